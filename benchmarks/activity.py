@@ -28,7 +28,7 @@ from benchmarks.sensors import switch_sensor
 from benchmarks.system import NOT_OURS, System
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.supervisor import running_stack
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 from ingest_project_tests.services.kafka import start_server, why_not_apache_kafka
 
 SENSOR = "user_activity_events_sensor"

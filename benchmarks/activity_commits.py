@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from benchmarks.activity import _messages
 from benchmarks.measurement import Result, say
-from ingest_project.platform.delta.location import delta_location
+from ingest_project.platform.delta import delta_location
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.kafka.consumer import ConsumerRecord

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import received
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.sink import DeltaSink

@@ -23,7 +23,7 @@ from confluent_kafka import Producer
 
 from benchmarks.memory import PeakMemory
 from benchmarks.sensors import switch_sensor
-from benchmarks.system import System, _connect, running_system
+from benchmarks.system import System, connect, running_system
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project_tests.services.kafka import Server, start_server
@@ -157,7 +157,7 @@ def _wait_until_stored(system: System, messages: int) -> float:
 
 
 def _found(system: System) -> Expected:
-    with closing(_connect(system.warehouse_url)) as connection, connection.cursor() as cursor:
+    with closing(connect(system.warehouse_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*), sum(amount) FROM opportunities")
         opportunities = cursor.fetchone()
         cursor.execute("SELECT count(*), sum(budget) FROM projects")

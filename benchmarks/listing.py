@@ -28,7 +28,7 @@ from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import TopicSettings, load_settings
 from ingest_project.devstack.embedded_kafka import PARTITIONS, start_broker, wait_for_broker
 from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.discovery import discover

@@ -24,8 +24,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.peer_celery import QUEUE, TABLES, app, ingest_file
 from benchmarks.results import differences
 from benchmarks.workload import Workload
-from ingest_project.devstack import postgres
-from ingest_project.devstack.processes import Child, Command, start
+from ingest_project.devstack import Child, Command, postgres, start
 
 WORKERS = 2
 START_SECONDS = 60.0

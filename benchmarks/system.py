@@ -24,11 +24,12 @@ import psycopg2
 from confluent_kafka import Producer
 
 from benchmarks.earlier_files import copy_file
+from benchmarks.measurement import say
 from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.workload import Workload, write_workload
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.supervisor import Stack, StepState, running_stack
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 
 SENSOR = "file_event_queue_sensor"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -64,8 +65,8 @@ class System:
         self._producer = Producer(
             {"bootstrap.servers": stack.settings.kafka.bootstrap_servers, "linger.ms": 5, "log_level": 2}
         )
-        self._warehouse = _connect(stack.settings.warehouse.database_url.get_secret_value())
-        self._dagster = _connect(stack.settings.dagster.postgres_url.get_secret_value())
+        self._warehouse = connect(stack.settings.warehouse.database_url.get_secret_value())
+        self._dagster = connect(stack.settings.dagster.postgres_url.get_secret_value())
 
     @property
     def warehouse_url(self) -> str:
@@ -205,7 +206,7 @@ def running_system(
         "INGEST_WEBSERVER_PORT": "0",
         **({"KAFKA_BOOTSTRAP_SERVERS": brokers} if brokers else {}),
     }
-    with running_stack(load_settings(), _no_report) as stack, closing(System(stack)) as system:
+    with running_stack(load_settings(), report_restarts) as stack, closing(System(stack)) as system:
         # Otherwise the first tick creates the tables, and they are queried before.
         migrate(open_engine(system.warehouse_url))
         first = write_workload(warm_up, 1, 1_000, name="warm-up", seed=0)
@@ -238,7 +239,8 @@ def _event(path: Path) -> bytes:
     ).encode()
 
 
-def _connect(url: str) -> psycopg2.extensions.connection:
+def connect(url: str) -> psycopg2.extensions.connection:
+    """Connect to a database, each statement a transaction of its own."""
     connection = psycopg2.connect(_libpq(url))
     connection.autocommit = True
     return connection
@@ -248,5 +250,7 @@ def _libpq(url: str) -> str:
     return url.replace("+psycopg2", "")
 
 
-def _no_report(_what: str, _state: StepState) -> None:
-    pass
+def report_restarts(what: str, state: StepState) -> None:
+    """Say what is not as usual: a part that ended explains a slow or failed measurement."""
+    if state is StepState.NOTE:
+        say(f"{what}.")

@@ -10,8 +10,8 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Settings, current_settings
-from ingest_project.operations import alerts, retention
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 
@@ -20,8 +20,8 @@ def parts_of(settings: Settings) -> dict[str, DagsterParts]:
     """Return what Dagster loads, by the names that INGEST_DISABLED_CAPABILITIES takes."""
     return {
         **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts(settings).items()},
-        "alerts": DagsterParts(alerts.alerts),
-        "retention": DagsterParts(retention.retention),
+        "alerts": DagsterParts(of_operations.alerts),
+        "retention": DagsterParts(of_operations.retention),
     }
 
 

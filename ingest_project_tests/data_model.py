@@ -10,7 +10,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-import ingest_project.operations.metric_rollup  # noqa: F401 - registers its tables
+import ingest_project.operations  # noqa: F401 - registers its tables
 from ingest_project.definitions import STORED
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable
 from ingest_project.platform.database.sql import metadata

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ingest_project.contracts import MAX_MESSAGE_BYTES, decode
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
     CachedDownload,
@@ -20,7 +21,6 @@ from ingest_project.contracts.attachments import (
     decode_download_task,
 )
 from ingest_project.contracts.crm_event import COMMON_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES, decode
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
 from ingest_project.contracts.files import FileEvent, PollingJob, decode_file_event, decode_polling_job
 from ingest_project.core.settings import TopicSettings

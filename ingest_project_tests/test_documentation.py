@@ -14,7 +14,7 @@ from ingest_project.core.settings import TopicSettings
 from ingest_project.definitions import defs
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 from ingest_project.platform.database.sql import metadata
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.readers.layout import ReadLimits

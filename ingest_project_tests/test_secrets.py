@@ -22,7 +22,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import configure_logging
 from ingest_project.core.settings import Credential, Settings, current_settings, load_settings
 from ingest_project.core.yaml_models import leaves, variables_of
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, System, changed, environment
 from ingest_project_tests.operations.conftest import running
 from ingest_project_tests.services.kafka import Server

@@ -1,6 +1,7 @@
 """`python -m benchmarks.attachments`: small and large attachments; one JSON object is the last line printed.
 
-What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what was served.
+What happens meanwhile goes to standard error. The exit code is 1 when what was stored is not exactly what was served,
+and when nothing could be measured: the object then says why, in `no_result`, and the logs are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.attachments.file_host import expected_sha256, file_host
 from benchmarks.attachments.system import AttachmentSystem, Timing, running_attachments
 from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
 MEGABYTE = 1_000_000
@@ -116,7 +117,8 @@ def _curl(folder: Path, addresses: Sequence[str]) -> float:
     came, kept = folder / "came", folder / "kept"
     came.mkdir()
     kept.mkdir()
-    script = 'curl --silent --fail --output "$1/${0##*/}" "$0" && cp "$1/${0##*/}" "$2/" && rm "$1/${0##*/}"'
+    download = 'curl --silent --show-error --fail --max-time 600 --output "$1/${0##*/}" "$0"'
+    script = f'{download} && cp "$1/${{0##*/}}" "$2/" && rm "$1/${{0##*/}}"'
     began = time.monotonic()
     subprocess.run(
         ["xargs", "-P", str(CURL_AT_A_TIME), "-I", "{}", "sh", "-c", script, "{}", str(came), str(kept)],

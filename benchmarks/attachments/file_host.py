@@ -39,13 +39,17 @@ def file_host(folder: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            port = process.stdout.readline().strip()
+            if not port:
+                raise RuntimeError("The web server of the benchmark ended before it served; its error is above.")
+            yield f"http://127.0.0.1:{int(port)}"
         finally:
             process.send_signal(signal.SIGTERM)
 
 
 def main() -> None:
     """Serve until stopped."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     path = Path(sys.argv[1]) / "block"
     path.write_bytes(_block(LARGEST_BYTES))
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -55,6 +59,11 @@ def main() -> None:
             connection, _ = listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=_converse, args=(connection, block.fileno()), daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
 
 
 def _converse(connection: socket.socket, block: int) -> None:

@@ -20,10 +20,11 @@ import psycopg2
 from confluent_kafka import Producer
 
 from benchmarks.sensors import switch_sensor, wait_for_tick
-from benchmarks.system import NOT_DAGSTER, NOT_OURS
+from benchmarks.system import NOT_DAGSTER, NOT_OURS, connect, report_restarts
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.supervisor import Stack, StepState, running_stack
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.devstack.supervisor import Stack, running_stack
+from ingest_project.operations import SystemResources
+from ingest_project.platform.database import migrate, open_engine
 
 SENSOR = "attachment_events_sensor"
 POLL_SECONDS = 0.1
@@ -51,8 +52,8 @@ class AttachmentSystem:
         self._stack = stack
         self.settings = stack.settings
         self._producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap_servers, "linger.ms": 5})
-        self._warehouse = _connect(self.settings.warehouse.database_url.get_secret_value())
-        self._dagster = _connect(self.settings.dagster.postgres_url.get_secret_value())
+        self._warehouse = connect(self.settings.warehouse.database_url.get_secret_value())
+        self._dagster = connect(self.settings.dagster.postgres_url.get_secret_value())
 
     @property
     def processes(self) -> list[int]:
@@ -80,6 +81,7 @@ class AttachmentSystem:
                 )
                 raise TimeoutError(f"Not every attachment was stored: {states}. Logs: {self.settings.state_dir}/logs.")
             self._require_none_failed()
+            self._require_space()
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - began
         query = "SELECT min(started_at) FROM attachments WHERE started_at >= %s"
@@ -105,6 +107,12 @@ class AttachmentSystem:
         )
         if failed:
             raise RuntimeError(f"An attachment was not stored: {failed[0][0]}")
+
+    def _require_space(self) -> None:
+        """Fail now: on a disk that is nearly full the sensors request no runs, and nothing goes on."""
+        disk = SystemResources(self.settings).fullest_disk()
+        if disk.is_nearly_full:
+            raise RuntimeError(str(disk))
 
     def _leased(self) -> bool:
         """Return true while a run leases attachments."""
@@ -167,17 +175,7 @@ def running_attachments(folder: Path, more: Mapping[str, str]) -> Iterator[Attac
         "INGEST_ALLOWED_INTERNAL_HOSTS": "127.0.0.1",
         **more,
     }
-    with running_stack(load_settings(), _no_report) as stack, closing(AttachmentSystem(stack)) as system:
+    with running_stack(load_settings(), report_restarts) as stack, closing(AttachmentSystem(stack)) as system:
         # Otherwise the first tick creates the tables, and they are queried before.
         migrate(open_engine(stack.settings.warehouse.database_url.get_secret_value()))
         yield system
-
-
-def _connect(url: str) -> psycopg2.extensions.connection:
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
-    return connection
-
-
-def _no_report(_what: str, _state: StepState) -> None:
-    pass

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.catalog import (
     ANY_ATTACHMENT,
@@ -34,10 +35,9 @@ from ingest_project.attachments.catalog import (
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
 from ingest_project.attachments.extraction import AddressPaths, EventRecord, HourOfEvents, tasks_of
 from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.batches import store_bisecting
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
@@ -47,8 +47,8 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.dagster.catalog import topic_key
+from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 

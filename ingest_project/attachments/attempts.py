@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, insert_missing
 
 Identity = tuple[str, int, int]

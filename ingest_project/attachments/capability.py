@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.tables import (
     AttachmentState,
     attachment_events,
@@ -39,7 +39,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.work_queue.queue import JobState
 
 if TYPE_CHECKING:

@@ -10,18 +10,18 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results import results_schema
 from ingest_project.attachments.storage import stored_attachment
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.keys import end_of, hour_key, parse_hour_key
+from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
 from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.queue import JobState
 
 ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))

@@ -17,11 +17,11 @@ from urllib.parse import quote
 import msgspec
 import typer
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
 from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -41,7 +41,7 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.http import printable_url
 
 if TYPE_CHECKING:
     from rich.table import Table

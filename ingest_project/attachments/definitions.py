@@ -13,6 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.assets import (
     attachment_events,
     attachment_results,
@@ -22,7 +23,6 @@ from ingest_project.attachments.assets import (
 )
 from ingest_project.attachments.catalog import CHECKS, CHECKS_OF_ALL_ATTACHMENTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run

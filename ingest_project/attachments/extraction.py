@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.queue import TaskArrival
 from ingest_project.attachments.storage import Destinations, distinct_file_names
 from ingest_project.attachments.tables import attachment_events
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (
     MAX_TEXT_LENGTH,
     AttachmentEvent,
@@ -29,10 +30,9 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     refused_attachment_key,
 )
-from ingest_project.contracts.decoding import encode
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.http.file_names import chosen_file_name
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 

@@ -14,15 +14,10 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments.attempts import AttemptResult, Identity, enter_results
-from ingest_project.attachments.tables import (
-    AttachmentState,
-    attachment_replays,
-    attachments,
-    download_outcomes,
-)
+from ingest_project.attachments.tables import AttachmentState, attachment_replays, attachments, download_outcomes
+from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
-from ingest_project.contracts.decoding import decode
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
 

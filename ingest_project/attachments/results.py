@@ -18,23 +18,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult, Identity
 from ingest_project.attachments.downloading import Cached
 from ingest_project.attachments.queue import AttachmentRecord, retry_topic
-from ingest_project.attachments.resources import AttachmentResources
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.contracts.decoding import encode
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError, TransientError
-from ingest_project.core.keys import hour_key
+from ingest_project.core.items import hour_key, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
+from ingest_project.platform.errors import is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, traceback_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,13 +20,13 @@ from functools import partial
 import dagster as dg
 from msgspec.structs import replace
 
+from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.assets import ORIGIN, ORIGIN_HEADER
 from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
 from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery, PolledEvent, RefusedRow, load_queries
 from ingest_project.attachments.extraction import EventArrival
 from ingest_project.attachments.queue import RETRY_QUEUE, TaskArrival
-from ingest_project.attachments.resources import AttachmentResources
 from ingest_project.attachments.results import DUE_HEADER
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
@@ -35,11 +35,11 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, SettingsError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
 from ingest_project.platform.http.file_names import chosen_file_name
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -47,7 +47,6 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, dead_letter_message
-from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.queue import Due
 from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, batches_of_due, queue_sensor, split_evenly
 

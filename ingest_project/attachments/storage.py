@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError
 from ingest_project.core.local_files import LocalFile
-from ingest_project.platform.azure.accounts import is_address
+from ingest_project.platform.azure import is_address
 from ingest_project.platform.object_store.store import (
     SHA256,
     ObjectStore,

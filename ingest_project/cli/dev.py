@@ -1,53 +1,45 @@
-"""`ingest dev`: run the whole system on this machine until Ctrl-C."""
+"""`ingest dev` runs the whole system on this machine; `migrate` upgrades the tables, `psql` opens a shell on them.
+
+`migrate` is the job of a deployment that runs before the processes of a new version start. It upgrades the tables of
+the warehouse and of Dagster and, on request, creates missing topics. It is idempotent and safe to run concurrently: the
+second job finds nothing left to do. It reads no dagster.yaml, whose launcher may need access to a cluster that this job
+does not have. `psql` opens PostgreSQL's own shell on the databases of `ingest dev`, or on those of the settings.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Annotated
 
+import sqlalchemy as sa
 import typer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from rich.console import Console
 from rich.markup import escape
 
-from ingest_project.core.settings import load_settings
-from ingest_project.core.terminal_text import printable
+from ingest_project.core.console import counted, say
+from ingest_project.core.errors import PermanentError, SettingsError, TransientError
+from ingest_project.core.logging import printable
+from ingest_project.core.settings import KafkaSettings, Settings, load_settings
+from ingest_project.devstack.postgres import binaries
 from ingest_project.devstack.supervisor import Report, Stack, StepState, running_stack
+from ingest_project.platform.database import HEAD, database_address, exclusive, open_engine, reading
+from ingest_project.platform.database import migrate as migrate_warehouse
+from ingest_project.platform.kafka import client_config, error_code, unavailable
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-def printed(console: Console) -> Report:
-    """Create a report for `running_stack` that prints one line per event, with the seconds each step took."""
-    started: dict[str, float] = {}
-
-    def report(step: str, state: StepState) -> None:
-        if state in (StepState.STARTING, StepState.STOPPING):
-            started[step] = time.monotonic()
-        seconds = time.monotonic() - started.get(step, time.monotonic())
-        console.print(_line(escape(printable(step)), state, seconds), highlight=False)
-
-    return report
+PAUSE_SECONDS = 1.0
+# Of another job that migrates at this moment; large event logs take their time.
+LOCK_SECONDS = 1_800.0
 
 
-def _line(step: str, state: StepState, seconds: float) -> str:
-    match state:
-        case StepState.STARTING:
-            return f"[dim]Starting {step} …[/]"
-        case StepState.READY:
-            return f"[green]✓[/] {step} is ready [dim]({seconds:.1f} s)[/]"
-        case StepState.EXTERNAL:
-            return f"[green]✓[/] {step}: as set"
-        case StepState.NOTE:
-            return f"[yellow]{step}.[/]"
-        case StepState.STOPPING:
-            return f"[dim]Stopping {step} …[/]"
-        case StepState.STOPPED:
-            return f"[green]✓[/] {step} has stopped [dim]({seconds:.1f} s)[/]"
-
-
-def register(app: typer.Typer) -> None:
+def register_dev(app: typer.Typer) -> None:
     """Add the command."""
     app.command("dev")(dev)
 
@@ -91,3 +83,186 @@ def print_addresses(console: Console, stack: Stack, *, with_ui: bool) -> None:
 def without_password(url: str) -> str:
     """Return the URL with its password replaced by asterisks."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def printed(console: Console) -> Report:
+    """Create a report for `running_stack` that prints one line per event, with the seconds each step took."""
+    started: dict[str, float] = {}
+
+    def report(step: str, state: StepState) -> None:
+        if state in (StepState.STARTING, StepState.STOPPING):
+            started[step] = time.monotonic()
+        seconds = time.monotonic() - started.get(step, time.monotonic())
+        console.print(_line(escape(printable(step)), state, seconds), highlight=False)
+
+    return report
+
+
+def _line(step: str, state: StepState, seconds: float) -> str:
+    match state:
+        case StepState.STARTING:
+            return f"[dim]Starting {step} …[/]"
+        case StepState.READY:
+            return f"[green]✓[/] {step} is ready [dim]({seconds:.1f} s)[/]"
+        case StepState.EXTERNAL:
+            return f"[green]✓[/] {step}: as set"
+        case StepState.NOTE:
+            return f"[yellow]{step}.[/]"
+        case StepState.STOPPING:
+            return f"[dim]Stopping {step} …[/]"
+        case StepState.STOPPED:
+            return f"[green]✓[/] {step} has stopped [dim]({seconds:.1f} s)[/]"
+
+
+def register_migrate(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("migrate")(migrate)
+
+
+def migrate(
+    *,
+    topics: Annotated[
+        int | None, typer.Option(min=1, metavar="PARTITIONS", help="Also create the missing topics.")
+    ] = None,
+    replication: Annotated[int, typer.Option(min=1, help="Copies of each partition of a new topic.")] = 1,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long the databases and Kafka may be away.")
+    ] = 0.0,
+) -> None:
+    """Upgrade the tables of the warehouse and of Dagster to this version.
+
+    Run it once before the processes of a new version start. It is idempotent.
+    """
+    settings = load_settings().settings
+    give_up_at = time.monotonic() + wait
+    _with_retries(lambda: _migrate_warehouse(settings), give_up_at)
+    _with_retries(lambda: _migrate_dagster(settings), give_up_at)
+    if topics is not None:
+        _with_retries(lambda: _create_topics(settings, topics, replication), give_up_at)
+
+
+def _with_retries(step: Callable[[], None], give_up_at: float) -> None:
+    while True:
+        try:
+            return step()
+        except TransientError:
+            if time.monotonic() + PAUSE_SECONDS > give_up_at:
+                raise
+        time.sleep(PAUSE_SECONDS)
+
+
+def _migrate_warehouse(settings: Settings) -> None:
+    engine = open_engine(settings.warehouse.database_url.get_secret_value(), settings.warehouse.connect_timeout_seconds)
+    try:
+        migrate_warehouse(engine)
+    finally:
+        engine.dispose()
+    say(f"The warehouse's tables are at version {HEAD}.")
+
+
+def _migrate_dagster(settings: Settings) -> None:
+    url = settings.dagster.postgres_url.get_secret_value()
+    if not url:
+        say("DAGSTER_POSTGRES_URL is not set: Dagster stores its records in SQLite, with tables of its own.")
+        return
+    engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
+    try:
+        # Dagster shows a failed connection as a traceback; this error names the address and the cause.
+        with reading(engine) as connection:
+            connection.execute(sa.select(1))
+        with exclusive(engine, "ingest_dagster_migration", LOCK_SECONDS):
+            _upgrade_dagster()
+    finally:
+        engine.dispose()
+
+
+def _upgrade_dagster() -> None:
+    from ingest_project.platform.dagster.instance import upgrade_tables  # noqa: PLC0415 - the other commands need not load it
+
+    say(f"Dagster's tables are those of version {upgrade_tables()}.")
+
+
+def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
+    names = list(dict.fromkeys(settings.topics.model_dump().values()))
+    made = make_missing_topics(settings.kafka, names, partitions, replication)
+    found = len(names) - len(made)
+    say(f"{counted(len(made), 'topic')} made with {counted(partitions, 'partition')}; {found} were there.")
+
+
+def make_missing_topics(
+    kafka: KafkaSettings, names: Sequence[str], partitions: int, replication: int
+) -> tuple[str, ...]:
+    """Create the missing topics; those that exist keep their partitions. Return the created ones.
+
+    Raises:
+        BrokerUnavailableError: Kafka does not answer, or refuses.
+    """
+    admin = AdminClient(client_config(kafka))
+    wanted = [NewTopic(name, partitions, replication) for name in names]
+    answers = admin.create_topics(wanted, request_timeout=kafka.request_timeout_seconds)
+    made = []
+    for name, answer in answers.items():
+        try:
+            answer.result()
+            made.append(name)
+        except KafkaException as error:
+            if error_code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise unavailable(kafka, error) from error
+    return tuple(made)
+
+
+def register_psql(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("psql", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(psql)
+
+
+def psql(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[PSQL ARGUMENTS]...", help="E.g. -c 'SELECT 1'; see psql --help.")
+    ] = None,
+    *,
+    dagster: Annotated[
+        bool, typer.Option("--dagster", help="Dagster's own database instead of the warehouse.")
+    ] = False,
+) -> None:
+    """Open psql on the warehouse; further arguments go to psql. The password is not shown."""
+    settings = load_settings().settings
+    url = settings.dagster.postgres_url if dagster else settings.warehouse.database_url
+    address, password = connection(url.get_secret_value(), "DAGSTER_POSTGRES_URL" if dagster else "DATABASE_URL")
+    program = find_psql()
+    # The process list shows the address to everybody; the environment is for this user alone.
+    secret = {"PGPASSWORD": password} if password else {}
+    os.execve(program, [program, f"--dbname={address}", *(arguments or [])], os.environ | secret)  # noqa: S606
+
+
+def connection(database_url: str, setting: str) -> tuple[str, str]:
+    """Return the address as libpq takes it, without the password, and the password.
+
+    Raises:
+        SettingsError: no address is set, or it is not one of PostgreSQL.
+    """
+    if not database_url:
+        raise SettingsError(f"{setting} is not set. Start `ingest dev`, or set it.")
+    url = database_address(database_url)
+    if url.get_backend_name() != "postgresql":
+        raise SettingsError(f"{setting} is an address of {url.get_backend_name()}, and psql is for PostgreSQL alone.")
+    in_query = url.query.get("password", "")
+    bare = url.set(drivername="postgresql")._replace(password=None).difference_update_query(["password"])
+    address, mark, query = bare.render_as_string(hide_password=False).partition("?")
+    # libpq knows no other way of writing a space.
+    return address + mark + query.replace("+", "%20"), str(url.password or in_query)
+
+
+def find_psql() -> str:
+    """Return the path of psql: that of the embedded PostgreSQL, or the one on PATH.
+
+    Raises:
+        PermanentError: psql is not installed.
+    """
+    with suppress(PermanentError):
+        shipped = binaries() / "psql"
+        if shipped.exists():
+            return str(shipped)
+    if found := shutil.which("psql"):
+        return found
+    raise PermanentError("psql is neither part of the embedded PostgreSQL nor on PATH. Install PostgreSQL's client.")

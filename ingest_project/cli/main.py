@@ -14,19 +14,27 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
 
+from ingest_project.core.console import AsJson, add_row, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
-from ingest_project.core.terminal_text import printable, printable_lines
+from ingest_project.core.logging import printable, printable_lines
+from ingest_project.core.plugins import InstalledPlugin, Plugins
+from ingest_project.core.settings import Setting, load_settings
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.
 COMMANDS: Mapping[str, str] = {
-    "dev": "cli.dev:register",
+    "dev": "cli.dev:register_dev",
     "send": "cli.send:register",
     "sources": "polling.commands:register",
-    "status": "cli.status:register_status",
+    "status": "cli.operations:register_status",
     "files": "file_ingest.commands:register_files",
     "quarantine": "file_ingest.commands:register_quarantine",
+    "profile": "file_ingest.profile_commands:register_profile",
+    "dataset": "file_ingest.profile_commands:register_dataset",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.topics:register_dlq",
     "topics": "cli.topics:register_topics",
@@ -35,13 +43,15 @@ COMMANDS: Mapping[str, str] = {
     "crm": "streams.commands:register_crm",
     "trace": "cli.operations:register_trace",
     "retention": "cli.operations:register_retention",
-    "config": "cli.config:register_config",
-    "migrate": "cli.database:register_migrate",
-    "psql": "cli.database:register_psql",
+    "config": "cli.main:register_config",
+    "migrate": "cli.dev:register_migrate",
+    "psql": "cli.dev:register_psql",
     "monitor": "cli.operations:register_monitor",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+# A pipe or a file has no width that limits the table.
+PIPE_WIDTH = 200
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 HELP = """Files, attachments and events from Kafka into validated tables.
 
@@ -107,6 +117,36 @@ def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: st
         return _misused(problem)
 
 
+def register_config(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("config")(show_settings)
+
+
+def show_settings(*, as_json: AsJson = False) -> None:
+    """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
+    settings = list(load_settings().each())
+    if as_json:
+        print_json([_as_record(setting) for setting in settings])
+    else:
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        console.print(_settings_table(settings))
+        if found := installed_plugins():
+            console.print(_plugins_table(found))
+
+
+def installed_plugins() -> list[InstalledPlugin]:
+    """Return every part that another package brings, each with its problem, if it has one."""
+    # Loaded here: of all commands only this one needs every kind of part.
+    from ingest_project.operations.definitions import CHANNELS  # noqa: PLC0415
+    from ingest_project.platform.object_store import STORES  # noqa: PLC0415
+    from ingest_project.readers.reading import READERS  # noqa: PLC0415
+    from ingest_project.sources.registry import SOURCES  # noqa: PLC0415
+    from ingest_project.streams.decoders import DECODERS  # noqa: PLC0415
+
+    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, DECODERS, CHANNELS)
+    return [plugin for kind in kinds for plugin in kind.plugins()]
+
+
 def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
     try:
         ended = build()(list(arguments), prog_name=name, standalone_mode=False)
@@ -155,6 +195,48 @@ def _failed(error: IngestError, code: int) -> int:
     for line in str(error).splitlines():
         sys.stderr.write(f"{printable(line)}\n")
     return code
+
+
+def _settings_table(settings: list[Setting]) -> Table:
+    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("Setting", "Value", "From", "Environment variable", "Meaning"):
+        made.add_column(title, overflow="fold")
+    for setting in settings:
+        variables = " or ".join(setting.env_names)
+        cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
+        add_row(made, *cells)
+    return made
+
+
+def _plugins_table(found: list[InstalledPlugin]) -> Table:
+    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("Plug-in", "Name", "Package", "State"):
+        made.add_column(title, overflow="fold")
+    for plugin in found:
+        state = f"not used: {plugin.problem}" if plugin.problem else "ready"
+        add_row(made, plugin.group.rpartition(".")[2], plugin.name, plugin.package, state)
+    return made
+
+
+def _as_record(setting: Setting) -> dict[str, object]:
+    plain = isinstance(setting.value, bool | int | float) or setting.value is None
+    return {
+        "setting": setting.path,
+        "value": setting.value if plain else _text(setting.value),
+        "origin": setting.origin.value,
+        "environment_variables": list(setting.env_names),
+        "description": setting.description,
+    }
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return "********" if value.get_secret_value() else ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,47 @@
-"""Commands of operators: `ingest trace`, `retention` and `monitor`."""
+"""Commands of operators: `ingest status`, `trace`, `retention` and `monitor`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
+    counted,
+    length_of,
     print_json,
+    say,
     show,
+    show_facts,
+    stderr,
+    stdout,
     table,
 )
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
+from ingest_project.platform.capability import OldestEntry
+from ingest_project.platform.dagster.run_records import DagsterRecords
 
 if TYPE_CHECKING:
     import dagster as dg
 
 NOT_FOUND = 1
+PAUSE_SECONDS = 0.5
+# Without a terminal, unchanged progress is repeated at this interval.
+REPEAT_SECONDS = 30.0
 
 
 def register_trace(app: typer.Typer) -> None:
@@ -64,7 +80,7 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Purge expired partitions, runs, landed bytes and message ids, as a job does every night."""
-    from ingest_project.operations.retention import plan_purge  # noqa: PLC0415 - imports dagster: one second
+    from ingest_project.operations.definitions import plan_purge  # noqa: PLC0415 - imports dagster: one second
 
     settings = load_settings().settings
     with _instance(settings) as instance:
@@ -103,7 +119,7 @@ def monitor(
     Beyond this machine it requires INGEST_MONITOR_TOKEN, and does not start without one.
     """
     from ingest_project.core.logging import configure_logging  # noqa: PLC0415 - with the next
-    from ingest_project.operations.dashboard.app import serve  # noqa: PLC0415 - no other command serves
+    from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves
 
     settings = load_settings().settings
     configure_logging(settings.logging)
@@ -117,6 +133,111 @@ def monitor(
     )
 
 
+def register_status(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status")(status)
+
+
+def status(
+    *,
+    wait_until_idle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Wait until the system is idle; exit code 1 if that takes longer."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show messages waiting on topics, entries by state, retry tiers, and runs in flight.
+
+    Exit code 1 when a part does not answer, when a disk is nearly full, or when the system is not idle in time.
+    """
+    settings = load_settings().settings
+    services, records = SystemResources(settings), DagsterRecords(settings)
+    if wait_until_idle is None:
+        snapshot = take_snapshot(services, records)
+    else:
+        snapshot = wait_for_idle(services, records, wait_until_idle)
+    if as_json:
+        print_json(as_record(snapshot))
+    else:
+        print_status(snapshot)
+    late = wait_until_idle is not None and not snapshot.is_idle
+    if late and not as_json:
+        complain(f"Not idle after {wait_until_idle:g} s: {'; '.join(snapshot.going_on)}.")
+    if late or snapshot.problems:
+        raise typer.Exit(1)
+
+
+def wait_for_idle(
+    services: SystemResources,
+    records: DagsterRecords,
+    seconds: float,
+) -> SystemSnapshot:
+    """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.
+
+    Args:
+        services: of the system.
+        records: of Dagster.
+        seconds: longest wait.
+
+    Returns:
+        the last snapshot.
+    """
+    deadline = time.monotonic() + seconds
+    console = stderr()
+    printed, printed_at = "", 0.0
+    with console.status(Text("Reading …")) as line:
+        while True:
+            snapshot = take_snapshot(services, records)
+            left = deadline - time.monotonic()
+            if snapshot.is_idle or left <= 0:
+                return snapshot
+            going_on = "; ".join(snapshot.going_on)
+            if console.is_terminal:
+                line.update(Text(f"{printable(going_on)} …"))
+            elif going_on != printed or time.monotonic() - printed_at > REPEAT_SECONDS:
+                complain(f"{going_on} …")
+                printed, printed_at = going_on, time.monotonic()
+            time.sleep(min(PAUSE_SECONDS, left))
+
+
+def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
+    """Return the status for JSON: what could not be read is null, and `problems` names it."""
+    warehouse, dagster = snapshot.warehouse.present, snapshot.dagster.present
+    work = warehouse.work.values() if warehouse else ()
+    counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}
+    return {
+        "idle": snapshot.is_idle,
+        "going_on": snapshot.going_on,
+        "at": snapshot.at,
+        "topics": snapshot.topics,
+        **{f"{queue.kind}s": counts.get(queue.kind) for capability in CAPABILITIES for queue in capability.queues},
+        "retry_tiers": warehouse.retry_tiers if warehouse else None,
+        "later": sum(one.later for one in work),
+        "next_due_at": _next_due(warehouse),
+        **{_identifier(name): number for one in work for name, number in one.facts.items()},
+        "unreported": snapshot.unreported,
+        "oldest_unfinished": snapshot.oldest_unfinished,
+        "runs": dagster.runs if dagster else None,
+        "problems": snapshot.problems,
+    }
+
+
+def print_status(snapshot: SystemSnapshot) -> None:
+    """Print a status for a person."""
+    show(_topics(snapshot))
+    stdout().print()
+    show_facts([*_facts(snapshot)])
+    warehouse = snapshot.warehouse.present
+    if warehouse and any(tier.waiting for tier in warehouse.retry_tiers):
+        show(_retry_tiers(warehouse), "Downloads to be tried again")
+    for problem in snapshot.problems:
+        complain(problem)
+    if snapshot.is_idle:
+        later = sum(one.later for one in warehouse.work.values()) if warehouse else 0
+        waiting = counted(later, "attachment waits for its time", "attachments wait for their time")
+        say(f"Idle: nothing is due and nothing runs{f'; {waiting}' if later else ''}.", style="green")
+
+
 @contextmanager
 def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """Open Dagster's records: those of DAGSTER_HOME, or of `ingest dev` on this machine."""
@@ -128,3 +249,64 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     os.environ.setdefault("DAGSTER_POSTGRES_URL", settings.dagster.postgres_url.get_secret_value())
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
+
+
+def _facts(snapshot: SystemSnapshot) -> Iterator[tuple[str, object]]:
+    warehouse, runs = snapshot.warehouse.present, snapshot.dagster.present and snapshot.dagster.present.runs
+    counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}
+    for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
+        shown = [f"{number:,} {state}" for state, number in counts.get(queue.kind, {}).items() if number]
+        yield f"{queue.noun.capitalize()}s", (", ".join(shown) or "none") if warehouse else "unknown"
+    if warehouse:
+        yield "Waiting for their time", _later(warehouse, snapshot.at)
+        for work in warehouse.work.values():
+            yield from _further_facts(work.facts)
+    yield "Not yet in Dagster", snapshot.unreported or None
+    oldest = snapshot.oldest_unfinished
+    yield "Oldest unfinished", _description(oldest, snapshot.at) if oldest else None
+    yield "Runs", f"{runs.queued:,} queued, {runs.started:,} started" if runs else "unknown"
+
+
+def _further_facts(facts: Mapping[str, int | Mapping[str, Mapping[str, int]]]) -> Iterator[tuple[str, object]]:
+    for name, value in facts.items():
+        if isinstance(value, int):
+            yield name, value or None
+            continue
+        for thing, counts in value.items():
+            yield f"{name} of {thing}", ", ".join(f"{number:,} {what}" for what, number in counts.items()) or None
+
+
+def _topics(snapshot: SystemSnapshot) -> Table:
+    made = table("Topic", "Waiting", "Read by", "Measured from", numbers=["Waiting"])
+    for lag in snapshot.topics:
+        add_row(made, lag.topic, "unknown" if lag.waiting is None else lag.waiting, lag.sensor, lag.measured_from or "")
+    return made
+
+
+def _retry_tiers(warehouse: WarehouseState) -> Table:
+    made = table("Retry topic", "Waiting", "Due", "Next at", numbers=["Waiting", "Due"])
+    for tier in warehouse.retry_tiers:
+        add_row(made, tier.topic, tier.waiting, tier.due, tier.next_due_at)
+    return made
+
+
+def _later(warehouse: WarehouseState, now: datetime) -> str | None:
+    later, due = sum(one.later for one in warehouse.work.values()), _next_due(warehouse)
+    return f"{counted(later, 'attachment')}, the next in {length_of(due - now)}" if later and due else None
+
+
+def _next_due(warehouse: WarehouseState | None) -> datetime | None:
+    each = [work.next_due_at for work in warehouse.work.values()] if warehouse else []
+    return min((moment for moment in each if moment), default=None)
+
+
+def _description(entry: OldestEntry, now: datetime) -> str:
+    attempts = counted(entry.attempts, "attempt")
+    text = f"{entry.key} is {entry.state} since {length_of(now - entry.since)}, {attempts}"
+    if entry.next_attempt_at > now:
+        text += f", next in {length_of(entry.next_attempt_at - now)}"
+    return f"{text}: {entry.reason}" if entry.reason else f"{text}."
+
+
+def _identifier(name: str) -> str:
+    return name.lower().replace(" ", "_")

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import typer
 
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
     DownloadTask,
@@ -24,7 +25,6 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.decoding import encode
 from ingest_project.contracts.files import (
     FileEvent,
     PollingJob,
@@ -36,12 +36,12 @@ from ingest_project.contracts.files import (
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobRecord, PollingResources
-from ingest_project.sources.registry import SourceContext, known_source_types, open_source
+from ingest_project.sources.registry import SOURCES, SourceContext, open_source
 
 DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5
@@ -351,8 +351,8 @@ def _source_config(
         ((kind, address),) = named.items()
         return config_of(kind, address)
     kind = source_type or "dummy"
-    if kind not in known_source_types():
-        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(known_source_types())}.")
+    if kind not in SOURCES:
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(SOURCES)}.")
     if path is None and kind != "dummy":
         raise typer.BadParameter("--path says where to look.")
     return {"source_type": kind, "path": DUMMY_PATH if path is None else absolute_if_here(kind, path)}

@@ -34,13 +34,12 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of, saved_positions
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
-from ingest_project.platform.kafka.dead_letters import DeadLetter, as_text, letter_at, newest_letters
-from ingest_project.platform.work_queue.skipped_offsets import SkippedOffsets
+from ingest_project.platform.kafka.dead_letters import DeadLetter, SkippedOffsets, as_text, letter_at, newest_letters
 
 MAX_SKIPPED = 100_000
 MAX_SHOWN_REASON = 80

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from ingest_project.contracts.decoding import decode, require_names, utc
+from ingest_project.contracts import decode, require_names, utc
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_ATTACHMENTS = 10_000

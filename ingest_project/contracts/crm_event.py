@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts.decoding import require_readable_size
+from ingest_project.contracts import require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_ID_LENGTH = 200

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from ingest_project.contracts.decoding import require_readable_size
+from ingest_project.contracts import require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_NAME_LENGTH = 200

@@ -13,20 +13,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts.decoding import (
-    MAX_NAME_LENGTH,
-    decode,
-    require_details,
-    require_texts,
-    utc,
-    without_null_values,
-)
+from ingest_project.contracts import MAX_NAME_LENGTH, decode, require_details, require_texts, utc, without_null_values
+from ingest_project.core import plugins
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import key_of
+from ingest_project.core.items import key_of
 
+# What the shipped dataset takes.
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 # The shipped dataset. It takes every file that belongs to no declared one.
 SENSOR_READINGS = "sensor_readings"
+# What a declared dataset may take, besides the types of readers that other packages bring.
+SHIPPED_TYPES = (*INGESTIBLE_TYPES, "tsv", "psv", "txt", "dat", "json", "jsonl", "ndjson", "parquet", "zip")
+COMPRESSED_TYPES = ("gz", "bz2", "xz", "zst")
 MAX_PATH_BYTES = 4_096
 MAX_PATTERN_BYTES = 512
 MAX_SIZE_BYTES = 2**63 - 1
@@ -109,10 +107,35 @@ class PollingJob(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.source_config.get("path", ""))
 
 
+def readable_types() -> frozenset[str]:
+    """Return every file type that some reader reads, without the compression around it."""
+    return frozenset((*SHIPPED_TYPES, *plugins.installed(plugins.READERS)))
+
+
 def file_type_of(file_name: str) -> str:
-    """Return the extension in lower case, `csv` for `A.CSV`; empty for a name without one."""
-    stem, dot, ending = file_name.rpartition(".")
-    return ending.lower() if dot and stem else ""
+    """Return the file type by the extension, in lower case: `csv` for `A.CSV`, `csv.gz` for `a.csv.gz`.
+
+    Empty for a name without extension.
+    """
+    stem, ending = _split_ending(file_name)
+    inner = _split_ending(stem)[1] if ending in COMPRESSED_TYPES else ""
+    return f"{inner}.{ending}" if inner in readable_types() else ending
+
+
+def _split_ending(name: str) -> tuple[str, str]:
+    stem, dot, ending = name.rpartition(".")
+    return (stem, ending.lower()) if dot and stem else ("", "")
+
+
+def type_inside(file_type: str) -> str:
+    """Return the type without the compression around it: `csv` of `csv.gz`, nothing of `gz` alone."""
+    inner, _, _ = file_type.partition(".")
+    return "" if inner in COMPRESSED_TYPES else inner
+
+
+def is_readable(file_type: str) -> bool:
+    """Return True for a type that a declared dataset may take."""
+    return file_type in COMPRESSED_TYPES or type_inside(file_type) in readable_types()
 
 
 def decode_file_event(raw: bytes | None) -> FileEvent:

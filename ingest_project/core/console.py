@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.terminal_text import printable, to_json
+from ingest_project.core.logging import printable, to_json
 
 # Without a terminal nothing is cut or wrapped: lines are for grep.
 UNBOUNDED_WIDTH = 10_000

@@ -2,12 +2,19 @@
 
 `bound(...)` adds fields such as job_id, trace_id, run_id and partition_key to everything logged inside it, from any
 module and thread that runs within its context.
+
+`printable` makes untrusted text (file names, reasons, raw rows, exceptions) safe for a terminal, in tables, logs and
+JSON. A character that is not printable (C0 and C1 controls, DEL, bidirectional and other format characters, lone
+surrogates, unassigned code points) becomes an escape: it could move the cursor, change colours, reverse the text or
+forge a line.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,16 +23,19 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import stamina.instrumentation
 import structlog
 
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
-from ingest_project.core.terminal_text import printable, printable_json
 
 _OWN_LOGGER = "ingest_project"
 # Stamina would log each retry through structlog's defaults, which print on stdout, where commands print results.
 stamina.instrumentation.set_on_retry_hooks([])
+# Printable ASCII needs no check; other characters are checked one by one.
+_DOUBTFUL = re.compile(r"[^\x20-\x7e]")
+_DOUBTFUL_IN_JSON = re.compile(r"[^\n\x20-\x7e]")
 
 
 def configure_logging(settings: LoggingSettings) -> None:
@@ -130,6 +140,31 @@ def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSO
         yield
 
 
+def printable(value: object) -> str:
+    """Return the text on one line, with every character that is not printable as an escape."""
+    return _DOUBTFUL.sub(lambda found: _escaped(found[0]), str(value))
+
+
+def printable_lines(text: str) -> str:
+    """Return the text with its lines kept, each printable."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def printable_json(text: str) -> str:
+    """Return the same JSON with characters that are not printable as JSON's own escapes.
+
+    Args:
+        text: JSON, in which such characters can only be part of strings.
+    """
+    return _DOUBTFUL_IN_JSON.sub(lambda found: _json_escaped(found[0]), text)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Return any value as printable JSON: structs, times and enums included, null for NaN and infinity."""
+    plain = _finite(msgspec.to_builtins(value, str_keys=True, enc_hook=str))
+    return printable_json(json.dumps(plain, ensure_ascii=False, indent=indent))
+
+
 def _formatter(shared: list[structlog.typing.Processor], *, as_json: bool) -> logging.Formatter:
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer(_dump)]
@@ -156,3 +191,22 @@ def _printable_values(
         elif not isinstance(value, bool | int | float | None):
             event[name] = printable(value)
     return event
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def _json_escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[index] << 8 | units[index + 1]:04x}" for index in range(0, len(units), 2))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can show
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,307 @@
-"""The system on one machine: embedded PostgreSQL and broker, and the processes of Dagster."""
+"""Processes of the stack: each runs under a guard, has its own log, and ends with this process; and ports for them.
+
+A child runs as long as this process keeps its guard's pipe open (`process_guard`); `kill -9` closes the pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ingest_project.core.errors import IngestError
+
+HOST = "127.0.0.1"
+GUARD = Path(__file__).with_name("process_guard.py")
+TAIL_LINES = 15
+TAIL_BYTES = 8_192
+# On top of a command's own grace: its orphans are terminated, then killed.
+GUARD_GRACE_SECONDS = 10.0
+POLL_SECONDS = 0.02
+# Below the ports that systems give to outgoing connections: a connection could occupy a port before its server does.
+SERVER_PORTS = range(20_000, 32_000)
+LISTENING = "0A"
+# Pauses before the restarts of a part; after the last one the stack ends.
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# A part that ran for longer than this has its restarts back.
+REMEMBERED_SECONDS = 600.0
+
+Found = TypeVar("Found")
+
+
+class ServiceFailedError(IngestError):
+    """A part of the stack did not start, or ended unexpectedly.
+
+    Args:
+        name: of the part.
+        what: the failure, without a full stop.
+        log_path: its log.
+        tail: the last lines of that log.
+    """
+
+    def __init__(self, name: str, what: str, log_path: Path, tail: str) -> None:
+        self.name = name
+        self.what = what
+        self.log_path = log_path
+        self.tail = tail
+        super().__init__(f"{name} {what}. Its log is {log_path}" + (f" and ends with:\n{tail}" if tail else "."))
+
+    def repeated(self, times: int) -> ServiceFailedError:
+        """Return the error of a part whose restarts failed as well."""
+        return ServiceFailedError(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
+
+
+class Restarts:
+    """Counts how often each part ended."""
+
+    def __init__(self) -> None:
+        self._ends: defaultdict[str, list[float]] = defaultdict(list)
+
+    def pause_after_end(self, name: str, now: float) -> float | None:
+        """Count one more end of a part and return the pause before its restart; None when it has ended too often.
+
+        Args:
+            name: of the part.
+            now: on a monotonic clock, in seconds.
+        """
+        recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
+        self._ends[name] = [*recent, now]
+        return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
+
+    def ends(self, name: str) -> int:
+        """Return how many ends of a part are remembered."""
+        return len(self._ends[name])
+
+
+@dataclass(frozen=True)
+class RunAs:
+    """The user a command runs as, where this process is root and the command must not be.
+
+    Args:
+        reach_all_folders: keep the right to pass through folders that are closed to this user.
+    """
+
+    uid: int
+    gid: int
+    reach_all_folders: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and how to end it.
+
+    Args:
+        name: for people and for the log file.
+        stop_signal: requests an orderly end.
+        grace_seconds: time until it is killed.
+        abandoned_grace_seconds: the same after this process was killed, when nothing waits for an orderly end.
+        orphan_signal: sent by the kernel when its guard was killed; the stop signal by default.
+        stop_descendants: send the stop signal to the processes it started as well, at the same time (on Linux).
+    """
+
+    name: str
+    arguments: Sequence[str]
+    environ: Mapping[str, str] | None = field(default=None, repr=False)
+    stop_signal: signal.Signals = signal.SIGTERM
+    grace_seconds: float = 10.0
+    abandoned_grace_seconds: float = 3.0
+    orphan_signal: signal.Signals | None = None
+    stop_descendants: bool = False
+    run_as: RunAs | None = None
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running command."""
+
+    command: Command
+    log_path: Path
+    guard: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.command.name
+
+    @property
+    def running(self) -> bool:
+        """True while the command runs, or its guard still ends processes that it left behind."""
+        return self.guard.poll() is None
+
+    def wait_until(
+        self, ready: Callable[[], Found | None], seconds: float, complaint: str, poll_seconds: float = POLL_SECONDS
+    ) -> Found:
+        """Poll until a condition returns a true value, which is returned.
+
+        Raises:
+            ServiceFailedError: the command ended, or the time is over; `complaint` says what it did not do.
+        """
+        deadline = time.monotonic() + seconds
+        while not (found := ready()):
+            self.require_running()
+            if time.monotonic() > deadline:
+                raise self.failed(f"{complaint} within {seconds:.0f} s")
+            time.sleep(poll_seconds)
+        return found
+
+    def require_running(self) -> None:
+        """Raise ServiceFailedError, with the end of its log, when it has ended."""
+        if not self.running:
+            raise self.failed(f"ended with exit code {self.guard.returncode}")
+
+    def require_success(self, complaint: str) -> None:
+        """Wait for its end; raise ServiceFailedError when it did not succeed."""
+        try:
+            if self.guard.wait() != 0:
+                raise self.failed(complaint)
+        finally:
+            self.stop()
+
+    def failed(self, what: str) -> ServiceFailedError:
+        """Return an error with the end of the log."""
+        return ServiceFailedError(self.name, what, self.log_path, log_tail(self.log_path))
+
+    def request_stop(self) -> None:
+        """Request its end; does not wait."""
+        if self.guard.stdin and not self.guard.stdin.closed:
+            with suppress(BrokenPipeError):
+                self.guard.stdin.write(b"stop")
+                self.guard.stdin.flush()
+            with suppress(BrokenPipeError):
+                self.guard.stdin.close()
+
+    def stop(self) -> None:
+        """End it and everything it started; returns when nothing is left. Stopping twice is fine."""
+        self.request_stop()
+        try:
+            self.guard.wait(self.command.grace_seconds + GUARD_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.guard.kill()
+            self.guard.wait()
+
+
+def start(command: Command, log_folder: Path) -> Child:
+    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`."""
+    log_path = log_folder / f"{command.name.replace(' ', '-')}.log"
+    with suppress(FileNotFoundError):
+        log_path.replace(log_path.with_suffix(".log.1"))
+    spec = asdict(replace(command, environ=None))
+    # The log shows what is processed, and ends up in error messages.
+    with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
+        guard = subprocess.Popen(  # noqa: S603 - our own script
+            # -I and -S: it needs the standard library only, and must not read other people's site-packages.
+            [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(command.environ) if command.environ is not None else None,
+            start_new_session=True,
+        )
+    return Child(command, log_path, guard)
+
+
+def python_module(name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Command:
+    """Return the command that runs a module with this process's Python.
+
+    Args:
+        name: for people and for the log file.
+        arguments: the module and its arguments.
+        environ: of the process.
+    """
+    return Command(name, [sys.executable, "-m", *arguments], environ)
+
+
+def log_tail(path: Path) -> str:
+    """Return the last lines of a log; empty without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(line for line in lines[-TAIL_LINES:] if line.strip())
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process, its parts separated by spaces; empty if the process does not exist."""
+    proc = Path("/proc")
+    if (proc / "self").exists():
+        try:
+            return (proc / str(pid) / "cmdline").read_text("utf-8", "replace").replace("\x00", " ").strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    arguments = ["ps", "-o", "command=", "-p", str(pid)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+
+
+def wait_until_gone(pid: int, seconds: float) -> bool:
+    """Return True if the process ends within that time; a zombie counts as ended."""
+    deadline = time.monotonic() + seconds
+    while command_of(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def port_is_free(port: int) -> bool:
+    """Return True if this process could listen on the port of the loopback interface now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do it: a port whose old connections are in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
+    while not port_is_free(port := random.choice(SERVER_PORTS)):  # noqa: S311 - no secret
+        pass
+    return port
+
+
+def listener_on(port: int) -> str:
+    """Return the process that listens on a port, e.g. `process 4711, nginx`; empty when it cannot be found."""
+    inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
+    if not inodes:
+        return ""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and _has_socket(process, inodes):
+            return f"process {process.name}, {Path(command_of(int(process.name)).partition(' ')[0]).name}"
+    return ""
+
+
+def _listening_inodes(table: str, port: int) -> list[str]:
+    try:
+        rows = (Path("/proc/net") / table).read_text("ascii").splitlines()[1:]
+    except OSError:
+        return []
+    fields = [row.split() for row in rows]
+    return [row[9] for row in fields if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port]
+
+
+def _has_socket(process: Path, inodes: set[str]) -> bool:
+    try:
+        links = os.listdir(process / "fd")  # noqa: PTH208 - names are compared as text
+    except OSError:
+        return False  # another user's process, or one that has just ended
+    for link in links:
+        # A descriptor may be closed while the others are read.
+        with suppress(OSError):
+            if os.readlink(process / "fd" / link) in inodes:  # noqa: PTH115 - text is compared
+                return True
+    return False

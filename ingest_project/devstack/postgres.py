@@ -21,7 +21,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
 from ingest_project.core.errors import PermanentError
-from ingest_project.devstack.processes import Child, Command, RunAs, command_of, start, wait_until_gone
+from ingest_project.devstack import Child, Command, RunAs, command_of, start, wait_until_gone
 from ingest_project.devstack.state_folder import socket_folder
 
 NAME = "postgres"

@@ -23,15 +23,17 @@ from typing import Any
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import LoadedSettings, Settings
-from ingest_project.devstack import dagster_processes, embedded_kafka, postgres
-from ingest_project.devstack.processes import (
+from ingest_project.devstack import (
     HOST,
     Child,
     Restarts,
     ServiceFailedError,
+    dagster_processes,
+    embedded_kafka,
     free_port,
     listener_on,
     port_is_free,
+    postgres,
     python_module,
     start,
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.declaration_problems import declaration_problems
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.capability import (
@@ -19,6 +21,7 @@ from ingest_project.platform.capability import (
     Moment,
     PurgeStep,
     QueueView,
+    WorkState,
     counted_by_state,
     finished_states,
     latency,
@@ -26,7 +29,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 
 FILES = "ingest_files"
@@ -97,14 +100,19 @@ class FileIngest(Capability[FileIngestResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
-        from ingest_project.file_ingest import catalog, declared, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
         stored = catalog.STORED | {
-            key: table for one in declarations.declared for key, table in declared.stored_of(one, settings).items()
+            key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
         }
         return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
+
+    def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
+        """Read the queue, and find broken reader profiles and declarations."""
+        work = super().read_work(services, detailed=detailed)
+        return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
 
     def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of file events."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import dagster as dg
+from typing import TYPE_CHECKING, Any, Literal
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.platform.dagster.asset_events import CheckResult
 from ingest_project.readers.layout import RowsChunk
+
+if TYPE_CHECKING:
+    from ingest_project.file_ingest.catalog import DatasetAssets
+    from ingest_project.platform.dagster.asset_events import CheckResult
 
 SCHEMA_UNCHANGED = "schema_unchanged"
 SCHEMA_CHANGED = "schema_changed"
@@ -101,6 +101,11 @@ def require_unchanged(drift: Drift) -> None:
 
 def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
     """Judge whether a file has the columns that its dataset declares."""
+    # Commands judge drift without Dagster.
+    import dagster as dg  # noqa: PLC0415
+
+    from ingest_project.platform.dagster.asset_events import CheckResult  # noqa: PLC0415
+
     fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
     return CheckResult(
         assets.validated,

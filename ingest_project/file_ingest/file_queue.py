@@ -15,9 +15,9 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.file_ingest.tables import FileState, files
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The origins that wait longest are served first, the others in later batches.

@@ -22,8 +22,8 @@ from typing import Any
 import polars as pl
 import stamina
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.contract import Contract
@@ -34,7 +34,7 @@ from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
 logger = get_logger(__name__)

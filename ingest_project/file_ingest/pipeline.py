@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from ingest_project.core.batches import prefetch, store_bisecting
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.items import prefetch, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import detached, merge
 from ingest_project.file_ingest.contract import Contract

@@ -23,7 +23,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.file_queue import FileQueue
-from ingest_project.platform.database.engine import database_address
+from ingest_project.platform.database import database_address
 from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.content_store import LandingStore
 from ingest_project.sources.registry import SourceResources

@@ -1,24 +1,24 @@
 """Split typed readings into accepted and rejected ones, with all reasons of each rejected one.
 
-The rules are written once, as Polars expressions. A pandera schema, lazy and vectorised, decides column by column
-whether they hold; only the rules of a column that failed are then applied row by row. So a batch without bad
-rows costs one check a column, and one with bad rows avoids pandera's own failure cases, which cost much more.
+The rules are Polars expressions, each of them one check of a pandera schema; see `contracts.validation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import pandera.polars as pa
 import polars as pl
-from pandera.api.polars.types import PolarsData
-from pandera.polars import DataFrameSchema
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
+from ingest_project.contracts.columns import UTC_MICROSECONDS
+from ingest_project.contracts.validation import ValidatedRows, row_check
+from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
@@ -53,6 +53,13 @@ ASPECTS = {
     "ranges": ("value_out_of_range",),
     "numbers": ("value_", "unit_"),
     "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
+}
+COLUMN_TYPES = {
+    "timestamp": UTC_MICROSECONDS,
+    "device_id": pl.String(),
+    "sensor_type": pl.String(),
+    "value": pl.Float64(),
+    "unit": pl.String(),
 }
 CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
 
@@ -173,32 +180,6 @@ class ValidationRules:
     earliest: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class ValidatedRows:
-    """Accepted and rejected rows, in their original order.
-
-    Args:
-        accepted: line_number, timestamp, device_id, sensor_type, value, unit.
-        rejected: line_number and `reasons`, the sorted names of all rules the row broke.
-            Both keep further columns of the input (`file_index`), in front.
-    """
-
-    accepted: pl.DataFrame
-    rejected: pl.DataFrame
-
-
-class Rule(NamedTuple):
-    """One rule that a row may break.
-
-    Args:
-        column: the column of a reading it is about.
-        broken: true for a row that breaks the rule; null counts as unbroken.
-    """
-
-    column: str
-    broken: pl.Expr
-
-
 def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     """Separate the good rows from the bad ones.
 
@@ -211,20 +192,17 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
-    columns = _columns_that_fail(checked, named)
-    suspects = {name: rule.broken for name, rule in sorted(named.items()) if rule.column in columns}
-    if not suspects:
-        return ValidatedRows(rows.select(kept), _reasons(checked.clear(), extra, {}))
-    is_bad = checked.select(
-        pl.any_horizontal(broken.fill_null(value=False) for broken in suspects.values())
-    ).to_series()
-    return ValidatedRows(rows.filter(~is_bad).select(kept), _reasons(checked.filter(is_bad), extra, suspects))
+    checks = [row_check(name, ~broken) for name, broken in named.items()]
+    # The rules judge nulls, which pandera would reject without distinguishing missing from unreadable.
+    columns = {name: pa.Column(dtype, nullable=True) for name, dtype in COLUMN_TYPES.items()}
+    validated = validate_rows(checked, pa.DataFrameSchema(columns, checks=checks))
+    return ValidatedRows(validated.accepted.select(kept), validated.rejected.select(*extra, "line_number", "reasons"))
 
 
 def row_rules(
     rules: ValidationRules, suspicious: Mapping[str, Sequence[str]] | None = None, *, typed: bool = False
-) -> dict[str, Rule]:
-    """Return every rule by its stable name, which reports and metrics count by.
+) -> dict[str, pl.Expr]:
+    """Return every rule by its stable name, which reports and metrics count by: true for a row that breaks it.
 
     Args:
         rules: limits and times.
@@ -232,52 +210,49 @@ def row_rules(
         typed: True if the rows have the kinds of their cells.
     """
     found = _rules_of_values(rules) | {
-        f"{column}_invalid": Rule(column, _too_long(pl.col(column)) | pl.col(column).is_in(list(names)))
+        f"{column}_invalid": _too_long(pl.col(column)) | pl.col(column).is_in(list(names))
         for column, names in (dict.fromkeys(NAME_COLUMNS, ()) | dict(suspicious or {})).items()
     }
     unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
-    found["sensor_type_invalid"] = Rule("sensor_type", unknown_type & found["sensor_type_invalid"].broken)
+    found["sensor_type_invalid"] = unknown_type & found["sensor_type_invalid"]
     return found | _rules_of_cells(found) if typed else found
 
 
-def _rules_of_cells(found: Mapping[str, Rule]) -> dict[str, Rule]:
+def _rules_of_cells(found: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:
     """Return the rules for readings from a workbook: a cell has a kind that its column allows, and is calculated."""
-    changed: dict[str, Rule] = {}
+    changed: dict[str, pl.Expr] = {}
     for column in ("timestamp", "value", *NAME_COLUMNS):
-        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
-        changed[f"{column}_not_calculated"] = Rule(
-            column, is_formula & pl.col(column if column in NAME_COLUMNS else f"{column}_text").is_not_null()
-        )
+        text = pl.col(column if column in NAME_COLUMNS else f"{column}_text")
+        changed[f"{column}_not_calculated"] = _is_formula(column) & text.is_not_null()
         if column in NAME_COLUMNS:
             # A date, a truth value or an error is no name, though it can be written as one.
             wrong_kind = ~pl.col(KIND_OF(column)).is_in([TEXT, NUMBER, FORMULA]) & pl.col(column).is_not_null()
-            rule = found[f"{column}_invalid"]
-            changed[f"{column}_invalid"] = Rule(column, rule.broken | wrong_kind)
-    for name in ("timestamp_unparseable", "value_not_a_number"):
-        column = found[name].column
-        is_formula = (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
-        changed[name] = Rule(column, found[name].broken & ~is_formula)
+            changed[f"{column}_invalid"] = found[f"{column}_invalid"] | wrong_kind
+    for name, column in (("timestamp_unparseable", "timestamp"), ("value_not_a_number", "value")):
+        changed[name] = found[name] & ~_is_formula(column)
     return changed
 
 
-def _rules_of_values(rules: ValidationRules) -> dict[str, Rule]:
+def _is_formula(column: str) -> pl.Expr:
+    return (pl.col(KIND_OF(column)) == FORMULA).fill_null(value=False)
+
+
+def _rules_of_values(rules: ValidationRules) -> dict[str, pl.Expr]:
     timestamp, value = pl.col("timestamp"), pl.col("value")
     unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
     return {
-        "timestamp_missing": Rule("timestamp", pl.col("timestamp_text").is_null()),
-        "timestamp_unparseable": Rule("timestamp", timestamp.is_null() & pl.col("timestamp_text").is_not_null()),
-        "timestamp_in_future": Rule("timestamp", timestamp > rules.now + rules.future_tolerance),
-        "timestamp_too_early": Rule("timestamp", timestamp < rules.earliest),
-        "device_id_missing": Rule("device_id", pl.col("device_id").is_null()),
-        "sensor_type_missing": Rule("sensor_type", pl.col("sensor_type").is_null()),
-        "sensor_type_unknown": Rule("sensor_type", unknown_type & pl.lit(rules.sensor_types.unknown == "quarantine")),
-        "value_missing": Rule("value", pl.col("value_text").is_null()),
-        "value_not_a_number": Rule("value", value.is_null() & pl.col("value_text").is_not_null()),
-        "value_not_finite": Rule("value", ~value.is_finite()),
-        "value_out_of_range": Rule(
-            "value", value.is_finite() & ((value < pl.col("lowest")) | (value > pl.col("highest")))
-        ),
-        "unit_unknown": Rule("unit", ~pl.col("known_unit")),
+        "timestamp_missing": pl.col("timestamp_text").is_null(),
+        "timestamp_unparseable": timestamp.is_null() & pl.col("timestamp_text").is_not_null(),
+        "timestamp_in_future": timestamp > rules.now + rules.future_tolerance,
+        "timestamp_too_early": timestamp < rules.earliest,
+        "device_id_missing": pl.col("device_id").is_null(),
+        "sensor_type_missing": pl.col("sensor_type").is_null(),
+        "sensor_type_unknown": unknown_type & pl.lit(rules.sensor_types.unknown == "quarantine"),
+        "value_missing": pl.col("value_text").is_null(),
+        "value_not_a_number": value.is_null() & pl.col("value_text").is_not_null(),
+        "value_not_finite": ~value.is_finite(),
+        "value_out_of_range": value.is_finite() & ((value < pl.col("lowest")) | (value > pl.col("highest"))),
+        "unit_unknown": ~pl.col("known_unit"),
     }
 
 
@@ -342,58 +317,3 @@ def _with_limits(rows: pl.DataFrame, lookup: LimitLookup, codes: Mapping[str, pl
             rows["unit"].is_null() | types.is_null() | lookup.any_unit.gather(types) | belongs.fill_null(value=False)
         ).alias("known_unit"),
     )
-
-
-def _columns_that_fail(checked: pl.DataFrame, named: Mapping[str, Rule]) -> set[str]:
-    """Return the columns of a reading for which some rule is broken in some row.
-
-    Raises:
-        pandera.errors.SchemaErrors: the frame lacks a column or has one of another type: a fault of the caller.
-    """
-    from pandera.errors import SchemaErrors  # noqa: PLC0415 - a second of import that most processes never need
-
-    schema = _schema(named)
-    try:
-        schema.validate(checked, lazy=True)
-    except SchemaErrors as errors:
-        failed = {str(error.check.name) for error in errors.schema_errors if getattr(error.check, "name", None)}
-        if failed <= {rule.column for rule in named.values()} and len(failed) == len(errors.schema_errors):
-            return failed
-        raise
-    return set()
-
-
-def _schema(named: Mapping[str, Rule]) -> DataFrameSchema:
-    import pandera.polars as pa  # noqa: PLC0415 - as above
-
-    columns = dict.fromkeys(rule.column for rule in named.values())
-    types: dict[str, Any] = {
-        "line_number": pl.Int64,
-        "timestamp": pl.Datetime("us", "UTC"),
-        "device_id": pl.String,
-        "sensor_type": pl.String,
-        "value": pl.Float64,
-        "unit": pl.String,
-    }
-    return pa.DataFrameSchema(
-        # The rules judge nulls: pandera's own refusal would stop short of naming the row.
-        {name: pa.Column(dtype, nullable=True) for name, dtype in types.items()},
-        checks=[
-            pa.Check(_holds([rule.broken for rule in named.values() if rule.column == column]), name=column)
-            for column in columns
-        ],
-    )
-
-
-def _holds(broken: Sequence[pl.Expr]) -> Callable[[PolarsData], pl.LazyFrame]:
-    def check(data: PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(~pl.any_horizontal(expression.any() for expression in broken))
-
-    return check
-
-
-def _reasons(bad: pl.DataFrame, extra: Sequence[str], suspects: Mapping[str, pl.Expr]) -> pl.DataFrame:
-    named: list[pl.Expr] = [pl.when(broken).then(pl.lit(name)) for name, broken in suspects.items()]
-    if not named:
-        named = [pl.lit(None, pl.String)]
-    return bad.select(*extra, "line_number", pl.concat_list(named).list.drop_nulls().alias("reasons"))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import SchemaConflictError
 from ingest_project.file_ingest.warehouse.sql import DatasetTables
-from ingest_project.platform.database.engine import exclusive, reading, writing
+from ingest_project.platform.database import exclusive, reading, writing
 from ingest_project.platform.database.sql import ExactDecimal
 
 LOCK = "dataset-tables"

@@ -1,1 +1,254 @@
-"""Operations: status, metrics, readiness, alerts, retention, dashboard."""
+"""Operations: status, metrics, readiness, alerts, retention, dashboard.
+
+They see all capabilities by the one list of them, and the resources of all in one object per process. What the
+capabilities have finished is rolled up into running totals, which outlive the rows they were counted from. Their size
+does not depend on throughput: one row per series, and one per series and minute for as long as the dashboard looks
+back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.capability import Attachments
+from ingest_project.file_ingest.capability import FileIngest
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.platform.capability import Capability, CountedTable
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
+from ingest_project.polling import Polling
+from ingest_project.polling.job_queue import PollingResources
+from ingest_project.streams.capability import Streams
+from ingest_project.streams.resources import DeclaredStreamResources
+
+# Since the beginning: what retention purges stays counted here.
+metric_totals = sa.Table(
+    "metric_totals",
+    metadata,
+    Col("name", sa.Text, primary_key=True),
+    # The values of the labels, a JSON list in the order of their names.
+    Col("labels", sa.Text, primary_key=True),
+    Col("value", Double, nullable=False),
+)
+metric_minutes = sa.Table(
+    "metric_minutes",
+    metadata,
+    # Whole minutes since 1970 in UTC, of what was counted: not of when it was counted.
+    Col("minute", sa.BigInteger, primary_key=True, autoincrement=False),
+    Col("name", sa.Text, primary_key=True),
+    Col("labels", sa.Text, primary_key=True),
+    Col("value", Double, nullable=False),
+)
+# How far each source has been counted.
+metric_progress = sa.Table(
+    "metric_progress",
+    metadata,
+    Col("source", sa.Text, primary_key=True),
+    Col("counted_until", UtcTime, nullable=False),
+)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+SETTLE = timedelta(seconds=5)
+# An end is stamped just before its transaction commits: one that has written for longer has not stamped anything yet.
+LONGEST_STAMPED = timedelta(seconds=60)
+ENDS_AT_A_TIME = 20_000
+ROWS_A_STATEMENT = 1_000
+KEPT_MINUTES = 8 * 24 * 60
+# Of one counter: senders choose some label values, and must not create any number of series.
+MOST_SERIES = 60
+OTHER = "other"
+Series = tuple[str, tuple[str, ...]]
+"""The name of a counter and the values of its labels."""
+
+
+class SystemResources(PollingResources, FileIngestResources, AttachmentResources, DeclaredStreamResources):
+    """The resources of all capabilities, which share one engine and one set of Kafka clients."""
+
+
+# In the order in which data flows: work moves on to a later capability, never to an earlier one.
+CAPABILITIES: tuple[Capability[SystemResources], ...] = (Polling(), FileIngest(), Attachments(), Streams())
+
+
+class MinuteValue(NamedTuple):
+    """The amount added to one series in some minutes.
+
+    Args:
+        step: which of the steps since 1970.
+    """
+
+    step: int
+    name: str
+    labels: tuple[str, ...]
+    value: float
+
+
+class RunningTotals:
+    """Read and write the tables of the counters. Every method is one transaction, or several that may be repeated.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: from every method.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._sources = tuple(source for capability in CAPABILITIES for source in capability.counted)
+
+    def count(self, now: datetime) -> int:
+        """Count what has ended and settled since the last time, a bounded number of each kind; return how many."""
+        with writing(self._engine) as connection:
+            _lock_progress(connection)
+            until = _settled(connection, now)
+            progress = _progress(connection)
+            counted = sum(_count_source(connection, source, progress, until) for source in self._sources)
+            counted += _count_kept_totals(connection, now)
+            if counted:
+                oldest = int(now.timestamp() // 60) - KEPT_MINUTES
+                connection.execute(sa.delete(metric_minutes).where(metric_minutes.c.minute < oldest))
+        return counted
+
+    def totals(self) -> dict[Series, float]:
+        """Return every series since the beginning."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(metric_totals)).all()
+        return {(name, tuple(json.loads(labels))): value for name, labels, value in rows}
+
+    def history(self, since: datetime, step_minutes: int, names: Sequence[str]) -> tuple[MinuteValue, ...]:
+        """Return what was added to these counters, in steps of so many minutes, in no particular order.
+
+        Args:
+            since: begin with the step that contains this moment.
+            step_minutes: length of a step.
+            names: of the counters.
+        """
+        step = (metric_minutes.c.minute - metric_minutes.c.minute % step_minutes) / sa.literal_column(str(step_minutes))
+        whole = sa.cast(step, sa.BigInteger).label("step")
+        first = int(since.timestamp() // 60) // step_minutes * step_minutes
+        query = (
+            sa.select(whole, metric_minutes.c.name, metric_minutes.c.labels, sa.func.sum(metric_minutes.c.value))
+            .where(metric_minutes.c.minute >= first, metric_minutes.c.name.in_(names))
+            .group_by(whole, metric_minutes.c.name, metric_minutes.c.labels)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return tuple(MinuteValue(int(at), name, tuple(json.loads(labels)), value) for at, name, labels, value in rows)
+
+
+def _lock_progress(connection: sa.Connection) -> None:
+    # On SQLite the transaction itself is alone.
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("LOCK TABLE metric_progress IN SHARE ROW EXCLUSIVE MODE"))
+
+
+def _settled(connection: sa.Connection, now: datetime) -> datetime:
+    """Return the moment up to which no end can appear any more."""
+    settled = now - SETTLE
+    if connection.dialect.name != "postgresql":
+        return settled
+    query = (
+        "SELECT min(xact_start) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+    )
+    oldest: datetime | None = connection.exec_driver_sql(query).scalar()
+    if oldest is None:
+        return settled
+    return max(min(settled, oldest - SETTLE), now - LONGEST_STAMPED)
+
+
+def _progress(connection: sa.Connection) -> dict[str, datetime]:
+    return {row.source: row.counted_until for row in connection.execute(sa.select(metric_progress))}
+
+
+def _count_source(
+    connection: sa.Connection, source: CountedTable, progress: Mapping[str, datetime], until: datetime
+) -> int:
+    after = progress.get(source.name, BEGINNING)
+    if until <= after:
+        return 0
+    rows, until = _ends_between(connection, source, after, until)
+    if rows:
+        _add(connection, source, rows)
+    if rows or until - after > SETTLE:
+        moved = {"source": source.name, "counted_until": until}
+        statement = insert_into(connection, metric_progress).values(moved)
+        connection.execute(statement.on_conflict_do_update(index_elements=["source"], set_={"counted_until": until}))
+    return len(rows)
+
+
+def _ends_between(
+    connection: sa.Connection, source: CountedTable, after: datetime, until: datetime
+) -> tuple[Sequence[sa.RowMapping], datetime]:
+    """Return the oldest ends in between, all those of the same moment together, and the moment of the last one."""
+    ended_at = source.ended_at.label("ended_at")
+    query = sa.select(*source.columns, ended_at).where(source.ended_at > after).order_by(source.ended_at)
+    if source.state is not None:
+        query = query.where(source.table.c.state == source.state)
+    newest = connection.execute(
+        query.with_only_columns(ended_at).where(source.ended_at <= until).offset(ENDS_AT_A_TIME - 1).limit(1)
+    ).scalar()
+    until = newest or until
+    return connection.execute(query.where(source.ended_at <= until)).mappings().all(), until
+
+
+def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowMapping]) -> None:
+    added: dict[tuple[int, Series], float] = defaultdict(float)
+    for row in rows:
+        minute = int(row["ended_at"].timestamp() // 60)
+        for name, labels, value in source.amounts(row):
+            if value:
+                added[minute, (name, labels)] += value
+    stored_as = _stored_series(connection, {series for _, series in added})
+    totals: dict[tuple[Any, ...], float] = defaultdict(float)
+    minutes: dict[tuple[Any, ...], float] = defaultdict(float)
+    for (minute, series), value in added.items():
+        totals[stored_as[series]] += value
+        minutes[minute, *stored_as[series]] += value
+    _upsert(connection, metric_totals, ("name", "labels"), totals)
+    _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
+
+
+def _count_kept_totals(connection: sa.Connection, now: datetime) -> int:
+    """Add what totals that capabilities keep themselves have grown by since the last time; return how many grew."""
+    known = {(name, labels): value for name, labels, value in connection.execute(sa.select(metric_totals))}
+    added: dict[tuple[str, str], float] = {}
+    for capability in CAPABILITIES:
+        for name, labels, value in capability.running_totals(connection):
+            series = (name, json.dumps(labels))
+            if value > known.get(series, 0):
+                added[series] = value - known.get(series, 0)
+    _upsert(connection, metric_totals, ("name", "labels"), added)
+    minute = int(now.timestamp() // 60)
+    _upsert(connection, metric_minutes, ("minute", "name", "labels"), {(minute, *one): added[one] for one in added})
+    return len(added)
+
+
+def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[Series, tuple[str, str]]:
+    """Return each series as it is stored; a new one of a counter with too many is merged into the rest."""
+    known: defaultdict[str, set[str]] = defaultdict(set)
+    for name, labels in connection.execute(sa.select(metric_totals.c.name, metric_totals.c.labels)):
+        known[name].add(labels)
+    stored_as = {}
+    for name, labels in sorted(wanted):
+        text = json.dumps(labels)
+        if text not in known[name] and len(known[name]) >= MOST_SERIES:
+            text = json.dumps((*labels[:-1], OTHER))
+        known[name].add(text)
+        stored_as[name, labels] = (name, text)
+    return stored_as
+
+
+def _upsert(
+    connection: sa.Connection, table: sa.Table, key: tuple[str, ...], added: Mapping[tuple[Any, ...], float]
+) -> None:
+    rows = [{**dict(zip(key, identity, strict=True)), "value": value} for identity, value in sorted(added.items())]
+    for start in range(0, len(rows), ROWS_A_STATEMENT):
+        # One statement: psycopg2 would send one a row.
+        statement = insert_into(connection, table).values(rows[start : start + ROWS_A_STATEMENT])
+        total = table.c.value + statement.excluded.value
+        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_={"value": total}))

@@ -16,8 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ingest_project.operations.metric_rollup import Series
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, Series, SystemResources
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import BEYOND, LATENCY, LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Capability

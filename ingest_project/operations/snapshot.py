@@ -18,8 +18,7 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.operations.metric_rollup import RunningTotals, Series
-from ingest_project.operations.resources import CAPABILITIES, SystemResources
+from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
 from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -29,8 +28,8 @@ from ingest_project.platform.dagster.run_records import (
     RunsInFlight,
     SensorOnRecord,
 )
-from ingest_project.platform.database.engine import reading
-from ingest_project.platform.work_queue.capacity import Disk
+from ingest_project.platform.database import reading
+from ingest_project.platform.runtime import Disk
 
 logger = get_logger(__name__)
 

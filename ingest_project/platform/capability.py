@@ -1,6 +1,6 @@
 """Protocol through which definitions, operations and the command line use a capability.
 
-A capability implements it once, in its `capability.py`, and is listed once, in `operations/resources.py`; the defaults
+A capability implements it once, in its `capability.py`, and is listed once, in `operations/__init__.py`; the defaults
 here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import ConfiguredSource, load_settings
 from ingest_project.polling.job_queue import PollingResources
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason, files_further_down
+from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_of_types
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 
@@ -103,7 +104,7 @@ def take_sample(name: str, configured: ConfiguredSource, services: PollingResour
 
 def _list(source: Source, pattern: str, sample: SourceSample) -> None:
     skipped: dict[str, int] = {}
-    for number, entry in enumerate(source.list_files(pattern)):
+    for number, entry in enumerate(only_of_types(source.list_files(pattern), INGESTIBLE_TYPES)):
         if number >= MAX_ENTRIES:
             break
         if isinstance(entry, Skipped):

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from ingest_project.contracts.files import PollingJob, decode_polling_job
 from ingest_project.core.errors import TransientError
-from ingest_project.core.keys import key_of
+from ingest_project.core.items import key_of
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.platform.dagster.asset_events import (
@@ -30,9 +30,9 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.dagster.catalog import topic, topic_key
-from ingest_project.platform.http.urls import printable_url
+from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
-from ingest_project.platform.work_queue.item_errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
 from ingest_project.polling.discovery import Discovery, discover

@@ -22,16 +22,31 @@ from typing import TypeVar
 
 import msgspec
 
-from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.files import FileEvent, file_key, file_type_of, profile_named, version_of
-from ingest_project.core.batches import prefetch
+from ingest_project.contracts import encode
+from ingest_project.contracts.files import (
+    INGESTIBLE_TYPES,
+    FileEvent,
+    file_key,
+    file_type_of,
+    profile_named,
+    version_of,
+)
+from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
+from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.work_queue.item_errors import is_item_fault, reason_of, storable
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason, files_further_down, ready_at
+from ingest_project.sources import (
+    Skipped,
+    Source,
+    SourceFile,
+    count_reason,
+    files_further_down,
+    only_of_types,
+    ready_at,
+)
 
 logger = get_logger(__name__)
 
@@ -142,7 +157,9 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     discovery = Discovery()
 
     def prepared() -> Generator[Announcements, None, None]:
-        with prefetch(_pages(source.list_files(record.job.file_pattern), settings.page_files)) as pages:
+        with prefetch(
+            _pages(only_of_types(source.list_files(record.job.file_pattern), INGESTIBLE_TYPES), settings.page_files)
+        ) as pages:
             for page in pages:
                 ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
                 if ready:

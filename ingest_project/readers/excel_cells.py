@@ -6,6 +6,7 @@ Imports no other module of the project: the confined process that opens a workbo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 # The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
 # formula one that was never calculated.
 TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
+# Of JSON and Parquet only: an object or a list, as JSON.
+NESTED = "j"
 
 # Above this a float does not represent every integer.
 EXACT_INTEGERS = 2.0**53
@@ -40,6 +43,13 @@ class Cell(NamedTuple):
 
 
 BLANK = Cell(TEXT, "")
+
+
+class Sheet(NamedTuple):
+    """Name and rows of a sheet, from its first row on, blank ones included."""
+
+    name: str
+    rows: Iterator[list[Cell]]
 
 
 class Style(NamedTuple):

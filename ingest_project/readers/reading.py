@@ -1,23 +1,34 @@
 """Convert a file's bytes to rows of text, in chunks of bounded memory.
 
 `read_chunks` reads one file at a time, then `cast` converts the rows of many files at once, before they are validated.
-A chunk keeps the text of its rows, so that the few rejected rows can be shown as they were written.
+A chunk keeps the text of its rows, so that the few rejected rows can be shown as they were written. Another package
+adds a file type by an entry point in the group `ingest_project.readers`; its name is the extension, its value a
+`Reader`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import polars as pl
+
+from ingest_project.contracts.files import COMPRESSED_TYPES, SHIPPED_TYPES
+from ingest_project.core import plugins
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import cast
-from ingest_project.readers.csv_reader import CsvReader
-from ingest_project.readers.excel_reader import ExcelReader
-from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
+from ingest_project.readers.containers import Contained, files_inside, in_member
+from ingest_project.readers.layout import READINGS, RawText, ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile
 
-__all__ = ["Reader", "cast", "read_chunks"]
+__all__ = ["READERS", "Reader", "cast", "read_chunks"]
+
+# In an archive, each further file's line numbers begin after another ten thousand million: 20000000007 is line 7 of the
+# third file.
+MEMBER_LINES = 10**10
 
 
 class Reader(Protocol):
@@ -29,7 +40,19 @@ class Reader(Protocol):
         """Yield the rows of one file; see `read_chunks`."""
 
 
-READERS: Mapping[str, Reader] = {"csv": CsvReader(), "xlsx": ExcelReader("xlsx"), "xls": ExcelReader("xls")}
+_DELIMITED = "ingest_project.readers.csv_reader:READER"
+_JSON = "ingest_project.readers.json_reader:READER"
+READERS: plugins.Plugins[Reader] = plugins.plugins(
+    plugins.READERS,
+    {
+        **dict.fromkeys(("csv", "dat", "psv", "tsv", "txt"), _DELIMITED),
+        **dict.fromkeys(("json", "jsonl", "ndjson"), _JSON),
+        "parquet": "ingest_project.readers.parquet_reader:READER",
+        "xls": "ingest_project.readers.excel_reader:XLS",
+        "xlsx": "ingest_project.readers.excel_reader:XLSX",
+    },
+    requires="read",
+)
 
 
 def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
@@ -44,24 +67,65 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
 
     Args:
         path: of its bytes, which do not change meanwhile.
-        file_type: one of `READERS`; the content must match.
+        file_type: as `contracts.files.file_type_of` returns it; the content must match. What is compressed is read
+            under any name, except for the shipped dataset, which takes no compressed files.
         profile: its layout.
         limits: of sizes, counts and time.
-        file_name: its own name, when `path` has another.
+        file_name: its own name or location, when `path` has another.
         target: the columns wanted of it.
 
     Yields:
-        chunks in the order of the file; a file of up to `limits.chunk_bytes` usually is one chunk.
+        chunks in the order of the file; a file of up to `limits.chunk_bytes` usually is one chunk. The files of an
+        archive follow each other, see `MEMBER_LINES`.
 
     Raises:
         FileRejectedError: it breaks the contract as a whole. Rules: `empty_file`, `no_rows`, `encoding`,
-            `unreadable_container`, `unreadable_header`, `missing_header`, `missing_column`,
+            `unreadable_container`, `unreadable_json`, `unreadable_header`, `missing_header`, `missing_column`,
             `duplicate_column`, `missing_sheet`, `file_name`.
         LimitExceededError: it is larger than a limit.
     """
     found = False
-    for chunk in READERS[file_type].read(path, profile, limits, file_name or path.name, target):
-        found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
-        yield chunk
+    name = file_name or path.name
+    is_container = file_type in COMPRESSED_TYPES or "." in file_type or file_type == "zip"
+    # A plug-in's format may be compressed by its own rules.
+    unpack = is_container or (target != READINGS and file_type in SHIPPED_TYPES)
+    with closing(files_inside(path, file_type, name, limits)) as inside:
+        files = inside if unpack else [Contained(path, file_type, name)]
+        for number, file in enumerate(files):
+            for chunk in _read_file(file, profile, limits, target):
+                found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
+                yield _in_archive(chunk, file.member, number) if file.member else chunk
     if not found:
         raise FileRejectedError("no_rows", "The file has a header and no rows.")
+
+
+def _read_file(file: Contained, profile: ReaderProfile, limits: ReadLimits, target: Target) -> Iterator[RowsChunk]:
+    reader = READERS.named(file.file_type, "file type")
+    try:
+        yield from reader.read(file.path, profile, limits, file.file_name, target)
+    except FileRejectedError as error:
+        raise in_member(error, file.member) from error
+
+
+def _in_archive(chunk: RowsChunk, member: str, number: int) -> RowsChunk:
+    first = number * MEMBER_LINES
+    line = pl.col("line_number")
+    malformed = chunk.malformed.with_columns(
+        line + first, pl.format("{}, line {}: {}", pl.lit(member), line, "raw_text").alias("raw_text")
+    )
+    rows = chunk.rows.with_columns(line + first)
+    return replace(chunk, rows=rows, malformed=malformed, text=_MemberText(chunk.text, member, first))
+
+
+@dataclass(frozen=True)
+class _MemberText:
+    """The text of an archive's file, with its name and own line number in front; see `layout.RawText`."""
+
+    text: RawText
+    member: str
+    first: int
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        own = [number - self.first for number in line_numbers]
+        texts = zip(own, self.text.raw_text(own), strict=True)
+        return [f"{self.member}, line {number}: {text}" for number, text in texts]

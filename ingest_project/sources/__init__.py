@@ -1,1 +1,283 @@
-"""Where files come from: one module per kind of source behind the protocol in `protocol`, opened through `registry`."""
+"""Protocol of every kind of source: list its files lazily, describe one, open one; and which listed files are taken.
+
+`registry.open_source` makes a source for one `source_config`. Making one connects to nothing; the first listing, `stat`
+or `open` does. Another package adds a kind of source by an entry point, see `registry`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import BinaryIO, Protocol
+
+from ingest_project.contracts.files import file_type_of, is_readable
+from ingest_project.core.errors import IngestError, PermanentError
+
+# What databases and file systems can hold.
+MAX_SIZE_BYTES = 2**63 - 1
+MAX_DEPTH = 32
+_PRINTED_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file as its source describes it.
+
+    Args:
+        path: the argument of `open` and `stat`, in the terms of the source; goes into the file event.
+        name: last part of the path.
+        size_bytes: as listed; None where a source does not say.
+        modified_at: UTC; None where a source does not say.
+        etag: the source's own identifier of this version, where it has one.
+        location: its canonical address where the listing gives it; None: call `canonical_location`.
+    """
+
+    path: str
+    name: str
+    size_bytes: int | None
+    modified_at: datetime | None
+    etag: str | None = None
+    location: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry of a listing that is not taken.
+
+    Args:
+        path: in the terms of the source; characters that cannot be written as UTF-8 are replaced.
+        reason: one of a few sentences, without the file's name: reasons are counted.
+        visible: show it to a person; False for what is skipped every day (hidden files, locks, half-written
+            uploads) and only counted.
+    """
+
+    path: str
+    reason: str
+    visible: bool = True
+
+
+class Source(Protocol):
+    """One location that files come from.
+
+    Every method raises from the same few classes: ForbiddenPathError (not allowed, now or later),
+    SourceAccessDeniedError (the source denies access), SourceNotFoundError (does not exist), SourceUnreachableError
+    (may work later).
+    """
+
+    @property
+    def location(self) -> str:
+        """Address of the source for logs and messages, e.g. `local:/data/in`; never a secret."""
+        ...
+
+    def require_allowed(self, path: str) -> None:
+        """Refuse a path that may not be read, without contacting the source: a message that names it is bad.
+
+        Raises:
+            ForbiddenPathError: outside what this system may read.
+        """
+        ...
+
+    def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
+        """Yield the files that match, one by one as they are read, in no particular order.
+
+        Memory stays bounded however many files there are. Files that do not match are left out.
+
+        Args:
+            pattern: glob relative to the source's path, see `Pattern`.
+
+        Raises:
+            PermanentError: the pattern is malformed.
+        """
+        ...
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file for reading inside a `with`. Failures while reading raise like failures to open."""
+        ...
+
+    def stat(self, path: str) -> SourceFile:
+        """Describe one file as it is at this moment."""
+        ...
+
+    def canonical_location(self, path: str) -> str:
+        """Return the one address of a file, unique over all sources: two spellings of a path give the same address.
+
+        Also for a path that may not be read, and without requiring that the file exists.
+        """
+        ...
+
+
+def printable(text: str) -> str:
+    """Shorten an untrusted text for messages and replace unprintable characters."""
+    shown = text[:_PRINTED_LENGTH].encode("utf-8", "replace").decode()
+    return "".join(char if char.isprintable() else "\ufffd" for char in shown)
+
+
+ANY_DEPTH = "**"
+_WILDCARDS = "*?["
+MAX_PATTERN_LENGTH = 1_000
+MAX_REASONS = 50
+OTHER_REASONS = "Further reasons."
+# Excel keeps an owner file next to an open workbook; .part, .tmp and their like are uploads that have not ended.
+LOCK_PREFIX = "~$"
+UNFINISHED_TYPES = ("part", "tmp", "partial", "filepart", "crdownload")
+_DEEPER_ENTRIES = 1_000
+_DEEPER_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A glob over paths below the source's own, with `/` between folders.
+
+    `*`, `?` and `[…]` stay within one name, `**` stands for any number of folders: `*.csv` takes the files of the
+    folder itself, `**/*.csv` those of all below too. Letter case counts, except in the ending: `*.csv` takes `A.CSV`.
+
+    Args:
+        parts: one glob per folder level, the last one for the file's name.
+    """
+
+    parts: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Parse a pattern as jobs carry it; the empty one takes every file of the folder.
+
+        Raises:
+            PermanentError: it leaves the folder, or is too long.
+        """
+        if len(text) > MAX_PATTERN_LENGTH:
+            raise PermanentError(f"file_pattern has {len(text)} characters; at most {MAX_PATTERN_LENGTH} are allowed.")
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        if text.startswith("/") or ".." in parts or "\x00" in text:
+            raise PermanentError(
+                f"file_pattern {text[:100]!r} must stay below the source's path: no '..', no leading '/'."
+            )
+        if not parts or parts[-1] == ANY_DEPTH:
+            parts.append("*")
+        return cls((*parts[:-1], _lower_ending(parts[-1])))
+
+    @property
+    def recursive(self) -> bool:
+        """Folders of any depth may hold matches."""
+        return ANY_DEPTH in self.parts
+
+    @property
+    def fixed_beginning(self) -> str:
+        """The beginning of every match, e.g. `2026/in-` of `2026/in-*/**`; a store of keys lists those only."""
+        text = "/".join(self.parts)
+        literal = text[: min((text.find(char) for char in _WILDCARDS if char in text), default=len(text))]
+        # The ending of a name is matched in any letter case, so that it is not fixed.
+        name = literal.rpartition("/")[2]
+        return literal[: len(literal) - len(name)] + name.partition(".")[0]
+
+    def matches(self, relative_path: str) -> bool:
+        """Return True if the pattern takes the file at this path below the source's."""
+        *folders, name = relative_path.split("/")
+        return _parts_match((*folders, _lower_ending(name)), self.parts)
+
+    def may_match_below(self, relative_folder: str) -> bool:
+        """Return True if a folder may hold matches."""
+        folders = relative_folder.split("/")
+        if self.recursive:
+            fixed = self.parts[: self.parts.index(ANY_DEPTH)]
+            return all(fnmatchcase(folder, part) for folder, part in zip(folders, fixed, strict=False))
+        return len(folders) < len(self.parts) and _parts_match(tuple(folders), self.parts[: len(folders)])
+
+
+def refusal(path: str, name: str) -> Skipped | None:
+    """Return the reason to skip a matching file; None to take it. The path is used in the report only."""
+    if not _is_utf8(path):
+        return Skipped(path.encode("utf-8", "replace").decode(), "Its name is not UTF-8.")
+    kind = file_type_of(name)
+    if name.startswith("."):
+        return Skipped(path, "A hidden file.", visible=False)
+    if name.startswith(LOCK_PREFIX):
+        return Skipped(path, "A lock file of an open workbook.", visible=False)
+    if kind in UNFINISHED_TYPES:
+        return Skipped(path, "A file that is still being written.", visible=False)
+    return None if is_readable(kind) else Skipped(path, f"No reader reads {kind or 'files without an ending'}.")
+
+
+def only_of_types(entries: Iterable[SourceFile | Skipped], types: Sequence[str]) -> Iterator[SourceFile | Skipped]:
+    """Yield the entries of a listing, with the files of other types skipped.
+
+    Args:
+        entries: of a listing.
+        types: as `file_type_of` returns them, that the dataset of the files takes.
+    """
+    for entry in entries:
+        kind = file_type_of(entry.name) if isinstance(entry, SourceFile) else ""
+        if isinstance(entry, Skipped) or kind in types:
+            yield entry
+        else:
+            yield Skipped(printable(entry.path), f"Only {', '.join(types)} are ingested, not {kind}.")
+
+
+def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:
+    """Count the reason of a skipped file. Untrusted names can cause any number: later ones count as one."""
+    known = reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS
+    counts[known] = counts.get(known, 0) + times
+
+
+def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:
+    """Return when a file that changed a moment ago can be taken; None when it can be taken now.
+
+    Clocks differ: a time slightly ahead of ours counts as a moment ago, one far ahead is ignored.
+    """
+    if file.modified_at is None or file.modified_at <= now - min_age or file.modified_at >= now + min_age:
+        return None
+    return max(file.modified_at, now) + min_age
+
+
+def files_further_down(source: Source, pattern: str) -> dict[str, int]:
+    """Count the files that a pattern would take if it reached all folders: reason to number; empty for none.
+
+    Explains an empty listing. It takes a bounded time, and its own failures are ignored.
+    """
+    parts = pattern.split("/")
+    if ANY_DEPTH in parts:
+        return {}
+    deeper = "/".join([*parts[:-1], ANY_DEPTH, parts[-1] or "*"])
+    found, until = 0, time.monotonic() + _DEEPER_SECONDS
+    try:
+        for number, entry in enumerate(source.list_files(deeper), 1):
+            found += isinstance(entry, SourceFile)
+            if number >= _DEEPER_ENTRIES or time.monotonic() > until:
+                break
+    except IngestError:
+        pass
+    return {f"In a folder that the pattern {pattern!r} does not reach; {deeper!r} takes it.": found} if found else {}
+
+
+def _lower_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}.{ending.lower()}" if dot else name
+
+
+def _parts_match(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """Match level by level; on a mismatch only the last `**` takes one level more, so time is at most names x parts."""
+    name = part = 0
+    retry_part, retry_name = -1, 0
+    while name < len(names):
+        if part < len(parts) and parts[part] == ANY_DEPTH:
+            retry_part, retry_name = part, name
+            part += 1
+        elif part < len(parts) and fnmatchcase(names[name], parts[part]):
+            name, part = name + 1, part + 1
+        elif retry_part >= 0:
+            retry_name += 1
+            name, part = retry_name, retry_part + 1
+        else:
+            return False
+    return all(rest == ANY_DEPTH for rest in parts[part:])
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

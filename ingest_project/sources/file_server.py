@@ -17,7 +17,7 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     UnreadableListingError,
 )
-from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, OpenedFile, SourceLimits, resumed_reading
 from ingest_project.sources.registry import SourceContext
 from ingest_project.sources.servers import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, Server, pool_of

@@ -17,7 +17,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from ingest_project.contracts.files import INGESTIBLE_TYPES, file_type_of
+from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import (
     AddressRejectedError,
     ForbiddenPathError,
@@ -28,13 +28,13 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
+from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.pinned_transport import Deadline
-from ingest_project.platform.http.urls import WebAddress
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.http_files import WebFileReader, decoded_body, decoder_of, describe, strong_etag, web_errors
 from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
 from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
-from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading
 from ingest_project.sources.registry import SourceContext, require_for_host
 
@@ -249,7 +249,7 @@ class _Walk:
         relative = folder.relative + name
         if not urlsplit(target.url).path.endswith("/"):
             allowed = self._source.may_hold(target, self._root)
-            self._files += file_type_of(relative) in INGESTIBLE_TYPES and allowed
+            self._files += is_readable(file_type_of(relative)) and allowed
             if self._pattern.matches(relative):
                 yield self._file(target, name, link, allowed=allowed)
         elif name.startswith("."):

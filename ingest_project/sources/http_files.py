@@ -30,7 +30,7 @@ from ingest_project.platform.http.response import (
     parse_date,
     whole_number,
 )
-from ingest_project.sources.protocol import SourceFile
+from ingest_project.sources import SourceFile
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 
 MAX_EXPANSION = 100.0

@@ -21,6 +21,7 @@ from requests.utils import parse_header_links
 
 from ingest_project.core.errors import SourceAccessDeniedError, UnreadableListingError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.sources import printable
 from ingest_project.sources.http_parsers import (
     Link,
     NotAListingError,
@@ -31,7 +32,6 @@ from ingest_project.sources.http_parsers import (
     root_element,
     text_links,
 )
-from ingest_project.sources.protocol import printable
 
 MAX_PAGE_BYTES = 256 * 1024**2
 MAX_ENTRIES = 1_000_000

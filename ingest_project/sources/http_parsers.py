@@ -33,7 +33,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import msgspec
 
-from ingest_project.sources.protocol import MAX_SIZE_BYTES, printable
+from ingest_project.sources import MAX_SIZE_BYTES, printable
 
 MAX_TARGET_LENGTH = 8_192
 MAX_JSON_BYTES = 64 * 1024**2

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import Buffer
 
 from ingest_project.core.errors import ForbiddenPathError, IngestError, SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources.protocol import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.registry import SourceContext
 

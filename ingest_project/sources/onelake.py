@@ -28,7 +28,7 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Credential
-from ingest_project.platform.azure.accounts import (
+from ingest_project.platform.azure import (
     ALLOWED_ACCOUNTS,
     AllowedAccount,
     OneLakeAddress,
@@ -40,9 +40,9 @@ from ingest_project.platform.azure.accounts import (
     safe_path,
 )
 from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
+from ingest_project.platform.http import parse_url, printable_url
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
-from ingest_project.platform.http.urls import parse_url, printable_url
-from ingest_project.sources.protocol import Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.registry import SourceContext, require_for_host
 

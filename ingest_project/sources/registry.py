@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import EntryPoint, entry_points
+from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from ingest_project.contracts.files import SECRET_NAMES
+from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
 from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.platform.runtime import Runtime
-from ingest_project.sources.protocol import Source
+from ingest_project.sources import Source
 from ingest_project.sources.reading import SourceLimits
 
 
@@ -101,20 +103,23 @@ def require_for_host(credential: Credential, host: str, port: int, location: str
         )
 
 
+MISTAKES_SHOWN = 5
+
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
 
-ENTRY_POINT_GROUP = "ingest_project.sources"
-# Loaded when first used: a run that reads local files need not load every other source's client library.
-SHIPPED = {
-    "dummy": "ingest_project.sources.local:open_dummy",
-    "ftp": "ingest_project.sources.ftp:open_ftp",
-    "http": "ingest_project.sources.http:open_http",
-    "local": "ingest_project.sources.local:open_local",
-    "onelake": "ingest_project.sources.onelake:open_onelake",
-    "s3": "ingest_project.sources.s3:open_s3",
-    "sftp": "ingest_project.sources.sftp:open_sftp",
-}
+SOURCES: plugins.Plugins[SourceFactory] = plugins.plugins(
+    plugins.SOURCES,
+    {
+        "dummy": "ingest_project.sources.local:open_dummy",
+        "ftp": "ingest_project.sources.ftp:open_ftp",
+        "http": "ingest_project.sources.http:open_http",
+        "local": "ingest_project.sources.local:open_local",
+        "onelake": "ingest_project.sources.onelake:open_onelake",
+        "s3": "ingest_project.sources.s3:open_s3",
+        "sftp": "ingest_project.sources.sftp:open_sftp",
+    },
+)
 
 
 def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Source:
@@ -135,12 +140,16 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
             raise PermanentError(
                 f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
             )
-    return _factory(str(source_config.get("source_type", "")))(source_config, context)
-
-
-def known_source_types() -> list[str]:
-    """Return every source_type that can be opened, sorted."""
-    return sorted(_entry_points())
+    source_type = str(source_config.get("source_type", ""))
+    factory = SOURCES.named(source_type, "source_type")
+    try:
+        return factory(source_config, context)
+    except ValidationError as error:
+        # A source of another package checks its options with a model of its own.
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:MISTAKES_SHOWN]
+        )
+        raise PermanentError(f"The source_config of {source_type!r} does not fit: {wrong}.") from None
 
 
 class SourceResources(Runtime):
@@ -154,20 +163,3 @@ class SourceResources(Runtime):
     def open_source(self, source_config: Mapping[str, Any]) -> Source:
         """Make the source of a job's or file event's `source_config`, see `open_source` of this module."""
         return open_source(source_config, self.source_context)
-
-
-@cache
-def _factory(source_type: str) -> SourceFactory:
-    entry_point = _entry_points().get(source_type)
-    if entry_point is None:
-        known = ", ".join(known_source_types())
-        raise PermanentError(f"Unknown source_type {source_type[:100]!r}. Known are: {known}.")
-    factory: SourceFactory = entry_point.load()
-    return factory
-
-
-@cache
-def _entry_points() -> Mapping[str, EntryPoint]:
-    """Return all kinds by name; another package cannot replace a shipped one."""
-    registered = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
-    return registered | {name: EntryPoint(name, address, ENTRY_POINT_GROUP) for name, address in SHIPPED.items()}

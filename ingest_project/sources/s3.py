@@ -21,16 +21,12 @@ from urllib.parse import quote
 
 from botocore.response import StreamingBody
 
-from ingest_project.core.errors import (
-    ForbiddenPathError,
-    PermanentError,
-    UnreadableListingError,
-)
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnreadableListingError
 from ingest_project.core.settings import Credential
+from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
-from ingest_project.platform.http.urls import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
-from ingest_project.sources.protocol import Pattern, Skipped, SourceFile, refusal
+from ingest_project.sources import Pattern, Skipped, SourceFile, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
 from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
 from ingest_project.sources.s3_client import AMAZON, S3Account, account_client, s3_errors

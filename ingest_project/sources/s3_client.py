@@ -44,14 +44,10 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
     UnreadableListingError,
 )
+from ingest_project.platform.http import WebAddress, parse_url
 from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import (
-    Connector,
-    DeadlineSSLSocket,
-    new_connection,
-)
+from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
 from ingest_project.platform.http.response import REDIRECTS
-from ingest_project.platform.http.urls import WebAddress, parse_url
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources.reading import with_deadline

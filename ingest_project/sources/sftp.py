@@ -45,8 +45,8 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
+from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, FileServerSource, Kind, file_server_source
-from ingest_project.sources.protocol import MAX_SIZE_BYTES
 from ingest_project.sources.reading import SourceLimits
 from ingest_project.sources.registry import SourceContext
 from ingest_project.sources.servers import Server, server_of

@@ -25,7 +25,7 @@ from ingest_project.platform.capability import (
     kafka_position,
     rows_where,
 )
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration, load_streams
 from ingest_project.streams.delta.queries import rows_of_trace

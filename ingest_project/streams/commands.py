@@ -29,9 +29,9 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.errors import BrokerUnavailableError, PermanentError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get
 from ingest_project.streams.positions import LostOffsets
 from ingest_project.streams.resources import DeclaredStreamResources

@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from ingest_project.core.batches import prefetch
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     DatabaseUnavailableError,
@@ -24,6 +23,7 @@ from ingest_project.core.errors import (
     TransientError,
     UnexpectedError,
 )
+from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.reader import OpenRanges

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata
 from ingest_project.streams.positions import OffsetRange, joined
 

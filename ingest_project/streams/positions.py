@@ -21,7 +21,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, insert_into, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.reader import Backlog

@@ -21,8 +21,8 @@ from confluent_kafka.serialization import MessageField, SerializationContext, Se
 
 from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, UnreadableMessageError
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
+from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.host_policy import HostLists, host_lists
-from ingest_project.platform.http.urls import parse_url
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 NOT_FOUND = 404

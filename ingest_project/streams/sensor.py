@@ -13,7 +13,7 @@ import dagster as dg
 from dagster import DagsterRunStatus
 from pydantic import Field
 
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime

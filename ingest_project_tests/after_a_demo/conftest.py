@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.finished_demo import Demo, dead_attachment, finished_demo
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import Window, open_browser

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadTask, attachment_key
-from ingest_project.contracts.decoding import encode
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.finished_demo import settle
 from ingest_project_tests.services.http_server import HttpServer, content_of
 

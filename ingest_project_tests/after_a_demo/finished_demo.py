@@ -18,12 +18,12 @@ import pytest
 
 from examples.demo.report import DemoAttachment, DemoFile, DemoReport
 from ingest_project.attachments.tables import AttachmentState
+from ingest_project.cli.operations import wait_for_idle
 from ingest_project.cli.send import deliver
-from ingest_project.cli.status import wait_for_idle
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadTask, attachment_key
-from ingest_project.contracts.decoding import encode
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 

@@ -8,7 +8,7 @@ import pytest
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.dead_attachments import queue_states_of, ten_dead
 from ingest_project_tests.after_a_demo.finished_demo import Demo
 from ingest_project_tests.browser.window import Window

@@ -8,8 +8,8 @@ from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.extraction import EventArrival
 from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord, TaskArrival
 from ingest_project.attachments.tables import AttachmentState
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask
-from ingest_project.contracts.decoding import encode
 from ingest_project.platform.work_queue.queue import KafkaPosition
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.attachments.samples import NOW, arrival, dead, stored
 from ingest_project_tests.platform.delta.delta_log_reader import rows_of
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 COMMIT = """
 import sys
 from ingest_project.attachments.results import commit_results
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.core.settings import load_settings
 services = SystemResources(load_settings().settings)
 import deltalake, pyarrow

@@ -18,8 +18,8 @@ from ingest_project.attachments.results import commit_results
 from ingest_project.attachments.tables import AttachmentState, attachment_events
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import StoreUnavailableError
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.database.engine import writing
+from ingest_project.operations import SystemResources
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project_tests.attachments.samples import NOW, arrival, stored

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.attempts import AttemptResults
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE, AttachmentQueue, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project_tests.attachments.samples import NOW, arrival, dead, stored, waiting
 from ingest_project_tests.file_ingest.samples import retries
 

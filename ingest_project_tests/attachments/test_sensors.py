@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from ingest_project.attachments.sensors import is_due
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.kafka.client import EventHub, event_hub
+from ingest_project.platform.kafka import EventHub, event_hub
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.attachments.system import AttachmentSystem, attachment_environment
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors

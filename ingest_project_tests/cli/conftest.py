@@ -14,7 +14,7 @@ import pytest
 
 from ingest_project.cli.main import run
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 
 
 @dataclass(frozen=True)

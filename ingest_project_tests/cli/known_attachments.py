@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import TaskArrival
+from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask, attachment_key
-from ingest_project.contracts.decoding import encode
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.work_queue.queue import KafkaPosition
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)

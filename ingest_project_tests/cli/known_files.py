@@ -11,7 +11,7 @@ import polars as pl
 from ingest_project.contracts.files import FileEvent, PollingJob
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.polling.job_queue import JobArrival
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.streams.positions import OffsetRange, removed

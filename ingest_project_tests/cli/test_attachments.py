@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.operations import SystemResources
+from ingest_project.platform.database import reading, writing
 from ingest_project.streams.crm.records import MessageOrder, count
 from ingest_project.streams.crm.sink import identify_payload
 from ingest_project.streams.crm.unidentified import Unidentified, keep

@@ -8,7 +8,7 @@ import pytest
 
 from ingest_project.attachments.commands import moment_of, requester
 from ingest_project.attachments.tables import AttachmentState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
 

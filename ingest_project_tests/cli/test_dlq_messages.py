@@ -9,7 +9,7 @@ import pytest
 
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import OFFSETS_AT_A_TIME
 from ingest_project.platform.kafka.producer import ProducerRecord

@@ -6,7 +6,7 @@ import pytest
 
 from ingest_project.core.console import nearest_keys
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.object_store.content_store import object_name
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import SHA256, arrive, finish

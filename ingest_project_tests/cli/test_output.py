@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.core import console as output
-from ingest_project.core.terminal_text import printable, to_json
+from ingest_project.core.logging import printable, to_json
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.cli.database import connection
+from ingest_project.cli.dev import connection
 from ingest_project.cli.main import run
 from ingest_project_tests.services.postgres import PostgresServer
 

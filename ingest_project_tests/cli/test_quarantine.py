@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import SHA256, arrive, finish, take
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.operations.resources import SystemResources
-from ingest_project.platform.database.engine import writing
+from ingest_project.operations import SystemResources
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.cli.conftest import Ingest
 

@@ -16,7 +16,7 @@ from ingest_project.contracts.attachments import attachment_key, decode_attachme
 from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.queue import KafkaPosition

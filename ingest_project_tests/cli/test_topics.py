@@ -8,7 +8,7 @@ import pytest
 from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.consume import Queue, consume
 from ingest_project_tests.cli.conftest import Ingest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.streams.user_activity.event_table import event_rows
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, take

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_project.contracts import MAX_MESSAGE_BYTES
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 

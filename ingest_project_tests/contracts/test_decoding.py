@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.contracts import trace_id_in
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES
+from ingest_project.contracts import MAX_MESSAGE_BYTES
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project_tests.streams.user_activity.events import encoded, event

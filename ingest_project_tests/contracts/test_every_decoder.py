@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest_project.contracts import MAX_MESSAGE_BYTES, decode
 from ingest_project.contracts.attachments import (
     CachedDownload,
     DownloadResult,
@@ -25,7 +26,6 @@ from ingest_project.contracts.attachments import (
     decode_download_task,
 )
 from ingest_project.contracts.crm_event import decode_crm_event
-from ingest_project.contracts.decoding import MAX_MESSAGE_BYTES, decode
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.errors import UnreadableMessageError

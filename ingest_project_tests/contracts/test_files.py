@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.contracts.decoding import encode
-from ingest_project.contracts.files import decode_file_event, decode_polling_job, file_key, file_type_of, version_of
+from ingest_project.contracts import encode
+from ingest_project.contracts.files import (
+    decode_file_event,
+    decode_polling_job,
+    file_key,
+    file_type_of,
+    is_readable,
+    type_inside,
+    version_of,
+)
 from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 
 JOB = {
     "job_id": "job_123",
@@ -46,8 +54,6 @@ def test_the_full_form_is_read_and_written_back_the_same() -> None:
     [
         ({"file_path": ""}, "file_path"),
         ({"file_path": None}, "file_path"),
-        ({"file_name": "notes.txt"}, "Only csv, xlsx, xls"),
-        ({"file_name": ".csv"}, "Only csv, xlsx, xls"),
         ({"file_path": "/in/a\u0000.csv"}, "NUL"),
         ({"file_path": "/" + "a" * 5_000}, "longer"),
         ({"size_bytes": -1}, "size_bytes"),
@@ -94,10 +100,34 @@ def test_a_key_is_short_and_readable_whatever_the_file_is_called(name: str, loca
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.csv", "csv"), ("A.XLSX", "xlsx"), ("a", ""), (".csv", ""), ("a.csv.zip", "zip"), ("a.", "")]
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"),
+        ("A.XLSX", "xlsx"),
+        ("a", ""),
+        (".csv", ""),
+        ("a.csv.zip", "zip"),
+        ("a.", ""),
+        ("a.CSV.Gz", "csv.gz"),
+        ("a.jsonl.zst", "jsonl.zst"),
+        ("a.gz", "gz"),
+        ("a.tar.gz", "gz"),
+        (".csv.gz", "gz"),
+        ("a.csv" + ".gz" * 5_000, "gz"),
+    ],
 )
-def test_a_file_type_is_the_ending_in_lower_case(name: str, kind: str) -> None:
+def test_a_file_type_is_the_ending_in_lower_case_with_a_compression_around_it(name: str, kind: str) -> None:
     assert file_type_of(name) == kind
+
+
+def test_a_file_type_is_readable_if_a_reader_reads_what_is_inside() -> None:
+    assert is_readable("csv.gz")
+    assert is_readable("gz")
+    assert is_readable("parquet")
+    assert not is_readable("pdf")
+    assert not is_readable("pdf.gz")
+    assert not is_readable("")
+    assert (type_inside("csv.gz"), type_inside("csv"), type_inside("gz")) == ("csv", "csv", "")
 
 
 def test_a_job_of_the_contract_is_read_and_written_back_the_same() -> None:

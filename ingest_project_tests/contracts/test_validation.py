@@ -334,3 +334,23 @@ def test_verdicts_are_those_of_a_plain_evaluation_row_by_row(rows: list[dict[str
             row["weight"] = None
     expected = [sorted(plain_reasons(row, rows)) for row in rows]
     assert reasons(*rows, schema=Parcel.to_schema()) == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, 0, 3, 7]), st.sampled_from([None, "x", "y"])), max_size=10))
+@settings(max_examples=50, deadline=None)
+def test_rules_about_rows_are_named_by_their_reasons_and_hold_where_they_are_unknown(
+    rows: list[tuple[int | None, str | None]],
+) -> None:
+    columns = {"a": pandera.Column(pl.Int64, nullable=True), "b": pandera.Column(pl.String, nullable=True)}
+    rules = {"a_small": pl.col("a") < 5, "b_is_x": pl.col("b") == "x"}
+    rules["one_of_both"] = pl.col("a").is_null() | pl.col("b").is_null()
+    schema = pandera.DataFrameSchema(columns, checks=[row_check(name, rule) for name, rule in rules.items()])
+    expected = [
+        [
+            *(["a_small"] if a == 7 else []),
+            *(["b_is_x"] if b == "y" else []),
+            *(["one_of_both"] if a is not None and b is not None else []),
+        ]
+        for a, b in rows
+    ]
+    assert reasons(*({"a": a, "b": b} for a, b in rows), schema=schema) == expected

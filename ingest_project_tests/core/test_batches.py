@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.contextvars import get_contextvars
 
-from ingest_project.core.batches import prefetch, store_bisecting
+from ingest_project.core.items import prefetch, store_bisecting
 from ingest_project.core.logging import bound
 
 SECONDS = 30.0

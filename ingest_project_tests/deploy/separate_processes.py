@@ -17,8 +17,7 @@ from pathlib import Path
 import yaml
 
 from ingest_project.core.settings import TopicSettings
-from ingest_project.devstack import process_guard
-from ingest_project.devstack.processes import free_port
+from ingest_project.devstack import free_port, process_guard
 from ingest_project_tests.deploy.compose_file import ROOT, services
 from ingest_project_tests.services.postgres import BECOME
 

@@ -10,12 +10,12 @@ import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from ingest_project.cli.database import make_missing_topics
+from ingest_project.cli.dev import make_missing_topics
 from ingest_project.cli.main import run
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.devstack.processes import free_port
-from ingest_project.platform.database.engine import HEAD, open_engine, schema_version
+from ingest_project.devstack import free_port
+from ingest_project.platform.database import HEAD, open_engine, schema_version
 from ingest_project_tests.services.kafka import EmbeddedServer, Server
 from ingest_project_tests.services.postgres import PostgresServer
 

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from ingest_project.devstack.processes import free_port
+from ingest_project.devstack import free_port
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.deploy.network_hosts import TwoHosts, why_not
 from ingest_project_tests.deploy.separate_processes import Deployment

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from ingest_project.cli.send import deliver
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
 from ingest_project.core.settings import load_settings
+from ingest_project.devstack import free_port
 from ingest_project.devstack.dagster_processes import query_webserver
-from ingest_project.devstack.processes import free_port
 from ingest_project.devstack.supervisor import running_stack
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, wait_for
 from ingest_project_tests.after_a_demo.test_repeated_partitions import FILE_ASSETS
 from ingest_project_tests.journeys.system import readings

@@ -19,11 +19,10 @@ import psycopg2
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from ingest_project import devstack as restarts
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
-from ingest_project.devstack import postgres
-from ingest_project.devstack import processes as restarts
-from ingest_project.devstack.processes import Command, ServiceFailedError, start
+from ingest_project.devstack import Command, ServiceFailedError, postgres, start
 from ingest_project.devstack.state_folder import StateFolderInUseError, prepare
 from ingest_project.devstack.supervisor import StepState, choose_port, running_stack
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 import msgspec
 import pytest
 
-from ingest_project.contracts.decoding import encode
+from ingest_project.contracts import encode
 from ingest_project.file_ingest.file_queue import FileArrival, FileQueue, QuarantineShare, origin_of
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.work_queue.queue import Recorded, RequeuedEntries
 from ingest_project_tests.file_ingest.samples import NOW, TOPIC, arrival, retries
 

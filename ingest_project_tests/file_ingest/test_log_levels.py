@@ -11,7 +11,7 @@ from ingest_project.file_ingest import definitions
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project_tests.file_ingest.samples import arrival
 
 

@@ -16,7 +16,7 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     SHORT_FILE_EVENTS,

@@ -15,7 +15,7 @@ from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import SqlTransaction
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.readers.profiles import load_profiles
 from ingest_project_tests.file_ingest.samples import NOW, arrival

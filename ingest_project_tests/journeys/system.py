@@ -24,7 +24,7 @@ import ingest_project.polling.definitions
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.services.kafka import Server

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, System, changed, file_event, readings
 
 GOOD = 99

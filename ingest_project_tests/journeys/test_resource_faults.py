@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 from ingest_project_tests.journeys.system import System, changed, environment, readings
 from ingest_project_tests.services.dagster import instance_on
 from ingest_project_tests.services.kafka import Server

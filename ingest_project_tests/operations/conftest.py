@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from selenium import webdriver
 
 from ingest_project.core.settings import KafkaSettings, MonitorSettings, Settings, WarehouseSettings
-from ingest_project.operations.dashboard.app import monitor_app
+from ingest_project.operations.dashboard import monitor_app
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import open_browser
 

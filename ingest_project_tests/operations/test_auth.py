@@ -10,7 +10,7 @@ import requests
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.operations.dashboard.app import require_protection
+from ingest_project.operations.dashboard import require_protection
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
     FREE_FAILURES,

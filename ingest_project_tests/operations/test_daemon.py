@@ -27,11 +27,11 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.file_ingest.tables import files
+from ingest_project.operations import SystemResources
 from ingest_project.operations.daemon import repair, repair_records
-from ingest_project.operations.resources import SystemResources
 from ingest_project.platform.dagster import daemon
 from ingest_project.platform.dagster.daemon import is_ahead
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.polling.definitions import standing_job
 from ingest_project_tests.journeys.system import System, readings
 

@@ -17,7 +17,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.cli.test_status import save_cursor

@@ -10,14 +10,13 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
+from ingest_project import operations as counting
 from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.tables import files
-from ingest_project.operations import metric_rollup as counting
-from ingest_project.operations.metric_rollup import MOST_SERIES, RunningTotals, metric_minutes
-from ingest_project.operations.resources import CAPABILITIES
+from ingest_project.operations import CAPABILITIES, MOST_SERIES, RunningTotals, metric_minutes
 from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_SUM, latency_bucket
-from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.capability import STREAM_MESSAGES
 from ingest_project.streams.positions import sink_positions

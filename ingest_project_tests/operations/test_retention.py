@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.file_ingest.catalog import FILES
-from ingest_project.operations.retention import plan_purge
+from ingest_project.operations.definitions import plan_purge
 from ingest_project.platform.capability import PurgeStep
 from ingest_project_tests.journeys.system import RAW, System, readings
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.work_queue.queue import JobState, Recorded
 from ingest_project.polling.job_queue import JobQueue
 from ingest_project_tests.file_ingest.samples import NOW, job

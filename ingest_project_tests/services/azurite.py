@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from ingest_project.devstack.processes import free_port
+from ingest_project.devstack import free_port
 from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
 from ingest_project_tests.services.kafka import wait_until
 

@@ -15,7 +15,7 @@ from ingest_project_tests.services.postgres import PostgresServer
 OVERRIDES = {
     "storage": {
         "custom": {
-            "module": "ingest_project.platform.dagster.event_log_storage",
+            "module": "ingest_project.platform.dagster.instance",
             "class": "InstanceStorage",
             "config": {},
         }

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.platform.azure.accounts import OneLakeCredential, OneLakeOptions
+from ingest_project.platform.azure import OneLakeCredential, OneLakeOptions
 from ingest_project_tests.services.dfs_calls import (
     ON_ENTRY,
     ON_FILE_SYSTEM,

@@ -24,10 +24,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import cursor
 
-from ingest_project.devstack import process_guard
+from ingest_project.devstack import RunAs, free_port, process_guard
 from ingest_project.devstack.postgres import server_user
-from ingest_project.devstack.processes import RunAs, free_port
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 
 # Becomes another user and then the command that follows.
 BECOME = """

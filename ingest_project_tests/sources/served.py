@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ingest_project.core.settings import Credential, PollingSettings, Settings
+from ingest_project.sources import Skipped, SourceFile
 from ingest_project.sources.file_server import FileServerSource
-from ingest_project.sources.protocol import Skipped, SourceFile
 from ingest_project.sources.registry import SourceContext
 
 # Their connections are closed at the end of each test, see conftest.py.

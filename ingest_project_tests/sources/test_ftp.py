@@ -20,9 +20,9 @@ from ingest_project.core.errors import (
     UnknownCredentialsError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources import SourceFile
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import CHANGED_AT, Certificates, FtpsServer, made_certificates

@@ -16,7 +16,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
     UnknownCredentialsError,
 )
-from ingest_project.sources.protocol import Skipped, SourceFile
+from ingest_project.sources import Skipped, SourceFile
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.stalling_proxy import StallingProxy
 from ingest_project_tests.sources.backends import WebBackend

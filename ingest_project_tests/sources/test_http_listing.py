@@ -20,7 +20,7 @@ from ingest_project.core.errors import (
     UnreadableListingError,
 )
 from ingest_project.core.settings import Settings
-from ingest_project.sources.protocol import Skipped, Source, SourceFile, count_reason
+from ingest_project.sources import Skipped, Source, SourceFile, count_reason
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request, silent

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest_project.sources import MAX_REASONS, count_reason
 from ingest_project.sources.ftp_protocol import parse_list_line, parse_machine_line, parse_size, parse_time
 from ingest_project.sources.http_listing import missing_pages, next_links, parse_page
 from ingest_project.sources.http_parsers import Link, NotAListingError, Unusable
-from ingest_project.sources.protocol import MAX_REASONS, count_reason
 from ingest_project.sources.sftp_protocol import PacketReader, parse_attributes, parse_names
 
 NOW = datetime(2026, 1, 15, 12, 0, tzinfo=UTC)

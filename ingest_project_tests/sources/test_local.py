@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
+from ingest_project.sources import Skipped, Source, SourceFile, only_of_types
 from ingest_project.sources.local import _LocalFile
-from ingest_project.sources.protocol import Skipped, Source, SourceFile
-from ingest_project.sources.registry import known_source_types, open_source
+from ingest_project.sources.registry import SOURCES, open_source
 from ingest_project_tests.sources.served import context_of
 
 
@@ -48,12 +49,21 @@ def skipped(source: Source, pattern: str = "*") -> dict[str, Skipped]:
     return {Path(found.path).name: found for found in source.list_files(pattern) if isinstance(found, Skipped)}
 
 
-def test_only_csv_xlsx_and_xls_are_taken_whatever_the_case_of_the_ending(source: Source, inbox: Path) -> None:
-    for name in ("a.csv", "b.CSV", "c.xlsx", "d.Xls", "e.txt", "README"):
+def test_what_a_reader_reads_is_listed_whatever_the_case_of_the_ending(source: Source, inbox: Path) -> None:
+    for name in ("a.csv", "b.CSV", "c.xlsx", "d.Xls", "e.Json.GZ", "f.pdf", "README"):
         (inbox / name).write_text("x")
-    assert taken(source) == ["a.csv", "b.CSV", "c.xlsx", "d.Xls"]
-    assert set(skipped(source)) == {"e.txt", "README"}
-    assert all(skip.visible and "Only csv, xlsx, xls" in skip.reason for skip in skipped(source).values())
+    assert taken(source) == ["a.csv", "b.CSV", "c.xlsx", "d.Xls", "e.Json.GZ"]
+    assert set(skipped(source)) == {"f.pdf", "README"}
+    assert all(skip.visible and "No reader reads" in skip.reason for skip in skipped(source).values())
+
+
+def test_a_dataset_takes_the_files_of_its_types_only(source: Source, inbox: Path) -> None:
+    for name in ("a.csv", "b.CSV", "c.zip", "README"):
+        (inbox / name).write_text("x")
+    entries = list(only_of_types(source.list_files("*"), ("csv", "xlsx")))
+    assert sorted(entry.name for entry in entries if isinstance(entry, SourceFile)) == ["a.csv", "b.CSV"]
+    reasons = {Path(entry.path).name: entry.reason for entry in entries if isinstance(entry, Skipped)}
+    assert reasons["c.zip"] == "Only csv, xlsx are ingested, not zip."
 
 
 def test_hidden_lock_and_unfinished_files_are_counted_but_not_shown(source: Source, inbox: Path) -> None:
@@ -330,21 +340,14 @@ def installed_webdav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         "    return open_local({'path': ''}, access)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    _forget_sources()
+    plugins.installed.cache_clear()
     yield
-    _forget_sources()
-
-
-def _forget_sources() -> None:
-    from ingest_project.sources import registry  # noqa: PLC0415 - reaches for its memory only
-
-    registry._entry_points.cache_clear()
-    registry._factory.cache_clear()
+    plugins.installed.cache_clear()
 
 
 @pytest.mark.usefixtures("installed_webdav")
 def test_another_package_can_bring_a_kind_of_source(settings: PollingSettings) -> None:
-    assert known_source_types() == ["dummy", "ftp", "http", "local", "onelake", "s3", "sftp", "webdav"]
+    assert [*SOURCES] == ["dummy", "ftp", "http", "local", "onelake", "s3", "sftp", "webdav"]
     assert open_source({"source_type": "webdav"}, context_of(settings)).location.startswith("local:")
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Credential, PollingSettings
+from ingest_project.sources import Skipped
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.protocol import Skipped
 from ingest_project.sources.sftp import open_sftp
 from ingest_project_tests.services import odd_sftp
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer

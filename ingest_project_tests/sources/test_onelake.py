@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.core.errors import PermanentError, SourceAccessDeniedError, SourceUnreachableError
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 from ingest_project_tests.services.dfs_server import ITEM, DfsServer, guid_of
 from ingest_project_tests.sources.backends import OneLakeBackend
 

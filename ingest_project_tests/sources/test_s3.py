@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.settings import Settings
 from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.protocol import Skipped, Source, SourceFile
+from ingest_project.sources import Skipped, Source, SourceFile
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.cutting_proxy import CuttingProxy
 from ingest_project_tests.sources.backends import S3Backend

@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
 from ingest_project.core.settings import Settings
-from ingest_project.sources.protocol import Source, SourceFile
+from ingest_project.sources import Source, SourceFile
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request

@@ -22,9 +22,8 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
 )
 from ingest_project.core.settings import Credential, PollingSettings
-from ingest_project.sources import sftp_protocol
+from ingest_project.sources import SourceFile, sftp_protocol
 from ingest_project.sources.file_server import FileServerSource
-from ingest_project.sources.protocol import SourceFile
 from ingest_project.sources.sftp import open_sftp
 from ingest_project_tests.services.sftp_server import PASSWORD, USER, SftpServer
 from ingest_project_tests.sources.served import OPENED, context_of, skipped, taken

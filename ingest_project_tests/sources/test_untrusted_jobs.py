@@ -25,8 +25,8 @@ from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector
 from ingest_project.platform.object_store.s3 import s3_client as store_client
 from ingest_project.platform.object_store.store import S3Options
+from ingest_project.sources import Source
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.protocol import Source
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project.sources.s3_client import S3Account, account_client, bound
 from ingest_project_tests.services.dfs_server import DfsServer

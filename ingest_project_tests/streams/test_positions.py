@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database import open_engine, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.platform.kafka.reader import Backlog
 from ingest_project.streams.positions import (

@@ -13,7 +13,7 @@ import pytest
 from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.streams.crm.records import opportunities
 from ingest_project.streams.crm.sink import crm_sink
 from ingest_project.streams.delta.sink import DeltaSink

@@ -1,9 +1,7 @@
 """Query Eventhouse by Microsoft's client, check the whole answer, and bound the wait.
 
-The client is imported where a query is about to be sent, because the library takes half a second to import.
-
-The status line of an answer is sent before the query has run, so an answer of status 200 may end in an error: as an
-object among the rows, or in the last frame. It is then neither complete nor right, however many rows it has.
+Queries and secrets are sent to trusted hosts only. Import this module where a query is about to be sent, because the
+library takes half a second to import.
 """
 
 from __future__ import annotations
@@ -12,16 +10,29 @@ import json
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, cast
 
-from ingest_project.attachments.eventhouse.clusters import check_address
-from ingest_project.attachments.eventhouse.frames import (
+from azure.core.credentials import TokenCredential
+from azure.core.exceptions import ClientAuthenticationError
+from azure.kusto.data import ClientRequestProperties, KustoClient, KustoConnectionStringBuilder
+from azure.kusto.data.client import HTTPAdapterWithSocketOptions
+from azure.kusto.data.exceptions import KustoApiError, KustoAuthenticationError, KustoNetworkError
+from azure.kusto.data.kusto_trusted_endpoints import MatchRule, well_known_kusto_endpoints
+from azure.kusto.data.response import KustoResponseDataSet
+from requests import PreparedRequest, Response, Session
+from urllib3.connection import HTTPConnection
+
+from ingest_project.attachments.eventhouse import (
+    AnswerTooLargeError,
     BrokenAnswerError,
     QueryReportedError,
+    QueryResult,
     ReportedError,
+    check_address,
+    check_frames,
+    check_login,
 )
 from ingest_project.attachments.eventhouse.queries import INGESTED_AT
 from ingest_project.core.errors import (
@@ -33,13 +44,8 @@ from ingest_project.core.errors import (
     SettingsError,
 )
 from ingest_project.core.settings import EventhouseSettings
-
-if TYPE_CHECKING:
-    from azure.kusto.data import ClientRequestProperties
-    from azure.kusto.data.response import KustoResponseDataSet
-
-    from ingest_project.attachments.eventhouse.kusto import CheckedKustoClient
-
+from ingest_project.platform.http import parse_url
+from ingest_project.platform.http.pinned_transport import require_origin
 
 APPLICATION = "ingest-project"
 PRIMARY_TABLE = "PrimaryResult"
@@ -47,33 +53,16 @@ PROPERTIES_TABLE = "QueryProperties"
 CURSOR_PROPERTY = "Cursor"
 TOO_LARGE = "E_QUERY_RESULT_SET_TOO_LARGE"
 MAX_REASON_LENGTH = 300
-
 CHECK_QUERY = f"Check the query's table, columns and steps, which must keep the column {INGESTED_AT}."
 CHECK_CURSORS = "Where the database has no cursors, set `mode: window` for this domain."
 CHECK_ACCESS = "Give its identity the role Viewer on the database, or check the credentials."
 CHECK_ADDRESS = "Check the address of the cluster."
-
 FIRST_REFUSAL, FIRST_FAILURE = 400, 500
 _PASSING_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-
-
-class AnswerTooLargeError(Exception):
-    """An answer would have exceeded the limit of rows or bytes; request fewer rows."""
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """A whole answer without errors.
-
-    Args:
-        columns: names, in order.
-        rows: values as JSON has them, one list a row. Datetimes are text with seven digits of a second.
-        cursor: the database's cursor at the time of the query, where the query used cursors.
-    """
-
-    columns: list[str]
-    rows: list[list[Any]]
-    cursor: str | None = None
+QUERY_PATH = "v2/rest/query"
+CONNECT_SECONDS = 10.0
+# What the network may add to the time that the server may take.
+NETWORK_SECONDS = 5.0
 
 
 class EventhouseClient:
@@ -132,14 +121,10 @@ class EventhouseClient:
     def _connected(self) -> CheckedKustoClient:
         with self._lock:
             if self._client is None:
-                from ingest_project.attachments.eventhouse.kusto import connect  # noqa: PLC0415 - half a second
-
                 self._client = connect(self._settings, self.address)
             return self._client
 
     def _properties(self, parameters: Mapping[str, str]) -> ClientRequestProperties:
-        from azure.kusto.data import ClientRequestProperties  # noqa: PLC0415 - half a second
-
         properties = ClientRequestProperties()  # type: ignore[no-untyped-call]
         properties.application = APPLICATION
         properties.client_request_id = f"{APPLICATION};{uuid.uuid4()}"
@@ -153,8 +138,6 @@ class EventhouseClient:
 
     def _failure(self, error: Exception, database: str, request_id: str) -> Exception:
         """Return the error to raise for an exception of the library."""
-        from azure.kusto.data.exceptions import KustoAuthenticationError, KustoNetworkError  # noqa: PLC0415 - slow
-
         subject = f"The query to {database} at {self.address} (request {request_id})"
         if isinstance(error, QueryReportedError):
             return self._reported(error.errors, subject)
@@ -191,12 +174,62 @@ class EventhouseClient:
         return EventhouseUnavailableError(self.address, reason)
 
     def _sign_in_failure(self, cause: Exception) -> IngestError:
-        from azure.core.exceptions import ClientAuthenticationError  # noqa: PLC0415 - half a second
-
         reason = f"sign-in failed: {_short(str(cause))}"
         if isinstance(cause, ClientAuthenticationError):
             return QueryRejectedError(f"Access to {self.address}", reason, CHECK_ACCESS)
         return EventhouseUnavailableError(self.address, reason)
+
+
+class CheckedKustoClient(KustoClient):
+    """A client that raises for every answer that contains an error, in whatever part.
+
+    The library checks the rows only, not the frame that says whether the answer is complete.
+    """
+
+    def __init__(self, connection: KustoConnectionStringBuilder, address: str, timeout_seconds: float) -> None:
+        super().__init__(connection)
+        read_seconds = timeout_seconds + NETWORK_SECONDS
+        adapter = _ClusterAdapter(address, read_seconds, self.compose_socket_options())
+        # The library's type also allows aiohttp's session; this client is the synchronous one.
+        session = cast("Session", self._session)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
+
+    @staticmethod
+    def _kusto_parse_by_endpoint(endpoint: str, response_json: Any) -> KustoResponseDataSet:  # noqa: ANN401 - JSON
+        if endpoint.endswith(QUERY_PATH):
+            check_frames(response_json)
+        return KustoClient._kusto_parse_by_endpoint(endpoint, response_json)  # noqa: SLF001 - what this one overrides
+
+
+class _ClusterAdapter(HTTPAdapterWithSocketOptions):
+    """Sends every request to the cluster only, and with a time-out.
+
+    The library waits without an end for a cluster's metadata, and half a minute too long for an answer.
+    """
+
+    def __init__(self, address: str, read_seconds: float, keep_alive: list[tuple[int, int, int]]) -> None:
+        self._origins = frozenset({parse_url(address).origin})
+        self._timeout = (CONNECT_SECONDS, read_seconds)
+        options = [*HTTPConnection.default_socket_options, *keep_alive]
+        super().__init__(socket_options=options)  # type: ignore[no-untyped-call]
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - handed through
+        require_origin(str(request.url), self._origins)
+        kwargs["timeout"] = self._timeout
+        return super().send(request, *args, **kwargs)
+
+
+def connect(settings: EventhouseSettings, address: str) -> CheckedKustoClient:
+    """Return a client for an address that was checked before; nothing is sent yet."""
+    if settings.authentication == "none":
+        connection = KustoConnectionStringBuilder.with_no_authentication(address)
+    else:
+        _trust(parse_url(address).host)
+        connection = KustoConnectionStringBuilder.with_azure_token_credential(
+            address, credential_from_login_endpoint=lambda authority: _credential(settings, authority)
+        )
+    return CheckedKustoClient(connection, address, settings.timeout_seconds)
 
 
 def _answer(data: KustoResponseDataSet) -> QueryResult:
@@ -221,8 +254,6 @@ def _cursor(properties: list[list[Any]]) -> str | None:
 
 def _reported_by(error: Exception) -> ReportedError:
     """Return the error in the body of a refusal."""
-    from azure.kusto.data.exceptions import KustoApiError  # noqa: PLC0415 - half a second
-
     if isinstance(error, KustoApiError):
         reported = error.get_api_error()
         return ReportedError(
@@ -265,3 +296,20 @@ def _short(text: str) -> str:
     """Return one line of bounded length, for the middle of a sentence."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= MAX_REASON_LENGTH else line[: MAX_REASON_LENGTH - 1] + "…"
+
+
+def _trust(host: str) -> None:
+    """Allow the library to send a token to this checked host. Idempotent."""
+    # The library leaves these two without types.
+    rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
+    well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
+
+
+def _credential(settings: EventhouseSettings, authority: str) -> TokenCredential:
+    from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
+
+    authority = check_login(authority, settings)
+    if settings.authentication == "application" and settings.client_secret is not None:
+        secret = settings.client_secret.get_secret_value()
+        return ClientSecretCredential(settings.tenant_id or "", settings.client_id or "", secret, authority=authority)
+    return DefaultAzureCredential(authority=authority)

@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient, QueryResult
+from ingest_project.attachments.eventhouse import AnswerTooLargeError, QueryResult
 from ingest_project.attachments.eventhouse.queries import (
     INGESTED_AT,
     KEY,
@@ -37,8 +38,11 @@ from ingest_project.attachments.eventhouse.queries import (
 from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_missing
+
+if TYPE_CHECKING:
+    from ingest_project.attachments.eventhouse.client import EventhouseClient
 
 logger = get_logger(__name__)
 

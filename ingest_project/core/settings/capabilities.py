@@ -78,6 +78,13 @@ class FileIngestSettings(Section):
         max_excel_cells: workbooks with more cells are quarantined.
         max_excel_memory_bytes: address space of the process that opens a workbook.
         max_excel_seconds: CPU time of the process that opens a workbook.
+        max_parquet_memory_bytes: address space of the process that opens a Parquet file.
+        max_parquet_seconds: CPU time of the process that opens a Parquet file.
+        max_json_depth: rows of JSON with more nested objects and lists are quarantined.
+        max_expanded_bytes: compressed files and archives that expand to more are quarantined.
+        max_expansion_ratio: what expands to more than 16 MiB and this many times its size is quarantined.
+        max_archive_members: archives with more files are quarantined.
+        max_archive_depth: containers within containers, such as a gzip file in a zip archive.
         batch_files: files in one batch run.
         max_parallel_batches: batch runs in flight at a time.
         tick_max_messages: file events taken from Kafka in one sensor tick.
@@ -100,6 +107,13 @@ class FileIngestSettings(Section):
     max_excel_cells: Annotated[int, Env("INGEST_MAX_EXCEL_CELLS")] = Field(20_000_000, gt=0)
     max_excel_memory_bytes: Annotated[int, Env("INGEST_MAX_EXCEL_MEMORY_BYTES")] = Field(1536 * 1024**2, gt=0)
     max_excel_seconds: Annotated[float, Env("INGEST_MAX_EXCEL_SECONDS")] = Field(60.0, gt=0)
+    max_parquet_memory_bytes: Annotated[int, Env("INGEST_MAX_PARQUET_MEMORY_BYTES")] = Field(2 * 1024**3, gt=0)
+    max_parquet_seconds: Annotated[float, Env("INGEST_MAX_PARQUET_SECONDS")] = Field(600.0, gt=0)
+    max_json_depth: Annotated[int, Env("INGEST_MAX_JSON_DEPTH")] = Field(32, gt=0, le=200)
+    max_expanded_bytes: Annotated[int, Env("INGEST_MAX_EXPANDED_BYTES")] = Field(4 * 1024**3, gt=0)
+    max_expansion_ratio: Annotated[int, Env("INGEST_MAX_EXPANSION_RATIO")] = Field(300, gt=0)
+    max_archive_members: Annotated[int, Env("INGEST_MAX_ARCHIVE_MEMBERS")] = Field(1_000, gt=0)
+    max_archive_depth: Annotated[int, Env("INGEST_MAX_ARCHIVE_DEPTH")] = Field(2, gt=0, le=8)
     batch_files: Annotated[int, Env("INGEST_BATCH_FILES")] = Field(1_000, gt=0)
     max_parallel_batches: Annotated[int, Env("INGEST_MAX_PARALLEL_BATCHES")] = Field(2, gt=0)
     tick_max_messages: Annotated[int, Env("INGEST_TICK_MAX_MESSAGES")] = Field(4_000, gt=0)

@@ -32,7 +32,7 @@ from ingest_project.file_ingest.warehouse.sql import (
     SqlWarehouse,
     fitted,
 )
-from ingest_project.platform.database.engine import database_address, database_errors, postgres_options
+from ingest_project.platform.database import database_address, database_errors, postgres_options
 
 # A content can change its owner between the failed claim and the reading of its owner.
 CLAIM_TRIES = 5

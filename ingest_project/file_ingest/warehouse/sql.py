@@ -30,7 +30,7 @@ from ingest_project.file_ingest.warehouse import (
     VersionRow,
     WarehouseTransaction,
 )
-from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.platform.database import open_engine, reading, writing
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000

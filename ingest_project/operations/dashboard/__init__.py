@@ -1,1 +1,240 @@
-"""The dashboard's pages and the HTTP server of the monitor."""
+"""The monitor as a web application: the page and its data, metrics and health, and the server that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from ingest_project.core.errors import IngestError, SettingsError
+from ingest_project.core.logging import printable
+from ingest_project.core.settings import Settings
+from ingest_project.operations import RunningTotals
+from ingest_project.operations.dashboard.auth import (
+    COOKIE,
+    SESSION_SECONDS,
+    Gate,
+    Guarded,
+    TooManyAttemptsError,
+    address_of,
+    cookie_of,
+    is_loopback,
+)
+from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
+from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
+from ingest_project.operations.monitor import Line, Monitor, readiness
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+FIRST_POLL_SECONDS = 10.0
+# The page shows what is there, and the rest a moment later.
+FIRST_POLL_OF_PAGE_SECONDS = 1.0
+MAX_FORM_BYTES = 4_096
+FORM_SECONDS = 10.0
+# Time for requests in progress once the server is stopped.
+GRACE_SECONDS = 3
+PAGES = files("ingest_project.operations.dashboard") / "pages"
+STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "charts.js": "text/javascript"}
+
+
+def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
+    """Create the application; it begins to poll when it is started, and connects to nothing before.
+
+    Args:
+        settings: of the system, with the token.
+        local_only: answer only requests that were addressed to this machine's own names.
+    """
+    token = settings.monitor.token
+    gate = Gate(token.get_secret_value() if token else "")
+    answers = Answers(Monitor(settings), gate)
+    routes = [
+        Route("/", answers.page),
+        Route("/dashboard.json", answers.data),
+        Route("/metrics", answers.metrics),
+        Route("/healthz", answers.alive),
+        Route("/readyz", answers.ready),
+        Route("/login", answers.login_form, methods=["GET"]),
+        Route("/login", answers.login, methods=["POST"]),
+        Route("/logout", answers.logout, methods=["POST"]),
+        Route("/static/{name}", answers.static),
+    ]
+    return Guarded(Starlette(routes=routes, lifespan=answers.polling), gate, local_only=local_only)
+
+
+def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:
+    """Serve the monitor until SIGTERM or Ctrl-C, then shut down in order.
+
+    Args:
+        settings: of the system, with the token.
+        host: address to listen on.
+        port: 0 picks a free one.
+        started: called with the address once it listens.
+        insecure: listen beyond this machine without a token.
+
+    Raises:
+        SettingsError: it would be open to others without a token, or the port is taken.
+    """
+    import uvicorn  # noqa: PLC0415 - only this command serves
+
+    require_protection(settings, host, insecure=insecure)
+    app = monitor_app(settings, local_only=is_loopback(host) and not settings.monitor.token)
+    listener = _listen(host, port)
+    # Its own log would have another format, and a line for every request.
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+    )
+    shown = f"[{host}]" if ":" in host else host
+    started(f"http://{shown}:{listener.getsockname()[1]}/")
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:
+    """Raise SettingsError where everybody on the network could read the monitor."""
+    if is_loopback(host) or settings.monitor.token or insecure:
+        return
+    raise SettingsError(
+        f"The monitor would be open to everybody who reaches {host}. "
+        "Set INGEST_MONITOR_TOKEN, or pass --insecure where something else protects it."
+    )
+
+
+class Answers:
+    """One method for each route."""
+
+    def __init__(self, monitor: Monitor, gate: Gate) -> None:
+        self._monitor = monitor
+        self._gate = gate
+        self._histories = Histories(lambda: RunningTotals(monitor.services.engine))
+
+    @asynccontextmanager
+    async def polling(self, _app: Starlette) -> AsyncIterator[None]:
+        """Poll for as long as the application runs."""
+        self._monitor.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(self._monitor.stop)
+
+    async def page(self, _request: Request) -> Response:
+        """Return the dashboard."""
+        return HTMLResponse(_page("dashboard.html"))
+
+    async def data(self, request: Request) -> Response:
+        """Return its data, of `?window=1h`, `24h` or `7d`."""
+        window = request.query_params.get("window", "1h")
+        if window not in WINDOWS:
+            return PlainTextResponse(f"There is no window {window[:20]!r}: {', '.join(WINDOWS)}.\n", 400)
+        return Response(await run_in_threadpool(self._data, window), media_type="application/json")
+
+    async def metrics(self, _request: Request) -> Response:
+        """Return the metrics in Prometheus's text format."""
+        return Response(await run_in_threadpool(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def alive(self, _request: Request) -> Response:
+        """Answer without contacting any service."""
+        return PlainTextResponse("ok\n")
+
+    async def ready(self, request: Request) -> Response:
+        """Return 200 when everything is ready, 503 when something is not."""
+        lines = await run_in_threadpool(self._ready)
+        status = 200 if all(line.ok for line in lines) else 503
+        if "application/json" in request.headers.get("accept", ""):
+            return JSONResponse([{"name": line.name, "ok": line.ok, "detail": line.detail} for line in lines], status)
+        return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
+
+    async def login_form(self, _request: Request) -> Response:
+        """Return the form for the token."""
+        return HTMLResponse(_page("login.html")) if self._gate.is_locked else RedirectResponse("./", 303)
+
+    async def login(self, request: Request) -> Response:
+        """Check the token, and set a cookie for it."""
+        form = bytearray()
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                async for piece in request.stream():
+                    form += piece
+                    if len(form) > MAX_FORM_BYTES:
+                        return PlainTextResponse("The form is too large.\n", 413)
+        except TimeoutError:
+            return PlainTextResponse("The form took too long.\n", 408)
+        given = parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0]
+        try:
+            is_token = self._gate.try_token(given.strip(), address_of(request.scope))
+        except TooManyAttemptsError as refusal:
+            return refusal.answer()
+        if not is_token:
+            return HTMLResponse(_page("login.html").replace("hidden", ""), 401)
+        answer = RedirectResponse("./", 303)
+        answer.set_cookie(COOKIE, self._gate.new_session(), SESSION_SECONDS, **_cookie_attributes(request))
+        return answer
+
+    async def logout(self, request: Request) -> Response:
+        """End the session and delete its cookie."""
+        self._gate.end_session(cookie_of(request.headers))
+        answer = RedirectResponse("login", 303)
+        answer.delete_cookie(COOKIE, **_cookie_attributes(request))
+        return answer
+
+    async def static(self, request: Request) -> Response:
+        """Return a script or style sheet of the page."""
+        name = request.path_params["name"]
+        if name not in STATIC:
+            return PlainTextResponse("Not found.\n", 404)
+        return Response(_page(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
+
+    def _data(self, window: str) -> bytes:
+        self._monitor.wait_for_first(FIRST_POLL_OF_PAGE_SECONDS)
+        snapshot = self._monitor.snapshot()
+        try:
+            history = None if snapshot.warehouse.problem else self._histories.of(window)
+        except IngestError:
+            history = None
+        return dashboard(snapshot, history, window)
+
+    def _metrics(self) -> bytes:
+        self._monitor.wait_for_first(FIRST_POLL_SECONDS)
+        return exposition(self._monitor.snapshot())
+
+    def _ready(self) -> tuple[Line, ...]:
+        self._monitor.wait_for_first(FIRST_POLL_SECONDS)
+        return readiness(self._monitor.snapshot())
+
+
+def _cookie_attributes(request: Request) -> dict[str, Any]:
+    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    return {"httponly": True, "samesite": "strict", "secure": secure}
+
+
+def _page(name: str) -> str:
+    return (PAGES / name).read_text(encoding="utf-8")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Before the address is known: a client that connects at once waits for the server instead of being refused.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"The monitor cannot listen on {host}:{port}: {error.strerror or error}. "
+            "Set INGEST_MONITOR_PORT to another port, or to 0 for a free one."
+        ) from error
+    return listener

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import msgspec
 
 from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES, DOWNLOADS
-from ingest_project.core.terminal_text import printable_json
+from ingest_project.core.logging import printable_json
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
-from ingest_project.operations.metric_rollup import MinuteValue, RunningTotals
+from ingest_project.operations import MinuteValue, RunningTotals
 from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
@@ -183,6 +183,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "unfinished": {queue.kind: queue.unfinished for queue in warehouse.queues} if warehouse else None,
             "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
             "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
+            "problems": [one for work in warehouse.work.values() for one in work.problems] if warehouse else [],
             "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
             "runs": _runs(snapshot.dagster.present, site),
             "history": history,

@@ -30,7 +30,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
 
 from ingest_project.core.errors import IngestError, SettingsError, SourceNotFoundError, StoreUnavailableError
-from ingest_project.platform.azure.accounts import (
+from ingest_project.platform.azure import (
     OneLakeAddress,
     OneLakeCredential,
     OneLakeOptions,
@@ -38,8 +38,8 @@ from ingest_project.platform.azure.accounts import (
     StoreThrottledError,
     default_credential,
 )
+from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
-from ingest_project.platform.http.urls import parse_url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -4,7 +4,7 @@ Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. No
 modules or dagster-postgres. An upgrade of Dagster has to keep what this list names; the tests named with each say where
 it does not.
 
-- `event_log_storage.py`: the event log's `_event_to_row`, `_store_asset_event_tags`, `_store_asset_event`, `_connect`
+- `instance.py`: the event log's `_event_to_row`, `_store_asset_event_tags`, `_store_asset_event`, `_connect`
   and `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
   `serialize_value`; the `_engine` of three storages,
   and that these can be copied; `_has_instigators_table`; `InstanceRef.from_dir` (test_asset_events, test_internals).
@@ -18,6 +18,6 @@ it does not.
   `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
-- `run_launcher.py`: `DefaultRunLauncher._get_grpc_client_for_termination`, `DagsterGrpcClient.get_current_runs`
-  (test_internals). Without it: `DefaultRunLauncher`, which cannot tell that a run's process is gone.
+- `instance.py`, the launcher: `DefaultRunLauncher._get_grpc_client_for_termination`; `get_current_runs` of
+  `DagsterGrpcClient` (test_internals). Without it: `DefaultRunLauncher`, which cannot tell whether a process is gone.
 """

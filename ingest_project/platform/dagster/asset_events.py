@@ -22,8 +22,8 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 
-from ingest_project.core.batches import store_bisecting
-from ingest_project.platform.dagster.event_log_storage import BulkEventLogStorage
+from ingest_project.core.items import store_bisecting
+from ingest_project.platform.dagster.instance import BulkEventLogStorage
 
 _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000

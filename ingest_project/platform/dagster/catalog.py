@@ -23,9 +23,9 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
-from ingest_project.core.keys import end_of, parse_hour_key
+from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.runtime import Runtime

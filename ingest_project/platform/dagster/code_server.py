@@ -7,13 +7,19 @@ imports Dagster, Polars and pandera for two seconds, but a fork of a process tha
 That process has no threads and no connections, which makes forking it safe. Without this module (`dagster dev`,
 `dagster api grpc`) everything works as well, each run two seconds later.
 
+A run worker must not continue once nobody can see or stop it. The kernel ensures that, in whatever order processes are
+killed: the workers' parent, which imports this module first, ends with the code server, and each worker with its
+parent. SIGTERM ends the workers alone; their parent runs as long as the code server does.
+
 Dagster's server starts processes by the "spawn" method of `multiprocessing` and no other, so this replaces that method.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing import forkserver
@@ -35,13 +41,13 @@ HEAVY_MODULES = (
     "pandera.strategies.base_strategies",
     "psycopg2.extras",
 )
-
-# Ensures that no worker survives this server.
-WORKERS_PARENT = "ingest_project.platform.dagster.workers_parent"
-
+# Imported first by the workers' parent, see the end of the module.
+THIS_MODULE = "ingest_project.platform.dagster.code_server"
 # Each sensor waits for a first message inside its tick and occupies a thread of the server meanwhile. By default there
 # are four more than cores, and the launch of a run would wait for one as well.
 THREADS = ("--max-workers", "32")
+PR_SET_PDEATHSIG = 1
+_own_pid = os.getpid()
 
 
 def share_cores(parallel_runs: int) -> None:
@@ -56,7 +62,7 @@ def share_cores(parallel_runs: int) -> None:
 def warm_workers(modules: Sequence[str]) -> None:
     """Have this process start its workers as forks of one in which these modules are imported, from now on."""
     warm = multiprocessing.get_context("forkserver")
-    warm.set_forkserver_preload([WORKERS_PARENT, *modules, *HEAVY_MODULES])
+    warm.set_forkserver_preload([THIS_MODULE, *modules, *HEAVY_MODULES])
     cold_context = multiprocessing.get_context
 
     def context(method: str | None = None) -> BaseContext:
@@ -75,7 +81,34 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
 
     threads = () if THREADS[0] in arguments else THREADS
-    return grpc_command(args=[*arguments, *threads], prog_name="ingest_project.platform.dagster.code_server")
+    return grpc_command(args=[*arguments, *threads], prog_name=THIS_MODULE)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process as soon as the one that started it has ended (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def prepare() -> None:
+    """Tie this process to the code server, and its forks to it."""
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_in_a_worker)
+
+
+def _in_a_worker() -> None:
+    # Also called in forks of a worker. A thread may have forked them, and they would be killed when it ends.
+    if os.getppid() == _own_pid:
+        end_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getppid() != _own_pid:
+            os._exit(1)
+
+
+# Python starts the workers' parent with this program; another process that imports the module is not changed.
+if "from multiprocessing.forkserver import main" in sys.orig_argv[-1]:
+    prepare()
 
 
 if __name__ == "__main__":

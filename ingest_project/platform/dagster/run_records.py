@@ -17,7 +17,7 @@ import msgspec
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.database.engine import open_engine, printable, reading
+from ingest_project.platform.database import open_engine, printable, reading
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, RunRecord
@@ -190,7 +190,7 @@ class DagsterRecords:
         from dagster_postgres.run_storage import PostgresRunStorage  # noqa: PLC0415 - one second to import
         from dagster_postgres.schedule_storage import PostgresScheduleStorage  # noqa: PLC0415 - the same
 
-        from ingest_project.platform.dagster.event_log_storage import with_psycopg2  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
 
         url = with_psycopg2(self._url)
         return PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
@@ -254,10 +254,7 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
-    from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
-        InstigatorStatus,
-        SensorInstigatorData,
-    )
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
 
     stopped = state.status is InstigatorStatus.STOPPED
     data = state.instigator_data
@@ -270,10 +267,7 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 def _may_have_failed(state: InstigatorState) -> bool:
     """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
-    from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
-        InstigatorStatus,
-        SensorInstigatorData,
-    )
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
 
     data = state.instigator_data
     succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp

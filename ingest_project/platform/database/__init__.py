@@ -1,1 +1,319 @@
-"""The warehouse database: engine, locks, errors, column types, migrations."""
+"""One small engine per process, transactions that map driver errors to ours, and locks over all hosts.
+
+Every read and write of the work queues and the generic warehouse goes through `reading` and `writing`: one transaction
+each, and a database that does not answer is a `DatabaseUnavailableError` with an address that shows no password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+import sqlalchemy as sa
+import stamina
+from sqlalchemy.engine import URL, make_url
+
+import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off stdout
+from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
+from ingest_project.core.local_files import make_private_folder
+from ingest_project.platform.errors import map_error
+
+# SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
+POSTGRES_DRIVER = "postgresql+psycopg2"
+# A lock that is held this long belongs to a stuck writer: better an error that is tried again than a run that hangs.
+LOCK_TIMEOUT_SECONDS = 60
+SQLITE_BUSY_TIMEOUT_SECONDS = 30
+BEGIN_OPTION = "ingest_sqlite_begin"
+
+
+def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
+    """Make an engine for the work queues and the generic warehouse; nothing is connected yet.
+
+    Args:
+        database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file.
+        connect_timeout_seconds: how long one connection attempt may take.
+        pool_size: connections kept open; a few more are opened when needed.
+
+    Raises:
+        SettingsError: the URL is empty or cannot be understood.
+    """
+    url = database_address(database_url)
+    if url.get_backend_name() == "sqlite":
+        return _sqlite_engine(url)
+    arguments: dict[str, Any] = {}
+    if url.get_backend_name() == "postgresql":
+        given = url.query
+        arguments = {
+            name: value for name, value in postgres_options(connect_timeout_seconds).items() if name not in given
+        }
+    return sa.create_engine(
+        url, pool_size=pool_size, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
+    )
+
+
+def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
+    """Return the connection options, as libpq names them, of every PostgreSQL session of this project."""
+    return {
+        # libpq counts whole seconds and treats 0 as no limit.
+        "connect_timeout": max(2, round(connect_timeout_seconds)),
+        "application_name": "ingest_project",
+        "options": f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC",
+        # A peer that vanished silently is noticed within a minute, not in two hours.
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+
+
+def database_address(database_url: str) -> URL:
+    """Return the URL with the driver this project ships.
+
+    Raises:
+        SettingsError: the URL is empty or cannot be understood.
+    """
+    if not database_url:
+        raise SettingsError("No database is configured. Start one (ingest dev) or set DATABASE_URL.")
+    try:
+        url = make_url(database_url)
+    except sa.exc.ArgumentError:
+        # The text may hold a password: it is not repeated.
+        raise SettingsError("DATABASE_URL is not a URL. Example: postgresql://user:password@host/database.") from None
+    if url.drivername in {"postgres", "postgresql"}:
+        return url.set(drivername=POSTGRES_DRIVER)
+    return url
+
+
+def printable(database_url: str | URL) -> str:
+    """Return the address without the password, for messages."""
+    try:
+        url = make_url(database_url)
+    except sa.exc.ArgumentError:
+        return "(not a URL)"
+    shown = url.set(drivername=url.get_backend_name(), query={})
+    return shown.render_as_string(hide_password=True)
+
+
+@contextmanager
+def database_errors(database_url: str | URL) -> Iterator[None]:
+    """Map a driver's failure to an error of this project.
+
+    Raises:
+        DatabaseUnavailableError: no connection, or it was cut, or the server shuts down.
+        TransactionConflictError: a deadlock, a lock that did not come free, a busy SQLite file.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = map_error(error, printable(database_url))
+        if failure is None:
+            raise
+        raise failure from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection that only reads.
+
+    Raises:
+        DatabaseUnavailableError: see `database_errors`.
+    """
+    with database_errors(engine.url), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection that only reads, and whose queries all see the same state.
+
+    Raises:
+        DatabaseUnavailableError: see `database_errors`.
+    """
+    with reading(engine) as connection:
+        # A SQLite transaction sees the state at its first query anyway.
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a write transaction: committed at the end, rolled back when anything is raised.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
+    """
+    with database_errors(engine.url), engine.connect() as connection:
+        # A SQLite transaction that starts by reading cannot wait for a writer when it wants to write: it fails at once.
+        writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
+        with writer.begin():
+            yield writer
+
+
+@contextmanager
+def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Iterator[None]:
+    """Hold a named lock, one process at a time over all hosts; it is released with the process at the latest.
+
+    On PostgreSQL a connection of its own holds it; with SQLite, where all processes share a disk, a file next to the
+    database. A cut connection releases the lock early: work under it must be safe to be done twice.
+
+    Args:
+        engine: of the shared database.
+        name: of the lock.
+        wait_seconds: for the current holder.
+
+    Raises:
+        TransactionConflictError: it was not released in time.
+        DatabaseUnavailableError: the database does not answer.
+    """
+    if engine.dialect.name == "postgresql":
+        with _advisory_lock(engine, name, wait_seconds):
+            yield
+    elif (file := engine.url.database) and file != ":memory:":
+        lock = filelock.FileLock(f"{file}.{name}.lock", timeout=wait_seconds)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise TransactionConflictError(printable(engine.url), f"the lock {name} was not released") from None
+        try:
+            yield
+        finally:
+            lock.release()
+    else:
+        yield
+
+
+@contextmanager
+def _advisory_lock(engine: sa.Engine, name: str, wait_seconds: float) -> Iterator[None]:
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    with database_errors(engine.url):
+        connection = engine.connect()
+    try:
+        with database_errors(engine.url):
+            connection.exec_driver_sql(f"SET lock_timeout = '{int(wait_seconds * 1_000)}ms'")
+            connection.execute(sa.select(sa.func.pg_advisory_lock(number)))
+            connection.commit()
+        yield
+    finally:
+        # Closed for good, not returned to the pool: that releases the lock whatever state the connection is in.
+        connection.invalidate()
+        connection.close()
+
+
+def _sqlite_engine(url: URL) -> sa.Engine:
+    if url.database and url.database != ":memory:":
+        with folder_of(url):
+            make_private_folder(Path(url.database).absolute().parent)
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+@contextmanager
+def folder_of(url: URL) -> Iterator[None]:
+    """Map an error of a database file's folder to an error of this project.
+
+    Raises:
+        DatabaseUnavailableError: the folder cannot be made.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "Check that this user may make the folder of the file, or correct DATABASE_URL."
+        cause = f"{error.strerror}: {error.filename}"
+        raise DatabaseUnavailableError(printable(url), cause, remedy, "cannot be opened") from error
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver would begin transactions on its own, late, and never for DDL: a half-made schema after a crash.
+    connection.isolation_level = None
+    _write_ahead(connection)
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_locked, attempts=None, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, wait_initial=0.02, wait_max=0.1)
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work at the same time. The file remembers it: only its first user switches.
+
+    The switch needs the file for itself and, unlike any other statement, does not wait for it. A file system that
+    cannot do it leaves the mode as it was: slower, and as correct.
+    """
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(BEGIN_OPTION, 'DEFERRED')}")
+
+
+# The newest revision in migrations/versions. Named here so that a database that is current costs one small query
+# instead of the import of Alembic; a test compares the two.
+HEAD = "0003"
+REVISIONS = frozenset({HEAD})
+# Any number that no other program locks in the same database.
+ADVISORY_LOCK = 0x1263_57_01
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Upgrade to HEAD in one transaction; idempotent.
+
+    Raises:
+        DatabaseUnavailableError: the database does not answer.
+        SettingsError: its tables are not of a revision that this version knows.
+    """
+    version = schema_version(engine)
+    if version == HEAD:
+        return
+    if version is not None and version not in REVISIONS:
+        raise SettingsError(
+            f"The tables in {engine.url.render_as_string(hide_password=True)} have revision {version}: not one of this"
+            f" version, which knows {HEAD}. Use a new database, or drop all tables:"
+            ' ingest psql -c "DROP SCHEMA public CASCADE; CREATE SCHEMA public".'
+        )
+    with writing(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            # Waits for a migration, however long it takes: lock_timeout is for ordinary writers.
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        _upgrade(connection)
+
+
+def schema_version(engine: sa.Engine) -> str | None:
+    """Return the database's revision; None if it was never migrated.
+
+    Raises:
+        DatabaseUnavailableError: the database does not answer.
+    """
+    with reading(engine) as connection:
+        try:
+            version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        except (sa.exc.ProgrammingError, sa.exc.OperationalError):
+            # The table does not exist; each database reports that differently. Other errors show in the next statement.
+            connection.rollback()
+            connection.exec_driver_sql("SELECT 1")
+            return None
+    return None if version is None else str(version)
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic.config import Config  # noqa: PLC0415 - only needed when there is something to upgrade
+    from alembic.runtime.environment import EnvironmentContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    script = ScriptDirectory(str(Path(__file__).with_name("migrations")))
+    upgrade = partial(script._upgrade_revs, HEAD)  # noqa: SLF001 - as `alembic upgrade` does
+    with EnvironmentContext(Config(), script, fn=lambda revision, _: upgrade(revision)) as environment:
+        # The caller holds the transaction, and with it the lock that lets one process migrate at a time.
+        environment.configure(connection=connection, transactional_ddl=False)
+        environment.run_migrations()

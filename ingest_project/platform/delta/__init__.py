@@ -1,1 +1,253 @@
-"""Delta tables: idempotent appends, locations, schemas, maintenance."""
+"""Locate Delta tables, build the credentials and options that delta-rs needs, and map its errors.
+
+A table is addressed by a local folder, `s3://bucket/prefix`, `abfss://filesystem@account.dfs.core.windows.net/path`,
+or OneLake's `https://onelake.dfs.fabric.microsoft.com/<workspace GUID>/<item GUID>/Tables/<name>`. On OneLake the GUIDs
+are the safe form: listing from a start name failed there with friendly names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote, urlsplit
+
+from ingest_project.core.errors import (
+    SchemaConflictError,
+    SettingsError,
+    StoreUnavailableError,
+    TransactionConflictError,
+    TransientError,
+)
+from ingest_project.core.settings import OneLakeSettings, Settings
+from ingest_project.platform.azure import default_credential
+from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
+from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
+
+STORAGE_SCOPE = "https://storage.azure.com/.default"
+AZURE_SCHEMES = ("abfss", "abfs")
+# A token that ends sooner than one slow commit may take counts as ended.
+TOKEN_MARGIN = timedelta(minutes=5)
+# One request, and all tries of one request: a run must learn within a minute or so that its store is away.
+NETWORK_OPTIONS = {"timeout": "60s", "connect_timeout": "10s", "max_retries": "4", "retry_timeout": "60s"}
+LONGEST_REASON = 500
+# A name that a file system or an object store does not take: that of a partition's folder, made of a row's value.
+REFUSED_NAMES = ("file name too long", "os error 36", "key too long", "keytoolong", "invalid argument", "os error 22")
+NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# A signed address is as good as a password.
+SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
+
+
+@dataclass(frozen=True)
+class BearerToken:
+    """A token for `https://storage.azure.com/.default`.
+
+    Args:
+        expires_at: UTC.
+    """
+
+    value: str = field(repr=False)
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class AzureCredential:
+    """Our credential for ADLS Gen2 or OneLake: exactly one of a token, a SAS or an account key.
+
+    Args:
+        tokens: returns a token that is valid now; called again before the last one ends. azure-identity's credentials
+            keep a token until it ends, so that a call costs nothing.
+        sas: shared access signature, as a query string.
+        account_key: of the storage account; OneLake has none.
+    """
+
+    tokens: Callable[[], BearerToken] | None = None
+    sas: str | None = field(default=None, repr=False)
+    account_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class DeltaCredentials:
+    """Credentials for every kind of location; a local folder needs none."""
+
+    s3: S3Options = field(default_factory=S3Options)
+    azure: AzureCredential | None = None
+
+
+@dataclass(frozen=True)
+class DeltaLocation:
+    """One table's address and credentials."""
+
+    url: str
+    credentials: DeltaCredentials = field(default_factory=DeltaCredentials)
+
+    @property
+    def is_local(self) -> bool:
+        """The location is a folder of this machine."""
+        return "://" not in self.url
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """Options for delta-rs, and when they expire.
+
+    Args:
+        ends_at: UTC; None: never.
+    """
+
+    values: dict[str, str] = field(repr=False)
+    ends_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """The options have expired, and a handle opened with them must be opened again."""
+        return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
+
+
+def delta_location(url: str, credentials: DeltaCredentials | None = None) -> DeltaLocation:
+    """Return a table's location, its address written as delta-rs needs it.
+
+    Raises:
+        SettingsError: no such kind of address, or Azure without exactly one credential.
+    """
+    credentials = credentials or DeltaCredentials()
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SettingsError(f"{printable_url(url)} is no address: {error}.") from None
+    if parts.scheme in AZURE_SCHEMES or (parts.scheme == "https" and ".dfs." in parts.netloc):
+        return _azure_location(url, credentials)
+    if parts.scheme not in ("", "file", "s3"):
+        raise SettingsError(f"{url} cannot hold a Delta table. Use a folder, s3://, abfss:// or OneLake's https://.")
+    location = location_of(url)
+    if isinstance(location, Bucket):
+        return DeltaLocation(location.url.rstrip("/"), credentials)
+    return DeltaLocation(str(location.absolute()), credentials)
+
+
+def storage_options(location: DeltaLocation) -> StorageOptions:
+    """Return the options that delta-rs needs for a location, with a new token where tokens are used."""
+    if location.is_local:
+        return StorageOptions({})
+    if location.url.startswith("s3://"):
+        return StorageOptions(NETWORK_OPTIONS | _s3_options(location.credentials.s3))
+    credential = location.credentials.azure
+    assert credential is not None  # noqa: S101 - delta_location requires one
+    return _azure_options(credential)
+
+
+def delta_credentials(settings: Settings) -> DeltaCredentials:
+    """Return the credentials of Delta tables in every kind of location."""
+    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
+
+
+def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
+    """Return a SAS, an account key, or with neither a token of azure-identity's default credential."""
+    if onelake.sas_token:
+        return AzureCredential(sas=onelake.sas_token.get_secret_value())
+    if onelake.account_key:
+        return AzureCredential(account_key=onelake.account_key.get_secret_value())
+    return AzureCredential(tokens=_storage_token)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line about an error: delta-rs draws a tree of causes, and adds the stack of its own calls.
+
+    A long one is cut in the middle, where paths are: the system's own message is at its end.
+    """
+    text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].split("\nPreview of ")[0].replace("↳", "<-")
+    text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
+    half = LONGEST_REASON // 2
+    return text if len(text) <= LONGEST_REASON else f"{text[:half]} … {text[-half:]}"
+
+
+def may_be_a_rows_fault(error: Exception) -> bool:
+    """Return True for an error that a row may have caused; False for the store, its disk, the schema or another writer.
+
+    An unreachable store cannot always be distinguished: try a commit without that row to confirm.
+    """
+    if isinstance(error, StoreUnavailableError):
+        cause = error.__cause__
+        text = str(cause).lower()
+        if isinstance(cause, OSError):
+            return any(sign in text for sign in REFUSED_NAMES)
+        return not any(sign in text for sign in NO_SPACE)
+    return not isinstance(error, TransientError | SchemaConflictError | MemoryError)
+
+
+@contextmanager
+def delta_errors(location: DeltaLocation) -> Iterator[None]:
+    """Map a failure of delta-rs or of its storage to an error of this project.
+
+    Raises:
+        TransactionConflictError: another writer conflicted.
+        StoreUnavailableError: not reached, refused, full, or not a Delta table.
+    """
+    from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+
+    try:
+        yield
+    except CommitFailedError as error:
+        raise TransactionConflictError(location.url, reason_of(error)) from error
+    except (DeltaError, OSError) as error:
+        raise StoreUnavailableError(location.url, reason_of(error)) from error
+
+
+def _azure_location(url: str, credentials: DeltaCredentials) -> DeltaLocation:
+    url = _abfss(url)
+    azure = credentials.azure
+    if azure is None or sum(way is not None for way in (azure.tokens, azure.sas, azure.account_key)) != 1:
+        raise SettingsError(f"{url} needs exactly one of azure-identity, a SAS or an account key.")
+    return DeltaLocation(url, credentials)
+
+
+def _abfss(url: str) -> str:
+    """Return the address as delta-rs needs it, rebuilt from its parts."""
+    try:
+        parts = split_address(url, ("https", *AZURE_SCHEMES), with_user=not url.lower().startswith("https"))
+        reason = "" if parts.query is None and parts.fragment is None else "it carries a query, which may be a secret"
+    except MalformedAddressError as error:
+        reason = error.reason
+    if reason:
+        raise SettingsError(f"{printable_url(url)} names no table: {reason}.")
+    scheme, filesystem, path = parts.scheme, parts.user, parts.path.strip("/")
+    if scheme == "https":
+        scheme, (filesystem, _, path) = "abfss", unquote(parts.path).strip("/").partition("/")
+    if not filesystem or "/" in filesystem or not path:
+        raise SettingsError(
+            f"{printable_url(url)} names no table: abfss://<file system>@<account>.dfs.<domain>/<path> or "
+            "https://<account>.dfs.<domain>/<file system>/<path> is expected."
+        )
+    return f"{scheme}://{filesystem}@{host_and_port(parts.host, parts.port)}/{path}"
+
+
+def _s3_options(options: S3Options) -> dict[str, str]:
+    # A commit is a PUT that S3 refuses when the name is taken: two writers never both get version N.
+    values = {"aws_conditional_put": "etag"}
+    if options.endpoint_url:
+        values |= {"aws_endpoint_url": options.endpoint_url, "aws_virtual_hosted_style_request": "false"}
+        values["aws_allow_http"] = str(options.endpoint_url.startswith("http://")).lower()
+    named = {
+        "aws_region": options.region,
+        "aws_access_key_id": options.access_key_id,
+        "aws_secret_access_key": options.secret_access_key,
+    }
+    return values | {name: value for name, value in named.items() if value}
+
+
+def _azure_options(credential: AzureCredential) -> StorageOptions:
+    if credential.sas:
+        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_sas_token": credential.sas.removeprefix("?")})
+    if credential.account_key:
+        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_account_key": credential.account_key})
+    assert credential.tokens is not None  # noqa: S101 - delta_location requires one of the three
+    token = credential.tokens()
+    return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)
+
+
+def _storage_token() -> BearerToken:
+    token = default_credential().get_token(STORAGE_SCOPE)
+    return BearerToken(token.token, datetime.fromtimestamp(token.expires_on, UTC))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.platform.delta.location import DeltaCredentials, delta_errors, delta_location
+from ingest_project.platform.delta import DeltaCredentials, delta_errors, delta_location
 from ingest_project.platform.delta.schema import rows_to_append
 from ingest_project.platform.delta.table import DeltaStore, pauses
 

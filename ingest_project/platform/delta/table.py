@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
-from ingest_project.platform.delta.history import History, TableFigures, figures_of
-from ingest_project.platform.delta.location import (
+from ingest_project.platform.delta import (
     DeltaCredentials,
     DeltaLocation,
     StorageOptions,
@@ -39,6 +38,7 @@ from ingest_project.platform.delta.location import (
     reason_of,
     storage_options,
 )
+from ingest_project.platform.delta.schema import History, TableFigures, figures_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,1 +1,275 @@
-"""Outbound HTTP to untrusted addresses: host rules, pinned connections, limits, downloads."""
+"""Parse hosts, servers and web addresses with one grammar, whatever a message, a job, a file or a setting names.
+
+Libraries disagree about where a host ends (at a backslash, at an `@`, at a space) and about which numbers are an IP
+address. What they could disagree about is refused here, and an accepted address is rebuilt from its parts
+before any client sees it, so that the host that was checked is the host that is contacted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, cast
+
+import idna
+from requests.utils import requote_uri
+
+from ingest_project.core.errors import AddressRejectedError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+PRINTED_LENGTH = 300
+
+Scheme = Literal["http", "https"]
+
+MAX_ADDRESS_LENGTH = 8_192
+MAX_HOST_LENGTH = 253
+MAX_PORT = 65_535
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+# A name that ends like this is read as a number by some resolvers: `2130706433`, `0x7f.1`, `127.1`.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Thousands of addresses lead to a few hosts.
+_REMEMBERED_HOSTS = 1_024
+
+
+class MalformedAddressError(ValueError):
+    """A text that is not one address to every client. Each caller maps it to an error of its own.
+
+    Args:
+        reason: what is wrong, without quoting the text; starts in lower case and ends without a full stop.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The parts of one address.
+
+    Args:
+        scheme: in lower case.
+        user: what stands before an `@`; empty without.
+        host: canonical, see `parse_host`; IPv6 without brackets.
+        port: None where the address names none.
+        path: as it was written; empty, or starts with a slash.
+        query: as it was written; None without a question mark.
+        fragment: as it was written; None without a `#`.
+    """
+
+    scheme: str
+    user: str
+    host: str
+    port: int | None
+    path: str
+    query: str | None
+    fragment: str | None
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host, and the port where one was named: the rebuilt address of a server."""
+        return f"{self.scheme}://{host_and_port(self.host, self.port)}"
+
+    @property
+    def is_server(self) -> bool:
+        """It names a server without a path, query or user."""
+        return not self.user and self.path in ("", "/") and self.query is None and self.fragment is None
+
+
+@dataclass(frozen=True)
+class WebAddress:
+    """One address, canonical.
+
+    Args:
+        scheme: of the two that are contacted.
+        host: lower case, ASCII (IDNA), no trailing dot; an IP address in its usual spelling, IPv6 without brackets.
+        port: given or default.
+        target: path and query, percent-encoded; starts with a slash.
+    """
+
+    scheme: Scheme
+    host: str
+    port: int
+    target: str
+
+    @property
+    def url(self) -> str:
+        """The address as it is requested. It may carry secrets: never print it."""
+        return f"{self.origin}{self.target}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: what a credential belongs to."""
+        return f"{self.scheme}://{self.host_and_port}"
+
+    @property
+    def host_and_port(self) -> str:
+        """For people and for limits; the default port is left out."""
+        return host_and_port(self.host, None if self.port == DEFAULT_PORTS[self.scheme] else self.port)
+
+    @cached_property
+    def printable(self) -> str:
+        """The address without its query, which may be a signature."""
+        return printable_url(self.url)
+
+
+def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False) -> Address:
+    """Parse an address; spaces around it are dropped.
+
+    Args:
+        text: `scheme://host[:port][/path][?query][#fragment]`.
+        schemes: those that are meant, in lower case.
+        with_user: accept `user@` before the host, as in `abfss://container@account…`.
+
+    Raises:
+        MalformedAddressError: anything else, or a host that clients may disagree about.
+    """
+    if len(text) > MAX_ADDRESS_LENGTH:
+        raise MalformedAddressError(f"it is longer than {MAX_ADDRESS_LENGTH} characters")
+    text = text.strip()
+    if _CONTROL.search(text):
+        raise MalformedAddressError("it has characters that addresses do not have")
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("it is not a full address (scheme://host/path)")
+    scheme, authority, path, query, fragment = found.groups()
+    scheme = scheme.lower()
+    if scheme not in schemes:
+        raise MalformedAddressError(f"only {' and '.join(schemes)} addresses are accepted, not {scheme!r}")
+    user, at, server = authority.rpartition("@")
+    if at and not with_user:
+        raise MalformedAddressError("it carries a user name; credentials are configured per host instead")
+    if at and not _is_plain_user(user):
+        raise MalformedAddressError("what stands before its @ is malformed")
+    host, port = parse_server(server)
+    return Address(scheme, user, host, port, path, query, fragment)
+
+
+def parse_server(text: str) -> tuple[str, int | None]:
+    """Parse host and port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
+
+    Raises:
+        MalformedAddressError: none of these.
+    """
+    found = _AUTHORITY.fullmatch(text)
+    if found is None:
+        raise MalformedAddressError("its host or port is malformed")
+    host, port = found[1], found[2]
+    if port is not None and not 0 < int(port) <= MAX_PORT:
+        raise MalformedAddressError(f"its port is not a number from 1 to {MAX_PORT}")
+    return parse_host(host), None if port is None else int(port)
+
+
+@lru_cache(maxsize=_REMEMBERED_HOSTS)
+def parse_host(text: str) -> str:
+    """Return the one spelling of a host: a DNS name in lower case and ASCII, or an IP address, IPv6 unbracketed.
+
+    Raises:
+        MalformedAddressError: neither, or a spelling that resolvers and libraries read differently.
+    """
+    if text.startswith("[") and text.endswith("]"):
+        return _ipv6(text[1:-1])
+    if len(text) > MAX_HOST_LENGTH:
+        raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
+    name = _ascii_name(text)
+    # Once, and after a name only: the root of all names, which not every client leaves out.
+    without_root = name.removesuffix(".")
+    if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
+        raise MalformedAddressError("its host is not a name or an address")
+    if not _NUMBER.fullmatch(without_root.rpartition(".")[2]):
+        return without_root
+    try:
+        return str(ipaddress.IPv4Address(name))
+    except ValueError:
+        raise MalformedAddressError("its host is a number that is not written as an IP address") from None
+
+
+def host_and_port(host: str, port: int | None) -> str:
+    """Return a host as addresses spell it, with its port where there is one."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
+
+
+def parse_url(url: str) -> WebAddress:
+    """Parse a web address; a fragment, which is never sent to a server, is dropped.
+
+    Raises:
+        AddressRejectedError: not http or https, with a user or password, or of a form that parsers disagree about.
+    """
+    try:
+        parts = split_address(url, tuple(DEFAULT_PORTS))
+    except MalformedAddressError as error:
+        reason = error.reason
+    else:
+        return _web_address(parts)
+    raise AddressRejectedError(printable_url(url), reason)
+
+
+def _web_address(parts: Address) -> WebAddress:
+    target = requote_uri((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+    return WebAddress(cast("Scheme", parts.scheme), parts.host, parts.port or DEFAULT_PORTS[parts.scheme], target)
+
+
+def canonical_host(host: str) -> str | None:
+    """Return the one spelling of a host name or address, IPv6 with or without brackets; None for what is neither."""
+    try:
+        return parse_host(f"[{host}]" if ":" in host and not host.startswith("[") else host)
+    except MalformedAddressError:
+        return None
+
+
+def printable_url(url: str) -> str:
+    """Return an address for logs and messages, without user, query and fragment, which may be secrets."""
+    text = url[:MAX_ADDRESS_LENGTH]
+    query = "?…" if "?" in text else ""
+    text = re.split(r"[?#]", text, maxsplit=1)[0]
+    before, slashes, after = text.partition("//")
+    authority, slash, path = after.partition("/")
+    text = f"{before}{slashes}{authority.rpartition('@')[2]}{slash}{path}" if slashes else text.rpartition("@")[2]
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return (text if len(text) <= PRINTED_LENGTH else f"{text[:PRINTED_LENGTH]}…") + query
+
+
+def _ipv6(text: str) -> str:
+    try:
+        # A zone (`%eth0`) means something on one machine only.
+        address = None if "%" in text else ipaddress.IPv6Address(text)
+    except ValueError:
+        address = None
+    if address is None:
+        raise MalformedAddressError("its host is not an IPv6 address")
+    if address.ipv4_mapped is not None:
+        raise MalformedAddressError("its host is an IPv4 address written as IPv6")
+    return str(address)
+
+
+def _ascii_name(text: str) -> str:
+    """Return a name in lower case and ASCII. Letters that only look like others stay others."""
+    if text.isascii():
+        return text.lower()
+    composed = unicodedata.normalize("NFC", text).lower()
+    try:
+        # What this mapping changes (full-width digits, ideographic full stops, invisible characters) stands for
+        # something else than it shows.
+        plain = idna.uts46_remap(composed, std3_rules=True) == composed
+        name = idna.encode(composed).decode("ascii") if plain else ""
+    except (ValueError, IndexError):
+        # idna's own errors are UnicodeErrors, which are ValueErrors.
+        raise MalformedAddressError("its host is not an internationalised name") from None
+    if not plain:
+        raise MalformedAddressError("its host has characters that stand for others")
+    return name
+
+
+def _is_plain_user(user: str) -> bool:
+    return bool(user) and not re.search(r"[\s\\:@\[\]]", user)

@@ -37,10 +37,10 @@ from ingest_project.core.errors import (
     SettingsError,
 )
 from ingest_project.core.settings import Credential, DownloadSettings, Settings
+from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.host_policy import HostPattern, HostRules
 from ingest_project.platform.http.pinned_transport import Connector, Deadline, PinnedAdapter, deadline_in_force
 from ingest_project.platform.http.response import REDIRECTS, WebResponse, map_error, map_status, parse_retry_after
-from ingest_project.platform.http.urls import WebAddress
 
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
 USER_AGENT = "ingest-project"

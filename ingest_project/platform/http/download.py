@@ -16,6 +16,7 @@ from pathlib import Path
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
 from ingest_project.core.local_files import FileFingerprint
 from ingest_project.core.settings import DownloadSettings
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.file_names import (
     announced_type,
@@ -34,7 +35,6 @@ from ingest_project.platform.http.response import (
     contradicts,
     require_readable,
 )
-from ingest_project.platform.http.urls import printable_url
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"

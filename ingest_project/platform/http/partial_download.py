@@ -21,9 +21,9 @@ from typing import Self
 
 from ingest_project.core.errors import DownloadFailedError, StoreUnavailableError
 from ingest_project.core.local_files import FileFingerprint, write_all
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.http.file_names import SNIFFED_BYTES
 from ingest_project.platform.http.response import WebResponse, codings_in, parse_date
-from ingest_project.platform.http.urls import printable_url
 
 # Downloading less again is cheaper than remembering it.
 WORTH_RESUMING_BYTES = 1024**2

@@ -33,8 +33,8 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from ingest_project.core.errors import AddressRejectedError
+from ingest_project.platform.http import WebAddress, parse_url, printable_url, split_address
 from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
-from ingest_project.platform.http.urls import WebAddress, parse_url, printable_url, split_address
 
 _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 

@@ -30,8 +30,8 @@ from urllib3.exceptions import (
 from urllib3.exceptions import SSLError as TLSError
 
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
-from ingest_project.platform.http.urls import WebAddress
 
 CHUNK_BYTES = 1024**2
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -1,1 +1,268 @@
-"""Kafka: bounded reads at a known position, confirmed writes, exactly-once publishing, dead letters."""
+"""Configure every Kafka client of this project: one configuration for reading, writing and metadata requests.
+
+librdkafka's own messages go to the logger `ingest_project.platform.kafka.librdkafka`. They are detail: what matters to
+the project is raised as an error by the call that failed. Brokers that take OAUTHBEARER, such as Event Hubs' Kafka
+endpoint, get tokens of Microsoft Entra.
+
+Azure Event Hubs is one more cluster: an event hub is a topic, a namespace is a cluster. `TopicReader(hub.settings)`
+reads it next to the main broker.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from azure.core.credentials import AccessToken
+from confluent_kafka import KafkaError, KafkaException
+from pydantic import SecretStr
+
+from ingest_project.core.errors import BrokerUnavailableError, SettingsError
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.azure import default_credential
+from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
+
+REMEDY = (
+    "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "
+    "Azure Event Hubs Data Receiver."
+)
+MAX_REASON_LENGTH = 300
+_logger = logging.getLogger(__name__)
+LIBRARY_LOGGER = logging.getLogger("ingest_project.platform.kafka.librdkafka")
+CLIENT_ID = "ingest-project"
+CONNECTION_FAILURE = "FAIL "
+EVENT_HUBS_DOMAIN = ".servicebus."
+# Event Hubs (and many load balancers) drop idle connections after four minutes: be first, and reconnect quietly.
+MAX_IDLE_MS = 180_000
+# Microsoft's recommendation for Event Hubs, whose slowest responses exceed the time-out of other brokers.
+EVENT_HUBS_REQUEST_MS = 60_000
+# A broker that comes back is used again within this time.
+MAX_RECONNECT_BACKOFF_MS = 1_000
+EVENT_HUBS_PORT = 9093
+PUBLIC_CLOUD = ".servicebus.windows.net"
+# An identity is shown to Azure's own hosts alone. A connection string is for the endpoint that it names itself.
+EVENT_HUBS_CLOUDS = (PUBLIC_CLOUD, ".servicebus.usgovcloudapi.net", ".servicebus.chinacloudapi.cn")
+EVENT_HUBS_SCHEMES = ("sb", "https", "amqps")
+CONNECTION_STRING_USER = "$ConnectionString"
+REQUIRED_PARTS = ("endpoint", "sharedaccesskeyname", "sharedaccesskey")
+
+
+class TokenSource:
+    """Provide tokens to one Kafka client: one to begin with, and a new one some time before that ends.
+
+    A token is good for the broker's host alone: no other host could use it, and no other host is shown it.
+
+    Args:
+        bootstrap_servers: of the broker, all on one host, which names what the token is for.
+
+    Raises:
+        SettingsError: they are on several hosts, or one is malformed.
+    """
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._servers = bootstrap_servers
+        hosts = {_host(server.strip()) for server in bootstrap_servers.split(",") if server.strip()}
+        if len(hosts) != 1:
+            raise SettingsError(f"A token is for one host: {bootstrap_servers} must be on one with OAUTHBEARER.")
+        self.scope = f"https://{host_and_port(hosts.pop(), None)}/.default"
+
+    def check(self) -> None:
+        """Get a token, which the next call gives again.
+
+        Raises:
+            BrokerUnavailableError: no token is available; names the reason and the remedy.
+        """
+        self._get()
+
+    def __call__(self, _config: str | None) -> tuple[str, float]:
+        """Return a token and when it ends, in seconds since 1970, as the library's `oauth_cb` does."""
+        try:
+            token = self._get()
+        except BrokerUnavailableError as error:
+            # The library tries again every ten seconds, and its own error of the connection has no reason in it.
+            _logger.warning("%s", error)
+            raise
+        return token.token, float(token.expires_on)
+
+    def _get(self) -> AccessToken:
+        from azure.core.exceptions import AzureError  # noqa: PLC0415 - half a second, for these brokers alone
+
+        try:
+            return default_credential().get_token(self.scope)
+        except AzureError as error:
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
+            raise BrokerUnavailableError(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
+
+
+def _host(server: str) -> str:
+    try:
+        return parse_server(server)[0]
+    except MalformedAddressError as error:
+        raise SettingsError(f"KAFKA_BOOTSTRAP_SERVERS: {server[:100]!r} is no host:port: {error.reason}.") from None
+
+
+class _ConnectionFailuresAreDetail(logging.Filter):
+    """Log connection failures as detail: an absent broker would fill the log; the failed call reports it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith(CONNECTION_FAILURE):
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+            return LIBRARY_LOGGER.isEnabledFor(logging.DEBUG)
+        return True
+
+
+LIBRARY_LOGGER.addFilter(_ConnectionFailuresAreDetail())
+
+
+def client_config(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the librdkafka configuration that consumers, producers and admin clients share.
+
+    Raises:
+        BrokerUnavailableError: no address is configured, or no token is available for it.
+        SettingsError: the security settings do not fit together.
+    """
+    if not settings.bootstrap_servers:
+        raise BrokerUnavailableError("", "no address is set")
+    timeout_ms = round(settings.request_timeout_seconds * 1000)
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": CLIENT_ID,
+        "security.protocol": settings.security_protocol,
+        "socket.timeout.ms": EVENT_HUBS_REQUEST_MS if is_event_hubs(settings) else timeout_ms,
+        "socket.connection.setup.timeout.ms": max(1_000, timeout_ms),
+        "socket.keepalive.enable": True,
+        "metadata.max.age.ms": MAX_IDLE_MS,
+        "connections.max.idle.ms": MAX_IDLE_MS,
+        "reconnect.backoff.max.ms": MAX_RECONNECT_BACKOFF_MS,
+        "log.connection.close": False,
+        "logger": LIBRARY_LOGGER,
+        **_tls(settings),
+        **_sasl(settings),
+    }
+
+
+def is_event_hubs(settings: KafkaSettings) -> bool:
+    """Return True for Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
+
+
+def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailableError:
+    """Return the error for a failure of the client library, with the library's own message as the cause."""
+    if isinstance(cause, KafkaException):
+        cause = cause.args[0]
+    return BrokerUnavailableError(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
+
+
+def error_code(error: KafkaException) -> int:
+    """Return the `KafkaError` code inside an exception."""
+    inner: KafkaError = error.args[0]
+    return inner.code()
+
+
+def _tls(settings: KafkaSettings) -> dict[str, Any]:
+    if settings.ssl_ca_location is None:
+        return {}
+    return {"ssl.ca.location": str(settings.ssl_ca_location)}
+
+
+def _sasl(settings: KafkaSettings) -> dict[str, Any]:
+    if not settings.security_protocol.startswith("SASL_"):
+        return {}
+    mechanism = settings.sasl_mechanism or "PLAIN"
+    if mechanism == "OAUTHBEARER":
+        tokens = TokenSource(settings.bootstrap_servers)
+        # The library would drop the reason, and wait ten seconds for a token before it fails.
+        tokens.check()
+        return {"sasl.mechanism": mechanism, "oauth_cb": tokens}
+    if settings.sasl_username is None or settings.sasl_password is None:
+        raise SettingsError(
+            f"KAFKA_SECURITY_PROTOCOL={settings.security_protocol} with {mechanism} needs KAFKA_SASL_USERNAME and "
+            "KAFKA_SASL_PASSWORD."
+        )
+    return {
+        "sasl.mechanism": mechanism,
+        "sasl.username": settings.sasl_username,
+        "sasl.password": settings.sasl_password.get_secret_value(),
+    }
+
+
+@dataclass(frozen=True)
+class EventHub:
+    """One event hub.
+
+    Args:
+        settings: of its namespace's Kafka endpoint.
+        topic: its name.
+    """
+
+    settings: KafkaSettings
+    topic: str
+
+
+def event_hub(
+    main: KafkaSettings, *, connection_string: SecretStr | None = None, namespace: str = "", topic: str = ""
+) -> EventHub:
+    """Return the event hub that is configured.
+
+    Args:
+        main: settings of the main cluster, for all but the connection.
+        connection_string: `Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]`.
+        namespace: name or host of the namespace, reached with this host's identity where there is no connection string.
+        topic: name of the hub; may be left out where the connection string has an EntityPath.
+
+    Raises:
+        SettingsError: not enough is given, or it does not fit together. Nothing of the connection string is quoted.
+    """
+    parts = _connection_parts(connection_string) if connection_string else {}
+    host = _namespace_host(parts, namespace)
+    hub = parts.get("entitypath", "")
+    if topic and hub and topic != hub:
+        raise SettingsError(f"The Event Hubs connection string is for the hub {hub!r}, not for {topic!r}.")
+    if not topic and not hub:
+        raise SettingsError("No event hub is named: set its name, or take a connection string with an EntityPath.")
+    connection = {
+        "bootstrap_servers": f"{host}:{EVENT_HUBS_PORT}",
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "PLAIN" if connection_string else "OAUTHBEARER",
+        "sasl_username": CONNECTION_STRING_USER if connection_string else None,
+        "sasl_password": connection_string,
+        # Topics have no ids here, and the embedded broker's generation is not valid in this cluster.
+        "generation": "",
+    }
+    return EventHub(main.model_copy(update=connection), topic or hub)
+
+
+def _connection_parts(connection_string: SecretStr) -> dict[str, str]:
+    pairs = [part.partition("=") for part in connection_string.get_secret_value().strip().split(";") if part.strip()]
+    parts = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    missing = [name for name in REQUIRED_PARTS if not parts.get(name)]
+    if missing:
+        raise SettingsError(
+            f"The Event Hubs connection string has no {' and no '.join(missing)}. Copy it whole from the "
+            "namespace's shared access policies: Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…"
+        )
+    return parts
+
+
+def _namespace_host(parts: dict[str, str], namespace: str) -> str:
+    if not parts and not namespace.strip():
+        raise SettingsError("Event Hubs needs a connection string, or a namespace to be reached with an identity.")
+    text = parts.get("endpoint") or namespace.strip()
+    try:
+        host = _server_host(text) if "//" in text else parse_host(text)
+    except MalformedAddressError as error:
+        raise SettingsError(
+            f"The Event Hubs namespace is not a host like name{PUBLIC_CLOUD}: {error.reason}."
+        ) from None
+    host = host if "." in host else host + PUBLIC_CLOUD
+    if not parts and not host.endswith(EVENT_HUBS_CLOUDS):
+        raise SettingsError(f"The Event Hubs namespace {host} is not Azure's; a namespace ends with {PUBLIC_CLOUD}.")
+    return host
+
+
+def _server_host(text: str) -> str:
+    address = split_address(text, EVENT_HUBS_SCHEMES)
+    if not address.is_server or address.port is not None:
+        raise MalformedAddressError("it names more than a host")
+    return address.host

@@ -16,10 +16,8 @@ import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import client_config, unavailable
-from ingest_project.platform.kafka.offsets import (
-    fair_shares,
-)
+from ingest_project.platform.kafka import client_config, unavailable
+from ingest_project.platform.kafka.offsets import fair_shares
 
 _logger = logging.getLogger(__name__)
 Headers = tuple[tuple[str, bytes | None], ...]

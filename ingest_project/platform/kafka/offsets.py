@@ -28,7 +28,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import client_config, error_code, is_event_hubs, unavailable
+from ingest_project.platform.kafka import client_config, error_code, is_event_hubs, unavailable
 
 RETRY_SECONDS = 0.1
 # The library refuses to wait less for an answer.

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
+from ingest_project.platform.kafka import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
 from ingest_project.platform.kafka.consumer import Headers
 
 LINGER_MS = 5

@@ -30,7 +30,7 @@ from sqlalchemy import Column as Col
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.core.errors import TransientError
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, in_parts, insert_missing, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter

@@ -1,42 +1,381 @@
 """One store of bytes with three back ends, opened by its address; the landing and quarantine stores over it.
 
-The SDK of a remote back end is loaded only where that back end is opened.
+Another package adds a back end by an entry point in the group `ingest_project.stores`; its name is the scheme of its
+addresses, its value a `StoreFactory`. The SDK of a remote back end is loaded only where that back end is opened.
+
+In a local folder an object gets a temporary name first, then one rename. A local file is linked where the file system
+allows it, and copied otherwise. A link that still has the fingerprint under which its digest was computed is complete;
+anything else is read and compared with the digest first. Metadata is kept in a hidden file next to the object
+(`.name.json`), not in extended attributes: most ways to copy a folder lose those, and some file systems have none. It
+is in place before its object and names the length and time of the content it describes, so that a kill between the two
+leaves a detectable mismatch. The first description of a name is linked into place, which only one writer can do: from
+then on `may_replace` decides by it which writers may replace the object. Paths are strings there: thousands of small
+files pass.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest_project.core import plugins
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SettingsError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+)
+from ingest_project.core.local_files import FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.accounts import OneLakeOptions, is_address, onelake_options, parse_address
-from ingest_project.platform.object_store.folder import FolderStore
-from ingest_project.platform.object_store.store import Bucket, ObjectStore, S3Options, location_of, s3_options
+from ingest_project.platform.azure import OneLakeOptions, is_address, onelake_options
+from ingest_project.platform.object_store.store import (
+    UNFINISHED,
+    MayReplace,
+    ObjectStore,
+    S3Options,
+    StoredObject,
+    StoreFactory,
+    StoreOptions,
+    location_of,
+    require_safe_name,
+    s3_options,
+)
+
+INCOMING = ".uploading"
+# No writer needs a day.
+ORPHANED_AFTER = timedelta(days=1)
+# A link shares its bytes with its original: they must not change in place.
+READ_ONLY = 0o400
+# Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
+NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
-def open_store(url: str, s3: S3Options | None = None, onelake: OneLakeOptions | None = None) -> ObjectStore:
+_ONELAKE = "ingest_project.platform.object_store.onelake:open_onelake"
+STORES: plugins.Plugins[StoreFactory] = plugins.plugins(
+    plugins.STORES,
+    {
+        "file": "ingest_project.platform.object_store:open_folder",
+        "s3": "ingest_project.platform.object_store.s3:open_s3",
+        **dict.fromkeys(("abfs", "abfss", "http", "https"), _ONELAKE),
+    },
+)
+
+
+def open_store(
+    url: str, s3: S3Options | None = None, onelake: OneLakeOptions | None = None, settings: Settings | None = None
+) -> ObjectStore:
     """Return the store at an address. Nothing remote is contacted yet.
 
     Args:
-        url: a folder, `file:///folder`, `s3://bucket/prefix`, or any form of `azure.accounts.parse_address`.
+        url: a folder, `file:///folder`, `s3://bucket/prefix`, any form of `azure.parse_address`, or an address of a
+            scheme that another package brings.
         s3: how to reach S3.
         onelake: how to reach OneLake.
+        settings: of this process, for the stores of other packages.
 
     Raises:
         SettingsError: none of these.
         ForbiddenPathError: a host or level of OneLake that cannot be written.
         StoreUnavailableError: the folder cannot be created.
     """
-    if is_address(url):
-        from ingest_project.platform.object_store.onelake import OneLakeStore  # noqa: PLC0415 - loads the Azure SDK
-
-        options = onelake or OneLakeOptions()
-        return OneLakeStore(parse_address(url, options.endpoint), options)
-    location = location_of(url)
-    if isinstance(location, Bucket):
-        from ingest_project.platform.object_store.s3 import S3Store, s3_client  # noqa: PLC0415 - loads boto3
-
-        return S3Store(s3_client(s3 or S3Options()), location)
-    return FolderStore(location)
+    try:
+        factory = STORES.named(_scheme(url), "scheme of a store")
+    except PermanentError as error:
+        raise SettingsError(f"{url[:200]} is no store: {error}") from None
+    return factory(url, StoreOptions(s3 or S3Options(), onelake or OneLakeOptions(), settings))
 
 
 def open_configured_store(url: str, settings: Settings) -> ObjectStore:
     """Return the store at an address, reached as the settings say; see `open_store`."""
-    return open_store(url, s3_options(settings.storage), onelake_options(settings.onelake))
+    return open_store(url, s3_options(settings.storage), onelake_options(settings.onelake), settings)
+
+
+def _scheme(url: str) -> str:
+    if is_address(url):
+        return "abfss"
+    scheme, separator, _ = url.partition("://")
+    return scheme.lower() if separator else "file"
+
+
+def open_folder(url: str, _options: StoreOptions) -> FolderStore:
+    """Return the store in a folder, which is created if missing.
+
+    Raises:
+        SettingsError: the address is no folder.
+    """
+    location = location_of(url)
+    if not isinstance(location, Path):
+        raise SettingsError(f"{url} is no folder.")
+    return FolderStore(location)
+
+
+class FolderStore:
+    """An `ObjectStore` in a local folder.
+
+    A power cut (not a kill) may lose or empty the objects of the last seconds; their size then differs from the
+    recorded one.
+
+    Args:
+        folder: created if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with folder_errors(folder):
+            (folder / INCOMING).mkdir(parents=True, exist_ok=True)
+            self._root = folder.resolve()
+        self.scratch = self._root / INCOMING
+        self.remove_orphaned(ORPHANED_AFTER)
+
+    def location(self, name: str) -> str:
+        """Return the path of an object.
+
+        Raises:
+            ForbiddenPathError: it leads out of the store, directly or through a link inside it.
+        """
+        name = require_safe_name(name)
+        path = f"{self._root}/{name}"
+        if self._has_link(name) and (Path(path).is_symlink() or not self._is_inside(path)):
+            raise ForbiddenPathError(name[:200], "a link leads out of the store.")
+        return path
+
+    def put(
+        self,
+        name: str,
+        content: LocalFile | bytes,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        may_replace: MayReplace | None = None,
+    ) -> StoredObject:
+        """Store an object; see `ObjectStore.put`."""
+        path = self.location(name)
+        if may_replace and (present := _present(path)) and not may_replace(present):
+            return present
+        temporary = self._temporary()
+        try:
+            with self._errors(name):
+                _make_folder(os.path.dirname(path))  # noqa: PTH120
+                self._store_temporary(content, temporary)
+                if metadata:
+                    self._describe(path, temporary, metadata, may_replace)
+                os.replace(temporary, path)  # noqa: PTH105
+        except BaseException:
+            _remove(temporary)
+            raise
+        if not isinstance(content, bytes):
+            # A rename onto another link to the same file does nothing and leaves both.
+            _remove(temporary)
+        return StoredObject(path, len(content) if isinstance(content, bytes) else content.size_bytes, metadata or {})
+
+    def stat(self, name: str) -> StoredObject | None:
+        """Return size and metadata; see `ObjectStore.stat`."""
+        path = self.location(name)
+        if (status := _status(path)) is None:
+            return None
+        description = _description(path)
+        is_described = description is not None and description.content == _version(status)
+        return StoredObject(path, status.st_size, description.metadata if description and is_described else {})
+
+    @contextmanager
+    def local_path(self, name: str) -> Iterator[Path]:
+        """Return the file itself; see `ObjectStore.local_path`."""
+        path = self.location(name)
+        if _status(path) is None:
+            raise SourceNotFoundError(path)
+        yield Path(path)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; see `ObjectStore.remove`."""
+        path = self.location(name)
+        with folder_errors(self._root):
+            Path(path).unlink(missing_ok=True)
+            Path(_description_path(path)).unlink(missing_ok=True)
+
+    def remove_orphaned(self, older_than: timedelta) -> int:
+        """Remove the temporary files of killed writers; see `ObjectStore.remove_orphaned`."""
+        oldest = time.time() - older_than.total_seconds()
+        removed = 0
+        with folder_errors(self._root), os.scandir(self.scratch) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    # The time of change: a link has the time its content was written, long ago perhaps.
+                    if entry.stat().st_ctime < oldest:
+                        Path(entry.path).unlink()
+                        removed += 1
+        return removed
+
+    def _has_link(self, name: str) -> bool:
+        """Return True if any part of a path is a symbolic link: only then must the path be resolved."""
+        path = str(self._root)
+        with contextlib.suppress(OSError):
+            for part in name.split("/"):
+                path = f"{path}/{part}"
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    return True
+        return False
+
+    def _is_inside(self, path: str) -> bool:
+        return Path(path).parent.resolve().is_relative_to(self._root)
+
+    def _temporary(self) -> str:
+        return f"{self.scratch}/{os.urandom(16).hex()}"
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Distinguish a file where a folder is needed, or the other way round, from a failing disk."""
+        try:
+            with folder_errors(self._root):
+                yield
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, FileExistsError | NotADirectoryError | IsADirectoryError):
+                raise ForbiddenPathError(name[:200], "another file or folder has that name.") from error
+            raise
+
+    def _store_temporary(self, content: LocalFile | bytes, temporary: str) -> None:
+        """Create the content under a temporary name in the store, verified and read-only."""
+        if isinstance(content, bytes):
+            _write_new(temporary, [content])
+        elif _link(content, temporary) and _is_complete(temporary, content):
+            os.chmod(temporary, READ_ONLY)  # noqa: PTH101
+        else:
+            with content:
+                _write_new(temporary, content.pieces())
+
+    def _describe(self, path: str, content: str, metadata: Mapping[str, str], may_replace: MayReplace | None) -> None:
+        """Store the description of a content, unless another writer stored one first that may not be replaced."""
+        described = {"content": _version(os.stat(content)), "metadata": dict(metadata)}  # noqa: PTH116
+        temporary = self._temporary()
+        _write_new(temporary, [json.dumps(described, ensure_ascii=False).encode()])
+        try:
+            if not _claimed(temporary, _description_path(path)):
+                if may_replace and (present := _present(path)):
+                    may_replace(present)
+                os.replace(temporary, _description_path(path))  # noqa: PTH105
+        finally:
+            _remove(temporary)
+
+
+class _Description(NamedTuple):
+    """The hidden file of an object.
+
+    Args:
+        content: length and time of the content that the metadata belongs to.
+    """
+
+    content: list[int]
+    metadata: dict[str, str]
+
+
+def _link(file: LocalFile, temporary: str) -> bool:
+    """Link the file to a temporary name; return False if the file system cannot."""
+    try:
+        os.link(file.path, temporary)
+    except OSError as error:
+        if error.errno in NO_LINK:
+            return False
+        raise
+    return True
+
+
+def _is_complete(temporary: str, file: LocalFile) -> bool:
+    """Verify a link by its fingerprint or by reading it; removes it where it leads to a symbolic link.
+
+    Raises:
+        SourceChangedError: its content is not the announced one.
+    """
+    status = os.lstat(temporary)
+    if file.fingerprint == FileFingerprint.of(status) and status.st_size == file.size_bytes:
+        return True
+    with file:
+        if os.path.samestat(status, os.fstat(file.descriptor)):
+            for _ in file.pieces():
+                pass
+            return True
+    os.unlink(temporary)  # noqa: PTH108
+    return False
+
+
+def _write_new(path: str, pieces: Iterable[bytes]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, READ_ONLY)
+    try:
+        for piece in pieces:
+            write_all(descriptor, piece)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _make_folder(folder: str) -> None:
+    if os.path.isdir(folder):  # noqa: PTH112
+        return
+    try:
+        os.mkdir(folder)  # noqa: PTH102
+    except FileExistsError:
+        return  # or a file, which the rename reports
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Return the status of a file; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _present(path: str) -> StoredObject | None:
+    """Return the object of a name, or the claim of a writer that was killed before it stored the content."""
+    status, description = _status(path), _description(path)
+    if status is None and description is None:
+        return None
+    is_finished = status is not None and (description is None or description.content == _version(status))
+    size_bytes = status.st_size if status is not None and is_finished else UNFINISHED
+    return StoredObject(path, size_bytes, description.metadata if description else {})
+
+
+def _claimed(description: str, path: str) -> bool:
+    """Claim an unused name: of several concurrent writers, one succeeds.
+
+    Where the file system has no links, the last one of several that begin at the same moment stays.
+    """
+    try:
+        os.link(description, path)
+    except OSError as error:
+        if error.errno in NO_LINK | {errno.EEXIST}:
+            return False
+        raise
+    return True
+
+
+def _description(path: str) -> _Description | None:
+    """Read the hidden file of an object; None where there is none that can be read."""
+    try:
+        described = json.loads(Path(_description_path(path)).read_bytes())
+        return _Description(described["content"], dict(described["metadata"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _version(status: os.stat_result) -> list[int]:
+    """Return length and time, which identify a content without reading it."""
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _description_path(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.json"

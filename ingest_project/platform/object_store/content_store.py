@@ -22,7 +22,7 @@ from urllib.parse import quote
 import msgspec
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError
-from ingest_project.core.keys import digest_of
+from ingest_project.core.items import digest_of
 from ingest_project.core.local_files import PIECE_BYTES, FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.platform.object_store.store import ObjectStore
 

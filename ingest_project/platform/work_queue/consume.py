@@ -22,10 +22,11 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Generic, TypeVar
 
-from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.batches import store_bisecting
+from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
+from ingest_project.platform.errors import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.offsets import Positions
@@ -33,13 +34,6 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.item_errors import (
-    SERVICES,
-    error_class_of,
-    is_item_fault,
-    reason_of,
-    traceback_of,
-)
 from ingest_project.platform.work_queue.queue import KafkaPosition
 
 logger = get_logger(__name__)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import contains, in_parts, insert_missing, update_each
 
 PENDING = "pending"

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_crm_event
-from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm import unidentified as kept_messages

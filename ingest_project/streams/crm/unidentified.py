@@ -17,10 +17,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.logging import get_logger
-from ingest_project.core.terminal_text import to_json
+from ingest_project.core.logging import get_logger, to_json
 from ingest_project.streams.crm.records import MessageOrder
 from ingest_project.streams.crm.records import unidentified_messages as table
 

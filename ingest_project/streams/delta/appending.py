@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     IngestError,
@@ -16,8 +15,9 @@ from ingest_project.core.errors import (
     UnexpectedError,
     UnreadableMessageError,
 )
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.delta.location import may_be_a_rows_fault, reason_of
+from ingest_project.platform.delta import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ingest_project.contracts.decoding import trace_id_in
+from ingest_project.contracts import trace_id_in
 from ingest_project.core.settings import Settings
-from ingest_project.platform.delta.location import delta_credentials
+from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime

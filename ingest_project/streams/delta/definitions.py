@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from ingest_project.core.errors import TransactionConflictError, TransientError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
@@ -22,7 +22,7 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
 from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.platform.delta.location import delta_errors
+from ingest_project.platform.delta import delta_errors
 from ingest_project.platform.delta.table import DeltaStore, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
 

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from ingest_project.core.errors import BrokerUnavailableError
-from ingest_project.core.keys import end_of
+from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive, writing
+from ingest_project.platform.database import exclusive, writing
 from ingest_project.streams.delta.queries import of_hours, of_offsets, replace
 from ingest_project.streams.delta.rows import of_hour
 from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream

@@ -18,7 +18,7 @@ from itertools import islice
 import pyarrow as pa
 
 from ingest_project.core.errors import BrokerUnavailableError, TransactionConflictError
-from ingest_project.core.keys import hour_key
+from ingest_project.core.items import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.kafka.dead_letters import message_id_prefix

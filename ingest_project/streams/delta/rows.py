@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
-from ingest_project.core.keys import end_of
+from ingest_project.core.items import end_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.hours import DAY, hours_between

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import exclusive, writing
+from ingest_project.platform.database import exclusive, writing
 from ingest_project.platform.delta.table import Standing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.appending import Appended, AppendTarget, append_bisecting

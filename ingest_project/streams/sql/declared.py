@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.contracts.decoding import trace_id_in
-from ingest_project.core.batches import store_bisecting
+from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.consumer import ConsumerRecord

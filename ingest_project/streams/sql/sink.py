@@ -15,11 +15,11 @@ from typing import Generic, Protocol, TypeVar
 import sqlalchemy as sa
 import stamina
 
-from ingest_project.core.batches import store_bisecting
 from ingest_project.core.errors import TransientError, UnexpectedError
+from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.engine import writing
-from ingest_project.platform.database.errors import sqlstate
+from ingest_project.platform.database import writing
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.engine import Batch

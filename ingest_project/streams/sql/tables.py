@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import SchemaConflictError, SettingsError
-from ingest_project.platform.database.engine import exclusive, reading, writing
+from ingest_project.platform.database import exclusive, reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, metadata, sql_type
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 

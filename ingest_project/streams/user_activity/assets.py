@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from ingest_project.core.errors import IngestError, StoreUnavailableError, TransientError
-from ingest_project.core.keys import hour_key, parse_hour_key
+from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
@@ -19,7 +19,7 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import exclusive
 from ingest_project.streams.delta.definitions import hourly_partitions
 from ingest_project.streams.engine import as_ingest_error
 from ingest_project.streams.user_activity.hours import HourOfType, replace_hours, statistics_of_hour

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
-from ingest_project.core.keys import digest_of, hour_key, parse_hour_key
+from ingest_project.core.items import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, queue_sensor

@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest_project.contracts.decoding import MAX_TRACE_LENGTH, trace_id_in
+from ingest_project.contracts import MAX_TRACE_LENGTH, trace_id_in
 from ingest_project.contracts.enriched_event import (
     ClientInfo,
     EnrichedEvent,

@@ -20,8 +20,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.core.keys import end_of
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.core.items import end_of
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, UtcTime, metadata
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.streams.delta.queries import of_hours

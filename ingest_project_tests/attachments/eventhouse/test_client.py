@@ -7,9 +7,15 @@ import time
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.attachments.eventhouse.client import AnswerTooLargeError, EventhouseClient
-from ingest_project.attachments.eventhouse.clusters import check_address, check_login
-from ingest_project.attachments.eventhouse.frames import BrokenAnswerError, QueryReportedError, check_frames
+from ingest_project.attachments.eventhouse import (
+    AnswerTooLargeError,
+    BrokenAnswerError,
+    QueryReportedError,
+    check_address,
+    check_frames,
+    check_login,
+)
+from ingest_project.attachments.eventhouse.client import EventhouseClient
 from ingest_project.core.errors import (
     AddressRejectedError,
     EventhouseUnavailableError,

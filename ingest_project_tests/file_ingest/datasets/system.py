@@ -14,7 +14,7 @@ from dagster import DagsterInstance, ExecuteInProcessResult
 
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.definitions import definitions_of
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.polling.definitions import polling
 from ingest_project.readers.datasets import load_declarations
 from ingest_project_tests.journeys.system import FILE_EVENTS, MOST_ROUNDS, System, environment

@@ -15,7 +15,8 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
     record = weather.file("a.csv")
     assert (record.state.value, record.dataset, record.reason) == ("ingested", "weather", None)
     rows = weather.rows(
-        "SELECT station, temperature, rain, sunny, note, day::text, rescued_data, line_number FROM weather ORDER BY line_number"
+        "SELECT station, temperature, rain, sunny, note, day::text, rescued_data, line_number FROM weather"
+        " ORDER BY line_number"
     )
     assert rows == [
         ("AAA", 1.5, Decimal("0.20"), True, {"a": 1}, "2026-01-15", None, 2),

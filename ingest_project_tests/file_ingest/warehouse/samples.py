@@ -9,7 +9,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.file_ingest.tables import files
-from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database import open_engine, writing
 
 START = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 

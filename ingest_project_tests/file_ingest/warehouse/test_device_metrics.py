@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ingest_project.file_ingest.tables import aggregated_metrics
 from ingest_project.file_ingest.warehouse import Warehouse
-from ingest_project.platform.database.engine import open_engine, writing
+from ingest_project.platform.database import open_engine, writing
 from ingest_project_tests.file_ingest.warehouse.samples import metrics, readings
 
 # A large common offset is what breaks a deviation made from sums of squares.

@@ -12,7 +12,7 @@ from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.tables import files, raw_sensor_data
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
-from ingest_project.platform.database.engine import open_engine, reading
+from ingest_project.platform.database import open_engine, reading
 from ingest_project_tests.file_ingest.warehouse.samples import (
     claims,
     finished,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
-from ingest_project.platform.azure.accounts import (
+from ingest_project.platform.azure import (
     DEFAULT_ENDPOINT,
     OneLakeAddress,
     is_address,

@@ -26,7 +26,7 @@ from ingest_project.core.errors import (
     TransientError,
 )
 from ingest_project.core.settings import Credential, OneLakeSettings
-from ingest_project.platform.azure.accounts import (
+from ingest_project.platform.azure import (
     OneLakeAddress,
     OneLakeCredential,
     OneLakeOptions,
@@ -274,7 +274,7 @@ def test_the_test_server_runs_alone_keeps_files_in_a_folder_and_injects_faults(t
 
 def test_importing_the_package_does_not_load_the_sdk() -> None:
     platform = "ingest_project.platform"
-    modules = f"{platform}.azure.accounts, {platform}.object_store.store, ingest_project.attachments.storage"
+    modules = f"{platform}.azure, {platform}.object_store.store, ingest_project.attachments.storage"
     code = f"import {modules}, sys; print([name for name in sys.modules if name.split('.')[0] == 'azure'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

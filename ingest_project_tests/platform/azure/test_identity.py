@@ -6,7 +6,7 @@ import pytest
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure.accounts import DEFAULT_ENDPOINT, AllowedAccount, accounts_of, parse_address
+from ingest_project.platform.azure import DEFAULT_ENDPOINT, AllowedAccount, accounts_of, parse_address
 from ingest_project.sources.onelake import allowed_accounts
 from ingest_project.sources.registry import SourceContext
 

@@ -24,9 +24,10 @@ from dagster._serdes import deserialize_value, serialize_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.dagster import asset_events, event_log_storage
+from ingest_project.platform.dagster import asset_events
+from ingest_project.platform.dagster import instance as dagster_parts
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report
-from ingest_project.platform.dagster.event_log_storage import BulkEventLogStorage
+from ingest_project.platform.dagster.instance import BulkEventLogStorage
 
 TOLD_AT = 1_760_000_000.123456
 ASSET = dg.AssetKey(["50 %", "good"])
@@ -268,7 +269,7 @@ def test_a_value_dagster_cannot_show_is_refused_as_dagster_refuses_it(dagster_in
 def test_more_events_than_one_statement_takes_are_tied_to_their_own_partitions(
     dagster_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log_storage, "ROWS_PER_STATEMENT", 4)
+    monkeypatch.setattr(dagster_parts, "ROWS_PER_STATEMENT", 4)
     partitions = [str(number) for number in reversed(range(2 * 4 + 1))]
     result = CheckResult(CHECKED, "holds", passed=True)
     reporting_run(dagster_instance, [PartitionEvents(partition, {CHECKED: {}}, [result]) for partition in partitions])

@@ -16,8 +16,7 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._grpc import server
 
 import ingest_project
-from ingest_project.platform.dagster.event_log_storage import shared_engine
-from ingest_project.platform.dagster.run_launcher import WatchedRunLauncher
+from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine
 
 PACKAGE = Path(ingest_project.__file__).parent
 ROOM = PACKAGE / "platform" / "dagster"

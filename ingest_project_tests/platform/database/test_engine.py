@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
-from ingest_project.platform.database.engine import open_engine, printable, reading, writing
+from ingest_project.platform.database import open_engine, printable, reading, writing
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.services.postgres import PostgresServer
 
@@ -175,7 +175,7 @@ def test_a_time_without_zone_is_refused(database_url: str) -> None:
 
 
 def test_a_sqlite_writer_that_never_gets_its_turn_says_so(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest_project.platform.database.engine.SQLITE_BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("ingest_project.platform.database.SQLITE_BUSY_TIMEOUT_SECONDS", 0.1)
     first, second = open_engine(sqlite_url), open_engine(sqlite_url)
     with writing(first), pytest.raises(TransactionConflictError), writing(second):
         pass

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.platform.database.engine import exclusive, open_engine
+from ingest_project.platform.database import exclusive, open_engine
 
 HOLD = """
 import sys
-from ingest_project.platform.database.engine import open_engine
-from ingest_project.platform.database.engine import exclusive
+from ingest_project.platform.database import open_engine
+from ingest_project.platform.database import exclusive
 with exclusive(open_engine(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()

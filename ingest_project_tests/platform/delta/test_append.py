@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
-from ingest_project.platform.delta.location import delta_location
+from ingest_project.platform.delta import delta_location
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore, Standing, open_delta_table
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 

@@ -20,8 +20,8 @@ import pytest
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
 
 from ingest_project.core.errors import SettingsError, StoreUnavailableError
-from ingest_project.devstack.processes import free_port
-from ingest_project.platform.delta.location import (
+from ingest_project.devstack import free_port
+from ingest_project.platform.delta import (
     AzureCredential,
     BearerToken,
     DeltaCredentials,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
+from ingest_project.platform.http import parse_url, printable_url
 from ingest_project.platform.http.host_policy import HostRules, parse_address, why_internal
-from ingest_project.platform.http.urls import parse_url, printable_url
 
 INTERNAL = (
     "127.0.0.1",

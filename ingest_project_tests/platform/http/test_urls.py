@@ -17,10 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, SettingsError
-from ingest_project.platform.azure.accounts import parse_address
+from ingest_project.platform.azure import parse_address
+from ingest_project.platform.http import MalformedAddressError, parse_host, parse_url, printable_url, split_address
 from ingest_project.platform.http.host_policy import HostRules
 from ingest_project.platform.http.host_policy import parse_address as parse_ip
-from ingest_project.platform.http.urls import MalformedAddressError, parse_host, parse_url, printable_url, split_address
 
 ODD = (
     "\\/@:%#?[].,;=&|^~`'\"<>{}*+-_ \t\r\n\x00\x7f\x85\xa0\xad"

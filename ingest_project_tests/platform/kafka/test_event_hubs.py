@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import TokenSource, client_config, event_hub
+from ingest_project.platform.kafka import TokenSource, client_config, event_hub
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter, _producer_config
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.identity import IdentityServer

@@ -10,7 +10,7 @@ import pytest
 
 from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError, SettingsError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.client import client_config
+from ingest_project.platform.kafka import client_config
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.kafka import EmbeddedServer, Server, start_server

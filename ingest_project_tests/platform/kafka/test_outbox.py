@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.publisher import MessageOutbox
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.platform.database.engine import migrate, open_engine
+from ingest_project.platform.database import migrate, open_engine
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, MessageOutbox, publish_once

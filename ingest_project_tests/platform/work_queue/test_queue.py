@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.extraction import EventQueue
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.file_ingest.file_queue import FileQueue
-from ingest_project.platform.database.engine import open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.sql import kafka_columns, work_columns
 from ingest_project.platform.work_queue.queue import (
     Due,

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.crm.definitions
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.reader import Backlog

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project.streams.crm.unidentified import log_path
 from ingest_project.streams.engine import MAX_FAILURES

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import reading, writing
+from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.crm.records import opportunities, unidentified_messages

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import reading
+from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.engine import StreamResources

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
-from ingest_project.platform.database.engine import open_engine, reading, writing
+from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.streams.crm.records import (
     MessageOrder,
     PlacedEvent,

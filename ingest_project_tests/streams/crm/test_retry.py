@@ -12,7 +12,7 @@ from dagster import DagsterInstance
 
 from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from ingest_project.core.settings import load_settings
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.crm.sink import RetryResult, retry
 from ingest_project_tests.journeys.system import paused

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 
 
 def table_of(services: SystemResources) -> DeltaTable:

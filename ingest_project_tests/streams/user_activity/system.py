@@ -11,7 +11,7 @@ import pyarrow as pa
 from dagster import ExecuteInProcessResult
 
 import ingest_project.streams.user_activity.definitions
-from ingest_project.core.keys import parse_hour_key
+from ingest_project.core.items import parse_hour_key
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord

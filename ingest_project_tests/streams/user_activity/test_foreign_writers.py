@@ -9,7 +9,7 @@ import pytest
 from deltalake import Field, write_deltalake
 from deltalake.schema import PrimitiveType
 
-from ingest_project.operations.resources import SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import BATCH, SENSOR, ActivitySystem

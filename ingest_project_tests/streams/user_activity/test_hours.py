@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.platform.delta.location import delta_location
+from ingest_project.platform.delta import delta_location
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.streams.user_activity import hours as hourly_statistics
 from ingest_project.streams.user_activity.event_table import event_rows

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.platform.database.engine import writing
+from ingest_project.platform.database import writing
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.delta.queries import rows_by_hour
 from ingest_project.streams.positions import OffsetRange, sink_positions

@@ -57,6 +57,7 @@ function show(seen) {
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
+    problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
   };
   for (const [id, [what, make]] of Object.entries(parts)) {
@@ -232,6 +233,10 @@ function streams(seen) {
     messages.length ? table(["In the window", "Messages"], messages, "Messages by outcome") : null,
     tables.length ? table(["Delta table", "rows", "commits", "size"], tables, "Delta tables") : null,
   ];
+}
+
+function problems(list) {
+  return list.length ? element("ul", {}, list.map((text) => element("li", {}, text))) : null;
 }
 
 function failures(list, now) {

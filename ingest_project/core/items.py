@@ -1,0 +1,145 @@
+"""Keys of items, and work on batches of them: prefetch the next batch, and isolate the item that makes one fail.
+
+A key is a readable name with 128 bits of what identifies the item, or an hour as Dagster writes it. With 128 bits
+nobody finds two inputs of the same key by trying; with 40 bits that took seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+DIGEST_BYTES = 16
+# Run tags, URLs and file names hold a key; PostgreSQL refuses tags over 2.7 KB, file systems names over 255 bytes.
+NAME_BYTES = 80
+# Dagster's own format of hourly partitions, e.g. `2026-01-15-10:00`, in UTC.
+HOUR_FORMAT = "%Y-%m-%d-%H:00"
+Item = TypeVar("Item")
+
+
+def digest_of(*parts: object) -> str:
+    """Hash the parts into 26 characters: 128 bits in base32, lower case.
+
+    The parts are hashed as one JSON array, so that no two lists of parts run together to the same text.
+
+    Args:
+        parts: anything that JSON can hold; lone surrogates are distinguished as well.
+    """
+    encoded = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.sha256(encoded).digest()[:DIGEST_BYTES]
+    return base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
+    """Make a key of a readable name and the hash of what it identifies, e.g. `a.csv~mfrggzdfmztwq2lknnwg23tpoa`.
+
+    It has letters, digits and `_.-~` only, at most 107 bytes.
+
+    Args:
+        name: any text; it is not hashed.
+        parts: everything that distinguishes this key from others.
+        keep_end: keep the end of a long name, where a file name has its extension; else the beginning.
+    """
+    return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
+
+
+def hour_key(moment: datetime) -> str:
+    """Return the partition key of the hour that a moment is in."""
+    return moment.astimezone(UTC).strftime(HOUR_FORMAT)
+
+
+def parse_hour_key(partition: str) -> datetime:
+    """Return the start of the hour of a partition key.
+
+    Raises:
+        ValueError: it is not the key of an hour.
+    """
+    return datetime.strptime(partition, HOUR_FORMAT).replace(tzinfo=UTC)
+
+
+def end_of(hour: datetime) -> datetime:
+    """Return the start of the next hour."""
+    return hour + timedelta(hours=1)
+
+
+@contextmanager
+def prefetch(items: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
+    """Iterate over a generator that makes its next item in a background thread while the caller uses the last one.
+
+    An exception of the generator is raised when the caller requests the next item. When the block ends, the generator
+    and the thread have ended as well.
+
+    Args:
+        items: yields anything but None.
+    """
+    with closing(items), ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
+        yield _prefetched(items, worker)
+
+
+def store_bisecting(
+    items: Sequence[Item],
+    store: Callable[[Sequence[Item]], object],
+    is_item_fault: Callable[[Exception], bool],
+) -> list[tuple[Item, Exception]]:
+    """Store all items in one call; if that fails, store the halves, down to single items.
+
+    One bad item among n costs about 2 log2(n) more calls; n bad ones cost 2n.
+
+    Args:
+        items: in the order in which they are stored. An empty sequence stores nothing.
+        store: stores some of the items, always neighbours. A call that raises has stored none of them, or storing
+            them again leaves the same state.
+        is_item_fault: returns True for an error that an item may have caused, False for one of the store itself, such
+            as a database that does not answer: halving would not help there.
+
+    Returns:
+        the items that could not be stored even alone, in order, each with the error it caused.
+
+    Raises:
+        Exception: an error of `store` that no item caused. What was stored before it stays stored.
+    """
+    failures: list[tuple[Item, Exception]] = []
+    waiting = [items] if items else []
+    while waiting:
+        part = waiting.pop()
+        try:
+            store(part)
+        except Exception as error:
+            if not is_item_fault(error):
+                raise
+            if len(part) == 1:
+                failures.append((part[0], error))
+                continue
+            middle = len(part) // 2
+            waiting += [part[middle:], part[:middle]]
+    return failures
+
+
+def _readable(name: str, *, keep_end: bool) -> str:
+    # A run of dots means a range to Dagster, a leading dash an option to a shell, a leading dot a hidden file.
+    plain = re.sub(r"[^\w.\-]+", "_", unicodedata.normalize("NFC", name))
+    encoded = re.sub(r"\.{2,}", ".", plain).encode()
+    kept = encoded[-NAME_BYTES:] if keep_end else encoded[:NAME_BYTES]
+    return kept.decode("utf-8", "ignore").lstrip(".-") or "unnamed"
+
+
+def _prefetched(items: Generator[Item, None, None], worker: ThreadPoolExecutor) -> Iterator[Item]:
+    # Fields that are bound for log lines are bound in the thread as well.
+    context = copy_context()
+
+    def make_next() -> Item | None:
+        return context.run(lambda: next(items, None))
+
+    coming = worker.submit(make_next)
+    while (item := coming.result()) is not None:
+        coming = worker.submit(make_next)
+        yield item

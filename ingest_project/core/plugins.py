@@ -1,0 +1,148 @@
+"""Parts of one kind by name: the shipped ones, and those of other packages, found by entry point.
+
+Readers, sources, stores, decoders and alert channels each have one such mapping. A part is imported when it is first
+used. A package cannot replace a shipped part, nor a part of another package; a part that cannot be used is left out,
+logged and listed by `ingest config`, and everything else works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.logging import get_logger
+
+logger = get_logger(__name__)
+
+READERS = "ingest_project.readers"
+SOURCES = "ingest_project.sources"
+STORES = "ingest_project.stores"
+DECODERS = "ingest_project.decoders"
+ALERT_CHANNELS = "ingest_project.alert_channels"
+CALLABLE = "__call__"
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class InstalledPlugin:
+    """A part that another package brings.
+
+    Args:
+        group: of its entry point.
+        name: of its entry point.
+        package: name and version of the distribution that has it.
+        problem: why it cannot be used; empty if it can.
+    """
+
+    group: str
+    name: str
+    package: str
+    problem: str = ""
+
+
+class Plugins(Mapping[str, Part], Generic[Part]):
+    """The parts of one kind by name.
+
+    Args:
+        group: of the entry points.
+        shipped: name to `module:attribute`.
+        requires: attribute that every part has, such as `read`.
+    """
+
+    def __init__(self, group: str, shipped: Mapping[str, str], requires: str) -> None:
+        self.group = group
+        self._shipped = {name: EntryPoint(name, address, group) for name, address in shipped.items()}
+        self._requires = requires
+
+    def __getitem__(self, name: str) -> Part:
+        if name in self._shipped:
+            part: Part = self._shipped[name].load()
+            return part
+        if name not in installed(self.group) or self._problem(name):
+            raise KeyError(name)
+        found: Part = _loaded(*installed(self.group)[name])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._shipped, *installed(self.group)}))
+
+    def __len__(self) -> int:
+        return len({*self._shipped, *installed(self.group)})
+
+    def named(self, name: str, noun: str) -> Part:
+        """Return the part of this name.
+
+        Args:
+            name: untrusted.
+            noun: of the kind, for messages, e.g. `source_type`.
+
+        Raises:
+            PermanentError: no such part, with the known names; or a plug-in that cannot be used, with the reason.
+        """
+        if name not in {*self}:
+            raise PermanentError(f"Unknown {noun} {name[:100]!r}. Known are: {', '.join(self)}.")
+        if name not in self._shipped and (problem := self._problem(name)):
+            raise PermanentError(f"The {noun} {name!r} is a plug-in that cannot be used: {problem}")
+        return self[name]
+
+    def plugins(self) -> list[InstalledPlugin]:
+        """Load the parts of other packages, and return each with its problem, if it has one."""
+        return [
+            InstalledPlugin(self.group, name, ", ".join(_package(point) for point in points), self._problem(name))
+            for name, points in installed(self.group).items()
+        ]
+
+    def _problem(self, name: str) -> str:
+        points = installed(self.group)[name]
+        if name in self._shipped:
+            problem = f"A shipped part is called {name!r}. Rename the entry point."
+        elif len(points) > 1:
+            problem = f"Several packages bring a part called {name!r}. Uninstall all but one."
+        else:
+            problem = _load_problem(points[0], self._requires)
+        return problem
+
+
+def plugins(group: str, shipped: Mapping[str, str] = MappingProxyType({}), requires: str = CALLABLE) -> Plugins[Any]:
+    """Return the parts of one kind by name; see `Plugins`."""
+    return Plugins(group, shipped, requires)
+
+
+@cache
+def installed(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Return the entry points of other packages in a group, by name; nothing is imported."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return {name: tuple(points) for name, points in sorted(found.items())}
+
+
+@cache
+def _loaded(point: EntryPoint) -> Any:  # noqa: ANN401 - of whatever kind the group has
+    return point.load()
+
+
+@cache
+def _load_problem(point: EntryPoint, requires: str) -> str:
+    """Return why a part cannot be used, once per process; empty if it can."""
+    try:
+        part = _loaded(point)
+    except Exception as error:  # noqa: BLE001 - another package may raise anything while it is imported
+        problem = f"{point.value} cannot be imported: {type(error).__name__}: {str(error)[:300]}"
+    else:
+        is_plain = requires == CALLABLE or not isinstance(part, type)
+        usable = hasattr(part, requires) and is_plain
+        problem = "" if usable else f"{point.value} is no object with {requires!r}."
+    if problem:
+        logger.warning("plugin_broken", group=point.group, name=point.name, problem=problem)
+    return problem
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"

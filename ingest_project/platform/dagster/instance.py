@@ -1,0 +1,328 @@
+"""Parts of Dagster's instance that `dagster.yaml` names: a storage with bulk writes, a launcher with health checks.
+
+Dagster stores one event at a time: a materialisation costs about 10 ms, a check result 2 ms more, many times what
+ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `InstanceStorage` uses it on
+PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set. With any other storage `asset_events.py`
+stores one event at a time.
+
+Dagster's own launcher of processes has no health check: a run whose code server was killed with it (a power cut, a
+container that was replaced) would count as started for ever, and its files as leased. `WatchedRunLauncher` queries the
+code server.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy
+from dagster import DagsterRun
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.events.log import EventLogEntry
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import GetCurrentRunsResult
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
+from dagster_postgres.storage import DagsterPostgresStorage
+from psycopg2 import extensions
+from psycopg2.extras import execute_values
+from sqlalchemy import Connection, Engine
+
+from ingest_project.core.settings import current_settings
+
+# A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
+PATIENCE_SECONDS = 60.0
+
+
+# Of events, some 2 MB; larger statements gain nothing and hold more memory.
+ROWS_PER_STATEMENT = 1_000
+
+# The columns in the order of `_event_to_row`.
+_INSERT_MATERIALIZATIONS = """
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
+    VALUES %s RETURNING id
+"""
+
+_INSERT_CHECK_EVENTS = """
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key) VALUES %s RETURNING id
+"""
+
+_ADD_PARTITIONS = """
+    INSERT INTO dynamic_partitions (partitions_def_name, partition) SELECT %s, unnest(%s::text[]) ON CONFLICT DO NOTHING
+"""
+
+_CHECK_KEY_COLUMNS = 4
+_UPSERT_CHECKS = """
+    INSERT INTO asset_check_executions (
+        asset_key, check_name, run_id, partition, execution_status, evaluation_event, evaluation_event_timestamp,
+        evaluation_event_storage_id, materialization_event_storage_id
+    ) VALUES %s
+    ON CONFLICT (asset_key, check_name, run_id, partition) DO UPDATE SET
+        execution_status = EXCLUDED.execution_status,
+        evaluation_event = EXCLUDED.evaluation_event,
+        evaluation_event_timestamp = EXCLUDED.evaluation_event_timestamp,
+        evaluation_event_storage_id = EXCLUDED.evaluation_event_storage_id,
+        materialization_event_storage_id = EXCLUDED.materialization_event_storage_id
+"""
+
+_POOL_SIZE = 2
+_POOL_OVERFLOW = 20
+_POOL_RECYCLE_SECONDS = 3_600
+
+
+class BulkEventLogStorage(PostgresEventLogStorage):
+    """Dagster's event log in PostgreSQL, with a bulk path for materialisations, check results and partitions."""
+
+    def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
+        """Store materialisations of one asset; return their storage ids.
+
+        This is Dagster's `store_event_batch`, which returns no ids, with a faster insert: SQLAlchemy takes as long to
+        compile the statement as it takes to serialise the events.
+        """
+        # One by one: a page of them is serialised at a time.
+        rows = (tuple(self._event_to_row(event).values()) for event in events)
+        with self._cursor() as cursor:
+            # PostgreSQL numbers and returns the rows of a VALUES list in their order.
+            stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
+        storage_ids = [int(storage_id) for (storage_id,) in stored]
+        with self.index_transaction() as connection:
+            self._store_asset_event_tags(connection, events, storage_ids)
+            # The row of the asset shows the last event alone.
+            self._store_asset_event(connection, events[-1], storage_ids[-1])
+        return storage_ids
+
+    def store_check_results(self, events: Sequence[EventLogEntry]) -> None:
+        """Store results of partitioned checks; replace an earlier result of the same run and partition.
+
+        Dagster's `store_event_batch` takes no check results. This writes what its `store_event` writes, except that the
+        metadata keeps its order: the UI shows first what was put first.
+        """
+        rows = [
+            # Of an event about a check Dagster leaves asset and partition empty in this table.
+            (
+                event.run_id,
+                serialize_value(event, sort_keys=False),
+                event.get_dagster_event().event_type_value,
+                _utc(event),
+                event.step_key,
+            )
+            for event in events
+        ]
+        with self._cursor() as cursor:
+            # PostgreSQL numbers and returns the rows of a VALUES list in their order.
+            stored = execute_values(cursor, _INSERT_CHECK_EVENTS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
+            records = (
+                _check_record(event, row[1], int(storage_id))
+                for event, row, (storage_id,) in zip(events, rows, stored, strict=True)
+            )
+            # One statement may not replace a row twice.
+            last = {record[:_CHECK_KEY_COLUMNS]: record for record in records}
+            execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
+
+    def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
+        """Add partitions; existing ones stay. One array replaces two parameters for each of thousands of keys."""
+        if not partition_keys:
+            return
+        self._check_partitions_table()
+        with self._cursor() as cursor:
+            cursor.execute(_ADD_PARTITIONS, (partitions_def_name, list(partition_keys)))
+
+    @contextmanager
+    def _cursor(self) -> Iterator[extensions.cursor]:
+        """Open a cursor of psycopg2: SQLAlchemy takes twice the time for an insert of many rows."""
+        with self._connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            with driver.cursor() as opened:
+                yield opened
+
+
+class _RememberingScheduleStorage(PostgresScheduleStorage):
+    """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries.
+
+    A table or migration that was found once is not checked again.
+    """
+
+    def __init__(self, postgres_url: str) -> None:
+        super().__init__(postgres_url)
+        self._found: set[str] = set()
+
+    def has_instigators_table(self) -> bool:
+        """Tell whether states are stored by selector."""
+        return self._exists("instigators", super().has_instigators_table)
+
+    def _has_instigators_table(self, conn: Connection) -> bool:
+        return self._exists("instigators", partial(super()._has_instigators_table, conn))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        """Tell whether a data migration has run."""
+        return self._exists(migration_name, partial(super().has_built_index, migration_name))
+
+    def _exists(self, name: str, check: Callable[[], bool]) -> bool:
+        if name not in self._found and check():
+            self._found.add(name)
+        return name in self._found
+
+
+class _PooledPostgresStorage(DagsterPostgresStorage):
+    """Dagster's PostgreSQL storage with the event log above, over connections that stay open."""
+
+    def __init__(self, postgres_url: str) -> None:
+        super().__init__(postgres_url)
+        self._event_log_storage = BulkEventLogStorage(postgres_url)
+        self._schedule_storage = _RememberingScheduleStorage(postgres_url)
+        for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
+            storage._engine = shared_engine(postgres_url)  # noqa: SLF001 - there is no way in from outside
+
+    def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
+        """Return the same for one more instance: each registers with its storages, and those cannot be shared."""
+        storage = copy(self)
+        storage._inst_data = inst_data  # noqa: SLF001 - its own class
+        storage._run_storage = copy(self._run_storage)  # noqa: SLF001
+        storage._event_log_storage = copy(self._event_log_storage)  # noqa: SLF001
+        storage._schedule_storage = copy(self._schedule_storage)  # noqa: SLF001
+        return storage
+
+
+@cache
+def shared_storage(postgres_url: str) -> _PooledPostgresStorage:
+    """Return the storage that the instances of this process share; creates missing tables.
+
+    An instance is created for every tick of a sensor, and would check the tables through new connections each time.
+    """
+    return _PooledPostgresStorage(postgres_url)
+
+
+@cache
+def shared_engine(postgres_url: str) -> Engine:
+    """Return the one pool of this process: by default Dagster opens a connection for every query."""
+    return sqlalchemy.create_engine(
+        postgres_url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=_POOL_SIZE,
+        max_overflow=_POOL_OVERFLOW,
+        pool_recycle=_POOL_RECYCLE_SECONDS,
+        # A connection that a restarted server has forgotten is replaced before it is used.
+        pool_pre_ping=True,
+    )
+
+
+class InstanceStorage(DagsterStorage, ConfigurableClass):
+    """The storage that `dagster.yaml` names: PostgreSQL at DAGSTER_POSTGRES_URL, else SQLite in DAGSTER_HOME.
+
+    The URL is read from the settings and never becomes part of Dagster's serialised instance configuration, so it
+    cannot show up in the UI or in the arguments of a run worker.
+    """
+
+    @classmethod
+    def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's own config schema
+        """Return no configuration: everything comes from the settings."""
+        return {}
+
+    @classmethod
+    def from_config_value(  # type: ignore[override]  # Dagster asks only for a DagsterStorage
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> DagsterStorage:
+        """Create the storage that the settings name."""
+        del config_value
+        url = current_settings().dagster.postgres_url.get_secret_value()
+        if url:
+            return shared_storage(with_psycopg2(url)).for_instance(inst_data)
+        return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """Unused: `from_config_value` returns another class."""
+        return None
+
+
+def upgrade_tables() -> str:
+    """Bring Dagster's tables to the installed version, and return which that is."""
+    storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
+    with tempfile.TemporaryDirectory() as folder:
+        reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
+        with dg.DagsterInstance.from_ref(reference) as instance:
+            instance.upgrade()
+    return dg.__version__
+
+
+def with_psycopg2(url: str) -> str:
+    """Return the URL with the driver of dagster-postgres: SQLAlchemy 2.1 would choose psycopg 3."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg2://{rest}" if separator and scheme in {"postgres", "postgresql"} else url
+
+
+class WatchedRunLauncher(DefaultRunLauncher):
+    """Dagster's default launcher, whose runs the daemon's run monitoring can check.
+
+    Monitoring fails a run whose process is gone; the work queue then requeues its files. Should the process be alive
+    after all (only its code server was killed), both runs store the same state.
+    """
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(inst_data)
+        self._away_since: dict[str, float] = {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
+        """Create the launcher, without configuration as the default one."""
+        del config_value
+        return cls(inst_data)
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Return true: the code server knows its processes."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Query the code server that started a run for its process."""
+        client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
+        if client is None:
+            return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")
+        try:
+            current = deserialize_value(client.get_current_runs(), GetCurrentRunsResult).current_runs
+        except DagsterUserCodeUnreachableError:
+            return self._while_away(run.run_id)
+        self._away_since.pop(run.run_id, None)
+        if run.run_id in current:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its process ended without reporting a result.")
+
+    def _while_away(self, run_id: str) -> CheckRunHealthResult:
+        now = time.monotonic()
+        if now - self._away_since.setdefault(run_id, now) < PATIENCE_SECONDS:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "Its code server does not answer at the moment.")
+        del self._away_since[run_id]
+        return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")
+
+
+def _sqlite_folder() -> Path:
+    settings = current_settings()
+    return settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
+
+
+def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[object, ...]:
+    """Return the values of the statement above, in its order."""
+    result = event.get_dagster_event().asset_check_evaluation_data
+    status = AssetCheckExecutionRecordStatus.SUCCEEDED if result.passed else AssetCheckExecutionRecordStatus.FAILED
+    key = (result.asset_key.to_string(), result.check_name, event.run_id, result.partition)
+    target = result.target_materialization_data
+    return (*key, status.value, text, _utc(event), storage_id, target.storage_id if target else None)
+
+
+def _utc(event: EventLogEntry) -> datetime:
+    """Return the time of an event as Dagster stores it: UTC, without saying so."""
+    return datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None)

@@ -1,0 +1,221 @@
+"""Distinguish faults of one item, which fails alone, from faults of a service, which everything waits for.
+
+An item's fault must never delay its neighbours, and a service that is away must never cost an item an attempt. Of a
+database driver's exceptions SQLSTATE decides, and where libpq fails without one, the class: the database is
+unavailable, another writer conflicted, or it is a defect. Texts only choose the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sqlite3
+
+import sqlalchemy as sa
+
+from ingest_project.core.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
+    IngestError,
+    SettingsError,
+    StoreUnavailableError,
+    TransactionConflictError,
+)
+
+# PostgreSQL's codes: serialization_failure, deadlock_detected, lock_not_available.
+CONFLICTS = frozenset({"40001", "40P01", "55P03"})
+# Classes 08 (connection), 53 (insufficient resources), 28 (refused login), and codes of a server that goes away or
+# starts up, has a failing disk or lacks the database: an operator has to act, and until then everything waits.
+UNAVAILABLE = ("08", "53", "28", "57P01", "57P02", "57P03", "57P05", "58000", "58030", "3D000")
+# Classes of codes for a rejected value: malformed, against a rule, beyond a limit of the server.
+REJECTED_VALUES = ("22", "23", "54")
+VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
+SQLITE_CONFLICTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+SQLITE_DISK_FAILURES = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
+SQLITE_FILE_FAILURES = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+# Codes and texts, the state of the database and the remedy; libpq gives no code for what happens while it connects.
+# The first match is taken.
+REMEDIES = (
+    (
+        r"invalid (sslmode|connection option|dsn|port number|integer value|uri query)",
+        "is not named as PostgreSQL's client understands it",
+        "Correct DATABASE_URL.",
+    ),
+    (
+        r"does not support ssl|ssl error|certificate|sslmode",
+        "was not reached by TLS as it is set",
+        "Correct sslmode, sslrootcert or the host name in DATABASE_URL, or the server's certificate.",
+    ),
+    (
+        r"28000|28p01|authentication failed|role \"|no password supplied|no pg_hba.conf entry|not permitted to log in",
+        "refuses this login",
+        "Correct user and password (or sslmode, where it wants TLS) in DATABASE_URL, or have the server let them in.",
+    ),
+    (
+        r"3d000|\" does not exist",
+        "does not exist",
+        "Create that database on the server, or correct its name in DATABASE_URL.",
+    ),
+    (
+        r"could not translate host name",
+        "has a host that is not known here",
+        "Correct the host in DATABASE_URL, or the name service of this machine.",
+    ),
+    (
+        r"invalid response to ssl negotiation|expected authentication request",
+        "is no PostgreSQL",
+        "Something else answers there: correct host and port in DATABASE_URL.",
+    ),
+    (
+        r"53300|too many clients|too many connections|remaining connection slots",
+        "has no connection left",
+        "Close others, or raise max_connections. Retried automatically.",
+    ),
+    (
+        r"53100|no space left on device|disk full",
+        "has no room on its disk",
+        "Make room on the server's disk. Retried automatically.",
+    ),
+    (
+        r"57p03|starting up|shutting down|in recovery mode|not yet accepting connections",
+        "is starting or stopping",
+        "Retried automatically.",
+    ),
+    (
+        r"connection refused",
+        "does not answer",
+        "Nothing listens there: start it (ingest dev starts one of its own), or correct host and port in DATABASE_URL.",
+    ),
+)
+SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
+# This process or its disk lacks a resource.
+SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+LONGEST_REASON = 2_000
+
+
+def map_error(error: Exception, address: str) -> IngestError | None:
+    """Return our error for a driver's failure; None for a defect of this code, which must be seen as it is.
+
+    Args:
+        error: SQLAlchemy's or a driver's.
+        address: of the database, without password.
+    """
+    original = getattr(error, "orig", None) or error
+    if isinstance(error, sa.exc.TimeoutError):
+        return DatabaseUnavailableError(address, "every pooled connection is in use")
+    if isinstance(original, sqlite3.OperationalError):
+        return _map_sqlite_error(original, address)
+    return _map_postgres_error(error, original, address) if _is_driver_error(original) else None
+
+
+def refuses_values(error: Exception) -> bool:
+    """Return True if a driver's failure blames the values it was given, and neither the tables nor the connection."""
+    if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
+        return True
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, sqlite3.Error):
+        return isinstance(original, sqlite3.InterfaceError | sqlite3.DataError | sqlite3.IntegrityError)
+    code = sqlstate(original)
+    # Without a code it is the driver that could not pass a value on.
+    return code.startswith(REJECTED_VALUES) if code else type(original).__name__ in VALUE_ERRORS
+
+
+def is_database_failure(error: BaseException) -> bool:
+    """Return True for an exception of a database or its driver."""
+    original = getattr(error, "orig", None) or error
+    return isinstance(error, sa.exc.SQLAlchemyError | sqlite3.Error) or _is_driver_error(original)
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return PostgreSQL's five-character code of a psycopg2 or ADBC exception; empty when it carries none."""
+    code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+    # ADBC fills the field with NULs or zeros for failures that did not come from the server.
+    code = str(code).strip("\x00 ")
+    return "" if code == "00000" else code
+
+
+def is_item_fault(error: Exception) -> bool:
+    """Test whether an item may have caused an error, and not a service, a setting or this machine.
+
+    An unexpected error is the item's: nothing else has changed since the item before it.
+    """
+    if isinstance(error, (*SERVICES, SettingsError)):
+        return False
+    if isinstance(error, IngestError):
+        return True
+    if is_database_failure(error):
+        return map_error(error, "") is None and refuses_values(error)
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return False
+    return not type(error).__module__.startswith(("dagster_postgres", "grpc"))
+
+
+def error_class_of(error: BaseException) -> str:
+    """Return the name under which a failure is stored and counted."""
+    return error.error_class if isinstance(error, IngestError) else type(error).__name__
+
+
+def traceback_of(error: BaseException) -> BaseException | None:
+    """Return the error to log with its traceback; None for ours, and for a database's, which quote rows."""
+    return None if isinstance(error, IngestError) or is_database_failure(error) else error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one line that any database and any header accepts; errors that are not ours also get their class."""
+    text = str(getattr(error, "orig", None) or error).strip()
+    # The lines after the first quote the whole row.
+    text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
+    if not isinstance(error, IngestError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        text = f"It cannot be processed: {text}"
+    return storable(text[:LONGEST_REASON])
+
+
+def storable(text: str) -> str:
+    """Replace what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) by U+FFFD."""
+    return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_driver_error(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in {"psycopg2", "adbc_driver_manager"}
+
+
+def _map_postgres_error(error: Exception, original: BaseException, address: str) -> IngestError | None:
+    code = sqlstate(original)
+    cause = _first_line(original)
+    if code in CONFLICTS:
+        return TransactionConflictError(address, cause)
+    if code.startswith(UNAVAILABLE) if code else _is_connection_failure(error, original):
+        text = f"{code} {cause}".lower()
+        state_and_remedy = next((found for pattern, *found in REMEDIES if re.search(pattern, text)), ())
+        return DatabaseUnavailableError(address, cause, *reversed(state_and_remedy))
+    return None
+
+
+def _is_connection_failure(error: Exception, original: BaseException) -> bool:
+    """Return True for a failure without a code that the client met while it connected, or on a cut connection."""
+    if isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or error.statement is None):
+        return True
+    return type(original).__name__ == "OperationalError"
+
+
+def _map_sqlite_error(error: sqlite3.OperationalError, address: str) -> IngestError | None:
+    cause = str(error)
+    # The lowest byte is the primary code, e.g. SQLITE_IOERR of SQLITE_IOERR_WRITE.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in SQLITE_CONFLICTS:
+        return TransactionConflictError(address, cause)
+    if code in SQLITE_DISK_FAILURES:
+        remedy = "Make room on its disk, and check that the disk is sound."
+        return DatabaseUnavailableError(address, cause, remedy, "cannot write")
+    if code in SQLITE_FILE_FAILURES:
+        remedy = "Check that this user may write the file and its folder, or correct DATABASE_URL."
+        return DatabaseUnavailableError(address, cause, remedy, "cannot be opened")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A name with several addresses has a line for each; the server's own message is more useful than those of addresses
+    # that did not answer.
+    return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)

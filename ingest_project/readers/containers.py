@@ -1,0 +1,344 @@
+"""Files inside compressed files and zip archives: found by content, expanded one at a time into a temporary folder.
+
+A compressed file holds one file. An archive's files are read one after the other, each with its own header, in the
+order of the archive. An archive that is damaged, or has a file that cannot be read, is rejected as a whole with the
+name of that file: a partial delivery must not replace a complete one. Names inside are never used as paths.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import SEEK_SET, FileIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+
+from ingest_project.contracts.files import COMPRESSED_TYPES, file_type_of, is_readable, type_inside
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.core.logging import printable
+from ingest_project.readers.layout import ReadLimits
+
+PIECE_BYTES = 1024**2
+# Below this, rows that repeat may compress as well as they like.
+SMALL_BYTES = 16 * 1024**2
+# An entry of a zip archive's directory is rarely longer than a few hundred bytes.
+DIRECTORY_ENTRY_BYTES = 1024
+# The dictionary of xz's highest level has 64 MiB.
+XZ_MEMORY_BYTES = 128 * 1024**2
+NAME_SHOWN = 200
+STARTS = (
+    (re.compile(rb"\x1f\x8b\x08"), "gzip"),
+    (re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)"), "bzip2"),
+    (re.compile(rb"\xfd7zXZ\0"), "xz"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd"),
+    (re.compile(rb"PK(?:\x03\x04|\x05\x06)"), "zip"),
+)
+START_BYTES = 16
+PARQUET_START, OLE_START = b"PAR1", b"\xd0\xcf\x11\xe0"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WORKBOOK_PART = "[Content_Types].xml"
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+ENCRYPTED = 0x1
+# NotImplementedError is a RuntimeError, and pyarrow's errors are ValueErrors.
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError, OverflowError)
+
+
+class Contained(NamedTuple):
+    """One file to read.
+
+    Args:
+        path: of its bytes, until the next one is requested.
+        file_type: without compression; empty if neither name nor content says it.
+        file_name: its own, without folders and without the ending of a compression.
+        member: its name inside the archive, for people; empty for the file itself.
+    """
+
+    path: Path
+    file_type: str
+    file_name: str
+    member: str = ""
+
+
+def files_inside(path: Path, file_type: str, file_name: str, limits: ReadLimits) -> Generator[Contained, None, None]:
+    """Yield the files inside a container, or the file itself if it is none.
+
+    Args:
+        path: of a file that does not change meanwhile.
+        file_type: as `file_type_of` returns it; the compression that it names need not be the one of the content.
+        file_name: its own name.
+        limits: of what it may expand to.
+
+    Raises:
+        FileRejectedError: `unreadable_container`: damaged, cut short, encrypted, or with a file that is not read;
+            `empty_file`: an archive without files.
+        LimitExceededError: it expands beyond a limit.
+    """
+    file = _named(path, file_type, file_name)
+    if not _container(_start(path)):
+        yield _plain(file)
+        return
+    with tempfile.TemporaryDirectory(prefix="expanded-") as folder:
+        yield from _Expansion(Path(folder), limits).files(file, 0)
+
+
+@dataclass
+class _Expansion:
+    """The expansion of one file, with what it has taken of its limits."""
+
+    folder: Path
+    limits: ReadLimits
+    expanded_bytes: int = 0
+    members: int = 0
+
+    def files(self, file: Contained, depth: int) -> Iterator[Contained]:
+        container = _container(_start(file.path))
+        is_archive = container == "zip" and not self._is_workbook(file)
+        if container in {"", "zip"} and not is_archive:
+            yield _plain(file)
+            return
+        if depth == self.limits.max_archive_depth:
+            raise LimitExceededError("INGEST_MAX_ARCHIVE_DEPTH", f"More than {depth} containers are within each other")
+        inside = self._members(file) if is_archive else self._content(file, container)
+        for contained in inside:
+            try:
+                yield from self.files(contained, depth + 1)
+            except FileRejectedError as error:
+                raise in_member(error, contained.member if is_archive else "") from error
+            finally:
+                contained.path.unlink(missing_ok=True)
+
+    def _is_workbook(self, file: Contained) -> bool:
+        """Return True for a zip archive that is a workbook: by its declared type, else by its parts."""
+        if file.file_type:
+            return file.file_type in {"xlsx", "xls"}
+        with _opened_archive(file.path, self.limits) as archive:
+            return WORKBOOK_PART in archive.NameToInfo
+
+    def _content(self, file: Contained, container: str) -> Iterator[Contained]:
+        with _damage(f"The {container} file"):
+            target = self._expanded(DECOMPRESSORS[container](file.path), file.path.stat().st_size)
+        yield file._replace(path=target)
+
+    def _members(self, archive_file: Contained) -> Iterator[Contained]:
+        with _opened_archive(archive_file.path, self.limits) as archive:
+            for member in self._checked(archive):
+                name = "/".join(filter(None, (archive_file.member, _shown(member.filename))))
+                with _damage(f"The file {name} in the archive"), archive.open(member) as content:
+                    pieces = iter(lambda content=content: content.read(PIECE_BYTES), b"")  # type: ignore[misc]
+                    target = self._expanded(pieces, member.compress_size)
+                own = member.filename.rpartition("/")[2]
+                yield _named(target, file_type_of(own), own)._replace(member=name)
+
+    def _checked(self, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        """Return the files of an archive, if all of them may be read; folders and hidden files are left out."""
+        members = [member for member in archive.infolist() if not (member.is_dir() or _is_hidden(member.filename))]
+        self.members += len(members)
+        if self.members > self.limits.max_archive_members:
+            raise LimitExceededError(
+                "INGEST_MAX_ARCHIVE_MEMBERS", f"The archive has {self.members} files, over its limit"
+            )
+        if not members:
+            raise FileRejectedError("empty_file", "The archive has no files.")
+        repeated = [name for name, times in Counter(member.filename for member in members).items() if times > 1]
+        if repeated:
+            raise _unreadable(f"The archive has more than one file called {_shown(repeated[0])}.")
+        for member in members:
+            if problem := _problem(member):
+                raise _unreadable(f"The file {_shown(member.filename)} in the archive {problem}.")
+        return members
+
+    def _expanded(self, pieces: Iterable[bytes], compressed_bytes: int) -> Path:
+        """Write what a container holds into a file, within the limits."""
+        size, limits = 0, self.limits
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            for piece in pieces:
+                size += len(piece)
+                self.expanded_bytes += len(piece)
+                if self.expanded_bytes > limits.max_expanded_bytes:
+                    raise LimitExceededError(
+                        "INGEST_MAX_EXPANDED_BYTES", f"The file expands to more than {limits.max_expanded_bytes} bytes"
+                    )
+                if size > max(SMALL_BYTES, limits.max_expansion_ratio * compressed_bytes):
+                    raise LimitExceededError(
+                        "INGEST_MAX_EXPANSION_RATIO",
+                        f"The file expands to more than {limits.max_expansion_ratio} times its size",
+                    )
+                file.write(piece)
+        return Path(file.name)
+
+
+def _named(path: Path, file_type: str, file_name: str) -> Contained:
+    is_compressed = file_type.rpartition(".")[2] in COMPRESSED_TYPES
+    return Contained(path, type_inside(file_type), file_name.rpartition(".")[0] if is_compressed else file_name)
+
+
+def _plain(file: Contained) -> Contained:
+    if file.file_type == "zip":
+        raise _unreadable("The file is not a zip archive, or its beginning is missing.")
+    return file._replace(file_type=file.file_type or _detected(file.path))
+
+
+def in_member(error: FileRejectedError, member: str) -> FileRejectedError:
+    """Return the same error with the name of the archive's file that it is about."""
+    if not member or member in error.detail:
+        return error
+    if isinstance(error, LimitExceededError):
+        return LimitExceededError(error.limit, f"In {member}: {error.detail.removesuffix(f' (limit: {error.limit})')}")
+    return FileRejectedError(error.rule, f"In {member}: {error.detail}")
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(START_BYTES)
+
+
+def _container(start: bytes) -> str:
+    return next((name for pattern, name in STARTS if pattern.match(start)), "")
+
+
+def _detected(path: Path) -> str:
+    """Return the type of content whose name says none."""
+    with path.open("rb") as file:
+        text = file.read(PIECE_BYTES)
+    if text.startswith(PARQUET_START):
+        return "parquet"
+    if text.startswith((OLE_START, b"PK")):
+        return "xls" if text.startswith(OLE_START) else "xlsx"
+    return "json" if text.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in {b"{", b"["} else "csv"
+
+
+def _unreadable(detail: str) -> FileRejectedError:
+    return FileRejectedError("unreadable_container", detail)
+
+
+def _shown(name: str) -> str:
+    return printable(name[:NAME_SHOWN])
+
+
+def _is_hidden(name: str) -> bool:
+    """Return True for what systems add: dot files, and the folder of macOS for resource forks."""
+    parts = [part for part in name.split("/") if part not in {".", ".."}]
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _problem(member: zipfile.ZipInfo) -> str:
+    """Return why a file of an archive is not read; empty if it is."""
+    if member.flag_bits & ENCRYPTED:
+        return "is protected by a password"
+    if stat.S_IFMT(member.external_attr >> 16) not in {0, stat.S_IFREG}:
+        return "is a link or a device, not a file"
+    if member.compress_type not in ZIP_METHODS:
+        return f"is compressed by method {member.compress_type}, which is not read; use deflate"
+    file_type = file_type_of(member.filename.rpartition("/")[2])
+    return "" if is_readable(file_type) else f"is of a type that no reader reads ({file_type or 'none'})"
+
+
+class _BoundedReads(FileIO):
+    """A file that is never read in larger pieces, as the directory of an archive is, and never before its beginning."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self._most = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self._most:
+            raise LimitExceededError("INGEST_MAX_ARCHIVE_MEMBERS", f"The archive's directory has {size} bytes")
+        return super().read(size) or b""
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        if whence == SEEK_SET and offset < 0:
+            raise zipfile.BadZipFile("an offset is negative")
+        return super().seek(offset, whence)
+
+
+@contextmanager
+def _opened_archive(path: Path, limits: ReadLimits) -> Iterator[zipfile.ZipFile]:
+    most = PIECE_BYTES + limits.max_archive_members * DIRECTORY_ENTRY_BYTES
+    with _BoundedReads(path, most) as file:
+        with _damage("The archive"):
+            archive = zipfile.ZipFile(cast("BinaryIO", file))
+        with archive:
+            yield archive
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Raise what decompressors raise on content that is not what it should be as FileRejectedError.
+
+    Raises:
+        FileRejectedError: `unreadable_container`.
+    """
+    try:
+        yield
+    except EOFError:
+        raise _unreadable(f"{what} is cut short.") from None
+    except DAMAGE as error:
+        raise _unreadable(f"{what} is damaged: {printable(str(error)[:NAME_SHOWN])}.") from None
+    except OSError as error:
+        # An error of the system has a number; those of decompressors have none.
+        if error.errno is not None:
+            raise
+        cut = "Truncated" in str(error)
+        detail = "is cut short" if cut else f"is damaged: {printable(str(error)[:NAME_SHOWN])}"
+        raise _unreadable(f"{what} {detail}.") from None
+
+
+def _gzip(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) as file:
+        yield from iter(lambda: file.read(PIECE_BYTES), b"")
+
+
+def _zstd(path: Path) -> Iterator[bytes]:
+    with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as file:
+        yield from iter(lambda: file.read(PIECE_BYTES), b"")
+
+
+def _bzip2(path: Path) -> Iterator[bytes]:
+    return _streams(path, bz2.BZ2Decompressor, b"")
+
+
+def _xz(path: Path) -> Iterator[bytes]:
+    return _streams(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES), b"\0")
+
+
+DECOMPRESSORS: dict[str, Callable[[Path], Iterator[bytes]]] = {
+    "gzip": _gzip,
+    "bzip2": _bzip2,
+    "xz": _xz,
+    "zstd": _zstd,
+}
+
+
+def _streams(
+    path: Path, make: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor], padding: bytes
+) -> Iterator[bytes]:
+    """Decompress all streams of a file, one after the other; what follows the last one is an error.
+
+    The file classes of the standard library leave out what follows, and do not limit the memory of xz.
+    """
+    with path.open("rb") as file:
+        block = file.read(PIECE_BYTES)
+        while block:
+            decompressor = make()
+            while not decompressor.eof:
+                if decompressor.needs_input and not block and not (block := file.read(PIECE_BYTES)):
+                    raise EOFError
+                yield decompressor.decompress(block, PIECE_BYTES)
+                block = b""
+            block = decompressor.unused_data
+            while padding and not (block := block.lstrip(padding)) and (block := file.read(PIECE_BYTES)):
+                pass
+            block = block or file.read(PIECE_BYTES)
