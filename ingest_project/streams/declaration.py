@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -23,6 +22,7 @@ from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
+from ingest_project.streams.engine import BrokenStream, DeclaredStreams
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -157,6 +157,11 @@ class StreamDeclaration(_Part):
         return schema_of(self.columns) if self.model is None else _imported(self.model).to_schema()
 
     @property
+    def is_delta(self) -> bool:
+        """The rows are appended to a Delta table."""
+        return isinstance(self.sink, DeltaTarget)
+
+    @property
     def dlq(self) -> str:
         """The topic of dead letters."""
         return self.dead_letter_topic or f"{self.topic}.dlq"
@@ -222,27 +227,6 @@ class StreamDeclaration(_Part):
             yield f"sink.key_decoder: there is no decoder {sink.key_decoder!r}; there are {', '.join(DECODERS)}"
         if sink.key_decoder == TEXT and len(sink.key) > 1 and sink.tombstones != "ignore":
             yield "sink.key_decoder: text is one column; name the decoder of the messages' keys, e.g. json"
-
-
-@dataclass(frozen=True)
-class BrokenStream:
-    """A declaration that cannot be used.
-
-    Args:
-        name: of its stream.
-        problem: which file, which line, and what is wrong.
-    """
-
-    name: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class DeclaredStreams:
-    """The streams that are declared in a folder."""
-
-    usable: tuple[StreamDeclaration, ...] = ()
-    broken: tuple[BrokenStream, ...] = ()
 
 
 def load_streams(settings: Settings) -> DeclaredStreams:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ingest_project.core.errors import (
     BrokerUnavailableError,
@@ -37,6 +37,10 @@ from ingest_project.streams.positions import (
     StreamPositions,
     removed,
 )
+
+if TYPE_CHECKING:
+    # A declaration brings Polars, which most commands never need.
+    from ingest_project.streams.declaration import StreamDeclaration
 
 logger = get_logger(__name__)
 
@@ -386,6 +390,27 @@ class StreamLimits:
     def of(cls, settings: object) -> StreamLimits:
         """Return the limits among the settings or the declaration of a stream."""
         return cls(**{one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)})
+
+
+@dataclass(frozen=True)
+class BrokenStream:
+    """A declaration that cannot be used.
+
+    Args:
+        name: of its stream.
+        problem: which file, which line, and what is wrong.
+    """
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class DeclaredStreams:
+    """The streams that are declared in a folder."""
+
+    usable: tuple[StreamDeclaration, ...] = ()
+    broken: tuple[BrokenStream, ...] = ()
 
 
 class StreamResources(Runtime):
