@@ -20,10 +20,10 @@ from ingest_project.core.items import end_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.hours import DAY, hours_between
+from ingest_project.streams.values import INSTANT
 
 logger = get_logger(__name__)
 
-INSTANT = pa.timestamp("us", tz="UTC")
 # The clock of a sender may be wrong; a day ahead of when the broker got the message is no partition of its own.
 MAX_AHEAD = timedelta(days=1)
 # Each day of a commit is a file, and senders choose the days.
