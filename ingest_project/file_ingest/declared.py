@@ -121,7 +121,7 @@ class DeclaredContract(Contract):
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
         columns = [name for name in evolved_names(names, self.declaration).values() if name]
-        if not columns:
+        if self.drift != "evolve" or not columns:
             return self.tables
         tables = with_columns(self.tables, columns)
         ensure_tables(engine, tables, evolving=True)
@@ -134,7 +134,7 @@ class DeclaredContract(Contract):
     def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         """Move undeclared columns from rescued_data to columns of their own."""
         columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
-        if not columns or not rows.height:
+        if self.drift != "evolve" or not columns or not rows.height:
             return rows
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
@@ -169,7 +169,7 @@ def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTab
     table = declaration.table
     return DatasetTables(
         declaration.name,
-        None if table is None else _table(table, [*map(_sql_column, columns), *_engine_columns()], "brin"),
+        None if table is None else _rows_table(declaration, table),
         _metrics_table(declaration),
         row_schema,
         _metric_schema(declaration),
@@ -182,7 +182,7 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
     row_schema = dict(tables.row_schema) | dict.fromkeys(names, pl.String)
     if tables.rows is None:
         return replace(tables, row_schema=row_schema)
-    columns = [column.copy() for column in tables.rows.columns]
+    columns = [sa.Column(column.name, column.type, nullable=column.nullable) for column in tables.rows.columns]
     table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
     return replace(tables, row_schema=row_schema, rows=table)
 
@@ -206,6 +206,13 @@ def _text(value: object) -> str | None:
 
 def _sql_column(column: Column) -> sa.Column[Any]:
     return sa.Column(column.name, sql_type(column), nullable=not column.required, doc=column.description or None)
+
+
+def _rows_table(declaration: DatasetDeclaration, name: str) -> sa.Table:
+    table = _table(name, [*map(_sql_column, declaration.typed_columns), *_engine_columns()], "brin")
+    if declaration.key and declaration.key.unique == "table":
+        sa.Index(f"{name}_key", *(table.c[column] for column in declaration.key.columns), unique=True)
+    return table
 
 
 def _engine_columns() -> list[sa.Column[Any]]:

@@ -4,8 +4,9 @@
 
 takes the arguments of `dagster api grpc` and is the same server, except that a run worker is not a new interpreter that
 imports Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
-That process has no threads and no connections, which makes forking it safe. Without this module (`dagster dev`,
-`dagster api grpc`) everything works as well, each run two seconds later.
+That process has no connections, and only imports: reading a user's declarations starts Polars' threads, which a fork
+does not have and would wait for forever. So each worker builds the definitions itself, which takes a tenth of a
+second. Without this module (`dagster dev`, `dagster api grpc`) everything works as well, each run two seconds later.
 
 A run worker must not continue once nobody can see or stop it. The kernel ensures that, in whatever order processes are
 killed: the workers' parent, which imports this module first, ends with the code server, and each worker with its
@@ -29,10 +30,17 @@ from typing import Any
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
 
-# Slow imports of every run worker, in addition to the definitions.
+# Slow imports of every run worker. None of them computes anything with Polars.
 HEAVY_MODULES = (
     "adbc_driver_postgresql.dbapi",
     "dagster._grpc.impl",
+    "ingest_project.attachments.definitions",
+    "ingest_project.file_ingest.definitions",
+    "ingest_project.operations.definitions",
+    "ingest_project.polling.definitions",
+    "ingest_project.streams.crm.definitions",
+    "ingest_project.streams.declared",
+    "ingest_project.streams.user_activity.definitions",
     "ingest_project.sources.local",
     "ingest_project.platform.object_store.content_store",
     "ingest_project.file_ingest.warehouse.postgres",
@@ -59,10 +67,10 @@ def share_cores(parallel_runs: int) -> None:
     os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
 
 
-def warm_workers(modules: Sequence[str]) -> None:
-    """Have this process start its workers as forks of one in which these modules are imported, from now on."""
+def warm_workers() -> None:
+    """Have this process start its workers as forks of one in which the heavy modules are imported, from now on."""
     warm = multiprocessing.get_context("forkserver")
-    warm.set_forkserver_preload([THIS_MODULE, *modules, *HEAVY_MODULES])
+    warm.set_forkserver_preload([THIS_MODULE, *HEAVY_MODULES])
     cold_context = multiprocessing.get_context
 
     def context(method: str | None = None) -> BaseContext:
@@ -76,8 +84,7 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     """Serve until stopped."""
     keep_files_private()
     share_cores(current_settings().file_ingest.max_parallel_batches)
-    if "--module-name" in arguments:
-        warm_workers([arguments[arguments.index("--module-name") + 1]])
+    warm_workers()
     from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
 
     threads = () if THREADS[0] in arguments else THREADS

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import dagster as dg
+import pytest
+from dagster import DagsterInstance
 
-from ingest_project_tests.file_ingest.datasets.system import DatasetSystem, weather_file
+from ingest_project.file_ingest.tables import FileState
+from ingest_project_tests.file_ingest.datasets.system import (
+    BAD,
+    GOOD,
+    HEADER,
+    WEATHER,
+    DatasetSystem,
+    declare,
+    opened,
+    read_in_chunks,
+    settings_of,
+    weather_file,
+)
+from ingest_project_tests.journeys.system import readings
+from ingest_project_tests.services.kafka import Server
+
+CONTRACT = dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), "contract_holds")
 
 
 def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: DatasetSystem) -> None:
@@ -14,11 +33,8 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
     weather.run_due()
     record = weather.file("a.csv")
     assert (record.state.value, record.dataset, record.reason) == ("ingested", "weather", None)
-    rows = weather.rows(
-        "SELECT station, temperature, rain, sunny, note, day::text, rescued_data, line_number FROM weather"
-        " ORDER BY line_number"
-    )
-    assert rows == [
+    columns = "station, temperature, rain, sunny, note, day::text, rescued_data, line_number"
+    assert weather.rows(f"SELECT {columns} FROM weather ORDER BY line_number") == [
         ("AAA", 1.5, Decimal("0.20"), True, {"a": 1}, "2026-01-15", None, 2),
         ("AAA", 2.5, None, False, None, "2026-01-15", None, 3),
         ("BBB", None, Decimal("3.05"), None, None, None, None, 4),
@@ -33,3 +49,101 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
     assert weather.instance.get_dynamic_partitions("files") == []
     for name in ("raw_files", "validated", "quarantined_files", "metrics"):
         assert weather.instance.get_materialized_partitions(dg.AssetKey(["weather", name])) == {record.file_key}
+    assert weather.check("contract_holds", record.file_key).passed
+    assert weather.check("schema_unchanged", record.file_key).passed
+
+
+def test_rows_that_break_the_contract_are_quarantined_with_every_reason(weather: DatasetSystem) -> None:
+    weather.send_files(weather_file(weather, content=HEADER + GOOD + BAD + "CCC,yesterday,,x,perhaps,{,15.1.\n"))
+    weather.run_due()
+    record = weather.file("a.csv")
+    assert (record.rows_accepted, record.rows_quarantined) == (3, 2)
+    assert [row.reasons for row in weather.services.warehouse.quarantined_rows_of(record.file_key)] == [
+        ("rain_out_of_range", "station_pattern", "temperature_out_of_range"),
+        ("day_not_a_date", "note_not_json", "observed_at_not_a_timestamp", "rain_not_a_decimal", "sunny_not_a_boolean"),
+    ]
+    assert weather.check("rows_add_up").passed
+
+
+def test_two_datasets_of_one_tick_are_ingested_by_a_run_each(weather: DatasetSystem) -> None:
+    weather.send_files(weather_file(weather), weather.write("sensor.csv", readings(4)))
+    requests = weather.requests()
+    assert sorted(str(request.job_name) for request in requests) == ["file_batch", "weather_batch"]
+    for request in requests:
+        assert weather.execute(str(request.job_name), request).success
+    assert weather.states() == {"a.csv": "ingested", "sensor.csv": "ingested"}
+    assert weather.rows("SELECT COUNT(*) FROM weather") == [(3,)]
+    assert weather.services.warehouse.totals().rows == 4
+
+
+def test_a_file_is_routed_by_its_metadata_its_job_or_its_path(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    declare(tmp_path, "weather", **{**WEATHER, "jobs": ["weather-*"]})
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    content = HEADER + GOOD
+    system.send_files(system.write("by_path/weather/a.csv", content))
+    system.send_files(system.write("b.csv", content + "DDD,2026-01-15T10:00:00Z,,,,,\n"), job_id="weather-daily")
+    system.send_files(system.write("c.csv", content + BAD), metadata={"dataset": "weather"})
+    system.send_files(system.write("d.csv", content), metadata={"dataset": "wether"})
+    system.send_files(weather_file(system, "e.parquet", "x"))
+    system.run_due()
+    assert {name: record.dataset for name, record in system.files().items()} == dict.fromkeys(
+        ("a.csv", "b.csv", "c.csv"), "weather"
+    )
+    letters = system.on_topic(system.settings.topics.file_event_queue_dlq)
+    reasons = sorted((dict(letter.headers)["dlq.reason"] or b"").decode() for letter in letters)
+    assert reasons == [
+        "Only csv, xlsx, xls are ingested of the dataset weather, not 'parquet'.",
+        "There is no dataset 'wether', did you mean weather?.",
+    ]
+    system.close()
+
+
+def test_a_newer_version_replaces_and_a_copy_counts_once(weather: DatasetSystem) -> None:
+    first = weather_file(weather)
+    weather.send_files(first, weather_file(weather, "copy.csv"))
+    weather.run_due()
+    assert sorted(weather.states().values()) == ["duplicate", "ingested"]
+    assert weather.rows("SELECT COUNT(*) FROM weather") == [(3,)]
+    weather.send_files(weather_file(weather, content=HEADER + "ZZZ,2026-01-16T10:00:00Z,3,,,,\n"))
+    weather.run_due()
+    states = sorted(record.state for record in weather.services.files.list())
+    assert states == [FileState.INGESTED, FileState.INGESTED, FileState.REPLACED]
+    # What the copy holds is stored again, as it is no copy of anything any more.
+    assert weather.rows("SELECT station, COUNT(*) FROM weather GROUP BY 1 ORDER BY 1") == [
+        ("AAA", 2),
+        ("BBB", 1),
+        ("ZZZ", 1),
+    ]
+
+
+def test_a_backfill_of_its_partitions_stores_the_same_rows(weather: DatasetSystem) -> None:
+    weather.send_files(weather_file(weather), weather_file(weather, "b.csv", HEADER + GOOD + BAD))
+    weather.run_due()
+    before = weather.rows("SELECT file_key, line_number FROM weather ORDER BY 1, 2")
+    keys = weather.instance.get_dynamic_partitions("weather_files")
+    job = weather.definitions.resolve_job_def("weather_batch")
+    tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
+    assert job.execute_in_process(instance=weather.instance, tags=tags).success
+    assert weather.rows("SELECT file_key, line_number FROM weather ORDER BY 1, 2") == before
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 60])
+def test_sqlite_stores_the_same(
+    kafka_server: Server, instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    declare(tmp_path, "weather", **WEATHER)
+    system = opened(settings_of(kafka_server, f"sqlite:///{tmp_path}/w.db", tmp_path), instance, tmp_path)
+    system.send_files(weather_file(system))
+    system.run_due()
+    record = system.file("a.csv")
+    assert record.state is FileState.INGESTED, record.reason
+    assert system.rows("SELECT station, rain, sunny, note, day FROM weather ORDER BY line_number") == [
+        ("AAA", "0.20", 1, '{"a": 1}', "2026-01-15"),
+        ("AAA", None, 0, None, "2026-01-15"),
+        ("BBB", "3.05", None, None, None),
+    ]
+    assert system.check("contract_holds", record.file_key).passed
+    system.close()

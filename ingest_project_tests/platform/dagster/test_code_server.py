@@ -21,7 +21,7 @@ def work():
 
 if __name__ == "__main__":
     code_server.HEAVY_MODULES = ()
-    code_server.warm_workers([])
+    code_server.warm_workers()
     import multiprocessing
     worker = multiprocessing.get_context("spawn").Process(target=work)
     worker.start()
@@ -66,3 +66,14 @@ def test_a_worker_starts_with_its_modules_imported(tmp_path: Path) -> None:
         assert server.stdout is not None
         assert server.stdout.readline() == "True\n"
         server.kill()
+
+
+def test_what_workers_are_forked_from_has_no_threads_of_polars() -> None:
+    program = (
+        "import importlib, os\n"
+        "from ingest_project.platform.dagster.code_server import HEAVY_MODULES\n"
+        "for name in HEAVY_MODULES: importlib.import_module(name)\n"
+        "for task in os.listdir('/proc/self/task'): print(open(f'/proc/self/task/{task}/comm').read(), end='')"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"polars-0", "tokio-rt-worker"} & set(said), said

@@ -1,0 +1,1 @@
+"""Two declared datasets and a declared stream: see README.md in this folder."""

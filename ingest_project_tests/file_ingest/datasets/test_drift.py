@@ -1,0 +1,159 @@
+"""Columns that nobody declared are rescued, added or refused, and always reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster import AssetCheckEvaluation, DagsterInstance
+
+from ingest_project_tests.file_ingest.datasets.system import (
+    WEATHER,
+    DatasetSystem,
+    declare,
+    opened,
+    settings_of,
+    weather_file,
+)
+from ingest_project_tests.services.kafka import Server
+
+VALIDATED = dg.AssetKey(["weather", "validated"])
+OTHER = "observed_at,station,Wind Speed,1st\n2026-01-15T10:00:00Z,AAA,3,x\n2026-01-15T11:00:00Z,AAA,,\n"
+
+Make = Callable[..., DatasetSystem]
+
+
+@pytest.fixture
+def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path) -> Iterator[Make]:
+    """A system with a changed declaration of weather."""
+    made: list[DatasetSystem] = []
+
+    def make(**changes: Any) -> DatasetSystem:  # noqa: ANN401 - what a declaration holds
+        declare(tmp_path, "weather", **{**WEATHER, **changes})
+        for one in made:
+            one.close()
+        settings = made[-1].settings if made else settings_of(kafka_server, postgres_url, tmp_path)
+        made.append(opened(settings, instance, tmp_path))
+        if len(made) > 1:
+            made[-1].cursors = made[-2].cursors
+        return made[-1]
+
+    yield make
+    made[-1].close()
+
+
+def reported(system: DatasetSystem) -> AssetCheckEvaluation:
+    """Return the newest result of `schema_unchanged`."""
+    key = dg.AssetCheckKey(VALIDATED, "schema_unchanged")
+    (record, *_) = system.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert record.event is not None
+    assert record.event.dagster_event is not None
+    return record.event.dagster_event.asset_check_evaluation_data
+
+
+def test_rescue_keeps_unknown_columns_beside_the_row(system: Make) -> None:
+    weather = system()
+    weather.send_files(weather_file(weather, content=OTHER))
+    weather.run_due()
+    assert weather.rows("SELECT rescued_data FROM weather ORDER BY line_number") == [
+        ({"Wind Speed": "3", "1st": "x"},),
+        (None,),
+    ]
+    shown = weather.metadata(VALIDATED, weather.file("a.csv").file_key)
+    assert shown["unknown_columns"] == ["Wind Speed", "1st"]
+    assert shown["missing_columns"] == ["temperature", "rain", "sunny", "note", "day"]
+    assert shown["columns_reordered"]
+    result = reported(weather)
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "unknown: Wind Speed, 1st" in str(result.description)
+    assert "kept in rescued_data" in str(result.description)
+
+
+def test_evolve_adds_columns_and_later_files_share_them(system: Make) -> None:
+    weather = system(drift="evolve")
+    weather.send_files(
+        weather_file(weather, content=OTHER),
+        weather_file(weather, "b.csv", "station,observed_at\nBBB,2026-01-15T10:00:00Z\n"),
+    )
+    weather.run_due()
+    assert set(weather.states().values()) == {"ingested"}
+    assert weather.rows("SELECT station, wind_speed, _1st, rescued_data FROM weather ORDER BY 1, line_number") == [
+        ("AAA", "3", "x", None),
+        ("AAA", None, None, None),
+        ("BBB", None, None, None),
+    ]
+    weather.send_files(
+        weather_file(weather, "c.csv", "station,observed_at,wind speed,new\nCCC,2026-01-15T10:00:00Z,7,8\n")
+    )
+    weather.run_due()
+    assert weather.rows("SELECT wind_speed, new FROM weather WHERE station = 'CCC'") == [("7", "8")]
+
+
+def test_freeze_quarantines_the_file(system: Make) -> None:
+    weather = system(drift="freeze")
+    weather.send_files(weather_file(weather, content=OTHER))
+    weather.run_due()
+    record = weather.file("a.csv")
+    assert record.state.value == "quarantined"
+    assert record.rule_counts == {"schema_changed": 1}
+    assert "unknown: Wind Speed, 1st" in str(record.reason)
+    assert not reported(weather).passed
+
+
+def test_a_column_of_another_type_is_reported(system: Make) -> None:
+    weather = system(max_rejected_share=1)
+    rows = "".join(f"AAA,2026-01-15T10:00:00Z,{text}\n" for text in ("cold", "warm", "3"))
+    weather.send_files(weather_file(weather, content="station,observed_at,temperature\n" + rows))
+    weather.run_due()
+    shown = weather.metadata(VALIDATED, weather.file("a.csv").file_key)
+    assert shown["retyped_columns"] == ["temperature"]
+
+
+def test_a_new_optional_column_and_a_wider_decimal_are_added(system: Make) -> None:
+    weather = system()
+    weather.send_files(weather_file(weather))
+    weather.run_due()
+    columns = [dict(column) for column in WEATHER["columns"]]
+    columns[3]["type"] = "decimal(12,3)"
+    weather = system(columns=[*columns, {"name": "wind", "type": "number"}])
+    weather.send_files(
+        weather_file(weather, "b.csv", "station,observed_at,wind,rain\nBBB,2026-01-15T10:00:00Z,7.5,1.125\n")
+    )
+    weather.run_due()
+    assert weather.states() == {"a.csv": "ingested", "b.csv": "ingested"}
+    assert [(w, str(r)) for w, r in weather.rows("SELECT wind, rain FROM weather WHERE wind IS NOT NULL")] == [
+        (7.5, "1.125")
+    ]
+
+
+REFUSED = {
+    "another type": ({"type": "integer", "min": -90, "max": 60}, "the table holds DOUBLE PRECISION"),
+    "required": ({"required": True}, "became required"),
+    "removed": (None, "not declared any more"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_change_that_would_lose_data_is_refused_and_the_files_wait(
+    system: Make, change: dict[str, Any] | None, reason: str
+) -> None:
+    weather = system()
+    weather.send_files(weather_file(weather))
+    weather.run_due()
+    columns = [dict(column) for column in WEATHER["columns"]]
+    if change is None:
+        del columns[2]
+    else:
+        columns[2] |= change
+    measures = {"columns": ["rain"], "group_by": ["station"]}
+    weather = system(columns=columns, measures=measures)
+    weather.send_files(weather_file(weather, "b.csv", "station,observed_at,temperature\nBBB,2026-01-15T10:00:00Z,3\n"))
+    (request,) = weather.requests()
+    assert not weather.execute(str(request.job_name), request).success
+    record = weather.file("b.csv")
+    assert record.state.value == "pending"
+    assert reason in str(record.reason)
+    assert "ALTER TABLE weather" in str(record.reason)
