@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -22,7 +23,6 @@ from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
-from ingest_project.streams.engine import BrokenStream, DeclaredStreams
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -229,8 +229,25 @@ class StreamDeclaration(_Part):
             yield "sink.key_decoder: text is one column; name the decoder of the messages' keys, e.g. json"
 
 
-def load_streams(settings: Settings) -> DeclaredStreams:
-    """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
+@dataclass(frozen=True)
+class BrokenStream:
+    """A declaration that cannot be used.
+
+    Args:
+        name: of its stream.
+        problem: which file, which line, and what is wrong.
+    """
+
+    name: str
+    problem: str
+
+
+def load_streams(settings: Settings) -> tuple[tuple[StreamDeclaration, ...], tuple[BrokenStream, ...]]:
+    """Load the streams that are declared in the folder of the settings; log a broken one.
+
+    Returns:
+        the usable and the broken ones.
+    """
     usable: dict[str, StreamDeclaration] = {}
     broken: list[BrokenStream] = []
     for path in declaration_files(settings.declarations):
@@ -244,7 +261,7 @@ def load_streams(settings: Settings) -> DeclaredStreams:
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
-    return DeclaredStreams(tuple(usable.values()), tuple(broken))
+    return tuple(usable.values()), tuple(broken)
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:

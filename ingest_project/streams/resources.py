@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ingest_project.streams.engine import DeclaredStreams
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.user_activity.resources import UserActivityResources
 
 if TYPE_CHECKING:
     # A declaration brings Polars, which most commands never need.
-    from ingest_project.streams.declaration import StreamDeclaration
+    from ingest_project.streams.declaration import BrokenStream, StreamDeclaration
     from ingest_project.streams.delta.stream import DeltaStream
     from ingest_project.streams.sql.declared import KeyedRows
     from ingest_project.streams.sql.sink import SqlSink
+
+
+@dataclass(frozen=True)
+class DeclaredStreams:
+    """The streams that are declared in a folder."""
+
+    usable: tuple[StreamDeclaration, ...] = ()
+    broken: tuple[BrokenStream, ...] = ()
 
 
 class DeclaredStreamResources(UserActivityResources):
@@ -33,7 +41,7 @@ class DeclaredStreamResources(UserActivityResources):
             return DeclaredStreams()
         from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
 
-        return load_streams(self.settings)
+        return DeclaredStreams(*load_streams(self.settings))
 
     @property
     def stream_positions(self) -> tuple[StreamPositions, ...]:
