@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 
 # Dagster components, by the module of each: they import Dagster, which commands must not.
-_COMPONENTS = {"TopicStream": "ingest_project.streams.component"}
+_COMPONENTS = {
+    "FileDataset": "ingest_project.file_ingest.component",
+    "TopicStream": "ingest_project.streams.component",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -13,3 +16,8 @@ def __getattr__(name: str) -> object:
     if name not in _COMPONENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_COMPONENTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the components too: Dagster's registry finds them by this."""
+    return [*globals(), *_COMPONENTS]

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -94,7 +95,7 @@ def send_file_event(
         raise typer.BadParameter("The short form carries neither --format nor --trace-id.")
     settings = load_settings().settings
     event = file_event(path, settings, _format(profile), trace_id or str(uuid.uuid4()))
-    raw = checked(event, decode_file_event)
+    raw = checked(event, partial(_accepted_file_event, settings))
     topics = settings.topics
     if short:
         raw = msgspec.json.encode({"file_path": event.file_path, "file_name": event.file_name})
@@ -106,6 +107,15 @@ def send_file_event(
         None if short else event.trace_id,
     )
     print_sent(sent, f"file event for {event.file_path}", as_json=as_json)
+
+
+def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
+    """Decode a file event as the sensor does: its dataset must take files of this type."""
+    from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+
+    event = decode_file_event(raw)
+    load_declarations(settings).require_accepted(event)
+    return event
 
 
 def send_polling_job(  # noqa: PLR0913 - one for each part of the message

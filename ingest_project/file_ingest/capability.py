@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.declaration_problems import declaration_problems
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.tables import FileState, files
+from ingest_project.file_ingest.tables import FileState, asset_of, files, partitions_of
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -31,12 +33,16 @@ from ingest_project.platform.capability import (
 )
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.delta.table import DeltaStore
 
 FILES = "ingest_files"
 ROWS = "ingest_rows"
 LANDED_BYTES = "ingest_landed_bytes"
 QUARANTINED_FILES = "ingest_quarantined_files"
 QUARANTINED_ROWS = "ingest_quarantined_rows"
+DATASET_FILES = "ingest_dataset_files"
+DATASET_ROWS = "ingest_dataset_rows"
+DRIFTED_FILES = "ingest_drifted_files"
 
 MAX_CONTENTS = 10_000
 SHOWN = 10
@@ -49,7 +55,10 @@ QUEUE = QueueView(
     failed_states=("failed", "quarantined"),
     expiring_states=("ingested", "duplicate", "replaced", "superseded"),
     partitions="files",
-    asset="validated_sensor_data",
+    asset=asset_of(SENSOR_READINGS),
+    routes=files.c.dataset,
+    set_of=partitions_of,
+    asset_of=asset_of,
 )
 
 
@@ -57,13 +66,18 @@ def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
     """Yield the amounts that a finished file adds to the counters."""
     state = row["state"]
     yield Amount(FILES, (state,), 1)
+    yield Amount(DATASET_FILES, (row["dataset"], state), 1)
     if state == FileState.REPLACED:
         # It was counted when it was stored, if it ever was.
         return
     yield Amount(LANDED_BYTES, (), row["landed_bytes"] or 0)
     if state == FileState.INGESTED:
-        yield Amount(ROWS, ("accepted",), row["rows_accepted"] or 0)
-        yield Amount(ROWS, ("quarantined",), row["rows_quarantined"] or 0)
+        for outcome in ("accepted", "quarantined"):
+            rows = row[f"rows_{outcome}"] or 0
+            yield Amount(ROWS, (outcome,), rows)
+            yield Amount(DATASET_ROWS, (row["dataset"], outcome), rows)
+        if row["drifted"]:
+            yield Amount(DRIFTED_FILES, (row["dataset"],), 1)
         for rule, rows in (row["rule_counts"] or {}).items():
             yield Amount(QUARANTINED_ROWS, (rule,), rows)
         yield from latency("files", row)
@@ -81,6 +95,9 @@ class FileIngest(Capability[FileIngestResources]):
         Metric(
             ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
         ),
+        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by the dataset they belong to."),
+        Metric(DATASET_ROWS, ("dataset", "outcome"), "Rows of ingested files, by dataset, accepted or quarantined."),
+        Metric(DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones."),
         Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
         Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
         Metric(
@@ -94,6 +111,7 @@ class FileIngest(Capability[FileIngestResources]):
         (
             *(files.c.state, files.c.landed_bytes, files.c.rows_accepted, files.c.rows_quarantined),
             *(files.c.rule_counts, files.c.error_class, *latency_columns(files)),
+            *(files.c.dataset, files.c.drifted),
         ),
         file_amounts,
     )
@@ -113,6 +131,15 @@ class FileIngest(Capability[FileIngestResources]):
         """Read the queue, and find broken reader profiles and declarations."""
         work = super().read_work(services, detailed=detailed)
         return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
+
+    def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], DeltaStore]]:
+        """Return the Delta tables of declared datasets."""
+        if not services.settings.declarations.is_dir():
+            return {}
+        from ingest_project.file_ingest.delta_rows import delta_store  # noqa: PLC0415 - brings Polars
+
+        in_delta = [one for one in services.datasets.declared if one.target.delta]
+        return {one.name: partial(delta_store, one, services.settings) for one in in_delta}
 
     def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of file events."""

@@ -173,7 +173,7 @@ def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTab
     table = declaration.table
     return DatasetTables(
         declaration.name,
-        None if table is None else _table(table, [*map(_sql_column, columns), *_engine_columns()], "brin"),
+        None if table is None else _rows_table(declaration, table),
         _metrics_table(declaration),
         row_schema,
         _metric_schema(declaration),
@@ -223,6 +223,13 @@ def _text(value: object) -> str | None:
 
 def _sql_column(column: Column) -> sa.Column[Any]:
     return sa.Column(column.name, sql_type(column), nullable=not column.required, doc=column.description or None)
+
+
+def _rows_table(declaration: DatasetDeclaration, name: str) -> sa.Table:
+    table = _table(name, [*map(_sql_column, declaration.typed_columns), *_engine_columns()], "brin")
+    if declaration.key and declaration.key.unique == "table":
+        sa.Index(f"{name}_key", *(table.c[column] for column in declaration.key.columns), unique=True)
+    return table
 
 
 def _engine_columns() -> list[sa.Column[Any]]:

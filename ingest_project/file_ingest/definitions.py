@@ -16,6 +16,7 @@ from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
+from ingest_project.file_ingest.delta_rows import delta_store
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
@@ -36,6 +37,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
+from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
 
@@ -186,20 +188,46 @@ file_checks = dg.define_asset_job(
 )
 
 
+@dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
+def maintain_dataset_tables(context: dg.OpExecutionContext, services: dg.ResourceParam[FileIngestResources]) -> None:
+    """Maintain the Delta table of each declared dataset; the second time nothing is left to do."""
+    limits = maintenance_limits(services.settings.delta)
+    for declaration in services.datasets.declared:
+        if declaration.target.delta:
+            store = delta_store(declaration, services.settings)
+            context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, limits)))
+
+
+@dg.job(description="Maintains the Delta tables of declared datasets.")
+def dataset_maintenance() -> None:
+    """The maintenance has one step."""
+    maintain_dataset_tables()
+
+
+HOURLY_MAINTENANCE = dg.ScheduleDefinition(
+    name="dataset_maintenance_every_hour",
+    job=dataset_maintenance,
+    cron_schedule="25 * * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+
 def definitions_of(declarations: Declarations) -> dg.Definitions:
     """Return the definitions of the shipped dataset and of all declared ones; two sensors serve them all."""
     jobs = {SENSOR_READINGS: file_batch} | {one.name: batch_job(one.name) for one in declarations.declared}
+    maintenance = [HOURLY_MAINTENANCE] if any(one.target.delta for one in declarations.declared) else []
     return dg.Definitions(
         assets=[assets_of_dataset(SHIPPED), *map(assets_of_dataset, declarations.declared)],
         asset_checks=[*CHECKS, *(check for one in declarations.declared for check in checks_of_dataset(one.name))],
-        jobs=[*jobs.values(), file_checks],
+        jobs=[*jobs.values(), file_checks, *([dataset_maintenance] if maintenance else [])],
         schedules=[
+            *maintenance,
             dg.ScheduleDefinition(
                 name="file_checks_every_quarter_hour",
                 job=file_checks,
                 cron_schedule="*/15 * * * *",
                 default_status=dg.DefaultScheduleStatus.RUNNING,
-            )
+            ),
         ],
         sensors=[
             file_events_sensor("file_event_queue_sensor", lambda topics: topics.file_event_queue, jobs),

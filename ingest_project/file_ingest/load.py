@@ -22,7 +22,13 @@ from typing import Any
 import polars as pl
 import stamina
 
-from ingest_project.core.errors import DatabaseUnavailableError, IngestError, StoreUnavailableError, TransientError
+from ingest_project.core.errors import (
+    DatabaseUnavailableError,
+    FileRejectedError,
+    IngestError,
+    StoreUnavailableError,
+    TransientError,
+)
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
@@ -43,6 +49,7 @@ STORE_ATTEMPTS = 3
 STORE_WAIT_SECONDS, MAX_STORE_WAIT_SECONDS = 0.5, 2.0
 # PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
 SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
+UNIQUE_VIOLATION = "23505"
 MAX_CONSECUTIVE_FAILURES = 3
 
 
@@ -104,6 +111,18 @@ class GroupLoad:
             logger.warning("store_failed", files=len(results), reason=str(error))
             raise
 
+    def store_failed(self, result: FileResult, error: Exception) -> list[FileResult]:
+        """Store that one file cannot be stored: rejected for its keys, or failed."""
+        if not is_stored_key(error):
+            return [record_failure(result, error, self.services, self.run_id)]
+        (kept,) = quarantine_rejected([rejected_for_stored_key(result)], self.services, self.run_id)
+        if kept.state is not FileState.QUARANTINED:
+            return [kept]
+        group = self.group
+        nothing = (group.accepted.clear(), group.quarantined.clear(), group.metrics.clear())
+        rejected = CheckedGroup([kept], *nothing, group.tables)
+        return store_at_once(rejected, self.services, self.run_id, self._attempted, wait=True)
+
     def is_file_fault(self, error: Exception) -> bool:
         """Return True if one file may have caused the error, False for an error of the database itself."""
         if isinstance(error, DatabaseUnavailableError):
@@ -140,9 +159,8 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         settled = {result.record.file_key for result in storing.done}
         left = [result for result in to_store if result.record.file_key not in settled]
         return requeue_later + storing.done + [result_of_error(result.record, error, result.landed) for result in left]
-    return (
-        requeue_later + storing.done + [record_failure(result, error, services, run_id) for result, error in failures]
-    )
+    failed = [one for result, error in failures for one in storing.store_failed(result, error)]
+    return requeue_later + storing.done + failed
 
 
 def is_schema_error(error: Exception) -> bool:
@@ -174,6 +192,20 @@ def record_failure(result: FileResult, cause: Exception, services: FileIngestRes
     except TransientError as failure:
         return result_of_error(result.record, failure, result.landed)
     return failed
+
+
+def is_stored_key(cause: Exception) -> bool:
+    """Return True if a row has a key that must be unique in its table, and that another file's row has."""
+    broken = getattr(cause, "orig", None) or cause
+    return sqlstate(broken) == UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(broken)
+
+
+def rejected_for_stored_key(result: FileResult) -> FileResult:
+    """Return the result of a file with a key that is stored already."""
+    reason = "A key of the file is stored already, of another file, and keys are declared unique in the table."
+    error = FileRejectedError("stored_key", reason)
+    known = {"profile": result.profile, "rows_read": result.rows_read, "drift": result.drift, "policy": result.policy}
+    return result_of_error(result.record, error, result.landed, **known)
 
 
 def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:
@@ -320,6 +352,7 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
         "rows_accepted": result.rows_accepted,
         "rows_quarantined": result.rows_quarantined,
         "rule_counts": json.dumps(result.rule_counts),
+        "drifted": result.drift.found or None,
     }
 
 

@@ -24,8 +24,10 @@ from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
     finish,
+    is_stored_key,
     leave_quarantine,
     lock_locations_of,
+    rejected_for_stored_key,
     replaced_results,
     settle_versions,
     store,
@@ -214,8 +216,13 @@ def _store_large(file: OpenedFile, services: FileIngestResources, contract: Cont
         with panics_as_errors():
             results = store_large_file(file, services, contract, run_id)
     except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
-        failed = _failed(file.record, "Storing the file", error, file.landed)
-        results = [replace(failed, profile=file.profile.name)]
+        if is_stored_key(error):
+            results = [
+                rejected_for_stored_key(FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name))
+            ]
+        else:
+            failed = _failed(file.record, "Storing the file", error, file.landed)
+            results = [replace(failed, profile=file.profile.name)]
     if results[0].state in {FileState.QUARANTINED, FileState.FAILED}:
         return store(group_of_rejected(results[0], contract), services, contract, run_id)
     return results

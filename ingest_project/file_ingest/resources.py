@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     # Polars and Dagster take a second to import, which commands do not have.
     from ingest_project.file_ingest.contract import Contract
     from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
-    from ingest_project.readers.datasets import Declarations
 
 
 def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> SqlWarehouse:
@@ -59,13 +58,6 @@ class FileIngestResources(SourceResources):
     def landing(self) -> LandingStore:
         """The bytes of every file, by content."""
         return LandingStore(open_configured_store(self.settings.landing_url, self.settings))
-
-    @cached_property
-    def datasets(self) -> Declarations:
-        """The declared datasets, and the shipped one."""
-        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
-
-        return load_declarations(self.settings)
 
     def contract_of(self, dataset: str) -> Contract:
         """Return the requirements on the files of a dataset.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import dagster as dg
 from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.files import (
-    SENSOR_READINGS,
     FileEvent,
     decode_file_event,
     file_key,
-    profile_named,
     version_of,
 )
 from ingest_project.core.logging import get_logger
@@ -29,7 +27,6 @@ from ingest_project.platform.dagster.asset_events import report_failed
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route, batches_of_due, queue_sensor
-from ingest_project.readers.datasets import DatasetDeclaration
 
 logger = get_logger(__name__)
 
@@ -42,7 +39,7 @@ def file_events_sensor(
     Args:
         name: of the sensor.
         topic_of: selects the topic.
-        jobs: by dataset, each ingests a batch of its files. Files of other datasets wait.
+        jobs: by dataset, each ingests a batch of its files. Those of other datasets are left to other sensors.
     """
     routes = {dataset: Route(partitions_of(dataset), job.name) for dataset, job in jobs.items()}
 
@@ -56,7 +53,7 @@ def file_events_sensor(
             batch_entries=settings.batch_files,
             max_batches=2 * settings.max_parallel_batches,
             retries=services.settings.retries,
-            intakes=[file_events(services, topic)],
+            intakes=[file_events(services, topic, jobs)],
             on_failed=partial(_report_failed, context.instance, services),
             routes=routes,
         )
@@ -66,13 +63,9 @@ def file_events_sensor(
     return queue_sensor(name, list(jobs.values()), description, tick)
 
 
-def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
-    """Return how one tick consumes a topic of file events."""
+def file_events(services: FileIngestResources, topic: str, datasets: Collection[str]) -> Intake[Announced]:
+    """Return how one tick consumes a topic of file events; it enters the files of these datasets only."""
     settings = services.settings.file_ingest
-
-    def default_profile(dataset: DatasetDeclaration) -> str:
-        return settings.default_profile if dataset.name == SENSOR_READINGS else dataset.profile
-
     # Querying a source is slow, and if one event is rejected the others are stored again.
     versions: dict[KafkaPosition, FileEvent] = {}
 
@@ -81,9 +74,10 @@ def file_events(services: FileIngestResources, topic: str) -> Intake[Announced]:
         dataset = services.datasets.require_accepted(event)
         source = source_of(event, services)
         source.require_allowed(event.file_path)
-        return Announced(event, source, dataset.name, profile_named(event.metadata, default_profile(dataset)))
+        return Announced(event, source, dataset.name, dataset.profile_of(event.metadata, settings.default_profile))
 
     def arrivals(arrived: Sequence[ConsumedMessage[Announced]]) -> list[FileArrival]:
+        arrived = [one for one in arrived if one.message.dataset in datasets]
         unresolved = [one for one in arrived if one.intake not in versions]
         resolved = with_versions([one.message for one in unresolved])
         versions.update(zip((one.intake for one in unresolved), resolved, strict=True))

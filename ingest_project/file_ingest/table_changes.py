@@ -61,6 +61,8 @@ def _changes(connection: sa.Connection, table: sa.Table, *, evolving: bool) -> I
             if found is None
             else _changed(connection, table, column, found)
         )
+    indexes = {index["name"] for index in inspector.get_indexes(table.name)}
+    yield from (sa.schema.CreateIndex(index) for index in table.indexes if index.name not in indexes)
     for name, removed in present.items():
         yield from _removed(connection, table, name, removed, evolving=evolving)
 

@@ -55,6 +55,11 @@ def partitions_of(dataset: str) -> str:
     return "files" if dataset == SENSOR_READINGS else f"{dataset}_files"
 
 
+def asset_of(dataset: str) -> str:
+    """Return the path of the asset whose partitions show the files of a dataset."""
+    return "validated_sensor_data" if dataset == SENSOR_READINGS else f"{dataset}/validated"
+
+
 # No primary key: identity and key together cost 45 % of the time of a COPY. A file's rows are found by their file_key.
 raw_sensor_data = sa.Table(
     "raw_sensor_data",
@@ -148,6 +153,8 @@ files = sa.Table(
     Col("rows_accepted", sa.BigInteger),
     Col("rows_quarantined", sa.BigInteger),
     Col("rule_counts", Json),
+    # True if its columns differ from those that its dataset declares.
+    Col("drifted", sa.Boolean),
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),

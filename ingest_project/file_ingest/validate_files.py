@@ -6,6 +6,7 @@ milliseconds, whatever its size. A larger file is checked chunk by chunk, see `p
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.file_ingest.aggregation import (
     NO_SUMMARIES,
     NONE_SHARED,
@@ -35,6 +36,8 @@ from ingest_project.readers.reading import read_chunks
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3
+# Text of the largest file that is checked in one piece; in memory it takes some times as much.
+WHOLE_FILE_BYTES = 256 * 1024**2
 METRICS_SHOWN = 5
 
 
@@ -145,8 +148,52 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
         first = next(chunks, None)
         if first is None:
             raise FileRejectedError("no_rows", "The file has no rows.")
-        meaning = contract.meaning_of(profile, record)
-        return OpenedFile(record, landed, profile, meaning, first, next(chunks, None), chunks, resources.pop_all())
+        meaning, second = contract.meaning_of(profile, record), next(chunks, None)
+        if second is not None and contract.needs_whole_files:
+            first, second = joined([first, second, *_bounded(chunks, landed)]), None
+        return OpenedFile(record, landed, profile, meaning, first, second, chunks, resources.pop_all())
+
+
+def _bounded(chunks: Iterator[RowsChunk], landed: Landed) -> Iterator[RowsChunk]:
+    """Return the rest of a file that is to be checked in one piece.
+
+    Raises:
+        LimitExceededError: it is too large for that.
+    """
+    if landed.size_bytes > WHOLE_FILE_BYTES:
+        raise LimitExceededError(
+            "WHOLE_FILE_BYTES",
+            f"A key or a check over several rows needs the whole file in memory, and it has {landed.size_bytes} bytes, "
+            f"over {WHOLE_FILE_BYTES}",
+        )
+    return chunks
+
+
+class _Texts:
+    """The texts of several chunks, see `RawText`."""
+
+    def __init__(self, chunks: Sequence[RowsChunk]) -> None:
+        self._chunks = chunks
+        self._first_lines = [int(chunk.rows["line_number"].min() or 0) for chunk in chunks]  # type: ignore[arg-type]
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        """Return the records that start on these lines."""
+        by_chunk: dict[int, list[int]] = {}
+        for line in line_numbers:
+            by_chunk.setdefault(max(0, bisect_right(self._first_lines, line) - 1), []).append(line)
+        found: dict[int, str] = {}
+        for index, lines in by_chunk.items():
+            found |= zip(lines, self._chunks[index].raw_text(lines), strict=True)
+        return [found[line] for line in line_numbers]
+
+
+def joined(chunks: Sequence[RowsChunk]) -> RowsChunk:
+    """Return the chunks of one file as one."""
+    filled = [chunk for chunk in chunks if chunk.rows.height] or chunks[:1]
+    rows = pl.concat([chunk.rows for chunk in filled], how="diagonal")
+    return replace(
+        chunks[0], rows=rows, malformed=pl.concat([chunk.malformed for chunk in chunks]), text=_Texts(filled)
+    )
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: dat
     partitions = now - settings.partitions
 
     return [
-        *(_partitions(engine, instance, queue, partitions) for queue in _partitioned_queues()),
+        *_partition_steps(engine, instance, partitions),
         _runs(engine, instance, now - timedelta(days=settings.run_days), partitions),
         _published_messages(engine, now - timedelta(days=settings.outbox_days)),
         *(step for one in CAPABILITIES for step in one.purge_steps(services, now)),
@@ -240,8 +240,15 @@ def _partitioned_queues() -> list[QueueView]:
     return [queue for capability in CAPABILITIES for queue in capability.queues if queue.partitions]
 
 
-def _partitions(engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, cutoff: datetime) -> PurgeStep:
-    partitions = str(queue.partitions)
+def _partition_steps(engine: sa.Engine, instance: dg.DagsterInstance, cutoff: datetime) -> list[PurgeStep]:
+    with reading(engine) as connection:
+        sets = [(queue, name) for queue in _partitioned_queues() for name in queue.partition_sets(connection)]
+    return [_partitions(engine, instance, queue, name, cutoff) for queue, name in sets]
+
+
+def _partitions(
+    engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, partitions: str, cutoff: datetime
+) -> PurgeStep:
     known = list(instance.get_dynamic_partitions(partitions))
     expired: set[str] = set()
     with reading(engine) as connection:

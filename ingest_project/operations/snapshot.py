@@ -301,17 +301,18 @@ def _failures(connection: sa.Connection) -> tuple[Failure, ...]:
     """Read the last entries of all queues that need a person, newest first."""
     found: list[Failure] = []
     for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
-        columns = queue.table.c
+        columns, route = queue.table.c, sa.literal("") if queue.routes is None else queue.routes
         for state in queue.failed_states:
             query = (
-                sa.select(queue.key, columns.reason, columns.updated_at, columns.run_id)
+                sa.select(queue.key, columns.reason, columns.updated_at, columns.run_id, route)
                 .where(columns.state == state)
                 .order_by(columns.updated_at.desc())
                 .limit(SHOWN_FAILURES)
             )
             rows = connection.execute(query)
             found += [
-                Failure(queue.kind, key, state, reason, at, run_id, queue.asset) for key, reason, at, run_id in rows
+                Failure(queue.kind, key, state, reason, at, run_id, queue.asset_showing(route))
+                for key, reason, at, run_id, route in rows
             ]
     for capability in CAPABILITIES:
         found += capability.failures(connection, SHOWN_FAILURES)

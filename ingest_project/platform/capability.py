@@ -82,6 +82,9 @@ class QueueView(NamedTuple):
         expiring_states: states whose entries retention may purge, with their partitions.
         partitions: name of the partition set whose keys are the entries; None without partitions.
         asset: whose partition of the key shows an entry, if any.
+        routes: column that says in which set of partitions an entry is, and which asset shows it; None where all are
+            in one set, and shown by one asset.
+        set_of, asset_of: the set and the asset of a value of that column.
     """
 
     kind: str
@@ -92,6 +95,20 @@ class QueueView(NamedTuple):
     expiring_states: tuple[str, ...] = ()
     partitions: str | None = None
     asset: str | None = None
+    routes: sa.Column[str] | None = None
+    set_of: Callable[[str], str] | None = None
+    asset_of: Callable[[str], str] | None = None
+
+    def partition_sets(self, connection: sa.Connection) -> list[str]:
+        """Return the names of all sets of partitions that the entries are in."""
+        if self.routes is None or self.set_of is None:
+            return [self.partitions] if self.partitions else []
+        names = connection.execute(sa.select(self.routes).distinct()).scalars()
+        return sorted({str(self.partitions), *map(self.set_of, names)})
+
+    def asset_showing(self, route: str) -> str | None:
+        """Return the asset whose partition shows an entry."""
+        return self.asset if self.asset_of is None else self.asset_of(route)
 
     @property
     def noun(self) -> str:

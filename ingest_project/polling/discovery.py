@@ -23,14 +23,8 @@ from typing import TypeVar
 import msgspec
 
 from ingest_project.contracts import encode
-from ingest_project.contracts.files import (
-    INGESTIBLE_TYPES,
-    FileEvent,
-    file_key,
-    file_type_of,
-    profile_named,
-    version_of,
-)
+from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive
@@ -38,13 +32,14 @@ from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
+from ingest_project.readers.datasets import Declarations
 from ingest_project.sources import (
     Skipped,
     Source,
     SourceFile,
     count_reason,
     files_further_down,
-    only_of_types,
+    not_ingested,
     ready_at,
 )
 
@@ -157,9 +152,8 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     discovery = Discovery()
 
     def prepared() -> Generator[Announcements, None, None]:
-        with prefetch(
-            _pages(only_of_types(source.list_files(record.job.file_pattern), INGESTIBLE_TYPES), settings.page_files)
-        ) as pages:
+        listed = _accepted(services.datasets, record, source.list_files(record.job.file_pattern))
+        with prefetch(_pages(listed, settings.page_files)) as pages:
             for page in pages:
                 ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
                 if ready:
@@ -193,9 +187,8 @@ def prepare(
     """
     # What was announced on a topic that is gone has to be announced again: nothing else records it.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
-    profile = profile_named(record.job.metadata, services.settings.file_ingest.default_profile)
-    found, refused = _by_message_id(topic_id, source, files, profile)
-    content = msgspec.json.encode((source.location, list(found.values()), profile))
+    found, refused = _by_message_id(services, topic_id, source, record, files)
+    content = msgspec.json.encode((source.location, list(found.items()), record.job.metadata.get("format")))
     page_id = f"{topic_id}/page/{hashlib.sha256(content).hexdigest()}"
     if not outbox.unsent([page_id]):
         return Announcements(page_id, None, frozenset(), refused)
@@ -242,8 +235,25 @@ def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
     )
 
 
+def _accepted(
+    datasets: Declarations, record: JobRecord, entries: Iterator[SourceFile | Skipped]
+) -> Iterator[SourceFile | Skipped]:
+    """Skip the files of a type that their dataset does not take, and those of a dataset that cannot be used."""
+    for entry in entries:
+        if isinstance(entry, Skipped):
+            yield entry
+            continue
+        kind = file_type_of(entry.name)
+        try:
+            types = datasets.dataset_of(record.job.metadata, record.job.job_id, entry.path).file_types
+        except UnreadableMessageError as error:
+            yield Skipped(storable(entry.path), str(error))
+            continue
+        yield entry if kind in types else not_ingested(entry.path, types, kind)
+
+
 def _by_message_id(
-    topic_id: str, source: Source, files: Sequence[SourceFile], profile: str
+    services: PollingResources, topic_id: str, source: Source, record: JobRecord, files: Sequence[SourceFile]
 ) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
     """Return files by the id of their announcement, and apart from them those that cannot be announced."""
     found: dict[str, SourceFile] = {}
@@ -251,7 +261,10 @@ def _by_message_id(
     for file in files:
         try:
             location = file.location or source.canonical_location(file.path)
-            key = file_key(location, file.name, version_of(file.etag, file.size_bytes, file.modified_at), profile)
+            dataset = services.datasets.dataset_of(record.job.metadata, record.job.job_id, file.path)
+            profile = dataset.profile_of(record.job.metadata, services.settings.file_ingest.default_profile)
+            version = version_of(file.etag, file.size_bytes, file.modified_at)
+            key = file_key(location, file.name, version, profile, dataset.name)
             msgspec.json.encode(file)
         except Exception as error:
             if not is_item_fault(error):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ingest_project.contracts.columns import Column, columns_of, schema_of
-from ingest_project.contracts.files import INGESTIBLE_TYPES, SENSOR_READINGS, FileEvent, file_type_of
+from ingest_project.contracts.files import INGESTIBLE_TYPES, SENSOR_READINGS, FileEvent, profile_named
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -50,18 +50,24 @@ TAKEN_NAMES = frozenset(
 )
 OWN_TABLES = frozenset(
     {
-        *("aggregated_metrics", "alembic_version", "attachment_events", "attachments", "contents", "device_metrics"),
-        *("eventhouse_cursors", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
+        *("activity_hour_spans", "activity_hours", "aggregated_metrics", "alembic_version", "attachment_events"),
+        *("attachment_replays", "attachments", "contents", "device_metrics", "download_outcomes"),
+        *("eventhouse_positions", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
         *("opportunities", "outbox", "polling_jobs", "projects", "quarantined_rows", "raw_sensor_data"),
-        *("sink_positions", "skipped_offsets", "unidentified_messages"),
+        *("sink_positions", "skipped_offsets", "unidentified_messages", "user_activity_hourly"),
     }
 )
 GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
 MEASURABLE = frozenset({"integer", "number", "decimal"})
 
 
+def _only_known_names(schema: dict[str, Any]) -> None:
+    # `dg check yaml` then lists the names there are; of itself it says only that another one was not expected.
+    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_only_known_names)
 
 
 class Key(_Part):
@@ -205,7 +211,16 @@ class DatasetDeclaration(_Part):
         """The reader profile that is declared here; None where another one is named."""
         if isinstance(self.reader, str):
             return None
-        return ReaderProfile.model_validate({"name": self.name, "dataset": self.name, **self.reader})
+        return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
+
+    def profile_of(self, metadata: Mapping[str, Any], default: str) -> str:
+        """Return the name of a file's reader profile.
+
+        Args:
+            metadata: of its event.
+            default: of sensor readings whose event names none.
+        """
+        return profile_named(metadata, default if self.name == SENSOR_READINGS else self.profile)
 
     def profiles(self, known: Profiles) -> Profiles:
         """Return the known reader profiles that fit this dataset, and its own one.
@@ -312,18 +327,19 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         """All but the shipped one."""
         return tuple(one for name, one in self._usable.items() if name != SENSOR_READINGS)
 
-    def dataset_of(self, event: FileEvent) -> str:
+    def dataset_of(self, metadata: Mapping[str, Any], job_id: str | None, file_path: str) -> DatasetDeclaration:
         """Return the dataset that a file belongs to: the one its metadata names, or whose job or path it has.
 
         Raises:
             UnreadableMessageError: the metadata names no dataset that can be used, or the file belongs to a broken one.
         """
-        name = event.metadata.get("dataset")
+        name = metadata.get("dataset")
         if name is None:
             candidates: Sequence[DatasetDeclaration | BrokenDeclaration] = (*self._usable.values(), *self.broken)
-            name = next((one.name for one in candidates if _belongs(event, one.jobs, one.paths)), SENSOR_READINGS)
+            belongs = (one.name for one in candidates if _belongs(job_id or "", file_path, one.jobs, one.paths))
+            name = next(belongs, SENSOR_READINGS)
         if name in self._usable:
-            return str(name)
+            return self._usable[name]
         problems = [one.problem for one in self.broken if one.name == name]
         if problems:
             raise UnreadableMessageError(f"The dataset {name} cannot be used: {problems[0]}")
@@ -335,17 +351,13 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         Raises:
             UnreadableMessageError: it belongs to none, or has a type that its dataset does not take.
         """
-        declaration = self[self.dataset_of(event)]
+        declaration = self.dataset_of(event.metadata, event.job_id, event.file_path)
         if not declaration.accepts(event):
             belongs = "" if declaration.name == SENSOR_READINGS else f" of the dataset {declaration.name}"
             raise UnreadableMessageError(
                 f"Only {', '.join(declaration.file_types)} are ingested{belongs}, not {event.kind or 'no type'!r}."
             )
         return declaration
-
-    def accepts_type(self, file_name: str) -> bool:
-        """Return True if any dataset takes files with this ending."""
-        return any(file_type_of(file_name) in one.file_types for one in self._usable.values())
 
 
 # Sensor readings have rules of their own, in `file_ingest.sensor_readings`, and tables that the migrations create.
@@ -375,7 +387,7 @@ def load_declarations(settings: Settings) -> Declarations:
             _require_free(declaration, usable, tables, path)
             if isinstance(declaration.reader, str):
                 profiles = profiles or load_profiles(settings.file_ingest.profiles)
-                declaration.profiles(profiles)
+                _require_profile(declaration, profiles, path)
         except SettingsError as error:
             broken.append(_broken(path, str(error)))
             continue
@@ -413,6 +425,8 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
         return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
         raise SettingsError(_described(path, error)) from None
+    except SettingsError as error:
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: {error}") from None
 
 
 def _described(path: Path, error: ValidationError) -> str:
@@ -437,6 +451,13 @@ def _require_free(
             )
 
 
+def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+    try:
+        declaration.profiles(profiles)
+    except SettingsError as error:
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes', 'reader'])}: {error}") from None
+
+
 def _tables_of(declaration: DatasetDeclaration) -> Iterator[str]:
     for table in (declaration.table, declaration.metrics_table, declaration.target.delta):
         if table is not None:
@@ -456,9 +477,9 @@ def _broken(path: Path, problem: str) -> BrokenDeclaration:
     return BrokenDeclaration(str(attributes.get("name") or path.parent.name), problem, jobs, paths)
 
 
-def _belongs(event: FileEvent, jobs: Sequence[str], paths: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(event.job_id or "", pattern) for pattern in jobs) or any(
-        fnmatch.fnmatchcase(event.file_path, pattern) for pattern in paths
+def _belongs(job_id: str, file_path: str, jobs: Sequence[str], paths: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(job_id, pattern) for pattern in jobs) or any(
+        fnmatch.fnmatchcase(file_path, pattern) for pattern in paths
     )
 
 

@@ -210,10 +210,12 @@ def only_of_types(entries: Iterable[SourceFile | Skipped], types: Sequence[str])
     """
     for entry in entries:
         kind = file_type_of(entry.name) if isinstance(entry, SourceFile) else ""
-        if isinstance(entry, Skipped) or kind in types:
-            yield entry
-        else:
-            yield Skipped(printable(entry.path), f"Only {', '.join(types)} are ingested, not {kind}.")
+        yield entry if isinstance(entry, Skipped) or kind in types else not_ingested(entry.path, types, kind)
+
+
+def not_ingested(path: str, types: Sequence[str], kind: str) -> Skipped:
+    """Skip a file of another type than those that its dataset takes."""
+    return Skipped(printable(path), f"Only {', '.join(types)} are ingested, not {kind or 'files without an ending'}.")
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:

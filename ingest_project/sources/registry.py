@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -25,6 +25,9 @@ from ingest_project.platform.http.host_policy import HostLists, HostPattern, hos
 from ingest_project.platform.runtime import Runtime
 from ingest_project.sources import Source
 from ingest_project.sources.reading import SourceLimits
+
+if TYPE_CHECKING:
+    from ingest_project.readers.datasets import Declarations
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +162,13 @@ class SourceResources(Runtime):
     def source_context(self) -> SourceContext:
         """Settings and shared clients of sources."""
         return SourceContext(self.settings)
+
+    @cached_property
+    def datasets(self) -> Declarations:
+        """The declared datasets, and the shipped one."""
+        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+
+        return load_declarations(self.settings)
 
     def open_source(self, source_config: Mapping[str, Any]) -> Source:
         """Make the source of a job's or file event's `source_config`, see `open_source` of this module."""

@@ -19,6 +19,7 @@ ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 TOPIC = "file-event-queue"
 SHA256 = "ab" * 32
 FINISHED_SCHEMA = {
+    "drifted": pl.Boolean,
     **dict.fromkeys(("file_key", "state", "reason", "error_class", "run_id", "sha256"), pl.String),
     **dict.fromkeys(("profile", "duplicate_of", "replaced_by"), pl.String),
     **dict.fromkeys(("landed_bytes", "rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
@@ -103,6 +104,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
                         "rows_accepted": accepted,
                         "rows_quarantined": len(refused),
                         "rule_counts": json.dumps(dict(rules or {})),
+                        "drifted": None,
                     }
                 ],
                 schema=FINISHED_SCHEMA,

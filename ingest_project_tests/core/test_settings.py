@@ -194,7 +194,10 @@ ROOT = Path(__file__).parents[2]
 def test_the_example_of_a_dotenv_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     (tmp_path / ".env").write_text(re.sub(r"^#(?=[A-Z_]+=)", "", example, flags=re.MULTILINE), encoding="utf-8")
-    assert load_settings({}, tmp_path).settings == load_settings({}, tmp_path / "none").settings
+    found = load_settings({}, tmp_path).settings
+    assert found.model_copy(update={"declarations": tmp_path / "none" / found.declarations.name}) == (
+        load_settings({}, tmp_path / "none").settings
+    )
     for setting in load_settings({}, tmp_path / "none").each():
         assert f"#{setting.env_names[0]}=" in example, setting.path
         assert setting.description in example.replace("\n# ", " "), setting.path
@@ -202,7 +205,10 @@ def test_the_example_of_a_dotenv_file_names_every_setting_with_its_default(tmp_p
 
 def test_the_example_of_a_yaml_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((ROOT / "config.example.yaml").read_bytes())
-    assert load_settings({}, tmp_path).settings == load_settings({}, tmp_path / "none").settings
+    found = load_settings({}, tmp_path).settings
+    assert found.model_copy(update={"declarations": tmp_path / "none" / found.declarations.name}) == (
+        load_settings({}, tmp_path / "none").settings
+    )
     text = (ROOT / "config.example.yaml").read_text(encoding="utf-8")
     for setting in load_settings({}, tmp_path / "none").each():
         assert f"{setting.path.rpartition('.')[2]}:" in text, setting.path

@@ -149,7 +149,7 @@ class WarehouseTransaction(Protocol):
 
         Args:
             files: file_key, state, reason, error_class, run_id, sha256, profile, duplicate_of, replaced_by, rows_read,
-                rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows).
+                rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows), drifted.
         """
 
 

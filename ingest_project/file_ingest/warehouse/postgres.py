@@ -70,11 +70,12 @@ FINISH = """
         duplicate_of = done.duplicate_of, replaced_by = done.replaced_by,
         stands = done.state IN ('ingested', 'duplicate'), retry_group = NULL, rows_read = done.rows_read,
         rows_accepted = done.rows_accepted, rows_quarantined = done.rows_quarantined,
-        rule_counts = done.rule_counts::jsonb, updated_at = $2::timestamptz, finished_at = $2::timestamptz
+        rule_counts = done.rule_counts::jsonb, drifted = done.drifted,
+        updated_at = $2::timestamptz, finished_at = $2::timestamptz
     FROM json_to_recordset($1::json) AS done (
         file_key text, state text, reason text, error_class text, run_id text, sha256 text, landed_bytes bigint,
         profile text, duplicate_of text, replaced_by text, rows_read bigint, rows_accepted bigint,
-        rows_quarantined bigint, rule_counts text)
+        rows_quarantined bigint, rule_counts text, drifted boolean)
     WHERE files.file_key = done.file_key"""
 
 # Of locations, not of rows: the rows of a version that a long transaction stores stay free for the sensors.

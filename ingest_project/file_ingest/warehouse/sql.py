@@ -87,6 +87,7 @@ FINISHED: Schema = {
     "rows_accepted": pl.Int64,
     "rows_quarantined": pl.Int64,
     "rule_counts": pl.String,
+    "drifted": pl.Boolean,
 }
 
 NUL = "\x00"

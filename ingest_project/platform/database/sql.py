@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.contracts.columns import Column
+if TYPE_CHECKING:
+    # Imports Polars, which most programs with a database never need.
+    from ingest_project.contracts.columns import Column
 
 # PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ingest_project.file_ingest.definitions import definitions_of
 from ingest_project.platform.database import reading
 from ingest_project.polling.definitions import polling
 from ingest_project.readers.datasets import load_declarations
+from ingest_project.readers.layout import ReadLimits
 from ingest_project_tests.journeys.system import FILE_EVENTS, MOST_ROUNDS, System, environment
 from ingest_project_tests.services.kafka import Server
 
@@ -93,6 +95,12 @@ def weather_file(system: System, name: str = "a.csv", content: str = HEADER + GO
 def opened(settings: Settings, instance: DagsterInstance, folder: Path) -> DatasetSystem:
     """Open the system."""
     return DatasetSystem(settings, instance, folder / "in")
+
+
+def read_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """Read files in chunks of this size: a file of several is a large one."""
+    real = ReadLimits.from_settings
+    monkeypatch.setattr(ReadLimits, "from_settings", lambda settings: replace(real(settings), chunk_bytes=chunk_bytes))
 
 
 def changed_weather(**changes: Any) -> Mapping[str, Any]:  # noqa: ANN401 - as above

@@ -68,6 +68,7 @@ def finished(
             "rows_accepted": [accepted],
             "rows_quarantined": [0],
             "rule_counts": ['{"value_not_finite": 1}'],
+            "drifted": [None],
         },
         schema_overrides=dict.fromkeys(("reason", "error_class", "duplicate_of", "replaced_by"), pl.String),
     )

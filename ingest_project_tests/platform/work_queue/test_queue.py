@@ -219,7 +219,7 @@ def test_a_transient_failure_requeues_an_entry_with_its_reason(case: Case) -> No
     entry = case.entry("a")
     assert (entry.state, entry.reason, entry.error_class) == ("pending", *failure)
     assert entry.next_attempt_at == NOW + timedelta(seconds=5)
-    assert case.queue.due(case.name, 10, LATER) == (Due("a", 1),)
+    assert case.queue.due(case.name, 10, LATER) == (Due("a", 1, route=case.queue.route_of(case.arrival("a", 0))),)
     assert case.queue.requeue_later(["b"], *failure, retries(1), NOW) == RequeuedEntries(failed=("b",))
 
 
@@ -231,7 +231,7 @@ def test_a_run_that_died_between_storing_and_reporting_is_done_again_at_once(cas
     assert case.queue.in_flight_batches(case.name) == 0
     assert case.queue.leases(case.name, LATER) == (Lease("batch", "run", 1, NOW),)
     assert case.queue.requeue_lost("batch", "run", "killed", retries(2), LATER) == RequeuedEntries(pending=1)
-    assert case.queue.due(case.name, 10, LATER) == (Due("stored", 1),)
+    assert case.queue.due(case.name, 10, LATER) == (Due("stored", 1, route=case.queue.route_of(case.arrival("a", 0))),)
     assert case.queue.leases(case.name, LATER) == ()
     assert case.entry("reported").state == "failed"
 

@@ -246,6 +246,7 @@ _table(
     *_optional(sa.Text, "duplicate_of"),
     *_optional(sa.BigInteger, "rows_read", "rows_accepted", "rows_quarantined"),
     *_optional(Json, "rule_counts"),
+    *_optional(sa.Boolean, "drifted"),
     _partial_index("files_by_location", "state <> 'replaced'", "location_key"),
     _partial_index("files_by_original", "duplicate_of IS NOT NULL", "duplicate_of"),
     _partial_index("files_due_by_origin", PENDING, "kafka_topic", "origin", "next_attempt_at"),

@@ -1,0 +1,114 @@
+"""`ingest_project.FileDataset`: the Dagster component of a declared dataset.
+
+This project's own code location loads the declarations of its settings itself, for all datasets at once, and Dagster's
+`dg` scaffolds, checks and lists them by this class. In another Dagster project the component brings what one dataset
+needs: its assets, checks, job, resources, and a sensor that takes the dataset's events from the topics.
+"""
+
+from functools import cache
+from typing import Any, Self
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ingest_project.core.settings import current_settings
+from ingest_project.file_ingest.checks import checks_of_dataset
+from ingest_project.file_ingest.definitions import assets_of_dataset, batch_job
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.sensors import file_events_sensor
+from ingest_project.readers.datasets import DatasetDeclaration, Declarations
+
+SCAFFOLDED = """\
+type: ingest_project.FileDataset
+
+attributes:
+  description: Rows of {name} files.
+
+  # Endings of the files that are accepted.
+  file_types: [csv]
+
+  # Options of a reader profile, or the name of one. A column is found by its name, whatever its case and spacing.
+  # reader:
+  #   delimiter: ";"
+  #   numbers: {{decimal: ","}}
+  #   timestamps: {{formats: ["%d.%m.%Y %H:%M"], zone: Europe/Berlin}}
+  #   columns: {{"Column of the file": name}}
+
+  # Types: text, integer, number, decimal(12,2), boolean, date, timestamp, json.
+  # Rules: required, min, max, pattern, allowed; also unit and description.
+  columns:
+    - {{name: id, type: text, required: true}}
+    - {{name: at, type: timestamp, required: true}}
+    - {{name: value, type: number}}
+
+  # key: {{columns: [id, at], unique: file}}
+
+  # A table of the warehouse, named like the dataset by default; or a Delta table.
+  # target: {{delta: {name}, partition_by: []}}
+
+  # Summaries of each file: min, max, mean, count, standard deviation.
+  measures: {{columns: [value], group_by: [id]}}
+
+  # Columns that are not declared: rescue (as JSON beside the row), evolve (new columns) or freeze (refuse the file).
+  drift: rescue
+
+  # Files belong to this dataset by their path, by their polling job, or by `dataset` in the metadata of their event.
+  paths: ["*/{name}/*"]
+"""
+
+
+class FileDatasetScaffolder(dg.Scaffolder):
+    """Writes a declaration that works, with comments."""
+
+    def scaffold(self, request: dg.ScaffoldRequest[Any]) -> None:
+        """Write `defs.yaml`."""
+        name = request.target_path.name
+        (request.target_path / "defs.yaml").write_text(SCAFFOLDED.format(name=name), encoding="utf-8")
+
+
+@dg.scaffold_with(FileDatasetScaffolder)
+class FileDataset(dg.Component):
+    """A dataset: a kind of file, the contract of its rows, and where they go."""
+
+    def __init__(self, declaration: DatasetDeclaration) -> None:
+        self.declaration = declaration
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """Return the shape of the attributes."""
+        return DatasetDeclaration
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Return the dataset that a folder declares.
+
+        Raises:
+            ValidationError: the attributes contradict each other.
+        """
+        given = attributes.model_dump(exclude_unset=True) if attributes else {}
+        return cls(DatasetDeclaration.model_validate({"name": context.path.name, **given}))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Return what one dataset needs in a Dagster project of its own."""
+        del context
+        name, job = self.declaration.name, batch_job(self.declaration.name)
+        services = _services()
+        services.datasets = Declarations([*services.datasets.declared, self.declaration], services.datasets.broken)
+        return dg.Definitions(
+            assets=[assets_of_dataset(self.declaration)],
+            asset_checks=checks_of_dataset(name),
+            jobs=[job],
+            sensors=[
+                file_events_sensor(
+                    f"{name}_file_event_queue_sensor", lambda topics: topics.file_event_queue, {name: job}
+                ),
+                file_events_sensor(f"{name}_file_events_sensor", lambda topics: topics.file_events, {name: job}),
+            ],
+            resources={"services": services},
+        )
+
+
+@cache
+def _services() -> FileIngestResources:
+    """Return the resources of this process, which all components share."""
+    return FileIngestResources(current_settings())

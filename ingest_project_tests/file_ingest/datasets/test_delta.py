@@ -1,0 +1,151 @@
+"""A declared dataset in a Delta table: each file's rows in one commit, once, also where the process is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from dagster import DagsterInstance
+from dagster._serdes import serialize_value
+
+from ingest_project.file_ingest.delta_rows import delta_store
+from ingest_project.platform.delta.table import query_events
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, bury_the_dead
+from ingest_project_tests.file_ingest.datasets.system import (
+    BAD,
+    GOOD,
+    HEADER,
+    WEATHER,
+    DatasetSystem,
+    declare,
+    opened,
+    read_in_chunks,
+    settings_of,
+    weather_file,
+)
+from ingest_project_tests.journeys.system import environment
+from ingest_project_tests.services.kafka import Server
+
+DELTA = {**WEATHER, "target": {"delta": "weather", "partition_by": ["station"]}}
+WAY = "ingest_project_tests.file_ingest.datasets.system:DatasetSystem.run_due"
+OUTSIDE = "ingest_project.file_ingest.delta_rows:DeltaSession"
+
+
+@pytest.fixture
+def delta(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> Iterator[DatasetSystem]:
+    """A system with the dataset `weather` in a Delta table."""
+    declare(tmp_path, "weather", **DELTA)
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    yield system
+    system.close()
+
+
+def stored(system: DatasetSystem) -> pl.DataFrame:
+    """Return the rows of the Delta table."""
+    store = delta_store(system.declarations["weather"], system.settings)
+    batches = list(query_events(store, "SELECT * FROM events ORDER BY file_key, line_number"))
+    return pl.concat([pl.DataFrame(pl.from_arrow(batch)) for batch in batches]) if batches else pl.DataFrame()
+
+
+def versions(system: DatasetSystem) -> list[str]:
+    """Return the kind of each commit."""
+    table = delta_store(system.declarations["weather"], system.settings).opened()
+    return [str(entry["operation"]) for entry in reversed(table.history())] if table else []
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 60])
+def test_rows_of_new_files_are_appended_in_one_commit(
+    delta: DatasetSystem, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    delta.send_files(weather_file(delta), weather_file(delta, "bad.csv", HEADER + BAD))
+    delta.run_due()
+    assert delta.states() == {"a.csv": "ingested", "bad.csv": "quarantined"}
+    rows = stored(delta)
+    assert rows["station"].to_list() == ["AAA", "AAA", "BBB"]
+    assert [str(value) for value in rows["rain"].to_list()] == ["0.20", "None", "3.05"]
+    assert versions(delta) == ["CREATE TABLE", "WRITE"]
+    assert delta.check("contract_holds", delta.file("a.csv").file_key).passed
+    assert delta.check("rows_add_up").passed
+
+
+def test_a_newer_version_and_a_repeated_run_replace_the_rows(delta: DatasetSystem) -> None:
+    delta.send_files(weather_file(delta), weather_file(delta, "b.csv", HEADER + "CCC,2026-01-15T10:00:00Z,1,,,,\n"))
+    delta.run_due()
+    job = delta.definitions.resolve_job_def("weather_batch")
+    key = delta.file("a.csv").file_key
+    assert job.execute_in_process(instance=delta.instance, partition_key=key).success
+    assert sorted(stored(delta)["station"]) == ["AAA", "AAA", "BBB", "CCC"]
+    delta.send_files(weather_file(delta, content=HEADER + "ZZZ,2026-01-15T10:00:00Z,1,,,,\n"))
+    delta.run_due()
+    assert sorted(stored(delta)["station"]) == ["CCC", "ZZZ"]
+
+
+def test_a_file_that_is_rejected_later_has_no_rows(delta: DatasetSystem) -> None:
+    delta.send_files(weather_file(delta))
+    delta.run_due()
+    record = delta.file("a.csv")
+    delta.send_files(
+        weather_file(delta, "a.csv", HEADER + GOOD + "\n"), metadata={"dataset": "weather", "format": "nope"}
+    )
+    delta.run_due()
+    assert record.file_key in {row["file_key"] for row in stored(delta).to_dicts()}, (
+        "a version that cannot be read replaces nothing"
+    )
+
+
+def test_drift_evolves_the_delta_table(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    declare(tmp_path, "weather", **{**DELTA, "drift": "evolve"})
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    system.send_files(weather_file(system))
+    system.run_due()
+    system.send_files(weather_file(system, "b.csv", "station,observed_at,Wind\nCCC,2026-01-15T10:00:00Z,7\n"))
+    system.run_due()
+    assert stored(system).sort("station")["wind"].to_list() == [None, None, None, "7"]
+    system.close()
+
+
+@pytest.fixture(scope="module")
+def deadly_process() -> Iterator[DeadlyProcess]:
+    """A process that is killed."""
+    process = DeadlyProcess()
+    yield process
+    process.close()
+
+
+POINTS = [
+    KillPoint("rows replaced", f"{OUTSIDE}.replace"),
+    KillPoint("rows committed to Delta, not to the database", f"{OUTSIDE}.commit"),
+]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.step)
+def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR0913, PLR0917 - fixtures
+    kafka_server: Server,
+    postgres_url: str,
+    instance: DagsterInstance,
+    tmp_path: Path,
+    deadly_process: DeadlyProcess,
+    point: KillPoint,
+) -> None:
+    declare(tmp_path, "weather", **DELTA)
+    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    environ["INGEST_LAUNCH_GRACE_SECONDS"] = "0"
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path, **environ), instance, tmp_path)
+    system.send_files(weather_file(system), weather_file(system, "b.csv", HEADER + "CCC,2026-01-15T10:00:00Z,1,,,,\n"))
+    system.close()
+    code = deadly_process.drive(point, tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY)
+    assert code == -9
+    bury_the_dead(instance)
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path, **environ), instance, tmp_path)
+    system.run_due()
+    assert sorted(stored(system)["station"]) == ["AAA", "AAA", "BBB", "CCC"]
+    assert set(system.states().values()) == {"ingested"}
+    system.close()

@@ -1,0 +1,80 @@
+"""Keys that must be unique in a file or in the table, also of files that are read in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance
+
+from ingest_project_tests.file_ingest.datasets.system import (
+    GOOD,
+    HEADER,
+    WEATHER,
+    DatasetSystem,
+    declare,
+    opened,
+    read_in_chunks,
+    settings_of,
+    weather_file,
+)
+from ingest_project_tests.services.kafka import Server
+
+KEY = ["station", "observed_at"]
+
+
+@pytest.fixture(params=["file", "table"])
+def keyed(
+    request: pytest.FixtureRequest, kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> Iterator[DatasetSystem]:
+    """A system whose dataset has a key."""
+    declaration: dict[str, Any] = {**WEATHER, "key": {"columns": KEY, "unique": request.param}}
+    declare(tmp_path, "weather", **declaration)
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    yield system
+    system.close()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 60])
+def test_rows_with_the_key_of_another_row_of_their_file_are_quarantined(
+    keyed: DatasetSystem, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    keyed.send_files(
+        weather_file(keyed, content=HEADER + GOOD + "CCC,2026-01-15T10:00:00Z,,,,,\n" + GOOD.splitlines()[0] + "\n")
+    )
+    keyed.run_due()
+    record = keyed.file("a.csv")
+    assert (record.rows_accepted, record.rule_counts) == (3, {"station_observed_at_duplicate": 2})
+    rejected = keyed.services.warehouse.quarantined_rows_of(record.file_key)
+    assert [(row.line_number, row.raw_text[:3]) for row in rejected] == [(2, "AAA"), (6, "AAA")]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 60])
+def test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_table(
+    keyed: DatasetSystem, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    keyed.send_files(weather_file(keyed))
+    keyed.run_due()
+    keyed.send_files(
+        weather_file(keyed, "again.csv", HEADER + "DDD,2026-01-15T10:00:00Z,,,,,\n" + GOOD),
+        weather_file(keyed, "other.csv", HEADER + "EEE,2026-01-15T10:00:00Z,,,,,\n"),
+    )
+    keyed.run_due()
+    unique = keyed.declarations["weather"].key
+    assert unique is not None
+    assert keyed.states() == {
+        "a.csv": "ingested",
+        "again.csv": "quarantined" if unique.unique == "table" else "ingested",
+        "other.csv": "ingested",
+    }
+    if unique.unique == "table":
+        assert keyed.file("again.csv").rule_counts == {"stored_key": 1}
+        assert keyed.rows("SELECT station FROM weather WHERE station > 'CCC'") == [("EEE",)]
+        # A newer version of the file that has them may have the same keys.
+        keyed.send_files(weather_file(keyed, content=HEADER + GOOD + "FFF,2026-01-15T10:00:00Z,,,,,\n"))
+        keyed.run_due()
+        assert keyed.rows("SELECT COUNT(*) FROM weather") == [(5,)]

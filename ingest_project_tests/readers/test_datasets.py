@@ -1,0 +1,95 @@
+"""Declarations are checked as a whole; a broken one disables only itself and says what is wrong where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ingest_project.contracts.files import FileEvent
+from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.settings import load_settings
+from ingest_project.platform.database.sql import metadata
+from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations
+
+GOOD: dict[str, Any] = {
+    "columns": [{"name": "id", "type": "text", "required": True}, {"name": "amount", "type": "decimal(8,2)"}],
+    "measures": {"columns": ["amount"], "group_by": ["id"]},
+    "paths": ["*/orders/*"],
+}
+
+
+def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
+    """Load declarations from a folder of settings."""
+    for name, attributes in declarations.items():
+        path = folder / "ingest_project_defs" / name / "defs.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"type": "ingest_project.FileDataset", "attributes": attributes}
+        path.write_text(
+            attributes if isinstance(attributes, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+        )
+    return load_declarations(load_settings({}, folder).settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"colums": []}, "colums is unknown, did you mean columns?"),
+        ({"columns": []}, "declare columns or a model, one of the two"),
+        ({"columns": [*GOOD["columns"], {"name": "id", "type": "date"}]}, "the column id is declared twice"),
+        ({"columns": [{"name": "id", "type": "txt"}]}, "'txt' is no type"),
+        ({"measures": {"columns": ["amont"]}}, "there is no column amont, did you mean amount?"),
+        ({"measures": {"columns": ["id"]}}, "id is text, not a number"),
+        ({"measures": {"columns": ["amount"], "group_by": ["amount"]}}, "rows are grouped by"),
+        ({"key": {"columns": ["idd"]}}, "there is no column idd, did you mean id?"),
+        ({"key": {"columns": ["id"], "unique": "table"}, "target": {"delta": "x"}}, "a Delta table cannot keep keys"),
+        ({"target": {"table": "files"}}, "the table 'files' belongs to the system"),
+        ({"target": {"table": "a", "delta": "b"}}, "not both"),
+        ({"file_types": ["cvs"]}, "did you mean csv?"),
+        ({"reader": {"delimitor": ";"}}, "delimitor"),
+        ({"reader": {"columns": {"A": "amout"}}}, "amout is no column of the dataset, did you mean amount?"),
+        ({"reader": "nothing"}, "there is no usable one of that name"),
+        ({"model": "no.such:Class", "columns": []}, "cannot be imported"),
+        ({"name": "file"}, "is a name of the system's own"),
+        ({"drift": "resuce"}, "drift"),
+    ],
+)
+def test_a_broken_declaration_says_what_is_wrong_and_others_stay_usable(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    found = loaded(tmp_path, bad={**GOOD, **change}, orders=GOOD)
+    assert [one.name for one in found.declared] == ["orders"]
+    (broken,) = found.broken
+    assert reason in broken.problem
+    assert "bad/defs.yaml, line " in broken.problem
+
+
+def test_files_of_a_broken_dataset_become_no_sensor_readings(tmp_path: Path) -> None:
+    found = loaded(tmp_path, bad={**GOOD, "paths": ["*/bad/*"], "drift": "?"}, orders=GOOD)
+    with pytest.raises(UnreadableMessageError, match=r"The dataset bad cannot be used: .*defs.yaml, line"):
+        found.require_accepted(FileEvent(file_path="/in/bad/a.csv", file_name="a.csv"))
+    assert found.require_accepted(FileEvent(file_path="/in/orders/a.csv", file_name="a.csv")).name == "orders"
+    assert found.require_accepted(FileEvent(file_path="/in/a.csv", file_name="a.csv")).name == "sensor_readings"
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "type: [", "type: ingest_project.FileDatset", "attributes: {}"])
+def test_a_file_that_is_no_declaration_is_reported(tmp_path: Path, text: str) -> None:
+    assert len(loaded(tmp_path, bad=text).broken) == 1
+
+
+def test_components_of_other_packages_are_left_to_dagster(tmp_path: Path) -> None:
+    assert loaded(tmp_path, other="type: dagster.DefsFolderComponent").broken == ()
+
+
+def test_two_datasets_cannot_share_a_table(tmp_path: Path) -> None:
+    found = loaded(tmp_path, a={**GOOD, "target": {"table": "same"}}, b={**GOOD, "target": {"table": "same"}})
+    assert [one.name for one in found.declared] == ["a"]
+    assert "a stores in same already" in found.broken[0].problem
+
+
+def test_no_dataset_can_take_a_table_of_the_system() -> None:
+    import ingest_project.operations  # noqa: F401, PLC0415 - defines all tables
+
+    assert {*metadata.tables} - OWN_TABLES == set()
