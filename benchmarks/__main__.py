@@ -154,6 +154,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("activity", help=measure_activity.__doc__)
     command.set_defaults(measure=measure_activity)
     command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
+    command.add_argument("--declared", action="store_true", help="also by a declared stream of the same columns")
     command = commands.add_parser("commits", help=measure_commits.__doc__)
     command.set_defaults(measure=measure_commits)
     command.add_argument("--commits", type=int, default=COMMITS)

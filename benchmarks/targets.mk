@@ -20,8 +20,8 @@ bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idl
 	@$(BENCHMARK) latency $(BENCHMARK_SIZES) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: bench-activity
-bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000
-	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS))
+bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000 DECLARED=1
+	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS)) $(if $(DECLARED),--declared)
 
 .PHONY: bench-commits
 bench-commits: $(VENV)/.dev-installed ## Milliseconds of a small commit of user activity, the first and the last 100: COMMITS=1000

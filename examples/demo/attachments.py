@@ -10,27 +10,16 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
-from ingest_project.attachments.commands import replay
-from ingest_project.attachments.queue import RETRY_QUEUE, AttachmentRecord, FailedFilter
-from ingest_project.attachments.tables import AttachmentState
-from ingest_project.cli.send import deliver
-from ingest_project.contracts import encode
-from ingest_project.contracts.attachments import AttachmentEvent, attachment_key
-from ingest_project.core.console import complain, counted
-from ingest_project.core.errors import AddressRejectedError
-from ingest_project.core.settings import LoadedSettings, Settings
-from ingest_project.devstack.state_folder import with_addresses
-from ingest_project.operations import SystemResources
-from ingest_project.platform.http.host_policy import HostRules
+from examples.demo.commands import ingest
+from examples.demo.printing import note
 
 HOST = "127.0.0.1"
 FOLDER = "attachments"
@@ -39,8 +28,8 @@ EVENTS = {
     "billing": ("invoice.documents.received", ("invoice_lines.csv", "signed_contract.pdf")),
 }
 WITHHELD = "signed_contract.pdf"
-INTERNAL_HOSTS = "downloads.allowed_internal_hosts"
-POLL_SECONDS = 0.2
+INTERNAL_HOSTS = "INGEST_ALLOWED_INTERNAL_HOSTS"
+POLL_SECONDS = 0.5
 
 
 class FileServer:
@@ -113,92 +102,76 @@ class DemoAttachments:
 
     def __init__(self, server: FileServer) -> None:
         self._server = server
-        self._events = [
-            AttachmentEvent(
-                trace_id=str(uuid.uuid4()),
-                domain=domain,
-                event_type=event_type,
-                occurred_at=datetime.now(UTC),
-                attachments=[server.url(name) for name in names],
-            )
-            for domain, (event_type, names) in EVENTS.items()
-        ]
+        self._traces = {domain: str(uuid.uuid4()) for domain in EVENTS}
 
-    @property
-    def expected(self) -> dict[str, str]:
-        """The expected attachments: partition key to file name."""
-        return {
-            attachment_key(event.trace_id, self._server.url(name)): name
-            for event in self._events
-            for name in EVENTS[event.domain][1]
-        }
+    def send(self) -> None:
+        """Send the events."""
+        for domain, (event_type, names) in EVENTS.items():
+            options = ["--domain", domain, "--event-type", event_type, "--trace-id", self._traces[domain]]
+            ingest("send", "attachment-event", *map(self._server.url, names), *options)
+        files = sum(len(names) for _, names in EVENTS.values())
+        note(
+            f"Sent {len(EVENTS)} events with {files} attachments; the server at {self._server.host_and_port} does not "
+            f"have {WITHHELD}."
+        )
 
-    def send(self, services: SystemResources) -> None:
-        """Publish the events on their topic."""
-        for event in self._events:
-            deliver(services, services.settings.topics.events_raw, event.trace_id, encode(event), event.trace_id)
-        events, files = counted(len(self._events), "event"), counted(len(self.expected), "attachment")
-        complain(f"Sent {events} with {files}; the server at {self._server.host_and_port} does not have {WITHHELD}.")
-
-    def fix_and_replay(self, services: SystemResources, deadline: float, check: Callable[[], None]) -> bool:
+    def fix_and_replay(self, deadline: float, check: Callable[[], None]) -> None:
         """Wait until each attachment is stored, dead or waiting for another attempt; fix the server, replay the dead.
 
         Args:
-            services: the work queue of attachments.
             deadline: when to give up, monotonic time.
             check: called repeatedly; an exception of it ends the wait.
-
-        Returns:
-            true if something was replayed.
         """
-        keys = list(self.expected)
-        while sum(map(_is_settled, services.attachments.get_many(keys))) < len(keys):
+        expected = sum(len(names) for _, names in EVENTS.values())
+        while sum(map(_is_settled, found := list(self.found().values()))) < expected:
             check()
             if time.monotonic() > deadline:
-                return False
+                return
             time.sleep(POLL_SECONDS)
         self._server.publish(WITHHELD)
-        dead = services.attachments.failed(FailedFilter(keys=tuple(keys)))
-        done = replay(services, dead, datetime.now(UTC))
-        if done.replayed:
-            complain(f"{counted(len(done.replayed), 'attachment')} in the dead letters: fixed the server, replayed.")
-        return bool(done.replayed)
+        if dead := [one["attachment_key"] for one in found if one["state"] == "failed"]:
+            ingest("dlq", "replay", *dead)
+            note(f"{len(dead)} in the dead letters: fixed the server, replayed.")
+
+    def found(self) -> dict[str, dict[str, Any]]:
+        """Return what the system knows of each attachment, by file name."""
+        records = [one for trace in self._traces.values() for one in _attachments_of(trace)]
+        return {unquote(urlsplit(one["attachment_url"]).path.rpartition("/")[2]): one for one in records}
 
 
-def _is_settled(record: AttachmentRecord) -> bool:
-    return record.state.finished or (record.state is AttachmentState.PENDING and record.queue_name == RETRY_QUEUE)
+def _attachments_of(trace_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ingest("attachments", "list", "--search", trace_id)["attachments"]
+    return found
+
+
+def _is_settled(record: Mapping[str, Any]) -> bool:
+    waits = record["state"] == "pending" and record["queue_name"] == "retry"
+    return waits or record["state"] in ("stored", "failed")
 
 
 @contextmanager
-def serving(loaded: LoadedSettings) -> Iterator[tuple[LoadedSettings, DemoAttachments | None]]:
-    """Start the demo's web server; yield settings that allow its address, and the attachments.
+def serving(settings: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], DemoAttachments | None]]:
+    """Start the demo's web server; yield variables that allow its address, and the attachments.
 
-    The attachments are None where the settings forbid them; a message gives the reason.
+    The attachments are None where the settings may forbid them; a message gives the reason.
     """
-    settings = loaded.settings
-    folder = settings.polling.dummy_root / FOLDER
+    folder = Path(settings["polling.dummy_root"]) / FOLDER
+    if reason := why_not(settings, folder):
+        note(f"Attachments are left out: {reason}")
+        yield {}, None
+        return
     with FileServer(folder, [WITHHELD]) as server:
-        allowed = [*settings.downloads.allowed_internal_hosts, server.host_and_port]
-        loaded = with_addresses(loaded, {INTERNAL_HOSTS: allowed})
-        if reason := why_not(loaded.settings, [server.url(name) for _, names in EVENTS.values() for name in names]):
-            complain(f"Attachments are left out: {reason}")
-            yield loaded, None
-        else:
-            yield loaded, DemoAttachments(server)
+        allowed = filter(None, [settings["downloads.allowed_internal_hosts"].replace(", ", ","), server.host_and_port])
+        yield {INTERNAL_HOSTS: ",".join(allowed)}, DemoAttachments(server)
 
 
-def why_not(settings: Settings, urls: Sequence[str]) -> str | None:
+def why_not(settings: Mapping[str, Any], folder: Path) -> str | None:
     """Return why these settings do not allow the demo's attachments; None when they do."""
-    folder = settings.polling.dummy_root / FOLDER
     if not folder.is_dir():
         return f"there is no folder {folder}."
-    if settings.attachments.event_source == "eventhub":
-        return f"EVENT_SOURCE=eventhub is set, so that nobody reads {settings.topics.events_raw}."
-    hosts = settings.downloads
-    rules = HostRules(hosts.allowed_hosts, hosts.denied_hosts, hosts.allowed_internal_hosts)
-    try:
-        for url in urls:
-            rules.check(url)
-    except AddressRejectedError as error:
-        return str(error)
+    if settings["attachments.event_source"] == "eventhub":
+        return f"EVENT_SOURCE=eventhub is set, so that nobody reads {settings['topics.events_raw']}."
+    for setting, variable in (("allowed_hosts", "INGEST_ALLOWED_HOSTS"), ("denied_hosts", "INGEST_DENIED_HOSTS")):
+        if settings[f"downloads.{setting}"]:
+            return f"{variable} is set, which may forbid the demo's own web server."
     return None

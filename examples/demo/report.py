@@ -1,46 +1,37 @@
-"""Report the outcome of each file, each attachment and both streams, from work queues and stores."""
+"""Report the outcome of each file, each attachment and both streams, as the commands show them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.text import Text
 
-from examples.demo.streams import DemoStreams, StreamsReport, show_streams
-from ingest_project.attachments.attempts import Attempt, attempts_at
-from ingest_project.attachments.queue import AttachmentRecord
-from ingest_project.attachments.tables import AttachmentState
-from ingest_project.contracts.files import file_key, version_of
-from ingest_project.core.console import add_row, counts, say, shortened, show, table
-from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.warehouse import DeviceMetric
-from ingest_project.operations import SystemResources
-from ingest_project.sources import SourceFile
-from ingest_project.sources.registry import SourceContext, open_source
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from examples.demo.attachments import EVENTS, DemoAttachments
+from examples.demo.commands import ingest
+from examples.demo.printing import say, show_table
+from examples.demo.streams import StreamsReport, show_streams
 
 MAX_SHOWN_REASON = 70
-STYLES = {FileState.INGESTED: "green", FileState.QUARANTINED: "yellow", FileState.DUPLICATE: "cyan"}
+MAX_FILES = "10000"
+ENDINGS = (".csv", ".xls", ".xlsx")
+STYLES = {"ingested": "green", "quarantined": "yellow", "duplicate": "cyan"}
 
 
 class DemoFile(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome of one file.
 
     Args:
-        state: None where the system does not know the file.
+        file_key: empty where the system does not know the file; then it has no state.
         earlier: an earlier demo had finished it already.
         rules: broken rule to number of rows.
     """
 
     file_name: str
-    file_key: str
-    state: FileState | None = None
+    file_key: str = ""
+    state: str | None = None
     earlier: bool = False
     rows_accepted: int = 0
     rows_quarantined: int = 0
@@ -52,15 +43,15 @@ class DemoAttachment(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome of one attachment.
 
     Args:
-        state: None where the system does not know the attachment.
+        attachment_key: empty where the system does not know the attachment; then it has no state.
         attempts: number of attempts, replays included.
         stored_path: its location.
         failure: of the last failed attempt, even if a later one succeeded.
     """
 
     file_name: str
-    attachment_key: str
-    state: AttachmentState | None = None
+    attachment_key: str = ""
+    state: str | None = None
     attempts: int = 0
     replays: int = 0
     size_bytes: int | None = None
@@ -99,7 +90,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     def missing(self) -> list[str]:
         """List what failed and what the system has no record of."""
         lost = [file.file_name for file in self.files if file.state not in STYLES]
-        lost += [one.file_name for one in self.attachments if one.state is not AttachmentState.STORED]
+        lost += [one.file_name for one in self.attachments if one.state != "stored"]
         return lost + (self.streams.missing if self.streams else [])
 
     @property
@@ -108,169 +99,139 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.files) and not self.missing and not self.going_on
 
 
-def expected_files(source_config: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return the files that a polling job for this source must find: partition key to name, by name.
-
-    Raises:
-        SourceNotFoundError: the folder does not exist.
-    """
-    source = open_source(source_config, SourceContext(settings))
-    found = [file for file in source.list_files("*") if isinstance(file, SourceFile)]
-    return {
-        file_key(
-            source.canonical_location(file.path),
-            file.name,
-            version_of(file.etag, file.size_bytes, file.modified_at),
-            settings.file_ingest.default_profile,
-        ): file.name
-        for file in sorted(found, key=lambda file: file.name)
-    }
+def expected_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that are ingested; none where there is no such folder."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in paths if path.suffix in ENDINGS and path.is_file())
 
 
-def report_of(  # noqa: PLR0913, PLR0917 - three capabilities
-    services: SystemResources,
-    expected: Mapping[str, str],
-    earlier: Collection[str],
-    going_on: Sequence[str],
-    attachments: Mapping[str, str],
-    streams: DemoStreams | None,
-) -> DemoReport:
-    """Collect the outcome of files, attachments and streams.
+def known_files(names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return what the system knows of the sample files, by name: of several versions, the newest."""
+    found = ingest("files", "list", "--limit", MAX_FILES)["files"]
+    samples = [one for one in found if one["event"]["source_type"] == "dummy" and one["event"]["file_name"] in names]
+    return {one["event"]["file_name"]: one for one in sorted(samples, key=lambda one: str(one["created_at"]))}
+
+
+def file_outcomes(names: Sequence[str], earlier: Collection[str]) -> tuple[DemoFile, ...]:
+    """Return the outcome of each file.
 
     Args:
-        services: work queues and warehouse.
-        expected: files, partition key to name.
-        earlier: keys of the files that were finished before the demo began.
-        going_on: what was not finished in time.
-        attachments: partition key to name.
-        streams: the messages that were sent, or had been by an earlier demo.
+        names: of the files.
+        earlier: keys of those that were finished before the demo began.
     """
-    records = {record.file_key: record for record in services.files.get_many(list(expected))}
-    metrics = services.warehouse.metrics_of_files(list(expected))
-    return DemoReport(
-        files=tuple(_file(key, name, records.get(key), key in earlier) for key, name in expected.items()),
-        metrics=summaries([metric for of_file in metrics.values() for metric in of_file]),
-        attachments=tuple(_attachments(services, attachments)),
-        streams=streams.report(services) if streams else None,
-        going_on=tuple(going_on),
-    )
+    known = known_files(names)
+    return tuple(_file(name, known.get(name), earlier) for name in names)
 
 
-def summaries(metrics: Sequence[DeviceMetric]) -> tuple[TypeSummary, ...]:
+def attachment_outcomes(attachments: DemoAttachments) -> tuple[DemoAttachment, ...]:
+    """Return the outcome of each attachment."""
+    found = attachments.found()
+    return tuple(_attachment(name, found.get(name)) for _, names in EVENTS.values() for name in names)
+
+
+def metrics_of(files: Sequence[DemoFile]) -> tuple[TypeSummary, ...]:
+    """Return the readings of these files by sensor type."""
+    pages = [ingest("files", "show", file.file_key) for file in files if file.rows_accepted]
+    return summaries([metric for page in pages for metric in page["metrics"]])
+
+
+def summaries(metrics: Sequence[Mapping[str, Any]]) -> tuple[TypeSummary, ...]:
     """Merge metrics by file, device and type into one summary per type; the mean is that of all readings."""
-    of_type: dict[str, list[DeviceMetric]] = {}
+    of_type: dict[str, list[Mapping[str, Any]]] = {}
     for metric in metrics:
-        of_type.setdefault(metric.sensor_type, []).append(metric)
+        of_type.setdefault(metric["sensor_type"], []).append(metric)
     return tuple(_summary(sensor_type, of_type[sensor_type]) for sensor_type in sorted(of_type))
-
-
-def files_table(report: DemoReport) -> Table:
-    """Create the table of files: state, rows and reasons."""
-    numbers = ("Accepted", "Refused")
-    made = table("File", "State", *numbers, "Why", numbers=numbers)
-    for file in report.files:
-        state = _shown_state(file)
-        why = counts(file.rules) if file.state is FileState.INGESTED else file.reason or counts(file.rules)
-        add_row(
-            made, file.file_name, state, file.rows_accepted, file.rows_quarantined, shortened(why, MAX_SHOWN_REASON)
-        )
-    return made
-
-
-def metrics_table(report: DemoReport) -> Table:
-    """Create the table of sensor types with their readings."""
-    numbers = ("Devices", "Readings", "Min", "Mean", "Max")
-    made = table("Sensor type", *numbers, numbers=numbers)
-    for summary in report.metrics:
-        add_row(
-            made,
-            summary.sensor_type,
-            summary.devices,
-            summary.readings,
-            *(round(value, 3) for value in (summary.min, summary.mean, summary.max)),
-        )
-    return made
-
-
-def attachments_table(report: DemoReport) -> Table:
-    """Create the table of attachments: state, attempts, replays, bytes and location."""
-    numbers = ("Attempts", "Replays", "Bytes")
-    made = table("Attachment", "State", *numbers, "Where", numbers=numbers)
-    for one in report.attachments:
-        style = "green" if one.state is AttachmentState.STORED else "red"
-        state = Text(str(one.state or "missing"), style)
-        add_row(made, one.file_name, state, one.attempts, one.replays, one.size_bytes, one.stored_path)
-    return made
 
 
 def show_report(report: DemoReport) -> None:
     """Print the tables for a person."""
-    show(files_table(report), "Files")
+    show_table(
+        "Files",
+        ["File", "State", "#Accepted", "#Refused", "Why"],
+        [
+            (one.file_name, _shown_state(one), one.rows_accepted, one.rows_quarantined, _why(one))
+            for one in report.files
+        ],
+    )
     if report.metrics:
-        show(metrics_table(report), "Readings by sensor type")
+        show_table(
+            "Readings by sensor type",
+            ["Sensor type", "#Devices", "#Readings", "#Min", "#Mean", "#Max"],
+            [
+                (one.sensor_type, one.devices, one.readings, *(f"{x:.3f}" for x in (one.min, one.mean, one.max)))
+                for one in report.metrics
+            ],
+        )
     if report.attachments:
-        _show_attachments(report)
+        _show_attachments(report.attachments)
     if report.streams:
         show_streams(report.streams)
 
 
-def _show_attachments(report: DemoReport) -> None:
-    show(attachments_table(report), "Attachments")
-    for one in report.attachments:
+def _show_attachments(attachments: Sequence[DemoAttachment]) -> None:
+    show_table(
+        "Attachments",
+        ["Attachment", "State", "#Attempts", "#Replays", "#Bytes", "Where"],
+        [
+            (
+                one.file_name,
+                Text(one.state or "missing", "green" if one.state == "stored" else "red"),
+                *(one.attempts, one.replays, one.size_bytes, one.stored_path),
+            )
+            for one in attachments
+        ],
+    )
+    for one in attachments:
         if one.failure:
             then = f"; replayed, it is {one.state}" if one.replays else ""
             say(f"{one.file_name} failed first: {one.failure.rstrip('.')}{then}.")
 
 
-def _file(key: str, name: str, record: FileRecord | None, earlier: bool) -> DemoFile:  # noqa: FBT001 - private
+def _file(name: str, record: Mapping[str, Any] | None, earlier: Collection[str]) -> DemoFile:
     if record is None:
-        return DemoFile(file_name=name, file_key=key, reason="The system does not know this file.")
+        return DemoFile(file_name=name, reason="The system does not know this file.")
     return DemoFile(
         file_name=name,
-        file_key=key,
-        state=record.state,
-        earlier=earlier,
-        rows_accepted=record.rows_accepted or 0,
-        rows_quarantined=record.rows_quarantined or 0,
-        rules=record.rule_counts or {},
-        reason=record.reason,
+        file_key=record["file_key"],
+        state=record["state"],
+        earlier=record["file_key"] in earlier,
+        rows_accepted=record["rows_accepted"] or 0,
+        rows_quarantined=record["rows_quarantined"] or 0,
+        rules=record["rule_counts"] or {},
+        reason=record["reason"],
     )
 
 
-def _attachments(services: SystemResources, expected: Mapping[str, str]) -> Iterator[DemoAttachment]:
-    records = {record.attachment_key: record for record in services.attachments.get_many(list(expected))}
-    attempts = attempts_at(services.engine, list(expected))
-    for key, name in expected.items():
-        yield _attachment(key, name, records.get(key), attempts.get(key, ()))
-
-
-def _attachment(key: str, name: str, record: AttachmentRecord | None, attempts: Sequence[Attempt]) -> DemoAttachment:
+def _attachment(name: str, record: Mapping[str, Any] | None) -> DemoAttachment:
     if record is None:
-        return DemoAttachment(file_name=name, attachment_key=key)
+        return DemoAttachment(file_name=name)
+    attempts = ingest("attachments", "show", record["attachment_key"])["attempts"]
     return DemoAttachment(
         file_name=name,
-        attachment_key=key,
-        state=record.state,
         attempts=len(attempts),
-        replays=record.replays,
-        size_bytes=record.size_bytes,
-        stored_path=record.stored_path,
-        failure=next((one.error for one in reversed(attempts) if one.error), None),
+        failure=next((one["error"] for one in reversed(attempts) if one["error"]), None),
+        **{field: record[field] for field in ("attachment_key", "state", "replays", "size_bytes", "stored_path")},
     )
 
 
-def _summary(sensor_type: str, metrics: Sequence[DeviceMetric]) -> TypeSummary:
-    readings = sum(metric.count for metric in metrics)
+def _summary(sensor_type: str, metrics: Sequence[Mapping[str, Any]]) -> TypeSummary:
+    readings = sum(metric["count"] for metric in metrics)
     return TypeSummary(
         sensor_type=sensor_type,
-        devices=len({metric.device_id for metric in metrics}),
+        devices=len({metric["device_id"] for metric in metrics}),
         readings=readings,
-        min=min(metric.min for metric in metrics),
-        mean=sum((metric.mean or 0.0) * metric.count for metric in metrics) / readings,
-        max=max(metric.max for metric in metrics),
+        min=min(metric["min"] for metric in metrics),
+        mean=sum((metric["mean"] or 0.0) * metric["count"] for metric in metrics) / readings,
+        max=max(metric["max"] for metric in metrics),
     )
+
+
+def _why(file: DemoFile) -> str:
+    rules = ", ".join(f"{rule} {rows:,}" for rule, rows in file.rules.items())
+    why = rules if file.state == "ingested" else file.reason or rules
+    return why if len(why) <= MAX_SHOWN_REASON else f"{why[: MAX_SHOWN_REASON - 1]}…"
 
 
 def _shown_state(file: DemoFile) -> Text:
-    text = "missing" if file.state is None else f"already {file.state}" if file.earlier else str(file.state)
-    return Text(text, STYLES.get(file.state, "red") if file.state else "red")
+    text = "missing" if file.state is None else f"already {file.state}" if file.earlier else file.state
+    return Text(text, STYLES.get(file.state or "", "red"))

@@ -1,102 +1,100 @@
 """Run the demo: take the sample files, attachments and streams from message to stored row on this machine.
 
-It follows the steps of a user: start the system, publish a polling job, events with attachments and the messages of
-two streams, fix and replay what failed, wait, and query what is stored.
+It follows the steps of a user, by commands and messages: start the system, publish a polling job, events with
+attachments and the messages of two streams, fix and replay what failed, wait, and query what is stored.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
+import signal
 import sys
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
 
-import typer
-from rich.console import Console
+import msgspec
+from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
 from examples.demo.attachments import DemoAttachments, serving
-from examples.demo.report import DemoReport, expected_files, report_of, show_report
+from examples.demo.commands import CommandError, ingest, require_running, running_system, settings
+from examples.demo.printing import note, say, show_table
+from examples.demo.report import (
+    DemoReport,
+    attachment_outcomes,
+    expected_files,
+    file_outcomes,
+    known_files,
+    metrics_of,
+    show_report,
+)
 from examples.demo.streams import DemoStreams, streaming
-from ingest_project.cli.dev import printed
-from ingest_project.cli.main import run_app, run_process
-from ingest_project.cli.operations import wait_for_idle
-from ingest_project.cli.send import DUMMY_PATH, deliver
-from ingest_project.contracts import encode
-from ingest_project.contracts.files import PollingJob
-from ingest_project.core.console import AsJson, complain, counted, print_json, say, show_facts, stdout
-from ingest_project.core.errors import PermanentError, SourceNotFoundError
-from ingest_project.core.items import hour_key
-from ingest_project.core.settings import load_settings
-from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs
-from ingest_project.devstack.supervisor import Stack, running_stack
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.operations import SystemResources
-from ingest_project.platform.dagster.run_records import DagsterRecords
 
-SOURCE = {"source_type": "dummy", "path": DUMMY_PATH}
 GENEROUS_SECONDS = 300.0
 # They check everything at once; their schedule would run them only at the next quarter of an hour.
 CHECKS_JOBS = ("file_checks", "attachment_checks", "user_activity_checks", "crm_checks")
 CHECKS_SECONDS = 60.0
+POLL_SECONDS = 0.5
+FINAL_STATUSES = ("SUCCESS", "FAILURE", "CANCELED")
+FINISHED = ("ingested", "quarantined", "duplicate", "failed")
 
 
 def main() -> None:
     """Run the demo as the only command of this process."""
-    run_process(lambda: run(sys.argv[1:]))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the demo with these arguments; return its exit code."""
-    return run_app(_app, arguments, "python -m examples.demo")
+    options = _parse(arguments)
+    try:
+        return demo(keep=options.keep, timeout_seconds=options.timeout, as_json=options.json)
+    except CommandError as error:
+        note(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
-def _app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(demo)
-    return app
-
-
-def demo(
-    *,
-    keep: Annotated[bool, typer.Option("--keep", help="Stay up with the UI afterwards, until Ctrl-C.")] = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long it may take, once started.")
-    ] = GENEROUS_SECONDS,
-    as_json: AsJson = False,
-) -> None:
-    """Start everything, ingest the samples, and show the outcome of each.
+def demo(*, keep: bool, timeout_seconds: float, as_json: bool) -> int:
+    """Start everything, ingest the samples, and show the outcome of each; return the exit code.
 
     Files come from a folder; attachments from a web server of the demo's own, which lacks one at first: that one goes
     to the dead letters, and is stored after the server has it and it is replayed; user events and CRM messages come
     from two files. Exit code 1 when something is not finished in time. A second demo finds the stored samples.
     """
-    loaded = load_settings()
-    try:
-        expected = expected_files(SOURCE, loaded.settings)
-    except SourceNotFoundError as error:
-        raise PermanentError(f"{error} Run this in the project's folder, or set INGEST_DUMMY_ROOT.") from error
-    started = printed(Console(stderr=True))
-    loaded, streams = streaming(loaded)
-    with serving(loaded) as (loaded, attachments), running_stack(loaded, started) as stack:
-        report = ingest_samples(stack, expected, timeout, attachments, streams)
+    origins = {one["setting"]: one["origin"] for one in ingest("config")}
+    configured = settings()
+    folder = Path(configured["polling.dummy_root"])
+    if not (names := expected_files(folder)):
+        raise CommandError(f"{folder} has no sample files. Run this in the project's folder, or set INGEST_DUMMY_ROOT.")
+    quickly, streams = streaming(configured, chosen=origins["user_activity.hourly_refresh_seconds"] != "default")
+    # Any free port, unless a person chose one: two demos may start at the same time.
+    port = {"INGEST_MONITOR_PORT": "0"} if origins["monitor.port"] == "default" else {}
+    with serving(configured) as (allowed, attachments), running_system(port | quickly | allowed) as process:
+        report = ingest_samples(lambda: require_running(process), names, timeout_seconds, attachments, streams)
         if as_json:
-            print_json(report)
+            print(json.dumps(msgspec.to_builtins(report)))  # noqa: T201 - the result
         else:
             show_report(report)
-            _conclude(report, stack, keep=keep)
+            _conclude(report, configured, keep=keep)
         if keep:
-            _stay(stack)
-    if not report.as_hoped:
-        raise typer.Exit(1)
+            note("Ctrl-C stops everything.")
+            _stay(lambda: require_running(process))
+    return 0 if report.as_hoped else 1
 
 
 def ingest_samples(
-    stack: Stack,
-    expected: Mapping[str, str],
+    check: Callable[[], None],
+    names: Sequence[str],
     timeout_seconds: float,
     attachments: DemoAttachments | None = None,
     streams: DemoStreams | None = None,
@@ -104,97 +102,122 @@ def ingest_samples(
     """Send everything, wait until it is processed, and evaluate the checks.
 
     Args:
-        stack: the running system.
-        expected: the files, partition key to name.
+        check: called repeatedly while the demo waits; an exception of it ends the wait.
+        names: of the sample files.
         timeout_seconds: limit of the wait, without the checks.
         attachments: to send as well; None where they are left out.
         streams: likewise.
 
     Raises:
-        ServiceFailedError: a part of the stack ended meanwhile.
+        CommandError: a command failed, or the system ended meanwhile.
     """
-    services, records = SystemResources(stack.settings), DagsterRecords(stack.settings)
-    earlier = {record.file_key for record in services.files.get_many(list(expected)) if record.state.finished}
-    job = PollingJob(
-        job_id=f"demo_{datetime.now(UTC):%Y%m%d_%H%M%S}", source_config=dict(SOURCE), trace_id=str(uuid.uuid4())
-    )
-    deliver(services, stack.settings.topics.polling_queue, job.job_id, encode(job), job.trace_id)
-    complain(f"Sent polling job {job.job_id}: look in {DUMMY_PATH} ({counted(len(expected), 'file')} to be found).")
+    running = settings()
+    earlier = {one["file_key"] for one in known_files(names).values() if one["state"] in FINISHED}
+    job = f"demo_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    ingest("send", "polling-job", "--dummy", "--job-id", job)
+    note(f"Sent polling job {job}: look in {running['polling.dummy_root']} ({len(names)} files to be found).")
     deadline = time.monotonic() + timeout_seconds
     if streams:
-        streams.send(services)
+        streams.send(running)
     if attachments:
-        attachments.send(services)
-        attachments.fix_and_replay(services, deadline, stack.require_running)
-    seen = wait_for_idle(services, records, deadline - time.monotonic(), stack.require_running)
-    unfinished = [*seen.going_on, *seen.problems] or _unchecked(stack)
-    return report_of(services, expected, earlier, unfinished, attachments.expected if attachments else {}, streams)
+        attachments.send()
+        attachments.fix_and_replay(deadline, check)
+    seconds = max(0.0, deadline - time.monotonic())
+    # Exit code 1: it is not idle in time, which the report says.
+    seen = ingest("status", "--wait-until-idle", f"{seconds:.1f}", accepted=(0, 1))
+    check()
+    unfinished = [*seen["going_on"], *seen["problems"]] or _unchecked(running["dagster.webserver_url"], check)
+    files = file_outcomes(names, earlier)
+    return DemoReport(
+        files=files,
+        metrics=metrics_of(files),
+        attachments=attachment_outcomes(attachments) if attachments else (),
+        streams=streams.report(running) if streams else None,
+        going_on=tuple(unfinished),
+    )
 
 
-def _unchecked(stack: Stack) -> list[str]:
-    """Evaluate the checks of all that is stored; return what prevented that."""
-    if stack.webserver_port is None:
-        return []
-    complain("Evaluating the checks of all that is stored …")
+def run_jobs(site: str, jobs: Sequence[str], timeout_seconds: float, check: Callable[[], None]) -> list[str]:
+    """Launch jobs, all at once, by Dagster's API, and wait for the end of each; return what went wrong.
+
+    Args:
+        site: address of the UI.
+        jobs: that need no configuration.
+        timeout_seconds: of all jobs together, time in the run queue included.
+        check: called repeatedly; an exception of it ends the wait.
+    """
+    address, deadline = urlsplit(site), time.monotonic() + timeout_seconds
+    client = DagsterGraphQLClient(address.hostname or "", address.port, use_https=address.scheme == "https")
     try:
-        run_jobs(stack.webserver_port, CHECKS_JOBS, CHECKS_SECONDS, stack.require_running)
-    except JobIncompleteError as error:
-        return [error.what]
+        runs = {job: client.submit_job_execution(job) for job in jobs}
+        for job, run_id in runs.items():
+            while (status := client.get_run_status(run_id).value) not in FINAL_STATUSES:
+                check()
+                if time.monotonic() > deadline:
+                    return [f"{job} was not done in time, run {run_id} is {status}"]
+                time.sleep(POLL_SECONDS)
+            if status != "SUCCESS":
+                return [f"{job} ended with {status}, run {run_id}"]
+    except DagsterGraphQLClientError as error:
+        return [f"{', '.join(jobs)} were not launched: {error}"]
     return []
 
 
-def _conclude(report: DemoReport, stack: Stack, *, keep: bool) -> None:
-    out = stdout()
-    logs = stack.settings.state_dir.absolute() / "logs"
+def _unchecked(site: str, check: Callable[[], None]) -> list[str]:
+    """Evaluate the checks of all that is stored; return what prevented that."""
+    note("Evaluating the checks of all that is stored …")
+    return run_jobs(site, CHECKS_JOBS, CHECKS_SECONDS, check)
+
+
+def _conclude(report: DemoReport, configured: Mapping[str, Any], *, keep: bool) -> None:
+    folder = Path(configured["state_dir"]).absolute()
     if report.going_on:
-        complain(f"Not finished in time: {'; '.join(report.going_on)}. The logs are in {logs}.")
+        note(f"Not finished in time: {'; '.join(report.going_on)}. The logs are in {folder / 'logs'}.")
     if report.missing:
-        complain(f"Not as it should be: {', '.join(report.missing)}. The logs are in {logs}.")
-    earlier = sum(file.earlier for file in report.files)
-    if earlier:
-        out.print()
-        say(f"{counted(earlier, 'file')} had been ingested by an earlier demo; they were not ingested again.")
+        note(f"Not as it should be: {', '.join(report.missing)}. The logs are in {folder / 'logs'}.")
+    if earlier := sum(file.earlier for file in report.files):
+        say(f"\n{earlier} files had been ingested by an earlier demo; they were not ingested again.")
     if report.streams and report.streams.earlier:
         stored = " and ".join(report.streams.earlier)
         say(f"{stored[0].upper()}{stored[1:]} had been stored by an earlier demo; they were not sent again.")
-    show_facts(_where_to_look(report, stack, keep=keep), "Where to look")
-
-
-def _where_to_look(report: DemoReport, stack: Stack, *, keep: bool) -> list[tuple[str, object]]:
+    where = ("Dagster UI", settings()["dagster.webserver_url"])
     command = own_command()
-    example = next((f for f in report.files if f.state is FileState.INGESTED and f.rows_quarantined), report.files[0])
-    pairs: list[tuple[str, object]] = [
+    again = ("Start it again", f"{command} dev (or make demo KEEP=1), then in another terminal:")
+    show_table("Where to look", ["", ""], [where if keep else again, *_commands(report, command, folder)])
+
+
+def _commands(report: DemoReport, command: str, folder: Path) -> list[tuple[str, str]]:
+    example = next((f for f in report.files if f.state == "ingested" and f.rows_quarantined), report.files[0])
+    pairs = [
         ("One file", f"{command} files show {example.file_key}"),
         ("What was refused", f"{command} quarantine list"),
         ("What failed for good", f"{command} dlq list"),
         *(("One attachment", f"{command} attachments show {one.attachment_key}") for one in report.attachments[-1:]),
-        *_streams_to_look_at(report, command),
-        ("Another job", f"{command} send polling-job --path {DUMMY_PATH}"),
+        ("Another job", f"{command} send polling-job --dummy"),
         ("How far it is", f"{command} status"),
-        ("State folder", f"{stack.settings.state_dir.absolute()} (rows, files, logs; remove it to start over)"),
+        ("State folder", f"{folder} (rows, files, logs; remove it to start over)"),
     ]
-    if keep:
-        return [("Dagster UI", stack.webserver_url), *pairs]
-    return [("Start it again", f"{command} dev (or make demo KEEP=1), then in another terminal:"), *pairs]
+    if report.streams and report.streams.user_activity.hours:
+        hour = report.streams.user_activity.hours[0].hour
+        pairs[-3:-3] = [
+            ("What users did", f"{command} activity hour {hour:%Y-%m-%d-%H:00}"),
+            ("What is no CRM record", f"{command} crm unidentified list"),
+        ]
+    return pairs
 
 
-def _streams_to_look_at(report: DemoReport, command: str) -> list[tuple[str, object]]:
-    if report.streams is None or not report.streams.user_activity.hours:
-        return []
-    hour = hour_key(report.streams.user_activity.hours[0].hour)
-    return [
-        ("What users did", f"{command} activity hour {hour}"),
-        ("What is no CRM record", f"{command} crm unidentified list"),
-    ]
-
-
-def _stay(stack: Stack) -> None:
-    complain("Ctrl-C stops everything.")
+def _stay(check: Callable[[], None]) -> None:
     try:
-        stack.wait()
+        while True:
+            check()
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         # The expected end.
         return
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def own_command() -> str:
@@ -207,3 +230,12 @@ def own_command() -> str:
         return str(program.relative_to(Path.cwd()))
     except ValueError:
         return str(program)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    description = (demo.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=description)
+    parser.add_argument("--keep", action="store_true", help="stay up with the UI afterwards, until Ctrl-C")
+    parser.add_argument("--timeout", type=float, default=GENEROUS_SECONDS, help="how long it may take, once started")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(arguments)

@@ -7,34 +7,37 @@ second demo finds their messages stored, and does not send them again.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
-from ingest_project.contracts.crm_event import CrmKind, decode_crm_event
-from ingest_project.contracts.enriched_event import decode_enriched_event
-from ingest_project.core.console import add_row, complain, counted, say, show, table
-from ingest_project.core.errors import UnreadableMessageError
-from ingest_project.core.items import hour_key, parse_hour_key
-from ingest_project.core.settings import LoadedSettings
-from ingest_project.devstack.state_folder import is_chosen, with_addresses
-from ingest_project.operations import SystemResources
-from ingest_project.platform.database import reading
-from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.streams.crm.records import TABLES, unidentified_messages
-from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from examples.demo.commands import CommandError, ingest, messages_on, publish
+from examples.demo.printing import note, say, show_table
 
 FOLDER = "streams"
 ACTIVITY_FILE, CRM_FILE = "user_activity_events.jsonl", "sales_events.jsonl"
-HOURLY_PAUSE = "user_activity.hourly_refresh_seconds"
+HOURLY_PAUSE = "INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS"
+# Tables of the warehouse, and how the ids of their records begin.
+RECORDS = {"opportunities": "opp_", "projects": "proj_"}
+NEITHER = "unidentified_messages"
+
+
+class HourOfType(msgspec.Struct, frozen=True):
+    """Figures of one type of event in one hour."""
+
+    hour: datetime
+    event_type: str
+    events: int
+    deliveries: int
+    users: int
+    sessions: int
 
 
 class DemoActivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,90 +55,6 @@ class DemoActivity(msgspec.Struct, frozen=True, kw_only=True):
     hours: tuple[HourOfType, ...]
     dead_letters: int
     missing: tuple[str, ...] = ()
-
-
-class ActivitySample:
-    """The messages of a file, one a line, and the events that must be stored."""
-
-    def __init__(self, path: Path) -> None:
-        self._messages = path.read_bytes().splitlines()
-        self._expected = _events_by_hour(self._messages)
-
-    def __len__(self) -> int:
-        """Number of messages."""
-        return len(self._messages)
-
-    @property
-    def hours(self) -> list[str]:
-        """The hours in which the events happened."""
-        return sorted({hour for hour, _ in self._expected})
-
-    def is_stored(self, services: SystemResources) -> bool:
-        """Return whether all events are counted in their hours."""
-        return not self._missing(self._statistics(services))
-
-    def send(self, services: SystemResources) -> None:
-        """Publish the messages on their topic."""
-        topic = services.settings.topics.user_activity_events
-        services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
-
-    def report(self, services: SystemResources, *, earlier: bool) -> DemoActivity:
-        """Query what is stored."""
-        found = self._statistics(services)
-        topic = services.settings.topics.user_activity_events
-        return DemoActivity(
-            topic=topic,
-            earlier=earlier,
-            hours=found,
-            dead_letters=_dead_letters(services),
-            missing=tuple(self._missing(found)),
-        )
-
-    def _statistics(self, services: SystemResources) -> tuple[HourOfType, ...]:
-        return tuple(one for hour in self.hours for one in statistics_of(services.engine, parse_hour_key(hour)))
-
-    def _missing(self, found: Iterable[HourOfType]) -> list[str]:
-        counts = {(hour_key(one.hour), one.event_type): one.events for one in found}
-        missing = {one: len(ids) - counts.get(one, 0) for one, ids in self._expected.items()}
-        return [
-            f"{number} of {counted(len(self._expected[hour, kind]), f'event {kind}', f'events {kind}')} of {hour}"
-            for (hour, kind), number in missing.items()
-            if number > 0
-        ]
-
-
-def show_activity(report: DemoActivity) -> None:
-    """Print what happened for a person."""
-    already = " (already stored)" if report.earlier else ""
-    show(_hours_table(report), f"User activity by hour{already}")
-    if report.dead_letters:
-        messages = counted(report.dead_letters, "message was no event and is", "messages were no events and are")
-        say(f"{messages} in the dead letters of {report.topic}.")
-
-
-def _hours_table(report: DemoActivity) -> Table:
-    numbers = ("Events", "Deliveries", "Users", "Sessions")
-    made = table("Hour", "Type", *numbers, numbers=numbers)
-    for one in report.hours:
-        add_row(made, hour_key(one.hour), one.event_type, one.events, one.deliveries, one.users, one.sessions)
-    return made
-
-
-def _dead_letters(services: SystemResources) -> int:
-    """Count dead letters by the positions: the embedded broker loses its topics when it stops."""
-    return sum(one.outcome.get("dead_letters", 0) for one in services.activity_positions.all())
-
-
-def _events_by_hour(messages: Iterable[bytes]) -> Mapping[tuple[str, str], set[str]]:
-    """Return event ids by hour and type, without the message that is no event."""
-    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    for message in messages:
-        try:
-            event, _ = decode_enriched_event(message)
-        except UnreadableMessageError:
-            continue
-        found[hour_key(datetime.fromisoformat(event.timestamp)), event.event_type].add(event.event_id)
-    return dict(sorted(found.items()))
 
 
 class DemoTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,61 +90,6 @@ class DemoCrm(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{one.expected - one.rows} of {one.expected} rows of {one.table}" for one in short]
 
 
-class CrmSample:
-    """The messages of a file, one a line."""
-
-    def __init__(self, path: Path) -> None:
-        self._messages = path.read_bytes().splitlines()
-        self._ids: dict[CrmKind, list[str]] = {kind: [] for kind in CrmKind}
-        self._neither: list[bytes] = []
-        for message in self._messages:
-            try:
-                event = decode_crm_event(message)
-            except UnreadableMessageError:
-                self._neither.append(message)
-            else:
-                self._ids[event.kind].append(event.event_id)
-
-    def __len__(self) -> int:
-        """Number of messages."""
-        return len(self._messages)
-
-    def is_stored(self, services: SystemResources) -> bool:
-        """Return whether each record and each unidentified message is in its table."""
-        return not self.report(services, earlier=True).missing
-
-    def send(self, services: SystemResources) -> None:
-        """Publish the messages on their topic."""
-        topic = services.settings.topics.sales_events
-        services.writer.send_all(topic, [ProducerRecord(message) for message in self._messages])
-
-    def report(self, services: SystemResources, *, earlier: bool) -> DemoCrm:
-        """Count the stored rows."""
-        with reading(services.engine) as connection:
-            found = [_table(connection, TABLES[kind].c.event_id, ids, len(set(ids))) for kind, ids in self._ids.items()]
-            neither = _table(connection, unidentified_messages.c.payload, self._neither, len(set(self._neither)))
-        return DemoCrm(earlier=earlier, tables=(*found, neither))
-
-
-def show_crm(report: DemoCrm) -> None:
-    """Print the tables for a person."""
-    numbers = ("Messages", "Rows")
-    made = table("Table", *numbers, numbers=numbers)
-    for one in report.tables:
-        add_row(made, one.table, one.messages, one.rows)
-    already = " (already stored)" if report.earlier else ""
-    show(made, f"Stored CRM messages{already}")
-
-
-def _table(
-    connection: sa.Connection, column: sa.Column[str] | sa.Column[bytes], values: Collection[object], expected: int
-) -> DemoTable:
-    """Count how many of these values a table has, each once."""
-    query = sa.select(sa.func.count(sa.distinct(column))).where(column.in_(set(values)))
-    rows = int(connection.execute(query).scalar_one())
-    return DemoTable(table=str(column.table.name), messages=len(values), expected=expected, rows=rows)
-
-
 class StreamsReport(msgspec.Struct, frozen=True, kw_only=True):
     """Stored data of both streams."""
 
@@ -245,54 +109,130 @@ class StreamsReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DemoStreams:
-    """The messages of one demo.
+    """The messages of one demo, one a line.
 
     Args:
         activity: for `user-activity-events`.
         crm: for `sales_events`.
     """
 
-    def __init__(self, activity: ActivitySample, crm: CrmSample) -> None:
-        self._activity = activity
-        self._crm = crm
-        self._earlier = {"activity": False, "crm": False}
+    def __init__(self, activity: list[bytes], crm: list[bytes]) -> None:
+        self._activity, self._crm = activity, crm
+        self._expected = _events_by_hour(activity)
+        self._ids = _ids_by_table(crm)
+        self._earlier = (False, False)
 
-    def send(self, services: SystemResources) -> None:
+    def send(self, settings: Mapping[str, Any]) -> None:
         """Publish the messages that no earlier demo has stored."""
-        self._earlier = {"activity": self._activity.is_stored(services), "crm": self._crm.is_stored(services)}
-        sent = []
-        if not self._earlier["activity"]:
-            self._activity.send(services)
-            sent.append(counted(len(self._activity), "event of users", "events of users"))
-        if not self._earlier["crm"]:
-            self._crm.send(services)
-            sent.append(counted(len(self._crm), "CRM message"))
+        found = self.report(settings)
+        self._earlier = (not found.user_activity.missing, not found.crm.missing)
+        brokers, sent = settings["kafka.bootstrap_servers"], []
+        if not self._earlier[0]:
+            publish(brokers, settings["topics.user_activity_events"], self._activity)
+            sent.append(f"{len(self._activity)} events of users")
+        if not self._earlier[1]:
+            publish(brokers, settings["topics.sales_events"], self._crm)
+            sent.append(f"{len(self._crm)} CRM messages")
         if sent:
-            complain(f"Sent {' and '.join(sent)}.")
+            note(f"Sent {' and '.join(sent)}.")
 
-    def report(self, services: SystemResources) -> StreamsReport:
+    def report(self, settings: Mapping[str, Any]) -> StreamsReport:
         """Query what is stored."""
-        return StreamsReport(
-            user_activity=self._activity.report(services, earlier=self._earlier["activity"]),
-            crm=self._crm.report(services, earlier=self._earlier["crm"]),
+        hours = sorted({hour for hour, _ in self._expected})
+        types = [one for hour in hours for one in ingest("activity", "hour", hour)["types"]]
+        found = msgspec.convert(types, tuple[HourOfType, ...], strict=False)
+        counts = {(f"{one.hour:%Y-%m-%d-%H:00}", one.event_type): one.events for one in found}
+        dead_letters = settings["topics.user_activity_events_dlq"]
+        activity = DemoActivity(
+            topic=settings["topics.user_activity_events"],
+            earlier=self._earlier[0],
+            hours=found,
+            dead_letters=messages_on(settings["kafka.bootstrap_servers"], dead_letters),
+            missing=tuple(
+                f"{len(ids) - counts.get(one, 0)} of {len(ids)} events {one[1]} of {one[0]}"
+                for one, ids in self._expected.items()
+                if len(ids) > counts.get(one, 0)
+            ),
+        )
+        return StreamsReport(user_activity=activity, crm=DemoCrm(earlier=self._earlier[1], tables=self._tables()))
+
+    def _tables(self) -> tuple[DemoTable, ...]:
+        stored = _stored_records(self._ids)
+        stored[NEITHER] = len(ingest("crm", "unidentified", "list", "--all")["messages"])
+        return tuple(
+            DemoTable(table=table, messages=len(ids), expected=len(set(ids)), rows=min(stored[table], len(set(ids))))
+            for table, ids in self._ids.items()
         )
 
 
-def streaming(loaded: LoadedSettings) -> tuple[LoadedSettings, DemoStreams | None]:
-    """Return the demo's streams, and settings that recompute the figures of an hour as soon as its events have changed.
+def _events_by_hour(messages: Iterable[bytes]) -> Mapping[tuple[str, str], set[str]]:
+    """Return event ids by hour and type, without the message that is no event: its user is a number."""
+    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for event in map(json.loads, messages):
+        if isinstance(event["user_id"], str):
+            hour = f"{datetime.fromisoformat(event['timestamp']):%Y-%m-%d-%H:00}"
+            found[hour, event["event_type"]].add(event["event_id"])
+    return dict(sorted(found.items()))
 
-    The streams are None where the sample files are missing; a message says so.
+
+def _ids_by_table(messages: Iterable[bytes]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {table: [] for table in (*RECORDS, NEITHER)}
+    for message in messages:
+        event_id = json.loads(message)["event_id"]
+        table = next((table for table, prefix in RECORDS.items() if event_id.startswith(prefix)), NEITHER)
+        found[table].append(event_id)
+    return found
+
+
+def _stored_records(ids: Mapping[str, list[str]]) -> dict[str, int]:
+    """Count the records with these ids in the warehouse, by table."""
+    queries = []
+    for table in RECORDS:
+        wanted = ", ".join(f"'{one}'" for one in ids[table])
+        queries.append(f"SELECT '{table}', count(*) FROM {table} WHERE event_id IN ({wanted})")
+    # It becomes psql's own process, so that it cannot be called in this one.
+    command = [sys.executable, "-m", "ingest_project.cli.main", "psql", "-At", "-c", " UNION ALL ".join(queries)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own command
+    if done.returncode:
+        raise CommandError("`ingest psql` failed.")
+    return {table: int(rows) for table, rows in (line.split("|") for line in done.stdout.split())}
+
+
+def streaming(settings: Mapping[str, Any], *, chosen: bool) -> tuple[dict[str, str], DemoStreams | None]:
+    """Return the demo's streams, and variables by which the figures of an hour are recomputed at once.
+
+    Args:
+        settings: of the system.
+        chosen: a person has set the pause between two computations, which stays as it is.
+
+    Returns:
+        the streams are None where the sample files are missing; a message says so.
     """
-    folder = loaded.settings.polling.dummy_root / FOLDER
+    folder = Path(settings["polling.dummy_root"]) / FOLDER
     try:
-        streams = DemoStreams(ActivitySample(folder / ACTIVITY_FILE), CrmSample(folder / CRM_FILE))
+        activity, crm = ((folder / name).read_bytes().splitlines() for name in (ACTIVITY_FILE, CRM_FILE))
     except FileNotFoundError as error:
-        complain(f"Streams are left out: there is no file {error.filename}.")
-        return loaded, None
-    return (loaded if is_chosen(loaded, HOURLY_PAUSE) else with_addresses(loaded, {HOURLY_PAUSE: 0})), streams
+        note(f"Streams are left out: there is no file {error.filename}.")
+        return {}, None
+    return ({} if chosen else {HOURLY_PAUSE: "0"}), DemoStreams(activity, crm)
 
 
 def show_streams(report: StreamsReport) -> None:
     """Print the tables for a person."""
-    show_activity(report.user_activity)
-    show_crm(report.crm)
+    activity, crm = report.user_activity, report.crm
+    show_table(
+        f"User activity by hour{_already(activity.earlier)}",
+        ["Hour", "Type", "#Events", "#Deliveries", "#Users", "#Sessions"],
+        [
+            (f"{one.hour:%Y-%m-%d-%H:00}", one.event_type, one.events, one.deliveries, one.users, one.sessions)
+            for one in activity.hours
+        ],
+    )
+    if activity.dead_letters:
+        say(f"{activity.dead_letters} in the dead letters of {activity.topic}: no event.")
+    rows = [(one.table, one.messages, one.rows) for one in crm.tables]
+    show_table(f"Stored CRM messages{_already(crm.earlier)}", ["Table", "#Messages", "#Rows"], rows)
+
+
+def _already(earlier: bool) -> str:  # noqa: FBT001 - private
+    return " (already stored)" if earlier else ""

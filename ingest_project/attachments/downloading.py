@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import msgspec
 
@@ -47,6 +48,10 @@ GROUP_SECONDS = 1.0
 # Results that may wait to be recorded, for each worker; and what the cache may hold besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
+# Of a result: what is not known, or not so.
+NO_FACTS: dict[str, Any] = dict.fromkeys(
+    ("http_status", "error_class", "error", "size_bytes", "sha256", "onelake_path")
+)
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,8 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
         try:
             if task.refused:
                 raise AttachmentRefusedError(task.refused)  # noqa: TRY301 - handled like any other failure
-            _require_runs_left(record, services)
+            if record.attempts > services.settings.retries.max_attempts:
+                raise RunLostError(record.attempts - 1)  # noqa: TRY301 - as above
             services.destinations.require_own(
                 record.destination_path,
                 domain=record.domain,
@@ -293,11 +299,6 @@ def _task_of(record: AttachmentRecord) -> DownloadTask:
         )
 
 
-def _require_runs_left(record: AttachmentRecord, services: AttachmentResources) -> None:
-    if record.attempts > services.settings.retries.max_attempts:
-        raise RunLostError(record.attempts - 1)
-
-
 def _request(task: DownloadTask) -> DownloadRequest:
     return DownloadRequest(
         url=task.attachment_url,
@@ -333,13 +334,8 @@ def _succeeded(
     stored: StoredAttachment,
     cached: CachedDownload,
 ) -> AttemptResult:
-    result = msgspec.structs.replace(
-        _result(task, DownloadStatus.SUCCESS),
-        http_status=downloaded.http_status,
-        size_bytes=stored.size_bytes,
-        sha256=stored.sha256,
-        onelake_path=stored.path,
-    )
+    facts = {"size_bytes": stored.size_bytes, "sha256": stored.sha256, "onelake_path": stored.path}
+    result = _result(task, DownloadStatus.SUCCESS, http_status=downloaded.http_status, **facts)
     return _outcome(record, task, result, cached)
 
 
@@ -361,13 +357,8 @@ def _failed(
         delays = services.settings.attachments.retry_delays
         due_at = next_attempt_at(datetime.now(UTC), task.attempt, delays, getattr(error, "retry_after", None))
     status = DownloadStatus.FAILED_TRANSIENT if due_at else DownloadStatus.FAILED_PERMANENT
-    result = msgspec.structs.replace(
-        _result(task, status),
-        http_status=getattr(error, "http_status", None),
-        error_class=error.error_class,
-        error=str(error),
-    )
-    return msgspec.structs.replace(_outcome(record, task, result, cached), next_attempt_at=due_at)
+    outcome = _outcome(record, task, _result(task, status, **_facts_of(error)), cached)
+    return msgspec.structs.replace(outcome, next_attempt_at=due_at)
 
 
 def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) -> bool:
@@ -383,49 +374,34 @@ def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) ->
 
 def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> AttemptResult:
     """Return the result of a failed attempt at a stored attachment: its bytes stay, and so does its state."""
-    result = msgspec.structs.replace(
-        _result(task, DownloadStatus.FAILED_TRANSIENT),
-        http_status=getattr(error, "http_status", None),
-        error_class=error.error_class,
-        error=str(error),
-        size_bytes=record.size_bytes,
-        sha256=record.sha256,
-        onelake_path=record.stored_path,
-    )
+    stored = {"size_bytes": record.size_bytes, "sha256": record.sha256, "onelake_path": record.stored_path}
+    result = _result(task, DownloadStatus.FAILED_TRANSIENT, **_facts_of(error), **stored)
     return msgspec.structs.replace(_outcome(record, task, result, None), content_type=record.content_type)
 
 
 def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
     """Return a failed result in place of one that the work queue refused, with the reason and without its content."""
-    result = DownloadResult(
-        trace_id=outcome.result.trace_id,
-        attachment_url=outcome.result.attachment_url,
-        status=DownloadStatus.FAILED_PERMANENT,
-        http_status=None,
-        error_class=error_class_of(error),
-        error=reason_of(error),
-        size_bytes=None,
-        sha256=None,
-        onelake_path=None,
-        attempt=outcome.result.attempt,
-        completed_at=outcome.result.completed_at,
-    )
+    facts = NO_FACTS | {"error_class": error_class_of(error), "error": reason_of(error)}
+    result = msgspec.structs.replace(outcome.result, status=DownloadStatus.FAILED_PERMANENT, **facts)
     return msgspec.structs.replace(outcome, result=result, content_type=None, cached=None, next_attempt_at=None)
 
 
-def _result(task: DownloadTask, status: DownloadStatus) -> DownloadResult:
+def _facts_of(error: IngestError) -> dict[str, Any]:
+    return {
+        "http_status": getattr(error, "http_status", None),
+        "error_class": error.error_class,
+        "error": str(error),
+    }
+
+
+def _result(task: DownloadTask, status: DownloadStatus, **facts: Any) -> DownloadResult:  # noqa: ANN401 - fields of it
     return DownloadResult(
         trace_id=task.trace_id,
         attachment_url=task.attachment_url,
         status=status,
-        http_status=None,
-        error_class=None,
-        error=None,
-        size_bytes=None,
-        sha256=None,
-        onelake_path=None,
         attempt=task.attempt,
         completed_at=datetime.now(UTC),
+        **(NO_FACTS | facts),
     )
 
 

@@ -14,12 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments.attempts import AttemptResult, Identity, enter_results
-from ingest_project.attachments.tables import (
-    AttachmentState,
-    attachment_replays,
-    attachments,
-    download_outcomes,
-)
+from ingest_project.attachments.tables import AttachmentState, attachment_replays, attachments, download_outcomes
 from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
 from ingest_project.platform.database import reading, writing

@@ -177,9 +177,7 @@ def _migrate_dagster(settings: Settings) -> None:
 
 
 def _upgrade_dagster() -> None:
-    from ingest_project.platform.dagster.instance import (  # noqa: PLC0415 - the other commands need not load it
-        upgrade_tables,
-    )
+    from ingest_project.platform.dagster.instance import upgrade_tables  # noqa: PLC0415 - the other commands need not load it
 
     say(f"Dagster's tables are those of version {upgrade_tables()}.")
 

@@ -18,14 +18,11 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from ingest_project.core.console import (
-    AsJson,
-    add_row,
-    print_json,
-)
+from ingest_project.core.console import AsJson, add_row, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
+from ingest_project.core.plugins import InstalledPlugin, Plugins
 from ingest_project.core.settings import Setting, load_settings
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.
@@ -126,12 +123,28 @@ def register_config(app: typer.Typer) -> None:
 
 
 def show_settings(*, as_json: AsJson = False) -> None:
-    """Show every setting in force and where it came from; secrets are masked."""
+    """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
     settings = list(load_settings().each())
     if as_json:
         print_json([_as_record(setting) for setting in settings])
     else:
-        Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(_settings_table(settings))
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        console.print(_settings_table(settings))
+        if found := installed_plugins():
+            console.print(_plugins_table(found))
+
+
+def installed_plugins() -> list[InstalledPlugin]:
+    """Return every part that another package brings, each with its problem, if it has one."""
+    # Loaded here: of all commands only this one needs every kind of part.
+    from ingest_project.operations.definitions import CHANNELS  # noqa: PLC0415
+    from ingest_project.platform.object_store import STORES  # noqa: PLC0415
+    from ingest_project.readers.reading import READERS  # noqa: PLC0415
+    from ingest_project.sources.registry import SOURCES  # noqa: PLC0415
+    from ingest_project.streams.decoders import DECODERS  # noqa: PLC0415
+
+    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, DECODERS, CHANNELS)
+    return [plugin for kind in kinds for plugin in kind.plugins()]
 
 
 def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
@@ -192,6 +205,16 @@ def _settings_table(settings: list[Setting]) -> Table:
         variables = " or ".join(setting.env_names)
         cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
         add_row(made, *cells)
+    return made
+
+
+def _plugins_table(found: list[InstalledPlugin]) -> Table:
+    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("Plug-in", "Name", "Package", "State"):
+        made.add_column(title, overflow="fold")
+    for plugin in found:
+        state = f"not used: {plugin.problem}" if plugin.problem else "ready"
+        add_row(made, plugin.group.rpartition(".")[2], plugin.name, plugin.package, state)
     return made
 
 

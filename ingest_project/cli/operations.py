@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -171,7 +171,6 @@ def wait_for_idle(
     services: SystemResources,
     records: DagsterRecords,
     seconds: float,
-    check: Callable[[], None] = lambda: None,
 ) -> SystemSnapshot:
     """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.
 
@@ -179,7 +178,6 @@ def wait_for_idle(
         services: of the system.
         records: of Dagster.
         seconds: longest wait.
-        check: called before each snapshot; an exception of it ends the wait.
 
     Returns:
         the last snapshot.
@@ -189,7 +187,6 @@ def wait_for_idle(
     printed, printed_at = "", 0.0
     with console.status(Text("Reading …")) as line:
         while True:
-            check()
             snapshot = take_snapshot(services, records)
             left = deadline - time.monotonic()
             if snapshot.is_idle or left <= 0:

@@ -13,14 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts import (
-    MAX_NAME_LENGTH,
-    decode,
-    require_details,
-    require_texts,
-    utc,
-    without_null_values,
-)
+from ingest_project.contracts import MAX_NAME_LENGTH, decode, require_details, require_texts, utc, without_null_values
 from ingest_project.core import plugins
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import key_of

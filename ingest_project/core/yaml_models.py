@@ -25,6 +25,7 @@ from ingest_project.core.errors import SettingsError
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
 BRACKETED_ADDRESSES = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\][^\[\]\"{}]*(,.*)?")
+BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 LONGEST = {"seconds": 36_525 * 86_400, "hours": 36_525 * 24, "days": 36_525}
 
 
@@ -37,18 +38,49 @@ def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
-def yaml_content(path: Path, kind: str) -> Any:  # noqa: ANN401 - a YAML file may contain anything
+class AsWritten(yaml.SafeLoader):
+    """Loads names as they are written, and only `true` and `false` as truth values, so that `on` and `No` are texts.
+
+    A name that occurs twice is an error.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - of PyYAML
+        """Return the names and values of a node."""
+        self.flatten_mapping(node)
+        found: dict[Any, Any] = {}
+        for name, value in node.value:
+            key = name.value if isinstance(name, yaml.ScalarNode) else self.construct_object(name, deep=True)
+            if not isinstance(key, str) or key in found:
+                problem = "a name occurs twice" if isinstance(key, str) else "a name is no text"
+                raise yaml.constructor.ConstructorError(None, None, problem, name.start_mark)
+            found[key] = self.construct_object(value, deep=deep)
+        return found
+
+
+AsWritten.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag != BOOLEAN_TAG]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+AsWritten.add_implicit_resolver(BOOLEAN_TAG, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def yaml_content(
+    path: Path,
+    kind: str,
+    loader: type[yaml.SafeLoader] = yaml.SafeLoader,
+) -> Any:  # noqa: ANN401 - a YAML file may contain anything
     """Return the content of one file.
 
     Args:
         path: of the file.
         kind: for messages, e.g. `reader profile`.
+        loader: how names are read.
 
     Raises:
         SettingsError: it cannot be read, or is not YAML. Its text is not quoted: it may contain a password.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise SettingsError(f"Cannot read the {kind} {path}: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.metadata import version
@@ -21,12 +20,11 @@ from typing import Any
 
 import yaml
 
-from ingest_project.core.errors import PermanentError, TransientError
+from ingest_project.core.errors import PermanentError
 from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
 
 LOCATION_NAME = "ingest_project"
-REPOSITORY_NAME = "__repository__"  # Dagster's name of the only repository of a code location
 CODE_SERVER, DAEMON = "code server", "daemon"
 SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
@@ -34,7 +32,6 @@ REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 # Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
-FINAL_STATUSES = {"SUCCESS", "FAILURE", "CANCELED"}
 # Errors of `query_webserver` while the webserver does not listen yet, or cannot answer all of it.
 REQUEST_ERRORS = (OSError, HTTPException, ValueError, KeyError, TypeError)
 
@@ -43,23 +40,6 @@ _READINESS = """{
     __typename ... on PythonError { message } } } } }
   instance { daemonHealth { daemonStatus(daemonType: "SENSOR") { healthy } } }
 }"""
-_LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
-  launchRun(executionParams: {selector: $selector, runConfigData: {}, mode: "default"}) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-_STATUS = "query ($id: ID!) { runOrError(runId: $id) { __typename ... on Run { status } } }"
-
-
-class JobIncompleteError(TransientError):
-    """A run did not succeed.
-
-    Args:
-        job_name: of the job.
-        result: how the run ended, without a full stop.
-    """
-
-    def __init__(self, job_name: str, result: str) -> None:
-        self.what = f"the job {job_name} {result}"
-        super().__init__(f"T{self.what[1:]}. Launch it from its page in the Dagster UI.")
 
 
 @dataclass(frozen=True)
@@ -174,30 +154,6 @@ def wait_until_ready(home: DagsterHome, webserver: Child, others: Sequence[Child
     home.version_file.write_text(version("dagster"), "ascii")
 
 
-def run_jobs(port: int, job_names: Sequence[str], timeout_seconds: float, check: Callable[[], None]) -> None:
-    """Launch jobs, all at once, and wait for the end of each. A second call launches second runs.
-
-    Args:
-        port: the webserver's.
-        job_names: jobs that need no configuration.
-        timeout_seconds: of all jobs together, time in the run queue included.
-        check: called repeatedly; an exception of it ends the wait.
-
-    Raises:
-        JobIncompleteError: one was not launched, did not succeed, or took longer than that.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    launched = [(job_name, _launch(port, job_name)) for job_name in job_names]
-    for job_name, run_id in launched:
-        while (status := _status(port, run_id)) not in FINAL_STATUSES:
-            check()
-            if time.monotonic() > deadline:
-                raise JobIncompleteError(job_name, f"was not done in time, run {run_id} is {status}")
-            time.sleep(POLL_SECONDS)
-        if status != "SUCCESS":
-            raise JobIncompleteError(job_name, f"ended with {status}, run {run_id}")
-
-
 def query_webserver(port: int, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Send a GraphQL query or mutation to the webserver and return the data of its answer.
 
@@ -235,25 +191,6 @@ def _is_ready(port: int) -> bool:
     except REQUEST_ERRORS:
         return False
     return bool(loaded and healthy and all(entry.get("__typename") == "RepositoryLocation" for entry in loaded))
-
-
-def _launch(port: int, job_name: str) -> str:
-    selector = {"repositoryLocationName": LOCATION_NAME, "repositoryName": REPOSITORY_NAME, "jobName": job_name}
-    try:
-        answer = query_webserver(port, _LAUNCH, {"selector": selector})["launchRun"]
-        if "run" in answer:
-            return str(answer["run"]["runId"])
-    except REQUEST_ERRORS as error:
-        raise JobIncompleteError(job_name, f"was not launched: {error}") from error
-    raise JobIncompleteError(job_name, f"was not launched: {answer.get('message', answer['__typename'])}")
-
-
-def _status(port: int, run_id: str) -> str:
-    try:
-        answer = query_webserver(port, _STATUS, {"id": run_id})["runOrError"]
-    except REQUEST_ERRORS:
-        return "UNKNOWN"  # a busy machine; the next request may succeed
-    return str(answer.get("status", answer["__typename"]))
 
 
 def _configuration() -> Path:

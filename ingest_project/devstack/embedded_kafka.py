@@ -51,10 +51,6 @@ _SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
     "rd_kafka_mock_cluster_bootstraps": (ctypes.c_char_p, (_HANDLE,)),
     "rd_kafka_mock_set_controller_id": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
     "rd_kafka_mock_topic_create": (ctypes.c_int, (_HANDLE, _TOPIC, ctypes.c_int, ctypes.c_int)),
-    "rd_kafka_mock_topic_delete": (ctypes.c_int, (_HANDLE, _TOPIC)),
-    "rd_kafka_mock_partition_delete_records": (ctypes.c_int, (_HANDLE, _TOPIC, ctypes.c_int32, ctypes.c_int64)),
-    "rd_kafka_mock_broker_set_down": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
-    "rd_kafka_mock_broker_set_up": (ctypes.c_int, (_HANDLE, ctypes.c_int32)),
     "rd_kafka_mock_broker_set_host_port": (None, (_HANDLE, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int)),
 }
 
@@ -72,7 +68,7 @@ class EmbeddedBroker:
 
     def __init__(self, *, port: int = 0, topics: Mapping[str, int] | None = None) -> None:
         self._port = port
-        listener = _listen(port) if port else None
+        listener = listen(port) if port else None
         self._library = _load_library()
         self._client = self._new_client()
         self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, 1)
@@ -92,36 +88,6 @@ class EmbeddedBroker:
             ValueError: it exists already, or the number of partitions is not positive.
         """
         self._check(self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1))
-
-    def delete_topic(self, name: str) -> None:
-        """Remove a topic with its messages; created again under the same name it would have another id.
-
-        Raises:
-            ValueError: the topic does not exist.
-        """
-        self._check(self._library.rd_kafka_mock_topic_delete(self._cluster, name.encode()))
-
-    def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
-        """Forget the messages before an offset, as retention would.
-
-        Raises:
-            ValueError: the partition or the offset does not exist.
-        """
-        self._check(
-            self._library.rd_kafka_mock_partition_delete_records(
-                self._cluster, topic.encode(), partition, before_offset
-            )
-        )
-
-    def go_down(self) -> None:
-        """Drop every connection and reject new ones; the messages stay."""
-        self._check(self._library.rd_kafka_mock_broker_set_down(self._cluster, BROKER_ID))
-
-    def come_up(self) -> None:
-        """Accept connections again."""
-        self._check(self._library.rd_kafka_mock_broker_set_up(self._cluster, BROKER_ID))
-        if self._port:
-            self._move_to(_listen(self._port), self._port)
 
     def close(self) -> None:
         """End the broker; everything in it is gone. Closing twice is fine."""
@@ -197,7 +163,12 @@ def _load_library() -> ctypes.CDLL:
     return library
 
 
-def _listen(port: int) -> socket.socket:
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on a port of the loopback interface.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setblocking(False)

@@ -118,12 +118,12 @@ class FileIngest(Capability[FileIngestResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
-        from ingest_project.file_ingest import catalog, declared, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
         stored = catalog.STORED | {
-            key: table for one in declarations.declared for key, table in declared.stored_of(one, settings).items()
+            key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
         }
         return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
 

@@ -25,7 +25,7 @@ from ingest_project.file_ingest.catalog import (
     files_partitions,
 )
 from ingest_project.file_ingest.contract import Contract
-from ingest_project.file_ingest.drift import NO_DRIFT, SCHEMA_UNCHANGED, drift_of
+from ingest_project.file_ingest.drift import NO_DRIFT, SCHEMA_UNCHANGED, drift_of, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
@@ -35,7 +35,6 @@ from ingest_project.file_ingest.result import (
     ONE_READING_AN_INSTANT,
     broken_contract,
     columns_result,
-    drift_result,
     file_accepted,
     instants_result,
     rows_quarantined_reason,

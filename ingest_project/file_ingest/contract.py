@@ -104,7 +104,7 @@ class Contract(ABC):
 
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file, see `versions.meaning_of`."""
-        return meaning_of(profile, record.event.file_name, record.event.kind)
+        return meaning_of(profile, location_of(record), record.event.kind)
 
     def require_unchanged(self, drift: Drift) -> None:
         """Reject a file with other columns than the declared ones, if the dataset is frozen.
@@ -187,6 +187,11 @@ class SensorContract(Contract):
         # The rules read the text only where the typed value is null, which no stored value can be.
         text = rows.with_columns(pl.lit("").alias("timestamp_text"), pl.lit("").alias("value_text"))
         return counts_of(validate(text, self.rules()).rejected)
+
+
+def location_of(record: FileRecord) -> str:
+    """Return the folder of a file with its name, from which profiles may take columns."""
+    return "".join(record.event.file_path.rpartition("/")[:2]) + record.event.file_name
 
 
 def counts_of(rejected: pl.DataFrame) -> dict[str, int]:

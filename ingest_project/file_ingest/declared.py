@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import dagster as dg
 import msgspec
 import pandera.polars as pandera
 import polars as pl
@@ -20,16 +19,13 @@ from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.catalog import assets_of
-from ingest_project.file_ingest.contract import Contract, counts_of
+from ingest_project.file_ingest.contract import Contract, counts_of, location_of
 from ingest_project.file_ingest.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.table_changes import ensure_tables
-from ingest_project.file_ingest.tables import quarantined_rows
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
-from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
@@ -163,7 +159,7 @@ class DeclaredContract(Contract):
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file."""
         declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
-        return meaning_of(profile, record.event.file_name, record.event.kind, declared)
+        return meaning_of(profile, location_of(record), record.event.kind, declared)
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:
@@ -179,19 +175,6 @@ def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTab
         _metric_schema(declaration),
         None if table is not None else DeltaRows(delta_store(declaration, settings)),
     )
-
-
-def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
-    """Return the tables of a declared dataset whose rows other assets can load."""
-    assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
-    stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
-    if tables.metrics is not None:
-        stored[assets.metrics] = SqlTable(tables.metrics, "file_key")
-    if tables.rows is not None:
-        return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
-    schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    name = str(declaration.target.delta)
-    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}
 
 
 def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:

@@ -10,12 +10,18 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
+import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.core.logging import bound, get_logger
+from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
+<<<<<<< HEAD
+=======
+from ingest_project.file_ingest.declared import tables_of
+>>>>>>> h-s
 from ingest_project.file_ingest.delta_rows import delta_store
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
@@ -29,7 +35,7 @@ from ingest_project.file_ingest.result import (
     traceback_of,
 )
 from ingest_project.file_ingest.sensors import file_events_sensor
-from ingest_project.file_ingest.tables import FileState
+from ingest_project.file_ingest.tables import FileState, quarantined_rows
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
@@ -37,7 +43,11 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
+<<<<<<< HEAD
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+=======
+from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
+>>>>>>> h-s
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
 
@@ -237,3 +247,16 @@ def definitions_of(declarations: Declarations) -> dg.Definitions:
 
 
 file_ingest = definitions_of(Declarations())
+
+
+def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
+    """Return the tables of a declared dataset whose rows other assets can load."""
+    assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
+    stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
+    if tables.metrics is not None:
+        stored[assets.metrics] = SqlTable(tables.metrics, "file_key")
+    if tables.rows is not None:
+        return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
+    schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    name = str(declaration.target.delta)
+    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.layout import RowsChunk
+
+if TYPE_CHECKING:
+    from ingest_project.file_ingest.catalog import DatasetAssets
+    from ingest_project.platform.dagster.asset_events import CheckResult
 
 SCHEMA_UNCHANGED = "schema_unchanged"
 SCHEMA_CHANGED = "schema_changed"
@@ -20,6 +24,11 @@ MAX_COLUMNS_SHOWN = 50
 OTHER_TYPES = ("_not_a_", "_not_an_", "_unparseable")
 
 Policy = Literal["rescue", "evolve", "freeze"]
+FATES: Mapping[str, str] = {
+    "rescue": "kept in rescued_data",
+    "evolve": "added to the table",
+    "freeze": "refused with the file",
+}
 
 
 @dataclass(frozen=True)
@@ -88,3 +97,21 @@ def require_unchanged(drift: Drift) -> None:
             SCHEMA_CHANGED,
             f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",
         )
+
+
+def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
+    """Judge whether a file has the columns that its dataset declares."""
+    # Commands judge drift without Dagster.
+    import dagster as dg  # noqa: PLC0415
+
+    from ingest_project.platform.dagster.asset_events import CheckResult  # noqa: PLC0415
+
+    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
+    return CheckResult(
+        assets.validated,
+        SCHEMA_UNCHANGED,
+        passed=not drift.found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
+        metadata=drift.metadata(),
+    )

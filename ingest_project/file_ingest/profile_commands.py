@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,7 @@ MAX_SHOWN_TEXT = 160
 MAX_NAME = 40
 YAML_ENDINGS = (".yaml", ".yml")
 SENSOR_READINGS = "sensor_readings"
+TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 profile_app = typer.Typer(help="Reader profiles: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
@@ -112,7 +114,6 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 @profile_app.command("guess")
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
     from ingest_project.file_ingest.sensor_readings import SensorTypes  # noqa: PLC0415
     from ingest_project.readers.guessing import guess_profile  # noqa: PLC0415
     from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
@@ -120,28 +121,31 @@ def guess(file: File, *, name: Name = None) -> None:
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
     draft = guess_profile(_looked_at(file, settings), file.name, name or name_of(file), types.types)
-    contract = FileIngestResources(settings).contract_of(SENSOR_READINGS)
+    contract = _contract_of(SENSOR_READINGS, settings)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
-        verdict = _verdict(file, read_profile(written), contract)
-    typer.echo(draft.text([verdict]), nl=False)
+        sample = _excerpt(file, Path(folder))
+        said = [_verdict(sample, read_profile(written), contract), *_installed(sample, contract)]
+    typer.echo(draft.text(said), nl=False)
 
 
 @dataset_app.command("guess")
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
+    from ingest_project.contracts.files import type_inside  # noqa: PLC0415
+    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
     from ingest_project.readers.guess_dataset import guess_dataset  # noqa: PLC0415
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(_looked_at(file, settings), file.name, named)
+    draft = guess_dataset(_looked_at(file, settings), file.name, type_inside(type_of(file)), named)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()
         written.write_text(draft.text(), encoding="utf-8")
         contract = _contract_of(str(written), settings)
-        verdict = _verdict(file, contract.profiles.named(named), contract)
+        verdict = _verdict(_excerpt(file, Path(folder)), contract.profiles.named(named), contract)
     typer.echo(draft.text([verdict, f"Store this as {named}/defs.yaml in {settings.declarations.name}."]), nl=False)
 
 
@@ -222,21 +226,23 @@ def _looked_at(file: Path, settings: Settings) -> Found:
 
 def _contract_of(dataset: str, settings: Settings) -> Contract:
     """Return the contract of a dataset by its name, or of the declaration in a file."""
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
-
-    services = FileIngestResources(settings)
-    if not dataset.endswith(YAML_ENDINGS):
-        if dataset not in services.datasets:
-            problems = " ".join(one.problem for one in services.datasets.broken if one.name == dataset)
-            known = ", ".join(services.datasets)
-            raise SettingsError(f"There is no usable dataset {dataset!r}. Known: {known}. {problems}".rstrip())
-        return services.contract_of(dataset)
+    from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415
     from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415
-    from ingest_project.readers.datasets import read_declaration  # noqa: PLC0415
+    from ingest_project.readers.datasets import load_declarations, read_declaration  # noqa: PLC0415
 
-    declaration = read_declaration(Path(dataset))
+    if dataset == SENSOR_READINGS:
+        return SensorContract.from_settings(settings.file_ingest)
+    if dataset.endswith(YAML_ENDINGS):
+        # The folder names the dataset.
+        declaration = read_declaration(Path(dataset).resolve())
+        problem = f"{dataset} declares no dataset."
+    else:
+        known = load_declarations(settings)
+        declaration = known.get(dataset)
+        broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
+        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
     if declaration is None:
-        raise SettingsError(f"{dataset} declares no dataset.")
+        raise SettingsError(problem)
     return DeclaredContract.of(declaration, settings)
 
 
@@ -252,6 +258,25 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
         return contract.profiles.named(name or own)
     except FileRejectedError as error:
         raise SettingsError(error.detail) from None
+
+
+def _excerpt(file: Path, folder: Path) -> Path:
+    """Return a file, or the parts of a large text file that were looked at."""
+    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
+    from ingest_project.readers.guess_text import excerpt  # noqa: PLC0415
+
+    return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
+
+
+def _installed(file: Path, contract: Contract) -> Iterator[str]:
+    """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
+    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+
+    for name, profile in contract.profiles.items():
+        trial = try_file(file, profile, contract, 0)
+        if trial.refusal is None and not trial.rows_rejected:
+            accepted = counted(trial.rows_accepted, "row")
+            yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
 
 
 def _verdict(file: Path, profile: ReaderProfile, contract: Contract) -> str:

@@ -27,7 +27,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, SCHEMA_UNCHANGED, Drift, Policy
+from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, Drift, Policy, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
@@ -39,12 +39,6 @@ FILE_ACCEPTED = "file_accepted"
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
 WHOLE_FILE = "whole_file"
-# What happens to columns of a file that nobody declared.
-FATES: Mapping[str, str] = {
-    "rescue": "kept in rescued_data",
-    "evolve": "added to the table",
-    "freeze": "refused with the file",
-}
 MAX_RAW_TEXT_SHOWN = 200
 # Each Rust library has its own class of this name, which `except Exception` does not catch.
 PANIC = "PanicException"
@@ -436,17 +430,4 @@ def instants_result(instants: SharedInstants, assets: DatasetAssets) -> CheckRes
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{reason} Is a column with the day alone read as the time?" if shared else None,
         metadata={"readings": shared, "largest": instants.largest, "examples": list(instants.examples)},
-    )
-
-
-def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
-    """Judge whether a file has the columns that its dataset declares."""
-    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
-    return CheckResult(
-        assets.validated,
-        SCHEMA_UNCHANGED,
-        passed=not drift.found,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
-        metadata=drift.metadata(),
     )

@@ -23,7 +23,7 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
-from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.contract import Contract, location_of
 from ingest_project.file_ingest.drift import drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
@@ -144,7 +144,7 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
     profile = contract.profile_of(record)
     with ExitStack() as resources:
         path: Path = resources.enter_context(landing.local_path(landed.sha256))
-        chunks = read_chunks(path, record.event.kind, profile, contract.limits, record.event.file_name, contract.target)
+        chunks = read_chunks(path, record.event.kind, profile, contract.limits, location_of(record), contract.target)
         first = next(chunks, None)
         if first is None:
             raise FileRejectedError("no_rows", "The file has no rows.")

@@ -156,16 +156,18 @@ def settle(results: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settl
     return Settled([_judged(result, newest.get(result.record.location_key)) for result in results], replaced)
 
 
-def meaning_of(profile: ReaderProfile, file_name: str, kind: str, *more: object) -> str:
+def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) -> str:
     """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
 
     Args:
         profile: that reads it.
-        file_name: only the parts that the profile reads from it are hashed.
+        location: of the file, or its name; only the parts that the profile reads from it are hashed.
         kind: file type, by which the bytes are read.
         more: whatever else determines them, e.g. the columns of a declared dataset.
     """
-    taken = {column: first_group(file_name, pattern) for column, pattern in profile.from_file_name.items()}
+    name = location.rpartition("/")[2]
+    taken = {column: first_group(name, pattern) for column, pattern in profile.from_file_name.items()}
+    taken |= {column: first_group(location, pattern) for column, pattern in profile.from_path.items()}
     return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind, *more)
 
 

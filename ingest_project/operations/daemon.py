@@ -20,7 +20,8 @@ from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import current_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
-from ingest_project.platform.dagster.daemon import LARGEST_SKEW_SECONDS, bring_back, instigators_ahead, run_daemon
+from ingest_project.platform.dagster.daemon import bring_back, instigators_ahead, run_daemon
+from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 
 logger = get_logger(__name__)
 

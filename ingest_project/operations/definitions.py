@@ -2,10 +2,11 @@
 
 Alerts are one message per incident by webhook: failing sensors, schedules and jobs, and full disks. The job purges
 partitions, runs, message ids, and what each capability purges of its own. Only what ended well expires; what failed, is
-in quarantine, waits or is leased by a run is kept.
+in quarantine, waits or is leased by a run is kept. Another package adds a way to send alerts by an entry point in the
+group `ingest_project.alert_channels`; its name is listed in INGEST_ALERT_CHANNELS, its value an `AlertChannel`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import NamedTuple
@@ -15,7 +16,9 @@ import msgspec
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from ingest_project.core.errors import AddressRejectedError, TransientError
+from ingest_project.core import plugins
+from ingest_project.core.errors import AddressRejectedError, PermanentError, TransientError
+from ingest_project.core.settings import Settings
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot
 from ingest_project.platform.capability import PurgeStep, QueueView
@@ -127,10 +130,50 @@ def alert_conditions(snapshot: SystemSnapshot, failed_jobs: Mapping[str, str]) -
 
 
 class AlertDeliveryError(TransientError):
-    """The webhook did not accept the alerts. Its address is not repeated: it usually is a secret."""
+    """A channel did not accept the alerts. Its address is not repeated: it usually is a secret."""
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"INGEST_ALERT_WEBHOOK_URL did not accept the alerts: {cause}. They are sent again.")
+    def __init__(self, cause: str, channel: str = "INGEST_ALERT_WEBHOOK_URL") -> None:
+        self.cause, self.channel = cause, channel
+        super().__init__(f"{channel} did not accept the alerts: {cause}. They are sent again.")
+
+
+AlertChannel = Callable[[Settings, Sequence[Alert]], None]
+"""Sends alerts, or raises: they are then sent again with the next tick, by every channel."""
+
+CHANNELS: plugins.Plugins[AlertChannel] = plugins.plugins(
+    plugins.ALERT_CHANNELS, {"webhook": "ingest_project.operations.definitions:send_to_webhook"}
+)
+
+
+def send(settings: Settings, alerts: Sequence[Alert]) -> None:
+    """Send alerts by every channel, whichever of them fail.
+
+    Raises:
+        AlertDeliveryError: some did not accept them.
+    """
+    failed: list[AlertDeliveryError] = []
+    for name in settings.alerts.channels:
+        try:
+            CHANNELS.named(name, "alert channel")(settings, alerts)
+        except AlertDeliveryError as error:
+            failed.append(error)
+        except PermanentError as error:
+            failed.append(AlertDeliveryError(str(error), name))
+        except Exception as error:  # noqa: BLE001 - another package may raise anything, with its address in the text
+            failed.append(AlertDeliveryError(type(error).__name__, name))
+    if failed:
+        causes = "; ".join(error.cause for error in failed)
+        raise AlertDeliveryError(causes, " and ".join(error.channel for error in failed))
+
+
+def send_to_webhook(settings: Settings, alerts: Sequence[Alert]) -> None:
+    """Post alerts to INGEST_ALERT_WEBHOOK_URL; do nothing where it is not set.
+
+    Raises:
+        AlertDeliveryError: no response, or one that rejects them.
+    """
+    if settings.alerts.webhook_url is not None:
+        deliver(settings.alerts.webhook_url, settings.environment, alerts)
 
 
 def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
@@ -151,6 +194,7 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
             timeouts = (CONNECT_SECONDS, RESPONSE_SECONDS)
             # Unread: nothing in the response matters but its status, and it may be endless.
             response = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
+            response.close()
     except AddressRejectedError as error:
         raise AlertDeliveryError(error.rule) from None
     except requests.RequestException as error:
@@ -176,7 +220,7 @@ def text_of(environment: str, alerts: Sequence[Alert]) -> str:
 def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourceParam[SystemResources]) -> dg.SensorResult:
     """Report what began and what is over. A message that is not accepted is sent again with the next tick."""
     settings = services.settings
-    if settings.alerts.webhook_url is None:
+    if settings.alerts.webhook_url is None and {*settings.alerts.channels} <= {"webhook"}:
         return dg.SensorResult(skip_reason="INGEST_ALERT_WEBHOOK_URL is not set: failures are not reported.")
     records = DagsterRecords(settings, context.instance)
     snapshot = SystemSnapshot(
@@ -189,7 +233,7 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
     conditions = alert_conditions(snapshot, _failed_jobs(context.instance, jobs))
     incidents, alerts = compare(_known_incidents(context.cursor), conditions, snapshot.at)
     if alerts:
-        deliver(settings.alerts.webhook_url, settings.environment, alerts)
+        send(settings, alerts)
     return dg.SensorResult(
         cursor=msgspec.json.encode(incidents).decode(),
         skip_reason=f"{len(incidents)} incidents, {len(alerts)} alerts sent.",

@@ -35,7 +35,7 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll, BrokerState
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.runtime import Disk
+from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS, Disk
 
 logger = get_logger(__name__)
 
@@ -50,8 +50,6 @@ LONGEST_SILENCE_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 120.0
 # A poll that takes longer hangs: its part does not answer.
 LONGEST_POLL_SECONDS = 20.0
-# The clocks of two machines may differ by less than that.
-LARGEST_SKEW_SECONDS = 5.0
 SET_BACK = "a clock was set back, and the daemon repairs that"
 
 

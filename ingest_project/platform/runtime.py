@@ -32,6 +32,8 @@ from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import location_of
 
 logger = get_logger(__name__)
+# Clocks of two machines differ, and are corrected in small steps.
+LARGEST_SKEW_SECONDS = 5.0
 MEBIBYTE = 1024**2
 # While the warehouse is slow, one batch continues: it shows when the warehouse has recovered.
 BATCHES_WHILE_SLOW = 1
@@ -251,7 +253,8 @@ def _commit(engine: sa.Engine) -> float:
 
 def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
     for url in urls:
-        if not is_address(url) and isinstance(location := location_of(url), Path):
+        is_local = "://" not in url or url.startswith("file://")
+        if is_local and not is_address(url) and isinstance(location := location_of(url), Path):
             yield location.absolute()
 
 

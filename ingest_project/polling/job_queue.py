@@ -22,13 +22,8 @@ from ingest_project.platform.database.sql import (
     work_columns,
 )
 from ingest_project.platform.kafka.publisher import MessageOutbox
-from ingest_project.platform.work_queue.queue import (
-    JobState,
-    KafkaPosition,
-    QueueEntry,
-    QueueTable,
-    WorkQueue,
-)
+from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
+from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 from ingest_project.sources.registry import SourceResources
 
 polling_jobs = sa.Table(
@@ -57,7 +52,6 @@ polling_jobs = sa.Table(
 URGENCY = {"high": 0, "normal": 1, "low": 2}
 # Replaces the topic in the position of standing jobs; their interval is the offset.
 STANDING = "standing-jobs"
-LARGEST_SKEW_SECONDS = 5
 
 
 class JobArrival(NamedTuple):
@@ -161,7 +155,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
             keys of those that are pending by this call.
         """
         # An interval far in the future was entered by a clock that has been set back since.
-        ahead = int(now.timestamp()) + LARGEST_SKEW_SECONDS
+        ahead = int(now.timestamp() + LARGEST_SKEW_SECONDS)
         offset = polling_jobs.c.kafka_offset
         finished = polling_jobs.c.state.in_(JOB_QUEUE.finished)
         ordered = sorted(arrivals, key=self.key_of)

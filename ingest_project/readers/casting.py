@@ -16,7 +16,8 @@ from typing import Literal
 import polars as pl
 
 from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT, TEXT
-from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout
+from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 MOMENT = pl.Datetime("us", "UTC")
@@ -96,6 +97,9 @@ def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Seri
     """
     if layout.zone == "UTC":
         return _within_supported_years(clock_times.dt.replace_time_zone("UTC"))
+    offset = offset_of(layout.zone)
+    if offset is not None:
+        return _within_supported_years((clock_times - timedelta(seconds=offset)).dt.replace_time_zone("UTC"))
     local = clock_times.to_frame("clock").select(
         pl.col("clock").dt.replace_time_zone(
             layout.zone,
@@ -135,7 +139,7 @@ def _parse(texts: pl.Series, step: str, layout: TimestampLayout) -> pl.Series:
         return _plain_iso(texts, step, layout)
     if step in UNIX_DIGITS:
         return _unix(texts, step)
-    known = time_format(step)
+    known = time_format(step, hour_24=layout.hour_24 == "midnight")
     parts = moments(texts, known)
     local = parts["clock"].dt.replace_time_zone("UTC") if known.is_utc else moments_of_clock(parts["clock"], layout)
     if "offset" not in known.parts:

@@ -6,12 +6,11 @@ row over the limit: a block with one of these is split by `csv_text.split_record
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,28 +29,22 @@ from ingest_project.readers.csv_text import (
     is_blank,
     split_records,
     text_blocks,
+    without_comments,
 )
-from ingest_project.readers.layout import (
-    READINGS,
-    Layout,
-    ReadLimits,
-    RowsChunk,
-    Target,
-    known_names,
-    layout_of,
-    rows_chunk,
-)
+from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.matching import Surroundings, known_names
+from ingest_project.readers.plain_lines import LineSplitter, first_lines
+from ingest_project.readers.profile_parts import WHITESPACE
 from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
 
 MAX_LINES = 250_000
-RAW_TEXT_BYTES = 64 * 1024
 TAB, LF, CR, SPACE, QUOTE = b'\t\n\r "'
 BLANKS = b" \t"
 # Invisible characters at the ends of a cell, except line ends, which a quoted cell may contain.
 UNSEEN_ENDS = TRIMMED.translate({ord("\r"): None, ord("\n"): None})
 UNSEEN = frozenset(UNSEEN_ENDS) - set(" \t")
 ORDINARY = bytes([*range(0x20, 0x7F), *b"\0\t\r\n"])
-MALFORMED = pl.DataFrame(schema={"line_number": pl.Int64, "raw_text": pl.String, "reason": pl.String})
 
 Positions = npt.NDArray[np.int64]
 
@@ -64,17 +57,35 @@ class CsvReader:
     ) -> Iterator[RowsChunk]:
         """Read one file; line numbers are physical lines."""
         blocks = text_blocks(path, profile.encoding, limits.chunk_bytes)
-        search = HeaderSearch(profile.delimiter, known_names(profile, target), profile.skip_lines, limits.max_row_bytes)
-        header, text, final = find_header(blocks, search)
-        header = header.without_spare_columns() if profile.header else header.as_first_record()
-        layout = layout_of(header.names, profile, limits, file_name, target)
-        dialect = dialect_of(header, layout, profile, limits)
-        rest = chain([(text[header.start :], final)], blocks)
-        for table in split_blocks(rest, dialect, header.line_number):
+        if profile.fixed_width or profile.delimiter == WHITESPACE:
+            above, names, lines = first_lines(blocks, profile, limits)
+            layout = layout_of(names, profile, limits, Surroundings(file_name, above), target)
+            tables = LineSplitter(layout, len(names), profile, limits.max_row_bytes).split(lines)
+        else:
+            header, text, final = find_header(blocks, header_search(profile, target, limits))
+            header = header.without_spare_columns() if profile.header else header.as_first_record()
+            above = text[: header.own_start].decode("utf-8", "replace")
+            layout = layout_of(header.names, profile, limits, Surroundings(file_name, above), target)
+            rest = chain([(text[header.start :], final)], blocks)
+            tables = split_blocks(rest, dialect_of(header, layout, profile, limits), header.line_number)
+        for table in rows_of_data(tables, profile):
             yield rows_chunk(table.columns, table.malformed, table, layout, profile)
 
 
 READER = CsvReader()
+
+
+def header_search(profile: ReaderProfile, target: Target, limits: ReadLimits) -> HeaderSearch:
+    """Return how to find the header of files with this profile."""
+    return HeaderSearch(
+        profile.delimiter,
+        known_names(profile, target),
+        profile.skip_lines,
+        limits.max_row_bytes,
+        (profile.comment or "").encode(),
+        profile.header_rows,
+        profile.header_separator,
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,7 @@ class Dialect:
         nulls: texts that mean "missing".
         max_row_bytes: longer records are malformed.
         spare: columns without a name at the end of the header: as many further cells a record may have, all empty.
+        comment: beginning of lines to ignore; empty for none.
     """
 
     delimiter: str
@@ -96,46 +108,15 @@ class Dialect:
     nulls: frozenset[str]
     max_row_bytes: int
     spare: int = 0
+    comment: bytes = b""
 
 
 def dialect_of(header: Header, layout: Layout, profile: ReaderProfile, limits: ReadLimits) -> Dialect:
     """Return how to split the records below this header."""
     nulls = frozenset(profile.nulls)
-    return Dialect(header.delimiter, len(header.names), layout.wanted, nulls, limits.max_row_bytes, header.spare)
-
-
-class Malformed(NamedTuple):
-    """A record that is no row of the table.
-
-    Args:
-        line_number: physical line it starts on, the first line of the file is 1.
-        raw_text: its text, shortened visibly when it is over 64 KiB.
-        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long`, `nul_byte` or
-            `invalid_bytes` (not in the file's encoding).
-    """
-
-    line_number: int
-    raw_text: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class TableChunk:
-    """The records of one block.
-
-    Args:
-        columns: `line_number` and the wanted columns as text, one row per good record; null is missing.
-        malformed: the other records, except blank ones: line_number, raw_text, reason.
-        raw: returns the record that starts on a line, as it was written.
-    """
-
-    columns: pl.DataFrame
-    malformed: pl.DataFrame
-    raw: Callable[[int], bytes]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        """Return the text of the good records that start on these lines, shortened visibly when it is long."""
-        return [shortened(self.raw(number)) for number in line_numbers]
+    comment = (profile.comment or "").encode()
+    width = len(header.names)
+    return Dialect(header.delimiter, width, layout.wanted, nulls, limits.max_row_bytes, header.spare, comment)
 
 
 def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_number: int) -> Iterator[TableChunk]:
@@ -156,7 +137,7 @@ def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_nu
             if match is None:
                 continue
             text, skipping, line_number = text[match.end() :], False, line_number + 1  # noqa: PLW2901 - the rest of it
-        block, consumed = carry + text, -1
+        block, consumed = without_comments(carry + text, dialect.comment, final=final), -1
         while consumed and block and (final or consumed < 0 or len(block) > dialect.max_row_bytes):
             chunk, consumed, lines = _split(block, dialect, line_number, final=final)
             if chunk is not None:
@@ -215,13 +196,6 @@ def _chunk_of_records(
 
 def _frame(malformed: Sequence[Malformed]) -> pl.DataFrame:
     return pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
-
-
-def shortened(raw: bytes) -> str:
-    """Return text to display: at most RAW_TEXT_BYTES of it, NUL and invalid bytes as hexadecimal digits."""
-    text = raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore" if len(raw) > RAW_TEXT_BYTES else "replace")
-    visible = text.replace(INVALID_BYTE, "\\x").replace("\0", "\\x00") if "\0" in text else text
-    return visible if len(raw) <= RAW_TEXT_BYTES else f"{visible}… [{len(raw)} bytes]"
 
 
 def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -260,12 +261,17 @@ class HeaderSearch:
         known_names: names that the profile knows, as `matched_name` makes them.
         skip_lines: physical lines above the header.
         max_row_bytes: a longer header is rejected.
+        comment: beginning of lines to ignore; empty for none.
+        rows: of the header; the names in each column are joined by `separator`.
     """
 
     delimiter: str | None
     known_names: frozenset[str]
     skip_lines: int
     max_row_bytes: int
+    comment: bytes = b""
+    rows: int = 1
+    separator: str = " "
 
 
 def find_header(blocks: Iterator[tuple[bytes, bool]], search: HeaderSearch) -> tuple[Header, bytes, bool]:
@@ -290,14 +296,16 @@ def _read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | 
     for _ in range(search.skip_lines):
         match = LINE_END.search(text, start)
         start = match.end() if match else len(text)
+    if search.comment:
+        text = text[:start] + without_comments(text[start:], search.comment, final=final)
     headers: list[Header] = []
     broken: FileRejectedError | None = None
-    for candidate in search.delimiter or CANDIDATE_DELIMITERS:
-        record = _first_record(text, candidate, start, search.max_row_bytes, final=final)
-        if record is None:
+    for candidate in [search.delimiter] if search.delimiter else CANDIDATE_DELIMITERS:
+        records = _first_records(text, candidate, start, search, final=final)
+        if records is None:
             return None
         try:
-            headers.append(_header(record, candidate, search.skip_lines))
+            headers.append(_header(records, candidate, search))
         except FileRejectedError as error:
             # Quotes may be correct under one delimiter and not under another.
             broken = error
@@ -314,34 +322,62 @@ def _known(names: Sequence[str], search: HeaderSearch) -> int:
     return sum(matched_name(name) in search.known_names for name in names)
 
 
-def _first_record(text: bytes, delimiter: str, start: int, max_row_bytes: int, *, final: bool) -> Record | None:
-    for record in split_records(text, delimiter, final=final, max_row_bytes=max_row_bytes, start=start):
+def _first_records(
+    text: bytes, delimiter: str, start: int, search: HeaderSearch, *, final: bool
+) -> list[Record] | None:
+    """Return the records of the header; None if more text is needed, or has none."""
+    found: list[Record] = []
+    for record in split_records(text, delimiter, final=final, max_row_bytes=search.max_row_bytes, start=start):
         if record.reason == "row_too_long":
             raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"The header has {record.end - record.start} bytes")
         if not is_blank(text[record.start : record.end], delimiter):
-            return record
-    if len(text) - start > max_row_bytes and not final:
+            found.append(record)
+        if len(found) == search.rows:
+            return found
+    if len(text) - start > search.max_row_bytes and not final:
         raise LimitExceededError("INGEST_MAX_ROW_BYTES", f"No header was found in the first {len(text)} bytes")
-    return None
+    return found if found and final else None
 
 
-def _header(record: Record, delimiter: str, skip_lines: int) -> Header:
-    line_number = skip_lines + record.line + 1
-    if record.cells is None:
+def _header(records: Sequence[Record], delimiter: str, search: HeaderSearch) -> Header:
+    line_number = search.skip_lines + records[0].line + 1
+    cells = [cell for record in records for cell in record.cells or []]
+    if any(record.cells is None for record in records):
         raise FileRejectedError("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
-    if any(INVALID_BYTE.encode() in cell for cell in record.cells):
+    if any(INVALID_BYTE.encode() in cell for cell in cells):
         raise FileRejectedError(
             "encoding", f"Line {line_number}, the header, has bytes that are not of the file's encoding."
         )
-    if any(b"\0" in cell for cell in record.cells):
+    if any(b"\0" in cell for cell in cells):
         raise FileRejectedError(
             "encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all."
         )
+    rows = [[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells or []] for record in records]
+    last = records[-1]
     return Header(
-        names=[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells],
+        names=[search.separator.join(filter(None, names)) for names in zip_longest(*rows, fillvalue="")],
         delimiter=delimiter,
-        start=record.after,
-        line_number=line_number + record.lines,
-        own_start=record.start,
+        start=last.after,
+        line_number=search.skip_lines + last.line + 1 + last.lines,
+        own_start=records[0].start,
         own_line_number=line_number,
     )
+
+
+def without_comments(text: bytes, mark: bytes, *, final: bool) -> bytes:
+    """Replace each complete comment by as many spaces, so that every other byte stays where it is.
+
+    A line inside a quoted cell is no comment. The text begins where a record begins.
+    """
+    if not mark or mark not in text:
+        return text
+    parts: list[bytes] = []
+    done = quotes = 0
+    for match in re.finditer(rb"(?:\A|(?<=[\r\n]))" + re.escape(mark) + rb"[^\r\n]*+", text):
+        quotes += text.count(b'"', done, match.start())
+        complete = final or match.end() < len(text)
+        parts.append(text[done : match.start()])
+        parts.append(b" " * len(match[0]) if complete and quotes % 2 == 0 else match[0])
+        quotes += parts[-1].count(b'"')
+        done = match.end()
+    return b"".join([*parts, text[done:]])

@@ -6,6 +6,7 @@ Imports no other module of the project: the confined process that opens a workbo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -42,6 +43,13 @@ class Cell(NamedTuple):
 
 
 BLANK = Cell(TEXT, "")
+
+
+class Sheet(NamedTuple):
+    """Name and rows of a sheet, from its first row on, blank ones included."""
+
+    name: str
+    rows: Iterator[list[Cell]]
 
 
 class Style(NamedTuple):

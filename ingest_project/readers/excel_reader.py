@@ -6,10 +6,11 @@ import csv
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -17,23 +18,28 @@ from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
 from ingest_project.readers import excel_worker
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import TableChunk, dialect_of, shortened, split_blocks
+from ingest_project.readers.csv_reader import dialect_of, split_blocks
 from ingest_project.readers.csv_text import HeaderSearch, find_header, text_blocks
+from ingest_project.readers.excel_worker import sheet_file, sheets_file
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.matching import Surroundings
 from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.table_chunks import TableChunk, rows_of_data, shortened
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"
 LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
 OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
+# The rows of each further sheet of a workbook are numbered from another ten million: 20000007 is row 7 of the third.
+SHEET_ROWS = 10**7
 # Where the number and the kinds of the cells are in the mark of a row, see `excel_worker`.
 NUMBER_AT, KINDS_AT = (4, 10), 21
 
 
 @dataclass(frozen=True)
 class ExcelReader:
-    """Reads one sheet of a workbook; see `reading.Reader`.
+    """Reads one sheet of a workbook, or all that a pattern names; see `reading.Reader`.
 
     Line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
     """
@@ -48,7 +54,7 @@ class ExcelReader:
         with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
             rows = Path(folder, "rows.tsv")
             _run_worker(path, self.file_type, profile, limits, rows)
-            yield from _read_rows(rows, profile, limits, file_name, target)
+            yield from _Workbook(profile, limits, file_name, target).read(rows)
 
 
 XLSX, XLS = ExcelReader("xlsx"), ExcelReader("xls")
@@ -64,7 +70,7 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
         )
     with path.open("rb") as file:
         start = file.read(4)
-    if file_name.startswith("~$") and start not in {ZIP_START, OLE_START}:
+    if file_name.rpartition("/")[2].startswith("~$") and start not in {ZIP_START, OLE_START}:
         raise FileRejectedError(
             "unreadable_container", "This is the lock file that Excel keeps next to an open workbook."
         )
@@ -110,40 +116,65 @@ def _took_too_long(limits: ReadLimits) -> LimitExceededError:
     return LimitExceededError("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
 
 
-def _read_rows(
-    rows: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target
-) -> Iterator[RowsChunk]:
-    if not rows.stat().st_size:
-        raise FileRejectedError("empty_file", "The sheet has no cell with a value.")
-    blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
-    header, text, final = find_header(blocks, HeaderSearch("\t", frozenset(), 0, limits.max_row_bytes))
-    row = int(header.names[1])
-    header = header._replace(names=header.names[2:])
-    if profile.header and row != profile.skip_lines + 1:
-        detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
-        raise FileRejectedError(
-            "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
+@dataclass(frozen=True)
+class _Workbook:
+    """Reads the rows that the worker wrote."""
+
+    profile: ReaderProfile
+    limits: ReadLimits
+    location: str
+    target: Target
+
+    def read(self, rows: Path) -> Iterator[RowsChunk]:
+        """Read the rows of all chosen sheets that have any."""
+        sheets = json.loads(sheets_file(rows).read_text(encoding="utf-8"))
+        if not any(sheet["rows"] for sheet in sheets):
+            raise FileRejectedError("empty_file", "The sheet has no cell with a value.")
+        for index, sheet in enumerate(sheets):
+            if not sheet["rows"]:
+                continue
+            try:
+                yield from self._read_sheet(sheet_file(rows, index), sheet, index * SHEET_ROWS)
+            except FileRejectedError as error:
+                if len(sheets) == 1 or isinstance(error, LimitExceededError):
+                    raise
+                raise FileRejectedError(error.rule, f"Sheet {sheet['name']!r}: {error.detail}") from None
+
+    def _read_sheet(self, rows: Path, sheet: Mapping[str, Any], first: int) -> Iterator[RowsChunk]:
+        profile, limits = self.profile, self.limits
+        blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
+        search = HeaderSearch(
+            "\t", frozenset(), 0, limits.max_row_bytes, rows=profile.header_rows, separator=profile.header_separator
         )
-    if not profile.header:
-        header = header.as_first_record()
-    layout = layout_of(header.names, profile, limits, file_name, target)
-    dialect = dialect_of(header, layout, profile, limits)
-    # The mark and the number of the row precede the sheet's own columns.
-    wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
-    dialect = replace(dialect, wanted=wanted, width=dialect.width + 2)
-    rest = chain([(text[header.start :], final)], blocks)
-    for table in split_blocks(rest, dialect, header.line_number):
-        yield _chunk(table, layout, profile)
+        header, text, final = find_header(blocks, search)
+        row = sheet["first_row"]
+        header = header._replace(names=header.names[2:])
+        if profile.header and row != profile.skip_lines + 1:
+            detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
+            raise FileRejectedError(
+                "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
+            )
+        if not profile.header:
+            header = header.as_first_record()
+        surroundings = Surroundings(self.location, sheet["above"], sheet["name"])
+        layout = layout_of(header.names, profile, limits, surroundings, self.target)
+        dialect = dialect_of(header, layout, profile, limits)
+        # The mark and the number of the row precede the sheet's own columns.
+        wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
+        dialect = replace(dialect, wanted=wanted, width=dialect.width + 2, comment=b"")
+        tables = split_blocks(chain([(text[header.start :], final)], blocks), dialect, header.line_number)
+        for table in rows_of_data(tables, profile):
+            yield _chunk(table, layout, profile, first)
 
 
-def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile) -> RowsChunk:
+def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int) -> RowsChunk:
     """Turn the marks of rows into line numbers and the kinds of the wanted cells."""
     mark = pl.col(ROW_MARK)
     kinds = [mark.str.slice(KINDS_AT + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
-    number = mark.str.slice(*NUMBER_AT).str.strip_chars().cast(pl.Int64).alias("line_number")
+    number = (mark.str.slice(*NUMBER_AT).str.strip_chars().cast(pl.Int64) + first).alias("line_number")
     cells = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
     raw_text = pl.col("raw_text")
-    row = raw_text.str.slice(NUMBER_AT[0] + 1, NUMBER_AT[1]).str.strip_chars().cast(pl.Int64, strict=False)
+    row = raw_text.str.slice(NUMBER_AT[0] + 1, NUMBER_AT[1]).str.strip_chars().cast(pl.Int64, strict=False) + first
     malformed = table.malformed.with_columns(
         row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
     )
@@ -164,16 +195,33 @@ class _SheetText:
         return [shortened(raw.partition(b"\t")[2]) for raw in records]
 
 
-def sheet_cells(path: Path, file_type: str, sheet: int, limits: ReadLimits) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield number, kinds and texts of the cells of each row of a sheet that is not blank.
+class SheetRow(NamedTuple):
+    """One row of a sheet that is not blank.
+
+    Args:
+        sheet: number of the sheet, from 0.
+        number: of the row, from 1.
+        kinds: of its cells, see `excel_cells`.
+        cells: their texts.
+    """
+
+    sheet: int
+    number: int
+    kinds: str
+    cells: list[str]
+
+
+def rows_of_all_sheets(path: Path, file_type: str, limits: ReadLimits, max_rows: int) -> Iterator[SheetRow]:
+    """Yield the first rows of every sheet, as they are.
 
     Raises:
-        FileRejectedError: the workbook cannot be read, or has no such sheet (`missing_sheet`).
+        FileRejectedError: the workbook cannot be read.
     """
     _check_outside(path, file_type, limits, path.name)
     with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
         rows = Path(folder, "rows.tsv")
-        _run_worker(path, file_type, ReaderProfile.model_construct(name="sheet", sheet=sheet), limits, rows)
-        with rows.open(encoding="utf-8", newline="") as file:
-            for mark, number, *cells in csv.reader(file, delimiter="\t"):
-                yield int(number), mark[KINDS_AT:], cells
+        _run_worker(path, file_type, ReaderProfile.model_construct(name="all", sheet="*"), limits, rows)
+        for sheet in range(len(json.loads(sheets_file(rows).read_text(encoding="utf-8")))):
+            with sheet_file(rows, sheet).open(encoding="utf-8", newline="") as file:
+                for mark, number, *cells in islice(csv.reader(file, delimiter="\t"), max_rows):
+                    yield SheetRow(sheet, int(number), mark[KINDS_AT:], cells)

@@ -13,6 +13,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree as ET
@@ -29,6 +30,7 @@ from ingest_project.readers.excel_cells import (
     FORMULA,
     PLAIN,
     Cell,
+    Sheet,
     Style,
     WorkbookRejectedError,
     cell_of,
@@ -41,6 +43,7 @@ SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
 MAX_RANGES = 1_000
+MAX_SHEETS = 100
 TRUE = {"1", "true"}
 FALSE = {"0", "false"}
 
@@ -59,46 +62,52 @@ EPOCHS = (datetime(1899, 12, 30), datetime(1904, 1, 1))  # noqa: DTZ001 - cells 
 DAY_MILLISECONDS = 86_400_000
 
 
-def xlsx_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
-    """Yield the rows of one sheet from its first one on, blank ones included.
+def xlsx_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]:
+    """Yield the chosen sheets, each to be read before the next.
 
     Raises:
-        WorkbookRejectedError: the sheet does not exist, or has more cells than allowed.
+        WorkbookRejectedError: a sheet does not exist, or they have more cells than allowed.
     """
     with CalamineWorkbook.from_path(path) as workbook:
-        name = chosen_sheet(workbook.sheet_names, sheet)
-        values = workbook.get_sheet_by_name(name)
-        require_cells(values.total_height * values.total_width, max_cells)
-        with zipfile.ZipFile(path) as archive:
-            marks = Marks(archive, name)
-        for row, cells in enumerate(values.to_python(skip_empty_area=False)):
-            yield [marks.cell(row, column, value) for column, value in enumerate(cells)]
+        for name in chosen_sheets(workbook.sheet_names, sheet):
+            values = workbook.get_sheet_by_name(name)
+            max_cells = require_cells(values.total_height * values.total_width, max_cells)
+            with zipfile.ZipFile(path) as archive:
+                marks = Marks(archive, name)
+            rows = enumerate(values.to_python(skip_empty_area=False))
+            yield Sheet(name, ([marks.cell(row, i, value) for i, value in enumerate(cells)] for row, cells in rows))
 
 
-def chosen_sheet(names: list[str], sheet: int | str) -> str:
-    """Return the name of the sheet that a profile selects, by name or by number.
+def chosen_sheets(names: list[str], sheet: int | str) -> list[str]:
+    """Return the names of the sheets that a profile selects, by name, by number, or by a pattern such as `*`.
 
     Raises:
-        WorkbookRejectedError: the workbook has no such sheet.
+        WorkbookRejectedError: the workbook has no such sheet, or too many.
     """
     if not names:
         raise WorkbookRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
-    if isinstance(sheet, int) and 0 <= sheet < len(names):
-        return names[sheet]
-    if isinstance(sheet, str) and sheet in names:
-        return sheet
+    if isinstance(sheet, int):
+        chosen = names[sheet : sheet + 1] if sheet >= 0 else []
+    else:
+        # No name of a sheet may contain the signs of a pattern.
+        chosen = [name for name in names if name == sheet or fnmatchcase(name, sheet)]
+    if len(chosen) > MAX_SHEETS:
+        raise WorkbookRejectedError("limit_exceeded", f"The workbook has more than {MAX_SHEETS} such sheets", "cells")
+    if chosen:
+        return chosen
     shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
     raise WorkbookRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
 
 
-def require_cells(cells: int, limit: int) -> None:
-    """Reject a sheet that is too large.
+def require_cells(cells: int, limit: int) -> int:
+    """Reject a sheet that is too large; return how many cells the next one may have.
 
     Raises:
         WorkbookRejectedError: it has more cells than that.
     """
     if cells > limit:
         raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {limit}", "cells")
+    return limit - cells
 
 
 class Marks:
@@ -307,23 +316,24 @@ def _is_zero(text: str) -> bool:
         return False
 
 
-def xls_rows(path: Path, sheet: int | str, max_cells: int) -> Iterator[list[Cell]]:
-    """Yield the rows of one sheet from its first one on, blank ones included.
-
-    Raises:
-        WorkbookRejectedError: the sheet does not exist, or has more cells than allowed.
-    """
+def xls_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]:
+    """Yield the chosen sheets; see `xlsx_sheets`."""
     with xlrd.open_workbook(str(path), on_demand=True, formatting_info=True) as book:
-        name = chosen_sheet(book.sheet_names(), sheet)
-        found = book.sheet_by_name(name)
-        require_cells(found.nrows * found.ncols, max_cells)
-        waiting = _never_calculated(book.mem, book._sh_abs_posn[found.number])  # noqa: SLF001 - has no other name
         formats = _Formats(book)
-        for row in range(found.nrows):
-            yield [
-                Cell(FORMULA, "=") if (row, column) in waiting else _cell(found, row, column, formats)
-                for column in range(found.ncols)
-            ]
+        for name in chosen_sheets(book.sheet_names(), sheet):
+            found = book.sheet_by_name(name)
+            max_cells = require_cells(found.nrows * found.ncols, max_cells)
+            yield Sheet(name, _xls_rows(book, found, formats))
+            book.unload_sheet(name)
+
+
+def _xls_rows(book: Any, sheet: Any, formats: _Formats) -> Iterator[list[Cell]]:  # noqa: ANN401 - xlrd is not typed
+    waiting = _never_calculated(book.mem, book._sh_abs_posn[sheet.number])  # noqa: SLF001 - has no other name
+    for row in range(sheet.nrows):
+        yield [
+            Cell(FORMULA, "=") if (row, column) in waiting else _cell(sheet, row, column, formats)
+            for column in range(sheet.ncols)
+        ]
 
 
 class _Formats:

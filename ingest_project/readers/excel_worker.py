@@ -1,9 +1,10 @@
 """Open one workbook in a process of its own, so that a hostile workbook affects only this process.
 
 Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
-environment, and limits of memory, CPU time and output in force. Writes the sheet's rows as tab-separated text, every
-cell quoted, with the row's number and the kinds of its cells in front; or one JSON object with the reason, as `rule`
-and `detail`. Formulas are never evaluated: the result that a spreadsheet program stored is used, if it was calculated.
+environment, and limits of memory, CPU time and output in force. Writes each chosen sheet's rows as tab-separated text,
+every cell quoted, with the row's number and the kinds of its cells in front, and the names of the sheets with the text
+above their headers; or one JSON object with the reason, as `rule` and `detail`. Formulas are never evaluated: the
+result that a spreadsheet program stored is used, if it was calculated.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
 
-from ingest_project.readers.excel_cells import Cell, WorkbookRejectedError
+from ingest_project.readers.excel_cells import Sheet, WorkbookRejectedError
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
 MAX_RATIO = 300
 SMALL_PART_BYTES = 4 * 1024**2
 PROLOG_BYTES = 64 * 1024
+MAX_TEXT_ABOVE = 1_000
 # In front of each row: too long for a spelling of "missing", with the row's number at a fixed position.
 ROW_MARK = "row {:>10} cells {}"
 
@@ -38,9 +39,11 @@ def main() -> int:
     try:
         if options.kind == "xlsx":
             check_archive(options.workbook, options.memory_bytes)
-        rows = _rows(options)
-        with options.rows.open("w", encoding="utf-8", errors="replace", newline="") as file:
-            _write(rows, options.skip_rows, file)
+        sheets = [
+            _write(sheet, options.skip_rows, sheet_file(options.rows, index))
+            for index, sheet in enumerate(_sheets(options))
+        ]
+        sheets_file(options.rows).write_text(json.dumps(sheets), encoding="utf-8")
     except WorkbookRejectedError as rejected:
         reason = rejected.reason
     except MemoryError:
@@ -110,20 +113,37 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         )
 
 
-def _rows(options: argparse.Namespace) -> Iterable[list[Cell]]:
+def sheet_file(rows: Path, index: int) -> Path:
+    """Return the file with the rows of one of the chosen sheets."""
+    return rows.with_suffix(f".{index}.tsv")
+
+
+def sheets_file(rows: Path) -> Path:
+    """Return the file with the name of each chosen sheet, the text above its header, and its number of rows."""
+    return rows.with_suffix(".json")
+
+
+def _sheets(options: argparse.Namespace) -> Iterable[Sheet]:
     # Imported with the limits in force, so that they apply to these libraries as well.
-    from ingest_project.readers.excel_sheets import xls_rows, xlsx_rows  # noqa: PLC0415
+    from ingest_project.readers.excel_sheets import xls_sheets, xlsx_sheets  # noqa: PLC0415
 
-    sheet_rows = xlsx_rows if options.kind == "xlsx" else xls_rows
-    return sheet_rows(options.workbook, options.sheet, options.max_cells)
+    sheets = xlsx_sheets if options.kind == "xlsx" else xls_sheets
+    return sheets(options.workbook, options.sheet, options.max_cells)
 
 
-def _write(rows: Iterable[list[Cell]], skip_rows: int, file: TextIO) -> None:
-    writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
-    for number, row in enumerate(rows, start=1):
-        if number > skip_rows and any(cell.text for cell in row):
-            kinds = "".join(cell.kind for cell in row)
-            writer.writerow([ROW_MARK.format(number, kinds), number, *(cell.text for cell in row)])
+def _write(sheet: Sheet, skip_rows: int, path: Path) -> dict[str, object]:
+    above: list[str] = []
+    first = count = 0
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
+        for number, row in enumerate(sheet.rows, start=1):
+            if number <= skip_rows:
+                above.append("\t".join(cell.text for cell in row)[:MAX_TEXT_ABOVE])
+            elif any(cell.text for cell in row):
+                kinds = "".join(cell.kind for cell in row)
+                writer.writerow([ROW_MARK.format(number, kinds), number, *(cell.text for cell in row)])
+                first, count = first or number, count + 1
+    return {"name": sheet.name, "above": "\n".join(above), "first_row": first, "rows": count}
 
 
 if __name__ == "__main__":

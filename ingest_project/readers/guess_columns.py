@@ -92,11 +92,20 @@ class Columns:
         left = column.present.filter(self.read(column).is_null() & ~column.present.is_in(list(self.spellings)))
         return [(str(text), int(count)) for text, count in left.value_counts(sort=True).head(3).iter_rows()]
 
+    def missing(self, column: Column) -> int:
+        """Count the cells of a column that are empty or a spelling of "no value"."""
+        numbers = self.read(column)
+        spelled = column.present.is_in(list(self.spellings)) | numbers.is_in(self._markers).fill_null(value=False)
+        return len(column.texts) - len(column.present) + int(spelled.sum())
+
+    @property
+    def _markers(self) -> list[float]:
+        return pl.Series([null.spelling for null in self.nulls]).cast(pl.Float64, strict=False).drop_nulls().to_list()
+
     def values_of(self, column: Column) -> pl.Series:
         """Return the numbers of a column, without those that mean "no value"."""
-        markers = pl.Series([null.spelling for null in self.nulls]).cast(pl.Float64, strict=False).drop_nulls()
         found = self.read(column).drop_nulls().drop_nans()
-        return found.filter(~found.is_in(markers.to_list()))
+        return found.filter(~found.is_in(self._markers))
 
 
 def find_columns(table: Table, delimiter: str | None) -> Columns:

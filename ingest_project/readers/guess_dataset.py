@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.guess_columns import Column
 from ingest_project.readers.guess_names import read_name, slug, without_serial
-from ingest_project.readers.guess_text import MISSING
 from ingest_project.readers.guess_times import TimeGuess, guess_times
 from ingest_project.readers.guess_yaml import Draft
 from ingest_project.readers.guessing import Found, write_notation, write_text_layout
@@ -48,12 +48,13 @@ class TypedColumn(NamedTuple):
     times: TimeGuess | None = None
 
 
-def guess_dataset(found: Found, file_name: str, name: str) -> Draft:
+def guess_dataset(found: Found, file_name: str, file_type: str, name: str) -> Draft:
     """Propose a declaration, as the content of a `defs.yaml`.
 
     Args:
         found: the table in the file.
         file_name: of the file.
+        file_type: of the file.
         name: of the dataset.
     """
     columns = found.columns.all
@@ -63,10 +64,13 @@ def guess_dataset(found: Found, file_name: str, name: str) -> Draft:
     draft.add("attributes")
     draft.indent = 1
     draft.add("description", f"Guessed from {file_name}.")
+    if file_type not in INGESTIBLE_TYPES:
+        draft.add("file_types", [file_type])
     draft.add("columns")
-    for column, proposed in zip(columns, typed, strict=True):
-        _write_column(draft, column, proposed)
-    _write_key(draft, columns, typed)
+    missing = [found.columns.missing(column) for column in columns]
+    for column, proposed, absent in zip(columns, typed, missing, strict=True):
+        _write_column(draft, column, proposed, absent)
+    _write_key(draft, columns, typed, missing)
     draft.add("target")
     draft.add("table", name, "in the warehouse; or `delta: NAME` with `partition_by: [COLUMN]`", depth=1)
     draft.add(
@@ -123,9 +127,8 @@ def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
     return "number", f"{fits} are numbers"
 
 
-def _write_column(draft: Draft, column: Column, proposed: TypedColumn) -> None:
+def _write_column(draft: Draft, column: Column, proposed: TypedColumn, missing: int) -> None:
     written: dict[str, object] = {"name": proposed.name, "type": proposed.type}
-    missing = len(column.texts) - len(column.present.filter(~column.present.str.to_lowercase().is_in(list(MISSING))))
     if not missing:
         written["required"] = True
     unit = read_name(column.meaning).unit if proposed.type in {"integer", "number"} else None
@@ -140,13 +143,13 @@ def _write_column(draft: Draft, column: Column, proposed: TypedColumn) -> None:
     draft.item(written, comment, question=question, depth=1)
 
 
-def _write_key(draft: Draft, columns: Sequence[Column], typed: Sequence[TypedColumn]) -> None:
+def _write_key(draft: Draft, columns: Sequence[Column], typed: Sequence[TypedColumn], missing: Sequence[int]) -> None:
     """Add the column that tells the rows apart, one that is called so before any other."""
     unique = [
         index
         for index, column in enumerate(columns)
         if len(column.texts) > 1
-        and not column.texts.null_count()
+        and not missing[index]
         and column.texts.n_unique() == len(column.texts)
         and typed[index].type in {"text", "integer", "timestamp"}
     ]

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from ingest_project.readers.profiles import first_group
 
-DATE = r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?"
 # Regular expressions that find the device in a file's name, the more specific first.
-IN_NAME = (rf"^{DATE}[-_. ]+(.+)\.\w+$", rf"^(.+?)[-_. ]+{DATE}.*\.\w+$", r"^(.+)\.\w+$", r"^(.+)$")
+IN_NAME = (r"^\d{4}[-_.]?\d{2}[-_.\d]*[-_. ](.+)\.\w+$", r"^(.+?)[-_. ]+\d{4}[-_.]?\d{2}", r"^(.+)\.\w+$", r"^(.+)$")
 LABEL = re.compile(
     "(?i)"
     r"(device|station|logger|sensor|site|location|plot title|unit|serial)"

@@ -64,7 +64,8 @@ ROLES = {
 }
 IGNORED = {
     r"lat|lon|lng|long|latitude|longitude|alt|altitude|elevation|location|geo|x|y|z|breite|laenge": "a position",
-    r"#|no|nr|row|index|idx|record|rec(?:ord)?[ _-]?(?:no|number|id)?|seq|f?_?cnt|f?_?port|counter|unnamed.*|line": "counts rows",
+    r"#|no|nr|row|index|idx|rec(?:ord)?[ _-]?(?:no|number|id)?|seq|f?_?cnt|counter|unnamed.*|line": "counts rows",
+    r"f?_?port": "a port",
     r".*(?:flag|quality|status|anomaly|changepoint|label|outlier|error|eor|valid|qc|qf|qn.*)": "a mark of quality",
 }
 

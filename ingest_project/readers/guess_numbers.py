@@ -10,7 +10,8 @@ import polars as pl
 
 from ingest_project.readers.casting import parse_numbers
 from ingest_project.readers.guess_text import MISSING
-from ingest_project.readers.profiles import DEFAULT_NULLS, MAX_NULL_BYTES, NumberLayout
+from ingest_project.readers.profile_parts import MAX_NULL_BYTES, NumberLayout
+from ingest_project.readers.profiles import DEFAULT_NULLS
 
 NUMERIC_SHARE = 0.6
 DIGITS = "[+-]?[0-9]"

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import polars as pl
+
 from ingest_project.readers.guess_columns import Column, Columns
 from ingest_project.readers.guess_names import NameGuess, read_name, role_of, slug, unit_of, why_ignored
+from ingest_project.readers.units import conversion
 
 MAX_TYPES = 60
 MAX_DEVICES_SHARE = 0.5
 FEW_ROWS = 10
+FEW_STEPS = 2
 IN_RANGE_SHARE = 0.9
 
 
@@ -123,29 +127,44 @@ def _why_no_quantity(columns: Columns, column: Column) -> str | None:
     """Return why a column holds no measurements, if it does not."""
     if column.index not in columns.numeric:
         return "text"
-    named, steps = read_name(column.meaning), columns.values_of(column).diff().drop_nulls()
-    counts = len(steps) > 1 and bool((steps == 1).all())
+    named, values = read_name(column.meaning), columns.values_of(column)
+    counts = len(values) > FEW_STEPS and bool((values.diff().drop_nulls() == 1).all() and (values % 1 == 0).all())
     return "counts rows" if counts and not (named.unit or named.known_type) else None
 
 
-def type_names(columns: Columns, roles: Roles, types: Mapping[str, KnownType]) -> dict[int, str]:
-    """Name the type of each quantity: a known one where name, unit and values fit it, else after its column."""
-    found: dict[int, str] = {}
+def quantities(columns: Columns, roles: Roles, types: Mapping[str, KnownType]) -> dict[int, dict[str, str]]:
+    """Describe each quantity: of a known type where name, unit and values fit it, else named after its column.
+
+    Returns:
+        by the index of its column, `sensor_type`, and `unit` and `to` where they are known.
+    """
+    found: dict[int, dict[str, str]] = {}
     for index, named in roles.quantities.items():
         own = slug(named.base) or f"quantity_{index + 1}"
         name = named.known_type or own
-        if name in types and not _fits(columns, index, named, types[name]):
-            name = f"{name}_{slug(named.unit) or 'other'}" if named.unit else f"{name}_unit_unknown"
-        if name in found.values():
-            name = own if own not in {*found.values(), *types} else f"{own}_{index + 1}"
-        found[index] = name
+        units = {"unit": named.unit} if named.unit else {}
+        if name in types:
+            values = columns.values_of(columns.all[index])
+            fitting = _units_of_known(values, named.unit, types[name])
+            if fitting is None:
+                name = f"{name}_{slug(named.unit) or 'other'}" if named.unit else f"{name}_unit_unknown"
+            units = fitting or units
+        taken = {each["sensor_type"] for each in found.values()}
+        if name in taken:
+            name = own if own not in {*taken, *types} else f"{own}_{index + 1}"
+        found[index] = {"sensor_type": name, **units}
     return found
 
 
-def _fits(columns: Columns, index: int, named: NameGuess, known: KnownType) -> bool:
-    if named.unit and known.units and named.unit not in known.units:
-        return False
-    values = columns.values_of(columns.all[index])
+def _units_of_known(values: pl.Series, unit: str | None, known: KnownType) -> dict[str, str] | None:
+    """Return `unit`, and `to` where it is to be converted, of a quantity of a known type; None where it is none."""
+    units = {"unit": unit} if unit else {}
+    if unit and known.units and unit not in known.units:
+        try:
+            values = conversion(unit, known.units[0]).apply(values)
+        except ValueError:
+            return None
+        units["to"] = known.units[0]
     low = known.min if known.min is not None else float("-inf")
     high = known.max if known.max is not None else float("inf")
-    return int(values.is_between(low, high).sum()) >= IN_RANGE_SHARE * len(values)
+    return units if int(values.is_between(low, high).sum()) >= IN_RANGE_SHARE * len(values) else None

@@ -21,6 +21,7 @@ HEAD_BYTES = 1024**2
 TAIL_BYTES = 64 * 1024
 MAX_ROWS = 20_000
 ROWS_TO_COMPARE = 400
+MAX_ABOVE = 50
 SAMPLED_BYTES = 32 * 1024
 BLANKS = "whitespace"
 FIXED = "fixed width"
@@ -131,6 +132,17 @@ def take_sample(path: Path) -> Sample:
     return Sample(head, tail, size)
 
 
+def excerpt(path: Path, folder: Path) -> Path:
+    """Write the parts of a large file that are looked at into a file of the same name; return a small one as it is."""
+    sample = take_sample(path)
+    if not sample.tail:
+        return path
+    parts = (sample.head[: sample.head.rfind(b"\n") + 1], sample.tail[sample.tail.find(b"\n") + 1 :])
+    copy = folder / path.name
+    copy.write_bytes(b"".join(parts))
+    return copy
+
+
 def guess_encoding(sample: Sample) -> Encoding:
     """Guess the encoding: byte order mark, UTF-8, UTF-16 by its NUL bytes, western letters, charset-normalizer.
 
@@ -186,13 +198,14 @@ def read_grid(sample: Sample, encoding: Encoding) -> Grid:
     fits = {mark: _fit(head, mark) for mark in (*CANDIDATE_DELIMITERS, BLANKS)}
     # Cells hold blanks of their own: white space needs to be clearly better.
     best = max(fits, key=lambda mark: fits[mark].score * (BLANKS_DISCOUNT if mark == BLANKS else 1))
-    above = tuple(head.splitlines()[:50])
+    above = tuple(head.splitlines()[:MAX_ABOVE])
     if not fits[best].is_table:
         return Grid(_rows(head, ","), _rows(tail, ","), ",", "no delimiter splits the lines: one column", above=above)
     widths = fixed_widths(head) if best == BLANKS and fits[best].share < 1 else ()
     if len(widths) >= fits[best].width:
-        cut = [Row(row.line, cut_by_widths(row.cells[0], widths)) for row in _rows(head, "\0")]
-        last = [Row(row.line, cut_by_widths(row.cells[0], widths)) for row in _rows(tail, "\0")]
+        cut = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(head.split("\n"), 1)]
+        last = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(tail.split("\n"), 1)]
+        cut, last = ([row for row in rows if any(row.cells)] for rows in (cut, last))
         return Grid(cut, last, FIXED, f"every line is blank at {len(widths) - 1} positions", widths, above)
     fit = fits[best]
     why = f"{fit.number:,} of {fit.compared:,} lines have {fit.width} cells"
@@ -256,7 +269,9 @@ def _rows(text: str, delimiter: str) -> list[Row]:
 
 def _split(text: str, delimiter: str) -> Iterator[Row]:
     if delimiter == BLANKS:
-        yield from (Row(n, line.split()) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip() and not line.startswith("#"):
+                yield Row(number, line.split())
         return
     encoded = text.encode("utf-8", "replace")
     for record in split_records(encoded, delimiter, final=True, max_row_bytes=HEAD_BYTES):

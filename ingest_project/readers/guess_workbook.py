@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.excel_reader import sheet_cells
-from ingest_project.readers.guess_text import MAX_ROWS, Grid, Row, is_missing, is_typed
+from ingest_project.readers.excel_reader import SheetRow, rows_of_all_sheets
+from ingest_project.readers.guess_text import MAX_ABOVE, MAX_ROWS, Grid, Row, is_missing, is_typed
 from ingest_project.readers.layout import ReadLimits
-
-MAX_SHEETS = 8
 
 
 def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Grid]:
@@ -19,22 +17,17 @@ def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Gr
     Raises:
         FileRejectedError: the workbook cannot be read, or no sheet has a cell with text.
     """
-    sheets: list[list[Row]] = []
-    for number in range(MAX_SHEETS):
-        try:
-            rows = islice(sheet_cells(path, file_type, number, limits), MAX_ROWS)
-            sheets.append([Row(line, [cell.strip() for cell in cells], kinds) for line, kinds, cells in rows])
-        except FileRejectedError as error:
-            if error.rule != "missing_sheet" or not sheets:
-                raise
-            break
-    best = max(range(len(sheets)), key=lambda number: _values(sheets[number]))
-    if not sheets[best]:
+    sheets: dict[int, list[SheetRow]] = {}
+    for row in rows_of_all_sheets(path, file_type, limits, MAX_ROWS):
+        sheets.setdefault(row.sheet, []).append(row)
+    if not sheets:
         raise FileRejectedError("empty_file", "No sheet has a cell with a value.")
-    why = f"of {len(sheets)} sheets, the one with the most numbers and times" if len(sheets) > 1 else ""
-    return best, Grid(sheets[best], [], None, why)
+    best = max(sheets, key=lambda number: _values(sheets[number]))
+    rows = [Row(row.number, [cell.strip() for cell in row.cells], row.kinds) for row in sheets[best]]
+    texts = {row.line: "\t".join(row.cells) for row in rows[:MAX_ABOVE]}
+    above = tuple(texts.get(number, "") for number in range(1, MAX_ABOVE + 1))
+    return best, Grid(rows, [], None, f"of {len(sheets)} sheets, the one with the most numbers and times", above=above)
 
 
-def _values(rows: list[Row]) -> tuple[int, int]:
-    typed = sum(is_typed(cell) and not is_missing(cell) for row in rows for cell in row.cells)
-    return typed, len(rows)
+def _values(rows: Sequence[SheetRow]) -> int:
+    return sum(is_typed(cell) and not is_missing(cell) for row in rows for cell in row.cells)

@@ -52,6 +52,13 @@ class Draft:
 
 
 def scalar(value: object) -> str:
-    """Return a value as YAML on one line."""
-    text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=WIDTH, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...").removesuffix("\n")
+    """Return a value as YAML on one line: a text with line ends, which a file may have in a name, is escaped."""
+    text = _dumped(value)
+    return _dumped(value, style='"') if "\n" in text else text
+
+
+def _dumped(value: object, style: str | None = None) -> str:
+    text = yaml.safe_dump(
+        value, allow_unicode=True, default_flow_style=True, default_style=style, width=WIDTH, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

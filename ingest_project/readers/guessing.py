@@ -15,16 +15,15 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.containers import Contained, files_inside
 from ingest_project.readers.guess_columns import Column, Columns, find_columns
 from ingest_project.readers.guess_device import guess_device
-from ingest_project.readers.guess_names import NameGuess, slug
+from ingest_project.readers.guess_names import slug
 from ingest_project.readers.guess_records import read_records
-from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, type_names
+from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, quantities
 from ingest_project.readers.guess_table import Table, find_table
 from ingest_project.readers.guess_text import Encoding, Grid, guess_encoding, read_grid, take_sample
 from ingest_project.readers.guess_times import TimeGuess
 from ingest_project.readers.guess_workbook import read_sheets
 from ingest_project.readers.guess_yaml import Draft
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.profiles import DEFAULT_NULLS
 
 
 class Found(NamedTuple):
@@ -161,12 +160,12 @@ def _said_of(column: Column, columns: Columns, role: str) -> str:
 
 
 def _said_of_numbers(column: Column, columns: Columns) -> str:
-    values = columns.values_of(column)
-    present = len(column.present)
-    said = f"{len(values):,} of {present:,} are numbers"
+    values, missing = columns.values_of(column), columns.missing(column)
+    said = f"{len(values):,} of {len(column.texts) - missing:,} are numbers"
     if len(values):
         ordered = values.sort()
         said += f", {ordered[0]:g} to {ordered[-1]:g}"
+    said += f"; {missing:,} missing" if missing else ""
     odd = columns.unread(column)
     return said + (f"; not numbers: {', '.join(f'{text!r} ({count:,})' for text, count in odd)}" if odd else "")
 
@@ -175,23 +174,15 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
     if not roles.quantities:
         return
     draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
-    names = type_names(columns, roles, types)
-    for index, named in roles.quantities.items():
+    for index, written in quantities(columns, roles, types).items():
         column = columns.all[index]
-        written: dict[str, str] = {"sensor_type": names[index]}
-        if named.unit:
-            written["unit"] = named.unit
-        question = _doubt(named, names[index], types)
+        question = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
         draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
 
 
-def _doubt(named: NameGuess, type_name: str, types: Mapping[str, KnownType]) -> str:
-    if named.unit:
-        return ""
-    known = types.get(type_name)
-    if known and known.units:
-        return f"in which unit? Without one, {known.units[0]} is taken"
-    return "in which unit?"
+def _unit_question(known: KnownType | None) -> str:
+    taken = f" Without one, {known.units[0]} is taken" if known and known.units else ""
+    return f"in which unit?{taken}"
 
 
 def _write_constants(draft: Draft, found: Found, roles: Roles, file_name: str) -> None:
@@ -226,11 +217,11 @@ def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -
         if layout.thousands:
             draft.add("thousands", layout.thousands, depth=1)
     if columns.nulls:
-        draft.add("nulls", comment="the usual spellings of a missing value, and those found in this file")
-        for spelling in DEFAULT_NULLS:
-            draft.item(spelling, depth=1)
-        for null in columns.nulls:
-            draft.item(null.spelling, f"{null.cells:,} times: {null.why}", depth=1)
+        found = (
+            f"{null.spelling} {'once' if null.cells == 1 else f'{null.cells:,} times'}, {null.why}"
+            for null in columns.nulls
+        )
+        draft.add("nulls", [*columns.spellings], "; ".join(found))
 
 
 def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -> None:

@@ -22,7 +22,7 @@ from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import MALFORMED, UNSEEN_ENDS, shortened
+from ingest_project.readers.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.csv_text import INVALID_BYTE, text_blocks
 from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
 from ingest_project.readers.json_text import JsonParser, Number, json_of
@@ -37,6 +37,7 @@ from ingest_project.readers.layout import (
     rows_chunk,
 )
 from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
@@ -252,7 +253,7 @@ class _Rows:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        sources = (*self.profile.columns, *self.profile.quantities)
+        sources = self.profile.columns_of_file
         self.paths = {name: path for name in sources if (path := path_of(name))}
 
     def chunk(self, records: Sequence[Record]) -> RowsChunk:

@@ -16,11 +16,12 @@ from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
 from ingest_project.readers import parquet_worker
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import MALFORMED, UNSEEN_ENDS, shortened
+from ingest_project.readers.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.excel_cells import TEXT
 from ingest_project.readers.json_text import json_of
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 LIMIT_SETTINGS = {
@@ -65,7 +66,7 @@ def _check_outside(path: Path) -> None:
 
 def _run_worker(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
     reason = rows.with_name("reason.json")
-    paths = [name for name in (*profile.columns, *profile.quantities) if "." in name]
+    paths = [name for name in profile.columns_of_file if "." in name]
     arguments = [str(path.resolve()), str(rows), str(reason)]
     arguments += ["--paths", json.dumps(paths), "--max-columns", str(limits.max_columns)]
     seconds = math.ceil(limits.max_parquet_seconds)

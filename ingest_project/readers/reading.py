@@ -71,7 +71,7 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
             under any name, except for the shipped dataset, which takes no compressed files.
         profile: its layout.
         limits: of sizes, counts and time.
-        file_name: its own name, when `path` has another.
+        file_name: its own name or location, when `path` has another.
         target: the columns wanted of it.
 
     Yields:

@@ -8,7 +8,7 @@ parts that it names. A format that strptime would read differently is rejected w
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -79,11 +79,13 @@ class TimeFormat:
         pattern: a regular expression with a group for each part of a moment.
         parts: the names of those groups.
         is_utc: True if the format itself ends in UTC, by a literal Z, UTC or GMT at its end.
+        hour_24: True if 24:00 is the midnight at the end of its day.
     """
 
     pattern: str
     parts: frozenset[str]
     is_utc: bool = False
+    hour_24: bool = False
 
 
 def _any_case(words: tuple[str, ...]) -> str:
@@ -119,13 +121,21 @@ ISO_8601 = TimeFormat(
 
 
 @lru_cache(maxsize=256)
-def time_format(name: str) -> TimeFormat:
+def time_format(name: str, *, hour_24: bool = False) -> TimeFormat:
     """Translate a strptime pattern.
+
+    Args:
+        name: the pattern, or `iso8601`.
+        hour_24: True reads 24:00 as the midnight at the end of its day, which strptime does not.
 
     Raises:
         ValueError: it has a directive that strptime does not know, does not determine a moment, or is not read as
             strptime reads it; the message names the cause.
     """
+    if hour_24:
+        found = time_format(name)
+        # Longest first: 2 would also fit the beginning of 24.
+        return replace(found, pattern=found.pattern.replace("(?P<hour>2[0-3]", "(?P<hour>2[0-4]"), hour_24=True)
     if name == "iso8601":
         return ISO_8601
     try:
@@ -259,6 +269,9 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
         pl.lit(":"),
         _two_digits("second", has, "00"),
     )
+    if found.hour_24:
+        is_24 = clock_text.str.slice(11, 2) == "24"
+        clock_text = pl.when(is_24).then(clock_text.str.replace("T24", "T00", literal=True)).otherwise(clock_text)
     clock = clock_text.str.to_datetime("%Y-%m-%dT%H:%M:%S", time_unit="us", strict=False, cache=False)
     if "fraction" in has:
         digits = pl.col("fraction").fill_null("0").str.slice(0, 6).str.pad_end(6, "0")
@@ -269,6 +282,9 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
     if "weekday" in has:
         number = _number_of("weekday", {name[:3]: str(index) for index, name in enumerate(WEEKDAYS, 1)})
         clock = pl.when(clock.dt.weekday() == number.cast(pl.Int8)).then(clock)
+    if found.hour_24:
+        midnight = pl.when(clock == clock.dt.truncate("1d")).then(clock + pl.duration(days=1))
+        clock = pl.when(is_24).then(midnight).otherwise(clock)
     return parts.select(clock.alias("clock"), _offset(has).alias("offset"))
 
 

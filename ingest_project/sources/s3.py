@@ -21,11 +21,7 @@ from urllib.parse import quote
 
 from botocore.response import StreamingBody
 
-from ingest_project.core.errors import (
-    ForbiddenPathError,
-    PermanentError,
-    UnreadableListingError,
-)
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnreadableListingError
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.platform.http.host_policy import HostLists

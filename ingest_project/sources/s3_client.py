@@ -46,11 +46,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.platform.http import WebAddress, parse_url
 from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import (
-    Connector,
-    DeadlineSSLSocket,
-    new_connection,
-)
+from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
 from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options

@@ -22,12 +22,7 @@ from functools import cache
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
-from ingest_project.core.errors import (
-    AddressRejectedError,
-    ForbiddenPathError,
-    PermanentError,
-    SourceUnreachableError,
-)
+from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, PermanentError, SourceUnreachableError
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, HostLists

@@ -71,7 +71,7 @@ class Contract:
         self._columns = declaration.typed_columns
         self._schema, self._drift = declaration.contract, declaration.drift
         self._decoder = DECODERS[declaration.decoder](self._columns, settings)
-        self._evolution = _Evolution(known_columns, frozenset(column.name for column in self._columns) | OWN_COLUMNS)
+        self._evolution = _Evolution(known_columns, _taken(self._columns))
         self._has_defaults = [name for name, one in self._schema.columns.items() if one.default is not None]
 
     def rows_of(self, messages: Sequence[ConsumerRecord]) -> ContractRows:
@@ -109,6 +109,11 @@ class Contract:
         elif any(rescued) and self._drift == "evolve":
             columns, rescued = self._evolution.columns_of(rescued)
         return {**columns, RESCUED: pa.array(rescued, pa.binary()).cast(pa.string())}
+
+
+def _taken(columns: Sequence[StreamColumn]) -> AbstractSet[str]:
+    """Return names that no field evolves into: columns, and fields with columns inside."""
+    return {*OWN_COLUMNS, *(column.name for column in columns), *(column.steps[0] for column in columns)}
 
 
 @dataclass

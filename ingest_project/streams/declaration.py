@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ingest_project.contracts.columns import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
@@ -78,6 +78,18 @@ class SqlTarget(_Part):
     key_decoder: str = TEXT
 
 
+def _kind_of_sink(sink: Any) -> str:  # noqa: ANN401 - whatever the file contains
+    """Tell sinks apart by their options, so that a mistake in one is not reported for both."""
+    if isinstance(sink, dict):
+        return "table" if sink.keys() & {"key", "table", "version", "tombstones", "key_decoder"} else "delta"
+    return "table" if isinstance(sink, SqlTarget) else "delta"
+
+
+Sink = Annotated[
+    Annotated[DeltaTarget, Tag("delta")] | Annotated[SqlTarget, Tag("table")], Discriminator(_kind_of_sink)
+]
+
+
 class StreamDeclaration(_Part):
     """A topic whose messages become rows, each offset exactly once.
 
@@ -110,7 +122,7 @@ class StreamDeclaration(_Part):
     columns: tuple[StreamColumn, ...] = ()
     model: str | None = None
     event_time: str | None = None
-    sink: DeltaTarget | SqlTarget = DeltaTarget()
+    sink: Sink = DeltaTarget()
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     owners: tuple[str, ...] = ()
     batch_messages: int = Field(1_000_000, gt=0)
@@ -118,16 +130,6 @@ class StreamDeclaration(_Part):
     max_unfinished_seconds: int = Field(900, gt=0)
     max_rejected_share: float = Field(0.05, ge=0, le=1)
     max_implausible_share: float = Field(0.01, ge=0, le=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sink_by_its_options(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file contains
-        """Read a sink as the one whose options it has, so that a mistake in it is not reported for both."""
-        sink = values.get("sink") if isinstance(values, dict) else None
-        if isinstance(sink, dict):
-            kind = SqlTarget if sink.keys() & {"key", "table", "version", "tombstones", "key_decoder"} else DeltaTarget
-            return {**values, "sink": kind.model_validate(sink)}
-        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -276,7 +278,9 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     try:
         return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        line = min(line_of(path, ["attributes", *problem["loc"]]) for problem in error.errors())
+        # What is missing has no line of its own.
+        problems = [one for one in error.errors() if one["type"] != "missing"] or error.errors()
+        line = min(line_of(path, ["attributes", *problem["loc"]]) for problem in problems)
         described = mistakes(error, StreamDeclaration, StreamColumn, DeltaTarget, SqlTarget)
         raise SettingsError(f"{path}, line {line}: this is not a stream: {described}") from None
 

@@ -4,7 +4,8 @@ A decoder turns each message into values, or refuses it with its reason; which o
 alone. Fields that no column names are kept as JSON. Values have the Python type of their column's kind as far as the
 format has it; `values.arrays_of` makes the columns, and refuses what is of another type.
 
-A new decoder is a class with `decode` and one entry in DECODERS.
+A new decoder is a class with `decode` and one entry in DECODERS; another package adds one by an entry point in the
+group `ingest_project.decoders`, whose value is a `DecoderFactory`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from ingest_project.contracts import require_readable_size
+from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -220,13 +222,16 @@ def _protobuf(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
     return RecordDecoder(columns, ProtobufRecords(registry_of(settings)).record_of)
 
 
-DECODERS: Mapping[str, DecoderFactory] = {
-    "json": _json,
-    "avro": _avro,
-    "protobuf": _protobuf,
-    "json_schema": _json_schema,
-    TEXT: TextDecoder,
-}
+DECODERS: plugins.Plugins[DecoderFactory] = plugins.plugins(
+    plugins.DECODERS,
+    {
+        "json": "ingest_project.streams.decoders:_json",
+        "avro": "ingest_project.streams.decoders:_avro",
+        "protobuf": "ingest_project.streams.decoders:_protobuf",
+        "json_schema": "ingest_project.streams.decoders:_json_schema",
+        TEXT: "ingest_project.streams.decoders:TextDecoder",
+    },
+)
 
 
 def tree_of(columns: Sequence[StreamColumn]) -> Tree:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from examples.demo.run import run_jobs
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.send import deliver
 from ingest_project.contracts import encode
 from ingest_project.contracts.files import PollingJob
-from ingest_project.devstack.dagster_processes import run_jobs
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project_tests.after_a_demo.backfills import EndedBackfill, launch, partitions_of, wait_for
@@ -63,7 +63,7 @@ def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(
     again = services.files.get_many(keys)
     assert Counter(record.state for record in again) == states
     assert services.warehouse.totals() == totals
-    run_jobs(int(demo.site.rpartition(":")[2]), ["file_checks"], 120, lambda: None)
+    assert not run_jobs(demo.site, ["file_checks"], 120, lambda: None)
 
 
 def test_only_the_dead_attachments_of_a_selection_are_replayed(

@@ -26,8 +26,7 @@ from ingest_project.contracts.attachments import attachment_hash
 from ingest_project.core.errors import ForbiddenPathError, SettingsError
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, require_safe_name
-from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, local_file, read
-from ingest_project_tests.services.object_stores import CHUNK_BYTES
+from ingest_project.testing.stores import CHUNK_BYTES, CONTENTS, NAME, digest, local_file, read
 
 MOMENT = datetime(2026, 1, 15, 23, 30, tzinfo=timezone(timedelta(hours=-2)))
 

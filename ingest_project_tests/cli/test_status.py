@@ -24,7 +24,6 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ingest_project.attachments.tables import attachments as table
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import Sample, SystemSnapshot, WarehouseState
@@ -39,6 +38,7 @@ from ingest_project.streams.positions import move
 from ingest_project_tests.cli import known_attachments as attachments
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
+from ingest_project_tests.services.kafka import FaultyBroker
 
 SENSORS = {
     "polling_queue_sensor": "polling-queue",
@@ -51,7 +51,7 @@ STREAMS = {"user_activity_events_sensor": "user-activity-events", "sales_events_
 
 @pytest.fixture
 def system(
-    services: SystemResources, embedded_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    services: SystemResources, embedded_broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SystemResources]:
     """Work queues, stores and a broker whose topics are empty."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", embedded_broker.bootstrap_servers)
@@ -257,7 +257,7 @@ def test_a_broker_that_is_away_is_queried_once_and_every_topic_says_so(
     ingest: Ingest,
     system: SystemResources,
     dagster_instance: DagsterInstance,
-    embedded_broker: EmbeddedBroker,
+    embedded_broker: FaultyBroker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del system, dagster_instance

@@ -119,6 +119,8 @@ def main() -> None:
 def _import_all() -> None:
     for name in (
         "ingest_project_tests.streams.crm.system",
+        "ingest_project_tests.streams.declared.system",
+        "ingest_project.streams.contract",
         "ingest_project_tests.streams.user_activity.system",
         "ingest_project_tests.journeys.system",
         "ingest_project.file_ingest.warehouse.postgres",

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from dagster import DagsterInstance
@@ -18,6 +18,14 @@ from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.streams.crm.messages import opportunity, project
 from ingest_project_tests.streams.crm.system import CrmSystem, crm_environment
+from ingest_project_tests.streams.declared.system import (
+    DELTA,
+    KEYED,
+    DeclaredSystem,
+    declare,
+    declared_environment,
+    order,
+)
 from ingest_project_tests.streams.system import StreamSystem
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
@@ -34,6 +42,7 @@ DELTA_PARTS = "ingest_project.streams.delta.definitions"
 RECOVERY = "ingest_project.streams.delta.recovery"
 CRM_SINK = "ingest_project.streams.crm.sink"
 SQL_SINK = "ingest_project.streams.sql.sink"
+DECLARED_TABLE = "ingest_project.streams.sql.declared"
 
 
 class Stream(NamedTuple):
@@ -45,6 +54,13 @@ class Stream(NamedTuple):
     batch_setting: str
     send: Callable[[StreamSystem], None]
     require_all: Callable[[StreamSystem], None]
+
+    @property
+    def name(self) -> str:
+        """Return what test ids call it."""
+        if self.system is not DeclaredSystem:
+            return self.system.__name__
+        return "declared Delta" if self.require_all is require_orders else "declared SQL"
 
     @property
     def way(self) -> str:
@@ -107,6 +123,42 @@ ACTIVITY = Stream(
 )
 CRM = Stream(CrmSystem, crm_environment, "KAFKA_TOPIC_SALES_EVENTS", "INGEST_CRM_BATCH_MESSAGES", send_crm, require_crm)
 
+
+def declared(attributes: dict[str, Any], require_all: Callable[[StreamSystem], None]) -> Stream:
+    """Return a stream that is declared."""
+
+    def environment(bootstrap_servers: str, database_url: str, folder: Path) -> dict[str, str]:
+        environ = declared_environment(bootstrap_servers, database_url, folder)
+        topic = f"{environ['KAFKA_GROUP_ID']}.orders"
+        declare(folder, {"topic": topic, **attributes})
+        return environ | {"TEST_TOPIC": topic}
+
+    return Stream(DeclaredSystem, environment, "TEST_TOPIC", "TEST_BATCH", send_orders, require_all)
+
+
+def send_orders(system: StreamSystem) -> None:
+    assert isinstance(system, DeclaredSystem)
+    messages = [order(number) for number in range(2 * RECORDS)]
+    system.put(*messages[:RECORDS], b"not JSON", *messages[RECORDS:], order(0, "-1"))
+
+
+def require_orders(system: StreamSystem) -> None:
+    assert isinstance(system, DeclaredSystem)
+    assert [row["order_id"] for row in system.rows()] == [f"o{number}" for number in range(2 * RECORDS)]
+    assert [letter.value for letter in system.dead_letters] == [b"not JSON", order(0, "-1")]
+
+
+def require_keyed(system: StreamSystem) -> None:
+    assert isinstance(system, DeclaredSystem)
+    assert system.table().keys() == {f"o{number}" for number in range(2 * RECORDS)}
+    assert [letter.value for letter in system.dead_letters] == [b"not JSON", order(0, "-1")]
+    counted = {name: number for name, number in system.outcome.items() if not name.endswith("rows_changed")}
+    assert counted == {"rows": 2 * RECORDS, "dead_letters": 2}
+
+
+DECLARED_DELTA = declared({**DELTA, "sink": {"commit_messages": 30}}, require_orders)
+DECLARED_SQL = declared({**KEYED, "batch_messages": 30}, require_keyed)
+
 # In the order in which they come.
 KILL_POINTS = [
     (CRM, KillPoint("partitions entered", f"{POSITIONS}.begin")),
@@ -131,13 +183,25 @@ KILL_POINTS = [
     (ACTIVITY, KillPoint("partitions released", f"{POSITIONS}.release")),
     (ACTIVITY, KillPoint("statistics made", f"{ACTIVITY_ASSETS}:statistics_of_hour")),
     (ACTIVITY, KillPoint("statistics stored", f"{ACTIVITY_ASSETS}:replace_hours")),
+    (DECLARED_DELTA, KillPoint("dead letters published, before the commit", f"{DELTA_STREAM}:dead_letter_message")),
+    (DECLARED_DELTA, KillPoint("first commit made", "ingest_project.platform.delta.table:DeltaStore.append")),
+    (DECLARED_DELTA, KillPoint("position moved, before the commit of the database", f"{DELTA_SINK}:move")),
+    (DECLARED_DELTA, KillPoint("first commit noted", f"{DELTA_SINK}:DeltaSink.store")),
+    (DECLARED_DELTA, KillPoint("hours reported", f"{DELTA_PARTS}:report")),
+    (DECLARED_DELTA, KillPoint("partitions released", f"{POSITIONS}.release")),
+    (DECLARED_SQL, KillPoint("table made", f"{DECLARED_TABLE}:ensure_table")),
+    (DECLARED_SQL, KillPoint("dead letters published, before the commit", f"{DECLARED_TABLE}:dead_letter_message")),
+    (DECLARED_SQL, KillPoint("rows upserted, before the commit", f"{DECLARED_TABLE}:upsert_rows")),
+    (DECLARED_SQL, KillPoint("position moved, before the commit", f"{SQL_SINK}:move")),
+    (DECLARED_SQL, KillPoint("first batch committed", f"{SQL_SINK}:SqlSink.store")),
+    (DECLARED_SQL, KillPoint("partitions released", f"{POSITIONS}.release")),
 ]
 
 
 @pytest.mark.parametrize(
     ("stream", "point"),
     KILL_POINTS,
-    ids=[f"{stream.system.__name__}: {point.step}" for stream, point in KILL_POINTS],
+    ids=[f"{stream.name}: {point.step}" for stream, point in KILL_POINTS],
 )
 def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  # noqa: PLR0913, PLR0917 - fixtures
     stream: Stream,

@@ -8,14 +8,13 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack import ServiceFailedError, free_port
-from ingest_project.devstack.dagster_processes import JobIncompleteError, run_jobs, wait_until_ready
+from ingest_project.devstack import ServiceFailedError
+from ingest_project.devstack.dagster_processes import wait_until_ready
 from ingest_project.devstack.supervisor import StepState, running_stack
 from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
 
@@ -38,8 +37,6 @@ def test_a_run_in_flight_ends_with_a_killed_stack_and_with_a_stopped_one_and_the
     begun = time.monotonic()
     with started_stack(state_dir, TINY, environ=environ) as stack:
         assert time.monotonic() - begun < 30  # half of that on a machine that does nothing else
-        with pytest.raises(JobIncompleteError, match=r"no_such_job was not launched: PipelineNotFoundError"):
-            run_jobs(urlsplit(stack.addresses["webserver"]).port or 0, ["no_such_job"], 30, lambda: None)
         assert stack.end(signal.SIGINT) == 130
     assert wait_until_nothing_is_left(state_dir) == {}
 
@@ -120,11 +117,6 @@ def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path)
     ):
         pass
     assert wait_until_nothing_is_left(tmp_path / "state") == {}
-
-
-def test_a_job_that_nobody_is_there_to_launch_is_said_at_once() -> None:
-    with pytest.raises(JobIncompleteError, match=r"some_job was not launched: .*refused"):
-        run_jobs(free_port(), ["some_job"], 30, lambda: None)
 
 
 def _silent(_step: str, _state: StepState) -> None:

@@ -11,14 +11,10 @@ import pytest
 import requests
 
 from examples.demo.attachments import FileServer, serving
+from examples.demo.commands import require_running, running_system, settings
 from examples.demo.report import DemoAttachment, DemoFile, DemoReport, expected_files, summaries
-from examples.demo.run import SOURCE, ingest_samples, run
-from examples.demo.streams import streaming
-from ingest_project.core.settings import load_settings
-from ingest_project.devstack.state_folder import child_environment
-from ingest_project.devstack.supervisor import running_stack
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.warehouse import DeviceMetric
+from examples.demo.run import ingest_samples, run
+from examples.demo.streams import HOURLY_PAUSE, streaming
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 
 REPOSITORY = Path(__file__).parents[2]
@@ -56,10 +52,11 @@ def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
 ) -> None:
     del own_folder
     monkeypatch.setenv("INGEST_DUMMY_ROOT", str(REPOSITORY / "dummy_data"))
+    names = expected_files(REPOSITORY / "dummy_data")
+    streams = streaming(settings(), chosen=False)[1]
     # Broker and database only: nobody reads what is sent.
-    with running_stack(load_settings(), lambda _step, _state: None, dagster=False) as stack:
-        streams = streaming(load_settings())[1]
-        report = ingest_samples(stack, expected_files(SOURCE, stack.settings), 1.0, streams=streams)
+    with running_system({}, "--services-only") as process:
+        report = ingest_samples(lambda: require_running(process), names, 1.0, streams=streams)
     assert "1 message waiting on polling-queue" in report.going_on
     assert "10 messages waiting on sales_events" in report.going_on
     assert report.missing[: len(FILES)] == FILES
@@ -87,12 +84,11 @@ def test_the_settings_of_the_demo_allow_its_own_web_server_and_nothing_else_of_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    with serving(load_settings({"INGEST_ALLOWED_INTERNAL_HOSTS": "10.0.0.1"})) as (loaded, attachments):
+    monkeypatch.setenv("INGEST_ALLOWED_INTERNAL_HOSTS", "10.0.0.1,10.0.0.2")
+    with serving(settings()) as (variables, attachments):
         assert attachments is not None
-        kept, added = loaded.settings.downloads.allowed_internal_hosts
-        assert kept == "10.0.0.1"
-        assert re.fullmatch(r"127\.0\.0\.1:\d+", added)
-        assert child_environment(loaded, {})["INGEST_ALLOWED_INTERNAL_HOSTS"] == f"{kept},{added}"
+        (allowed,) = variables.values()
+        assert re.fullmatch(r"10\.0\.0\.1,10\.0\.0\.2,127\.0\.0\.1:\d+", allowed)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +100,12 @@ def test_the_settings_of_the_demo_allow_its_own_web_server_and_nothing_else_of_t
         ("INGEST_DUMMY_ROOT", "nowhere", "no folder nowhere/attachments"),
     ],
 )
-def test_where_settings_forbid_the_demos_attachments_it_says_so_and_leaves_them_out(
-    setting: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_where_settings_may_forbid_the_demos_attachments_it_says_so_and_leaves_them_out(
+    setting: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(load_settings({setting: value})) as (_, attachments):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv(setting, value)
+    with serving(settings()) as (_, attachments):
         assert attachments is None
     errors = capsys.readouterr().err
     assert errors.startswith("Attachments are left out: ")
@@ -115,19 +113,15 @@ def test_where_settings_forbid_the_demos_attachments_it_says_so_and_leaves_them_
 
 
 def test_without_the_samples_of_streams_it_says_so_and_leaves_them_out(capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = load_settings({"INGEST_DUMMY_ROOT": "nowhere"})
-    assert streaming(loaded) == (loaded, None)
+    assert streaming({"polling.dummy_root": "nowhere"}, chosen=False) == ({}, None)
     errors = " ".join(capsys.readouterr().err.split())
     assert errors.startswith("Streams are left out: there is no file nowhere/streams/user_activity_events.jsonl")
 
 
-def test_hours_are_counted_at_once_in_a_demo_unless_a_person_has_set_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    loaded, streams = streaming(load_settings({}))
-    assert streams is not None
-    assert child_environment(loaded, {})["INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS"] == "0"
-    chosen, _ = streaming(load_settings({"INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS": "7"}))
-    assert chosen.settings.user_activity.hourly_refresh_seconds == 7
+def test_hours_are_counted_at_once_in_a_demo_unless_a_person_has_set_a_pause() -> None:
+    configured = {"polling.dummy_root": str(REPOSITORY / "dummy_data")}
+    assert streaming(configured, chosen=False)[0] == {HOURLY_PAUSE: "0"}
+    assert streaming(configured, chosen=True)[0] == {}
 
 
 def test_without_the_sample_files_it_says_where_to_run_it(own_folder: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,19 +146,16 @@ def test_it_starts_by_its_path_as_well_and_the_package_does_not_need_it(tmp_path
     assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "from examples" in p.read_text()]
 
 
-def test_the_files_that_must_come_are_those_that_can_be_ingested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    expected = expected_files(SOURCE, load_settings({}).settings)
-    assert list(expected.values()) == FILES
-    assert all(key.startswith(f"{name}~") for key, name in expected.items())
+def test_the_files_that_must_come_are_those_that_can_be_ingested() -> None:
+    assert expected_files(REPOSITORY / "dummy_data") == FILES
 
 
 def test_what_is_missing_or_failed_is_not_as_hoped() -> None:
-    good = DemoFile(file_name="a", file_key="a~1", state=FileState.QUARANTINED)
+    good = DemoFile(file_name="a", file_key="a~1", state="quarantined")
     assert DemoReport(files=(good,)).as_hoped
     assert not DemoReport(files=()).as_hoped
     assert not DemoReport(files=(good,), going_on=("1 run queued",)).as_hoped
-    for state in (None, FileState.FAILED, FileState.PENDING):
+    for state in (None, "failed", "pending"):
         report = DemoReport(files=(good, DemoFile(file_name="b", file_key="b~1", state=state)))
         assert report.missing == ["b"]
         assert not report.as_hoped
@@ -173,8 +164,8 @@ def test_what_is_missing_or_failed_is_not_as_hoped() -> None:
 
 
 def test_a_mean_over_files_is_the_mean_of_all_readings() -> None:
-    (summary,) = summaries(
-        [DeviceMetric("d1", "t", 1.0, 3.0, 2.0, 3, None), DeviceMetric("d2", "t", -1.0, 10.0, 6.0, 1, None)]
-    )
+    names = ("device_id", "sensor_type", "min", "max", "mean", "count", "stddev")
+    values = (("d1", "t", 1.0, 3.0, 2.0, 3, None), ("d2", "t", -1.0, 10.0, 6.0, 1, None))
+    (summary,) = summaries([dict(zip(names, one, strict=True)) for one in values])
     assert (summary.devices, summary.readings) == (2, 4)
     assert (summary.min, summary.mean, summary.max) == (-1.0, 3.0, 10.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,9 +14,18 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import SystemResources
-from ingest_project.operations.definitions import AlertCondition, AlertDeliveryError, alerts_sensor, compare, deliver
+from ingest_project.operations.definitions import (
+    CHANNELS,
+    AlertChannel,
+    AlertCondition,
+    AlertDeliveryError,
+    alerts_sensor,
+    compare,
+    deliver,
+)
+from ingest_project.testing.alert_channels import AlertChannelContract
 from ingest_project_tests.services import listener as silent
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -155,3 +164,27 @@ def test_a_job_that_fails_and_is_fixed_is_reported_through_the_webhook(
     received = [(alert["status"], alert["incident"]) for message in listener.messages for alert in message["alerts"]]
     assert received == [("firing", "job/fragile_job"), ("resolved", "job/fragile_job")]
     assert "/runs/" in listener.messages[0]["text"]
+
+
+class TestWebhook(AlertChannelContract):
+    """The shipped channel passes the contract suite."""
+
+    @pytest.fixture
+    def channel(self) -> AlertChannel:
+        """The webhook."""
+        return CHANNELS["webhook"]
+
+    @pytest.fixture
+    def settings(self, listener: Listener) -> Settings:
+        """Of a webhook that accepts alerts."""
+        return Settings.model_validate({"alerts": {"webhook_url": listener.url}})
+
+    @pytest.fixture
+    def received(self, listener: Listener) -> Callable[[], str]:
+        """All messages."""
+        return lambda: json.dumps(listener.messages, ensure_ascii=False)
+
+    @pytest.fixture
+    def unreachable(self) -> Settings:
+        """Of a webhook that is not there."""
+        return Settings.model_validate({"alerts": {"webhook_url": "http://127.0.0.1:1/hook-secret"}})

@@ -14,13 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from ingest_project import operations as counting
 from ingest_project.core.settings import Settings
-from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations.metrics import exposition
 from ingest_project.operations.monitor import Monitor
 from ingest_project.platform.database import open_engine, writing
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
+from ingest_project_tests.services.kafka import FaultyBroker
 
 CONTRACT = {
     "poller_jobs",
@@ -59,7 +59,7 @@ def value_of(metrics: dict[str, Metric], sample: str, **labels: str) -> float:
 
 
 def test_every_metric_of_the_contract_is_there_and_right(
-    settings_of: Callable[..., Settings], database_url: str, embedded_broker: EmbeddedBroker
+    settings_of: Callable[..., Settings], database_url: str, embedded_broker: FaultyBroker
 ) -> None:
     busy_hour(open_engine(database_url), datetime.now(UTC))
     settings = settings_of(database_url, embedded_broker.bootstrap_servers)
@@ -126,7 +126,7 @@ def test_counters_are_there_before_anything_happened(settings_of: Callable[..., 
 
 @pytest.mark.parametrize("away", ["database", "broker"])
 def test_a_part_that_is_away_says_so_and_leaves_the_others(
-    settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: EmbeddedBroker, away: str
+    settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: FaultyBroker, away: str
 ) -> None:
     if away == "broker":
         embedded_broker.go_down()

@@ -15,7 +15,6 @@ from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
 from ingest_project.core.settings import Settings
-from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations import snapshot
 from ingest_project.operations.monitor import Line, Monitor, Poller, daemon_line, readiness, sensors_line, topics_line
 from ingest_project.operations.snapshot import DagsterState, Sample
@@ -23,6 +22,7 @@ from ingest_project.operations.topics import BrokerState, Movement, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project_tests.cli.test_status import save_cursor
+from ingest_project_tests.services.kafka import FaultyBroker
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ def lines_of(monitor: Monitor) -> dict[str, Line]:
 def test_with_everything_there_every_line_is_ok(
     settings_of: Callable[..., Settings],
     sqlite_url: str,
-    embedded_broker: EmbeddedBroker,
+    embedded_broker: FaultyBroker,
     dagster_instance: DagsterInstance,
 ) -> None:
     now = datetime.now(UTC).timestamp()
@@ -48,7 +48,7 @@ def test_with_everything_there_every_line_is_ok(
 
 
 def test_each_part_that_is_away_is_down_alone(
-    settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: EmbeddedBroker
+    settings_of: Callable[..., Settings], sqlite_url: str, embedded_broker: FaultyBroker
 ) -> None:
     embedded_broker.go_down()
     lines = lines_of(Monitor(settings_of(sqlite_url, embedded_broker.bootstrap_servers)))

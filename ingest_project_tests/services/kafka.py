@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -29,7 +30,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack import free_port
-from ingest_project.devstack.embedded_kafka import EmbeddedBroker
+from ingest_project.devstack.embedded_kafka import BROKER_ID, EmbeddedBroker, listen
 from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
 
 KAFKA_VERSION = "4.1.1"
@@ -232,6 +233,40 @@ class KafkaServer:
             )
 
 
+class FaultyBroker(EmbeddedBroker):
+    """An embedded broker that loses messages, topics and connections on request."""
+
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic with its messages; created again under the same name it has another id.
+
+        Raises:
+            ValueError: the topic does not exist.
+        """
+        self._inject("topic_delete", ctypes.c_char_p(name.encode()))
+
+    def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
+        """Forget the messages before an offset, as retention does.
+
+        Raises:
+            ValueError: the partition or the offset does not exist.
+        """
+        place = ctypes.c_char_p(topic.encode()), ctypes.c_int32(partition)
+        self._inject("partition_delete_records", *place, ctypes.c_int64(before_offset))
+
+    def go_down(self) -> None:
+        """Drop every connection and reject new ones; the messages stay."""
+        self._inject("broker_set_down", ctypes.c_int32(BROKER_ID))
+
+    def come_up(self) -> None:
+        """Accept connections again."""
+        self._inject("broker_set_up", ctypes.c_int32(BROKER_ID))
+        if self._port:
+            self._move_to(listen(self._port), self._port)
+
+    def _inject(self, what: str, *arguments: object) -> None:
+        self._check(getattr(self._library, f"rd_kafka_mock_{what}")(ctypes.c_void_p(self._cluster), *arguments))
+
+
 class EmbeddedServer:
     """The embedded broker with the face of `KafkaServer`, except that messages do not survive `kill` and `restart`."""
 
@@ -239,7 +274,7 @@ class EmbeddedServer:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self._broker = EmbeddedBroker(port=self.port)
+        self._broker = FaultyBroker(port=self.port)
         self.bootstrap_servers = self._broker.bootstrap_servers
 
     @property
@@ -279,7 +314,7 @@ class EmbeddedServer:
     def restart(self) -> None:
         """Start again on the same port, empty."""
         self._broker.close()
-        self._broker = EmbeddedBroker(port=self.port)
+        self._broker = FaultyBroker(port=self.port)
 
     def stop(self) -> None:
         """End the broker."""
@@ -357,9 +392,9 @@ def kafka_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def embedded_broker() -> Iterator[EmbeddedBroker]:
+def embedded_broker() -> Iterator[FaultyBroker]:
     """An empty embedded broker for one test."""
-    with EmbeddedBroker() as broker:
+    with FaultyBroker() as broker:
         yield broker
 
 

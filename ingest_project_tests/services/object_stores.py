@@ -11,10 +11,8 @@ from ingest_project.platform.azure import parse_address
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import Bucket, ObjectStore, S3Options, location_of
+from ingest_project.testing.stores import CHUNK_BYTES
 from ingest_project_tests.services.dfs_server import DfsServer
-
-# Of OneLake's appends: a few of them make a file that is large there.
-CHUNK_BYTES = 64 * 1024
 
 
 class StoreLocation:

@@ -75,7 +75,7 @@ class SchemaRegistry:
         ):
             found = re.fullmatch(pattern, request.path)
             if found and request.method == method:
-                body: Any = answer(request, *found.groups())  # type: ignore[operator]
+                body: Any = answer(request, *found.groups())
                 return _json({"error_code": 40403, "message": "Schema not found"}, 404) if body is None else _json(body)
         return _json({"error_code": 404, "message": "No such call"}, 404)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Source
 from ingest_project.sources.file_server import FileServerSource
 from ingest_project.sources.registry import SourceContext, open_source
+from ingest_project.testing.sources import SourceBackend
 from ingest_project_tests.services.dfs_calls import SAS
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
@@ -36,25 +37,26 @@ if TYPE_CHECKING:
 LONG_AGO = 1_700_000_000.0
 
 
-class Backend(ABC):
+OUTSIDE = {
+    "local": "/etc/passwd.csv",
+    "s3": "s3://another-bucket/a.csv",
+    "onelake": "https://example.com/a/b.Lakehouse/Files/a.csv",
+    "http": "http://127.0.0.1:1/a.csv",
+    "ftp": "/a.csv\r\nDELE /b.csv",
+    "sftp": "/a\0.csv",
+}
+
+
+class Backend(SourceBackend):
     """A source that tests can write to."""
 
     config: dict[str, Any]
     settings: dict[str, Any]
-    # A store of keys has no folders, so that none can be missing.
-    has_folders = True
 
-    @abstractmethod
-    def put(self, name: str, content: bytes) -> None:
-        """Write a file; its folders are made."""
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Take a file away."""
-
-    @abstractmethod
-    def path(self, name: str) -> str:
-        """The path of a file, as a listing gives it."""
+    @property
+    def outside(self) -> str:
+        """A path that the source refuses."""
+        return OUTSIDE[self.config["source_type"]]
 
     @abstractmethod
     def put_many(self, names: Sequence[str]) -> None:

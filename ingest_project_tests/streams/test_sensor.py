@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.engine import StreamResources
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.sensor import PARTITIONS_TAG, StreamSensor, end_of, split, tick
 from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.services.kafka import FaultyBroker
 
 TOPIC = "stream"
 STREAM = StreamSensor("a_job", "an_op", run_messages=100, parallel_runs=2, worth_splitting=10)
@@ -31,7 +31,7 @@ POSITION = SinkPosition(
 
 
 @pytest.fixture
-def services(embedded_broker: EmbeddedBroker, tmp_path: Path) -> Iterator[StreamResources]:
+def services(embedded_broker: FaultyBroker, tmp_path: Path) -> Iterator[StreamResources]:
     """A topic of two partitions and a database."""
     embedded_broker.create_topic(TOPIC, 2)
     environ = {
@@ -81,7 +81,7 @@ def test_ticks_outlive_an_unavailable_broker_and_continue_when_it_is_back(
     services: StreamResources,
     positions: StreamPositions,
     instance: dg.DagsterInstance,
-    embedded_broker: EmbeddedBroker,
+    embedded_broker: FaultyBroker,
 ) -> None:
     send(services, b"one")
     first = ticked(services, positions, instance)

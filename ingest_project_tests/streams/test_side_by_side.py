@@ -18,9 +18,18 @@ from ingest_project.streams.crm.records import opportunities
 from ingest_project.streams.crm.sink import crm_sink
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
+from ingest_project.streams.positions import StreamPositions
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.streams.crm.messages import opportunity
 from ingest_project_tests.streams.crm.system import CrmSystem, crm_environment
+from ingest_project_tests.streams.declared.system import (
+    DELTA,
+    KEYED,
+    DeclaredSystem,
+    declare,
+    declared_environment,
+    order,
+)
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem, activity_environment
 
@@ -33,8 +42,7 @@ CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets")
 def store_on_order(stream: str) -> None:
     """Connect, say so, wait for a line, and store all of a stream; prints how many messages were stored."""
     services = SystemResources(load_settings().settings)
-    positions = services.activity_positions if stream == "activity" else services.crm_positions
-    sink: Any = DeltaSink(services.user_activity) if stream == "activity" else crm_sink(services)
+    positions, sink = parts_of(services, stream)
     sink.chunk_messages = PER_COMMIT
     services.range_reader.backlog(positions.topic, None, 0)
     print("ready", flush=True)  # noqa: T201 - to the test
@@ -43,6 +51,17 @@ def store_on_order(stream: str) -> None:
     settle(services, positions, run)
     assert not run.failures, run.failures
     print(sum(len(one) for one in run.stored), flush=True)  # noqa: T201 - to the test
+
+
+def parts_of(services: SystemResources, stream: str) -> tuple[StreamPositions, Any]:
+    if stream == "activity":
+        return services.activity_positions, DeltaSink(services.user_activity)
+    if stream == "crm":
+        return services.crm_positions, crm_sink(services)
+    (declaration,) = services.declared_streams.usable
+    if stream == "declared delta":
+        return services.positions_of(declaration), DeltaSink(services.delta_stream(declaration))
+    return services.positions_of(declaration), services.sql_sink(declaration)
 
 
 def process(environ: Mapping[str, str], stream: str) -> subprocess.Popen[str]:
@@ -107,5 +126,38 @@ def test_two_processes_count_and_store_each_crm_message_once(
         "opportunity_rows_changed": MESSAGES,
         "unidentified": 1,
     }
+    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    system.close()
+
+
+@pytest.mark.parametrize(
+    ("stream", "attributes"),
+    [("declared delta", {**DELTA, "sink": {"commit_messages": PER_COMMIT}}), ("declared sql", KEYED)],
+)
+def test_two_processes_store_each_message_of_a_declared_stream_once(  # noqa: PLR0913, PLR0917 - fixtures
+    kafka_server: Server,
+    postgres_url: str,
+    instance: DagsterInstance,
+    tmp_path: Path,
+    stream: str,
+    attributes: dict[str, Any],
+) -> None:
+    environ = declared_environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    topic = f"{environ['KAFKA_GROUP_ID']}.orders"
+    declare(tmp_path, {"topic": topic, **attributes})
+    kafka_server.create_topic(topic, 1)
+    system = DeclaredSystem(load_settings(environ, tmp_path).settings, instance, tmp_path)
+    messages = [order(number) for number in range(MESSAGES)]
+    system.put(*messages[:50], b"not JSON", *messages[50:])
+    store_in_two_processes(environ, stream)
+
+    system.drive()
+    expected = [f"o{number}" for number in range(MESSAGES)]
+    if stream == "declared sql":
+        assert sorted(system.table()) == sorted(expected)
+        assert (system.outcome["rows"], system.outcome["rows_changed"]) == (MESSAGES, MESSAGES)
+    else:
+        assert [row["order_id"] for row in system.rows()] == expected
+    assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
     assert [system.check(name).passed for name in CHECKS] == [True, True]
     system.close()

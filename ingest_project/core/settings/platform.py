@@ -300,10 +300,12 @@ class AlertSettings(Section):
     """Alerts about failing runs and sensors.
 
     Args:
+        channels: how alerts are sent: webhook, and those that other packages bring, by name.
         webhook_url: address that receives a POST for each incident, and another when it is over.
         failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.
     """
 
+    channels: Annotated[CommaList, Env("INGEST_ALERT_CHANNELS")] = Field(default_factory=lambda: ["webhook"])
     webhook_url: Annotated[SecretStr | None, Env("INGEST_ALERT_WEBHOOK_URL")] = None
     failures_in_a_row: Annotated[int, Env("INGEST_ALERT_FAILURES_IN_A_ROW")] = Field(3, gt=0)
 

@@ -29,6 +29,7 @@ from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.core.logging import get_logger
+from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 
 logger = get_logger(__name__)
 
@@ -36,8 +37,6 @@ CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
 # How often the records are checked: only they show another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 10.0
-# Clocks of two machines differ, and are corrected in small steps.
-LARGEST_SKEW_SECONDS = 5.0
 # One tick each second of ten minutes, and more than any schedule makes in a year ahead.
 MAX_TICKS = 1_000
 

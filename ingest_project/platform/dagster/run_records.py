@@ -254,10 +254,7 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
-    from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
-        InstigatorStatus,
-        SensorInstigatorData,
-    )
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
 
     stopped = state.status is InstigatorStatus.STOPPED
     data = state.instigator_data
@@ -270,10 +267,7 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 def _may_have_failed(state: InstigatorState) -> bool:
     """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
-    from dagster._core.scheduler.instigation import (  # noqa: PLC0415 - one second to import
-        InstigatorStatus,
-        SensorInstigatorData,
-    )
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
 
     data = state.instigator_data
     succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp

@@ -21,10 +21,7 @@ from ingest_project.core.errors import (
     TransactionConflictError,
     TransientError,
 )
-from ingest_project.core.settings import (
-    OneLakeSettings,
-    Settings,
-)
+from ingest_project.core.settings import OneLakeSettings, Settings
 from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
 from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options

@@ -21,9 +21,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.core.settings import (
-    DeltaSettings,
-)
+from ingest_project.core.settings import DeltaSettings
 from ingest_project.platform.delta import delta_errors
 from ingest_project.platform.delta.schema import TableFigures, figures_of
 from ingest_project.platform.delta.table import DeltaStore

@@ -17,14 +17,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.http import (
-    DEFAULT_PORTS,
-    MAX_PORT,
-    WebAddress,
-    canonical_host,
-    host_and_port,
-    parse_url,
-)
+from ingest_project.platform.http import DEFAULT_PORTS, MAX_PORT, WebAddress, canonical_host, host_and_port, parse_url
 
 ALLOWED_HOSTS = "INGEST_ALLOWED_HOSTS"
 DENIED_HOSTS = "INGEST_DENIED_HOSTS"

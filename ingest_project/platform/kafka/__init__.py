@@ -21,13 +21,7 @@ from pydantic import SecretStr
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.azure import default_credential
-from ingest_project.platform.http import (
-    MalformedAddressError,
-    host_and_port,
-    parse_host,
-    parse_server,
-    split_address,
-)
+from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
 
 REMEDY = (
     "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "

@@ -17,9 +17,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Kafka
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import client_config, unavailable
-from ingest_project.platform.kafka.offsets import (
-    fair_shares,
-)
+from ingest_project.platform.kafka.offsets import fair_shares
 
 _logger = logging.getLogger(__name__)
 Headers = tuple[tuple[str, bytes | None], ...]

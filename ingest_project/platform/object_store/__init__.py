@@ -1,6 +1,7 @@
 """One store of bytes with three back ends, opened by its address; the landing and quarantine stores over it.
 
-The SDK of a remote back end is loaded only where that back end is opened.
+Another package adds a back end by an entry point in the group `ingest_project.stores`; its name is the scheme of its
+addresses, its value a `StoreFactory`. The SDK of a remote back end is loaded only where that back end is opened.
 
 In a local folder an object gets a temporary name first, then one rename. A local file is linked where the file system
 allows it, and copied otherwise. A link that still has the fingerprint under which its digest was computed is complete;
@@ -26,17 +27,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from ingest_project.core.errors import ForbiddenPathError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core import plugins
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SettingsError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+)
 from ingest_project.core.local_files import FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.core.settings import Settings
-from ingest_project.platform.azure import OneLakeOptions, is_address, onelake_options, parse_address
+from ingest_project.platform.azure import OneLakeOptions, is_address, onelake_options
 from ingest_project.platform.object_store.store import (
     UNFINISHED,
-    Bucket,
     MayReplace,
     ObjectStore,
     S3Options,
     StoredObject,
+    StoreFactory,
+    StoreOptions,
     location_of,
     require_safe_name,
     s3_options,
@@ -51,35 +60,63 @@ READ_ONLY = 0o400
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
-def open_store(url: str, s3: S3Options | None = None, onelake: OneLakeOptions | None = None) -> ObjectStore:
+_ONELAKE = "ingest_project.platform.object_store.onelake:open_onelake"
+STORES: plugins.Plugins[StoreFactory] = plugins.plugins(
+    plugins.STORES,
+    {
+        "file": "ingest_project.platform.object_store:open_folder",
+        "s3": "ingest_project.platform.object_store.s3:open_s3",
+        **dict.fromkeys(("abfs", "abfss", "http", "https"), _ONELAKE),
+    },
+)
+
+
+def open_store(
+    url: str, s3: S3Options | None = None, onelake: OneLakeOptions | None = None, settings: Settings | None = None
+) -> ObjectStore:
     """Return the store at an address. Nothing remote is contacted yet.
 
     Args:
-        url: a folder, `file:///folder`, `s3://bucket/prefix`, or any form of `azure.accounts.parse_address`.
+        url: a folder, `file:///folder`, `s3://bucket/prefix`, any form of `azure.parse_address`, or an address of a
+            scheme that another package brings.
         s3: how to reach S3.
         onelake: how to reach OneLake.
+        settings: of this process, for the stores of other packages.
 
     Raises:
         SettingsError: none of these.
         ForbiddenPathError: a host or level of OneLake that cannot be written.
         StoreUnavailableError: the folder cannot be created.
     """
-    if is_address(url):
-        from ingest_project.platform.object_store.onelake import OneLakeStore  # noqa: PLC0415 - loads the Azure SDK
-
-        options = onelake or OneLakeOptions()
-        return OneLakeStore(parse_address(url, options.endpoint), options)
-    location = location_of(url)
-    if isinstance(location, Bucket):
-        from ingest_project.platform.object_store.s3 import S3Store, s3_client  # noqa: PLC0415 - loads boto3
-
-        return S3Store(s3_client(s3 or S3Options()), location)
-    return FolderStore(location)
+    try:
+        factory = STORES.named(_scheme(url), "scheme of a store")
+    except PermanentError as error:
+        raise SettingsError(f"{url[:200]} is no store: {error}") from None
+    return factory(url, StoreOptions(s3 or S3Options(), onelake or OneLakeOptions(), settings))
 
 
 def open_configured_store(url: str, settings: Settings) -> ObjectStore:
     """Return the store at an address, reached as the settings say; see `open_store`."""
-    return open_store(url, s3_options(settings.storage), onelake_options(settings.onelake))
+    return open_store(url, s3_options(settings.storage), onelake_options(settings.onelake), settings)
+
+
+def _scheme(url: str) -> str:
+    if is_address(url):
+        return "abfss"
+    scheme, separator, _ = url.partition("://")
+    return scheme.lower() if separator else "file"
+
+
+def open_folder(url: str, _options: StoreOptions) -> FolderStore:
+    """Return the store in a folder, which is created if missing.
+
+    Raises:
+        SettingsError: the address is no folder.
+    """
+    location = location_of(url)
+    if not isinstance(location, Path):
+        raise SettingsError(f"{url} is no folder.")
+    return FolderStore(location)
 
 
 class FolderStore:

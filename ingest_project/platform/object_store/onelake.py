@@ -32,7 +32,13 @@ from azure.storage.filedatalake import ContentSettings, DataLakeFileClient
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import PIECE_BYTES, LocalFile
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.azure import OneLakeAddress, OneLakeOptions, require_folder, require_writable
+from ingest_project.platform.azure import (
+    OneLakeAddress,
+    OneLakeOptions,
+    parse_address,
+    require_folder,
+    require_writable,
+)
 from ingest_project.platform.azure.client import (
     list_folder,
     map_error,
@@ -45,6 +51,7 @@ from ingest_project.platform.object_store.store import (
     ConflictError,
     MayReplace,
     StoredObject,
+    StoreOptions,
     content_type_of,
     from_header_values,
     header_values,
@@ -61,6 +68,16 @@ CONFLICTS = (404, 409, 412)
 MAX_METADATA_BYTES = 6_144
 
 log = get_logger(__name__)
+
+
+def open_onelake(url: str, options: StoreOptions) -> OneLakeStore:
+    """Return the store in a folder of OneLake or another ADLS Gen2 account.
+
+    Raises:
+        SettingsError: the address is malformed.
+        ForbiddenPathError: a host or level that cannot be written.
+    """
+    return OneLakeStore(parse_address(url, options.onelake.endpoint), options.onelake)
 
 
 class OneLakeStore:

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from dagster_aws.s3 import S3Resource
 
-from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.errors import SettingsError, SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store.store import (
     Bucket,
@@ -30,9 +30,11 @@ from ingest_project.platform.object_store.store import (
     MayReplace,
     S3Options,
     StoredObject,
+    StoreOptions,
     content_type_of,
     from_header_values,
     header_values,
+    location_of,
     require_safe_name,
     temporary_copy,
     write_conditionally,
@@ -131,6 +133,18 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
 class _Condition(TypedDict, total=False):
     IfMatch: str
     IfNoneMatch: str
+
+
+def open_s3(url: str, options: StoreOptions) -> S3Store:
+    """Return the store at a prefix of a bucket.
+
+    Raises:
+        SettingsError: the address names no bucket.
+    """
+    location = location_of(url)
+    if not isinstance(location, Bucket):
+        raise SettingsError(f"{url} names no bucket.")
+    return S3Store(s3_client(options.s3), location)
 
 
 class S3Store:

@@ -19,8 +19,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
-from ingest_project.core.settings import StorageSettings
-from ingest_project.platform.azure import safe_path
+from ingest_project.core.settings import Settings, StorageSettings
+from ingest_project.platform.azure import OneLakeOptions, safe_path
 
 # The metadata that holds the digest of the content, and its declared media type.
 SHA256 = "sha256"
@@ -139,6 +139,25 @@ class ObjectStore(Protocol):
 
     def remove_orphaned(self, older_than: timedelta) -> int:
         """Remove the temporary data of killed writers and return the number of removed items."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How to reach stores.
+
+    Args:
+        s3: connection options of S3.
+        onelake: connection options of OneLake.
+        settings: of this process, for the stores of other packages; None in a tool without settings.
+    """
+
+    s3: S3Options = field(default_factory=S3Options)
+    onelake: OneLakeOptions = field(default_factory=OneLakeOptions)
+    settings: Settings | None = None
+
+
+StoreFactory = Callable[[str, StoreOptions], ObjectStore]
+"""Makes the store at an address; contacts nothing remote."""
 
 
 class ConflictError(Exception):

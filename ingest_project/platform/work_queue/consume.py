@@ -26,13 +26,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.errors import (
-    SERVICES,
-    error_class_of,
-    is_item_fault,
-    reason_of,
-    traceback_of,
-)
+from ingest_project.platform.errors import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.offsets import Positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -57,6 +57,23 @@ class KeyedRows:
     refused: int = 0
 
 
+@dataclass
+class _Versions:
+    """What is left of each key.
+
+    Args:
+        before: the newest row before the first tombstone.
+        tombstones: the last one.
+        after: the newest row after a tombstone, which any row replaces.
+        gone: keys whose last message is a tombstone.
+    """
+
+    before: dict[Key, Row] = field(default_factory=dict)
+    tombstones: dict[Key, Row] = field(default_factory=dict)
+    after: dict[Key, Row] = field(default_factory=dict)
+    gone: set[Key] = field(default_factory=set)
+
+
 class DeclaredTable:
     """The table of a declared stream. One object per run.
 
@@ -102,21 +119,18 @@ class DeclaredTable:
 
     def store(self, connection: sa.Connection, rows: KeyedRows, now: datetime) -> Counter[str]:
         """Delete or mark the keys of tombstones, and upsert the rows after them."""
-        last = {self._key(row): row["kafka_offset"] for row in rows.deleted}
-        newest: dict[Key, Row] = {}
-        for row in rows.rows:
-            key = self._key(row)
-            # What came before its key's tombstone is gone with it.
-            if row["kafka_offset"] < last.get(key, -1):
-                continue
-            known = newest.setdefault(key, row)
-            if self._version(row) > self._version(known):
-                newest[key] = row
-        changed = self._delete(connection, rows.deleted, now)
-        # Every column, so that no value of an older version stays.
-        nothing = dict.fromkeys(self._table.c.keys())
-        stored = [nothing | row | {"stored_at": now} for row in newest.values()]
-        changed += upsert_rows(connection, self._table, self._order, stored)
+        versions = self._versions(rows)
+        if self._sink.tombstones == "mark":
+            changed = self._upsert(connection, versions.before, now)
+            changed += self._mark(connection, versions.tombstones.values(), now)
+            changed += self._upsert(connection, versions.after, now)
+            again = [versions.tombstones[key] for key in versions.gone if key in versions.after]
+            changed += self._mark(connection, again, now)
+        else:
+            before = {key: row for key, row in versions.before.items() if key not in versions.tombstones}
+            after = {key: row for key, row in versions.after.items() if key not in versions.gone}
+            changed = self._delete(connection, versions.tombstones)
+            changed += self._upsert(connection, before | after, now)
         outcome = {ROWS: len(rows.rows), ROWS_CHANGED: changed, DEAD_LETTERS: rows.refused}
         ignored = len(rows.messages) - len(rows.rows) - rows.refused
         return Counter({**outcome, TOMBSTONES: ignored})
@@ -166,15 +180,37 @@ class DeclaredTable:
                 deleted.append(key | _position(originals[one.offset], position))
         return deleted, refused
 
-    def _delete(self, connection: sa.Connection, deleted: Sequence[Row], now: datetime) -> int:
-        last = {self._key(row): row for row in deleted}
-        if self._sink.tombstones == "mark":
-            marked = [row | {"stored_at": now, DELETED_AT: row["kafka_timestamp"] or now} for row in last.values()]
-            return upsert_rows(connection, self._table, KAFKA_ORDER, marked) if marked else 0
+    def _versions(self, rows: KeyedRows) -> _Versions:
+        """Go through rows and tombstones in the order of their offsets."""
+        found = _Versions()
+        tombstones = {row["kafka_offset"]: row for row in rows.deleted}
+        for row in sorted([*rows.rows, *rows.deleted], key=lambda one: one["kafka_offset"]):
+            key = self._key(row)
+            if row["kafka_offset"] in tombstones:
+                found.tombstones[key] = row
+                found.gone.add(key)
+                continue
+            among = found.after if key in found.tombstones else found.before
+            if key in found.gone or key not in among or self._version(row) > self._version(among[key]):
+                among[key] = row
+            found.gone.discard(key)
+        return found
+
+    def _upsert(self, connection: sa.Connection, rows: Mapping[Key, Row], now: datetime) -> int:
+        # Every column, so that no value of an older version stays.
+        nothing = dict.fromkeys(self._table.c.keys())
+        stored = [nothing | row | {"stored_at": now} for row in rows.values()]
+        return upsert_rows(connection, self._table, self._order, stored)
+
+    def _mark(self, connection: sa.Connection, tombstones: Iterable[Row], now: datetime) -> int:
+        marked = [row | {"stored_at": now, DELETED_AT: row["kafka_timestamp"] or now} for row in tombstones]
+        return upsert_rows(connection, self._table, KAFKA_ORDER, marked)
+
+    def _delete(self, connection: sa.Connection, tombstones: Iterable[Key]) -> int:
         key = sa.tuple_(*(self._table.c[name] for name in self._sink.key))
         return sum(
             connection.execute(sa.delete(self._table).where(key.in_(part))).rowcount
-            for part in in_parts(sorted(last, key=str), KEYS_AT_A_TIME)
+            for part in in_parts(sorted(tombstones, key=str), KEYS_AT_A_TIME)
         )
 
     def _key(self, row: Mapping[str, Any]) -> Key:

@@ -16,7 +16,7 @@ from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import TopicReader
-from ingest_project_tests.services.kafka import settings_for, wait_until
+from ingest_project_tests.services.kafka import FaultyBroker, settings_for, wait_until
 
 COMMAND = [sys.executable, "-m", "ingest_project.devstack.embedded_kafka"]
 
@@ -72,7 +72,7 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
     assert len(second.stderr.splitlines()) == 1
 
 
-def test_closing_returns_every_descriptor(embedded_broker: EmbeddedBroker) -> None:
+def test_closing_returns_every_descriptor(embedded_broker: FaultyBroker) -> None:
     def cycle() -> int:
         with EmbeddedBroker(port=free_port(), topics={"events": 2}):
             pass
@@ -84,7 +84,7 @@ def test_closing_returns_every_descriptor(embedded_broker: EmbeddedBroker) -> No
     assert embedded_broker.bootstrap_servers
 
 
-def test_a_long_stream_passes_the_embedded_broker(embedded_broker: EmbeddedBroker) -> None:
+def test_a_long_stream_passes_the_embedded_broker(embedded_broker: FaultyBroker) -> None:
     settings = settings_for(embedded_broker.bootstrap_servers)
     writer, reader = TopicWriter(settings), TopicReader(settings)
     embedded_broker.create_topic("events", 2)
@@ -96,6 +96,6 @@ def test_a_long_stream_passes_the_embedded_broker(embedded_broker: EmbeddedBroke
     reader.close()
 
 
-def test_unknown_topics_cannot_be_deleted(embedded_broker: EmbeddedBroker) -> None:
+def test_unknown_topics_cannot_be_deleted(embedded_broker: FaultyBroker) -> None:
     with pytest.raises(ValueError, match=r"[Uu]nknown"):
         embedded_broker.delete_topic("absent")

@@ -14,7 +14,7 @@ from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, S
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import UNFINISHED, ObjectStore, StoredObject
-from ingest_project_tests.platform.object_store.samples import digest, local_file, put, read
+from ingest_project.testing.stores import digest, local_file, put, read
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ import pytest
 from ingest_project.core.errors import PermanentError, StoreUnavailableError
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, StoredObject
-from ingest_project_tests.platform.object_store.samples import CONTENTS, NAME, digest, put, read
+from ingest_project.testing.stores import CHUNK_BYTES, CONTENTS, NAME, digest, put, read
 from ingest_project_tests.services.dfs_server import DfsServer
-from ingest_project_tests.services.object_stores import CHUNK_BYTES
 
 FILL = """
 import hashlib, resource, sys

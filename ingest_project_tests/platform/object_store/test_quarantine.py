@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest_project.core.local_files import LocalFile
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore, safe_name
-from ingest_project_tests.platform.object_store.samples import local_file
+from ingest_project.testing.stores import local_file
 from ingest_project_tests.services.object_stores import StoreLocation
 
 REASON = {

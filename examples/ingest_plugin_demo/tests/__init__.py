@@ -1,0 +1,1 @@
+"""The contract suites of ingest_project, passed by this package."""

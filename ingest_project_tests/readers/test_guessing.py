@@ -1,0 +1,181 @@
+"""Proposed profiles: each reads its file with the right values, or asks a person where the file does not decide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ingest_project.contracts.files import file_type_of, is_readable
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.file_ingest.sensor_readings import SensorTypes
+from ingest_project.readers.guess_yaml import Draft
+from ingest_project.readers.guessing import guess_profile, look_at
+from ingest_project.readers.layout import ReadLimits
+from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
+from ingest_project.readers.reading import cast, read_chunks
+from ingest_project_tests.readers.logger_files import LOGGER_FILES, LoggerFile
+from ingest_project_tests.readers.real_files import DATA, nasty_files, plain_reading, profile_name_of, sensor_files
+
+TYPES = SensorTypes.load().types
+FIELD_PROFILES = load_profiles([DATA / "field" / "profiles"]) if DATA.exists() else load_profiles()
+FIELD_FILES = sorted(path for path in (DATA / "field").rglob("*") if path.suffix in {".csv", ".xlsx"})
+
+
+def type_of(path: Path) -> str:
+    found = file_type_of(path.name)
+    return found if is_readable(found) else "csv"
+
+
+def guessed(path: Path, folder: Path) -> tuple[ReaderProfile, Draft]:
+    """The proposal for a file, as a user would store and load it."""
+    draft = guess_profile(look_at(path, type_of(path), ReadLimits()), path.name, "guessed", TYPES)
+    written = folder / "guessed.yaml"
+    written.write_text(draft.text(), encoding="utf-8")
+    return read_profile(written), draft
+
+
+def readings(path: Path, profile: ReaderProfile) -> pl.DataFrame:
+    """What a profile reads in a file, typed."""
+    chunks = list(read_chunks(path, type_of(path), profile, ReadLimits()))
+    assert all(chunk.malformed.is_empty() for chunk in chunks)
+    return cast(pl.concat([chunk.rows for chunk in chunks]), profile)
+
+
+def sample_file(text: str | bytes, folder: Path, name: str = "hall-3.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize("sample", LOGGER_FILES, ids=lambda sample: sample.name)
+def test_a_loggers_file_is_read_as_a_person_reads_it(sample: LoggerFile, tmp_path: Path) -> None:
+    path = sample_file(sample.content, tmp_path, sample.name)
+    profile, draft = guessed(path, tmp_path)
+    rows = readings(path, profile)
+    assert rows["value"].null_count() == rows["timestamp"].null_count() == 0
+    found = Counter(rows.select("timestamp", "device_id", "sensor_type", "value").rows())
+    for when, *rest in sample.readings:
+        assert found[datetime.fromisoformat(when), *rest] == 1, (when, rest)
+    assert rows.height == sample.total
+    asked = " ".join(draft.questions)
+    assert all(word in asked for word in sample.asked), asked
+    assert sample.asked or not draft.questions
+
+
+@pytest.mark.parametrize("path", sensor_files(), ids=lambda path: "/".join(path.parts[-3:]))
+def test_a_real_sensor_file_gives_the_rows_of_its_own_profile_or_questions(path: Path, tmp_path: Path) -> None:
+    profile, draft = guessed(path, tmp_path)
+    rows = readings(path, profile)
+    right = plain_reading(path)
+    assert Counter(rows.select("timestamp", "value").rows()) == Counter(
+        (when, value) for (when, _, _, value), count in right.items() for _ in range(count)
+    )
+    same = Counter(rows.select("timestamp", "device_id", "sensor_type", "value").rows()) == right
+    asked = " ".join(draft.questions)
+    # Whatever differs from the shipped profile is a question.
+    assert same or "unit" in asked or "device" in asked
+    assert same or profile_name_of(path) != "canonical"
+
+
+@pytest.mark.parametrize("path", FIELD_FILES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_file_from_the_field_is_read_as_by_its_own_profile_or_doubted(path: Path, tmp_path: Path) -> None:
+    if path.name == "calc.xlsx":
+        # Its numbers were never calculated.
+        with pytest.raises(FileRejectedError, match="no_values"):
+            guessed(path, tmp_path)
+        return
+    profile, draft = guessed(path, tmp_path)
+    rows = readings(path, profile)
+    case = path.parent.name.partition("_")[0]
+    own = FIELD_PROFILES.get({"f40": "f02"}.get(case, case), FIELD_PROFILES["canonical"])
+    asked = " ".join(draft.questions)
+    right = readings(path, own)
+    for mine, other in zip(rows.iter_rows(named=True), right.iter_rows(named=True), strict=True):
+        for column in ("timestamp", "device_id", "sensor_type", "value", "unit"):
+            assert mine[column] == other[column] or _is_doubted(column, mine, other, asked), (column, mine, other)
+
+
+def _is_doubted(column: str, mine: dict[str, Any], other: dict[str, Any], asked: str) -> bool:
+    """True where the guess says that it does not know, or where the other profile reads nothing."""
+    if other[column] is None and column == "timestamp":
+        return True
+    if column == "timestamp":
+        return "zone" in asked and abs(mine[column] - other[column]) <= timedelta(hours=14)
+    return {"sensor_type": "measure", "unit": "unit", "device_id": "device", "value": "mark"}[column] in asked
+
+
+@pytest.mark.parametrize("entry", nasty_files(), ids=lambda entry: entry["file"])
+def test_a_nasty_file_gets_a_proposal_that_loads_or_a_reason(entry: dict[str, Any], tmp_path: Path) -> None:
+    path = DATA / "nasty" / entry["file"]
+    # Any other error would be a defect.
+    with suppress(FileRejectedError):
+        assert guessed(path, tmp_path)[0].name == "guessed"
+
+
+def test_dates_that_may_be_read_two_ways_are_a_question_with_both(tmp_path: Path) -> None:
+    text = "time,device,temp_c\n" + "".join(f"0{day}/02/2026 10:00,a,{day}\n" for day in range(1, 9))
+    _, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert any("%m/%d/%Y %H:%M" in question for question in draft.questions)
+    assert "%d/%m/%Y %H:%M" in draft.text()
+
+
+def test_one_day_over_twelve_decides_the_order_of_day_and_month(tmp_path: Path) -> None:
+    text = "time,device,temp_c\n" + "".join(f"02/{day:02}/2026 10:00,a,{day}\n" for day in (1, 2, 13))
+    profile, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert profile.timestamps.formats == ("%m/%d/%Y %H:%M",)
+    assert "1 texts fit no other order" in draft.text()
+
+
+def test_a_comma_before_three_digits_is_a_question(tmp_path: Path) -> None:
+    text = "time;device;level\n" + "".join(f"2026-01-15T1{i}:00:00Z;a;1,23{i}\n" for i in range(5))
+    _, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert any("1.234 or 1234" in question for question in draft.questions)
+
+
+def test_a_known_type_is_not_claimed_for_values_that_it_cannot_have(tmp_path: Path) -> None:
+    text = "time,device,pressure\n" + "".join(f"2026-01-15T1{i}:00:00Z,a,0.{i}\n" for i in range(5))
+    profile, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert profile.quantities["pressure"].sensor_type == "pressure_unit_unknown"
+    assert any("unit" in question for question in draft.questions)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "empty_file"),
+        (b" \r\n\r\n", "empty_file"),
+        (bytes(range(256)) * 20, "unreadable_container"),
+        (b"%PDF-1.7 ...", "unreadable_container"),
+        (b"only words\nand more words\n", "no_rows"),
+        (b"time,device\n2026-01-15T10:00:00Z,a\n", "no_values"),
+        (b"time,device,temp\n", "no_rows"),
+    ],
+)
+def test_nothing_sensible_has_a_reason(content: bytes, rule: str, tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError) as refused:
+        guessed(sample_file(content, tmp_path), tmp_path)
+    assert refused.value.rule == rule
+
+
+def test_texts_of_a_file_cannot_leave_their_comment_or_their_name(tmp_path: Path) -> None:
+    header = 'time,device,"te\nmp: [x]\n# name: evil"\n'
+    text = header + "".join(f'2026-01-15T1{i}:00:00Z,"a\nname: evil",2{i}.5\n' for i in range(5))
+    profile, _ = guessed(sample_file(text, tmp_path), tmp_path)
+    assert profile.name == "guessed"
+
+
+def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
+    record = b"2026-01-15T10:00:00Z,a,21.5\n"
+    path = tmp_path / "large.csv"
+    with path.open("wb") as file:
+        file.write(b"time,device,temp_c\n" + record * 50_000)
+        file.seek(20 * 1024**3)
+        file.write(b"\n" + record)
+    profile, _ = guessed(path, tmp_path)
+    assert profile.columns["device"] == "device_id"

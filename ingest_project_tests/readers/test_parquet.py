@@ -1,0 +1,195 @@
+"""Parquet: exact texts of typed columns, nested values as JSON, and a reason for every damaged file."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.readers import parquet_worker
+from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.profiles import ReaderProfile, load_profiles
+from ingest_project.readers.reading import cast, read_chunks
+
+
+def profile(**settings: object) -> ReaderProfile:
+    return ReaderProfile.model_validate({"name": "own", "dataset": "own", "nulls": ["NA"], **settings})
+
+
+def target(*columns: str, keep_unknown: bool = False) -> Target:
+    return Target(columns, frozenset(), keep_unknown)
+
+
+def read(
+    folder: Path,
+    columns: dict[str, Any],
+    wanted: Target | None = None,
+    used: ReaderProfile | None = None,
+    limits: ReadLimits | None = None,
+    **options: Any,  # noqa: ANN401 - as the writer takes them
+) -> list[RowsChunk]:
+    parquet.write_table(pa.table(columns), folder / "sample.parquet", **options)
+    chosen = wanted or target(*columns)
+    return list(
+        read_chunks(folder / "sample.parquet", "parquet", used or profile(), limits or ReadLimits(), None, chosen)
+    )
+
+
+TYPED: list[tuple[pa.Array, list[str | None], str]] = [
+    (pa.array([2**63 + 1, None], pa.uint64()), ["9223372036854775809", None], "n"),
+    (pa.array([-(2**63)], pa.int64()), ["-9223372036854775808"], "n"),
+    (pa.array([0.1, 1e300, 5e-324]), ["0.1", "1e+300", "5e-324"], "n"),
+    (pa.array([0.1], pa.float32()), ["0.1"], "n"),
+    (pa.array([Decimal("12345678901234567890.10")]), ["12345678901234567890.10"], "n"),
+    (pa.array([True, False, None]), ["true", "false", None], "b"),
+    (pa.array([" x ", "", "NA", "ü"]), ["x", None, None, "ü"], "s"),
+    (pa.array(["x", "y", "x"]).dictionary_encode(), ["x", "y", "x"], "s"),
+    (pa.array([b"bytes"]), ["bytes"], "s"),
+    (pa.array([date(2024, 2, 29)]), ["2024-02-29"], "s"),
+    (pa.array([datetime(2024, 1, 1, 12, 0, 0, 120)]), ["2024-01-01T12:00:00.000120"], "d"),  # noqa: DTZ001
+    (pa.array([1], pa.timestamp("ns", "Europe/Berlin")), ["1970-01-01T00:00:00.000000001Z"], "s"),
+    (pa.array([1], pa.timestamp("s", "+05:30")), ["1970-01-01T00:00:01.000Z"], "s"),
+    (pa.array([None], pa.null()), [None], "s"),
+    (pa.array([[1, None], None]), ["[1,null]", None], "j"),
+    (
+        pa.array([{"x": Decimal("1.10"), "at": datetime(2024, 1, 1, tzinfo=UTC), "raw": b"\xff", "f": float("nan")}]),
+        ['{"x":1.10,"at":"2024-01-01T00:00:00+00:00","raw":"ff","f":"nan"}'],
+        "j",
+    ),
+    (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), ['[["k",1]]'], "j"),
+]
+
+
+def test_typed_values_arrive_as_exact_text(tmp_path: Path) -> None:
+    longest = max(len(values) for values, _, _ in TYPED)
+    padded = {f"c{number}": _padded(values, longest) for number, (values, _, _) in enumerate(TYPED)}
+    (chunk,) = read(tmp_path, padded)
+    for number, (values, expected, kind) in enumerate(TYPED):
+        found = chunk.rows[f"c{number}"].to_list()[: len(values)]
+        assert (found, set(chunk.rows[f"c{number}_kind"])) == (expected, {kind}), values.type
+
+
+def _padded(values: pa.Array, length: int) -> pa.Array:
+    plain = values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values
+    more = pa.concat_arrays([plain, pa.nulls(length - len(values), plain.type)])
+    return more.dictionary_encode() if isinstance(values, pa.DictionaryArray) else more
+
+
+def test_rows_are_numbered_over_all_row_groups_and_shown_as_json(tmp_path: Path) -> None:
+    chunks = read(tmp_path, {"a": range(50_000), "b": ["x"] * 50_000}, row_group_size=7_000)
+    numbers = pl.concat(chunk.rows["line_number"] for chunk in chunks)
+    assert numbers.to_list() == list(range(1, 50_001))
+    assert len(chunks) > 5
+    last = chunks[-1].rows["line_number"].to_list()
+    assert chunks[-1].raw_text([last[-1], last[0]])[0] == '{"a":"49999","b":"x"}'
+
+
+def test_fields_of_structs_are_columns_where_the_profile_names_them(tmp_path: Path) -> None:
+    columns = {"id": [1, 2], "payload": [{"t": {"value": 1.5}, "note": "x"}, None]}
+    used = profile(columns={"payload.t.value": "temp", "payload.none": "nothing"})
+    (chunk,) = read(tmp_path, columns, target("id", "temp", "nothing", keep_unknown=True), used)
+    assert chunk.rows.select("id", "temp", "nothing").rows() == [("1", "1.5", None), ("2", None, None)]
+    assert chunk.rows["rescued_data"][1] is None
+    assert '"note' in chunk.rows["rescued_data"][0].replace("\\", "")
+    assert chunk.unknown_columns == ("payload",)
+    assert chunk.missing_columns == ("nothing",)
+
+
+def test_sensor_readings_may_be_parquet(tmp_path: Path) -> None:
+    used = load_profiles()["canonical"]
+    columns = {
+        "timestamp": pa.array([datetime(2024, 1, 1), datetime(2024, 1, 2)]),  # noqa: DTZ001
+        "device_id": ["a", "b"],
+        "sensor_type": ["t", "t"],
+        "value": [0.1, None],
+        "unit": ["C", "C"],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (chunk,) = read_chunks(tmp_path / "a.parquet", "parquet", used, ReadLimits())
+    rows = cast(chunk.rows, used)
+    assert rows["timestamp"].to_list() == [datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)]
+    assert rows["value"].to_list() == [0.1, None]
+
+
+def test_a_row_over_the_limit_costs_its_row_only(tmp_path: Path) -> None:
+    (chunk,) = read(tmp_path, {"a": ["x", "y" * 200, "z"]}, limits=ReadLimits(max_row_bytes=100))
+    assert chunk.rows.select("line_number", "a").rows() == [(1, "x"), (3, "z")]
+    assert [(number, reason) for number, _, reason in chunk.malformed.rows()] == [(2, "row_too_long")]
+
+
+def test_bytes_that_are_no_text_reject_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match=r"encoding: Column 'a' has bytes"):
+        read(tmp_path, {"a": [b"\xff"]})
+
+
+def test_a_file_beyond_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
+    zeros = pa.array([0] * 3_000_000)
+    for limits, columns, setting in (
+        (ReadLimits(max_columns=1), {"a": [1], "b": [1]}, "INGEST_MAX_COLUMNS"),
+        (ReadLimits(max_expanded_bytes=1024**2), {"a": zeros}, "INGEST_MAX_EXPANDED_BYTES"),
+        (ReadLimits(max_parquet_memory_bytes=200_000), {"a": [1]}, "INGEST_MAX_PARQUET_MEMORY_BYTES"),
+        (ReadLimits(max_parquet_seconds=0.0), {"a": [1]}, "INGEST_MAX_PARQUET_SECONDS"),
+    ):
+        with pytest.raises(LimitExceededError) as caught:
+            read(tmp_path, columns, limits=limits)
+        assert caught.value.limit == setting
+
+
+def test_a_page_that_expands_beyond_the_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LimitExceededError) as caught:
+        read(
+            tmp_path,
+            {"a": ["x" * 300_000_000]},
+            limits=ReadLimits(max_parquet_memory_bytes=600 * 1024**2),
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+        )
+    assert caught.value.limit == "INGEST_MAX_PARQUET_MEMORY_BYTES"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "empty_file"),
+        (b"PAR1", "damaged"),
+        (b"PAR1" + bytes(100) + b"PAR1", "damaged"),
+        (b"PARE" + bytes(100) + b"PARE", "encrypted"),
+        (b"a,b\n1,2\n", "not a Parquet file"),
+    ],
+)
+def test_what_is_no_parquet_is_rejected(tmp_path: Path, content: bytes, match: str) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(FileRejectedError, match=match):
+        list(read_chunks(tmp_path / "a.parquet", "parquet", profile(), ReadLimits(), None, target("a")))
+
+
+def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match="no_rows"):
+        read(tmp_path, {"a": pa.array([], pa.int64())})
+
+
+def test_any_damage_has_a_reason(tmp_path: Path) -> None:
+    read(tmp_path, {"a": list(range(300)), "b": ["text"] * 300}, compression="zstd")
+    original = (tmp_path / "sample.parquet").read_bytes()
+    chosen = random.Random(1)  # noqa: S311 - the same damage in every run
+    for _ in range(8):
+        damaged = bytearray(original)
+        for _ in range(3):
+            damaged[chosen.randrange(4, len(damaged) - 8)] = chosen.randrange(256)
+        (tmp_path / "a.parquet").write_bytes(damaged[: chosen.choice([len(damaged), len(damaged) // 2])])
+        with suppress(FileRejectedError):
+            list(read_chunks(tmp_path / "a.parquet", "parquet", profile(), ReadLimits(), None, target("a", "b")))
+
+
+def test_the_confined_process_imports_nothing_that_it_does_not_need() -> None:
+    assert "polars" not in Path(parquet_worker.__file__).read_text(encoding="utf-8")

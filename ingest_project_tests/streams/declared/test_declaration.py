@@ -1,0 +1,81 @@
+"""A mistake in a declaration is said with its line and the nearest name, and disables that stream only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+from ingest_project.core.settings import Settings
+from ingest_project.streams.declaration import load_streams
+
+GOOD = """
+topic: orders
+event_time: at
+columns:
+  - {name: id, type: text, required: true}
+  - {name: at, type: timestamp, required: true}
+"""
+
+
+def declare(folder: Path, name: str, attributes: str) -> None:
+    (folder / name).mkdir(parents=True)
+    text = f"type: ingest_project.TopicStream\nattributes:\n{indent(dedent(attributes).strip(), '  ')}\n"
+    (folder / name / "defs.yaml").write_text(text)
+
+
+def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
+    declare(tmp_path, "orders", GOOD)
+    declare(tmp_path, "by_key", GOOD + "sink: {key: [id], version: at}\ndead_letter_topic: bad-orders")
+    found = load_streams(Settings(declarations=tmp_path))
+    assert found.broken == ()
+    by_key, orders = found.usable
+    assert (orders.name, orders.dlq, orders.time_column) == ("orders", "orders.dlq", "at")
+    assert (by_key.name, by_key.dlq) == ("by_key", "bad-orders")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            "topic:",
+            "topics:",
+            "line 3: this is not a stream: topic: Field required; topics is unknown, did you mean topic?",
+        ),
+        ("type: text", "type: txt", "'txt' is no type"),
+        ("name: id", "name: kafka_id", "a column of the engine's own"),
+        ("name: id", "name: trace_id", "a column of the engine's own"),
+        ("name: id", "name: at", "the column at is declared twice"),
+        ("event_time: at", "event_time: id", "event_time: id must be a column of type timestamp"),
+        ("topic: orders", "topic: orders\ndecoder: yaml", "there is no decoder 'yaml'"),
+        ("topic: orders", "topic: orders\ndead_letter_topic: orders", "dead letters would be read again"),
+        ("topic: orders", "topic: orders\nsink: {key: [idd]}", "sink.key: there is no column idd"),
+        ("required: true}\n  - {name: at", "}\n  - {name: at", None),
+        ("type: text", "type: text, path: a.b", "'a.b' is no path; write it like $.customer.id"),
+        ("type: text", "type: text, path: $.at", "two columns have the same path"),
+        ("type: text", "type: text, path: $.at.b", "the path of id leads into the field of at"),
+        ("type: text", "type: text, epoch: seconds", "epoch is for timestamps"),
+        ("topic: orders", "topic: orders\nsink: {key: [id], table: files}", "the table 'files' belongs to the system"),
+        ("topic: orders", "topic: orders\nsink: {partition_by: month}", "sink.delta.partition_by"),
+    ],
+)
+def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str, new: str, reason: str | None) -> None:
+    assert old in GOOD
+    declare(tmp_path, "bad", GOOD.replace(old, new, 1))
+    declare(tmp_path, "good", GOOD)
+    found = load_streams(Settings(declarations=tmp_path))
+    assert "good" in [one.name for one in found.usable]
+    if reason is not None:
+        (broken,) = found.broken
+        assert broken.name == "bad"
+        assert reason in broken.problem
+        assert str(tmp_path / "bad" / "defs.yaml") in broken.problem
+
+
+def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:
+    declare(tmp_path, "a", GOOD + "sink: {key: [id], table: shared}")
+    declare(tmp_path, "b", GOOD + "sink: {key: [id], table: shared}")
+    found = load_streams(Settings(declarations=tmp_path))
+    assert [one.name for one in found.usable] == ["a"]
+    assert "the stream a stores in shared" in found.broken[0].problem

@@ -1,0 +1,405 @@
+"""Every decoder keeps values exactly, and refuses what is not of its format, message by message."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from google.protobuf import descriptor_pb2, timestamp_pb2, wrappers_pb2
+
+from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, TransientError
+from ingest_project.core.settings import SchemaRegistrySettings, Settings
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.contract import Contract
+from ingest_project.streams.declaration import StreamDeclaration
+from ingest_project.streams.registry import forget_registries, registry_of
+from ingest_project_tests.services.schema_registry import BASIC_USER, TOKEN, SchemaRegistry
+from ingest_project_tests.streams.declared import messages
+from ingest_project_tests.streams.declared.messages import TOPIC, framed, received
+
+FIELD = descriptor_pb2.FieldDescriptorProto
+COLUMNS: list[dict[str, Any]] = [
+    {"name": "order_id", "type": "text", "required": True},
+    {"name": "amount", "type": "decimal(12,2)", "required": True, "min": 0},
+    {"name": "placed_at", "type": "timestamp", "required": True},
+    {"name": "status", "type": "text", "allowed": ["OPEN", "PAID"]},
+    {"name": "quantity", "type": "integer"},
+    {"name": "weight", "type": "number"},
+    {"name": "gift", "type": "boolean"},
+    {"name": "due", "type": "date"},
+    {"name": "city", "type": "text", "path": "$.customer.address.city"},
+    {"name": "tags", "type": "json"},
+]
+AVRO: dict[str, Any] = {
+    "type": "record",
+    "name": "Order",
+    "namespace": "shop",
+    "fields": [
+        {"name": "order_id", "type": "string"},
+        {"name": "amount", "type": {"type": "bytes", "logicalType": "decimal", "precision": 12, "scale": 2}},
+        {"name": "placed_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "status", "type": {"type": "enum", "name": "Status", "symbols": ["OPEN", "PAID", "LOST"]}},
+        {"name": "quantity", "type": ["null", "long"], "default": None},
+        {"name": "weight", "type": ["null", "double", "string"], "default": None},
+        {"name": "gift", "type": ["null", "boolean"], "default": None},
+        {"name": "due", "type": ["null", {"type": "int", "logicalType": "date"}], "default": None},
+        {
+            "name": "customer",
+            "default": None,
+            "type": [
+                "null",
+                {
+                    "type": "record",
+                    "name": "Customer",
+                    "fields": [
+                        {
+                            "name": "address",
+                            "type": {
+                                "type": "record",
+                                "name": "Address",
+                                "fields": [{"name": "city", "type": "string"}, {"name": "zip", "type": "string"}],
+                            },
+                        }
+                    ],
+                },
+            ],
+        },
+        {"name": "tags", "type": ["null", {"type": "array", "items": "string"}], "default": None},
+    ],
+}
+RECORD: dict[str, Any] = {
+    "order_id": "o1",
+    "amount": Decimal("9999999999.99"),
+    "placed_at": datetime(2026, 1, 15, 10, 30, 45, 123_456, tzinfo=UTC),
+    "status": "PAID",
+    "quantity": 2**62,
+    "weight": 1.25,
+    "gift": False,
+    "due": date(2026, 2, 28),
+    "customer": {"address": {"city": "Bern", "zip": "3000"}},
+    "tags": ["a", "é"],
+}
+ROW = {
+    **{name: value for name, value in RECORD.items() if name not in {"customer", "tags"}},
+    "city": "Bern",
+    "tags": '["a","é"]',
+    "rescued_data": '{"customer":{"address":{"zip":"3000"}}}',
+}
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Close the connections of a test's registries: a process keeps one for each."""
+    yield
+    forget_registries()
+
+
+@pytest.fixture
+def registry() -> Iterator[SchemaRegistry]:
+    """A registry without a schema."""
+    with SchemaRegistry() as made:
+        yield made
+
+
+def settings_of(registry: SchemaRegistry, **more: object) -> Settings:
+    return Settings(schema_registry=SchemaRegistrySettings(url=registry.url, timeout_seconds=2, **more))
+
+
+def contract(decoder: str, settings: Settings | None = None, **more: object) -> Contract:
+    values: dict[str, Any] = {"name": "orders", "topic": TOPIC, "columns": COLUMNS, **more}
+    return Contract(StreamDeclaration.model_validate({**values, "decoder": decoder}), settings or Settings())
+
+
+def decoded(made: Contract, *found: ConsumerRecord) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    rows = made.rows_of(found)
+    assert sorted([*(one.offset for one in rows.messages), *(one.offset for one, _ in rows.refused)]) == [
+        one.offset for one in found
+    ]
+    return rows.table.to_pylist(), {message.offset: str(error) for message, error in rows.refused}
+
+
+def as_json(record: dict[str, Any]) -> bytes:
+    """As a producer writes it: the amount as a number with all its digits."""
+    texts = {name: str(value) if isinstance(value, date | datetime) else value for name, value in record.items()}
+    return json.dumps(texts, default=float, ensure_ascii=False).encode()
+
+
+def test_avro_keeps_logical_types_unions_enums_and_nested_records_exactly(registry: SchemaRegistry) -> None:
+    payload = messages.avro(registry.url, json.dumps(AVRO), RECORD)
+    least = messages.avro(registry.url, json.dumps(AVRO), {**RECORD, "customer": None, "weight": None, "tags": None})
+    (row, other), refused = decoded(contract("avro", settings_of(registry)), *received(payload, least))
+    assert refused == {}
+    assert row == ROW
+    assert (other["city"], other["weight"], other["tags"], other["rescued_data"]) == (None, None, None, None)
+
+
+def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: SchemaRegistry) -> None:
+    del registry
+    good = as_json({**RECORD, "placed_at": "2026-01-15T10:30:45.123456Z"})
+    amount = b'"amount": 9999999999.99'
+    assert amount in good
+    bad = {
+        b'"amount": "9999999999.99"': None,
+        b'"amount": 1e2': None,
+        b'"amount": 0.001': "amount_not_a_decimal",
+        b'"amount": -1': "amount_out_of_range",
+        b'"amount": 1e999999999': "amount_not_a_decimal",
+        b'"amount": "NaN"': "amount_not_a_decimal",
+        b'"amount": null': "amount_missing",
+        b'"amount": true': "Expected `decimal | null`",
+    }
+    cases = [good, *(good.replace(amount, one) for one in bad), b"[]", b"{", b"\xff", b"", good + b"x"]
+    rows, refused = decoded(contract("json"), *received(*cases))
+    assert rows[0] == ROW | {"tags": '["a", "é"]'}, "JSON stays as it was sent"
+    assert [row["amount"] for row in rows[1:]] == [Decimal("9999999999.99"), Decimal("100.00")]
+    for offset, reason in enumerate(bad.values(), 1):
+        assert (offset not in refused) if reason is None else reason in refused[offset]
+    assert refused.keys() >= set(range(len(bad) + 1, len(cases)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("quantity", 2**63, "quantity_not_an_integer"),
+        ("quantity", 1.5, "$.quantity"),
+        ("quantity", True, "$.quantity"),
+        ("weight", 2**53 + 1, None),
+        ("placed_at", "2026-02-30T00:00:00Z", "placed_at_not_a_timestamp"),
+        ("placed_at", "0001-01-01T00:00:00+14:00", "placed_at_not_a_timestamp"),
+        ("placed_at", 1_768_473_045, "$.placed_at"),
+        ("due", "2026-02-30", "due_not_a_date"),
+        ("due", "2026-02-28T00:00:00Z", "due_not_a_date"),
+        ("status", "LOST", "status_not_allowed"),
+        ("order_id", None, "order_id_missing"),
+        ("customer", {"address": {"city": 5}}, "$.customer.address.city"),
+        ("customer", [], "$.customer"),
+        ("customer", {"address": None}, None),
+    ],
+)
+def test_a_value_that_is_not_of_its_column_refuses_its_message_alone(field: str, value: object, reason: str) -> None:
+    base = {**RECORD, "placed_at": "2026-01-15T10:30:45Z"}
+    found = received(as_json(base), as_json({**base, field: value}), as_json(base))
+    rows, refused = decoded(contract("json"), *found)
+    assert len(rows) == (3 if reason is None else 2)
+    if reason is not None:
+        assert list(refused) == [1]
+        assert reason in refused[1]
+
+
+def test_times_as_numbers_are_read_where_a_column_says_what_they_count() -> None:
+    columns = [{"name": "at", "type": "timestamp", "epoch": "milliseconds"}]
+    rows, refused = decoded(contract("json", columns=columns), *received(b'{"at": 1768473045123}', b'{"at": "soon"}'))
+    assert rows[0]["at"] == datetime(2026, 1, 15, 10, 30, 45, 123_000, tzinfo=UTC)
+    assert "$.at" in refused[1]
+
+
+def test_text_is_utf_8_whole() -> None:
+    made = contract("text", columns=[{"name": "line", "type": "text", "pattern": "[^x]*"}])
+    rows, refused = decoded(made, *received("hé\0".encode(), b"\xff", b"", b"x"))
+    assert [row["line"] for row in rows] == ["hé\0"]
+    assert "Not UTF-8" in refused[1]
+    assert "line_pattern" in refused[3]
+
+
+def test_protobuf_needs_no_generated_classes(registry: SchemaRegistry) -> None:
+    order = messages.message_class(
+        "Order",
+        [
+            ("order_id", FIELD.TYPE_STRING, ""),
+            ("placed_at", FIELD.TYPE_MESSAGE, ".google.protobuf.Timestamp"),
+            ("status", FIELD.TYPE_ENUM, ".shop.Status"),
+            ("quantity", FIELD.TYPE_UINT64, ""),
+            ("weight", FIELD.TYPE_MESSAGE, ".google.protobuf.DoubleValue"),
+            ("gift", FIELD.TYPE_BOOL, ""),
+            ("tags", FIELD.TYPE_STRING, ""),
+            ("raw", FIELD.TYPE_BYTES, ""),
+        ],
+        timestamp_pb2.DESCRIPTOR.name,
+        wrappers_pb2.DESCRIPTOR.name,
+        optional=("gift",),
+        repeated=("tags",),
+        enum=("OPEN", "PAID"),
+    )
+    columns = [column for column in COLUMNS if column["name"] not in {"amount", "due", "city"}]
+    made = contract("protobuf", settings_of(registry), columns=[*columns, {"name": "raw", "type": "text"}])
+    message = order(order_id="o1", status=1, quantity=7, tags=["a"], raw=b"\xff")
+    message.placed_at.FromDatetime(RECORD["placed_at"])
+    message.weight.value = 1.5
+    bare = order(order_id="o2")
+    bare.placed_at.seconds = 1
+    huge = order(order_id="o3", quantity=2**64 - 1)
+    huge.placed_at.seconds = 1
+    unknown = order(order_id="o4", status=9)
+    unknown.placed_at.seconds = 1
+    payloads = [messages.protobuf(registry.url, one) for one in (message, bare, huge, unknown)]
+    cut, longer = payloads[0][:-1], payloads[0] + b"\xa8\x06\x01"
+    rows, refused = decoded(made, *received(*payloads, cut, longer))
+    assert rows[0] == {
+        "order_id": "o1",
+        "placed_at": RECORD["placed_at"],
+        "status": "PAID",
+        "quantity": 7,
+        "weight": 1.5,
+        "gift": None,
+        "tags": '["a"]',
+        "raw": "/w==",
+        "rescued_data": None,
+    }
+    assert (rows[1]["weight"], rows[1]["quantity"], rows[1]["status"]) == (None, 0, "OPEN")
+    assert "quantity_not_an_integer" in refused[2]
+    assert "status is 9" in refused[3]
+    assert "Not of its Protobuf schema" in refused[4]
+    assert "fields that Order does not have" in refused[5]
+
+
+def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> None:
+    schema = {
+        "type": "object",
+        "title": "Order",
+        "properties": {"order_id": {"type": "string", "maxLength": 3}, "amount": {"type": "number"}},
+        "required": ["order_id"],
+    }
+    columns = [{"name": "order_id", "type": "text"}, {"name": "amount", "type": "decimal(30,10)"}]
+    made = contract("json_schema", settings_of(registry), columns=columns)
+    number = registry.register(f"{TOPIC}-value", schema, "JSON")
+    digits = framed(number, b'{"order_id": "o1", "amount": 12345678901234567890.0123456789}')
+    long, missing, broken = (framed(number, raw) for raw in (b'{"order_id": "long"}', b'{"amount": 1}', b"{"))
+    rows, refused = decoded(made, *received(digits, long, missing, broken, b"{}"))
+    assert [row["amount"] for row in rows] == [Decimal("12345678901234567890.0123456789")]
+    assert "too long" in refused[1]
+    assert "order_id" in refused[2]
+    assert "Not JSON" in refused[3]
+    assert "names no schema" in refused[4]
+
+
+AVRO_PAYLOAD = messages.encoded_avro(AVRO, RECORD)
+
+
+@pytest.mark.parametrize("decoder", ["avro", "protobuf", "json_schema"])
+def test_bytes_that_are_not_of_a_schema_are_refused_alone(registry: SchemaRegistry, decoder: str) -> None:
+    registry.register("s-value", AVRO)
+    odd = [b"", b"\x00", b"\x07abcdef", framed(99, b"\0"), b"{}", b"\x00" * 40, framed(1, b"\x00" * 3)]
+    rows, refused = decoded(contract(decoder, settings_of(registry)), *received(*odd))
+    assert rows == []
+    assert len(refused) == len(odd)
+    assert "The schema registry has no schema 99" in refused[3]
+    assert registry.requests["GET /schemas/ids/99"] == 1
+
+
+def test_avro_bytes_must_be_of_their_schema_to_the_last_one(registry: SchemaRegistry) -> None:
+    number = registry.register("s-value", AVRO)
+    cut, longer, good = AVRO_PAYLOAD[:-1], AVRO_PAYLOAD + b"\0", AVRO_PAYLOAD
+    found = received(*(framed(number, raw) for raw in (cut, longer, good)))
+    rows, refused = decoded(contract("avro", settings_of(registry)), *found)
+    assert rows == [ROW]
+    assert "EOFError" in refused[0]
+    assert "1 bytes are left over" in refused[1]
+    assert registry.requests[f"GET /schemas/ids/{number}"] == 1
+
+
+def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: SchemaRegistry) -> None:
+    itself = {"type": "record", "name": "N", "fields": [{"name": "n", "type": ["null", "N"]}]}
+    nothing = {"type": "record", "name": "L", "fields": [{"name": "l", "type": {"type": "array", "items": "null"}}]}
+    deep = framed(registry.register("a", itself), b"\x02" * 900_000)
+    many = framed(registry.register("b", nothing), b"\xfe\xff\xff\xff\xff\xff\xff\xff\x7f\x00")
+    digits = {**RECORD, "amount": b"\x7f" * 500_000}
+    plain = [{"name": "amount", "type": "bytes"} if one["name"] == "amount" else one for one in AVRO["fields"]]
+    long = framed(registry.register("c", AVRO), messages.encoded_avro({**AVRO, "fields": plain}, digits))
+    began = time.monotonic()
+    rows, refused = decoded(contract("avro", settings_of(registry)), *received(deep, many, long))
+    assert time.monotonic() - began < 5
+    assert rows == []
+    assert "contains itself" in refused[0]
+    assert "values without bytes" in refused[1]
+    assert "at most 16 are read" in refused[2]
+
+
+def test_a_decimal_beyond_its_precision_is_not_rounded(registry: SchemaRegistry) -> None:
+    schema = {
+        "type": "record",
+        "name": "R",
+        "fields": [{"name": "amount", "type": {"type": "bytes", "logicalType": "decimal", "precision": 3, "scale": 2}}],
+    }
+    payload = framed(registry.register("s", schema), b"\x06\x12\xd6\x87")
+    made = contract("avro", settings_of(registry), columns=[{"name": "amount", "type": "decimal(12,2)"}])
+    rows, _ = decoded(made, *received(payload))
+    assert rows[0]["amount"] == Decimal("12345.67")
+
+
+def test_schemas_that_refer_to_others_and_ids_in_headers_are_read(registry: SchemaRegistry) -> None:
+    address = {"type": "record", "name": "shop.Address", "fields": [{"name": "city", "type": "string"}]}
+    registry.register("address", address)
+    order = {"type": "record", "name": "shop.Order", "fields": [{"name": "address", "type": "shop.Address"}]}
+    reference = {"name": "shop.Address", "subject": "address", "version": 1}
+    number = registry.register("order", order, references=[reference])
+    with SchemaRegistryClient({"url": registry.url}) as client:
+        guid = client.get_version("order", 1).guid
+    header = (("__value_schema_id", b"\x01" + bytes.fromhex((guid or "").replace("-", ""))),)
+    made = contract("avro", settings_of(registry), columns=[{"name": "city", "type": "text", "path": "$.address.city"}])
+    rows, refused = decoded(made, *received(framed(number, b"\x08Bern")))
+    assert (rows[0]["city"], refused) == ("Bern", {})
+    rows, refused = decoded(made, *received(b"\x08Bern", headers=header))
+    assert (rows[0]["city"], refused) == ("Bern", {})
+
+
+def test_a_registry_that_is_away_or_refuses_blames_no_message(registry: SchemaRegistry) -> None:
+    number = registry.register("s-value", AVRO)
+    made, found = contract("avro", settings_of(registry)), received(framed(number, AVRO_PAYLOAD))
+    for status in (500, 503, 401, 429):
+        registry.status = status
+        with pytest.raises(TransientError, match=f"HTTP status code {status}"):
+            made.rows_of(found)
+    registry.status = 0
+    assert decoded(made, *found)[0] == [ROW]
+    with SchemaRegistry() as gone:
+        away = settings_of(gone)
+    with pytest.raises(SchemaRegistryUnavailableError, match="cannot be used"):
+        contract("avro", away).rows_of(found)
+
+
+def test_credentials_are_sent_and_never_without_tls_unless_allowed() -> None:
+    user, _, password = BASIC_USER.partition(":")
+    for kind, given in (("basic", {"username": user, "password": password}), ("bearer", {"token": TOKEN})):
+        with SchemaRegistry(kind) as registry:
+            number = registry.register("s-value", AVRO)
+            found = received(framed(number, AVRO_PAYLOAD))
+            with pytest.raises(SettingsError, match="without TLS"):
+                contract("avro", settings_of(registry, **given))
+            assert decoded(contract("avro", settings_of(registry, plain_http=True, **given)), *found)[0] == [ROW]
+            with pytest.raises(TransientError, match="Unauthorized"):
+                contract("avro", settings_of(registry)).rows_of(found)
+
+
+def test_a_registry_that_is_not_set_or_denied_is_said_to_be_so() -> None:
+    with pytest.raises(SettingsError, match="INGEST_SCHEMA_REGISTRY_URL is not set"):
+        registry_of(Settings())
+    with SchemaRegistry() as registry:
+        denied = settings_of(registry).model_copy(
+            update={"downloads": Settings().downloads.model_copy(update={"denied_hosts": ["127.0.0.1"]})}
+        )
+        with pytest.raises(Exception, match=re.escape("denied hosts")):
+            registry_of(denied)
+
+
+def test_what_no_column_names_is_rescued_evolves_or_refuses_the_message() -> None:
+    columns = [{"name": "a", "type": "integer"}, {"name": "b", "type": "text", "path": "$.in.b"}]
+    raw = [b'{"a": 1}', b'{"a": 2, "new": "x", "Odd Name": [1], "in": {"b": "t", "c": 1.50}}', b'{"new": {"y": 2}}']
+    rescued, _ = decoded(contract("json", columns=columns), *received(*raw))
+    assert [row["rescued_data"] for row in rescued] == [
+        None,
+        '{"Odd Name":[1],"new":"x","in":{"c":1.50}}',
+        '{"new":{"y": 2}}',
+    ]
+    evolved, _ = decoded(contract("json", columns=columns, drift="evolve"), *received(*raw))
+    assert [row["new"] for row in evolved] == [None, "x", '{"y": 2}']
+    assert evolved[1]["rescued_data"] == '{"Odd Name":[1],"in":{"c":1.50}}'
+    frozen, refused = decoded(contract("json", columns=columns, drift="freeze"), *received(*raw))
+    assert [row["a"] for row in frozen] == [1]
+    assert refused[1].startswith("It has fields that the stream does not declare: Odd Name, new, in")
