@@ -18,10 +18,7 @@ from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
-<<<<<<< HEAD
-=======
 from ingest_project.file_ingest.declared import tables_of
->>>>>>> h-s
 from ingest_project.file_ingest.delta_rows import delta_store
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
@@ -43,11 +40,8 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
-<<<<<<< HEAD
-from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
-=======
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
->>>>>>> h-s
+from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
 

@@ -64,7 +64,11 @@ def require_weather(system: ExampleSystem) -> None:
         system.evaluations(system.file(f"{station}_2026-01-15.csv").file_key) for station in ("OSL", "BGO", "TRD")
     )
     assert (oslo["file_accepted"], oslo["contract_holds"], oslo["schema_unchanged"]) == (True, False, False)
-    assert (bergen["file_accepted"], bergen["contract_holds"], bergen.get("schema_unchanged", True)) == (True, True, True)
+    assert (bergen["file_accepted"], bergen["contract_holds"], bergen.get("schema_unchanged", True)) == (
+        True,
+        True,
+        True,
+    )
     assert refused["file_accepted"] is False
     assert "Date" in (system.file("TRD_2026-01-15.csv").reason or "")
 

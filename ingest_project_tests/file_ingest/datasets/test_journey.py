@@ -33,16 +33,8 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
     weather.run_due()
     record = weather.file("a.csv")
     assert (record.state.value, record.dataset, record.reason) == ("ingested", "weather", None)
-<<<<<<< HEAD
     columns = "station, temperature, rain, sunny, note, day::text, rescued_data, line_number"
     assert weather.rows(f"SELECT {columns} FROM weather ORDER BY line_number") == [
-=======
-    rows = weather.rows(
-        "SELECT station, temperature, rain, sunny, note, day::text, rescued_data, line_number FROM weather"
-        " ORDER BY line_number"
-    )
-    assert rows == [
->>>>>>> h-s
         ("AAA", 1.5, Decimal("0.20"), True, {"a": 1}, "2026-01-15", None, 2),
         ("AAA", 2.5, None, False, None, "2026-01-15", None, 3),
         ("BBB", None, Decimal("3.05"), None, None, None, None, 4),
