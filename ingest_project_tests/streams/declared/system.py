@@ -11,8 +11,8 @@ import dagster as dg
 import sqlalchemy as sa
 import yaml
 from dagster import ExecuteInProcessResult
-from ingest_project.platform.database.engine import reading
 
+from ingest_project.platform.database import reading
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
