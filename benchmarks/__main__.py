@@ -1,4 +1,4 @@
-"""`python -m benchmarks files|rows|latency|activity|commits|crm|listing|datasets`: one measurement, its result is the last line.
+"""`python -m benchmarks KIND`, e.g. files or datasets: one measurement, its result is the last line.
 
 The result is one JSON object; what happens meanwhile goes to standard error. The exit code is 1 when what was stored is
 not exactly what should be.
