@@ -27,7 +27,7 @@ def measured_once(measure: Callable[[argparse.Namespace, Path], Result], options
     why there is no result.
     """
     # A crash of a library written in C leaves no traceback otherwise.
-    faulthandler.enable()
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="ingest-benchmark-"))
     try:
         result = measure(options, folder)

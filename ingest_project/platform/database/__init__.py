@@ -10,7 +10,6 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,13 +306,10 @@ def schema_version(engine: sa.Engine) -> str | None:
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    from alembic.config import Config  # noqa: PLC0415 - only needed when there is something to upgrade
-    from alembic.runtime.environment import EnvironmentContext  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic import command  # noqa: PLC0415 - only needed when there is something to upgrade
+    from alembic.config import Config  # noqa: PLC0415
 
-    script = ScriptDirectory(str(Path(__file__).with_name("migrations")))
-    upgrade = partial(script._upgrade_revs, HEAD)  # noqa: SLF001 - as `alembic upgrade` does
-    with EnvironmentContext(Config(), script, fn=lambda revision, _: upgrade(revision)) as environment:
-        # The caller holds the transaction, and with it the lock that lets one process migrate at a time.
-        environment.configure(connection=connection, transactional_ddl=False)
-        environment.run_migrations()
+    config = Config()
+    config.set_main_option("script_location", "ingest_project.platform.database:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
@@ -19,7 +19,6 @@ from ingest_project import operations as metric_tables
 from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
-from ingest_project.platform import database
 from ingest_project.platform.database import HEAD, migrate, open_engine, schema_version, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
@@ -27,7 +26,6 @@ from ingest_project.streams.crm import records as crm_tables
 from ingest_project.streams.user_activity import hours as activity_tables
 
 # Importing them registers them.
-MIGRATIONS = str(Path(database.__file__).with_name("migrations"))
 DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)
 
 MIGRATE = """
@@ -59,7 +57,9 @@ def test_the_migrations_make_the_tables_that_the_code_sees(database_url: str) ->
 
 
 def test_the_newest_revision_is_head() -> None:
-    assert ScriptDirectory(MIGRATIONS).get_current_head() == HEAD
+    config = Config()
+    config.set_main_option("script_location", "ingest_project.platform.database:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
 def test_a_current_database_costs_one_quick_query(database_url: str) -> None:
@@ -115,11 +115,11 @@ def test_a_migration_that_fails_half_way_leaves_nothing(empty_url: str) -> None:
 
 def test_going_back_to_nothing_and_forth_again_works(database_url: str) -> None:
     engine = open_engine(database_url)
-    script = ScriptDirectory(MIGRATIONS)
-    backwards = EnvironmentContext(Config(), script, fn=lambda revision, _: script._downgrade_revs("base", revision))
-    with writing(engine) as connection, backwards as environment:
-        environment.configure(connection=connection, transactional_ddl=False)
-        environment.run_migrations()
+    config = Config()
+    config.set_main_option("script_location", "ingest_project.platform.database:migrations")
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
     assert set(sa.inspect(engine).get_table_names()) == {"alembic_version"}
     migrate(engine)
     assert "files" in sa.inspect(engine).get_table_names()
