@@ -19,7 +19,7 @@ from ingest_project.contracts.columns import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
@@ -270,7 +270,7 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     Raises:
         SettingsError: it cannot be read, or is not a declaration; names the file, the line and what is wrong.
     """
-    content = yaml_content(path, "declaration")
+    content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or str(content.get("type")) != COMPONENT:
         return None
     attributes = content.get("attributes") or {}
