@@ -40,7 +40,7 @@ def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside  # noqa: PLC0415
     from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_dataset import guess_dataset  # noqa: PLC0415
+    from ingest_project.readers.guessing.dataset import guess_dataset  # noqa: PLC0415
 
     settings = load_settings().settings
     named = name or name_of(file)

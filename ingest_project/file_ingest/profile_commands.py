@@ -33,7 +33,7 @@ from ingest_project.core.yaml_models import yaml_files
 if TYPE_CHECKING:
     from ingest_project.file_ingest.contract import Contract
     from ingest_project.file_ingest.trial import Trial
-    from ingest_project.readers.guessing import Found
+    from ingest_project.readers.guessing.proposal import Found
     from ingest_project.readers.profiles import ReaderProfile
 
 MAX_SHOWN_TEXT = 160
@@ -108,7 +108,7 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
     from ingest_project.file_ingest.sensor_readings import SensorTypes  # noqa: PLC0415
-    from ingest_project.readers.guessing import guess_profile  # noqa: PLC0415
+    from ingest_project.readers.guessing.proposal import guess_profile  # noqa: PLC0415
     from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
 
     settings = load_settings().settings
@@ -146,7 +146,7 @@ def try_profile(
 
 def name_of(file: Path) -> str:
     """Return a name for the proposal for a file: its own, without dates and what names cannot hold."""
-    from ingest_project.readers.guess_names import slug  # noqa: PLC0415
+    from ingest_project.readers.guessing.names import slug  # noqa: PLC0415
 
     words = slug(re.sub(r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?", "", file.name.partition(".")[0]))
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
@@ -155,7 +155,7 @@ def name_of(file: Path) -> str:
 def looked_at(file: Path, settings: Settings) -> Found:
     """Find the table in a file, within the limits of the settings."""
     from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guessing import look_at  # noqa: PLC0415
+    from ingest_project.readers.guessing.proposal import look_at  # noqa: PLC0415
     from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
 
     return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
@@ -200,7 +200,7 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
 def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
     from ingest_project.file_ingest.trial import TEXT_TYPES, type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_encoding import excerpt  # noqa: PLC0415
+    from ingest_project.readers.guessing.encoding import excerpt  # noqa: PLC0415
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
