@@ -31,8 +31,8 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import yaml_files
 
 if TYPE_CHECKING:
+    from ingest_project.file_ingest.commands.trial import Trial
     from ingest_project.file_ingest.contract import Contract
-    from ingest_project.file_ingest.trial import Trial
     from ingest_project.readers.guessing.proposal import Found
     from ingest_project.readers.profiles import ReaderProfile
 
@@ -131,7 +131,7 @@ def try_profile(
 
     Exit code 1 when the file would be quarantined as a whole.
     """
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     settings = load_settings().settings
     contract = contract_of(dataset or SENSOR_READINGS, settings)
@@ -154,7 +154,7 @@ def name_of(file: Path) -> str:
 
 def looked_at(file: Path, settings: Settings) -> Found:
     """Find the table in a file, within the limits of the settings."""
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import type_of  # noqa: PLC0415
     from ingest_project.readers.guessing.proposal import look_at  # noqa: PLC0415
     from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
 
@@ -199,7 +199,7 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
 
 def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.trial import TEXT_TYPES, type_of  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import TEXT_TYPES, type_of  # noqa: PLC0415
     from ingest_project.readers.guessing.encoding import excerpt  # noqa: PLC0415
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
@@ -207,7 +207,7 @@ def excerpt_of(file: Path, folder: Path) -> Path:
 
 def _installed(file: Path, contract: Contract) -> Iterator[str]:
     """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     for name, profile in contract.profiles.items():
         trial = try_file(file, profile, contract, 0)
@@ -218,7 +218,7 @@ def _installed(file: Path, contract: Contract) -> Iterator[str]:
 
 def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
     """Read the sample of a file by a proposal, and say how that went."""
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     trial = try_file(sample, profile, contract, 0, file.name)
     where = file.name if sample == file else f"the beginning and the end of {file.name}"
