@@ -13,7 +13,7 @@ from dagster import DagsterInstance
 from pyarrow import parquet
 
 from ingest_project_tests.file_ingest.datasets.system import declare, opened, settings_of
-from ingest_project_tests.journeys.system import POLLING
+from ingest_project_tests.journeys.system import JOB_OF, POLLING
 from ingest_project_tests.services.kafka import Server
 
 COLUMNS = [
@@ -51,7 +51,7 @@ def test_files_of_every_declared_type_become_rows(
         system.write(f"halls/{name}", content)
     system.send_job(system.folder / "halls")
     for request in system.requests(POLLING):
-        system.execute(str(request.job_name), request)
+        system.execute(JOB_OF[POLLING], request)
     system.run_due()
     rows = system.rows("SELECT station, amount, details, rescued_data, line_number FROM halls ORDER BY station")
     amount = Decimal(AMOUNT)
