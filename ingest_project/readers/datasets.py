@@ -29,7 +29,7 @@ from ingest_project.contracts.files import (
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
 from ingest_project.readers.profiles import (
     NumberLayout,
     Profiles,
@@ -236,7 +236,7 @@ class DatasetDeclaration(_Part):
             SettingsError: the profile that it names does not exist, or does not fit.
         """
         own = {self.name: self.own_profile} if self.own_profile else {}
-        usable = {name: profile for name, profile in known.items() if profile.dataset == self.name} | own
+        usable = known.of_dataset(self.name) | own
         if self.profile not in usable:
             raise SettingsError(
                 f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
@@ -425,7 +425,7 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
     Raises:
         SettingsError: it cannot be read, or is not a declaration; names the file, the line and what is wrong.
     """
-    content = yaml_content(path, "declaration")
+    content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or "type" not in content:
         raise SettingsError(f"{path}, line 1: this is no declaration: write `type: {COMPONENT}` and `attributes:`.")
     component = str(content["type"])
