@@ -54,7 +54,8 @@ OWN_TABLES = frozenset(
         *("attachment_replays", "attachments", "contents", "device_metrics", "download_outcomes"),
         *("eventhouse_positions", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
         *("opportunities", "outbox", "polling_jobs", "projects", "quarantined_rows", "raw_sensor_data"),
-        *("sink_positions", "skipped_offsets", "unidentified_messages", "user_activity_hourly"),
+        *("sink_positions", "skipped_offsets", "stream_hour_spans", "stream_hours", "unidentified_messages"),
+        "user_activity_hourly",
     }
 )
 GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
