@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -245,7 +246,7 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
     settings = services.settings
     return FilePage(
         file=record,
-        ui=_partition_url(settings, record.file_key),
+        ui=_partition_url(settings, record),
         landed_at=f"{settings.landing_url.rstrip('/')}/{object_name(record.sha256)}" if record.sha256 else None,
         metrics=[metric._asdict() for metric in services.warehouse.metrics_of(record.file_key)],
         quarantined_rows=[row._asdict() for row in services.warehouse.quarantined_rows_of(record.file_key, rows)],
@@ -254,10 +255,11 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
     )
 
 
-def _partition_url(settings: Settings, file_key: str) -> str:
+def _partition_url(settings: Settings, record: FileRecord) -> str:
     """Return the address of this file in the Dagster UI."""
     base = settings.dagster.webserver_url.rstrip("/")
-    return f"{base}/assets/validated_sensor_data?view=partitions&partition={quote(file_key, safe='')}"
+    asset = "validated_sensor_data" if record.dataset == SENSOR_READINGS else f"{record.dataset}/validated"
+    return f"{base}/assets/{asset}?view=partitions&partition={quote(record.file_key, safe='')}"
 
 
 def _show_page(page: FilePage) -> None:
