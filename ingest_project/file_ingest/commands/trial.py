@@ -15,8 +15,8 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.drift import drift_of
-from ingest_project.readers.csv_reader import header_search
-from ingest_project.readers.csv_text import find_header, text_blocks
+from ingest_project.readers.formats.csv_reader import header_search
+from ingest_project.readers.formats.csv_text import find_header, text_blocks
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profiles import ReaderProfile
