@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "files": "file_ingest.commands:register_files",
     "quarantine": "file_ingest.commands:register_quarantine",
     "profile": "file_ingest.profile_commands:register_profile",
-    "dataset": "file_ingest.profile_commands:register_dataset",
+    "dataset": "file_ingest.dataset_commands:register_dataset",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.topics:register_dlq",
     "topics": "cli.topics:register_topics",

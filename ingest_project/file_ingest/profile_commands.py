@@ -1,4 +1,4 @@
-"""`ingest profile` and `ingest dataset`: list, check and try declarations, and propose one for a file.
+"""`ingest profile`: list, check and try reader profiles, and propose one for a file.
 
 All of them work with nothing running: they read files and settings, and store nothing.
 """
@@ -40,10 +40,8 @@ MAX_SHOWN_TEXT = 160
 MAX_NAME = 40
 YAML_ENDINGS = (".yaml", ".yml")
 SENSOR_READINGS = "sensor_readings"
-TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 profile_app = typer.Typer(help="Reader profiles: list, check, try, and propose one for a file.", no_args_is_help=True)
-dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file on this machine.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the proposal; made of the file's by default.")]
@@ -56,11 +54,6 @@ Paths = Annotated[list[Path] | None, typer.Argument(metavar="[PATH...]", help="Y
 def register_profile(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(profile_app, name="profile")
-
-
-def register_dataset(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(dataset_app, name="dataset")
 
 
 @profile_app.command("list")
@@ -108,7 +101,7 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
     from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415
 
     profiles = load_profiles(paths or load_settings().settings.file_ingest.profiles)
-    _report_check([one.problem for one in profiles.broken], counted(len(profiles), "profile"), as_json=as_json)
+    report_check([one.problem for one in profiles.broken], counted(len(profiles), "profile"), as_json=as_json)
 
 
 @profile_app.command("guess")
@@ -120,74 +113,17 @@ def guess(file: File, *, name: Name = None) -> None:
 
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
-    draft = guess_profile(_looked_at(file, settings), file.name, name or name_of(file), types.types)
-    contract = _contract_of(SENSOR_READINGS, settings)
+    draft = guess_profile(looked_at(file, settings), file.name, name or name_of(file), types.types)
+    contract = contract_of(SENSOR_READINGS, settings)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
-        sample = _excerpt(file, Path(folder))
-        said = [_verdict(sample, read_profile(written), contract), *_installed(sample, contract)]
+        sample = excerpt_of(file, Path(folder))
+        said = [verdict_on(sample, file, read_profile(written), contract), *_installed(sample, contract)]
     typer.echo(draft.text(said), nl=False)
 
 
-@dataset_app.command("guess")
-def guess_a_dataset(file: File, *, name: Name = None) -> None:
-    """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
-    from ingest_project.contracts.files import type_inside  # noqa: PLC0415
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_dataset import guess_dataset  # noqa: PLC0415
-
-    settings = load_settings().settings
-    named = name or name_of(file)
-    draft = guess_dataset(_looked_at(file, settings), file.name, type_inside(type_of(file)), named)
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, named, "defs.yaml")
-        written.parent.mkdir()
-        written.write_text(draft.text(), encoding="utf-8")
-        contract = _contract_of(str(written), settings)
-        verdict = _verdict(_excerpt(file, Path(folder)), contract.profiles.named(named), contract)
-    typer.echo(draft.text([verdict, f"Store this as {named}/defs.yaml in {settings.declarations.name}."]), nl=False)
-
-
-@dataset_app.command("list")
-def list_datasets(*, as_json: AsJson = False) -> None:
-    """List the datasets, the shipped one and the declared ones, and those that are broken."""
-    from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415
-
-    found = load_declarations(load_settings().settings)
-    if as_json:
-        known = [{"name": one.name, "description": one.description} for one in found.values()]
-        print_json({"datasets": known, "broken": found.broken})
-        return
-    made = table("Dataset", "Stored in", "Reader profile", "Description")
-    for one in found.values():
-        add_row(made, one.name, one.table or one.target.delta, one.profile, one.description)
-    show(made)
-    for broken in found.broken:
-        complain(f"Broken: {broken.problem}")
-
-
-@dataset_app.command("check")
-def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
-    """Check the declarations of the settings, or these. Exit code 1 when one is broken."""
-    from ingest_project.readers.datasets import load_declarations, read_declaration  # noqa: PLC0415
-
-    if not paths:
-        found = load_declarations(load_settings().settings)
-        _report_check([one.problem for one in found.broken], counted(len(found), "dataset"), as_json=as_json)
-        return
-    files = [path / "defs.yaml" if path.is_dir() else path for path in paths]
-    problems = []
-    for path in files:
-        try:
-            read_declaration(path)
-        except SettingsError as error:
-            problems.append(str(error))
-    _report_check(problems, counted(len(files) - len(problems), "dataset"), as_json=as_json)
-
-
 @profile_app.command("try")
-@dataset_app.command("try")
 def try_profile(
     file: File, *, profile: Profile = None, dataset: Dataset = None, rows: Rows = 10, as_json: AsJson = False
 ) -> None:
@@ -198,7 +134,7 @@ def try_profile(
     from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
 
     settings = load_settings().settings
-    contract = _contract_of(dataset or SENSOR_READINGS, settings)
+    contract = contract_of(dataset or SENSOR_READINGS, settings)
     trial = try_file(file, _profile_of(profile, contract, settings), contract, rows)
     if as_json:
         print_json(trial)
@@ -216,7 +152,8 @@ def name_of(file: Path) -> str:
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
 
 
-def _looked_at(file: Path, settings: Settings) -> Found:
+def looked_at(file: Path, settings: Settings) -> Found:
+    """Find the table in a file, within the limits of the settings."""
     from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
     from ingest_project.readers.guessing import look_at  # noqa: PLC0415
     from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
@@ -224,7 +161,7 @@ def _looked_at(file: Path, settings: Settings) -> Found:
     return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
 
 
-def _contract_of(dataset: str, settings: Settings) -> Contract:
+def contract_of(dataset: str, settings: Settings) -> Contract:
     """Return the contract of a dataset by its name, or of the declaration in a file."""
     from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415
     from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415
@@ -260,10 +197,10 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
         raise SettingsError(error.detail) from None
 
 
-def _excerpt(file: Path, folder: Path) -> Path:
+def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_text import excerpt  # noqa: PLC0415
+    from ingest_project.file_ingest.trial import TEXT_TYPES, type_of  # noqa: PLC0415
+    from ingest_project.readers.guess_encoding import excerpt  # noqa: PLC0415
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
@@ -279,19 +216,21 @@ def _installed(file: Path, contract: Contract) -> Iterator[str]:
             yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
 
 
-def _verdict(file: Path, profile: ReaderProfile, contract: Contract) -> str:
-    """Read the file by a proposal, and say how that went."""
+def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
+    """Read the sample of a file by a proposal, and say how that went."""
     from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
 
-    trial = try_file(file, profile, contract, 0)
+    trial = try_file(sample, profile, contract, 0, file.name)
+    where = file.name if sample == file else f"the beginning and the end of {file.name}"
     if trial.refusal:
         return f"{file.name} cannot be read by this proposal yet: {trial.refusal}"
-    said = f"Tried on {file.name}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
+    said = f"Tried on {where}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
     said += f", {trial.rows_rejected:,} rejected ({counts(trial.rules)})" if trial.rows_rejected else ""
     return f"{said}. {trial.drift}" if trial.drift else f"{said}."
 
 
-def _report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
+def report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
+    """Print the problems, and end the command with exit code 1 if there are any."""
     if as_json:
         print_json({"problems": problems})
     else:
@@ -309,6 +248,7 @@ def _show(trial: Trial) -> None:
             ("File", trial.file),
             ("Dataset", trial.dataset),
             ("Reader profile", trial.profile),
+            ("Layout", trial.layout),
             ("Rows", read),
             ("Broken rules", counts(trial.rules)),
             ("Columns", trial.drift),

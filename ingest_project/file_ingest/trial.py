@@ -11,12 +11,17 @@ import msgspec
 import polars as pl
 
 from ingest_project.contracts.files import file_type_of, is_readable
+from ingest_project.core.console import counted
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers.csv_reader import header_search
+from ingest_project.readers.csv_text import find_header, text_blocks
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
+
+TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 
 class RejectedRow(msgspec.Struct, frozen=True):
@@ -40,6 +45,7 @@ class Trial(msgspec.Struct, kw_only=True):
         file: its path.
         profile: name of the reader profile.
         dataset: whose contract applies.
+        layout: how the file is divided into rows and cells, in words.
         refusal: why the whole file would be quarantined; None if it would be stored.
         rows_read: malformed ones included.
         rows_accepted, rows_rejected: of these.
@@ -51,6 +57,7 @@ class Trial(msgspec.Struct, kw_only=True):
     file: str
     profile: str
     dataset: str
+    layout: str = ""
     refusal: str | None = None
     rows_read: int = 0
     rows_accepted: int = 0
@@ -79,6 +86,7 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
     name = file_name or path.name
     try:
+        trial.layout = ", ".join(_layout(path, profile, contract))
         chunks = read_chunks(path, type_of(path), profile, contract.limits, name, contract.target)
         for group in _groups(chunks, contract):
             _check(trial, group, profile, contract, rows)
@@ -86,6 +94,22 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     except FileRejectedError as error:
         trial.refusal = str(error)
     return trial
+
+
+def _layout(path: Path, profile: ReaderProfile, contract: Contract) -> Iterator[str]:
+    """Yield what is known of the layout of a file; its delimiter is found as the reader finds it."""
+    kind = type_of(path)
+    yield kind
+    if kind in TEXT_TYPES:
+        delimiter = "fixed width" if profile.fixed_width else profile.delimiter
+        if delimiter is None:
+            blocks = text_blocks(path, profile.encoding, contract.limits.chunk_bytes)
+            delimiter = find_header(blocks, header_search(profile, contract.target, contract.limits))[0].delimiter
+        yield from (profile.encoding, f"divided by {delimiter!r}" if len(delimiter) == 1 else delimiter)
+    if profile.skip_lines:
+        yield f"{counted(profile.skip_lines, 'line')} above the header"
+    yield f"times in {profile.timestamps.zone} where they carry no offset"
+    yield f"decimal {profile.numbers.decimal!r}"
 
 
 def _groups(chunks: Iterator[RowsChunk], contract: Contract) -> Iterator[Sequence[RowsChunk]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -32,10 +32,10 @@ from ingest_project.readers.csv_text import (
     without_comments,
 )
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
-from ingest_project.readers.matching import Surroundings, known_names
+from ingest_project.readers.matching import SameProfile, Surroundings, known_names
 from ingest_project.readers.plain_lines import LineSplitter, first_lines
 from ingest_project.readers.profile_parts import WHITESPACE
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
 
 MAX_LINES = 250_000
@@ -62,7 +62,7 @@ class CsvReader:
             layout = layout_of(names, profile, limits, Surroundings(file_name, above), target)
             tables = LineSplitter(layout, len(names), profile, limits.max_row_bytes).split(lines)
         else:
-            header, text, final = find_header(blocks, header_search(profile, target, limits))
+            header, text, final = find_header(blocks, header_search(SameProfile(profile), target, limits.max_row_bytes))
             header = header.without_spare_columns() if profile.header else header.as_first_record()
             above = text[: header.own_start].decode("utf-8", "replace")
             layout = layout_of(header.names, profile, limits, Surroundings(file_name, above), target)
@@ -75,13 +75,15 @@ class CsvReader:
 READER = CsvReader()
 
 
-def header_search(profile: ReaderProfile, target: Target, limits: ReadLimits) -> HeaderSearch:
-    """Return how to find the header of files with this profile."""
+@lru_cache(maxsize=64)
+def header_search(same: SameProfile, target: Target, max_row_bytes: int) -> HeaderSearch:
+    """Return how to find the header of files with one profile."""
+    profile = same.profile
     return HeaderSearch(
         profile.delimiter,
         known_names(profile, target),
         profile.skip_lines,
-        limits.max_row_bytes,
+        max_row_bytes,
         (profile.comment or "").encode(),
         profile.header_rows,
         profile.header_separator,

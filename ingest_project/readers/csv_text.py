@@ -355,13 +355,18 @@ def _header(records: Sequence[Record], delimiter: str, search: HeaderSearch) -> 
     rows = [[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells or []] for record in records]
     last = records[-1]
     return Header(
-        names=[search.separator.join(filter(None, names)) for names in zip_longest(*rows, fillvalue="")],
+        names=rows[0] if len(rows) == 1 else joined_names(rows, search.separator),
         delimiter=delimiter,
         start=last.after,
         line_number=search.skip_lines + last.line + 1 + last.lines,
         own_start=records[0].start,
         own_line_number=line_number,
     )
+
+
+def joined_names(rows: Sequence[Sequence[str]], separator: str) -> list[str]:
+    """Return the names in the rows of a header, joined column by column."""
+    return [separator.join(filter(None, names)) for names in zip_longest(*rows, fillvalue="")]
 
 
 def without_comments(text: bytes, mark: bytes, *, final: bool) -> bytes:

@@ -23,7 +23,7 @@ from ingest_project.readers.csv_text import HeaderSearch, find_header, text_bloc
 from ingest_project.readers.excel_worker import sheet_file, sheets_file
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.matching import Surroundings
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import TableChunk, rows_of_data, shortened
 
 ZIP_START = b"PK\x03\x04"

@@ -28,8 +28,12 @@ LEADING_ZERO = r"^[+-]?0[0-9]"
 JSON_TEXT = r"^\s*(?:\{.*\}|\[.*\])\s*$"
 MONEY_PLACES = 4
 FEW_VALUES = 8
-MAX_NAME = 60
+MAX_NAME = 48
+# Some damaged values do not decide the type of a column.
+TYPED_SHARE = 0.95
 LEAST_DIGITS = 12
+# Of 64 bits; more are rather the name of something.
+MOST_DIGITS = 18
 
 
 class TypedColumn(NamedTuple):
@@ -96,12 +100,16 @@ def _typed(column: Column, found: Found, name: str) -> TypedColumn:
     known = present.filter(~present.is_in(list(found.columns.spellings)))
     if not len(known):
         return TypedColumn(name, "text", "empty in all records read, so its type is unknown")
-    fits = f"all {len(known):,}"
+    total, fits = len(known), f"all {len(known):,}"
     times = guess_times(known, column.meaning)
-    if times is not None and times.fit == times.total:
+    if times is not None and times.fit >= TYPED_SHARE * total:
         kind = "timestamp" if times.has_clock else "date"
+        fits = fits if times.fit == total else f"{times.fit:,} of {total:,}, the others are rejected,"
         return TypedColumn(name, kind, f"{fits} are of {', '.join(times.formats)}", times)
-    if column.index in found.columns.numeric and not found.columns.unread(column):
+    numbers = len(found.columns.read(column).drop_nulls()) if column.index in found.columns.numeric else 0
+    if numbers >= TYPED_SHARE * total:
+        if odd := found.columns.unread(column):
+            fits = f"all but {', '.join(repr(text) for text, _ in odd)}, which are rejected,"
         return TypedColumn(name, *_number(column, known, fits))
     if known.str.to_lowercase().is_in(["true", "false"]).all():
         return TypedColumn(name, "boolean", f"{fits} are true or false")
@@ -117,7 +125,9 @@ def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
     """Return the type of a column of numbers, and what it rests on."""
     if known.str.contains(LEADING_ZERO).any():
         return "text", f"{fits} are numbers, but some begin with 0, which a number would lose"
-    if known.str.contains(WHOLE).all():
+    if int(known.str.len_chars().sort()[-1]) > MOST_DIGITS:
+        return "text", f"{fits} are numbers, but some have more digits than a number keeps"
+    if known.str.contains(WHOLE).sum() >= TYPED_SHARE * len(known):
         return "integer", f"{fits} are whole numbers"
     places = known.str.extract(DECIMAL, 1).str.len_chars().drop_nulls()
     if MONEY.search(column.meaning) and len(places) and int(places.sort()[-1]) <= MONEY_PLACES:
@@ -163,7 +173,7 @@ def _write_key(draft: Draft, columns: Sequence[Column], typed: Sequence[TypedCol
 
 
 def _pattern(file_name: str) -> str:
-    """Return a pattern of file names: other numbers and dates in the place of those of this one."""
+    """Return a pattern of file names: this one with any other numbers and dates."""
     return re.sub(r"[0-9][0-9_.:T-]*[0-9]|[0-9]", "*", re.sub(r"[\[\]?*]", "?", file_name))
 
 

@@ -30,7 +30,7 @@ GROUPS["."] += r"|^[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]+$"
 EITHER = {mark: rf"^[+-]?[1-9][0-9]{{0,2}}{re.escape(mark)}[0-9]{{3}}$" for mark in ",."}
 # Numbers that loggers and archives write for "no value"; any other is taken as measured.
 SENTINELS: tuple[float, ...] = (-999.0, -9999.0, -99999.0, -999.9, -9999.9, -99.9, -99.0, -200.0, -6999.0, -7999.0)
-SENTINELS += (999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9)
+SENTINELS += (999.0, 7999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9)
 
 
 class NumberGuess(NamedTuple):
@@ -143,7 +143,9 @@ def _sentinels(columns: Iterable[pl.Series]) -> list[NullGuess]:
         for marker in SENTINELS:
             count = int((numbers == marker).sum())
             counts[marker] = counts.get(marker, 0) + count
-            if count and len(others):
+            if count and not len(others) and marker < 0:
+                apart[marker] = "a column has no other number"
+            elif count and len(others):
                 low, high = others.sort()[0], others.sort()[-1]
                 if min(abs(marker - low), abs(marker - high)) > max(high - low, 1.0) and not low <= marker <= high:
                     apart[marker] = f"all other numbers of a column are {low:g} to {high:g}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import clean_name, matched_name
-from ingest_project.readers.guess_names import unit_of
+from ingest_project.readers.guess_names import unit_of, without_serial
 from ingest_project.readers.guess_text import Grid, Row, is_missing, is_typed
 
 TYPED_SHARE = 0.8
@@ -56,7 +57,7 @@ class Table:
         matched = [matched_name(name) for name in self.names]
         plain = not self.group_names
         return [
-            name if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            _selector(name) if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
             for number, name in enumerate(self.names, 1)
         ]
 
@@ -68,6 +69,15 @@ class Table:
         return marks.pop() if not self.header and len(marks) == 1 and marks <= set("#;%!") else None
 
 
+def _selector(name: str) -> str:
+    """Return a name as a profile writes it; without the serial numbers that make it another one in each file."""
+    plain = without_serial(name)
+    if plain == name:
+        return name
+    literal = re.sub(r"([^\w ,°%])", r"[\1]", plain)
+    return f"/^{literal} ?[(]/"
+
+
 def find_table(grid: Grid) -> Table:
     """Find the header and the records of a grid.
 
@@ -75,6 +85,8 @@ def find_table(grid: Grid) -> Table:
         FileRejectedError: `no_rows` for a grid without any record.
     """
     rows = grid.rows
+    if not rows:
+        raise FileRejectedError("no_rows", "The file has no line besides comments: there is nothing to guess.")
     width = _width(rows)
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
     first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
@@ -84,6 +96,8 @@ def find_table(grid: Grid) -> Table:
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
         header_rows = [rows[first - 1]]
     header, groups, below = _parts_of_header(header_rows)
+    # A profile names the columns of fixed width itself.
+    groups = None if grid.widths else groups
     body = [*rows[first:], *grid.last_rows]
     fitting = [row for row in body if _fits(row, width)]
     if not fitting:
@@ -93,19 +107,20 @@ def find_table(grid: Grid) -> Table:
     misfits = [row for row in body if not _fits(row, width)]
     footer = _footer(body, width, typed)
     top = (groups or header or rows[first]).line
-    names = _names(header, width)
+    names, above = _names(header, width), grid.above[: max(top - 1, 0)]
     return Table(
         names=names,
         labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
         header=header is not None,
         group_names=groups.cells if groups else [],
         units=below[0].cells if below else [],
-        skip_lines=top - 1 if rows[0].line < top else 0,
+        # Readers find the header of a text below blank lines themselves.
+        skip_lines=max(top - 1, 0) if grid.delimiter is None or any(map(str.strip, above)) else 0,
         skip_below=len(below),
         records=[row for row in fitting if row not in footer],
         misfits=[row for row in misfits if row not in footer],
         footer=footer,
-        above=grid.above[: top - 1],
+        above=above,
         notes=_notes(header, header_rows, typed, width),
     )
 
@@ -185,11 +200,12 @@ def _names(header: Row | None, width: int) -> list[str]:
 
 
 def _labels(names: Sequence[str], groups: Row | None) -> list[str]:
-    """Put the name of its group before each column's own."""
+    """Put the name of its group before each column's own: one to the left only where columns are called alike."""
     found, group = [], ""
     for index, name in enumerate(names):
-        group = (groups.cells[index] if groups and index < len(groups.cells) else "") or group
-        found.append(f"{group} {name}".strip())
+        own = groups.cells[index] if groups and index < len(groups.cells) else ""
+        group = own or group
+        found.append(f"{group if names.count(name) > 1 else own} {name}".strip())
     return found
 
 

@@ -229,7 +229,7 @@ def _evidence(first: str, found: dict[str, pl.Series]) -> str:
         return ""
     decided = found[first].count() - max(found[each].count() for each in others)
     part = "day" if _order(first).startswith("d") else "month"
-    return f"{decided:,} texts fit no other order than {part} first"
+    return f"{part} first: {decided:,} fit no other order"
 
 
 def _share(flags: pl.Series) -> float:

@@ -15,11 +15,12 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.containers import Contained, files_inside
 from ingest_project.readers.guess_columns import Column, Columns, find_columns
 from ingest_project.readers.guess_device import guess_device
+from ingest_project.readers.guess_encoding import Encoding, guess_encoding, take_sample
 from ingest_project.readers.guess_names import slug
 from ingest_project.readers.guess_records import read_records
 from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, quantities
 from ingest_project.readers.guess_table import Table, find_table
-from ingest_project.readers.guess_text import Encoding, Grid, guess_encoding, read_grid, take_sample
+from ingest_project.readers.guess_text import Grid, read_grid
 from ingest_project.readers.guess_times import TimeGuess
 from ingest_project.readers.guess_workbook import read_sheets
 from ingest_project.readers.guess_yaml import Draft
@@ -144,10 +145,12 @@ def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -
     if len(indexes) == 1 or roles.columns:
         draft.add("columns", comment=found.table.notes["header"] if found.table.header else "")
     if len(indexes) == 1:
-        draft.add(columns.all[indexes[0]].selector, "timestamp", said, depth=1)
+        doubt = "" if times.has_clock else "there is no time of day: is each record of the beginning of its day?"
+        draft.add(columns.all[indexes[0]].selector, "timestamp", said, question=doubt, depth=1)
     for index, role in roles.columns.items():
         column = columns.all[index]
         doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
+        doubt = _word_question(column, columns) if role == "value" else doubt
         draft.add(column.selector, role, _said_of(column, columns, role), question=doubt, depth=1)
 
 
@@ -176,8 +179,15 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
     draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
     for index, written in quantities(columns, roles, types).items():
         column = columns.all[index]
-        question = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        unit = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        question = "; ".join(part for part in (unit, _word_question(column, columns)) if part)
         draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
+
+
+def _word_question(column: Column, columns: Columns) -> str:
+    """Ask about words that repeat among numbers: they may be a spelling of "no value" that only this file has."""
+    words = [text for text, count in columns.unread(column) if count > 1 and not re.search("[0-9]", text)]
+    return f"does {' or '.join(map(repr, words))} mean that there is no value? Then add it to nulls" if words else ""
 
 
 def _unit_question(known: KnownType | None) -> str:

@@ -36,7 +36,7 @@ from ingest_project.readers.layout import (
     layout_of,
     rows_chunk,
 )
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAX_RECORDS = 50_000

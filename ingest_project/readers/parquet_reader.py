@@ -20,7 +20,7 @@ from ingest_project.readers.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.excel_cells import TEXT
 from ingest_project.readers.json_text import json_of
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import NamedTuple
 
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import TRIMMED, clean_name, kept
-from ingest_project.readers.csv_text import INVALID_BYTE, LINE_END
+from ingest_project.readers.csv_text import INVALID_BYTE, LINE_END, joined_names
 from ingest_project.readers.layout import Layout, ReadLimits
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.table_chunks import MALFORMED, TableChunk, shortened
 
 MAX_LINES_ABOVE = 1_000
@@ -68,7 +68,7 @@ def _names(header: Sequence[bytes], profile: ReaderProfile) -> list[str]:
     rows = [[clean_name(name) for name in line.decode("utf-8", "replace").split()] for line in header]
     if not profile.header:
         return [str(number) for number in range(1, len(rows[0]) + 1)]
-    return [profile.header_separator.join(filter(None, names)) for names in zip_longest(*rows, fillvalue="")]
+    return joined_names(rows, profile.header_separator)
 
 
 def _is_comment(line: bytes, profile: ReaderProfile) -> bool:

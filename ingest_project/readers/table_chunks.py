@@ -13,7 +13,7 @@ import polars as pl
 from ingest_project.readers.csv_text import CANDIDATE_DELIMITERS, INVALID_BYTE
 from ingest_project.readers.matching import FIRST_CELL
 from ingest_project.readers.profile_parts import WHITESPACE
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 
 RAW_TEXT_BYTES = 64 * 1024
 MALFORMED = pl.DataFrame(schema={"line_number": pl.Int64, "raw_text": pl.String, "reason": pl.String})

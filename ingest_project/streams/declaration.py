@@ -157,6 +157,11 @@ class StreamDeclaration(_Part):
         return schema_of(self.columns) if self.model is None else _imported(self.model).to_schema()
 
     @property
+    def is_delta(self) -> bool:
+        """The rows are appended to a Delta table."""
+        return isinstance(self.sink, DeltaTarget)
+
+    @property
     def dlq(self) -> str:
         """The topic of dead letters."""
         return self.dead_letter_topic or f"{self.topic}.dlq"
@@ -237,16 +242,12 @@ class BrokenStream:
     problem: str
 
 
-@dataclass(frozen=True)
-class DeclaredStreams:
-    """The streams that are declared in a folder."""
+def load_streams(settings: Settings) -> tuple[tuple[StreamDeclaration, ...], tuple[BrokenStream, ...]]:
+    """Load the streams that are declared in the folder of the settings; log a broken one.
 
-    usable: tuple[StreamDeclaration, ...] = ()
-    broken: tuple[BrokenStream, ...] = ()
-
-
-def load_streams(settings: Settings) -> DeclaredStreams:
-    """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
+    Returns:
+        the usable and the broken ones.
+    """
     usable: dict[str, StreamDeclaration] = {}
     broken: list[BrokenStream] = []
     for path in declaration_files(settings.declarations):
@@ -260,7 +261,7 @@ def load_streams(settings: Settings) -> DeclaredStreams:
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
-    return DeclaredStreams(tuple(usable.values()), tuple(broken))
+    return tuple(usable.values()), tuple(broken)
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:

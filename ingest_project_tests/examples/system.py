@@ -31,9 +31,8 @@ class ExampleSystem(DatasetSystem):
     """Sensors, runs and stores of the three examples."""
 
     def _definitions(self) -> dg.Definitions:
-        streams = load_streams(self.settings)
-        assert streams.broken == ()
-        (self.payments,) = streams.usable
+        (self.payments,), broken = load_streams(self.settings)
+        assert broken == ()
         files = super()._definitions()
         assert self.declarations.broken == ()
         return dg.Definitions.merge(files, definitions_of_stream(self.payments))
