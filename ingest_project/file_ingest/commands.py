@@ -10,7 +10,6 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -34,7 +33,7 @@ from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.tables import FileState
+from ingest_project.file_ingest.tables import FileState, asset_of
 from ingest_project.platform.object_store.content_store import object_name
 
 if TYPE_CHECKING:
@@ -258,8 +257,7 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
 def _partition_url(settings: Settings, record: FileRecord) -> str:
     """Return the address of this file in the Dagster UI."""
     base = settings.dagster.webserver_url.rstrip("/")
-    asset = "validated_sensor_data" if record.dataset == SENSOR_READINGS else f"{record.dataset}/validated"
-    return f"{base}/assets/{asset}?view=partitions&partition={quote(record.file_key, safe='')}"
+    return f"{base}/assets/{asset_of(record.dataset)}?view=partitions&partition={quote(record.file_key, safe='')}"
 
 
 def _show_page(page: FilePage) -> None:
