@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
