@@ -25,7 +25,7 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
-from ingest_project.file_ingest.warehouse.table_changes import ensure_tables
+from ingest_project.platform.database.declared_tables import TableKind, ensure_tables
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
@@ -36,6 +36,7 @@ from ingest_project.readers.typed_columns import cast_columns
 # The place of a row, and the columns of its file that nobody declared.
 ENGINE_COLUMNS: Schema = {"file_key": pl.String, "line_number": pl.Int64, RESCUED: pl.String}
 SUMMARY_SCHEMA: Schema = dict.fromkeys(SUMMARY_COLUMNS, pl.Float64) | {"count": pl.Int64}
+TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
@@ -114,8 +115,8 @@ class DeclaredContract(Contract):
         return needs_whole_files(self.schema)
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
-        """Create the tables, or add what is new to them; see `table_changes`."""
-        ensure_tables(engine, self.tables, evolving=self.drift == "evolve")
+        """Create the tables, or add what is new to them; see `declared_tables`."""
+        ensure_tables(engine, self.tables.stored, TABLES, evolving=self.drift == "evolve")
         return self.tables
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
@@ -124,7 +125,7 @@ class DeclaredContract(Contract):
         if self.drift != "evolve" or not columns:
             return self.tables
         tables = with_columns(self.tables, columns)
-        ensure_tables(engine, tables, evolving=True)
+        ensure_tables(engine, tables.stored, TABLES, evolving=True)
         return tables
 
     def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:

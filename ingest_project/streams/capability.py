@@ -26,6 +26,7 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.delta.queries import rows_of_trace
 from ingest_project.streams.engine import is_failing
@@ -202,7 +203,7 @@ def _declared(services: DeclaredStreamResources, declaration: StreamDeclaration,
         if declaration.is_delta:
             rows = rows_of_trace(services.delta_stream(declaration).store, trace_id, ())
         else:
-            from ingest_project.streams.sql.tables import columns_of_table, table_of  # noqa: PLC0415 - brings Polars
+            from ingest_project.streams.sql.declared import table_of  # noqa: PLC0415 - brings Polars
 
             table = table_of(declaration)
             if not columns_of_table(services.engine, table.name):

@@ -17,9 +17,8 @@ from ingest_project.streams.delta.definitions import DeltaParts, delta_definitio
 from ingest_project.streams.engine import StreamRun
 from ingest_project.streams.hours import DAY
 from ingest_project.streams.resources import DeclaredStreamResources
-from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES
+from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
 from ingest_project.streams.sql.definitions import STREAM_FRESHNESS, SqlParts, sql_definitions
-from ingest_project.streams.sql.tables import table_of
 
 # Counting all that ever arrived would take longer each time, and hide what is wrong now.
 LAST_OFFSETS = 100_000

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, sql_type
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import dead_letter_message
@@ -24,7 +26,6 @@ from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Refusal
 from ingest_project.streams.positions import SinkPosition
 from ingest_project.streams.sql.sink import reason_of
-from ingest_project.streams.sql.tables import DELETED_AT, add_columns, columns_of_table, ensure_table, table_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ logger = get_logger(__name__)
 ROWS, ROWS_CHANGED, TOMBSTONES, DEAD_LETTERS = "rows", "rows_changed", "tombstones", "dead_letters"
 
 KEYS_AT_A_TIME = 1_000
+DELETED_AT = "deleted_at"
+TABLES = TableKind(proof="kafka_offset", setting="sink.table")
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -89,10 +92,10 @@ class DeclaredTable:
         self._order = (*([self._sink.version] if self._sink.version else []), *KAFKA_ORDER)
 
     def prepare(self) -> None:
-        """Create the table, or add the columns that it lacks."""
-        ensure_table(self._services.engine, self._table)
+        """Create the table, or add what is new to it; see `declared_tables`."""
+        self._ensure(self._table)
         if self._declaration.drift == "evolve":
-            self._know_evolved(self._columns_of_table()[0])
+            self._table = self._with_texts(self._columns_of_table()[0])
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> KeyedRows:
         """Turn messages into rows; publish those that break the contract as dead letters."""
@@ -231,14 +234,45 @@ class DeclaredTable:
     def _add_evolved(self, names: set[str]) -> None:
         """Add columns of text to the table, in a transaction of their own; doing it again changes nothing."""
         if names:
-            missing = names - columns_of_table(self._services.engine, self._table.name).keys()
-            columns = [sa.Column(name, sa.Text) for name in sorted(missing)]
-            add_columns(self._services.engine, self._table.name, columns)
-            self._know_evolved(names)
+            evolved = self._with_texts(names)
+            self._ensure(evolved)
+            self._table = evolved
 
-    def _know_evolved(self, names: set[str]) -> None:
-        for name in sorted(names - set(self._table.c.keys())):
-            self._table.append_column(sa.Column(name, sa.Text))
+    def _with_texts(self, names: set[str]) -> sa.Table:
+        table = self._table.to_metadata(sa.MetaData())
+        for name in sorted(names - set(table.c.keys())):
+            table.append_column(Col(name, sa.Text))
+        return table
+
+    def _ensure(self, table: sa.Table) -> None:
+        # The table keeps what drift has added to it also when the declaration does not evolve it any more.
+        ensure_tables(self._services.engine, [table], TABLES, evolving=True)
+
+
+def table_of(declaration: StreamDeclaration) -> sa.Table:
+    """Return the table of a declared stream, in a catalogue of its own: migrations do not know it."""
+    sink = declaration.sink
+    assert isinstance(sink, SqlTarget)  # noqa: S101 - the caller chose by it
+    # Only keys are NOT NULL: the contract requires values, and a tombstone may mark a row that never came.
+    columns = [
+        Col(one.name, sql_type(one), primary_key=one.name in sink.key, autoincrement=False, comment=one.description)
+        for one in sorted(declaration.typed_columns, key=lambda one: one.name not in sink.key)
+    ]
+    return sa.Table(
+        sink.table or declaration.name,
+        sa.MetaData(),
+        *columns,
+        Col("rescued_data", Json),
+        Col("kafka_topic", sa.Text, nullable=False),
+        Col("kafka_topic_id", sa.Text, nullable=False),
+        Col("kafka_epoch", sa.Integer, nullable=False),
+        Col("kafka_partition", sa.Integer, nullable=False),
+        Col("kafka_offset", sa.BigInteger, nullable=False),
+        Col("kafka_timestamp", UtcTime),
+        Col("trace_id", sa.Text),
+        Col("stored_at", UtcTime, nullable=False),
+        *([Col(DELETED_AT, UtcTime)] if sink.tombstones == "mark" else []),
+    )
 
 
 def _position(message: ConsumerRecord, position: SinkPosition) -> Row:

@@ -206,7 +206,7 @@ def test_a_table_gets_columns_and_refuses_changes_that_would_lose_data(declared:
     (request,) = other.requests(other.names.sensor)
     assert not other.execute(other.names.job, request).success
     assert "Column 'version'" in other.reasons
-    assert "name another table as sink.table" in other.reasons
+    assert "name a new table as sink.table" in other.reasons
     back = declared(KEYED)
     back.drive()
     assert set(back.table()) == {"o1", "o2", "o3"}

@@ -1,0 +1,171 @@
+"""Create the tables of declarations when they are first used, and change them without losing data.
+
+A column is added, a decimal widened and a requirement lifted. Every other difference between a declaration and its
+table is refused with the way out, and only that dataset or stream waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ingest_project.core.errors import SchemaConflictError, SettingsError
+from ingest_project.platform.database import exclusive, reading, writing
+from ingest_project.platform.database.sql import ExactDecimal, metadata
+
+LOCK = "declared-tables"
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """The tables of one kind of declarations.
+
+    Args:
+        proof: column that only tables of this kind have.
+        setting: names the table in a declaration, e.g. `target.table`.
+    """
+
+    proof: str
+    setting: str
+
+
+def ensure_tables(engine: sa.Engine, tables: Sequence[sa.Table], kind: TableKind, *, evolving: bool = False) -> None:
+    """Create the tables, or bring them up to date; nothing is done where nothing differs.
+
+    Never call it inside a transaction that stores rows: each would wait for the other.
+
+    Args:
+        engine: of the warehouse.
+        tables: as they are declared.
+        kind: of these tables.
+        evolving: True if columns of text may have been added by drift.
+
+    Raises:
+        SettingsError: a table is the system's own.
+        SchemaConflictError: the change would lose data; names the column and what to do.
+        DatabaseUnavailableError, TransactionConflictError: run it again later.
+    """
+    for table in tables:
+        if table.name in metadata.tables:
+            raise SettingsError(f"The table {table.name!r} belongs to the system; name another one as {kind.setting}.")
+    with reading(engine) as connection:
+        if not any([*_Changes(connection, table, kind, evolving=evolving)] for table in tables):
+            return
+    # One process at a time: the second one finds nothing left to do.
+    with exclusive(engine, LOCK), writing(engine) as connection:
+        for table in tables:
+            for statement in [*_Changes(connection, table, kind, evolving=evolving)]:
+                connection.execute(statement)
+
+
+def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
+    """Return the types of a table's columns, as the database calls them; empty where there is no such table."""
+    with reading(engine) as connection:
+        inspector = sa.inspect(connection)
+        if not inspector.has_table(table):
+            return {}
+        return {one["name"]: one["type"].compile(engine.dialect) for one in inspector.get_columns(table)}
+
+
+class _Changes:
+    """The statements that make a table as it is declared; see `ensure_tables`."""
+
+    def __init__(self, connection: sa.Connection, table: sa.Table, kind: TableKind, *, evolving: bool) -> None:
+        self._connection, self._table, self._kind, self._evolving = connection, table, kind, evolving
+        self._alter = f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table)}"
+
+    def __iter__(self) -> Iterator[sa.Executable]:
+        inspector = sa.inspect(self._connection)
+        if not inspector.has_table(self._table.name):
+            yield sa.schema.CreateTable(self._table)
+            yield from (sa.schema.CreateIndex(index) for index in self._table.indexes)
+            return
+        present = {column["name"]: column for column in inspector.get_columns(self._table.name)}
+        self._require_ours(inspector, present)
+        has_rows = self._has_rows(sa.true())
+        for column in self._table.columns:
+            found = present.pop(column.name, None)
+            yield from self._added(column, has_rows=has_rows) if found is None else self._changed(column, found)
+        indexes = {index["name"] for index in inspector.get_indexes(self._table.name)}
+        yield from (sa.schema.CreateIndex(index) for index in self._table.indexes if index.name not in indexes)
+        for removed in present.values():
+            yield from self._removed(removed)
+
+    def _require_ours(self, inspector: sa.Inspector, present: dict[str, Any]) -> None:
+        other = f"Name another one as {self._kind.setting}"
+        if self._kind.proof not in present:
+            raise self._refusal(self._kind.proof, f"the table was made by another program. {other}")
+        found = inspector.get_pk_constraint(self._table.name)["constrained_columns"]
+        declared = [column.name for column in self._table.primary_key]
+        if sorted(found) != sorted(declared):
+            shown = ", ".join(found) or "no column"
+            raise self._refusal(", ".join(declared), f"the rows of the table are identified by {shown}. {other}")
+
+    def _added(self, column: sa.Column[Any], *, has_rows: bool) -> Iterator[sa.Executable]:
+        if has_rows and not column.nullable:
+            raise self._refusal(
+                column.name, "the stored rows have no value of this new column. Declare it without `required`"
+            )
+        exists = "IF NOT EXISTS " if self._connection.dialect.name == "postgresql" else ""
+        required = "" if column.nullable else " NOT NULL"
+        yield sa.text(f'{self._alter} ADD COLUMN {exists}"{column.name}" {self._name_of(column.type)}{required}')
+
+    def _changed(self, column: sa.Column[Any], found: Any) -> Iterator[sa.Executable]:  # noqa: ANN401 - SQLAlchemy's
+        wanted, held = self._name_of(column.type), self._name_of(found["type"])
+        alter = f'{self._alter} ALTER COLUMN "{column.name}"'
+        if wanted != held:
+            if not _is_wider(column.type, found["type"]):
+                raise self._refusal(
+                    column.name,
+                    f"the table holds {held}, declared is {wanted}. Declare the type that it has, name a new table as"
+                    f" {self._kind.setting} and ingest again, or convert the stored values: {alter} TYPE {wanted}"
+                    " USING ...",
+                )
+            yield sa.text(f"{alter} TYPE {wanted}")
+        if not column.nullable and found["nullable"]:
+            raise self._refusal(
+                column.name, f"it became required, and rows without it may be stored. Then: {alter} SET NOT NULL"
+            )
+        if column.nullable and not found["nullable"]:
+            yield self._optional(column.name)
+
+    def _removed(self, found: Any) -> Iterator[sa.Executable]:  # noqa: ANN401 - SQLAlchemy's
+        name = found["name"]
+        may_have_values = self._evolving and isinstance(found["type"], sa.Text)
+        if not may_have_values and self._has_rows(sa.column(name).is_not(None)):
+            raise self._refusal(
+                name,
+                f"it is not declared any more and has values. Declare it, name a new table as {self._kind.setting}, or"
+                f' remove it: {self._alter} DROP COLUMN "{name}"',
+            )
+        if not found["nullable"]:
+            yield self._optional(name)
+
+    def _optional(self, name: str) -> sa.Executable:
+        if self._connection.dialect.name != "postgresql":
+            raise self._refusal(name, f"SQLite cannot make a column optional. Name a new table as {self._kind.setting}")
+        return sa.text(f'{self._alter} ALTER COLUMN "{name}" DROP NOT NULL')
+
+    def _has_rows(self, condition: sa.ColumnElement[bool]) -> bool:
+        query = sa.select(sa.literal(1)).select_from(sa.table(self._table.name)).where(condition).limit(1)
+        return self._connection.execute(query).first() is not None
+
+    def _refusal(self, column: str, reason: str) -> SchemaConflictError:
+        return SchemaConflictError(self._table.name, column, reason)
+
+    def _name_of(self, kind: sa.types.TypeEngine[Any]) -> str:
+        return kind.compile(self._connection.dialect)
+
+
+def _is_wider(wanted: Any, held: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's types
+    """Return True for a decimal that holds every value of another one."""
+    if not (isinstance(wanted, ExactDecimal) and wanted.precision):
+        return False
+    if not (isinstance(held, sa.Numeric) and held.precision):
+        return False
+    precision, scale = wanted.precision, wanted.scale or 0
+    held_scale = held.scale or 0
+    return precision - scale >= held.precision - held_scale and scale >= held_scale

@@ -1,0 +1,120 @@
+"""Tables of declarations are created when they are first used, and never changed so that values are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.core.errors import SchemaConflictError, SettingsError
+from ingest_project.platform.database import open_engine, reading, writing
+from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
+from ingest_project.platform.database.sql import ExactDecimal, metadata
+
+KIND = TableKind(proof="origin", setting="made.table")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def postgres(postgres_url: str) -> Iterator[sa.Engine]:
+    engine = open_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+def declared(*columns: Col[object], key: str = "id", name: str = "orders") -> sa.Table:
+    """A table as a declaration has it."""
+    own = [Col(one, sa.Text, primary_key=one == key, nullable=False) for one in ("id", "origin")]
+    return sa.Table(name, sa.MetaData(), *own, *columns)
+
+
+def stored(engine: sa.Engine, table: sa.Table, **values: object) -> None:
+    """Store a row."""
+    with writing(engine) as connection:
+        connection.execute(table.insert().values(id="1", origin="here", **values))
+
+
+def refusal(engine: sa.Engine, table: sa.Table, *, evolving: bool = False) -> str:
+    """The reason for which a table is refused."""
+    with pytest.raises(SchemaConflictError) as raised:
+        ensure_tables(engine, [table], KIND, evolving=evolving)
+    return str(raised.value)
+
+
+def test_a_table_is_created_once_by_several_at_the_same_time(engine: sa.Engine) -> None:
+    tables = [declared(), declared(name="others")]
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(ensure_tables, engine, tables, KIND) for _ in range(4)]:
+            done.result()
+    assert [set(columns_of_table(engine, table.name)) for table in tables] == [{"id", "origin"}] * 2
+    assert columns_of_table(engine, "third") == {}
+
+
+def test_a_new_column_is_added_unless_the_stored_rows_need_a_value_of_it(engine: sa.Engine) -> None:
+    ensure_tables(engine, [declared()], KIND)
+    stored(engine, declared())
+    ensure_tables(engine, [declared(Col("note", sa.Text))], KIND)
+    assert columns_of_table(engine, "orders")["note"] == "TEXT"
+    assert "Declare it without `required`" in refusal(engine, declared(Col("size", sa.BigInteger, nullable=False)))
+
+
+def test_a_decimal_is_widened_and_a_requirement_lifted(postgres: sa.Engine) -> None:
+    before = declared(Col("amount", ExactDecimal(8, 2), nullable=False))
+    ensure_tables(postgres, [before], KIND)
+    stored(postgres, before, amount=1)
+    ensure_tables(postgres, [declared(Col("amount", ExactDecimal(12, 3)))], KIND)
+    assert columns_of_table(postgres, "orders")["amount"] == "NUMERIC(12, 3)"
+    with reading(postgres) as connection:
+        (amount,) = [one for one in sa.inspect(connection).get_columns("orders") if one["name"] == "amount"]
+    assert amount["nullable"]
+    assert "declared is NUMERIC(8, 2)" in refusal(postgres, before)
+    assert "became required" in refusal(postgres, declared(Col("amount", ExactDecimal(12, 3), nullable=False)))
+
+
+def test_another_type_or_key_is_refused_with_the_setting_to_change(engine: sa.Engine) -> None:
+    ensure_tables(engine, [declared(Col("size", sa.BigInteger))], KIND)
+    reason = refusal(engine, declared(Col("size", sa.Date)))
+    assert "the table holds BIGINT, declared is DATE" in reason
+    assert "name a new table as made.table" in reason
+    reason = refusal(engine, declared(key="origin"))
+    assert "the rows of the table are identified by id. Name another one as made.table" in reason
+
+
+def test_a_removed_column_stays_only_without_values_or_if_drift_may_have_added_it(engine: sa.Engine) -> None:
+    wide = declared(Col("note", sa.Text), Col("size", sa.BigInteger))
+    ensure_tables(engine, [wide], KIND)
+    ensure_tables(engine, [declared()], KIND)
+    stored(engine, wide, note="hello")
+    assert "Column 'note'" in refusal(engine, declared())
+    ensure_tables(engine, [declared()], KIND, evolving=True)
+    with writing(engine) as connection:
+        connection.execute(wide.update().values(size=1))
+    assert 'ALTER TABLE orders DROP COLUMN "size"' in refusal(engine, declared(), evolving=True)
+
+
+def test_a_required_column_that_drift_cannot_fill_becomes_optional(postgres: sa.Engine) -> None:
+    wide = declared(Col("note", sa.Text, nullable=False))
+    ensure_tables(postgres, [wide], KIND)
+    stored(postgres, wide, note="hello")
+    ensure_tables(postgres, [declared()], KIND, evolving=True)
+    with writing(postgres) as connection:
+        connection.execute(declared().insert().values(id="2", origin="here"))
+
+
+def test_a_table_of_another_program_or_of_the_system_is_left_alone(engine: sa.Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(sa.text("CREATE TABLE orders (id TEXT PRIMARY KEY)"))
+    assert "made by another program. Name another one as made.table" in refusal(engine, declared())
+    assert set(columns_of_table(engine, "orders")) == {"id"}
+    own = next(iter(metadata.tables))
+    with pytest.raises(SettingsError, match=r"belongs to the system; name another one as made\.table"):
+        ensure_tables(engine, [declared(name=own)], KIND)
