@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-# Dagster components, by the module of each: they import Dagster, which commands must not.
-_COMPONENTS = {
-    "FileDataset": "ingest_project.file_ingest.component",
-    "TopicStream": "ingest_project.streams.component",
-}
+# Dagster components: they import Dagster, which commands must not.
+_COMPONENTS = ("FileDataset", "TopicStream")
 
 
 def __getattr__(name: str) -> object:
     """Import a component when it is first used."""
     if name not in _COMPONENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_COMPONENTS[name]), name)
+    return getattr(importlib.import_module("ingest_project.operations.components"), name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ from dagster.components.testing import create_defs_folder_sandbox
 import ingest_project
 from ingest_project.core.settings import Settings
 from ingest_project.definitions import definitions
-from ingest_project.streams.component import TopicStream
+from ingest_project.operations.components import TopicStream
 from ingest_project_tests.streams.declared.system import DELTA, KEYED, declare
 
 # Of Dagster's own code.
