@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes
@@ -45,6 +45,7 @@ SUPPORTED = (
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
+PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
 
 
 def _known_type(text: str) -> str:
@@ -157,6 +158,36 @@ class Column(BaseModel):
         except (ValueError, TypeError, InvalidOperation):
             hint = HINTS.get(self.kind, "")
             raise ValueError(f"{written!r} is not of type {self.type}{hint}") from None
+
+
+class StreamColumn(Column):
+    """A column of a stream, with the path of its field in a message.
+
+    Args:
+        path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
+        epoch: of a timestamp that is sent as a number: what the number counts since 1970, UTC.
+    """
+
+    path: str = ""
+    epoch: Literal["seconds", "milliseconds", "microseconds"] | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if path and not PATH_IN_MESSAGE.fullmatch(path):
+            raise ValueError(f"{path!r} is no path; write it like $.customer.id")
+        return path
+
+    @model_validator(mode="after")
+    def _epoch_is_a_time(self) -> Self:
+        if self.epoch and self.kind != "timestamp":
+            raise ValueError(f"column {self.name}: epoch is for timestamps")
+        return self
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of the fields that lead to the value."""
+        return tuple(self.path.split(".")[1:]) or (self.name,)
 
 
 def _require_regular_expression(pattern: str) -> None:

@@ -16,12 +16,11 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 
-from ingest_project.contracts.columns import TEXT_OF
+from ingest_project.contracts.columns import TEXT_OF, StreamColumn
 from ingest_project.contracts.validation import validate
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
 from ingest_project.streams.values import array_of

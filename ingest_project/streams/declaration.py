@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ingest_project.contracts.columns import columns_of, schema_of
+from ingest_project.contracts.columns import StreamColumn, columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
-from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 if TYPE_CHECKING:

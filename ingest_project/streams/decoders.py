@@ -26,7 +26,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 if TYPE_CHECKING:
-    from ingest_project.streams.columns import StreamColumn
+    from ingest_project.contracts.columns import StreamColumn
 
 TEXT = "text"
 NO_JSON = Raw(b"")

@@ -1,13 +1,15 @@
-"""The sensor of a stream: compare the topic's ends with the sink's positions, and request runs up to these ends.
+"""The sensor, the limits and the results that Dagster has of every stream.
 
-A tick reads no message and keeps nothing that matters: a request that is lost, repeated or made twice stores the same
-rows. The cursor holds the positions that the tick saw, from which lag is measured; the consumer group's committed
-offsets follow it, and so never pass what is stored.
+The sensor compares the topic's ends with the sink's positions, and requests runs up to these ends. A tick reads no
+message and keeps nothing that matters: a request that is lost, repeated or made twice stores the same rows. The cursor
+holds the positions that the tick saw, from which lag is measured; the consumer group's committed offsets follow it, and
+so never pass what is stored.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from typing import Any, Self
 
 import dagster as dg
 from dagster import DagsterRunStatus
@@ -25,6 +27,7 @@ from ingest_project.platform.work_queue.sensor import (
     queue_sensor,
     reason_of_loss,
 )
+from ingest_project.streams.engine import StreamHealth, StreamRun
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 
 logger = get_logger(__name__)
@@ -49,6 +52,30 @@ class StreamRunConfig(dg.Config):
     def ends(self) -> dict[int, int] | None:
         """The end offsets by partition."""
         return {int(partition): end for partition, end in self.end_offsets.items()} or None
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """Bounds of a stream's runs, and thresholds of its checks.
+
+    Args:
+        batch_messages: most offsets of one run.
+        max_parallel_batches: runs at a time, each over partitions of its own.
+        max_unfinished_seconds: a message that waits to be stored for longer fails the check no_gap_in_offsets.
+        max_implausible_share: share of recent rows with an impossible time that fails event_time_plausible.
+        retention_hours: how long files stay that only old versions of a Delta table have.
+    """
+
+    batch_messages: int
+    max_parallel_batches: int
+    max_unfinished_seconds: float
+    max_implausible_share: float = 0.01
+    retention_hours: int = 168
+
+    @classmethod
+    def of(cls, settings: object) -> Self:
+        """Return the limits among the settings or the declaration of a stream."""
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)})
 
 
 @dataclass(frozen=True)
@@ -194,3 +221,33 @@ def _fail_orphans(
         reason = reason_of_loss(instance, run_id)
         logger.warning("run_ended_early", partition=str(one), reason=reason)
         positions.fail([(one, reason)], run_id, services.settings.retries, datetime.now(UTC))
+
+
+def gap_check(
+    health: StreamHealth, more: Mapping[str, Any] | None = None, *, is_wrong: bool = False
+) -> dg.AssetCheckResult:
+    """Return the result of `no_gap_in_offsets`.
+
+    Args:
+        health: of the stream.
+        more: metadata of its sink.
+        is_wrong: the sink lacks rows.
+    """
+    wrong = bool(health.failing or health.late or is_wrong)
+    return dg.AssetCheckResult(
+        passed=not (wrong or health.lost),
+        # What retention has removed cannot be recovered: it is worth a warning only.
+        severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
+        metadata={**health.metadata(), **(more or {})},
+    )
+
+
+def raise_failure(run: StreamRun) -> None:
+    """Fail the run of a stream that was not stored up to the requested offsets.
+
+    Raises:
+        Failure: with the first reason.
+    """
+    if run.failure is not None:
+        error_class = run.failure.error_class
+        raise dg.Failure(description=str(run.failure), metadata={"error_class": error_class}, allow_retries=False)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from ingest_project.streams.columns import StreamColumn
+    from ingest_project.contracts.columns import StreamColumn
 
 INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.

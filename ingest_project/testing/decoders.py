@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import Decoder, DecoderFactory
 
 COLUMNS = (StreamColumn(name="name", type="text"), StreamColumn(name="count", type="integer"))

@@ -27,7 +27,6 @@ from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimiz
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
-from ingest_project.streams.checks import StreamLimits, gap_check, raise_failure
 from ingest_project.streams.delta.queries import of_offsets
 from ingest_project.streams.delta.rebuild import rebuild_hour
 from ingest_project.streams.delta.recovery import (
@@ -50,7 +49,15 @@ from ingest_project.streams.engine import (
 )
 from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.positions import OffsetRange
-from ingest_project.streams.sensor import StreamRunConfig, StreamSensor, stream_sensor, tick
+from ingest_project.streams.sensor import (
+    StreamLimits,
+    StreamRunConfig,
+    StreamSensor,
+    gap_check,
+    raise_failure,
+    stream_sensor,
+    tick,
+)
 
 EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
 AHEAD = timedelta(minutes=5)
