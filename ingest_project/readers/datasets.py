@@ -1,4 +1,4 @@
-"""Declared datasets: the columns of a kind of file, where its rows go, and which files belong to it.
+"""Declared datasets: those of the settings' folder by name, the broken ones, and the dataset of a file.
 
 A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, of the component
 `ingest_project.FileDataset`; its folder names the dataset. A broken one disables only itself.
@@ -6,30 +6,21 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from ingest_project.contracts.columns import Column, columns_of, schema_of
-from ingest_project.contracts.files import (
-    INGESTIBLE_TYPES,
-    SENSOR_READINGS,
-    FileEvent,
-    is_readable,
-    profile_named,
-    type_inside,
-)
+from ingest_project.contracts.columns import Column
+from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
+from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn, nearest
 from ingest_project.readers.profiles import (
     NumberLayout,
     Profiles,
@@ -38,264 +29,14 @@ from ingest_project.readers.profiles import (
     TimestampLayout,
     load_profiles,
 )
-from ingest_project.readers.reading import READERS
-from ingest_project.readers.target import READINGS, Target
 
-if TYPE_CHECKING:
-    import pandera.polars as pandera
+__all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures", "StoredIn", "load_declarations"]
 
 logger = get_logger(__name__)
 
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
-NAME = r"^[a-z][a-z0-9_]{0,39}$"
-TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
-# Names of which a job, an operation or assets exist already.
-TAKEN_NAMES = frozenset(
-    {"attachments", "crm", "downloads", "file", "file_ingest", "files", "kafka", "polling", "source", "user_activity"}
-)
-OWN_TABLES = frozenset(
-    {
-        *("activity_hour_spans", "activity_hours", "aggregated_metrics", "alembic_version", "attachment_events"),
-        *("attachment_replays", "attachments", "contents", "device_metrics", "download_outcomes"),
-        *("eventhouse_positions", "files", "lost_offsets", "metric_minutes", "metric_progress", "metric_totals"),
-        *("opportunities", "outbox", "polling_jobs", "projects", "quarantined_rows", "raw_sensor_data"),
-        *("sink_positions", "skipped_offsets", "unidentified_messages", "user_activity_hourly"),
-    }
-)
-GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
-MEASURABLE = frozenset({"integer", "number", "decimal"})
-
-
-def _only_known_names(schema: dict[str, Any]) -> None:
-    # `dg check yaml` then lists the names there are; of itself it says only that another one was not expected.
-    schema["propertyNames"] = {"enum": [*schema["properties"]]}
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_only_known_names)
-
-
-class Key(_Part):
-    """The columns that identify a row.
-
-    Args:
-        columns: their names.
-        unique: `file` rejects rows whose key another row of the file has; `table` also rejects a file with a key that
-            is stored already.
-    """
-
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    unique: Literal["file", "table"] = "file"
-
-
-class StoredIn(_Part):
-    """Where the rows go: a table of the warehouse, or a Delta table.
-
-    Args:
-        table: in the warehouse; the name of the dataset by default.
-        delta: folder, s3:// or OneLake address; a plain name is a folder in delta/ of the state folder.
-        partition_by: columns whose values make the folders of the Delta table.
-    """
-
-    table: Annotated[str, Field(pattern=TABLE)] | None = None
-    delta: str | None = None
-    partition_by: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if self.table and self.delta:
-            raise ValueError("name a table or a Delta table, not both")
-        if self.partition_by and not self.delta:
-            raise ValueError("partition_by is for Delta tables")
-        return self
-
-
-class Measures(_Part):
-    """Numbers that are summarised for each file.
-
-    Args:
-        columns: the numbers.
-        group_by: the columns to group by.
-    """
-
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    group_by: tuple[str, ...] = ()
-
-
-class DatasetDeclaration(_Part):
-    """A kind of file: what its rows are, where they go, and which files belong to it.
-
-    Args:
-        name: of the dataset, its assets and its tables; that of its folder by default.
-        description: shown to users.
-        file_types: endings of the files that are accepted.
-        reader: options of a reader profile, or the name of one.
-        columns: of a row.
-        model: a pandera model instead of columns, as `package.module:Class`.
-        key: what identifies a row.
-        target: where the rows go.
-        measures: numbers that are summarised for each file.
-        max_rejected_share: a file with a greater share of bad rows is quarantined whole; else the setting.
-        drift: what happens to columns that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve`
-            adds them to the table as text, `freeze` quarantines the file.
-        owners: addresses or teams, as Dagster has them.
-        jobs: polling jobs whose files belong to it, as patterns.
-        paths: of files that belong to it, as patterns.
-    """
-
-    name: Annotated[str, Field(pattern=NAME)] = ""
-    description: str = ""
-    file_types: Annotated[tuple[str, ...], Field(min_length=1)] = INGESTIBLE_TYPES
-    reader: str | dict[str, Any] = {}
-    columns: tuple[Column, ...] = ()
-    model: str | None = None
-    key: Key | None = None
-    target: StoredIn = StoredIn()
-    measures: Measures | None = None
-    max_rejected_share: float | None = Field(None, ge=0, le=1)
-    drift: Literal["rescue", "evolve", "freeze"] = "rescue"
-    owners: tuple[str, ...] = ()
-    jobs: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if problems := [*self._name_problems(), *self._column_problems(), *self._type_problems()]:
-            raise ValueError("; ".join(problems))
-        return self
-
-    @cached_property
-    def schema_model(self) -> type[pandera.DataFrameModel] | None:
-        """The user's pandera model, if the dataset has one.
-
-        Raises:
-            ValueError: there is no such class.
-        """
-        return None if self.model is None else _imported(self.model)
-
-    @cached_property
-    def typed_columns(self) -> tuple[Column, ...]:
-        """The columns of a row, declared here or in the model."""
-        return self.columns if self.schema_model is None else columns_of(self.schema_model)
-
-    @cached_property
-    def contract(self) -> pandera.DataFrameSchema:
-        """The contract of the rows, which pandera applies."""
-        return schema_of(self.columns) if self.schema_model is None else self.schema_model.to_schema()
-
-    @property
-    def table(self) -> str | None:
-        """The table of the rows in the warehouse; None if they are in a Delta table."""
-        return None if self.target.delta else self.target.table or self.name
-
-    @property
-    def metrics_table(self) -> str | None:
-        """The table of the summaries; None where nothing is summarised."""
-        return f"{self.name}_metrics" if self.measures else None
-
-    @property
-    def profile(self) -> str:
-        """The name of the reader profile of files whose event names none."""
-        return self.reader if isinstance(self.reader, str) else self.name
-
-    @cached_property
-    def read_as(self) -> Target:
-        """The columns that are read of a file."""
-        columns = self.typed_columns
-        if self.name == SENSOR_READINGS:
-            return READINGS
-        return Target(
-            columns=tuple(column.name for column in columns),
-            required=frozenset(column.name for column in columns if column.required),
-            keep_unknown=True,
-            numbers=frozenset(column.name for column in columns if column.kind in MEASURABLE),
-        )
-
-    @cached_property
-    def own_profile(self) -> ReaderProfile | None:
-        """The reader profile that is declared here; None where another one is named."""
-        if isinstance(self.reader, str):
-            return None
-        return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
-
-    def profile_of(self, metadata: Mapping[str, Any], default: str) -> str:
-        """Return the name of a file's reader profile.
-
-        Args:
-            metadata: of its event.
-            default: of sensor readings whose event names none.
-        """
-        return profile_named(metadata, default if self.name == SENSOR_READINGS else self.profile)
-
-    def profiles(self, known: Profiles) -> Profiles:
-        """Return the known reader profiles that fit this dataset, and its own one.
-
-        Raises:
-            SettingsError: the profile that it names does not exist, or does not fit.
-        """
-        own = {self.name: self.own_profile} if self.own_profile else {}
-        usable = known.of_dataset(self.name) | own
-        if self.profile not in usable:
-            raise SettingsError(
-                f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
-                f" name with `dataset: {self.name}`."
-            )
-        for profile in usable.values():
-            profile.require_fits(self.read_as)
-        return Profiles(usable, known.broken)
-
-    def accepts(self, event: FileEvent) -> bool:
-        """Return True for a file of a type that is declared; a declared dataset takes it compressed as well."""
-        is_declared = self.name != SENSOR_READINGS
-        return event.kind in self.file_types or (is_declared and type_inside(event.kind) in self.file_types)
-
-    def _name_problems(self) -> Iterator[str]:
-        if self.name in TAKEN_NAMES or self.name.endswith("_metrics"):
-            yield f"{self.name!r} is a name of the system's own; choose another name"
-        for table in (self.table, self.metrics_table):
-            if table in OWN_TABLES and self.name != SENSOR_READINGS:
-                yield f"the table {table!r} belongs to the system; name another one as target.table"
-        unknown = [kind for kind in self.file_types if not is_readable(kind)]
-        for kind in unknown:
-            yield f"no reader reads the file type {kind!r}" + _nearest(kind, READERS) + f"; known: {', '.join(READERS)}"
-
-    def _column_problems(self) -> Iterator[str]:
-        if self.name == SENSOR_READINGS:
-            return
-        if bool(self.columns) == bool(self.model):
-            yield "declare columns or a model, one of the two"
-            return
-        names = [column.name for column in self.typed_columns]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"the column {name} is declared twice"
-        named = {
-            "key.columns": self.key.columns if self.key else (),
-            "measures.columns": self.measures.columns if self.measures else (),
-            "measures.group_by": self.measures.group_by if self.measures else (),
-            "target.partition_by": self.target.partition_by,
-        }
-        for where, columns in named.items():
-            for column in columns:
-                if column not in names:
-                    yield f"{where}: there is no column {column}" + _nearest(column, names)
-        if self.own_profile:
-            self.own_profile.require_fits(self.read_as)
-
-    def _type_problems(self) -> Iterator[str]:
-        kinds = {column.name: column.kind for column in self.typed_columns} if self.name != SENSOR_READINGS else {}
-        measures = self.measures or Measures(columns=("",))
-        for column in measures.columns:
-            if kinds.get(column, "number") not in MEASURABLE:
-                yield f"measures.columns: {column} is {kinds[column]}, not a number"
-        for column in (*measures.group_by, *self.target.partition_by):
-            if kinds.get(column, "text") not in GROUPABLE:
-                yield f"{column} is {kinds[column]}: rows are grouped by {', '.join(sorted(GROUPABLE))} only"
-        if {"measure", "min", "max", "mean", "count", "stddev"} & {*measures.group_by}:
-            yield "measures.group_by: a column is called like one of the summaries; rename it"
-        if self.key and self.key.unique == "table" and self.target.delta:
-            yield "key.unique: a Delta table cannot keep keys unique; use unique: file, or a table of the warehouse"
 
 
 @dataclass(frozen=True)
@@ -351,7 +92,7 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         problems = [one.problem for one in self.broken if one.name == name]
         if problems:
             raise UnreadableMessageError(f"The dataset {name} cannot be used: {problems[0]}")
-        raise UnreadableMessageError(f"There is no dataset {name!r}{_nearest(str(name), list(self))}.")
+        raise UnreadableMessageError(f"There is no dataset {name!r}{nearest(str(name), list(self))}.")
 
     def require_accepted(self, event: FileEvent) -> DatasetDeclaration:
         """Return the dataset of a file.
@@ -432,7 +173,7 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
     if component != COMPONENT:
         if component.partition(".")[0] == "ingest_project" and component not in COMPONENTS:
             line = line_of(path, ["type"])
-            raise SettingsError(f"{path}, line {line}: there is no {component}{_nearest(component, COMPONENTS)}.")
+            raise SettingsError(f"{path}, line {line}: there is no {component}{nearest(component, COMPONENTS)}.")
         return None
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
@@ -497,21 +238,3 @@ def _belongs(job_id: str, file_path: str, jobs: Sequence[str], paths: Sequence[s
     return any(fnmatch.fnmatchcase(job_id, pattern) for pattern in jobs) or any(
         fnmatch.fnmatchcase(file_path, pattern) for pattern in paths
     )
-
-
-def _imported(name: str) -> type[pandera.DataFrameModel]:
-    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
-        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic expects it
-    return found
-
-
-def _nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {guess[0]}?" if guess else ""

@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.containers import Contained, files_inside
-from ingest_project.readers.guess_columns import Column, Columns, find_columns
-from ingest_project.readers.guess_device import guess_device
-from ingest_project.readers.guess_encoding import Encoding, guess_encoding, take_sample
-from ingest_project.readers.guess_names import slug
-from ingest_project.readers.guess_records import read_records
-from ingest_project.readers.guess_roles import KnownType, Roles, find_roles, quantities
-from ingest_project.readers.guess_table import Table, find_table
-from ingest_project.readers.guess_text import Grid, read_grid
-from ingest_project.readers.guess_times import TimeGuess
-from ingest_project.readers.guess_workbook import read_sheets
-from ingest_project.readers.guess_yaml import Draft
+from ingest_project.readers.formats.containers import Contained, files_inside
+from ingest_project.readers.guessing.columns import Column, Columns, find_columns, read_records
+from ingest_project.readers.guessing.encoding import Encoding, guess_encoding, take_sample
+from ingest_project.readers.guessing.names import guess_device, slug
+from ingest_project.readers.guessing.roles import KnownType, Roles, find_roles, quantities
+from ingest_project.readers.guessing.table import Table, find_table, read_sheets
+from ingest_project.readers.guessing.text import Grid, read_grid
+from ingest_project.readers.guessing.times import TimeGuess
+from ingest_project.readers.guessing.yaml_text import Draft
 from ingest_project.readers.layout import ReadLimits
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import polars as pl
 
 from ingest_project.readers.casting import parse_numbers
-from ingest_project.readers.guess_text import MISSING
+from ingest_project.readers.guessing.text import MISSING
 from ingest_project.readers.profile_parts import MAX_NULL_BYTES, NumberLayout
 from ingest_project.readers.profiles import DEFAULT_NULLS
 

@@ -14,10 +14,10 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import TRIMMED, clean_name, kept
-from ingest_project.readers.csv_text import INVALID_BYTE, LINE_END, joined_names
+from ingest_project.readers.formats.csv_text import INVALID_BYTE, LINE_END, joined_names
+from ingest_project.readers.formats.table_chunks import MALFORMED, TableChunk, shortened
 from ingest_project.readers.layout import Layout, ReadLimits
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.table_chunks import MALFORMED, TableChunk, shortened
 
 MAX_LINES_ABOVE = 1_000
 CELL = r"[^ \t]+"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT
-from ingest_project.readers.json_text import json_of
+from ingest_project.readers.formats.json_text import json_of
 
 BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000

@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
-from ingest_project.readers import parquet_worker
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.excel_cells import TEXT
-from ingest_project.readers.json_text import json_of
+from ingest_project.readers.formats import parquet_worker
+from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
+from ingest_project.readers.formats.json_text import json_of
+from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 LIMIT_SETTINGS = {

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import polars as pl
 
-from ingest_project.readers.guess_columns import Column, Columns
-from ingest_project.readers.guess_names import NameGuess, read_name, role_of, slug, unit_of, why_ignored
+from ingest_project.readers.guessing.columns import Column, Columns
+from ingest_project.readers.guessing.names import NameGuess, read_name, role_of, slug, unit_of, why_ignored
 from ingest_project.readers.units import conversion
 
 MAX_TYPES = 60

@@ -22,10 +22,11 @@ from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import UNSEEN_ENDS
-from ingest_project.readers.csv_text import INVALID_BYTE, text_blocks
 from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
-from ingest_project.readers.json_text import JsonParser, Number, json_of
+from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
+from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
+from ingest_project.readers.formats.json_text import JsonParser, Number, json_of
+from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import (
     READINGS,
     RESCUED,
@@ -37,7 +38,6 @@ from ingest_project.readers.layout import (
     rows_chunk,
 )
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from ingest_project.readers.csv_text import CANDIDATE_DELIMITERS, INVALID_BYTE
+from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, INVALID_BYTE
 from ingest_project.readers.matching import FIRST_CELL
 from ingest_project.readers.profile_parts import WHITESPACE
 from ingest_project.readers.reader_profile import ReaderProfile

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 import typer
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_SHOWN_TEXT = 160
+TITLES = {"device_id": "Device"}
 MAX_SHOWN_REASON = 120
 KEYS_PER_QUERY = 1_000
 
@@ -247,17 +249,30 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
         file=record,
         ui=_partition_url(settings, record),
         landed_at=f"{settings.landing_url.rstrip('/')}/{object_name(record.sha256)}" if record.sha256 else None,
-        metrics=[metric._asdict() for metric in services.warehouse.metrics_of(record.file_key)],
+        metrics=_summaries(services, record),
         quarantined_rows=[row._asdict() for row in services.warehouse.quarantined_rows_of(record.file_key, rows)],
         quarantine=note,
         problems=problems,
     )
 
 
+def _summaries(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
+    """Return the metrics of a file; none where its dataset is not declared any more."""
+    if record.dataset == SENSOR_READINGS:
+        return services.warehouse.summaries_of(record.file_key)
+    if record.dataset not in services.datasets:
+        return []
+    from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - imports Dagster
+
+    tables = tables_of(services.datasets[record.dataset], services.settings)
+    return services.warehouse.of(tables).summaries_of(record.file_key)
+
+
 def _partition_url(settings: Settings, record: FileRecord) -> str:
     """Return the address of this file in the Dagster UI."""
     base = settings.dagster.webserver_url.rstrip("/")
-    return f"{base}/assets/{asset_of(record.dataset)}?view=partitions&partition={quote(record.file_key, safe='')}"
+    key = quote(record.file_key, safe="")
+    return f"{base}/assets/{asset_of(record.dataset)}?view=partitions&partition={key}"
 
 
 def _show_page(page: FilePage) -> None:
@@ -369,6 +384,7 @@ def _facts(page: FilePage) -> list[tuple[str, object]]:
         ("Broken rules", counts(record.rule_counts or {})),
         ("Source", record.location),
         ("Version", _version(record)),
+        ("Dataset", record.dataset),
         ("Reader profile", record.profile),
         ("Polling job", record.event.job_id),
         ("Trace id", record.event.trace_id),
@@ -413,9 +429,10 @@ def _finished(record: FileRecord) -> str | None:
 
 
 def _metrics(page: FilePage) -> Table:
-    columns = ("Count", "Min", "Mean", "Max", "Std dev")
-    made = table("Device", "Sensor type", *columns, numbers=columns)
+    columns = {"Count": "count", "Min": "min", "Mean": "mean", "Max": "max", "Std dev": "stddev"}
+    groups = [name for name in page.metrics[0] if name not in columns.values()]
+    titles = (TITLES.get(name, name.replace("_", " ").capitalize()) for name in groups)
+    made = table(*titles, *columns, numbers=[*columns])
     for metric in page.metrics:
-        values = (metric["count"], metric["min"], metric["mean"], metric["max"], metric["stddev"])
-        add_row(made, metric["device_id"], metric["sensor_type"], *values)
+        add_row(made, *(metric[name] for name in (*groups, *columns.values())))
     return made

@@ -13,7 +13,7 @@ import typer
 from ingest_project.core.console import AsJson, add_row, complain, counted, print_json, show, table
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import load_settings
-from ingest_project.file_ingest.profile_commands import (
+from ingest_project.file_ingest.commands.profiles import (
     File,
     Name,
     Paths,
@@ -39,8 +39,8 @@ def register_dataset(app: typer.Typer) -> None:
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside  # noqa: PLC0415
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_dataset import guess_dataset  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import type_of  # noqa: PLC0415
+    from ingest_project.readers.guessing.dataset import guess_dataset  # noqa: PLC0415
 
     settings = load_settings().settings
     named = name or name_of(file)

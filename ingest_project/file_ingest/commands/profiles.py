@@ -31,9 +31,9 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import yaml_files
 
 if TYPE_CHECKING:
+    from ingest_project.file_ingest.commands.trial import Trial
     from ingest_project.file_ingest.contract import Contract
-    from ingest_project.file_ingest.trial import Trial
-    from ingest_project.readers.guessing import Found
+    from ingest_project.readers.guessing.proposal import Found
     from ingest_project.readers.profiles import ReaderProfile
 
 MAX_SHOWN_TEXT = 160
@@ -108,7 +108,7 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
     from ingest_project.file_ingest.sensor_readings import SensorTypes  # noqa: PLC0415
-    from ingest_project.readers.guessing import guess_profile  # noqa: PLC0415
+    from ingest_project.readers.guessing.proposal import guess_profile  # noqa: PLC0415
     from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
 
     settings = load_settings().settings
@@ -131,7 +131,7 @@ def try_profile(
 
     Exit code 1 when the file would be quarantined as a whole.
     """
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     settings = load_settings().settings
     contract = contract_of(dataset or SENSOR_READINGS, settings)
@@ -146,7 +146,7 @@ def try_profile(
 
 def name_of(file: Path) -> str:
     """Return a name for the proposal for a file: its own, without dates and what names cannot hold."""
-    from ingest_project.readers.guess_names import slug  # noqa: PLC0415
+    from ingest_project.readers.guessing.names import slug  # noqa: PLC0415
 
     words = slug(re.sub(r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?", "", file.name.partition(".")[0]))
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
@@ -154,8 +154,8 @@ def name_of(file: Path) -> str:
 
 def looked_at(file: Path, settings: Settings) -> Found:
     """Find the table in a file, within the limits of the settings."""
-    from ingest_project.file_ingest.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guessing import look_at  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import type_of  # noqa: PLC0415
+    from ingest_project.readers.guessing.proposal import look_at  # noqa: PLC0415
     from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
 
     return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
@@ -199,15 +199,15 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
 
 def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.trial import TEXT_TYPES, type_of  # noqa: PLC0415
-    from ingest_project.readers.guess_encoding import excerpt  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import TEXT_TYPES, type_of  # noqa: PLC0415
+    from ingest_project.readers.guessing.encoding import excerpt  # noqa: PLC0415
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
 
 def _installed(file: Path, contract: Contract) -> Iterator[str]:
     """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     for name, profile in contract.profiles.items():
         trial = try_file(file, profile, contract, 0)
@@ -218,7 +218,7 @@ def _installed(file: Path, contract: Contract) -> Iterator[str]:
 
 def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
     """Read the sample of a file by a proposal, and say how that went."""
-    from ingest_project.file_ingest.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
 
     trial = try_file(sample, profile, contract, 0, file.name)
     where = file.name if sample == file else f"the beginning and the end of {file.name}"

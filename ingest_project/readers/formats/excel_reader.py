@@ -16,15 +16,15 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
-from ingest_project.readers import excel_worker
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.csv_reader import dialect_of, split_blocks
-from ingest_project.readers.csv_text import HeaderSearch, find_header, text_blocks
-from ingest_project.readers.excel_worker import sheet_file, sheets_file
+from ingest_project.readers.formats import excel_worker
+from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks
+from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, text_blocks
+from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
+from ingest_project.readers.formats.table_chunks import TableChunk, rows_of_data, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.matching import Surroundings
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.table_chunks import TableChunk, rows_of_data, shortened
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"

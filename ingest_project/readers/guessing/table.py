@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import clean_name, matched_name
-from ingest_project.readers.guess_names import unit_of, without_serial
-from ingest_project.readers.guess_text import Grid, Row, is_missing, is_typed
+from ingest_project.readers.formats.excel_reader import SheetRow, rows_of_all_sheets
+from ingest_project.readers.guessing.names import unit_of, without_serial
+from ingest_project.readers.guessing.text import MAX_ABOVE, MAX_ROWS, Grid, Row, is_missing, is_typed
+from ingest_project.readers.layout import ReadLimits
 
 TYPED_SHARE = 0.8
 MAX_HEADER_ROWS = 6
@@ -142,12 +145,12 @@ def _typed_columns(rows: Sequence[Row], width: int) -> list[int]:
 
 
 def _is_record(row: Row, width: int, typed: Sequence[int]) -> bool:
-    """Return True for a row whose typed columns mostly hold a number, a time or nothing."""
+    """Return True for a row at least half of whose cells in typed columns are a number or a time."""
     if len(row.cells) != width:
         return False
     cells = [row.cells[column] for column in typed]
     values = [cell for cell in cells if not is_missing(cell)]
-    return bool(values) and sum(map(is_typed, values)) > len(values) / 2
+    return bool(values) and sum(map(is_typed, values)) >= len(values) / 2
 
 
 def _fits(row: Row, width: int) -> bool:
@@ -234,3 +237,25 @@ def _notes(header: Row | None, above: Sequence[Row], typed: Sequence[int], width
         return {"header": "a guess: all columns are text, so nothing tells the header from a record"}
     why = f"{len(typed)} of {width} columns hold numbers or times from the next row on"
     return {"header": why + (f"; {len(above)} rows have this width" if len(above) > 1 else "")}
+
+
+def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Grid]:
+    """Return the number of the sheet with the most numbers and times, and its rows.
+
+    Raises:
+        FileRejectedError: the workbook cannot be read, or no sheet has a cell with text.
+    """
+    sheets: dict[int, list[SheetRow]] = {}
+    for row in rows_of_all_sheets(path, file_type, limits, MAX_ROWS):
+        sheets.setdefault(row.sheet, []).append(row)
+    if not sheets:
+        raise FileRejectedError("empty_file", "No sheet has a cell with a value.")
+    best = max(sheets, key=lambda number: _values(sheets[number]))
+    rows = [Row(row.number, [cell.strip() for cell in row.cells], row.kinds) for row in sheets[best]]
+    texts = {row.line: "\t".join(row.cells) for row in rows[:MAX_ABOVE]}
+    above = tuple(texts.get(number, "") for number in range(1, MAX_ABOVE + 1))
+    return best, Grid(rows, [], None, f"of {len(sheets)} sheets, the one with the most numbers and times", above=above)
+
+
+def _values(rows: Sequence[SheetRow]) -> int:
+    return sum(is_typed(cell) and not is_missing(cell) for row in rows for cell in row.cells)

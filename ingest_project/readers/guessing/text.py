@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from ingest_project.readers.csv_text import CANDIDATE_DELIMITERS, is_blank, split_records
-from ingest_project.readers.guess_encoding import HEAD_BYTES, Encoding, Sample
+from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, is_blank, split_records
+from ingest_project.readers.guessing.encoding import HEAD_BYTES, Encoding, Sample
 
 MAX_ROWS = 20_000
 ROWS_TO_COMPARE = 400

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.csv_text import BYTE_ORDER_MARKS, CONTAINERS
+from ingest_project.readers.formats.csv_text import BYTE_ORDER_MARKS, CONTAINERS
 
 HEAD_BYTES = 1024**2
 TAIL_BYTES = 64 * 1024

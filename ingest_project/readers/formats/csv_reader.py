@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ingest_project.readers.casting import TRIMMED, kept
-from ingest_project.readers.csv_text import (
+from ingest_project.readers.formats.csv_text import (
     INVALID_BYTE,
     LINE_END,
     Header,
@@ -31,12 +31,12 @@ from ingest_project.readers.csv_text import (
     text_blocks,
     without_comments,
 )
+from ingest_project.readers.formats.plain_lines import LineSplitter, first_lines
+from ingest_project.readers.formats.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.matching import SameProfile, Surroundings, known_names
-from ingest_project.readers.plain_lines import LineSplitter, first_lines
 from ingest_project.readers.profile_parts import WHITESPACE
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
 
 MAX_LINES = 250_000
 TAB, LF, CR, SPACE, QUOTE = b'\t\n\r "'

@@ -1,0 +1,56 @@
+"""`ingest_project.FileDataset` as Dagster's `dg` uses it, and in a Dagster project of a user's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster.components.core.component_tree import ComponentTree
+from dagster.components.core.package_entry import get_package_objects_in_module
+from dagster.components.scaffold.scaffold import NoParams
+
+import ingest_project
+from ingest_project.file_ingest import component
+from ingest_project.readers.datasets import DatasetDeclaration, read_declaration
+from ingest_project_tests.file_ingest.datasets.system import WEATHER
+
+
+def test_the_registry_finds_it_and_importing_the_package_brings_no_dagster() -> None:
+    assert ("FileDataset", component.FileDataset) in [*get_package_objects_in_module(ingest_project)]
+    code = "import sys, ingest_project; assert 'dagster' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_it_scaffolds_is_a_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "orders"
+    folder.mkdir()
+    request = dg.ScaffoldRequest("ingest_project.FileDataset", folder, "yaml", tmp_path, NoParams())
+    component.FileDatasetScaffolder().scaffold(request)
+    declaration = read_declaration(folder / "defs.yaml")
+    assert declaration is not None
+    assert (declaration.name, declaration.table, declaration.metrics_table) == ("orders", "orders", "orders_metrics")
+
+
+def test_it_takes_the_name_that_is_given_and_refuses_contradictions() -> None:
+    context = ComponentTree.for_test().load_context
+    attributes = DatasetDeclaration.model_validate({"name": "weather", **WEATHER})
+    found = component.FileDataset.load(attributes, context)
+    assert found.declaration == attributes
+    with pytest.raises(ValueError, match="there is no column nope"):
+        DatasetDeclaration.model_validate({**WEATHER, "measures": {"columns": ["nope"]}})
+
+
+def test_in_another_project_it_brings_all_that_a_dataset_needs() -> None:
+    declaration = DatasetDeclaration.model_validate({"name": "weather", **WEATHER})
+    other = DatasetDeclaration.model_validate({"name": "other", **WEATHER})
+    context = ComponentTree.for_test().load_context
+    definitions = dg.Definitions.merge(
+        *(component.FileDataset(one).build_defs(context) for one in (declaration, other))
+    )
+    repository = definitions.get_repository_def()
+    assert {"weather_batch", "other_batch"} <= {job.name for job in repository.get_all_jobs()}
+    assert len(repository.sensor_defs) == 4
+    assert {"weather", "other"} <= {*component._services().datasets}
