@@ -1,4 +1,4 @@
-"""`python -m benchmarks files|rows|latency|activity|commits|crm|listing`: one measurement, its result is the last line.
+"""`python -m benchmarks KIND`, e.g. files or datasets: one measurement, its result is the last line.
 
 The result is one JSON object; what happens meanwhile goes to standard error. The exit code is 1 when what was stored is
 not exactly what should be.
@@ -21,6 +21,7 @@ from benchmarks.activity_commits import COMMITS, measure_commits
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
 from benchmarks.listing import FILES, measure_listing
+from benchmarks.many_datasets import DATASETS, measure_datasets
 from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
 from benchmarks.peer import measure_peer
@@ -154,6 +155,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("activity", help=measure_activity.__doc__)
     command.set_defaults(measure=measure_activity)
     command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
+    command.add_argument("--declared", action="store_true", help="also by a declared stream of the same columns")
     command = commands.add_parser("commits", help=measure_commits.__doc__)
     command.set_defaults(measure=measure_commits)
     command.add_argument("--commits", type=int, default=COMMITS)
@@ -163,6 +165,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("listing", help=measure_listing.__doc__)
     command.set_defaults(measure=measure_listing)
     command.add_argument("--files", type=int, default=FILES)
+    command = commands.add_parser("datasets", help=measure_datasets.__doc__)
+    command.set_defaults(measure=measure_datasets)
+    command.add_argument("--datasets", type=int, default=DATASETS)
     return parser.parse_args(arguments)
 
 

@@ -50,7 +50,7 @@ def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, obj
         server.create_topic(TOPIC, PARTITIONS)
         _send(server.bootstrap_servers, options.events)
         seconds, memory = {}, {}
-        for reader, events in (("floor", options.events), ("run", options.events), ("one_by_one", ONE_BY_ONE_EVENTS)):
+        for reader, events in _readers(options):
             seconds[reader], memory[reader] = _read(reader, server.bootstrap_servers, folder, events)
         product = _by_product(server.bootstrap_servers, folder / "product", options.events)
     finally:
@@ -59,6 +59,7 @@ def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, obj
     return {
         "run_events_per_s": round(options.events / seconds["run"]),
         "end_to_end_events_per_s": round(options.events / product["seconds"]),
+        **({"declared_events_per_s": round(options.events / seconds["declared"])} if options.declared else {}),
         "floor_events_per_s": round(options.events / seconds["floor"]),
         "one_by_one_events_per_s": round(ONE_BY_ONE_EVENTS / seconds["one_by_one"]),
         "peak_rss_mb": max(product["peak_rss_mb"], memory["run"]),
@@ -68,6 +69,14 @@ def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, obj
         "floor_peak_rss_mb": memory["floor"],
         "seconds_to_start": product["seconds_to_start"],
     }
+
+
+def _readers(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    yield "floor", options.events
+    yield "run", options.events
+    if options.declared:
+        yield "declared", options.events
+    yield "one_by_one", ONE_BY_ONE_EVENTS
 
 
 def _send(brokers: str, events: int) -> None:

@@ -1,6 +1,6 @@
-"""Three readers of the same topic of events, each a process of its own: a run of the product, the floor, one by one.
+"""Readers of the same topic of events, each a process of its own: a run, one of a declared stream, floor, one by one.
 
-    python -m benchmarks.activity_readers run|floor|one_by_one <brokers> <topic> <folder> <events>
+    python -m benchmarks.activity_readers run|declared|floor|one_by_one <brokers> <topic> <folder> <events>
 
 prints how long it took as a JSON object. The clock starts with everything imported and nothing connected.
 """
@@ -20,12 +20,32 @@ from deltalake import write_deltalake
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import received
+from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.sink import DeltaSink
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.event_table import event_rows
 
 ROWS_PER_COMMIT = 50_000
 MESSAGES_PER_CALL = 10_000
+# The fields of an event; what is nested in the shipped table are columns here.
+NESTED = {
+    "client_info": ("user_agent", "screen_resolution", "language"),
+    "service_info": ("service_name", "service_version", "environment"),
+}
+COLUMNS: list[dict[str, object]] = [
+    {"name": "event_id", "type": "text", "required": True},
+    {"name": "event_type", "type": "text", "required": True},
+    {"name": "timestamp", "type": "timestamp", "required": True},
+    {"name": "event_data", "type": "json"},
+    {"name": "received_at", "type": "timestamp", "path": "$.processing_info.received_at"},
+    {"name": "processed_at", "type": "timestamp", "path": "$.processing_info.processed_at"},
+    {"name": "processing_ms", "type": "number", "path": "$.processing_info.processing_ms"},
+]
+COLUMNS += [{"name": name, "type": "text"} for name in ("request_id", "user_id", "session_id", "page_url")]
+COLUMNS += [
+    {"name": name, "type": "text", "path": f"$.{outer}.{name}"} for outer, names in NESTED.items() for name in names
+]
 
 
 def run(brokers: str, topic: str, folder: Path, events: int) -> None:
@@ -37,9 +57,24 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> None:
         "INGEST_STATE_DIR": str(folder),
     }
     services = SystemResources(load_settings(environ, folder).settings)
-    positions, sink = services.activity_positions, DeltaSink(services.user_activity)
-    done = store_stream(services, positions, sink, run_id="benchmark")
-    settle(services, positions, done)
+    _store(services, services.user_activity, events)
+
+
+def declared(brokers: str, topic: str, folder: Path, events: int) -> None:
+    """Do what a run of a declared stream does."""
+    environ = {
+        "KAFKA_BOOTSTRAP_SERVERS": brokers,
+        "DATABASE_URL": f"sqlite:///{folder / 'declared.db'}",
+        "INGEST_STATE_DIR": str(folder),
+    }
+    services = SystemResources(load_settings(environ, folder).settings)
+    declaration = {"name": "declared_events", "topic": topic, "event_time": "timestamp", "columns": COLUMNS}
+    _store(services, services.delta_stream(StreamDeclaration.model_validate(declaration)), events)
+
+
+def _store(services: SystemResources, stream: DeltaStream, events: int) -> None:
+    done = store_stream(services, stream.positions, DeltaSink(stream), run_id="benchmark")
+    settle(services, stream.positions, done)
     assert done.outcome["events"] == events
 
 
@@ -80,7 +115,9 @@ def main() -> None:
     """Read once."""
     reader, brokers, topic, folder, events = sys.argv[1:]
     began = time.monotonic()
-    {"run": run, "floor": floor, "one_by_one": one_by_one}[reader](brokers, topic, Path(folder), int(events))
+    {"run": run, "declared": declared, "floor": floor, "one_by_one": one_by_one}[reader](
+        brokers, topic, Path(folder), int(events)
+    )
     print(json.dumps({"seconds": time.monotonic() - began}))
 
 

@@ -20,8 +20,8 @@ bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idl
 	@$(BENCHMARK) latency $(BENCHMARK_SIZES) $(if $(EVENTS),--events $(EVENTS))
 
 .PHONY: bench-activity
-bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000
-	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS))
+bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000 DECLARED=1
+	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS)) $(if $(DECLARED),--declared)
 
 .PHONY: bench-commits
 bench-commits: $(VENV)/.dev-installed ## Milliseconds of a small commit of user activity, the first and the last 100: COMMITS=1000
@@ -38,3 +38,7 @@ bench-listing: $(VENV)/.benchmarks-installed ## Announcements a second of a larg
 .PHONY: bench-attachments
 bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, next to curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
 	@$(BIN)/python -m benchmarks.attachments $(if $(KEEP),--keep) $(if $(SMALL),--small $(SMALL)) $(if $(LARGE),--large $(LARGE)) $(if $(STORE),--store $(STORE))
+
+.PHONY: bench-datasets
+bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with declared datasets: DATASETS=50
+	@$(BENCHMARK) datasets $(if $(DATASETS),--datasets $(DATASETS))

@@ -33,7 +33,12 @@ pytest_plugins = [
 
 # These start the whole system. They come first, and so one after the other in one process: side by side they would take
 # each other's time.
-WHOLE_SYSTEMS = ("after_a_demo/test_", "devstack/test_stack_dagster.py", "devstack/test_dagster_dev.py")
+WHOLE_SYSTEMS = (
+    "after_a_demo/test_",
+    "devstack/test_stack_dagster.py",
+    "devstack/test_dagster_dev.py",
+    "devstack/test_first_dataset.py",
+)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -16,7 +16,7 @@ class Observation(pa.DataFrameModel):
 
     station: str = pa.Field(str_matches=r"^[A-Z]{3}$", description="Code of the station.")
     observed_at: Annotated[pl.Datetime, "us", "UTC"] = pa.Field(description="End of the hour.")
-    day: date = pa.Field(description="Local day; the folders of the Delta table.")
+    day: date = pa.Field(description="Local day; each has a folder of the Delta table.")
     temperature: float = pa.Field(ge=-60, le=60, nullable=True, metadata={"unit": "°C"})
     dew_point: float = pa.Field(ge=-80, le=40, nullable=True, metadata={"unit": "°C"})
     humidity: float = pa.Field(ge=0, le=100, nullable=True, metadata={"unit": "%"})
@@ -26,5 +26,5 @@ class Observation(pa.DataFrameModel):
     @pa.dataframe_check
     @classmethod
     def dew_point_not_above_temperature(cls, data: pa.PolarsData) -> pl.LazyFrame:
-        """Air cannot be drier than it is warm: a higher dew point means swapped columns or a broken sensor."""
+        """Reject a dew point above the temperature: the columns are swapped, or a sensor is broken."""
         return data.lazyframe.select(pl.col("dew_point") <= pl.col("temperature") + 0.1)

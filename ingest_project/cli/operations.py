@@ -148,7 +148,8 @@ def status(
 ) -> None:
     """Show messages waiting on topics, entries by state, retry tiers, and runs in flight.
 
-    Exit code 1 when a part does not answer, when a disk is nearly full, or when the system is not idle in time.
+    Exit code 1 when a part does not answer, a disk is nearly full, a reader profile or a declaration is broken, or the
+    system is not idle in time.
     """
     settings = load_settings().settings
     services, records = SystemResources(settings), DagsterRecords(settings)

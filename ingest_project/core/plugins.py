@@ -59,11 +59,14 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         self.group = group
         self._shipped = {name: EntryPoint(name, address, group) for name, address in shipped.items()}
         self._requires = requires
+        self._loaded: dict[str, Part] = {}
 
     def __getitem__(self, name: str) -> Part:
         if name in self._shipped:
-            part: Part = self._shipped[name].load()
-            return part
+            # Every file looks its reader up.
+            if name not in self._loaded:
+                self._loaded[name] = self._shipped[name].load()
+            return self._loaded[name]
         if name not in installed(self.group) or self._problem(name):
             raise KeyError(name)
         found: Part = _loaded(*installed(self.group)[name])
@@ -85,9 +88,11 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         Raises:
             PermanentError: no such part, with the known names; or a plug-in that cannot be used, with the reason.
         """
-        if name not in {*self}:
+        if name in self._shipped:
+            return self[name]
+        if name not in installed(self.group):
             raise PermanentError(f"Unknown {noun} {name[:100]!r}. Known are: {', '.join(self)}.")
-        if name not in self._shipped and (problem := self._problem(name)):
+        if problem := self._problem(name):
             raise PermanentError(f"The {noun} {name!r} is a plug-in that cannot be used: {problem}")
         return self[name]
 

@@ -20,12 +20,12 @@ from ingest_project.contracts.validation import ValidatedRows, needs_whole_files
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
 from ingest_project.file_ingest.contract import Contract, counts_of, location_of
-from ingest_project.file_ingest.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.table_changes import ensure_tables
 from ingest_project.file_ingest.versions import meaning_of
+from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
+from ingest_project.file_ingest.warehouse.table_changes import ensure_tables
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits

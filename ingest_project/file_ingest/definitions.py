@@ -19,7 +19,6 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
 from ingest_project.file_ingest.declared import tables_of
-from ingest_project.file_ingest.delta_rows import delta_store
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
@@ -33,6 +32,7 @@ from ingest_project.file_ingest.result import (
 )
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.file_ingest.tables import FileState, quarantined_rows
+from ingest_project.file_ingest.warehouse.delta_rows import delta_store
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,

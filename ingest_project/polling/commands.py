@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from ingest_project.contracts.files import INGESTIBLE_TYPES
+from ingest_project.contracts.files import FileEvent
 from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import ConfiguredSource, load_settings
 from ingest_project.polling.job_queue import PollingResources
-from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_of_types
+from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_accepted
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 
@@ -96,15 +97,22 @@ def take_sample(name: str, configured: ConfiguredSource, services: PollingResour
         source = services.open_source(configured.source_config)
         sample.location = source.location
         source.require_allowed(str(configured.source_config.get("path", "")))
-        _list(source, configured.file_pattern, sample)
+        datasets = services.datasets
+
+        def refusal_of(file: SourceFile) -> str:
+            return datasets.refusal_of(
+                FileEvent(file_path=file.path, file_name=file.name, metadata=configured.metadata)
+            )
+
+        _list(source, configured.file_pattern, sample, refusal_of)
     except IngestError as error:
         sample.error, sample.permanent = str(error), not isinstance(error, TransientError)
     return sample
 
 
-def _list(source: Source, pattern: str, sample: SourceSample) -> None:
+def _list(source: Source, pattern: str, sample: SourceSample, refusal_of: Callable[[SourceFile], str]) -> None:
     skipped: dict[str, int] = {}
-    for number, entry in enumerate(only_of_types(source.list_files(pattern), INGESTIBLE_TYPES)):
+    for number, entry in enumerate(only_accepted(source.list_files(pattern), refusal_of)):
         if number >= MAX_ENTRIES:
             break
         if isinstance(entry, Skipped):

@@ -24,7 +24,6 @@ import msgspec
 
 from ingest_project.contracts import encode
 from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
-from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive
@@ -32,14 +31,13 @@ from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
-from ingest_project.readers.datasets import Declarations
 from ingest_project.sources import (
     Skipped,
     Source,
     SourceFile,
     count_reason,
     files_further_down,
-    not_ingested,
+    only_accepted,
     ready_at,
 )
 
@@ -151,8 +149,13 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     outbox = JobOutbox(services.engine, record.job_key)
     discovery = Discovery()
 
+    def refusal_of(file: SourceFile) -> str:
+        return services.datasets.refusal_of(
+            FileEvent(file_path=file.path, file_name=file.name, job_id=record.job.job_id, metadata=record.job.metadata)
+        )
+
     def prepared() -> Generator[Announcements, None, None]:
-        listed = _accepted(services.datasets, record, source.list_files(record.job.file_pattern))
+        listed = only_accepted(source.list_files(record.job.file_pattern), refusal_of)
         with prefetch(_pages(listed, settings.page_files)) as pages:
             for page in pages:
                 ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
@@ -233,23 +236,6 @@ def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
         metadata=job.metadata,
         source_config=config,
     )
-
-
-def _accepted(
-    datasets: Declarations, record: JobRecord, entries: Iterator[SourceFile | Skipped]
-) -> Iterator[SourceFile | Skipped]:
-    """Skip the files of a type that their dataset does not take, and those of a dataset that cannot be used."""
-    for entry in entries:
-        if isinstance(entry, Skipped):
-            yield entry
-            continue
-        kind = file_type_of(entry.name)
-        try:
-            types = datasets.dataset_of(record.job.metadata, record.job.job_id, entry.path).file_types
-        except UnreadableMessageError as error:
-            yield Skipped(storable(entry.path), str(error))
-            continue
-        yield entry if kind in types else not_ingested(entry.path, types, kind)
 
 
 def _by_message_id(

@@ -11,7 +11,7 @@ from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_
 from ingest_project.readers.excel_cells import DATE, DURATION, NUMBER, PERCENT, TEXT
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.units import Scale
 
 Step = tuple[str, Callable[[pl.Series], pl.Series]]
@@ -47,7 +47,8 @@ def read_cells(
             refused.append(bad)
             if name not in layout.quantities:
                 cells = cells.filter(reasons.is_null())
-    cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
+    if layout.appended:
+        cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
     if profile.sensor_types and profile.other_sensor_types == "reject" and "sensor_type" in cells.columns:
         known = _type_numbers(cells["sensor_type"], profile).is_not_null() | cells["sensor_type"].is_null()
         refused.append(cells.select("line_number", reason=pl.lit("sensor_type_not_mapped")).filter(~known))

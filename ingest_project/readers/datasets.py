@@ -19,7 +19,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn, nearest
 from ingest_project.readers.profiles import (
     NumberLayout,
@@ -108,6 +108,14 @@ class Declarations(Mapping[str, DatasetDeclaration]):
             )
         return declaration
 
+    def refusal_of(self, event: FileEvent) -> str:
+        """Return why a file is not ingested; empty if it is."""
+        try:
+            self.require_accepted(event)
+        except UnreadableMessageError as error:
+            return str(error)
+        return ""
+
 
 # Sensor readings have rules of their own, in `file_ingest.sensor_readings`, and tables that the migrations create.
 SHIPPED = DatasetDeclaration(
@@ -158,7 +166,7 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
     Raises:
         SettingsError: it cannot be read, or is not a declaration; names the file, the line and what is wrong.
     """
-    content = yaml_content(path, "declaration")
+    content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or "type" not in content:
         raise SettingsError(f"{path}, line 1: this is no declaration: write `type: {COMPONENT}` and `attributes:`.")
     component = str(content["type"])

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ingest_project.contracts.columns import Column, columns_of, schema_of
-from ingest_project.contracts.files import INGESTIBLE_TYPES, SENSOR_READINGS, FileEvent, profile_named
+from ingest_project.contracts.files import (
+    INGESTIBLE_TYPES,
+    SENSOR_READINGS,
+    FileEvent,
+    is_readable,
+    profile_named,
+    type_inside,
+)
 from ingest_project.core.errors import SettingsError
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
@@ -208,7 +215,7 @@ class DatasetDeclaration(_Part):
             SettingsError: the profile that it names does not exist, or does not fit.
         """
         own = {self.name: self.own_profile} if self.own_profile else {}
-        usable = {name: profile for name, profile in known.items() if profile.dataset == self.name} | own
+        usable = known.of_dataset(self.name) | own
         if self.profile not in usable:
             raise SettingsError(
                 f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
@@ -219,8 +226,9 @@ class DatasetDeclaration(_Part):
         return Profiles(usable, known.broken)
 
     def accepts(self, event: FileEvent) -> bool:
-        """Return True for a file of a type that is declared."""
-        return event.kind in self.file_types
+        """Return True for a file of a type that is declared; a declared dataset takes it compressed as well."""
+        is_declared = self.name != SENSOR_READINGS
+        return event.kind in self.file_types or (is_declared and type_inside(event.kind) in self.file_types)
 
     def _name_problems(self) -> Iterator[str]:
         if self.name in TAKEN_NAMES or self.name.endswith("_metrics"):
@@ -228,7 +236,7 @@ class DatasetDeclaration(_Part):
         for table in (self.table, self.metrics_table):
             if table in OWN_TABLES and self.name != SENSOR_READINGS:
                 yield f"the table {table!r} belongs to the system; name another one as target.table"
-        unknown = [kind for kind in self.file_types if kind not in READERS]
+        unknown = [kind for kind in self.file_types if not is_readable(kind)]
         for kind in unknown:
             yield f"no reader reads the file type {kind!r}" + nearest(kind, READERS) + f"; known: {', '.join(READERS)}"
 

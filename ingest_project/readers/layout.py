@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Protocol
 
 import polars as pl
@@ -12,8 +13,8 @@ from ingest_project.core.errors import LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.readers.casting import KIND_OF, without_null_numbers
 from ingest_project.readers.cell_rules import converted, read_cells, without_skipped
-from ingest_project.readers.matching import Layout, Surroundings, match_columns
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.matching import Layout, SameProfile, Surroundings, match_columns
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.target import READINGS, RESCUED, Target
 
 __all__ = ["READINGS", "RESCUED", "Layout", "RawText", "ReadLimits", "RowsChunk", "Target"]
@@ -162,20 +163,31 @@ def layout_of(
     if len(names) > limits.max_columns:
         raise LimitExceededError("INGEST_MAX_COLUMNS", f"The file has {len(names)} columns, over {limits.max_columns}")
     around = Surroundings(surroundings) if isinstance(surroundings, str) else surroundings
-    return match_columns(names, profile, around, target)
+    if profile.takes_texts:
+        return match_columns(names, profile, around, target)
+    return _layout_of_header(tuple(names), SameProfile(profile), target)
+
+
+@lru_cache(maxsize=64)
+def _layout_of_header(names: tuple[str, ...], same: SameProfile, target: Target) -> Layout:
+    """Match the header that many files share once."""
+    return match_columns(names, same.profile, Surroundings(""), target)
 
 
 def rows_chunk(
     cells: pl.DataFrame, malformed: pl.DataFrame, text: RawText, layout: Layout, profile: ReaderProfile
 ) -> RowsChunk:
     """Return the rows of the target that some rows of a table are."""
-    cells = without_skipped(cells, layout)
-    cells, refused = read_cells(cells, layout, profile)
+    refused: Sequence[pl.DataFrame] = ()
+    if layout.converts:
+        cells, refused = read_cells(without_skipped(cells, layout), layout, profile)
     for bad in refused:
         raw_text = pl.Series("raw_text", text.raw_text(bad["line_number"].to_list()), pl.String)
         malformed = malformed.vstack(bad.with_columns(raw_text).select(malformed.columns))
     if refused:
         malformed = malformed.sort("line_number", maintain_order=True)
-    cells = converted(without_null_numbers(cells, layout.numbers, profile), layout, profile)
+    cells = without_null_numbers(cells, layout.numbers, profile)
+    if layout.converts:
+        cells = converted(cells, layout, profile)
     rows = to_rows(cells, layout)
     return RowsChunk(rows, malformed, text, layout.unknown, layout.missing, layout.reordered)

@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
-from ingest_project.readers.profiles import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
+from ingest_project.readers.reader_profile import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 from ingest_project.readers.target import Target
 
 NAMES_SHOWN = 12
@@ -36,6 +37,7 @@ class Layout:
         unknown: columns of the file that the profile does not know, as they are called there.
         rescued: those that are kept: name in the table, to the column's name in the file.
         missing, reordered: see `RowsChunk`.
+        converts: True if rows are left out, or cells changed, before they are rows of the target.
     """
 
     target: Target
@@ -49,8 +51,9 @@ class Layout:
     rescued: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     reordered: bool = False
+    converts: bool = False
 
-    @property
+    @cached_property
     def numbers(self) -> Sequence[str]:
         """The names in the table of the columns with numbers."""
         return [*self.quantities, *(name for name in self.wanted if name in self.target.numbers)]
@@ -94,6 +97,19 @@ class Surroundings:
                     raise FileRejectedError(rule, f"The file's {source}, {shown} not contain its {column}.")
                 found[column] = text
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class SameProfile:
+    """A profile as a key: compared by identity, because its parts have no hash."""
+
+    profile: ReaderProfile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameProfile) and other.profile is self.profile
 
 
 class Header:
@@ -232,6 +248,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     header.require([column for column in missing if column in profile.required_of(target)])
     wanted |= by_name | further
     unknown = header.unknown({*wanted.values(), *conditions.values()})
+    appended = _appended(header, wanted, quantities, profile)
     rescued = {f"unknown {index}": name for index, name in unknown.items()} if target.keep_unknown else {}
     return Layout(
         target,
@@ -239,12 +256,14 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
         {column: text for column, text in constants.items() if column in target.columns} | dict.fromkeys(missing),
         quantities,
         joined,
-        _appended(header, wanted, quantities, profile),
+        appended,
         skipped,
         tuple(unknown.values()),
         rescued,
         missing,
         [*by_name.values()] != sorted(by_name.values()),
+        bool(skipped or joined or appended or profile.cells or profile.sensor_types)
+        or any(quantity.reads_text or quantity.conversion for quantity in quantities.values()),
     )
 
 

@@ -20,9 +20,9 @@ from ingest_project.contracts.files import COMPRESSED_TYPES, SHIPPED_TYPES
 from ingest_project.core import plugins
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import cast
-from ingest_project.readers.containers import Contained, files_inside, in_member
+from ingest_project.readers.formats.containers import Contained, files_inside, in_member
 from ingest_project.readers.layout import READINGS, RawText, ReadLimits, RowsChunk, Target
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reader_profile import ReaderProfile
 
 __all__ = ["READERS", "Reader", "cast", "read_chunks"]
 
@@ -40,16 +40,16 @@ class Reader(Protocol):
         """Yield the rows of one file; see `read_chunks`."""
 
 
-_DELIMITED = "ingest_project.readers.csv_reader:READER"
-_JSON = "ingest_project.readers.json_reader:READER"
+_DELIMITED = "ingest_project.readers.formats.csv_reader:READER"
+_JSON = "ingest_project.readers.formats.json_reader:READER"
 READERS: plugins.Plugins[Reader] = plugins.plugins(
     plugins.READERS,
     {
         **dict.fromkeys(("csv", "dat", "psv", "tsv", "txt"), _DELIMITED),
         **dict.fromkeys(("json", "jsonl", "ndjson"), _JSON),
-        "parquet": "ingest_project.readers.parquet_reader:READER",
-        "xls": "ingest_project.readers.excel_reader:XLS",
-        "xlsx": "ingest_project.readers.excel_reader:XLSX",
+        "parquet": "ingest_project.readers.formats.parquet_reader:READER",
+        "xls": "ingest_project.readers.formats.excel_reader:XLS",
+        "xlsx": "ingest_project.readers.formats.excel_reader:XLSX",
     },
     requires="read",
 )

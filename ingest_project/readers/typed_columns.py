@@ -25,8 +25,8 @@ from ingest_project.readers.casting import (
     text_cells,
 )
 from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, NUMBER, PERCENT, TEXT
-from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS
-from ingest_project.readers.profiles import NumberLayout, ReaderProfile
+from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
+from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)

@@ -7,7 +7,7 @@ or `open` does. Another package adds a kind of source by an entry point, see `re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -201,21 +201,18 @@ def refusal(path: str, name: str) -> Skipped | None:
     return None if is_readable(kind) else Skipped(path, f"No reader reads {kind or 'files without an ending'}.")
 
 
-def only_of_types(entries: Iterable[SourceFile | Skipped], types: Sequence[str]) -> Iterator[SourceFile | Skipped]:
-    """Yield the entries of a listing, with the files of other types skipped.
+def only_accepted(
+    entries: Iterable[SourceFile | Skipped], refusal_of: Callable[[SourceFile], str]
+) -> Iterator[SourceFile | Skipped]:
+    """Yield the entries of a listing, with the files skipped that their dataset does not take.
 
     Args:
         entries: of a listing.
-        types: as `file_type_of` returns them, that the dataset of the files takes.
+        refusal_of: returns why a file is not taken; empty if it is.
     """
     for entry in entries:
-        kind = file_type_of(entry.name) if isinstance(entry, SourceFile) else ""
-        yield entry if isinstance(entry, Skipped) or kind in types else not_ingested(entry.path, types, kind)
-
-
-def not_ingested(path: str, types: Sequence[str], kind: str) -> Skipped:
-    """Skip a file of another type than those that its dataset takes."""
-    return Skipped(printable(path), f"Only {', '.join(types)} are ingested, not {kind or 'files without an ending'}.")
+        reason = refusal_of(entry) if isinstance(entry, SourceFile) else ""
+        yield Skipped(printable(entry.path), reason) if reason else entry
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:

@@ -27,15 +27,14 @@ from ingest_project.platform.capability import (
 )
 from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
-from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration, load_streams
 from ingest_project.streams.delta.queries import rows_of_trace
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
 from ingest_project.streams.resources import DeclaredStreamResources
-from ingest_project.streams.sql.tables import columns_of_table, table_of
 
 if TYPE_CHECKING:
     from ingest_project.platform.delta.table import DeltaStore
+    from ingest_project.streams.declaration import StreamDeclaration
 
 STREAM_MESSAGES = "ingest_stream_messages"
 UNIDENTIFIED = "ingest_unidentified_messages"
@@ -62,13 +61,14 @@ class Streams(Capability[DeclaredStreamResources]):
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads of each stream; a declared one that fails is left out."""
         from ingest_project.streams.crm import definitions as crm  # noqa: PLC0415 - imports dagster
+        from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
         from ingest_project.streams.declared import parts_of_stream  # noqa: PLC0415 - the same
         from ingest_project.streams.user_activity import definitions as activity  # noqa: PLC0415 - the same
 
         return {
             "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
             "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
-            **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
+            **{one.name: parts_of_stream(one) for one in load_streams(settings)[0]},
         }
 
     def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
@@ -126,7 +126,7 @@ class Streams(Capability[DeclaredStreamResources]):
 
     def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], DeltaStore]]:
         """Return the tables of user activity and of declared streams."""
-        declared = [one for one in services.declared_streams.usable if isinstance(one.sink, DeltaTarget)]
+        declared = [one for one in services.declared_streams.usable if one.is_delta]
         return {
             "user_activity_events": lambda: services.user_activity_events,
             **{one.name: partial(_store_of, services, one) for one in declared},
@@ -199,9 +199,11 @@ def _declared(services: DeclaredStreamResources, declaration: StreamDeclaration,
     """Yield the rows of a trace in a declared stream."""
     rows: Sequence[Mapping[str, Any] | sa.RowMapping]
     try:
-        if isinstance(declaration.sink, DeltaTarget):
+        if declaration.is_delta:
             rows = rows_of_trace(services.delta_stream(declaration).store, trace_id, ())
         else:
+            from ingest_project.streams.sql.tables import columns_of_table, table_of  # noqa: PLC0415 - brings Polars
+
             table = table_of(declaration)
             if not columns_of_table(services.engine, table.name):
                 return

@@ -1,13 +1,38 @@
-"""Results that the checks and runs of all streams have in common."""
+"""Limits of the runs of all streams, and results that their checks and runs have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import dagster as dg
 
 from ingest_project.streams.engine import StreamHealth, StreamRun
+
+
+@dataclass(frozen=True)
+class StreamLimits:
+    """Bounds of a stream's runs, and thresholds of its checks.
+
+    Args:
+        batch_messages: most offsets of one run.
+        max_parallel_batches: runs at a time, each over partitions of its own.
+        max_unfinished_seconds: a message that waits to be stored for longer fails the check no_gap_in_offsets.
+        max_implausible_share: share of recent rows with an impossible time that fails event_time_plausible.
+        retention_hours: how long files stay that only old versions of a Delta table have.
+    """
+
+    batch_messages: int
+    max_parallel_batches: int
+    max_unfinished_seconds: float
+    max_implausible_share: float = 0.01
+    retention_hours: int = 168
+
+    @classmethod
+    def of(cls, settings: object) -> StreamLimits:
+        """Return the limits among the settings or the declaration of a stream."""
+        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)})
 
 
 def gap_check(

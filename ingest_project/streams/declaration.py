@@ -19,7 +19,7 @@ from ingest_project.contracts.columns import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import line_of, mistakes, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.columns import StreamColumn
 from ingest_project.streams.decoders import DECODERS, TEXT
@@ -157,6 +157,11 @@ class StreamDeclaration(_Part):
         return schema_of(self.columns) if self.model is None else _imported(self.model).to_schema()
 
     @property
+    def is_delta(self) -> bool:
+        """The rows are appended to a Delta table."""
+        return isinstance(self.sink, DeltaTarget)
+
+    @property
     def dlq(self) -> str:
         """The topic of dead letters."""
         return self.dead_letter_topic or f"{self.topic}.dlq"
@@ -237,16 +242,12 @@ class BrokenStream:
     problem: str
 
 
-@dataclass(frozen=True)
-class DeclaredStreams:
-    """The streams that are declared in a folder."""
+def load_streams(settings: Settings) -> tuple[tuple[StreamDeclaration, ...], tuple[BrokenStream, ...]]:
+    """Load the streams that are declared in the folder of the settings; log a broken one.
 
-    usable: tuple[StreamDeclaration, ...] = ()
-    broken: tuple[BrokenStream, ...] = ()
-
-
-def load_streams(settings: Settings) -> DeclaredStreams:
-    """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
+    Returns:
+        the usable and the broken ones.
+    """
     usable: dict[str, StreamDeclaration] = {}
     broken: list[BrokenStream] = []
     for path in declaration_files(settings.declarations):
@@ -260,7 +261,7 @@ def load_streams(settings: Settings) -> DeclaredStreams:
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
-    return DeclaredStreams(tuple(usable.values()), tuple(broken))
+    return tuple(usable.values()), tuple(broken)
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:
@@ -269,7 +270,7 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     Raises:
         SettingsError: it cannot be read, or is not a declaration; names the file, the line and what is wrong.
     """
-    content = yaml_content(path, "declaration")
+    content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or str(content.get("type")) != COMPONENT:
         return None
     attributes = content.get("attributes") or {}

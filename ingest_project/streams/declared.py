@@ -10,10 +10,11 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, SqlTable, StoredTable
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
+from ingest_project.streams.checks import StreamLimits
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
 from ingest_project.streams.delta.declared import schema_of
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
-from ingest_project.streams.engine import StreamLimits, StreamRun
+from ingest_project.streams.engine import StreamRun
 from ingest_project.streams.hours import DAY
 from ingest_project.streams.resources import DeclaredStreamResources
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES

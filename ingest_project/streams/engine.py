@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -362,30 +362,6 @@ def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> It
         written = [message.timestamp for chunk in chunks for message in chunk.messages]
         if not any(at and at >= moment for at in written):
             yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}"
-
-
-@dataclass(frozen=True)
-class StreamLimits:
-    """Bounds of a stream's runs, and thresholds of its checks.
-
-    Args:
-        batch_messages: most offsets of one run.
-        max_parallel_batches: runs at a time, each over partitions of its own.
-        max_unfinished_seconds: a message that waits to be stored for longer fails the check no_gap_in_offsets.
-        max_implausible_share: share of recent rows with an impossible time that fails event_time_plausible.
-        retention_hours: how long files stay that only old versions of a Delta table have.
-    """
-
-    batch_messages: int
-    max_parallel_batches: int
-    max_unfinished_seconds: float
-    max_implausible_share: float = 0.01
-    retention_hours: int = 168
-
-    @classmethod
-    def of(cls, settings: object) -> StreamLimits:
-        """Return the limits among the settings or the declaration of a stream."""
-        return cls(**{one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)})
 
 
 class StreamResources(Runtime):

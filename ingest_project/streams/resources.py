@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ingest_project.streams.declaration import DeclaredStreams, DeltaTarget, StreamDeclaration, load_streams
-from ingest_project.streams.delta.declared import declared_delta_stream
-from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.sql.declared import DeclaredTable, KeyedRows
-from ingest_project.streams.sql.sink import SqlSink
 from ingest_project.streams.user_activity.resources import UserActivityResources
+
+if TYPE_CHECKING:
+    # A declaration brings Polars, which most commands never need.
+    from ingest_project.streams.declaration import BrokenStream, StreamDeclaration
+    from ingest_project.streams.delta.stream import DeltaStream
+    from ingest_project.streams.sql.declared import KeyedRows
+    from ingest_project.streams.sql.sink import SqlSink
+
+
+@dataclass(frozen=True)
+class DeclaredStreams:
+    """The streams that are declared in a folder."""
+
+    usable: tuple[StreamDeclaration, ...] = ()
+    broken: tuple[BrokenStream, ...] = ()
 
 
 class DeclaredStreamResources(UserActivityResources):
@@ -19,15 +31,17 @@ class DeclaredStreamResources(UserActivityResources):
     @property
     def store_urls(self) -> tuple[str, ...]:
         """The Delta tables of declared streams as well."""
-        urls = (
-            one.delta_url(self.settings) for one in self.declared_streams.usable if isinstance(one.sink, DeltaTarget)
-        )
+        urls = (one.delta_url(self.settings) for one in self.declared_streams.usable if one.is_delta)
         return (*super().store_urls, *urls)
 
     @cached_property
     def declared_streams(self) -> DeclaredStreams:
         """The streams that are declared in the folder of declarations."""
-        return load_streams(self.settings)
+        if not self.settings.declarations.is_dir():
+            return DeclaredStreams()
+        from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
+
+        return DeclaredStreams(*load_streams(self.settings))
 
     @property
     def stream_positions(self) -> tuple[StreamPositions, ...]:
@@ -41,12 +55,17 @@ class DeclaredStreamResources(UserActivityResources):
 
     def delta_stream(self, declaration: StreamDeclaration) -> DeltaStream:
         """Return a declared stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
+        from ingest_project.streams.delta.declared import declared_delta_stream  # noqa: PLC0415 - brings Polars
+
         if declaration.name not in self._delta_streams:
             self._delta_streams[declaration.name] = declared_delta_stream(declaration, self)
         return self._delta_streams[declaration.name]
 
     def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
         """Return the sink of a declared stream whose rows are stored by key."""
+        from ingest_project.streams.sql.declared import DeclaredTable  # noqa: PLC0415 - brings Polars
+        from ingest_project.streams.sql.sink import SqlSink  # noqa: PLC0415
+
         return SqlSink(self, DeclaredTable(declaration, self))
 
     @cached_property

@@ -32,7 +32,7 @@ def test_a_source_is_tried_and_what_it_shows_is_said(ingest: Ingest, inbox: Path
     assert result.exit_code == 0
     assert "1 file to ingest" in result.out
     assert "The first file can be read." in result.out
-    assert "not zip" in result.out
+    assert "not 'zip'" in result.out
     seen = ingest("sources", "test", "inbox", "--json").json
     assert (seen["files"], seen["read_bytes"], seen["complete"]) == (1, 4, True)
     assert "30 s" in ingest("sources", "list").out

@@ -129,8 +129,8 @@ def register(app):
     def files():
         thread = threading.Thread(target=broken); thread.start(); thread.join()
         broken()
-import ingest_project.file_ingest.commands
-ingest_project.file_ingest.commands.register_files = register
+import ingest_project.file_ingest.commands.files
+ingest_project.file_ingest.commands.files.register_files = register
 main.main()
 """
     done = subprocess.run([sys.executable, "-c", program, "files"], capture_output=True, text=True, check=False)

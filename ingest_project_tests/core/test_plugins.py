@@ -69,7 +69,7 @@ def test_a_broken_part_is_left_out_listed_and_harms_no_other(
     install("own_b", code, readers=entry)
     (found,) = READERS.plugins()
     assert problem in found.problem
-    assert READERS["csv"].__class__.__module__ == "ingest_project.readers.csv_reader"
+    assert READERS["csv"].__class__.__module__ == "ingest_project.readers.formats.csv_reader"
     if found.name == "rec":
         assert "rec" not in READERS
         with pytest.raises(PermanentError, match="cannot be used"):

@@ -257,7 +257,7 @@ EXPAND = """
 import resource, sys
 from pathlib import Path
 from ingest_project.core.errors import LimitExceededError
-from ingest_project.readers.containers import files_inside
+from ingest_project.readers.formats.containers import files_inside
 from ingest_project.readers.layout import ReadLimits
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -8,19 +8,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import polars as pl
 import pytest
 
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.sensor_readings import SensorTypes
-from ingest_project.readers.guess_yaml import Draft
-from ingest_project.readers.guessing import guess_profile, look_at
+from ingest_project.readers.guessing.proposal import guess_profile, look_at
+from ingest_project.readers.guessing.yaml_text import Draft
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
 from ingest_project.readers.reading import cast, read_chunks
 from ingest_project_tests.readers.logger_files import LOGGER_FILES, LoggerFile
 from ingest_project_tests.readers.real_files import DATA, nasty_files, plain_reading, profile_name_of, sensor_files
+from ingest_project_tests.readers.test_shipped_profiles import SAMPLES
 
 TYPES = SensorTypes.load().types
 FIELD_PROFILES = load_profiles([DATA / "field" / "profiles"]) if DATA.exists() else load_profiles()
@@ -125,11 +127,59 @@ def test_dates_that_may_be_read_two_ways_are_a_question_with_both(tmp_path: Path
     assert "%d/%m/%Y %H:%M" in draft.text()
 
 
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_a_published_format_gets_a_proposal_that_asks_or_agrees_with_its_shipped_profile(
+    name: str, tmp_path: Path
+) -> None:
+    sample = SAMPLES[name]
+    path = sample_file(sample.text, tmp_path, sample.name)
+    profile, draft = guessed(path, tmp_path)
+    chunks = list(read_chunks(path, type_of(path), profile, ReadLimits()))
+    rows = cast(pl.concat([chunk.rows for chunk in chunks]), profile)
+    found = rows.select("timestamp", "device_id", "sensor_type", "value").rows()
+    assert draft.questions or set(found) == {row[1:5] for row in sample.expected}
+
+
+def test_a_word_that_repeats_among_numbers_is_a_question(tmp_path: Path) -> None:
+    text = "time,device,temp_c\n" + "".join(f"2026-01-15T1{i}:00:00Z,a,{'ERR' if i < 2 else 20.5}\n" for i in range(9))
+    _, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert any("'ERR'" in question and "nulls" in question for question in draft.questions)
+
+
+def test_dates_without_a_time_of_day_are_a_question(tmp_path: Path) -> None:
+    text = "date,hour,device,temp_c\n" + "".join(f"2026-01-15,{hour} o'clock,a,2.5\n" for hour in range(5))
+    _, draft = guessed(sample_file(text, tmp_path), tmp_path)
+    assert any("time of day" in question for question in draft.questions)
+
+
+def test_a_loggers_serial_number_is_no_part_of_the_proposal(tmp_path: Path) -> None:
+    text = LOGGER_FILES[5].content.decode()
+    profile, _ = guessed(sample_file(text, tmp_path), tmp_path)
+    other = sample_file(text.replace("10254", "99999"), tmp_path, "other.csv")
+    assert readings(other, profile).height == LOGGER_FILES[5].total
+
+
+def test_a_second_sheet_with_the_table_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "book.xlsx"
+    book = openpyxl.Workbook()
+    book.create_sheet("About", 0).append(["Exported by", "me"])
+    sheet = book.create_sheet("Data")
+    sheet.append([])
+    sheet.append(["Time", "Device", "Temp °C"])
+    for day in range(1, 6):
+        sheet.append([datetime(2026, 1, day, 10), "a", 20.5 + day])  # noqa: DTZ001 - cells have no zone
+    book.save(path)
+    profile, draft = guessed(path, tmp_path)
+    rows = readings(path, profile)
+    assert rows["value"].to_list() == [21.5, 22.5, 23.5, 24.5, 25.5]
+    assert any("zone" in question for question in draft.questions)
+
+
 def test_one_day_over_twelve_decides_the_order_of_day_and_month(tmp_path: Path) -> None:
     text = "time,device,temp_c\n" + "".join(f"02/{day:02}/2026 10:00,a,{day}\n" for day in (1, 2, 13))
     profile, draft = guessed(sample_file(text, tmp_path), tmp_path)
     assert profile.timestamps.formats == ("%m/%d/%Y %H:%M",)
-    assert "1 texts fit no other order" in draft.text()
+    assert "month first: 1 fit no other order" in draft.text()
 
 
 def test_a_comma_before_three_digits_is_a_question(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.readers import parquet_worker
+from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks

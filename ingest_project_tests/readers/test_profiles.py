@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.readers.profiles import load_profiles, read_profile
+from ingest_project.core.yaml_models import AsWritten
+from ingest_project.readers.profile_parts import CellRule, Footer, SkippedRows
+from ingest_project.readers.profiles import ReaderProfile, load_profiles, profile_problems, read_profile
 
 OWN = """
 name: greenhouse
@@ -108,3 +112,35 @@ def test_a_broken_profile_is_logged_with_its_file_and_line(
     output = capsys.readouterr()
     # Where the log goes depends on what another test of this process has set up.
     assert "own.yaml, line 4" in output.out + output.err + caplog.text
+
+
+def test_every_example_of_the_reference_is_a_part_of_a_profile() -> None:
+    reference = Path(__file__).parents[2] / "docs" / "reader-profiles.md"
+    section = reference.read_text(encoding="utf-8").partition("## What loggers need")[2].partition("\n## ")[0]
+    examples = re.findall("```yaml\n(.*?)```", section, re.DOTALL)
+    assert len(examples) >= 9
+    for example in examples:
+        # Of another dataset, so that no example has to name every column of a reading.
+        ReaderProfile.model_validate({"name": "example", "dataset": "example", **yaml.load(example, AsWritten)})  # noqa: S506
+
+
+def test_every_field_of_a_profile_is_in_the_reference() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reader-profiles.md").read_text(encoding="utf-8")
+    for model in (ReaderProfile, CellRule, SkippedRows, Footer):
+        assert [name for name in model.model_fields if f"`{name}" not in text and f"{name}:" not in text] == []
+
+
+def test_the_problems_of_profiles_are_listed_for_those_who_show_them(tmp_path: Path) -> None:
+    write(tmp_path, OWN)
+    write(tmp_path, OWN.replace("7: device_id", "x: unit"), "broken.yaml")
+    (problem,) = profile_problems([tmp_path])
+    assert problem.name == "greenhouse"
+    assert "broken.yaml, line 4: " in problem.problem
+    assert "device_id has no source" in problem.problem
+
+
+def test_names_that_a_plain_yaml_reader_takes_for_truth_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="truth value; write it in quotes"):
+        ReaderProfile.model_validate({"name": "a", "cells": {"value": {"words": {True: 1}}}})
+    profile = ReaderProfile.model_validate({"name": "a", "dataset": "b", "columns": {1: "timestamp"}})
+    assert profile.columns == {"1": "timestamp"}

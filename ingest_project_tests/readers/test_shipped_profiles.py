@@ -288,3 +288,32 @@ def test_the_units_of_shipped_profiles_are_those_of_their_sensor_types() -> None
 def test_shipped_profiles_need_no_library_of_units() -> None:
     rules = [rule for p in PROFILES.values() for rule in (*p.cells.values(), *p.quantities.values())]
     assert not [rule for rule in rules if rule.to]
+
+
+CHIRPSTACK = (
+    '{"time": "2024-01-15T10:30:45.123456789+00:00", "deviceInfo": {"deviceName": "hall 3",'
+    ' "devEui": "0101010101010101", "tags": {}}, "devAddr": "00189440", "fCnt": 4, "fPort": 1, "data": "AQ==",'
+    ' "object": {"temperature": 21.5, "humidity": 48, "door": "open"}, "rxInfo": [{"rssi": -36}]}\n'
+)
+TTN = (
+    '{"end_device_ids": {"device_id": "hall-3", "application_ids": {"application_id": "app"}},'
+    ' "received_at": "2024-01-15T10:30:45.123456789Z", "uplink_message": {"f_port": 2, "decoded_payload":'
+    ' {"temperature": 21.5, "humidity": 48}, "rx_metadata": [{"rssi": -36}]}}\n'
+    '{"end_device_ids": {"device_id": "hall-3"}, "received_at": "2024-01-15T10:31:00Z", "join_accept": {}}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "device"), [("chirpstack", CHIRPSTACK, "0101010101010101"), ("ttn", TTN, "hall-3")]
+)
+def test_events_of_lorawan_servers_become_readings(tmp_path: Path, name: str, text: str, device: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(text, encoding="utf-8")
+    (chunk,) = read_chunks(path, "jsonl", PROFILES[name], ReadLimits())
+    checked = validate(cast(chunk.rows, PROFILES[name]), RULES)
+    moment = datetime(2024, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
+    assert checked.accepted.rows() == [
+        (1, moment, device, "temperature", 21.5, "°C"),
+        (1, moment, device, "humidity", 48.0, "%"),
+    ]
+    assert (checked.rejected.height, chunk.malformed.height) == (0, 0)

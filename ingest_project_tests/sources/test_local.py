@@ -18,7 +18,7 @@ import pytest
 from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SourceNotFoundError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
-from ingest_project.sources import Skipped, Source, SourceFile, only_of_types
+from ingest_project.sources import Skipped, Source, SourceFile, only_accepted
 from ingest_project.sources.local import _LocalFile
 from ingest_project.sources.registry import SOURCES, open_source
 from ingest_project_tests.sources.served import context_of
@@ -57,10 +57,11 @@ def test_what_a_reader_reads_is_listed_whatever_the_case_of_the_ending(source: S
     assert all(skip.visible and "No reader reads" in skip.reason for skip in skipped(source).values())
 
 
-def test_a_dataset_takes_the_files_of_its_types_only(source: Source, inbox: Path) -> None:
+def test_a_file_that_its_dataset_does_not_take_is_skipped_with_the_reason(source: Source, inbox: Path) -> None:
     for name in ("a.csv", "b.CSV", "c.zip", "README"):
         (inbox / name).write_text("x")
-    entries = list(only_of_types(source.list_files("*"), ("csv", "xlsx")))
+    refusals = {"c.zip": "Only csv, xlsx are ingested, not zip."}
+    entries = list(only_accepted(source.list_files("*"), lambda file: refusals.get(file.name, "")))
     assert sorted(entry.name for entry in entries if isinstance(entry, SourceFile)) == ["a.csv", "b.CSV"]
     reasons = {Path(entry.path).name: entry.reason for entry in entries if isinstance(entry, Skipped)}
     assert reasons["c.zip"] == "Only csv, xlsx are ingested, not zip."

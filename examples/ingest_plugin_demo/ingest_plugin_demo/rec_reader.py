@@ -11,10 +11,10 @@ from typing import NamedTuple
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.csv_text import text_blocks
+from ingest_project.readers.formats.csv_text import text_blocks
+from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.profiles import ReaderProfile
-from ingest_project.readers.table_chunks import MALFORMED, shortened
 
 CHUNK_RECORDS = 10_000
 

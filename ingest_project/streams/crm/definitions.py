@@ -12,10 +12,11 @@ from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.database import reading
+from ingest_project.streams.checks import StreamLimits
 from ingest_project.streams.crm.records import count, opportunities, out_of_range, projects, unidentified_messages
 from ingest_project.streams.crm.sink import crm_sink, retry
 from ingest_project.streams.crm.unidentified import count_open
-from ingest_project.streams.engine import StreamLimits, StreamResources, StreamRun
+from ingest_project.streams.engine import StreamResources, StreamRun
 from ingest_project.streams.sql.definitions import STREAM_FRESHNESS, SqlParts, sql_definitions
 
 OPPORTUNITIES = dg.AssetKey("opportunities")

@@ -45,6 +45,7 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
         schema_of=lambda: schema_of(declaration),
         time_column=declaration.time_column,
         commit_messages=sink.commit_messages,
+        evolved=rows.evolved,
     )
 
 
@@ -75,6 +76,11 @@ class _Rows:
     @cached_property
     def _schema(self) -> pa.Schema:
         return schema_of(self._declaration)
+
+    def evolved(self) -> list[str]:
+        """Return the columns that drift has added to the table."""
+        texts, _ = self._columns_of_table()
+        return sorted(texts - set(self._schema.names)) if self._declaration.drift == "evolve" else []
 
     def decode(self, messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
         """Turn messages of a topic, given by its id, into rows."""

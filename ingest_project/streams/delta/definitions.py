@@ -27,7 +27,7 @@ from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimiz
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
-from ingest_project.streams.checks import gap_check, raise_failure
+from ingest_project.streams.checks import StreamLimits, gap_check, raise_failure
 from ingest_project.streams.delta.queries import of_offsets
 from ingest_project.streams.delta.rebuild import rebuild_hour
 from ingest_project.streams.delta.recovery import (
@@ -43,7 +43,6 @@ from ingest_project.streams.delta.stream import LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import (
     MAX_SHOWN,
     RECENT,
-    StreamLimits,
     StreamRun,
     health_of,
     settle,

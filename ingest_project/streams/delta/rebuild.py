@@ -18,7 +18,7 @@ from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
 from ingest_project.streams.delta.queries import of_hours, of_offsets, replace
-from ingest_project.streams.delta.rows import of_hour
+from ingest_project.streams.delta.rows import aligned, of_hour
 from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.hours import add_spans, count_changes
@@ -132,7 +132,8 @@ def _replace(stream: DeltaStream, offsets: OffsetRange, hour: datetime | None) -
             yield table if hour is None else of_hour(table, hour, stream.time_column)
 
     def rows() -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        return stream.schema_of(), (batch for table in tables() for batch in table.to_batches())
+        schema = stream.schema_with_evolved()
+        return schema, (batch for table in tables() for batch in aligned(table, schema, stream.store.url).to_batches())
 
     replace(stream.store, condition, rows)
     return hours

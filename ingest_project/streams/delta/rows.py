@@ -9,15 +9,21 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.errors import (
+    PermanentError,
+    SchemaConflictError,
+    TransientError,
+    UnexpectedError,
+    UnreadableMessageError,
+)
 from ingest_project.core.items import end_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.hours import DAY, hours_between
+from ingest_project.streams.values import INSTANT
 
 logger = get_logger(__name__)
 
-INSTANT = pa.timestamp("us", tz="UTC")
 # The clock of a sender may be wrong; a day ahead of when the broker got the message is no partition of its own.
 MAX_AHEAD = timedelta(days=1)
 # Each day of a commit is a file, and senders choose the days.
@@ -102,6 +108,19 @@ def hours_of_day(moments: pa.Array, days: pa.Array) -> pa.Array:
     """Return the hour of each row, `00` to `23`; null for a row without a day."""
     hours = pc.strftime(moments, format="%H")
     return pc.if_else(pc.is_valid(days), hours, pa.scalar(None, pa.string()))
+
+
+def aligned(table: pa.Table, schema: pa.Schema, url: str) -> pa.Table:
+    """Return rows with the columns of a schema, null where they have none of a name.
+
+    Raises:
+        SchemaConflictError: they have a column that the schema lacks: another program removed it from the table.
+    """
+    for name in table.column_names:
+        if name not in schema.names:
+            raise SchemaConflictError(url, name, "another program removed it; store a message that has it first")
+    nothing = schema.empty_table()
+    return pa.concat_tables([nothing, table], promote_options="default")
 
 
 def with_few_days(table: pa.Table) -> pa.Table:

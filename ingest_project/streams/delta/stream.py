@@ -40,6 +40,7 @@ class DeltaStream:
         time_column: when it happened.
         commit_messages: most messages of one commit.
         first_hour: an earlier time is no partition.
+        evolved: returns the columns of text that the table has besides these.
     """
 
     services: Runtime
@@ -53,6 +54,7 @@ class DeltaStream:
     time_column: str = "timestamp"
     commit_messages: int = 50_000
     first_hour: datetime = FIRST_HOUR
+    evolved: Callable[[], Sequence[str]] = tuple
 
     @property
     def positions(self) -> StreamPositions:
@@ -75,6 +77,12 @@ class DeltaStream:
     def no_rows(self) -> pa.Table:
         """Return a table without rows: a commit of it moves the position."""
         return self.schema_of().empty_table()
+
+    def schema_with_evolved(self) -> pa.Schema:
+        """Return the columns of the rows, those that drift has added to the table included."""
+        import pyarrow as pa  # noqa: PLC0415 - heavy
+
+        return pa.schema([*self.schema_of(), *((name, pa.string()) for name in self.evolved())])
 
     def hours_of(self, table: pa.Table) -> dict[datetime, int]:
         """Count the rows of each hour that is, or soon will be, a partition."""

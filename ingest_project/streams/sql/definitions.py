@@ -15,8 +15,8 @@ from ingest_project.core.logging import bound
 from ingest_project.platform.dagster.asset_events import keep_connections_open
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL
-from ingest_project.streams.checks import gap_check, raise_failure
-from ingest_project.streams.engine import Sink, StreamLimits, StreamRun, health_of, settle, store_stream
+from ingest_project.streams.checks import StreamLimits, gap_check, raise_failure
+from ingest_project.streams.engine import Sink, StreamRun, health_of, settle, store_stream
 from ingest_project.streams.positions import LOST, StreamPositions
 from ingest_project.streams.sensor import StreamRunConfig, StreamSensor, stream_sensor, tick
 

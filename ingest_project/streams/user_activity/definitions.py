@@ -10,8 +10,8 @@ from ingest_project.core.items import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, queue_sensor
+from ingest_project.streams.checks import StreamLimits
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
-from ingest_project.streams.engine import StreamLimits
 from ingest_project.streams.hours import DAY, StaleHour
 from ingest_project.streams.sensor import UNFINISHED_RUNS
 from ingest_project.streams.user_activity.assets import (

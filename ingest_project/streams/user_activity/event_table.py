@@ -7,7 +7,6 @@ the messages around it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -26,7 +25,6 @@ from ingest_project.contracts.enriched_event import (
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.rows import (
-    INSTANT,
     POSITION_FIELDS,
     RefusedMessage,
     StreamRows,
@@ -36,9 +34,8 @@ from ingest_project.streams.delta.rows import (
     position_columns,
 )
 from ingest_project.streams.hours import DAY, FIRST_HOUR
+from ingest_project.streams.values import INSTANT, instant_of, instants_of
 
-# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
-PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 NOTHING = (b"", b"null")
 SHORTEST = 5
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
@@ -168,21 +165,12 @@ def _object_text(value: bytes) -> str:
 
 def _instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
     """Parse times to UTC. Those without zone are taken as UTC, as everywhere in this system."""
-    column = pa.array(texts, pa.string())
     try:
-        if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
-            return column.cast(INSTANT)
+        if (found := instants_of(texts)) is not None:
+            return found
     except pa.ArrowInvalid:
         pass
-    return _one_by_one(texts, _instant, path, problems, INSTANT)
-
-
-def _instant(text: str) -> datetime:
-    try:
-        moment = msgspec.convert(text, datetime)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):
-        raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:40]!r}") from None
+    return _one_by_one(texts, instant_of, path, problems, INSTANT)
 
 
 def _one_by_one(

@@ -11,7 +11,7 @@ import pytest
 from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
-from ingest_project.file_ingest.delta_rows import delta_store
+from ingest_project.file_ingest.warehouse.delta_rows import delta_store
 from ingest_project.platform.delta.table import query_events
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, bury_the_dead
 from ingest_project_tests.file_ingest.datasets.system import (
@@ -31,7 +31,7 @@ from ingest_project_tests.services.kafka import Server
 
 DELTA = {**WEATHER, "target": {"delta": "weather", "partition_by": ["station"]}}
 WAY = "ingest_project_tests.file_ingest.datasets.system:DatasetSystem.run_due"
-OUTSIDE = "ingest_project.file_ingest.delta_rows:DeltaSession"
+OUTSIDE = "ingest_project.file_ingest.warehouse.delta_rows:DeltaSession"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster.components.core.component_tree import ComponentTreeException
 from dagster.components.testing import create_defs_folder_sandbox
 
 import ingest_project
@@ -14,8 +15,11 @@ from ingest_project.definitions import definitions
 from ingest_project.streams.component import TopicStream
 from ingest_project_tests.streams.declared.system import DELTA, KEYED, declare
 
-# Dagster's own use of pydantic.
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+# Of Dagster's own code.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),
+]
 
 NAMES = {
     "delta": {"orders_batch", "orders_checks", "orders_maintenance"},
@@ -36,12 +40,14 @@ def test_dagster_loads_the_component_from_its_folder(kind: str) -> None:
             assert [sensor.name for sensor in found.sensors or ()] == ["orders_sensor"]
 
 
-def test_a_mistake_in_a_component_is_reported_with_its_name() -> None:
+def test_a_mistake_in_a_component_is_reported_with_its_line() -> None:
     contents = {"type": "ingest_project.TopicStream", "attributes": {"topics": "orders"}}
     with create_defs_folder_sandbox() as sandbox:
         path = sandbox.scaffold_component(TopicStream, defs_path=Path("orders"), defs_yaml_contents=contents)
-        with pytest.raises(Exception, match="topics"), sandbox.load_component_and_build_defs(path):
+        with pytest.raises(ComponentTreeException) as raised, sandbox.load_component_and_build_defs(path):
             pass
+    assert "attributes.topics at" in str(raised.value.__cause__)
+    assert "defs.yaml:2" in str(raised.value.__cause__)
 
 
 def test_the_code_location_loads_what_is_declared_and_leaves_out_what_is_broken(tmp_path: Path) -> None:

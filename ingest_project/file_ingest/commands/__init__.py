@@ -1,0 +1,1 @@
+"""Commands over files, quarantine, reader profiles and datasets."""

@@ -1,0 +1,154 @@
+"""Read a file as ingestion would, by the same readers and the same contract, and store nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from ingest_project.contracts.files import file_type_of, is_readable
+from ingest_project.core.console import counted
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers.formats.csv_reader import header_search
+from ingest_project.readers.formats.csv_text import find_header, text_blocks
+from ingest_project.readers.layout import RowsChunk
+from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.reading import read_chunks
+
+TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
+
+
+class RejectedRow(msgspec.Struct, frozen=True):
+    """One row that would be quarantined.
+
+    Args:
+        line_number: of the file, or row of the sheet.
+        reasons: every rule that it broke.
+        raw_text: as written.
+    """
+
+    line_number: int
+    reasons: tuple[str, ...]
+    raw_text: str
+
+
+class Trial(msgspec.Struct, kw_only=True):
+    """What ingestion would do with a file.
+
+    Args:
+        file: its path.
+        profile: name of the reader profile.
+        dataset: whose contract applies.
+        layout: how the file is divided into rows and cells, in words.
+        refusal: why the whole file would be quarantined; None if it would be stored.
+        rows_read: malformed ones included.
+        rows_accepted, rows_rejected: of these.
+        rules: how often each rule was broken.
+        drift: how its columns differ from those of the dataset, in words.
+        accepted, rejected: the first ones.
+    """
+
+    file: str
+    profile: str
+    dataset: str
+    layout: str = ""
+    refusal: str | None = None
+    rows_read: int = 0
+    rows_accepted: int = 0
+    rows_rejected: int = 0
+    rules: dict[str, int] = {}
+    drift: str = ""
+    accepted: list[dict[str, Any]] = []
+    rejected: list[RejectedRow] = []
+
+
+def type_of(path: Path) -> str:
+    """Return the type of a file by its name; one without a known ending is taken as text."""
+    return file_type_of(path.name) if is_readable(file_type_of(path.name)) else "csv"
+
+
+def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, file_name: str = "") -> Trial:
+    """Read and check a whole file.
+
+    Args:
+        path: of its bytes.
+        profile: that reads it.
+        contract: of its dataset.
+        rows: how many accepted and rejected rows to keep.
+        file_name: its own name, when `path` has another.
+    """
+    trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
+    name = file_name or path.name
+    try:
+        trial.layout = ", ".join(_layout(path, profile, contract))
+        chunks = read_chunks(path, type_of(path), profile, contract.limits, name, contract.target)
+        for group in _groups(chunks, contract):
+            _check(trial, group, profile, contract, rows)
+        contract.require_acceptable(trial.rows_read, trial.rows_rejected)
+    except FileRejectedError as error:
+        trial.refusal = str(error)
+    return trial
+
+
+def _layout(path: Path, profile: ReaderProfile, contract: Contract) -> Iterator[str]:
+    """Yield what is known of the layout of a file; its delimiter is found as the reader finds it."""
+    kind = type_of(path)
+    yield kind
+    if kind in TEXT_TYPES:
+        delimiter = "fixed width" if profile.fixed_width else profile.delimiter
+        if delimiter is None:
+            blocks = text_blocks(path, profile.encoding, contract.limits.chunk_bytes)
+            delimiter = find_header(blocks, header_search(profile, contract.target, contract.limits))[0].delimiter
+        yield from (profile.encoding, f"divided by {delimiter!r}" if len(delimiter) == 1 else delimiter)
+    if profile.skip_lines:
+        yield f"{counted(profile.skip_lines, 'line')} above the header"
+    yield f"times in {profile.timestamps.zone} where they carry no offset"
+    yield f"decimal {profile.numbers.decimal!r}"
+
+
+def _groups(chunks: Iterator[RowsChunk], contract: Contract) -> Iterator[Sequence[RowsChunk]]:
+    """Yield chunk by chunk, or all chunks together where a rule is about more than one row."""
+    if contract.needs_whole_files:
+        yield list(chunks)
+    else:
+        yield from ([chunk] for chunk in chunks)
+
+
+def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, contract: Contract, rows: int) -> None:
+    read = pl.concat([chunk.rows for chunk in chunks]).with_columns(pl.lit(0, pl.UInt32).alias("file_index"))
+    checked = contract.validated(read, profile)
+    accepted, rejected = checked.accepted.drop("file_index"), checked.rejected
+    malformed = pl.concat([chunk.malformed for chunk in chunks])
+    trial.rows_accepted += accepted.height
+    trial.rows_rejected += rejected.height + malformed.height
+    trial.rows_read += read.height + malformed.height
+    counts = Counter(trial.rules)
+    counts.update(reason for reasons in rejected["reasons"] for reason in reasons)
+    counts.update(malformed["reason"].to_list())
+    trial.rules = dict(counts)
+    drift = drift_of(chunks[0], contract.target.columns, trial.rules, trial.rows_read)
+    trial.drift = str(drift) if drift.found else ""
+    contract.require_unchanged(drift)
+    trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()
+    for chunk in chunks:
+        trial.rejected += _first_rejected(chunk, rejected, rows - len(trial.rejected))
+
+
+def _first_rejected(chunk: RowsChunk, rejected: pl.DataFrame, rows: int) -> list[RejectedRow]:
+    """Return the first rejected rows of a chunk as they are written."""
+    own = rejected.filter(pl.col("line_number").is_in(chunk.rows["line_number"].implode())).head(rows)
+    lines = own["line_number"].to_list()
+    texts = chunk.raw_text(lines)
+    found = [
+        RejectedRow(line, tuple(reasons), text)
+        for line, reasons, text in zip(lines, own["reasons"], texts, strict=True)
+    ]
+    malformed = chunk.malformed.head(rows).select("line_number", "reason", "raw_text").iter_rows()
+    found += [RejectedRow(line, (reason,), text) for line, reason, text in malformed]
+    return sorted(found, key=lambda row: row.line_number)[:rows]

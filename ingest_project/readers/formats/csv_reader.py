@@ -1,0 +1,398 @@
+"""CSV text to rows, block by block: by Arrow's reader where the text is regular, record by record elsewhere.
+
+Arrow splits what is in form and hands over the rows of another width. It does not detect a misplaced quote, a NUL or a
+row over the limit: a block with one of these is split by `csv_text.split_records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from pyarrow import csv
+
+from ingest_project.readers.casting import TRIMMED, kept
+from ingest_project.readers.formats.csv_text import (
+    INVALID_BYTE,
+    LINE_END,
+    Header,
+    HeaderSearch,
+    Record,
+    find_header,
+    is_blank,
+    split_records,
+    text_blocks,
+    without_comments,
+)
+from ingest_project.readers.formats.plain_lines import LineSplitter, first_lines
+from ingest_project.readers.formats.table_chunks import MALFORMED, Malformed, TableChunk, rows_of_data, shortened
+from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.matching import SameProfile, Surroundings, known_names
+from ingest_project.readers.profile_parts import WHITESPACE
+from ingest_project.readers.reader_profile import ReaderProfile
+
+MAX_LINES = 250_000
+TAB, LF, CR, SPACE, QUOTE = b'\t\n\r "'
+BLANKS = b" \t"
+# Invisible characters at the ends of a cell, except line ends, which a quoted cell may contain.
+UNSEEN_ENDS = TRIMMED.translate({ord("\r"): None, ord("\n"): None})
+UNSEEN = frozenset(UNSEEN_ENDS) - set(" \t")
+ORDINARY = bytes([*range(0x20, 0x7F), *b"\0\t\r\n"])
+
+Positions = npt.NDArray[np.int64]
+
+
+class CsvReader:
+    """Reads CSV files; see `reading.Reader`."""
+
+    def read(
+        self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target = READINGS
+    ) -> Iterator[RowsChunk]:
+        """Read one file; line numbers are physical lines."""
+        blocks = text_blocks(path, profile.encoding, limits.chunk_bytes)
+        if profile.fixed_width or profile.delimiter == WHITESPACE:
+            above, names, lines = first_lines(blocks, profile, limits)
+            layout = layout_of(names, profile, limits, Surroundings(file_name, above), target)
+            tables = LineSplitter(layout, len(names), profile, limits.max_row_bytes).split(lines)
+        else:
+            header, text, final = find_header(blocks, header_search(SameProfile(profile), target, limits.max_row_bytes))
+            header = header.without_spare_columns() if profile.header else header.as_first_record()
+            above = text[: header.own_start].decode("utf-8", "replace")
+            layout = layout_of(header.names, profile, limits, Surroundings(file_name, above), target)
+            rest = chain([(text[header.start :], final)], blocks)
+            tables = split_blocks(rest, dialect_of(header, layout, profile, limits), header.line_number)
+        for table in rows_of_data(tables, profile):
+            yield rows_chunk(table.columns, table.malformed, table, layout, profile)
+
+
+READER = CsvReader()
+
+
+@lru_cache(maxsize=64)
+def header_search(same: SameProfile, target: Target, max_row_bytes: int) -> HeaderSearch:
+    """Return how to find the header of files with one profile."""
+    profile = same.profile
+    return HeaderSearch(
+        profile.delimiter,
+        known_names(profile, target),
+        profile.skip_lines,
+        max_row_bytes,
+        (profile.comment or "").encode(),
+        profile.header_rows,
+        profile.header_separator,
+    )
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How to split text into the cells that are wanted.
+
+    Args:
+        delimiter: one ASCII character.
+        width: cells of every good record.
+        wanted: the columns to read: the name each gets, and its index.
+        nulls: texts that mean "missing".
+        max_row_bytes: longer records are malformed.
+        spare: columns without a name at the end of the header: as many further cells a record may have, all empty.
+        comment: beginning of lines to ignore; empty for none.
+    """
+
+    delimiter: str
+    width: int
+    wanted: Mapping[str, int]
+    nulls: frozenset[str]
+    max_row_bytes: int
+    spare: int = 0
+    comment: bytes = b""
+
+
+def dialect_of(header: Header, layout: Layout, profile: ReaderProfile, limits: ReadLimits) -> Dialect:
+    """Return how to split the records below this header."""
+    nulls = frozenset(profile.nulls)
+    comment = (profile.comment or "").encode()
+    width = len(header.names)
+    return Dialect(header.delimiter, width, layout.wanted, nulls, limits.max_row_bytes, header.spare, comment)
+
+
+def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_number: int) -> Iterator[TableChunk]:
+    """Yield all records of the text.
+
+    Args:
+        blocks: text, and whether it is the last; the first begins where a record begins.
+        dialect: how to split it.
+        line_number: physical line the first block begins on.
+
+    Memory stays within a few times the block size and the row limit: of a longer line only the beginning is kept.
+    """
+    carry = b""
+    skipping = False
+    for text, final in _bounded(blocks):
+        if skipping:
+            match = LINE_END.search(text)
+            if match is None:
+                continue
+            text, skipping, line_number = text[match.end() :], False, line_number + 1  # noqa: PLW2901 - the rest of it
+        block, consumed = without_comments(carry + text, dialect.comment, final=final), -1
+        while consumed and block and (final or consumed < 0 or len(block) > dialect.max_row_bytes):
+            chunk, consumed, lines = _split(block, dialect, line_number, final=final)
+            if chunk is not None:
+                yield chunk
+            line_number += lines
+            block = block[consumed:]
+        carry = block
+        if len(carry) > dialect.max_row_bytes:
+            yield _chunk_of_records([], [Malformed(line_number, shortened(carry), "row_too_long")], dialect, {})
+            carry, skipping = b"", True
+
+
+def _bounded(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
+    """Halve blocks of very many, very short lines: each line costs memory, however short it is."""
+    for text, final in blocks:
+        middle = len(text) // 2
+        if middle > MAX_LINES and text.count(b"\n") + text.count(b"\r") > MAX_LINES:
+            middle += text[middle - 1 : middle + 1] == b"\r\n"
+            yield from _bounded([(text[:middle], False), (text[middle:], final)])
+        else:
+            yield text, final
+
+
+def _split(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> tuple[TableChunk | None, int, int]:
+    """Return the chunk of a block's complete records, its length in bytes and in lines."""
+    regular = read_regular(text, dialect, line_number, final=final)
+    if regular is not None:
+        return regular
+    records = list(split_records(text, dialect.delimiter, final=final, max_row_bytes=dialect.max_row_bytes))
+    if not records:
+        return None, 0, 0
+    good, malformed, raw = [], [], {}
+    for record in records:
+        number, written = record.line + line_number, text[record.start : record.end]
+        if is_blank(written, dialect.delimiter):
+            continue
+        if reason := record.reason or _reason(written, record.cells or [], dialect):
+            malformed.append(Malformed(number, shortened(written), reason))
+        else:
+            good.append((number, record))
+            raw[number] = written
+    last = records[-1]
+    return _chunk_of_records(good, malformed, dialect, raw), last.after, last.line + last.lines
+
+
+def _chunk_of_records(
+    good: Sequence[tuple[int, Record]], malformed: Sequence[Malformed], dialect: Dialect, raw: Mapping[int, bytes]
+) -> TableChunk:
+    columns: dict[str, pl.Series] = {"line_number": pl.Series([number for number, _ in good], dtype=pl.Int64)}
+    for name, position in dialect.wanted.items():
+        texts = ((record.cells or [])[position].decode().strip(UNSEEN_ENDS) for _, record in good)
+        found = [None if text == "" or text in dialect.nulls else text for text in texts]
+        columns[name] = pl.Series(found, dtype=pl.String)
+    return TableChunk(pl.DataFrame(columns), _frame(malformed), raw.__getitem__)
+
+
+def _frame(malformed: Sequence[Malformed]) -> pl.DataFrame:
+    return pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
+
+
+def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
+    """Return why a record with these cells is no row of its table; None for a valid row."""
+    if b"\0" in raw:
+        return "invalid_bytes" if INVALID_BYTE.encode() in raw else "nul_byte"
+    if len(cells) < dialect.width:
+        return "too_few_cells"
+    spare = cells[dialect.width :]
+    return "too_many_cells" if len(spare) > dialect.spare or any(cell.strip(BLANKS) for cell in spare) else None
+
+
+@dataclass(frozen=True)
+class _RecordIndex:
+    """Positions of the records of a regular block.
+
+    Args:
+        text: complete records, with correct quotes.
+        first_line: physical line it begins on.
+        quotes: positions of all quotes.
+    """
+
+    text: bytes
+    first_line: int
+    quotes: Positions
+
+    @cached_property
+    def _line_ends(self) -> Positions:
+        codes = np.frombuffer(self.text, np.uint8)
+        ends = np.flatnonzero(codes == LF)
+        if b"\r" in self.text:
+            returns = np.flatnonzero(codes == CR)
+            lone = returns[codes[np.minimum(returns + 1, codes.size - 1)] != LF]
+            ends = np.sort(np.concatenate([ends, lone]))
+        return ends if len(ends) and ends[-1] == codes.size - 1 else np.append(ends, codes.size)
+
+    @cached_property
+    def _last_lines(self) -> Positions:
+        """The last line of each record, counted from 0."""
+        return np.flatnonzero((np.searchsorted(self.quotes, self._line_ends) & 1) == 0)
+
+    @property
+    def line_count(self) -> int:
+        return len(self._line_ends)
+
+    @cached_property
+    def line_numbers(self) -> Positions:
+        """Physical line that each record starts on."""
+        if not len(self.quotes):
+            return np.arange(self.first_line, self.first_line + self.line_count)
+        return np.append(0, self._last_lines[:-1] + 1) + self.first_line
+
+    @cached_property
+    def bounds(self) -> Positions:
+        """Start of each record, and the end of the last one."""
+        return np.append(0, self._line_ends[self._last_lines] + 1)
+
+    def raw(self, line_number: int) -> bytes:
+        record = int(np.searchsorted(self.line_numbers, line_number))
+        raw = self.text[self.bounds[record] : self.bounds[record + 1]]
+        return raw.removesuffix(b"\n").removesuffix(b"\r") if raw.endswith(b"\n") else raw.removesuffix(b"\r")
+
+
+def _index(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> _RecordIndex | None:
+    """Find the complete records of a block; None where it is not regular, or has none."""
+    if b"\0" in text or not text:
+        return None
+    codes = np.frombuffer(text, np.uint8)
+    quotes = np.flatnonzero(codes == QUOTE) if b'"' in text else np.empty(0, np.int64)
+    index = _RecordIndex(text, line_number, quotes)
+    if not final:
+        end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        if len(quotes):
+            closed = index.bounds[index.bounds <= end]
+            end = int(closed[-1]) if len(closed) else 0
+        if not end:
+            return None
+        index = _RecordIndex(text[:end], line_number, quotes[: np.searchsorted(quotes, end)])
+    if len(quotes) and not _has_regular_quotes(index, dialect.delimiter):
+        return None
+    return None if len(text) > dialect.max_row_bytes and np.diff(index.bounds).max() > dialect.max_row_bytes else index
+
+
+def _has_regular_quotes(index: _RecordIndex, delimiter: str) -> bool:
+    """Return True if each opening quote begins a cell or is the second of a pair, and each closing one ends a cell."""
+    quotes = index.quotes
+    if len(quotes) % 2:
+        return False
+    opening, closing = quotes[::2], quotes[1::2]
+    codes = np.frombuffer(b"\n" + index.text + b"\n", np.uint8)
+    bound = np.zeros(256, np.bool_)
+    bound[[LF, CR, ord(delimiter)]] = True
+    doubled = opening[1:] == closing[:-1] + 1
+    begins, ends = bound[codes[opening]], bound[codes[closing + 2]]
+    begins[1:] |= doubled
+    ends[:-1] |= doubled
+    return bool(begins.all() and ends.all())
+
+
+def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool) -> tuple[TableChunk, int, int] | None:
+    """Read a block by Arrow.
+
+    Returns:
+        the chunk of its complete records, its length in bytes and in lines; None where the block is not
+        regular, has no complete record, or uses the spare columns of its header.
+    """
+    index = _index(text, dialect, line_number, final=final)
+    if index is None:
+        return None
+    irregular: list[csv.InvalidRow] = []
+    cells = _read_by_arrow(index, dialect, irregular)
+    spare = [cells[position] for position in range(dialect.width, dialect.width + dialect.spare)]
+    if spare and (irregular or any(column.null_count() < len(column) for column in spare)):
+        return None
+    numbers = index.line_numbers
+    if irregular:
+        numbers = np.delete(numbers, [row.number - 1 for row in irregular])
+    columns = [pl.Series("line_number", numbers, pl.Int64)]
+    columns += [cells[position].alias(name) for name, position in dialect.wanted.items()]
+    malformed = [
+        Malformed(
+            int(index.line_numbers[row.number - 1]),
+            shortened(row.text.encode()),
+            "too_few_cells" if row.actual_columns < dialect.width else "too_many_cells",
+        )
+        for row in irregular
+        if not is_blank(row.text.encode(), dialect.delimiter)
+    ]
+    chunk = TableChunk(_without_blank(pl.DataFrame(columns), index, dialect), _frame(malformed), index.raw)
+    return chunk, len(index.text), index.line_count
+
+
+def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.InvalidRow]) -> dict[int, pl.Series]:
+    """Return the wanted and the spare columns by their index, trimmed; null is missing.
+
+    Rows of another width are left out and appended to `irregular`.
+    """
+
+    def skip(row: csv.InvalidRow) -> str:
+        irregular.append(row)
+        return "skip"
+
+    names = [str(position) for position in range(dialect.width + dialect.spare)]
+    included = sorted({*dialect.wanted.values(), *range(dialect.width, len(names))})
+    quoted = len(index.quotes) > 0
+    nulls = ["", *dialect.nulls]
+    table = csv.read_csv(
+        pa.BufferReader(index.text),
+        csv.ReadOptions(use_threads=False, column_names=names, block_size=len(index.text) + 1),
+        csv.ParseOptions(
+            delimiter=dialect.delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+            ignore_empty_lines=False,
+            invalid_row_handler=skip,
+        ),
+        csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=[names[position] for position in included],
+            null_values=nulls,
+            strings_can_be_null=True,
+            check_utf8=False,
+        ),
+    )
+    cells = {position: pl.Series(values=column) for position, column in zip(included, table.columns, strict=True)}
+    to_trim = _characters_to_trim(index.text, dialect.delimiter)
+    return {position: _trimmed(column, to_trim, nulls) for position, column in cells.items()} if to_trim else cells
+
+
+def _trimmed(column: pl.Series, characters: str, nulls: Sequence[str]) -> pl.Series:
+    trimmed = column.str.strip_chars(characters)
+    return kept(trimmed, ~trimmed.is_in(nulls))
+
+
+def _characters_to_trim(text: bytes, delimiter: str) -> str:
+    """Return the characters to strip from the ends of cells; empty if no cell has any."""
+    # Most files have few or no characters beyond ASCII.
+    if not UNSEEN.isdisjoint(text.translate(None, ORDINARY).decode()):
+        return UNSEEN_ENDS
+    if b" " not in text and b"\t" not in text:
+        return ""
+    codes = np.frombuffer(text, np.uint8)
+    blanks = np.flatnonzero((codes == SPACE) | ((codes == TAB) if delimiter != "\t" else False))
+    if not len(blanks):
+        return ""
+    neighbours = np.concatenate([codes[blanks - 1], codes[np.minimum(blanks + 1, codes.size - 1)]])
+    at_an_end = blanks[0] == 0 or blanks[-1] == codes.size - 1
+    edges = np.frombuffer(b'\r\n"' + delimiter.encode(), np.uint8)
+    return " \t" if at_an_end or np.isin(neighbours, edges).any() else ""
+
+
+def _without_blank(columns: pl.DataFrame, index: _RecordIndex, dialect: Dialect) -> pl.DataFrame:
+    """Drop the rows of nothing but delimiters and blanks; only the text of rows without any cell is checked."""
+    if any(not column.null_count() for column in columns.get_columns()[1:]):
+        return columns
+    candidates = columns.select(pl.all_horizontal(pl.exclude("line_number").is_null())).to_series()
+    blank = [n for n in columns["line_number"].filter(candidates) if is_blank(index.raw(n), dialect.delimiter)]
+    return columns.filter(~pl.col("line_number").is_in(blank)) if blank else columns

@@ -1,0 +1,227 @@
+"""Workbooks to rows, by a confined process that may crash (`excel_worker`)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.formats import excel_worker
+from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks
+from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, text_blocks
+from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
+from ingest_project.readers.formats.table_chunks import TableChunk, rows_of_data, shortened
+from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.matching import Surroundings
+from ingest_project.readers.reader_profile import ReaderProfile
+
+ZIP_START = b"PK\x03\x04"
+OLE_START = b"\xd0\xcf\x11\xe0"
+LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
+OUTPUT_BYTES = 2 * 1024**3
+ROW_MARK = "row_mark"
+# The rows of each further sheet of a workbook are numbered from another ten million: 20000007 is row 7 of the third.
+SHEET_ROWS = 10**7
+# Where the number and the kinds of the cells are in the mark of a row, see `excel_worker`.
+NUMBER_AT, KINDS_AT = (4, 10), 21
+
+
+@dataclass(frozen=True)
+class ExcelReader:
+    """Reads one sheet of a workbook, or all that a pattern names; see `reading.Reader`.
+
+    Line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
+    """
+
+    file_type: str
+
+    def read(
+        self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target = READINGS
+    ) -> Iterator[RowsChunk]:
+        """Read one workbook."""
+        _check_outside(path, self.file_type, limits, file_name)
+        with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+            rows = Path(folder, "rows.tsv")
+            _run_worker(path, self.file_type, profile, limits, rows)
+            yield from _Workbook(profile, limits, file_name, target).read(rows)
+
+
+XLSX, XLS = ExcelReader("xlsx"), ExcelReader("xls")
+
+
+def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: str) -> None:
+    size = path.stat().st_size
+    if size == 0:
+        raise FileRejectedError("empty_file", "The file has no bytes.")
+    if size > limits.max_excel_bytes:
+        raise LimitExceededError(
+            "INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}"
+        )
+    with path.open("rb") as file:
+        start = file.read(4)
+    if file_name.rpartition("/")[2].startswith("~$") and start not in {ZIP_START, OLE_START}:
+        raise FileRejectedError(
+            "unreadable_container", "This is the lock file that Excel keeps next to an open workbook."
+        )
+    if file_type == "xlsx" and start == OLE_START:
+        raise FileRejectedError(
+            "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
+        )
+    if file_type == "xlsx" and start != ZIP_START:
+        raise FileRejectedError("unreadable_container", "The file is not an xlsx workbook.")
+    if file_type == "xls" and start == ZIP_START:
+        raise FileRejectedError("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
+
+
+def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
+    reason = rows.with_name("reason.json")
+    arguments = [str(path.resolve()), str(rows), str(reason)]
+    arguments += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
+    arguments += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
+    cpu_seconds = math.ceil(limits.max_excel_seconds)
+    process_limits = ProcessLimits(limits.max_excel_memory_bytes, cpu_seconds, OUTPUT_BYTES)
+    try:
+        code = run_confined(excel_worker.__file__, arguments, process_limits)
+    except TimeoutError:
+        raise _took_too_long(limits) from None
+    if code != 0:
+        raise _refusal(code, reason, limits)
+
+
+def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
+    if reason.exists() and reason.stat().st_size:
+        refusal = json.loads(reason.read_text(encoding="utf-8"))
+        if refusal["limit"]:
+            return LimitExceededError(LIMIT_SETTINGS[refusal["limit"]], refusal["detail"])
+        return FileRejectedError(refusal["rule"], refusal["detail"])
+    if code == OUT_OF_MEMORY:
+        return LimitExceededError(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
+    if code in KILLED:
+        return _took_too_long(limits)
+    return FileRejectedError("unreadable_container", "The workbook is damaged: the process that opened it crashed.")
+
+
+def _took_too_long(limits: ReadLimits) -> LimitExceededError:
+    return LimitExceededError("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
+
+
+@dataclass(frozen=True)
+class _Workbook:
+    """Reads the rows that the worker wrote."""
+
+    profile: ReaderProfile
+    limits: ReadLimits
+    location: str
+    target: Target
+
+    def read(self, rows: Path) -> Iterator[RowsChunk]:
+        """Read the rows of all chosen sheets that have any."""
+        sheets = json.loads(sheets_file(rows).read_text(encoding="utf-8"))
+        if not any(sheet["rows"] for sheet in sheets):
+            raise FileRejectedError("empty_file", "The sheet has no cell with a value.")
+        for index, sheet in enumerate(sheets):
+            if not sheet["rows"]:
+                continue
+            try:
+                yield from self._read_sheet(sheet_file(rows, index), sheet, index * SHEET_ROWS)
+            except FileRejectedError as error:
+                if len(sheets) == 1 or isinstance(error, LimitExceededError):
+                    raise
+                raise FileRejectedError(error.rule, f"Sheet {sheet['name']!r}: {error.detail}") from None
+
+    def _read_sheet(self, rows: Path, sheet: Mapping[str, Any], first: int) -> Iterator[RowsChunk]:
+        profile, limits = self.profile, self.limits
+        blocks = text_blocks(rows, "utf-8", limits.chunk_bytes)
+        search = HeaderSearch(
+            "\t", frozenset(), 0, limits.max_row_bytes, rows=profile.header_rows, separator=profile.header_separator
+        )
+        header, text, final = find_header(blocks, search)
+        row = sheet["first_row"]
+        header = header._replace(names=header.names[2:])
+        if profile.header and row != profile.skip_lines + 1:
+            detail = f"Row {profile.skip_lines + 1} of the sheet, where the header should be, is empty"
+            raise FileRejectedError(
+                "missing_header", f"{detail}. The first row with text is {row}: see skip_lines in the profile."
+            )
+        if not profile.header:
+            header = header.as_first_record()
+        surroundings = Surroundings(self.location, sheet["above"], sheet["name"])
+        layout = layout_of(header.names, profile, limits, surroundings, self.target)
+        dialect = dialect_of(header, layout, profile, limits)
+        # The mark and the number of the row precede the sheet's own columns.
+        wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
+        dialect = replace(dialect, wanted=wanted, width=dialect.width + 2, comment=b"")
+        tables = split_blocks(chain([(text[header.start :], final)], blocks), dialect, header.line_number)
+        for table in rows_of_data(tables, profile):
+            yield _chunk(table, layout, profile, first)
+
+
+def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int) -> RowsChunk:
+    """Turn the marks of rows into line numbers and the kinds of the wanted cells."""
+    mark = pl.col(ROW_MARK)
+    kinds = [mark.str.slice(KINDS_AT + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
+    number = (mark.str.slice(*NUMBER_AT).str.strip_chars().cast(pl.Int64) + first).alias("line_number")
+    cells = table.columns.with_columns(number, *kinds).drop(ROW_MARK)
+    raw_text = pl.col("raw_text")
+    row = raw_text.str.slice(NUMBER_AT[0] + 1, NUMBER_AT[1]).str.strip_chars().cast(pl.Int64, strict=False) + first
+    malformed = table.malformed.with_columns(
+        row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
+    )
+    text = _SheetText(table, cells["line_number"])
+    return rows_chunk(cells, malformed, text, layout, profile)
+
+
+@dataclass(frozen=True)
+class _SheetText:
+    """The quoted cells of rows, by their numbers in the sheet; see `layout.RawText`."""
+
+    table: TableChunk
+    rows: pl.Series
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
+        records = (self.table.raw(lines[number]) for number in line_numbers)
+        return [shortened(raw.partition(b"\t")[2]) for raw in records]
+
+
+class SheetRow(NamedTuple):
+    """One row of a sheet that is not blank.
+
+    Args:
+        sheet: number of the sheet, from 0.
+        number: of the row, from 1.
+        kinds: of its cells, see `excel_cells`.
+        cells: their texts.
+    """
+
+    sheet: int
+    number: int
+    kinds: str
+    cells: list[str]
+
+
+def rows_of_all_sheets(path: Path, file_type: str, limits: ReadLimits, max_rows: int) -> Iterator[SheetRow]:
+    """Yield the first rows of every sheet, as they are.
+
+    Raises:
+        FileRejectedError: the workbook cannot be read.
+    """
+    _check_outside(path, file_type, limits, path.name)
+    with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
+        rows = Path(folder, "rows.tsv")
+        _run_worker(path, file_type, ReaderProfile.model_construct(name="all", sheet="*"), limits, rows)
+        for sheet in range(len(json.loads(sheets_file(rows).read_text(encoding="utf-8")))):
+            with sheet_file(rows, sheet).open(encoding="utf-8", newline="") as file:
+                for mark, number, *cells in islice(csv.reader(file, delimiter="\t"), max_rows):
+                    yield SheetRow(sheet, int(number), mark[KINDS_AT:], cells)

@@ -1,0 +1,150 @@
+"""Open one workbook in a process of its own, so that a hostile workbook affects only this process.
+
+Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
+environment, and limits of memory, CPU time and output in force. Writes each chosen sheet's rows as tab-separated text,
+every cell quoted, with the row's number and the kinds of its cells in front, and the names of the sheets with the text
+above their headers; or one JSON object with the reason, as `rule` and `detail`. Formulas are never evaluated: the
+result that a spreadsheet program stored is used, if it was calculated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from ingest_project.readers.excel_cells import Sheet, WorkbookRejectedError
+
+MAX_PARTS = 10_000
+# A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
+MAX_RATIO = 300
+SMALL_PART_BYTES = 4 * 1024**2
+PROLOG_BYTES = 64 * 1024
+MAX_TEXT_ABOVE = 1_000
+# In front of each row: too long for a spelling of "missing", with the row's number at a fixed position.
+ROW_MARK = "row {:>10} cells {}"
+
+
+def main() -> int:
+    """Read the workbook named on the command line.
+
+    Returns:
+        0 when the rows were written, 3 when the reason was.
+    """
+    options = _options()
+    try:
+        if options.kind == "xlsx":
+            check_archive(options.workbook, options.memory_bytes)
+        sheets = [
+            _write(sheet, options.skip_rows, sheet_file(options.rows, index))
+            for index, sheet in enumerate(_sheets(options))
+        ]
+        sheets_file(options.rows).write_text(json.dumps(sheets), encoding="utf-8")
+    except WorkbookRejectedError as rejected:
+        reason = rejected.reason
+    except MemoryError:
+        reason = {"rule": "limit_exceeded", "detail": "Opening it needs more memory than allowed", "limit": "memory"}
+    except Exception as error:  # noqa: BLE001 - the libraries raise any exception on crafted files
+        kind = type(error).__name__
+        reason = {"rule": "unreadable_container", "detail": f"The workbook is damaged ({kind}).", "limit": None}
+    else:
+        return 0
+    options.reason.write_text(json.dumps(reason), encoding="utf-8")
+    return 3
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workbook", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("reason", type=Path)
+    parser.add_argument("--kind", choices=("xlsx", "xls"), required=True)
+    parser.add_argument("--sheet", type=json.loads, required=True)
+    parser.add_argument("--skip-rows", type=int, required=True)
+    parser.add_argument("--max-cells", type=int, required=True)
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    return parser.parse_args()
+
+
+def check_archive(path: Path, memory_bytes: int) -> None:
+    """Reject archives that would grow out of proportion, and XML that declares entities, before anything is unpacked.
+
+    Raises:
+        WorkbookRejectedError: the archive or its XML is not acceptable.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise WorkbookRejectedError(
+            "unreadable_container", "The file is not a workbook, or its end is missing."
+        ) from error
+    with archive:
+        parts = archive.infolist()
+        size = sum(part.file_size for part in parts)
+        if len(parts) > MAX_PARTS:
+            raise WorkbookRejectedError(
+                "limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory"
+            )
+        if size > memory_bytes:
+            raise WorkbookRejectedError(
+                "limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory"
+            )
+        for part in parts:
+            if part.file_size > SMALL_PART_BYTES and part.file_size > MAX_RATIO * max(part.compress_size, 1):
+                detail = (
+                    f"A part of the workbook unpacks to {part.file_size // max(part.compress_size, 1)} times its size"
+                )
+                raise WorkbookRejectedError("limit_exceeded", detail, "memory")
+            if part.filename.endswith((".xml", ".rels")):
+                _check_prolog(archive, part)
+
+
+def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
+    with archive.open(part) as file:
+        # Without the NUL bytes, UTF-16 reads like ASCII here.
+        prolog = file.read(PROLOG_BYTES).replace(b"\0", b"")
+    if b"<!DOCTYPE" in prolog or b"<!ENTITY" in prolog:
+        raise WorkbookRejectedError(
+            "unreadable_container", "The workbook declares XML entities, which no spreadsheet program does."
+        )
+
+
+def sheet_file(rows: Path, index: int) -> Path:
+    """Return the file with the rows of one of the chosen sheets."""
+    return rows.with_suffix(f".{index}.tsv")
+
+
+def sheets_file(rows: Path) -> Path:
+    """Return the file with the name of each chosen sheet, the text above its header, and its number of rows."""
+    return rows.with_suffix(".json")
+
+
+def _sheets(options: argparse.Namespace) -> Iterable[Sheet]:
+    # Imported with the limits in force, so that they apply to these libraries as well.
+    from ingest_project.readers.formats.excel_sheets import xls_sheets, xlsx_sheets  # noqa: PLC0415
+
+    sheets = xlsx_sheets if options.kind == "xlsx" else xls_sheets
+    return sheets(options.workbook, options.sheet, options.max_cells)
+
+
+def _write(sheet: Sheet, skip_rows: int, path: Path) -> dict[str, object]:
+    above: list[str] = []
+    first = count = 0
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
+        for number, row in enumerate(sheet.rows, start=1):
+            if number <= skip_rows:
+                above.append("\t".join(cell.text for cell in row)[:MAX_TEXT_ABOVE])
+            elif any(cell.text for cell in row):
+                kinds = "".join(cell.kind for cell in row)
+                writer.writerow([ROW_MARK.format(number, kinds), number, *(cell.text for cell in row)])
+                first, count = first or number, count + 1
+    return {"name": sheet.name, "above": "\n".join(above), "first_row": first, "rows": count}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Parquet to rows, by a confined process that may crash (`parquet_worker`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.excel_cells import TEXT
+from ingest_project.readers.formats import parquet_worker
+from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
+from ingest_project.readers.formats.json_text import json_of
+from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
+from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.reader_profile import ReaderProfile
+
+MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+LIMIT_SETTINGS = {
+    "memory": "INGEST_MAX_PARQUET_MEMORY_BYTES",
+    "columns": "INGEST_MAX_COLUMNS",
+    "expanded": "INGEST_MAX_EXPANDED_BYTES",
+}
+
+
+class ParquetReader:
+    """Reads Parquet files; see `reading.Reader`.
+
+    Line numbers are row numbers, the first is 1; raw text is the row as JSON. A struct's field is a column of its own
+    where the profile names it, as in `payload.temperature`; other nested columns are JSON.
+    """
+
+    def read(
+        self, path: Path, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target = READINGS
+    ) -> Iterator[RowsChunk]:
+        """Read one file."""
+        _check_outside(path)
+        with tempfile.TemporaryDirectory(prefix="parquet-") as folder:
+            rows = Path(folder, "rows.arrow")
+            _run_worker(path, profile, limits, rows)
+            with pa.OSFile(str(rows)) as file, pa.ipc.open_stream(file) as stream:
+                yield from _read_rows(stream, profile, limits, file_name, target)
+
+
+READER = ParquetReader()
+
+
+def _check_outside(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if not start:
+        raise FileRejectedError("empty_file", "The file has no bytes.")
+    if start == ENCRYPTED_MAGIC:
+        raise FileRejectedError("unreadable_container", "The Parquet file is encrypted.")
+    if start != MAGIC:
+        raise FileRejectedError("unreadable_container", "The file is not a Parquet file.")
+
+
+def _run_worker(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
+    reason = rows.with_name("reason.json")
+    paths = [name for name in profile.columns_of_file if "." in name]
+    arguments = [str(path.resolve()), str(rows), str(reason)]
+    arguments += ["--paths", json.dumps(paths), "--max-columns", str(limits.max_columns)]
+    seconds = math.ceil(limits.max_parquet_seconds)
+    process_limits = ProcessLimits(limits.max_parquet_memory_bytes, seconds, limits.max_expanded_bytes)
+    try:
+        code = run_confined(parquet_worker.__file__, arguments, process_limits)
+    except TimeoutError:
+        code = min(KILLED)
+    if code != 0:
+        raise _refusal(code, reason, limits)
+
+
+def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
+    if reason.exists() and reason.stat().st_size:
+        refusal = json.loads(reason.read_text(encoding="utf-8"))
+        if refusal["limit"]:
+            return LimitExceededError(LIMIT_SETTINGS[refusal["limit"]], refusal["detail"])
+        return FileRejectedError(refusal["rule"], refusal["detail"])
+    if code == OUT_OF_MEMORY:
+        return LimitExceededError(LIMIT_SETTINGS["memory"], "Reading it needs more memory than allowed")
+    if code in KILLED:
+        seconds = limits.max_parquet_seconds
+        return LimitExceededError("INGEST_MAX_PARQUET_SECONDS", f"Reading it took over {seconds:g} s")
+    return FileRejectedError("unreadable_container", "The Parquet file is damaged: the process that read it crashed.")
+
+
+def _read_rows(
+    stream: pa.RecordBatchStreamReader, profile: ReaderProfile, limits: ReadLimits, file_name: str, target: Target
+) -> Iterator[RowsChunk]:
+    names: list[str] = json.loads(stream.schema.metadata[b"names"])
+    kinds = stream.schema.metadata[b"kinds"].decode()
+    layout = layout_of(names, profile, limits, file_name, target)
+    first = 1
+    for batch in stream:
+        texts = pl.DataFrame(pl.from_arrow(batch))
+        yield _chunk(texts, first, names, kinds, layout, profile, limits)
+        first += texts.height
+
+
+def _chunk(  # noqa: PLR0913, PLR0917 - all of it describes the one file
+    texts: pl.DataFrame,
+    first: int,
+    names: Sequence[str],
+    kinds: str,
+    layout: Layout,
+    profile: ReaderProfile,
+    limits: ReadLimits,
+) -> RowsChunk:
+    numbered = texts.with_row_index("line_number", first).with_columns(pl.col("line_number").cast(pl.Int64))
+    text = _RowText(texts, first, names)
+    size = pl.sum_horizontal(pl.col(texts.columns).str.len_bytes())
+    long = numbered.filter(size > limits.max_row_bytes)["line_number"].to_list()
+    malformed = [(number, text.raw_text([number])[0], "row_too_long") for number in long]
+    cells = numbered.filter(~pl.col("line_number").is_in(long)).select(
+        "line_number",
+        *(_texts(str(index), kinds[index], profile).alias(name) for name, index in layout.wanted.items()),
+        *(pl.lit(kinds[index]).alias(KIND_OF(name)) for name, index in layout.wanted.items()),
+    )
+    bad = pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
+    return rows_chunk(cells, bad, text, layout, profile)
+
+
+def _texts(column: str, kind: str, profile: ReaderProfile) -> pl.Expr:
+    texts = pl.col(column).str.strip_chars(UNSEEN_ENDS) if kind == TEXT else pl.col(column)
+    return pl.when(~texts.is_in(["", *profile.nulls])).then(texts)
+
+
+@dataclass(frozen=True)
+class _RowText:
+    """Rows as JSON, by their numbers; see `layout.RawText`."""
+
+    texts: pl.DataFrame
+    first: int
+    names: Sequence[str]
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        rows = (self.texts.row(number - self.first) for number in line_numbers)
+        return [shortened(json_of(dict(zip(self.names, row, strict=True))).encode()) for row in rows]

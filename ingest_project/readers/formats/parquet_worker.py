@@ -1,0 +1,182 @@
+"""Open one Parquet file in a process of its own, so that a hostile file affects only this process.
+
+Run by `parquet_reader` as a script in a confined process, see `excel_worker`. Writes all rows as an Arrow stream of
+texts, row group by row group; the names of the columns and the kinds of their cells are in the metadata of its schema.
+Or it writes one JSON object with the reason, as `rule`, `detail` and `limit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT
+from ingest_project.readers.formats.json_text import json_of
+
+BUFFER_BYTES = 1024**2
+MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
+DETAIL_SHOWN = 200
+
+
+class ParquetRejectedError(Exception):
+    """The file is rejected, with the reason."""
+
+    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
+        self.reason = {"rule": rule, "detail": detail, "limit": limit}
+        super().__init__(detail)
+
+
+def main() -> int:
+    """Read the file named on the command line.
+
+    Returns:
+        0 when the rows were written, 3 when the reason was.
+    """
+    options = _options()
+    try:
+        _convert(options)
+    except ParquetRejectedError as rejected:
+        reason = rejected.reason
+    except MemoryError:
+        reason = {"rule": "limit_exceeded", "detail": "Reading it needs more memory than allowed", "limit": "memory"}
+    except Exception as error:  # noqa: BLE001 - the library raises any exception on crafted files
+        reason = _reason(error)
+    else:
+        return 0
+    options.reason.write_text(json.dumps(reason), encoding="utf-8")
+    return 3
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("reason", type=Path)
+    parser.add_argument("--paths", type=json.loads, required=True)
+    parser.add_argument("--max-columns", type=int, required=True)
+    return parser.parse_args()
+
+
+def _reason(error: Exception) -> dict[str, str | None]:
+    said = " ".join(str(error).split())[:DETAIL_SHOWN]
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return {"rule": "limit_exceeded", "detail": "Its rows take more bytes than allowed", "limit": "expanded"}
+    if "crypt" in said:
+        return {"rule": "unreadable_container", "detail": "The Parquet file is encrypted.", "limit": None}
+    return {"rule": "unreadable_container", "detail": f"The Parquet file is damaged: {said}", "limit": None}
+
+
+def _convert(options: argparse.Namespace) -> None:
+    # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    import pyarrow as pa  # noqa: PLC0415 - with the limits in force
+    from pyarrow import parquet  # noqa: PLC0415
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    with parquet.ParquetFile(options.file, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        schema = file.schema_arrow
+        if len(schema) > options.max_columns:
+            detail = f"The file has {len(schema)} columns, over {options.max_columns}"
+            raise ParquetRejectedError("limit_exceeded", detail, "columns")
+        paths = [path for path in options.paths if path not in schema.names and _leads_somewhere(schema, path)]
+        names = [*schema.names, *paths]
+        kinds = [_kind(field.type) for field in schema] + [_kind(_type_at(schema, path)) for path in paths]
+        described = {"names": json.dumps(names), "kinds": "".join(kinds)}
+        texts = pa.schema([(str(index), pa.large_string()) for index in range(len(names))], described)
+        with pa.OSFile(str(options.rows), "wb") as target, pa.ipc.new_stream(target, texts) as stream:
+            for batch in _batches(file, len(names)):
+                columns = [*batch.columns, *(_column_at(batch, path) for path in paths)]
+                arrays = [_texts(column, name) for column, name in zip(columns, names, strict=True)]
+                stream.write_batch(pa.record_batch(arrays, schema=texts))
+
+
+def _batches(file: Any, columns: int) -> Iterator[Any]:  # noqa: ANN401 - pyarrow is not typed
+    rows = min(MAX_BATCH_ROWS, max(1, MAX_BATCH_CELLS // max(columns, 1)))
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
+
+
+def _leads_somewhere(schema: Any, path: str) -> bool:  # noqa: ANN401 - as above
+    try:
+        _type_at(schema, path)
+    except KeyError:
+        return False
+    return True
+
+
+def _type_at(schema: Any, path: str) -> Any:  # noqa: ANN401 - as above
+    """Return the type of a nested field.
+
+    Raises:
+        KeyError: there is none, or two of a name.
+    """
+    first, *rest = path.split(".")
+    found = schema.field(first).type
+    for step in rest:
+        index = found.get_field_index(step) if hasattr(found, "get_field_index") else -1
+        if index < 0:
+            raise KeyError(path)
+        found = found.field(index).type
+    return found
+
+
+def _column_at(batch: Any, path: str) -> Any:  # noqa: ANN401 - as above
+    from pyarrow import compute  # noqa: PLC0415 - as above
+
+    first, *rest = path.split(".")
+    return compute.struct_field(batch.column(first), rest)
+
+
+def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
+    """Return the kind of the cells of a column, see `excel_cells`; a time with a zone is a text in ISO 8601."""
+    from pyarrow import types  # noqa: PLC0415 - as above
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_boolean(kind):
+        return BOOLEAN
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return NUMBER
+    if types.is_timestamp(kind) and kind.tz is None:
+        return DATE
+    return NESTED if types.is_nested(kind) else TEXT
+
+
+def _texts(values: Any, name: str) -> Any:  # noqa: ANN401 - as above
+    """Return the exact text of each value; null where it is missing."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+    from pyarrow import compute, types  # noqa: PLC0415
+
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if types.is_timestamp(kind):
+        texts = compute.replace_substring(values.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
+        texts = compute.binary_join_element_wise(texts, "" if kind.tz is None else "Z", "")
+        return texts.cast(pa.large_string())
+    if types.is_float16(kind):
+        values = values.cast(pa.float32())
+    if types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind):
+        return pa.array(_nested(values.to_pylist()), pa.large_string())
+    try:
+        return values.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        detail = f"Column {name[:DETAIL_SHOWN]!r} has bytes that are not UTF-8."
+        raise ParquetRejectedError("encoding", detail) from None
+
+
+def _nested(values: Sequence[Any]) -> list[str | None]:
+    return [None if value is None else value if isinstance(value, str) else json_of(value) for value in values]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

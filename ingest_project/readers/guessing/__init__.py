@@ -1,0 +1,1 @@
+"""Propose reader profiles and declarations of datasets for unknown files."""

@@ -1,0 +1,245 @@
+"""Guess what the columns of a table hold: times, alone or together, numbers, or text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers.casting import numbers_of_cells
+from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT
+from ingest_project.readers.guessing.numbers import NullGuess, NumberGuess, guess_nulls, guess_numbers, is_numeric
+from ingest_project.readers.guessing.table import Table
+from ingest_project.readers.guessing.text import MAX_ROWS, MISSING, Grid, Row
+from ingest_project.readers.guessing.times import HINT, TimeGuess, guess_times, is_time_of_day, joined, times_in_parts
+from ingest_project.readers.layout import ReadLimits
+from ingest_project.readers.profiles import DEFAULT_NULLS, ReaderProfile
+from ingest_project.readers.reading import read_chunks
+from ingest_project.readers.target import RESCUED, Target
+
+PARTS = ("year", "month", "day", "hour", "minute", "second")
+SHORT_PARTS = ("yr|yyyy|yy", "mon|mo|mm", "dd?|dy", "hr|hh?", "min|mn", "sec")
+PART_NAMES = {part: rf"(?i)#?(?:{part}s?|{short})" for part, short in zip(PARTS, SHORT_PARTS, strict=True)}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        index: from 0.
+        selector: how a profile names it.
+        meaning: the name that says what it holds: that in the header, or in a line of comment above.
+        texts: of all its records; null where missing.
+        kinds: of its cells in a workbook.
+        unit_row: its cell in the row of units.
+    """
+
+    index: int
+    selector: str
+    meaning: str
+    texts: pl.Series
+    kinds: pl.Series | None = None
+    unit_row: str = ""
+
+    @property
+    def present(self) -> pl.Series:
+        """The texts that are not missing."""
+        return self.texts.drop_nulls()
+
+    @property
+    def words(self) -> pl.Series:
+        """The texts that are written by hand: in a workbook, those of cells of text."""
+        return self.texts.filter(self.kinds == "s").drop_nulls() if self.kinds is not None else self.present
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return self.meaning or f"column {self.index + 1}, without a name"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by what they are.
+
+    Args:
+        all: every column.
+        numbers: the notation of numbers.
+        nulls: spellings of "no value" beyond the default ones.
+        numeric: indexes of columns of numbers.
+        times: the time of each record: indexes of its columns, and their formats joined by spaces.
+        other_times: indexes of further columns of times.
+    """
+
+    all: Sequence[Column]
+    numbers: NumberGuess
+    nulls: Sequence[NullGuess]
+    numeric: frozenset[int]
+    times: tuple[tuple[int, ...], TimeGuess] | None
+    other_times: frozenset[int] = field(default=frozenset())
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every spelling of "no value"."""
+        return (*DEFAULT_NULLS, *(null.spelling for null in self.nulls))
+
+    def read(self, column: Column) -> pl.Series:
+        """Return the numbers in the cells of a column that are not missing, null for other texts."""
+        kinds = column.kinds.filter(column.texts.is_not_null()) if column.kinds is not None else None
+        return numbers_of_cells(column.present, kinds, self.numbers.layout)
+
+    def unread(self, column: Column) -> list[tuple[str, int]]:
+        """Return the commonest texts of a column that are neither numbers nor missing, with their counts."""
+        left = column.present.filter(self.read(column).is_null() & ~column.present.is_in(list(self.spellings)))
+        return [(str(text), int(count)) for text, count in left.value_counts(sort=True).head(3).iter_rows()]
+
+    def missing(self, column: Column) -> int:
+        """Count the cells of a column that are empty or a spelling of "no value"."""
+        numbers = self.read(column)
+        spelled = column.present.is_in(list(self.spellings)) | numbers.is_in(self._markers).fill_null(value=False)
+        return len(column.texts) - len(column.present) + int(spelled.sum())
+
+    @property
+    def _markers(self) -> list[float]:
+        return pl.Series([null.spelling for null in self.nulls]).cast(pl.Float64, strict=False).drop_nulls().to_list()
+
+    def values_of(self, column: Column) -> pl.Series:
+        """Return the numbers of a column, without those that mean "no value"."""
+        found = self.read(column).drop_nulls().drop_nans()
+        return found.filter(~found.is_in(self._markers))
+
+
+def find_columns(table: Table, delimiter: str | None) -> Columns:
+    """Classify the columns of a table."""
+    columns = [_column(table, index, name) for index, name in enumerate(table.selectors)]
+    stamps = {column.index: guess for column in columns if (guess := _times_of(column)) is not None}
+    times, used = _chosen_times(columns, stamps)
+    left = [column for column in columns if column.index not in {*stamps, *used}]
+    numeric = [column for column in left if _is_numeric(column)]
+    words = [column.words.filter(~column.words.str.to_lowercase().is_in(list(MISSING))) for column in numeric]
+    numbers = guess_numbers(pl.concat(words) if words else pl.Series(dtype=pl.String), delimiter)
+    nulls = guess_nulls([column.present for column in numeric], numbers.layout)
+    indexes = frozenset(column.index for column in numeric)
+    return Columns(columns, numbers, nulls, indexes, times, frozenset(stamps) - frozenset(used))
+
+
+def _column(table: Table, index: int, selector: str) -> Column:
+    cells = [row.cells[index] for row in table.records]
+    texts = pl.Series(selector, [None if cell in DEFAULT_NULLS else cell for cell in cells], dtype=pl.String)
+    kinds = None
+    if table.records and table.records[0].kinds:
+        kinds = pl.Series([row.kinds[index] for row in table.records], dtype=pl.String)
+    unit_row = table.units[index] if index < len(table.units) else ""
+    return Column(index, selector, table.labels[index], texts, kinds, unit_row)
+
+
+def _times_of(column: Column) -> TimeGuess | None:
+    present = column.present
+    if not len(present):
+        return None
+    if column.kinds is not None and (column.kinds == DATE).sum() < len(present) and not len(column.words):
+        # A number in a cell is a time only as a count since 1970.
+        guess = guess_times(present, column.meaning)
+        return guess if guess and guess.formats[0].startswith("unix") else None
+    return guess_times(present, column.meaning)
+
+
+def _is_numeric(column: Column) -> bool:
+    if column.kinds is None:
+        return is_numeric(column.present)
+    numbers = int(column.kinds.is_in([NUMBER, PERCENT]).sum())
+    return numbers >= len(column.present) / 2 if numbers else is_numeric(column.words)
+
+
+def _chosen_times(
+    columns: Sequence[Column], stamps: Mapping[int, TimeGuess]
+) -> tuple[tuple[tuple[int, ...], TimeGuess] | None, tuple[int, ...]]:
+    """Return the columns of the time of each record with their formats, and the indexes of these columns."""
+    clocked = [index for index, guess in stamps.items() if guess.has_clock]
+    if clocked:
+        best = max(clocked, key=lambda index: (_rank(columns[index].meaning), stamps[index].fit, -index))
+        return ((best,), stamps[best]), (best,)
+    for indexes in (*_dates_with_clocks(columns, stamps), *_parts_of_dates(columns)):
+        texts = joined(columns[index].texts for index in indexes).drop_nulls()
+        guess = guess_times(texts, "time") if indexes[0] in stamps else times_in_parts(texts, len(indexes))
+        if guess is not None:
+            return (indexes, guess), indexes
+    if stamps:
+        best = max(stamps, key=lambda index: (_rank(columns[index].meaning), -index))
+        return ((best,), stamps[best]), (best,)
+    return None, ()
+
+
+def _rank(name: str) -> int:
+    """Return how much a name sounds like the time of a measurement."""
+    plain = name.casefold()
+    if re.search(r"creat|updat|receiv|insert|modif|upload|load", plain):
+        return 0
+    return 1 + bool(HINT.search(name)) + ("stamp" in plain or "utc" in plain)
+
+
+def _dates_with_clocks(columns: Sequence[Column], stamps: Mapping[int, TimeGuess]) -> Iterator[tuple[int, ...]]:
+    for clock in columns:
+        if clock.index not in stamps and is_time_of_day(clock.present, clock.meaning):
+            yield from ((date, clock.index) for date in stamps)
+
+
+def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[int, ...]]:
+    """Yield the columns of year, month, day and so on, if there are such."""
+    named = [
+        next((c.index for c in columns if re.fullmatch(PART_NAMES[part], c.meaning.strip())), None) for part in PARTS
+    ]
+    known = named[: named.index(None)] if None in named else named
+    if len(known) >= len(("year", "month", "day")):
+        yield tuple(index for index in known if index is not None)
+
+
+MAX_FIELDS = 500
+# No column is wanted, so that every field is kept as an unknown one.
+EVERYTHING = Target(columns=(), required=frozenset(), keep_unknown=True)
+
+
+def read_records(path: Path, file_type: str, limits: ReadLimits) -> Grid:
+    """Return the records of a file below a row of the paths of all their fields.
+
+    Raises:
+        FileRejectedError: it cannot be read, or has no records.
+    """
+    records = list(islice(_records(path, file_type, limits), MAX_ROWS))
+    names = list(dict.fromkeys(name for _, fields in records for name in fields))[:MAX_FIELDS]
+    if not names:
+        raise FileRejectedError("no_rows", "The file has no record with a field.")
+    rows = [Row(line, [fields.get(name, "") for name in names]) for line, fields in records]
+    return Grid([Row(0, names), *rows], [], None, f"{len(records):,} records", labels=tuple(_labels(names)))
+
+
+def _labels(names: Sequence[str]) -> Iterator[str]:
+    """Yield the last part of each path, or all of it where another path ends alike."""
+    last = [name.rpartition(".")[2] for name in names]
+    for name, part in zip(names, last, strict=True):
+        yield part if last.count(part) == 1 else name
+
+
+def _records(path: Path, file_type: str, limits: ReadLimits) -> Iterator[tuple[int, dict[str, str]]]:
+    profile = ReaderProfile(name="guess", dataset="guess")
+    with closing(read_chunks(path, file_type, profile, limits, path.name, EVERYTHING)) as chunks:  # type: ignore[type-var]
+        for chunk in chunks:
+            for line, text in chunk.rows.select("line_number", RESCUED).iter_rows():
+                yield line, dict(_fields(json.loads(text or "{}")))
+
+
+def _fields(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of each field; a list is one field."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _fields(inner, f"{prefix}{name}.")
+        elif inner is not None:
+            yield prefix + name, inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)

@@ -1,0 +1,257 @@
+"""Propose a reader profile for a file, as YAML that says of each guess what it rests on.
+
+A guess that the file does not decide is a question in the YAML for a person to answer, never silently a choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers.formats.containers import Contained, files_inside
+from ingest_project.readers.guessing.columns import Column, Columns, find_columns, read_records
+from ingest_project.readers.guessing.encoding import Encoding, guess_encoding, take_sample
+from ingest_project.readers.guessing.names import guess_device, slug
+from ingest_project.readers.guessing.roles import KnownType, Roles, find_roles, quantities
+from ingest_project.readers.guessing.table import Table, find_table, read_sheets
+from ingest_project.readers.guessing.text import Grid, read_grid
+from ingest_project.readers.guessing.times import TimeGuess
+from ingest_project.readers.guessing.yaml_text import Draft
+from ingest_project.readers.layout import ReadLimits
+
+
+class Found(NamedTuple):
+    """Everything that was guessed of a file."""
+
+    encoding: Encoding | None
+    grid: Grid
+    table: Table
+    columns: Columns
+    sheet: int | str = 0
+
+
+def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
+    """Find the table in a file and the kinds of its columns.
+
+    Args:
+        path: of its bytes.
+        file_type: of its reader.
+        limits: of workbooks.
+
+    Raises:
+        FileRejectedError: it has none; says why.
+    """
+    with closing(files_inside(path, file_type, path.name, limits)) as inside:
+        return _look_at(next(inside), limits)
+
+
+def _look_at(file: Contained, limits: ReadLimits) -> Found:
+    encoding, sheet = None, 0
+    if file.file_type in {"xlsx", "xls"}:
+        sheet, grid = read_sheets(file.path, file.file_type, limits)
+    elif file.file_type in {"json", "jsonl", "ndjson", "parquet"}:
+        grid = read_records(file.path, file.file_type, limits)
+    else:
+        sample = take_sample(file.path)
+        encoding = guess_encoding(sample)
+        grid = read_grid(sample, encoding)
+    table = find_table(grid)
+    return Found(encoding, grid, table, find_columns(table, grid.delimiter), sheet)
+
+
+def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, KnownType]) -> Draft:
+    """Propose a profile that reads a file as sensor readings.
+
+    Args:
+        found: the table in the file.
+        file_name: of the file.
+        name: of the profile.
+        types: known sensor types.
+
+    Raises:
+        FileRejectedError: `no_times` or `no_values`: it holds no readings.
+    """
+    columns, roles = found.columns, find_roles(found.columns)
+    if columns.times is None:
+        raise FileRejectedError(
+            "no_times", "No column looks like a time, and a reading needs one. `ingest dataset guess` drafts a dataset."
+        )
+    if roles.index_of("value") is None and not roles.quantities:
+        raise FileRejectedError("no_values", "No column looks like measured numbers. `ingest dataset guess` may help.")
+    draft = Draft()
+    draft.add("name", name)
+    draft.add("description", f"Guessed from {file_name}.")
+    write_text_layout(draft, found)
+    _write_columns(draft, found, roles, columns.times[1])
+    _write_quantities(draft, columns, roles, types)
+    _write_constants(draft, found, roles, file_name)
+    _write_ignored(draft, columns, roles)
+    write_notation(draft, columns, [columns.times[1]])
+    return draft
+
+
+def write_text_layout(draft: Draft, found: Found) -> None:
+    """Add what splits the file into cells."""
+    encoding, grid, table = found.encoding, found.grid, found.table
+    if encoding is not None and not encoding.marked:
+        question = "" if encoding.sure else "is this the encoding?"
+        draft.add("encoding", encoding.name, encoding.why, question=question)
+    if found.sheet:
+        draft.add("sheet", found.sheet, grid.why)
+    if grid.widths:
+        _write_widths(draft, grid, table)
+    elif grid.delimiter is not None:
+        draft.add("delimiter", grid.delimiter, grid.why)
+    _write_header(draft, table)
+
+
+def _write_header(draft: Draft, table: Table) -> None:
+    if table.comment:
+        draft.add("comment", table.comment, f"{len(table.above):,} lines above the first record begin with it")
+    elif table.skip_lines:
+        draft.add("skip_lines", table.skip_lines, f"lines above line {table.skip_lines + 1}; other files may have more")
+    if not table.header:
+        draft.add("header", value=False, comment=table.notes["header"])
+    if table.group_names:
+        draft.add("header_rows", 2, "names repeat or are empty in the second row, and the first tells them apart")
+    if table.skip_below:
+        draft.add("skip_below_header", table.skip_below, "rows of units and the like")
+    if table.footer:
+        draft.add("footer", {"rows": len(table.footer)}, f"the last rows, from line {table.footer[0].line}")
+
+
+def _write_widths(draft: Draft, grid: Grid, table: Table) -> None:
+    draft.add("fixed_width", comment=grid.why)
+    last = 0
+    for name, width in zip(table.selectors, grid.widths, strict=True):
+        draft.add(name, f"{last + 1}-{last + width}", depth=1)
+        last += width
+
+
+def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -> None:
+    columns = found.columns
+    indexes = columns.times[0] if columns.times else ()
+    said = f"{times.fit:,} of {times.total:,} are times"
+    if len(indexes) > 1:
+        draft.add("joined", comment=said)
+        draft.add("timestamp", [columns.all[index].selector for index in indexes], depth=1)
+    if len(indexes) == 1 or roles.columns:
+        draft.add("columns", comment=found.table.notes["header"] if found.table.header else "")
+    if len(indexes) == 1:
+        doubt = "" if times.has_clock else "there is no time of day: is each record of the beginning of its day?"
+        draft.add(columns.all[indexes[0]].selector, "timestamp", said, question=doubt, depth=1)
+    for index, role in roles.columns.items():
+        column = columns.all[index]
+        doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
+        doubt = _word_question(column, columns) if role == "value" else doubt
+        draft.add(column.selector, role, _said_of(column, columns, role), question=doubt, depth=1)
+
+
+def _said_of(column: Column, columns: Columns, role: str) -> str:
+    if role == "value":
+        return _said_of_numbers(column, columns)
+    distinct = column.present.unique(maintain_order=True)
+    shown = ", ".join(distinct.head(3).to_list()) + (", …" if len(distinct) > 3 else "")  # noqa: PLR2004 - as shown
+    return f"{len(distinct):,} value{'s' if len(distinct) > 1 else ''}: {shown}"
+
+
+def _said_of_numbers(column: Column, columns: Columns) -> str:
+    values, missing = columns.values_of(column), columns.missing(column)
+    said = f"{len(values):,} of {len(column.texts) - missing:,} are numbers"
+    if len(values):
+        ordered = values.sort()
+        said += f", {ordered[0]:g} to {ordered[-1]:g}"
+    said += f"; {missing:,} missing" if missing else ""
+    odd = columns.unread(column)
+    return said + (f"; not numbers: {', '.join(f'{text!r} ({count:,})' for text, count in odd)}" if odd else "")
+
+
+def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mapping[str, KnownType]) -> None:
+    if not roles.quantities:
+        return
+    draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
+    for index, written in quantities(columns, roles, types).items():
+        column = columns.all[index]
+        unit = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        question = "; ".join(part for part in (unit, _word_question(column, columns)) if part)
+        draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
+
+
+def _word_question(column: Column, columns: Columns) -> str:
+    """Ask about words that repeat among numbers: they may be a spelling of "no value" that only this file has."""
+    words = [text for text, count in columns.unread(column) if count > 1 and not re.search("[0-9]", text)]
+    return f"does {' or '.join(map(repr, words))} mean that there is no value? Then add it to nulls" if words else ""
+
+
+def _unit_question(known: KnownType | None) -> str:
+    taken = f" Without one, {known.units[0]} is taken" if known and known.units else ""
+    return f"in which unit?{taken}"
+
+
+def _write_constants(draft: Draft, found: Found, roles: Roles, file_name: str) -> None:
+    columns, value = found.columns, roles.index_of("value")
+    if value is not None and roles.index_of("sensor_type") is None:
+        draft.add("constants")
+        named = slug(columns.all[value].meaning) or "value"
+        draft.add("sensor_type", named, question="what does it measure, and in which unit?", depth=1)
+    device = guess_device(found.table.above, file_name) if roles.index_of("device_id") is None else None
+    if device is not None:
+        where = "a line above the header" if device.part == "from_lines_above" else "the file's name"
+        question = f"no column names the device: is it {device.device!r}, from {where}?"
+        draft.add(device.part)
+        draft.add("device_id", device.pattern, question=question, depth=1)
+
+
+def _write_ignored(draft: Draft, columns: Columns, roles: Roles) -> None:
+    if roles.ignored:
+        draft.add("ignored")
+    for index, why in roles.ignored.items():
+        draft.item(columns.all[index].selector, why, depth=1)
+
+
+def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -> None:
+    """Add how times, numbers and missing values are written."""
+    if times:
+        _write_times(draft, columns, times)
+    layout, guess = columns.numbers.layout, columns.numbers
+    if layout.decimal != "." or layout.thousands or guess.question:
+        draft.add("numbers", comment=guess.why)
+        draft.add("decimal", layout.decimal, question=guess.question, depth=1)
+        if layout.thousands:
+            draft.add("thousands", layout.thousands, depth=1)
+    if columns.nulls:
+        found = (
+            f"{null.spelling} {'once' if null.cells == 1 else f'{null.cells:,} times'}, {null.why}"
+            for null in columns.nulls
+        )
+        draft.add("nulls", [*columns.spellings], "; ".join(found))
+
+
+def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -> None:
+    draft.add("timestamps")
+    formats = list(dict.fromkeys(format_ for guess in guesses for format_ in guess.formats))
+    fit, total = sum(guess.fit for guess in guesses), sum(guess.total for guess in guesses)
+    why = [guess.why for guess in guesses if guess.why]
+    rivals = [f"or is it {' or '.join(guess.alternatives)}?" for guess in guesses if guess.alternatives]
+    comment = "; ".join([f"{fit:,} of {total:,} fit", *dict.fromkeys(why)])
+    draft.add("formats", formats, comment, question=" ".join(dict.fromkeys(rivals)), depth=1)
+    clocked = [guess for guess in guesses if guess.has_clock and not guess.formats[0].startswith("unix")]
+    if clocked:
+        _write_zone(draft, columns, min(guess.has_offset for guess in clocked))
+
+
+def _write_zone(draft: Draft, columns: Columns, has_offset: float) -> None:
+    names = " ".join(columns.all[index].meaning for index in (columns.times or ((),))[0])
+    offset = re.search(r"(?:UTC|GMT) ?([+-][0-9]{1,2}(?::?[0-5][0-9])?)", names)
+    if offset:
+        draft.add("zone", f"UTC{offset[1]}", f"the column is called {names}", depth=1)
+    elif has_offset == 1.0:
+        draft.add("zone", "UTC", "every time carries its offset, so this is never used", depth=1)
+    elif re.search(r"(?i)\b(?:utc|gmt)\b(?! ?[+-])|_utc|[(]z[)]", names):
+        draft.add("zone", "UTC", f"the column is called {names}", depth=1)
+    else:
+        draft.add("zone", "UTC", question="times carry no offset: in which zone are they? UTC is assumed", depth=1)

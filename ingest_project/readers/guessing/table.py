@@ -1,0 +1,261 @@
+"""Guess which rows of a grid are its header, which are above it, and which are records."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers.casting import clean_name, matched_name
+from ingest_project.readers.formats.excel_reader import SheetRow, rows_of_all_sheets
+from ingest_project.readers.guessing.names import unit_of, without_serial
+from ingest_project.readers.guessing.text import MAX_ABOVE, MAX_ROWS, Grid, Row, is_missing, is_typed
+from ingest_project.readers.layout import ReadLimits
+
+TYPED_SHARE = 0.8
+MAX_HEADER_ROWS = 6
+MIN_GROUPS = 2
+# What data loggers write below their header besides units: time stamp, record number, and how a value was made.
+PROCESSING = frozenset({"ts", "rn", "avg", "smp", "min", "max", "tot", "std", "sample", "wvc", "unitless", "none"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A grid whose header has been found.
+
+    Args:
+        names: of its columns; their numbers where the file has no header.
+        labels: the same, or what a line of comment above the first record calls them.
+        header: True if the file has one.
+        group_names: of the row above the header, where both together name a column.
+        units: of the row below the header, by column; empty where there is none.
+        skip_lines: physical lines above the header, or above the first record.
+        skip_below: rows between the header and the first record.
+        records: rows with the width of the table.
+        misfits: later rows of another width.
+        footer: rows at the end of the file that are no records.
+        above: the lines above the header, as they are written.
+        notes: sentence on what each guess rests on, by the guess.
+    """
+
+    names: list[str]
+    labels: list[str]
+    header: bool
+    group_names: list[str]
+    units: list[str]
+    skip_lines: int
+    skip_below: int
+    records: list[Row]
+    misfits: list[Row]
+    footer: list[Row]
+    above: tuple[str, ...]
+    notes: dict[str, str]
+
+    @property
+    def selectors(self) -> list[str]:
+        """How a profile names each column: by its name, or by its number where that is empty or two have it."""
+        matched = [matched_name(name) for name in self.names]
+        plain = not self.group_names
+        return [
+            _selector(name) if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            for number, name in enumerate(self.names, 1)
+        ]
+
+    @property
+    def comment(self) -> str | None:
+        """The mark that begins every line above the first record, in a file without a header."""
+        lines = [line.lstrip() for line in self.above if line.strip()]
+        marks = {line[0] for line in lines}
+        return marks.pop() if not self.header and len(marks) == 1 and marks <= set("#;%!") else None
+
+
+def _selector(name: str) -> str:
+    """Return a name as a profile writes it; without the serial numbers that make it another one in each file."""
+    plain = without_serial(name)
+    if plain == name:
+        return name
+    literal = re.sub(r"([^\w ,°%])", r"[\1]", plain)
+    return f"/^{literal} ?[(]/"
+
+
+def find_table(grid: Grid) -> Table:
+    """Find the header and the records of a grid.
+
+    Raises:
+        FileRejectedError: `no_rows` for a grid without any record.
+    """
+    rows = grid.rows
+    if not rows:
+        raise FileRejectedError("no_rows", "The file has no line besides comments: there is nothing to guess.")
+    width = _width(rows)
+    typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
+    first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
+    header_rows = _rows_above(rows, first, width)
+    if not typed:
+        # Text all over: nothing tells a header from a record but its position.
+        first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
+        header_rows = [rows[first - 1]]
+    header, groups, below = _parts_of_header(header_rows)
+    # A profile names the columns of fixed width itself.
+    groups = None if grid.widths else groups
+    body = [*rows[first:], *grid.last_rows]
+    fitting = [row for row in body if _fits(row, width)]
+    if not fitting:
+        raise FileRejectedError(
+            "no_rows", "No row below the header has its number of cells: there is nothing to guess."
+        )
+    misfits = [row for row in body if not _fits(row, width)]
+    footer = _footer(body, width, typed)
+    top = (groups or header or rows[first]).line
+    names, above = _names(header, width), grid.above[: max(top - 1, 0)]
+    return Table(
+        names=names,
+        labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
+        header=header is not None,
+        group_names=groups.cells if groups else [],
+        units=below[0].cells if below else [],
+        # Readers find the header of a text below blank lines themselves.
+        skip_lines=max(top - 1, 0) if grid.delimiter is None or any(map(str.strip, above)) else 0,
+        skip_below=len(below),
+        records=[row for row in fitting if row not in footer],
+        misfits=[row for row in misfits if row not in footer],
+        footer=footer,
+        above=above,
+        notes=_notes(header, header_rows, typed, width),
+    )
+
+
+def _width(rows: Sequence[Row]) -> int:
+    """Return the commonest number of cells, the greater of two that are as common."""
+    widths = Counter(len(row.cells) for row in rows)
+    return max(widths, key=lambda each: (widths[each], each))
+
+
+def _typed_columns(rows: Sequence[Row], width: int) -> list[int]:
+    """Return the columns most of whose cells are a number or a time."""
+    found = []
+    for column in range(width):
+        cells = [row.cells[column] for row in rows if not is_missing(row.cells[column])]
+        if cells and sum(map(is_typed, cells)) >= TYPED_SHARE * len(cells):
+            found.append(column)
+    return found
+
+
+def _is_record(row: Row, width: int, typed: Sequence[int]) -> bool:
+    """Return True for a row whose typed columns mostly hold a number, a time or nothing."""
+    if len(row.cells) != width:
+        return False
+    cells = [row.cells[column] for column in typed]
+    values = [cell for cell in cells if not is_missing(cell)]
+    return bool(values) and sum(map(is_typed, values)) > len(values) / 2
+
+
+def _fits(row: Row, width: int) -> bool:
+    return len(row.cells) == width or (len(row.cells) > width and not any(row.cells[width:]))
+
+
+def _rows_above(rows: Sequence[Row], first: int, width: int) -> list[Row]:
+    """Return the rows directly above the first record that have its width, in order."""
+    found: list[Row] = []
+    for row in reversed(rows[max(0, first - MAX_HEADER_ROWS) : first]):
+        spare = len(row.cells) - width
+        if spare and not (spare > 0 and not any(row.cells[width:])):
+            break
+        found.insert(0, row)
+    return found
+
+
+def _parts_of_header(rows: Sequence[Row]) -> tuple[Row | None, Row | None, list[Row]]:
+    """Return the header, the row above that belongs to it, and the rows between it and the records."""
+    if not rows:
+        return None, None, []
+    at = len(rows) - 1
+    while at > 0 and _is_units(rows[at]):
+        at -= 1
+    header, below = rows[at], list(rows[at + 1 :])
+    groups = rows[at - 1] if at > 0 and not below and _is_group_row(rows[at - 1], header) else None
+    return header, groups, below
+
+
+def _is_units(row: Row) -> bool:
+    cells = [cell for cell in row.cells if cell]
+    return not cells or sum(map(_is_unit, cells)) > len(cells) / 2
+
+
+def _is_unit(cell: str) -> bool:
+    bracketed = cell[0] + cell[-1] in {"[]", "()"}
+    return bracketed or unit_of(cell) is not None or cell.casefold() in PROCESSING
+
+
+def _is_group_row(above: Row, header: Row) -> bool:
+    """Return True if names repeat or are empty in the header, and the row above tells them apart."""
+    named = [matched_name(cell) for cell in header.cells]
+    return sum(bool(cell) for cell in above.cells) >= MIN_GROUPS and len(set(named)) < len(named)
+
+
+def _names(header: Row | None, width: int) -> list[str]:
+    if header is None:
+        return [str(number) for number in range(1, width + 1)]
+    return [clean_name(cell) for cell in (*header.cells, *[""] * width)][:width]
+
+
+def _labels(names: Sequence[str], groups: Row | None) -> list[str]:
+    """Put the name of its group before each column's own: one to the left only where columns are called alike."""
+    found, group = [], ""
+    for index, name in enumerate(names):
+        own = groups.cells[index] if groups and index < len(groups.cells) else ""
+        group = own or group
+        found.append(f"{group if names.count(name) > 1 else own} {name}".strip())
+    return found
+
+
+def _labels_above(grid: Grid, line: int, width: int) -> list[str]:
+    """Return the names in the line of comment above the first record, if it has one for each column."""
+    above = grid.above[: line - 1]
+    text = above[-1].lstrip("#;%/ \t") if above else ""
+    names = text.split(grid.delimiter) if grid.delimiter and len(grid.delimiter) == 1 else text.split()
+    return [clean_name(name) for name in names] if len(names) == width else []
+
+
+def _footer(body: Sequence[Row], width: int, typed: Sequence[int]) -> list[Row]:
+    """Return the rows at the end of the file that look like no record."""
+    found: list[Row] = []
+    for row in reversed(body[-MAX_HEADER_ROWS:]):
+        if _is_record(row, width, typed) or not typed:
+            break
+        found.insert(0, row)
+    return found if len(found) < min(len(body), MAX_HEADER_ROWS) else []
+
+
+def _notes(header: Row | None, above: Sequence[Row], typed: Sequence[int], width: int) -> dict[str, str]:
+    if header is None:
+        return {"header": f"the first record already has a number or a time in its {len(typed)} such columns"}
+    if not typed:
+        return {"header": "a guess: all columns are text, so nothing tells the header from a record"}
+    why = f"{len(typed)} of {width} columns hold numbers or times from the next row on"
+    return {"header": why + (f"; {len(above)} rows have this width" if len(above) > 1 else "")}
+
+
+def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Grid]:
+    """Return the number of the sheet with the most numbers and times, and its rows.
+
+    Raises:
+        FileRejectedError: the workbook cannot be read, or no sheet has a cell with text.
+    """
+    sheets: dict[int, list[SheetRow]] = {}
+    for row in rows_of_all_sheets(path, file_type, limits, MAX_ROWS):
+        sheets.setdefault(row.sheet, []).append(row)
+    if not sheets:
+        raise FileRejectedError("empty_file", "No sheet has a cell with a value.")
+    best = max(sheets, key=lambda number: _values(sheets[number]))
+    rows = [Row(row.number, [cell.strip() for cell in row.cells], row.kinds) for row in sheets[best]]
+    texts = {row.line: "\t".join(row.cells) for row in rows[:MAX_ABOVE]}
+    above = tuple(texts.get(number, "") for number in range(1, MAX_ABOVE + 1))
+    return best, Grid(rows, [], None, f"of {len(sheets)} sheets, the one with the most numbers and times", above=above)
+
+
+def _values(rows: Sequence[SheetRow]) -> int:
+    return sum(is_typed(cell) and not is_missing(cell) for row in rows for cell in row.cells)

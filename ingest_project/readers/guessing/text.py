@@ -1,0 +1,189 @@
+"""Guess how a text is divided into cells: by a delimiter, by white space or at fixed positions."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, is_blank, split_records
+from ingest_project.readers.guessing.encoding import HEAD_BYTES, Encoding, Sample
+
+MAX_ROWS = 20_000
+ROWS_TO_COMPARE = 400
+MAX_ABOVE = 50
+BLANKS = "whitespace"
+FIXED = "fixed width"
+MIN_SHARE = 0.5
+GOOD_SHARE = 0.8
+BLANKS_DISCOUNT = 0.85
+
+NUMBER = r"[+-]?(?:[0-9]+(?:[.,' \u00a0\u202f][0-9]+)*[.,]?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?"
+MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+CLOCK = "[0-9 :.,apmzutc+-]*"
+TIME = (
+    rf"[0-9]{{1,4}}[-/. ](?:[0-9]{{1,3}}|{MONTH})(?:[-/. ][0-9]{{1,4}})?(?:[T ,_-]{CLOCK})?"
+    rf"|{MONTH}\.? [0-9]{{1,2}},? {CLOCK}"
+    r"|[0-9]{1,2}[:.][0-9]{2}(?:[:.][0-9]{2})?(?:[.,][0-9]+)?(?: ?[ap]m)?|[0-9]{8}T?[0-9]{0,6}Z?"
+)
+TYPED = re.compile(rf"(?i)(?:{NUMBER}|{TIME})")
+MISSING = frozenset({"", "-", "--", "---", "?", "*", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "missing"})
+
+
+class Row(NamedTuple):
+    """One record that is not blank.
+
+    Args:
+        line: on which it begins: physical line, or row of a sheet; the first is 1.
+        cells: trimmed.
+        kinds: of the cells of a workbook, see `excel_cells`.
+    """
+
+    line: int
+    cells: list[str]
+    kinds: str = ""
+
+
+class Grid(NamedTuple):
+    """A file as rows of cells, before anything is known of their meaning.
+
+    Args:
+        rows: of its beginning.
+        last_rows: of its end, if the rows are not all.
+        delimiter: one character, BLANKS or FIXED; None in a workbook.
+        why: what the delimiter rests on.
+        widths: of the columns where they have a fixed width.
+        above: the first lines as they are written.
+        labels: names of the columns for people, where they are not those of the header.
+    """
+
+    rows: list[Row]
+    last_rows: list[Row]
+    delimiter: str | None
+    why: str
+    widths: tuple[int, ...] = ()
+    above: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def read_grid(sample: Sample, encoding: Encoding) -> Grid:
+    """Split a text into rows of cells by the delimiter that fits best."""
+    head, tail = (_decoded(part, encoding.name) for part in (sample.head, sample.tail))
+    if sample.tail:
+        head, tail = head[: head.rfind("\n") + 1] or head, tail[tail.find("\n") + 1 :]
+    fits = {mark: _fit(head, mark) for mark in (*CANDIDATE_DELIMITERS, BLANKS)}
+    # Cells hold blanks of their own: white space needs to be clearly better.
+    best = max(fits, key=lambda mark: fits[mark].score * (BLANKS_DISCOUNT if mark == BLANKS else 1))
+    above = tuple(head.splitlines()[:MAX_ABOVE])
+    if not fits[best].is_table:
+        return Grid(_rows(head, ","), _rows(tail, ","), ",", "no delimiter splits the lines: one column", above=above)
+    widths = fixed_widths(head) if best == BLANKS and fits[best].share < 1 else ()
+    if len(widths) >= fits[best].width:
+        cut = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(head.split("\n"), 1)]
+        last = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(tail.split("\n"), 1)]
+        cut, last = ([row for row in rows if any(row.cells)] for rows in (cut, last))
+        return Grid(cut, last, FIXED, f"every line is blank at {len(widths) - 1} positions", widths, above)
+    fit = fits[best]
+    why = f"{fit.number:,} of {fit.compared:,} lines have {fit.width} cells"
+    return Grid(_rows(head, best), _rows(tail, best), best, why, above=above)
+
+
+def _decoded(part: bytes, encoding: str) -> str:
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(part).removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class _Fit(NamedTuple):
+    """How well a delimiter splits the lines.
+
+    Args:
+        width: the commonest number of cells.
+        number: lines that have it, of so many `compared`.
+        typed: share of the cells that are a number or a time.
+        undivided: share of the cells that hold another delimiter.
+        from_first: True if the first line has this width.
+    """
+
+    width: int
+    number: int
+    compared: int
+    typed: float
+    undivided: float
+    from_first: bool
+
+    @property
+    def share(self) -> float:
+        return self.number / self.compared if self.compared else 0.0
+
+    @property
+    def score(self) -> float:
+        return self.share * (0.3 + 0.7 * self.typed) * (1 - self.undivided) if self.width > 1 else 0.0
+
+    @property
+    def is_table(self) -> bool:
+        return self.score > MIN_SHARE * 0.3 and (self.from_first or self.share > GOOD_SHARE)
+
+
+def _fit(text: str, delimiter: str) -> _Fit:
+    rows = list(islice(_split(text, delimiter), ROWS_TO_COMPARE))
+    widths = Counter(len(row.cells) for row in rows[len(rows) // 4 :])
+    width = max(widths, key=lambda each: (widths[each], each), default=0)
+    # Lines above the header have any number of cells.
+    start = next((index for index, row in enumerate(rows) if len(row.cells) == width), 0)
+    table = [row for row in rows[start:] if len(row.cells) == width]
+    cells = [cell for row in table for cell in row.cells if not is_missing(cell)]
+    others = [mark for mark in CANDIDATE_DELIMITERS if mark != delimiter]
+    typed = [is_typed(cell) for cell in cells]
+    undivided = sum(not fits and any(map(cell.__contains__, others)) for cell, fits in zip(cells, typed, strict=True))
+    total = max(len(cells), 1)
+    return _Fit(width, len(table), len(rows) - start, sum(typed) / total, undivided / total, start == 0)
+
+
+def _rows(text: str, delimiter: str) -> list[Row]:
+    return list(islice(_split(text, delimiter), MAX_ROWS))
+
+
+def _split(text: str, delimiter: str) -> Iterator[Row]:
+    if delimiter == BLANKS:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip() and not line.startswith("#"):
+                yield Row(number, line.split())
+        return
+    encoded = text.encode("utf-8", "replace")
+    for record in split_records(encoded, delimiter, final=True, max_row_bytes=HEAD_BYTES):
+        written = encoded[record.start : record.end]
+        if not is_blank(written, delimiter):
+            cells = record.cells or [written]
+            yield Row(record.line + 1, [cell.decode("utf-8", "replace").strip() for cell in cells])
+
+
+def fixed_widths(text: str) -> tuple[int, ...]:
+    """Return the widths of columns that are separated by positions that are blank in every line; empty for none."""
+    lines = [line for line in text.split("\n")[:ROWS_TO_COMPARE] if line.strip()]
+    lines = lines[len(lines) // 4 :]
+    length = max(map(len, lines), default=0)
+    blank = [all(line[at : at + 1].strip() == "" for line in lines) for at in range(length)]
+    starts = [at for at in range(length) if not blank[at] and (at == 0 or blank[at - 1])]
+    # A column reaches from the end of the one before it to its own: numbers are written to the right.
+    ends = [*(next(at for at in range(start, length + 1) if at == length or blank[at]) for start in starts)]
+    widths = tuple(end - before for end, before in zip(ends, [0, *ends], strict=False))
+    return widths if len(widths) > 1 else ()
+
+
+def cut_by_widths(line: str, widths: Sequence[int]) -> list[str]:
+    """Return the trimmed cells of a line with columns of these widths."""
+    ends = [sum(widths[: index + 1]) for index in range(len(widths))]
+    return [line[end - width : end].strip() for end, width in zip(ends, widths, strict=True)]
+
+
+def is_typed(cell: str) -> bool:
+    """Return True for text with the shape of a number or a time."""
+    return TYPED.fullmatch(cell) is not None
+
+
+def is_missing(cell: str) -> bool:
+    """Return True for a common spelling of "no value"."""
+    return cell.casefold() in MISSING
