@@ -183,7 +183,10 @@ def _upgrade_dagster() -> None:
 
 
 def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
-    names = list(dict.fromkeys(settings.topics.model_dump().values()))
+    from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
+
+    declared = [topic for one in load_streams(settings).usable for topic in (one.topic, one.dlq)]
+    names = list(dict.fromkeys([*settings.topics.model_dump().values(), *declared]))
     made = make_missing_topics(settings.kafka, names, partitions, replication)
     found = len(names) - len(made)
     say(f"{counted(len(made), 'topic')} made with {counted(partitions, 'partition')}; {found} were there.")

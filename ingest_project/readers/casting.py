@@ -248,8 +248,9 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
         return parse_numbers(texts, layout)
     is_number = kinds.is_in([NUMBER, PERCENT]).fill_null(value=False)
     from_text = parse_numbers(text_cells(texts, kinds), layout)
-    # The worker writes number cells in the notation of Python.
-    return kept(texts, is_number).cast(pl.Float64, strict=False).zip_with(is_number, from_text)
+    # Number cells are written in the notation of Python; those of JSON may be too small for a float.
+    plain = kept(texts, is_number)
+    return _without_lost(plain, plain.cast(pl.Float64, strict=False)).zip_with(is_number, from_text)
 
 
 def without_null_numbers(table: pl.DataFrame, columns: Iterable[str], profile: ReaderProfile) -> pl.DataFrame:

@@ -68,7 +68,7 @@ class Streams(Capability[DeclaredStreamResources]):
         return {
             "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
             "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
-            **{one.name: parts_of_stream(one) for one in load_streams(settings)[0]},
+            **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
         }
 
     def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -242,12 +242,15 @@ class BrokenStream:
     problem: str
 
 
-def load_streams(settings: Settings) -> tuple[tuple[StreamDeclaration, ...], tuple[BrokenStream, ...]]:
-    """Load the streams that are declared in the folder of the settings; log a broken one.
+class LoadedStreams(NamedTuple):
+    """The streams that are declared in a folder."""
 
-    Returns:
-        the usable and the broken ones.
-    """
+    usable: tuple[StreamDeclaration, ...]
+    broken: tuple[BrokenStream, ...]
+
+
+def load_streams(settings: Settings) -> LoadedStreams:
+    """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
     usable: dict[str, StreamDeclaration] = {}
     broken: list[BrokenStream] = []
     for path in declaration_files(settings.declarations):
@@ -261,7 +264,7 @@ def load_streams(settings: Settings) -> tuple[tuple[StreamDeclaration, ...], tup
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
-    return tuple(usable.values()), tuple(broken)
+    return LoadedStreams(tuple(usable.values()), tuple(broken))
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:

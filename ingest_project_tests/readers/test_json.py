@@ -229,12 +229,13 @@ def test_sensor_readings_may_be_json(tmp_path: Path) -> None:
     path.write_text(
         '{"timestamp": "2024-01-01T00:00:00Z", "device_id": "d", "sensor_type": "t", "value": 0.10, "unit": "C"}\n'
         '{"timestamp": 5, "device_id": "d", "sensor_type": "t", "value": "0.1"}\n'
+        '{"timestamp": 5, "device_id": "d", "sensor_type": "t", "value": 1e-400}\n'
     )
     used = load_profiles()["canonical"]
     rows = cast(pl.concat(chunk.rows for chunk in read_chunks(path, "jsonl", used, ReadLimits())), used)
-    assert rows["value"].to_list() == [0.1, 0.1]
-    assert rows["value_text"].to_list() == ["0.10", "0.1"]
-    assert rows["timestamp"].null_count() == 1
+    assert rows["value"].to_list() == [0.1, 0.1, None]
+    assert rows["value_text"].to_list() == ["0.10", "0.1", "1e-400"]
+    assert rows["timestamp"].null_count() == 2
 
 
 def test_a_large_array_is_read_in_bounded_memory(tmp_path: Path) -> None:

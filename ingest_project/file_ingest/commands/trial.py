@@ -18,6 +18,7 @@ from ingest_project.file_ingest.drift import drift_of
 from ingest_project.readers.formats.csv_reader import header_search
 from ingest_project.readers.formats.csv_text import find_header, text_blocks
 from ingest_project.readers.layout import RowsChunk
+from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
 
@@ -104,7 +105,8 @@ def _layout(path: Path, profile: ReaderProfile, contract: Contract) -> Iterator[
         delimiter = "fixed width" if profile.fixed_width else profile.delimiter
         if delimiter is None:
             blocks = text_blocks(path, profile.encoding, contract.limits.chunk_bytes)
-            delimiter = find_header(blocks, header_search(profile, contract.target, contract.limits))[0].delimiter
+            search = header_search(SameProfile(profile), contract.target, contract.limits.max_row_bytes)
+            delimiter = find_header(blocks, search)[0].delimiter
         yield from (profile.encoding, f"divided by {delimiter!r}" if len(delimiter) == 1 else delimiter)
     if profile.skip_lines:
         yield f"{counted(profile.skip_lines, 'line')} above the header"

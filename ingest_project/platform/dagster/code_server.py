@@ -80,6 +80,21 @@ def warm_workers() -> None:
     forkserver.ensure_running()
 
 
+def end_on_reload() -> None:
+    """Have a reload of the code location end this server once its runs are done; its supervisor starts it again.
+
+    Dagster's own server ignores reloads, and an edited declaration would never be read.
+    """
+    from dagster._grpc.__generated__ import dagster_api_pb2  # noqa: PLC0415 - as in `main`
+    from dagster._grpc.server import DagsterApiServer  # noqa: PLC0415
+
+    def reload_code(server: DagsterApiServer, request: Any, context: Any) -> Any:  # noqa: ANN401 - gRPC's messages
+        server.ShutdownServer(request, context)
+        return dagster_api_pb2.ReloadCodeReply()
+
+    DagsterApiServer.ReloadCode = reload_code  # type: ignore[assignment,method-assign]
+
+
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
     """Serve until stopped."""
     keep_files_private()
@@ -87,6 +102,7 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     warm_workers()
     from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
 
+    end_on_reload()
     threads = () if THREADS[0] in arguments else THREADS
     return grpc_command(args=[*arguments, *threads], prog_name=THIS_MODULE)
 

@@ -145,12 +145,12 @@ def _typed_columns(rows: Sequence[Row], width: int) -> list[int]:
 
 
 def _is_record(row: Row, width: int, typed: Sequence[int]) -> bool:
-    """Return True for a row whose typed columns mostly hold a number, a time or nothing."""
+    """Return True for a row at least half of whose cells in typed columns are a number or a time."""
     if len(row.cells) != width:
         return False
     cells = [row.cells[column] for column in typed]
     values = [cell for cell in cells if not is_missing(cell)]
-    return bool(values) and sum(map(is_typed, values)) > len(values) / 2
+    return bool(values) and sum(map(is_typed, values)) >= len(values) / 2
 
 
 def _fits(row: Row, width: int) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+
+from ingest_project.platform.database.sql import ExactDecimal, UtcTime
 
 # PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
 ROWS_AT_A_TIME = 5_000
@@ -36,7 +38,8 @@ def upsert_rows(
 def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> int:
     keys, names = [column.name for column in table.primary_key], list(rows[0])
     # In one order everywhere: two transactions that touch the same rows wait for each other, and never in a circle.
-    rows = sorted(rows, key=lambda row: [str(row[key]) for key in keys])
+    of_key = itemgetter(*keys)
+    rows = sorted(rows, key=lambda row: str(of_key(row)))
     listed = ", ".join(map(_quoted, names))
     if connection.dialect.name == "postgresql":
         source = (
@@ -81,20 +84,29 @@ def written(
         time: writes a time.
         json: writes a text of JSON.
     """
-    is_json = {column.name for column in table.columns if isinstance(column.type, sa.JSON)}
+    writers = {name: _writer(table.c[name].type, time, json) for name in (rows[0] if rows else ())}
+    each = [(name, write) for name, write in writers.items() if write is not None]
+    found = []
+    for row in rows:
+        values = dict(row)
+        for name, write in each:
+            if (value := values[name]) is not None:
+                values[name] = write(value)
+        found.append(values)
+    return found
 
-    def value(name: str, one: Any) -> Any:  # noqa: ANN401 - any value of a row
-        if one is None:
-            return None
-        if name in is_json:
-            return json(one)
-        if isinstance(one, datetime):
-            return time(one)
-        if isinstance(one, Decimal):
-            return format(one, "f")
-        return one.isoformat() if isinstance(one, date) else one
 
-    return [{name: value(name, one) for name, one in row.items()} for row in rows]
+def _writer(
+    kind: sa.types.TypeEngine[Any], time: Callable[[datetime], str], json: Callable[[str], Any]
+) -> Callable[[Any], Any] | None:
+    """Return how values of a type are written; None where they stay as they are."""
+    if isinstance(kind, sa.JSON):
+        return json
+    if isinstance(kind, UtcTime):
+        return time
+    if isinstance(kind, ExactDecimal):
+        return "{:f}".format
+    return date.isoformat if isinstance(kind, sa.Date) else None
 
 
 def sqlite_time(moment: datetime) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+from dagster._grpc.client import DagsterGrpcClient
+
+from ingest_project.platform.dagster import code_server
 
 # Starts a worker as the code server does, says which process it is, and waits for it.
 SERVER = """
@@ -77,3 +83,17 @@ def test_what_workers_are_forked_from_has_no_threads_of_polars() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"polars-0", "tokio-rt-worker"} & set(said), said
+
+
+def test_a_reload_ends_the_server_so_that_its_supervisor_starts_it_with_what_is_declared_now(tmp_path: Path) -> None:
+    socket = tempfile.mktemp(dir="/tmp", suffix=".sock")  # noqa: S306 - a short path, which a socket needs
+    module = "ingest_project_tests.devstack.tiny_definitions"
+    arguments = ["-m", code_server.__name__, "--module-name", module, "--socket", socket]
+    with subprocess.Popen([sys.executable, *arguments], env={**os.environ, "DAGSTER_HOME": str(tmp_path)}) as server:
+        client = DagsterGrpcClient(socket=socket)
+        deadline = time.monotonic() + 60
+        while not Path(socket).exists() or client.health_check_query() != "SERVING":  # type: ignore[no-untyped-call]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        client.reload_code(timeout=30)
+        assert server.wait(30) == 0

@@ -9,7 +9,6 @@ import pytest
 
 from ingest_project.core.settings import Settings
 from ingest_project.streams.declaration import load_streams
-from ingest_project.streams.resources import DeclaredStreams
 
 GOOD = """
 topic: orders
@@ -29,7 +28,7 @@ def declare(folder: Path, name: str, attributes: str) -> None:
 def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
     declare(tmp_path, "orders", GOOD)
     declare(tmp_path, "by_key", GOOD + "sink: {key: [id], version: at}\ndead_letter_topic: bad-orders")
-    found = DeclaredStreams(*load_streams(Settings(declarations=tmp_path)))
+    found = load_streams(Settings(declarations=tmp_path))
     assert found.broken == ()
     by_key, orders = found.usable
     assert (orders.name, orders.dlq, orders.time_column) == ("orders", "orders.dlq", "at")
@@ -65,7 +64,7 @@ def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str,
     assert old in GOOD
     declare(tmp_path, "bad", GOOD.replace(old, new, 1))
     declare(tmp_path, "good", GOOD)
-    found = DeclaredStreams(*load_streams(Settings(declarations=tmp_path)))
+    found = load_streams(Settings(declarations=tmp_path))
     assert "good" in [one.name for one in found.usable]
     if reason is not None:
         (broken,) = found.broken
@@ -77,6 +76,6 @@ def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str,
 def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:
     declare(tmp_path, "a", GOOD + "sink: {key: [id], table: shared}")
     declare(tmp_path, "b", GOOD + "sink: {key: [id], table: shared}")
-    found = DeclaredStreams(*load_streams(Settings(declarations=tmp_path)))
+    found = load_streams(Settings(declarations=tmp_path))
     assert [one.name for one in found.usable] == ["a"]
     assert "the stream a stores in shared" in found.broken[0].problem
