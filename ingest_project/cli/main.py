@@ -18,11 +18,12 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
+from ingest_project.core import plugins
 from ingest_project.core.console import AsJson, add_row, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
-from ingest_project.core.plugins import InstalledPlugin, Plugins
+from ingest_project.core.plugins import InstalledPlugin, Plugins, installed
 from ingest_project.core.settings import Setting, load_settings
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.
@@ -47,6 +48,14 @@ COMMANDS: Mapping[str, str] = {
     "migrate": "cli.dev:register_migrate",
     "psql": "cli.dev:register_psql",
     "monitor": "cli.operations:register_monitor",
+}
+# Group of entry points to the mapping of its parts.
+PARTS: Mapping[str, str] = {
+    plugins.READERS: "readers.reading:READERS",
+    plugins.SOURCES: "sources.registry:SOURCES",
+    plugins.STORES: "platform.object_store:STORES",
+    plugins.DECODERS: "streams.decoders:DECODERS",
+    plugins.ALERT_CHANNELS: "operations.definitions:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -136,15 +145,14 @@ def show_settings(*, as_json: AsJson = False) -> None:
 
 def installed_plugins() -> list[InstalledPlugin]:
     """Return every part that another package brings, each with its problem, if it has one."""
-    # Loaded here: of all commands only this one needs every kind of part.
-    from ingest_project.operations.definitions import CHANNELS  # noqa: PLC0415
-    from ingest_project.platform.object_store import STORES  # noqa: PLC0415
-    from ingest_project.readers.reading import READERS  # noqa: PLC0415
-    from ingest_project.sources.registry import SOURCES  # noqa: PLC0415
-    from ingest_project.streams.decoders import DECODERS  # noqa: PLC0415
-
-    kinds: tuple[Plugins[Any], ...] = (READERS, SOURCES, STORES, DECODERS, CHANNELS)
-    return [plugin for kind in kinds for plugin in kind.plugins()]
+    found: list[InstalledPlugin] = []
+    for group, address in PARTS.items():
+        # A kind of which no package brings any is not imported: alert channels alone would bring Dagster.
+        if installed(group):
+            module, _, name = address.partition(":")
+            parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)
+            found += parts.plugins()
+    return found
 
 
 def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:

@@ -6,6 +6,7 @@ created from either. pandera is imported when a schema is made: half the command
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -296,6 +297,27 @@ def _checks(column: Column) -> list[pandera.Check]:
     if column.allowed is not None:
         checks.append(pandera.Check.isin([column.value_of(value) for value in column.allowed]))
     return checks
+
+
+def model_named(name: str) -> type[pandera.DataFrameModel]:
+    """Import a user's pandera model.
+
+    Args:
+        name: of the class, as `package.module:Class`.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
+
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
+        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic expects it
+    return found
 
 
 def columns_of(model: type[pandera.DataFrameModel]) -> tuple[Column, ...]:

@@ -123,6 +123,7 @@ SHIPPED = DatasetDeclaration(
     description="Readings of sensors: device, type, time, value and unit.",
     measures=Measures(columns=("value",), group_by=("device_id", "sensor_type")),
     reader="canonical",
+    target=StoredIn(table="raw_sensor_data"),
 )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ingest_project.contracts.columns import Column, columns_of, schema_of
+from ingest_project.contracts.columns import Column, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
     INGESTIBLE_TYPES,
     SENSOR_READINGS,
@@ -152,7 +151,7 @@ class DatasetDeclaration(_Part):
         Raises:
             ValueError: there is no such class.
         """
-        return None if self.model is None else _imported(self.model)
+        return None if self.model is None else model_named(self.model)
 
     @cached_property
     def typed_columns(self) -> tuple[Column, ...]:
@@ -275,19 +274,6 @@ class DatasetDeclaration(_Part):
             yield "measures.group_by: a column is called like one of the summaries; rename it"
         if self.key and self.key.unique == "table" and self.target.delta:
             yield "key.unique: a Delta table cannot keep keys unique; use unique: file, or a table of the warehouse"
-
-
-def _imported(name: str) -> type[pandera.DataFrameModel]:
-    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
-        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic expects it
-    return found
 
 
 def nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ names the stream. A broken one disables only itself.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ingest_project.contracts.columns import StreamColumn, columns_of, schema_of
+from ingest_project.contracts.columns import StreamColumn, columns_of, model_named, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -142,7 +141,7 @@ class StreamDeclaration(_Part):
         if self.model is None:
             return self.columns
         declared = {column.name: column for column in self.columns}
-        found = {column.name: column for column in columns_of(_imported(self.model))}
+        found = {column.name: column for column in columns_of(model_named(self.model))}
         if unknown := sorted(declared.keys() - found.keys()):
             raise ValueError(f"columns: the model {self.model} has no column {', '.join(unknown)}")
         paths = {name: column.model_dump(include={"path", "epoch"}) for name, column in declared.items()}
@@ -153,7 +152,7 @@ class StreamDeclaration(_Part):
     @cached_property
     def contract(self) -> pandera.DataFrameSchema:
         """The contract of the rows, which pandera applies."""
-        return schema_of(self.columns) if self.model is None else _imported(self.model).to_schema()
+        return schema_of(self.columns) if self.model is None else model_named(self.model).to_schema()
 
     @property
     def is_delta(self) -> bool:
@@ -308,16 +307,3 @@ def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
         for length in range(1, len(path)):
             if path[:length] in steps:
                 yield f"the path of {name} leads into the field of {steps[path[:length]]}"
-
-
-def _imported(name: str) -> type[pandera.DataFrameModel]:
-    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
-        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic takes ValueErrors
-    return found

@@ -17,6 +17,7 @@ from examples.datasets.send_payments import SCHEMA, in_avro, payments
 from ingest_project.platform.kafka.dead_letters import letter_of
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, SavedCursors, bury_the_dead
 from ingest_project_tests.examples.system import ExampleSystem
+from ingest_project_tests.journeys.system import POLLING
 
 WAY = "ingest_project_tests.examples.system:ExampleSystem.drive"
 ASSETS = ("raw_files", "validated", "quarantined_files", "metrics")
@@ -166,6 +167,15 @@ def test_an_order_that_another_file_has_is_not_stored_twice(examples: ExampleSys
     assert resent.state.value == "quarantined"
     assert "stored already" in (resent.reason or "")
     assert examples.rows("SELECT count(*), count(DISTINCT order_id) FROM orders") == [(5, 5)]
+
+
+def test_files_that_a_polling_job_finds_belong_to_the_dataset_that_names_the_job(examples: ExampleSystem) -> None:
+    (examples.folder / "orders").rename(examples.folder / "inbox")
+    examples.send_job(examples.folder / "inbox", "orders-2026-*.jsonl", job_id="orders-1")
+    for request in examples.requests(POLLING):
+        assert examples.execute("polling_batch", request).success
+    examples.drive()
+    require_orders(examples)
 
 
 @pytest.mark.parametrize(("name", "point"), KILL_POINTS, ids=[f"{name}: {point.step}" for name, point in KILL_POINTS])
