@@ -61,7 +61,7 @@ def source(
 
 @pytest.mark.parametrize("without", [frozenset(), WITHOUT_MLSD, LIST_ONLY], ids=["mlsd", "list+mdtm", "list"])
 def test_files_of_all_levels_are_listed_described_and_read(folder: Path, without: frozenset[str]) -> None:
-    for name in ("a.csv", "b b.XLSX", "grüße €.csv", "sub/deep/c.csv", "notes.txt", ".hidden.csv"):
+    for name in ("a.csv", "b b.XLSX", "grüße €.csv", "sub/deep/c.csv", "notes.pdf", ".hidden.csv"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
         os.utime(folder / name, (CHANGED.timestamp(), CHANGED.timestamp()))
@@ -76,7 +76,7 @@ def test_files_of_all_levels_are_listed_described_and_read(folder: Path, without
             assert opened.stat(path) == file
             with opened.open(path) as stream:
                 assert stream.read().decode() == path.removeprefix("/")
-        assert skipped(opened)["/notes.txt"].visible
+        assert skipped(opened)["/notes.pdf"].visible
         assert not skipped(opened)["/.hidden.csv"].visible
         assert set(taken(opened)) == {"/a.csv", "/b b.XLSX", "/grüße €.csv"}
 

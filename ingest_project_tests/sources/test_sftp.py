@@ -54,7 +54,7 @@ def source(
 
 
 def test_files_of_all_levels_are_listed_described_and_read_over_one_connection(folder: Path) -> None:
-    for name in ("a.csv", "b b.XLSX", "grüße €.csv", "sub/deep/c.csv", "notes.txt", ".hidden.csv"):
+    for name in ("a.csv", "b b.XLSX", "grüße €.csv", "sub/deep/c.csv", "notes.pdf", ".hidden.csv"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
         os.utime(folder / name, (CHANGED.timestamp(), CHANGED.timestamp()))
@@ -67,7 +67,7 @@ def test_files_of_all_levels_are_listed_described_and_read_over_one_connection(f
             assert opened.stat(path) == file
             with opened.open(path) as stream:
                 assert stream.read().decode() == path.removeprefix("/")
-        assert skipped(opened)["/notes.txt"].visible
+        assert skipped(opened)["/notes.pdf"].visible
         assert not skipped(opened)["/.hidden.csv"].visible
         assert server.logins == 1
         assert opened.canonical_location("a b.csv") == f"sftp://collector@127.0.0.1:{server.port}/a%20b.csv"

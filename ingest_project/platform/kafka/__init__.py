@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from azure.core.credentials import AccessToken
 from confluent_kafka import KafkaError, KafkaException
 from pydantic import SecretStr
 
@@ -22,6 +21,9 @@ from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
+
+if TYPE_CHECKING:
+    from azure.core.credentials import AccessToken
 
 REMEDY = (
     "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "
