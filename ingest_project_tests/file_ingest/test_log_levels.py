@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from ingest_project.file_ingest import definitions
@@ -27,8 +28,10 @@ from ingest_project_tests.file_ingest.samples import arrival
     ],
 )
 def test_a_file_or_row_that_was_refused_is_a_warning(
-    state: FileState, rows_quarantined: int, level: str, sqlite_url: str
+    state: FileState, rows_quarantined: int, level: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A logger that was used before keeps its processors, and nothing of it would be captured.
+    monkeypatch.setattr(definitions, "logger", structlog.get_logger())
     engine = open_engine(sqlite_url)
     queue = FileQueue(engine)
     queue.record([arrival("a")], datetime.now(UTC))
