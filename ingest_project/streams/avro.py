@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import Any
 
 import fastavro.read
@@ -21,10 +21,9 @@ from fastavro.schema import SchemaParseException, UnknownType
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.registry import Registry, framed, name_of
+from ingest_project.streams.values import exact_decimal
 
 EXACT_DECIMAL = "ingest-decimal"
-MAX_DECIMAL_BYTES = 16
-EXACT = Context(prec=200)
 # Types by the least number of bytes of a value.
 PRIMITIVES = {"null": 0} | dict.fromkeys(("boolean", "int", "long", "bytes", "string"), 1) | {"float": 4, "double": 8}
 
@@ -98,9 +97,7 @@ def _exact(schema: Any) -> Any:  # noqa: ANN401 - a schema is any JSON
 
 
 def _decimal(data: Any, writer_schema: Any, _reader_schema: Any = None) -> Decimal:  # noqa: ANN401 - fastavro's types
-    if len(data) > MAX_DECIMAL_BYTES:
-        raise ValueError(f"a decimal has {len(data)} bytes; at most {MAX_DECIMAL_BYTES} are read")
-    return Decimal(int.from_bytes(data, "big", signed=True)).scaleb(-int(writer_schema.get("scale", 0)), EXACT)
+    return exact_decimal(data, int(writer_schema.get("scale", 0)))
 
 
 for _kind in ("bytes", "fixed"):

@@ -7,7 +7,6 @@ import importlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, date
-from decimal import Context, Decimal
 from typing import Any
 
 from confluent_kafka.schema_registry import Schema
@@ -21,12 +20,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.registry import Registry, framed, name_of
+from ingest_project.streams.values import exact_decimal
 
 # Files that come with protobuf and Confluent's client, and the package that has each folder of them.
 SHIPPED = re.compile(r"(google|confluent)(/[a-z_]+)+\.proto")
 PACKAGES = {"google": "google", "confluent": "confluent_kafka.schema_registry.confluent"}
-MAX_DECIMAL_BYTES = 16
-EXACT = Context(prec=200)
 WRAPPERS = re.compile(r"google\.protobuf\.(\w+)Value")
 JSON_LIKE = frozenset({"google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue"})
 
@@ -155,9 +153,7 @@ def _nested(value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
     if name == "google.type.Date" and value.year and value.month and value.day:
         return date(value.year, value.month, value.day)
     if name == "confluent.type.Decimal":
-        if len(value.value) > MAX_DECIMAL_BYTES:
-            raise ValueError(f"a decimal has {len(value.value)} bytes; at most {MAX_DECIMAL_BYTES} are read")
-        return Decimal(int.from_bytes(value.value, "big", signed=True)).scaleb(-value.scale, EXACT)
+        return exact_decimal(value.value, value.scale)
     if name in JSON_LIKE:
         return json_format.MessageToDict(value)
     return value.value if WRAPPERS.fullmatch(name) else _record(value)

@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+MAX_DECIMAL_BYTES = 16
+EXACT = Context(prec=200)
 NUMBER = re.compile(r"-?\d{1,60}(\.\d{1,60})?")
 WHOLE = re.compile(r"-?\d{1,19}")
 MAX_SHOWN = 40
@@ -190,3 +192,14 @@ CONVERTERS: dict[str, Callable[[StreamColumn, Any], Any]] = {
     "date": _date,
     "timestamp": _timestamp,
 }
+
+
+def exact_decimal(digits: bytes, scale: int) -> Decimal:
+    """Return the decimal that Avro and Protobuf write as a big-endian integer and its scale.
+
+    Raises:
+        ValueError: it has more bytes than any column takes; reading many more takes minutes.
+    """
+    if len(digits) > MAX_DECIMAL_BYTES:
+        raise ValueError(f"a decimal has {len(digits)} bytes; at most {MAX_DECIMAL_BYTES} are read")
+    return Decimal(int.from_bytes(digits, "big", signed=True)).scaleb(-scale, EXACT)
