@@ -10,7 +10,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -113,6 +113,12 @@ def line_of(path: Path, position: Sequence[str | int]) -> int:
     return int(line) + 1
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a question for the most similar of some names; empty without one."""
+    guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {guess[0]}?" if guess else ""
+
+
 def mistakes(error: ValidationError, *models: type[BaseModel]) -> str:
     """Describe every mistake in a file with its position; an unknown name with the nearest one of the models."""
     return "; ".join(_mistakes(error, [name for model in models for name in model.model_fields]))
@@ -122,8 +128,7 @@ def _mistakes(error: ValidationError, names: Sequence[str]) -> Iterator[str]:
     for problem in error.errors():
         position = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
-            yield f"{position} is unknown" + (f", did you mean {guess[0]}?" if guess else "")
+            yield f"{position} is unknown" + nearest(str(problem["loc"][-1]), names)
         else:
             message = problem["msg"].removeprefix("Value error, ")
             yield f"{position}: {message}" if position else message

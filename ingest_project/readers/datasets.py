@@ -19,8 +19,8 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
-from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn, nearest
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, nearest, yaml_content
+from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
     NumberLayout,
     Profiles,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -19,6 +18,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.yaml_models import nearest
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -274,9 +274,3 @@ class DatasetDeclaration(_Part):
             yield "measures.group_by: a column is called like one of the summaries; rename it"
         if self.key and self.key.unique == "table" and self.target.delta:
             yield "key.unique: a Delta table cannot keep keys unique; use unique: file, or a table of the warehouse"
-
-
-def nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    """Return a question for the most similar of some names; empty without one."""
-    guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {guess[0]}?" if guess else ""

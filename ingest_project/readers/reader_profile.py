@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.yaml_models import nearest
 from ingest_project.readers.profile_parts import (
     CellRule,
     Footer,
@@ -241,7 +241,7 @@ class ReaderProfile(BaseModel):
         named += [(column, ("optional",)) for column in self.optional or ()]
         for column, location in dict(named).items():
             if column not in target.columns and not (column == "unit" and self.quantities):
-                yield location, f"{column} is no column of the dataset" + _nearest(column, target.columns)
+                yield location, f"{column} is no column of the dataset" + nearest(column, target.columns)
         for column, rule in self.cells.items():
             if rule.conversion and target.numbers and column not in target.numbers:
                 yield ("cells", column), f"{column} is text, which has no scale and no unit"
@@ -268,8 +268,3 @@ def _pattern_problem(pattern: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    guess = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f", did you mean {guess[0]}?" if guess else ""
