@@ -6,13 +6,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from ingest_project.core.errors import IngestError, SettingsError
@@ -29,7 +28,9 @@ from ingest_project.operations.dashboard.auth import (
     cookie_of,
     is_loopback,
 )
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
+from ingest_project.operations.dashboard.rendering import page_file, render, root_of
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 
@@ -44,8 +45,14 @@ MAX_FORM_BYTES = 4_096
 FORM_SECONDS = 10.0
 # Time for requests in progress once the server is stopped.
 GRACE_SECONDS = 3
-PAGES = files("ingest_project.operations.dashboard") / "pages"
-STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "charts.js": "text/javascript"}
+STATIC = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "mark.svg": "image/svg+xml",
+}
+# Each page module brings its own routes.
+PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = ()
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
@@ -57,7 +64,9 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
     """
     token = settings.monitor.token
     gate = Gate(token.get_secret_value() if token else "")
-    answers = Answers(Monitor(settings), gate)
+    console = Console(Monitor(settings))
+    answers = Answers(console, gate)
+    pages = [route for routes in PAGE_ROUTES for route in routes(console)]
     routes = [
         Route("/", answers.page),
         Route("/dashboard.json", answers.data),
@@ -68,6 +77,7 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         Route("/login", answers.login, methods=["POST"]),
         Route("/logout", answers.logout, methods=["POST"]),
         Route("/static/{name}", answers.static),
+        *pages,
     ]
     return Guarded(Starlette(routes=routes, lifespan=answers.polling), gate, local_only=local_only)
 
@@ -113,10 +123,11 @@ def require_protection(settings: Settings, host: str, *, insecure: bool) -> None
 
 
 class Answers:
-    """One method for each route."""
+    """One method for each route of the dashboard, its data, metrics, health and the login."""
 
-    def __init__(self, monitor: Monitor, gate: Gate) -> None:
-        self._monitor = monitor
+    def __init__(self, console: Console, gate: Gate) -> None:
+        self._console = console
+        self._monitor = monitor = console.monitor
         self._gate = gate
         self._histories = Histories(lambda: RunningTotals(monitor.services.engine))
 
@@ -129,9 +140,9 @@ class Answers:
         finally:
             await run_in_threadpool(self._monitor.stop)
 
-    async def page(self, _request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """Return the dashboard."""
-        return HTMLResponse(_page("dashboard.html"))
+        return render(request, "dashboard.html", dagster_url=self._console.dagster_url)
 
     async def data(self, request: Request) -> Response:
         """Return its data, of `?window=1h`, `24h` or `7d`."""
@@ -156,9 +167,11 @@ class Answers:
             return JSONResponse([{"name": line.name, "ok": line.ok, "detail": line.detail} for line in lines], status)
         return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
 
-    async def login_form(self, _request: Request) -> Response:
+    async def login_form(self, request: Request) -> Response:
         """Return the form for the token."""
-        return HTMLResponse(_page("login.html")) if self._gate.is_locked else RedirectResponse("./", 303)
+        if not self._gate.is_locked:
+            return RedirectResponse(root_of(request.scope), 303)
+        return render(request, "login.html", refused=False)
 
     async def login(self, request: Request) -> Response:
         """Check the token, and set a cookie for it."""
@@ -177,7 +190,7 @@ class Answers:
         except TooManyAttemptsError as refusal:
             return refusal.answer()
         if not is_token:
-            return HTMLResponse(_page("login.html").replace("hidden", ""), 401)
+            return render(request, "login.html", 401, refused=True)
         answer = RedirectResponse("./", 303)
         answer.set_cookie(COOKIE, self._gate.new_session(), SESSION_SECONDS, **_cookie_attributes(request))
         return answer
@@ -194,7 +207,7 @@ class Answers:
         name = request.path_params["name"]
         if name not in STATIC:
             return PlainTextResponse("Not found.\n", 404)
-        return Response(_page(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
+        return Response(page_file(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
 
     def _data(self, window: str) -> bytes:
         self._monitor.wait_for_first(FIRST_POLL_OF_PAGE_SECONDS)
@@ -217,10 +230,6 @@ class Answers:
 def _cookie_attributes(request: Request) -> dict[str, Any]:
     secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
     return {"httponly": True, "samesite": "strict", "secure": secure}
-
-
-def _page(name: str) -> str:
-    return (PAGES / name).read_text(encoding="utf-8")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import StrEnum
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 from ingest_project.core.logging import get_logger
+from ingest_project.operations.dashboard.rendering import root_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -113,6 +115,26 @@ def _network(address: str) -> str:
     if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
+
+
+class Role(StrEnum):
+    """What a viewer may do: look, or act too."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """Who sent a request.
+
+    Args:
+        name: of the person; empty where nobody has to log in.
+        role: what they may do.
+    """
+
+    name: str
+    role: Role
 
 
 COOKIE = "ingest_monitor"
@@ -236,6 +258,10 @@ class Guarded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        session = cookie_of(Headers(scope=scope))
+        state = scope.setdefault("state", {})
+        state["viewer"] = Viewer("operator" if self._gate.is_locked else "", Role.OPERATOR)
+        state["csrf_token"] = _digest(f"csrf:{session}").hex()
         await self._chosen(scope)(scope, receive, _with_headers(send))
 
     def _chosen(self, scope: Scope) -> ASGIApp:
@@ -248,7 +274,7 @@ class Guarded:
         except TooManyAttemptsError as refusal:
             return refusal.answer()
         if "text/html" in headers.get("accept", ""):
-            return RedirectResponse("login", status_code=303)
+            return RedirectResponse(f"{root_of(scope)}login", status_code=303)
         return PlainTextResponse("The token is missing or wrong.\n", 401, {"WWW-Authenticate": "Bearer"})
 
 
