@@ -26,7 +26,7 @@ from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project_tests.operations.conftest import running, serving
 
 VIEWER, OPERATOR = "the-token-of-viewers", "the-token-of-operators"
-UPLOAD_BYTES = 500_000
+UPLOAD_BYTES = 2_000_000
 PAGE = {"Accept": "text/html"}
 
 
@@ -116,9 +116,9 @@ def test_the_csrf_token_may_be_in_a_field_of_either_kind_of_form_or_in_a_header(
     person, csrf_token = signed_in(locked, OPERATOR)
     form = {"name": "x" * 20_000, "csrf_token": csrf_token}
     assert person.post(f"{locked}/act", data=form, timeout=5).json()["bytes"] > 20_000
-    parts = {"file": ("f.csv", b"y" * 400_000)}
+    parts = {"file": ("f.csv", b"y" * 1_400_000)}
     upload = person.post(f"{locked}/upload", data={"name": "n", "csrf_token": csrf_token}, files=parts, timeout=5)
-    assert upload.json()["bytes"] > 400_000
+    assert upload.json()["bytes"] > 1_400_000
     assert person.post(f"{locked}/upload", data={"name": "n"}, files=parts, timeout=5).status_code == 403
     sent = person.post(f"{locked}/act", json={"a": 1}, headers={"X-CSRF-Token": csrf_token}, timeout=5)
     assert sent.json()["bytes"] == 8

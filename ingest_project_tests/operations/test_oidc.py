@@ -12,6 +12,9 @@ import pytest
 import requests
 from joserfc.jwk import OctKey
 from pydantic import SecretStr
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import OidcSettings, Settings, load_settings
@@ -33,15 +36,19 @@ def provider() -> Iterator[OidcProvider]:
 
 @pytest.fixture
 def site(provider: OidcProvider) -> Iterator[str]:
-    settings = OidcSettings(
+    with serving(console(Gate(TOKEN, has_provider=True), Settings(oidc=settings_of(provider)))) as started:
+        yield started
+
+
+def settings_of(provider: OidcProvider) -> OidcSettings:
+    """Settings that lead to the provider."""
+    return OidcSettings(
         issuer=provider.issuer,
         client_id=CLIENT_ID,
         client_secret=SecretStr(CLIENT_SECRET),
         operators=["ada@example.com", "ops"],
         viewers=["auditors", "grace@example.com"],
     )
-    with serving(console(Gate(TOKEN, has_provider=True), Settings(oidc=settings))) as started:
-        yield started
 
 
 def sign_in(person: requests.Session, site: str, path: str = "/") -> requests.Response:
@@ -253,3 +260,25 @@ def test_settings_that_admit_nobody_or_everybody_are_refused(
     assert load_settings(complete, tmp_path).settings.oidc.operators == ["ada@example.com", "ops"]
     with pytest.raises(SettingsError, match=named):
         load_settings(complete | variables, tmp_path)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.long
+def test_a_browser_keeps_the_person_signed_in_over_links_from_other_sites(browser: webdriver.Chrome) -> None:
+    def wait_for(text: str) -> None:
+        shown = lambda _: text in browser.page_source  # noqa: E731 - one line
+        WebDriverWait(browser, 20, 0.1).until(shown, f"{text} is not shown: {browser.current_url}")
+
+    # For a browser, the two names of this machine are two sites.
+    with OidcProvider(name="localhost") as provider:
+        provider.claims = VERIFIED
+        with serving(console(Gate(has_provider=True), Settings(oidc=settings_of(provider)))) as site:
+            browser.get(f"{site}/items/file/x?y=1")
+            browser.find_element(By.CSS_SELECTOR, "a.button.main").click()
+            wait_for("ada@example.com")
+            assert browser.current_url == f"{site}/items/file/x?y=1"
+            provider.link = f"{site}/items/file/z"
+            browser.get(f"{provider.issuer}/mail")
+            browser.find_element(By.TAG_NAME, "a").click()
+            wait_for("ada@example.com")
+            assert browser.current_url == provider.link

@@ -33,9 +33,15 @@ class OidcProvider:
         header: of them.
         metadata: changes of the discovery document.
         userinfo: what its user-info endpoint says, if it has one.
+        link: of its page /mail.
+
+    Args:
+        name: of this machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "127.0.0.1") -> None:
+        self._name = name
+        self.link = ""
         self.claims: dict[str, Any] = {"sub": "person-1"}
         self.spoil: Callable[[dict[str, Any]], object] = lambda _: None
         self.key: RSAKey | OctKey | None = KEY
@@ -56,7 +62,7 @@ class OidcProvider:
     @property
     def issuer(self) -> str:
         """Its address."""
-        return self._http.url
+        return self._http.url.replace("127.0.0.1", self._name)
 
     def _respond(self, request: Request) -> Answer:
         body = dict(parse_qsl(request.body().decode()))
@@ -68,6 +74,8 @@ class OidcProvider:
         }
         if request.path == "/authorize":
             return self._authorize(request.query)
+        if request.path == "/mail":
+            return Answer(200, {"Content-Type": "text/html"}, f'<a href="{self.link}">link</a>'.encode())
         if request.path not in found:
             return Answer(404)
         answer = found[request.path]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
 CSRF_FIELD = "csrf_token"
-MAX_BODY_BYTES = 65_536
+MAX_BODY_BYTES = 1024**2
+# A form with files has the token within so many bytes.
+MAX_BEGINNING_BYTES = 65_536
 MAX_FIELDS = 1_000
 
 
@@ -64,17 +67,23 @@ class BoundedBody:
     async def csrf_token(self) -> str:
         """Return the field of that name; empty where the beginning of the body has none."""
         kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        find = {"application/x-www-form-urlencoded": _token_of_form, "multipart/form-data": _token_of_parts}.get(kind)
-        if find is None:
-            return ""
-        read: list[Message] = []
-        content, found = b"", None
-        while found is None and not self._complete and len(content) <= MAX_BODY_BYTES:
-            read.append(await self.receive())
-            content += read[-1].get("body", b"")
-            found = find(content, self._complete)
-        self._read = read
-        return found or ""
+        if kind == "application/x-www-form-urlencoded":
+            return _token_of_form(await self._beginning(lambda _: self._complete))
+        if kind == "multipart/form-data":
+            return _token_of_parts(await self._beginning(lambda read: bool(_token_of_parts(read))))
+        return ""
+
+    async def _beginning(self, suffices: Callable[[bytes], bool]) -> bytes:
+        """Read until it suffices, all is read, or it is longer than the beginning of a form with files may be."""
+        messages: list[Message] = []
+        content = b""
+        while not self._complete and not suffices(content):
+            messages.append(await self.receive())
+            content += messages[-1].get("body", b"")
+            if len(content) > MAX_BEGINNING_BYTES and self._max_bytes > MAX_BODY_BYTES:
+                break
+        self._read = messages
+        return content
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"The request is too large: at most {self._max_bytes:,} bytes are taken.")
@@ -84,19 +93,17 @@ def _decimal(text: str) -> str:
     return text if text.isascii() and text.isdigit() and len(text) < 20 else ""  # noqa: PLR2004 - 64 bits
 
 
-def _token_of_form(content: bytes, complete: bool) -> str | None:  # noqa: FBT001 - as the next
-    if not complete:
-        return None
+def _token_of_form(content: bytes) -> str:
     try:
         fields = parse_qs(content.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
     except ValueError:
-        return None
+        return ""
     return fields.get(CSRF_FIELD, [""])[0]
 
 
-def _token_of_parts(content: bytes, _complete: bool) -> str | None:  # noqa: FBT001
+def _token_of_parts(content: bytes) -> str:
     """Return the value of the part of that name, once it is there in full."""
-    _, found, after = content.partition(f'name="{CSRF_FIELD}"'.encode())
-    _, begun, value = after.partition(b"\r\n\r\n")
+    _, _, after = content.partition(f'name="{CSRF_FIELD}"'.encode())
+    _, _, value = after.partition(b"\r\n\r\n")
     value, ended, _ = value.partition(b"\r\n")
-    return value.decode("utf-8", "replace") if found and begun and ended else None
+    return value.decode("utf-8", "replace") if ended else ""
