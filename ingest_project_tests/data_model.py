@@ -242,6 +242,8 @@ TABLES = {
             "first_offset": "Where reading began",
             "next_offset": "The first offset that is not stored",
             "outcome": "Number of messages by outcome",
+            "seconds": "Histograms of latency and processing time: observations by metric and bucket, and sums in "
+            "seconds",
             "updated_at": "When the position moved last",
             "attempts": "Runs in a row that did not move the position",
             "run_id": "The run that stores the partition now",

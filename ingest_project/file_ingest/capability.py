@@ -133,19 +133,43 @@ class FileIngest(Capability[FileIngestResources]):
     name = "file_ingest"
     queues = (QUEUE,)
     metrics = (
-        Metric(FILES, ("outcome",), "Files that ended.", tuple((state,) for state in finished_states(FileState))),
         Metric(
-            ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
+            FILES,
+            ("outcome",),
+            "Files that ended: ingested, quarantined, duplicate, failed, superseded or replaced.",
+            tuple((state,) for state in finished_states(FileState)),
+            unit="files",
         ),
-        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by the dataset they belong to."),
-        Metric(DATASET_ROWS, ("dataset", "outcome"), "Rows of ingested files, by dataset, accepted or quarantined."),
-        Metric(DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones."),
-        Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
-        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
+        Metric(
+            ROWS,
+            ("outcome",),
+            "Rows of ingested files, accepted or quarantined.",
+            (("accepted",), ("quarantined",)),
+            unit="rows",
+        ),
+        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by dataset.", unit="files"),
+        Metric(
+            DATASET_ROWS,
+            ("dataset", "outcome"),
+            "Rows of ingested files by dataset, accepted or quarantined.",
+            unit="rows",
+        ),
+        Metric(
+            DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones.", unit="files"
+        ),
+        Metric(
+            LANDED_BYTES,
+            (),
+            "Bytes of finished files in the landing store, each time they were ingested.",
+            ((),),
+            unit="bytes",
+        ),
+        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke.", unit="files"),
         Metric(
             QUARANTINED_ROWS,
             ("rule",),
             "Rows of ingested files that were quarantined, by broken rule; one row may break several.",
+            unit="rows",
         ),
     )
     counted = counted_by_state(
