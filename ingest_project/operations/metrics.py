@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -127,7 +127,7 @@ def exposition(snapshot: SystemSnapshot) -> bytes:
     return generate_latest(registry)
 
 
-def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
+def _family(metric: Metric, values: Mapping[Any, float]) -> Family:
     made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = made(metric.name, metric.meaning, labels=metric.labels)
     for labels, value in values.items():

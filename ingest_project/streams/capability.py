@@ -119,10 +119,8 @@ class Streams(Capability[DeclaredStreamResources]):
     def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
         """Yield the messages of all streams, and their histograms: their positions keep totals of their own."""
         messages, seconds = message_totals(connection)
-        for labels, number in messages.items():
-            yield Amount(STREAM_MESSAGES, labels, number)
-        for (name, *labels), value in seconds.items():
-            yield Amount(name, tuple(labels), value)
+        yield from (Amount(STREAM_MESSAGES, labels, number) for labels, number in messages.items())
+        yield from (Amount(series[0], series[1:], value) for series, value in seconds.items())
 
     def failures(self, connection: sa.Connection, limit: int) -> Iterator[Failure]:
         """Yield partitions whose last run failed, and the lost offsets that were found last."""
