@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
@@ -371,6 +372,7 @@ class Capability(Generic[Services_contra]):
     queues: tuple[QueueView, ...] = ()
     metrics: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
+    actions: tuple[Action[Services_contra], ...] = ()
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy import Column as Col
 
 from ingest_project.platform.database.sql import Double, Json, UtcTime
 
@@ -13,34 +14,79 @@ branch_labels = None
 depends_on = None
 
 
-def _stream_histograms() -> None:
-    op.add_column("sink_positions", sa.Column("seconds", Json, nullable=False, server_default="{}"))
+def _actions(tables: sa.MetaData) -> None:
+    """Records of operators' actions, and capabilities that an operator has paused."""
+    sa.Table(
+        "operator_actions",
+        tables,
+        Col("action_id", sa.Text, primary_key=True),
+        Col("action", sa.Text, nullable=False),
+        Col("who", sa.Text, nullable=False),
+        Col("reason", sa.Text, nullable=False),
+        Col("parameters", Json, nullable=False),
+        Col("item_limit", sa.Integer, nullable=False),
+        Col("started_at", UtcTime, nullable=False),
+        Col("finished_at", UtcTime),
+        Col("outcome", sa.Text, nullable=False),
+        Col("selected", sa.Integer, nullable=False),
+        Col("remaining", sa.BigInteger, nullable=False),
+        Col("done", sa.Integer, nullable=False),
+        Col("failed", sa.Integer, nullable=False),
+        Col("detail", sa.Text, nullable=False),
+        sa.Index("operator_actions_by_time", "started_at"),
+    )
+    sa.Table(
+        "operator_action_items",
+        tables,
+        Col("action_id", sa.Text, primary_key=True),
+        Col("item_key", sa.Text, primary_key=True),
+        Col("outcome", sa.Text),
+        Col("reason", sa.Text),
+        sa.Index("operator_action_items_by_item", "item_key"),
+    )
+    sa.Table(
+        "paused_capabilities",
+        tables,
+        Col("capability", sa.Text, primary_key=True),
+        Col("who", sa.Text, nullable=False),
+        Col("reason", sa.Text, nullable=False),
+        Col("paused_at", UtcTime, nullable=False),
+    )
 
 
-def _file_statistics() -> None:
-    op.create_table(
+def _baselines(tables: sa.MetaData) -> None:
+    """Statistics of ingested files."""
+    sa.Table(
         "file_statistics",
-        sa.Column("file_key", sa.Text, primary_key=True),
-        sa.Column("dataset", sa.Text, nullable=False),
-        sa.Column("source", sa.Text, nullable=False),
-        sa.Column("sample_order", sa.Integer, nullable=False),
-        sa.Column("arrived_at", UtcTime, nullable=False),
-        sa.Column("rows_read", sa.BigInteger, nullable=False),
-        sa.Column("rows_quarantined", sa.BigInteger, nullable=False),
-        sa.Column("null_counts", Json, nullable=False),
-        sa.Column("lateness_seconds", Double),
+        tables,
+        Col("file_key", sa.Text, primary_key=True),
+        Col("dataset", sa.Text, nullable=False),
+        Col("source", sa.Text, nullable=False),
+        Col("sample_order", sa.Integer, nullable=False),
+        Col("arrived_at", UtcTime, nullable=False),
+        Col("rows_read", sa.BigInteger, nullable=False),
+        Col("rows_quarantined", sa.BigInteger, nullable=False),
+        Col("null_counts", Json, nullable=False),
+        Col("lateness_seconds", Double),
         sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
         sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
     )
 
 
+def _tables() -> sa.MetaData:
+    tables = sa.MetaData()
+    _actions(tables)
+    _baselines(tables)
+    return tables
+
+
 def upgrade() -> None:
-    """Create the tables, and extend those of streams."""
-    _stream_histograms()
-    _file_statistics()
+    """Create the tables, and let positions of streams keep histograms."""
+    _tables().create_all(op.get_bind(), checkfirst=False)
+    op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
 
 
 def downgrade() -> None:
-    """Drop what was added."""
-    op.drop_table("file_statistics")
+    """Drop them."""
     op.drop_column("sink_positions", "seconds")
+    _tables().drop_all(op.get_bind(), checkfirst=False)
