@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.platform.capability import Capability
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import (
     MAX_HITS,
@@ -117,9 +117,11 @@ def describe(services: SystemResources, ref: ItemRef) -> ItemView | None:
         related |= _asked(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
-        of_trace = _searched(services, Search.of(view.trace_id), problems)
-        others = [hit for hit in of_trace if hit.ref not in known]
-        if others:
+        # Those of the work queues: the messages of streams are where the link to the trace leads.
+        of_trace = _searched(
+            services, Search.of(view.trace_id), problems, [one for one in CAPABILITIES if one.item_tables]
+        )
+        if others := [hit for hit in of_trace if hit.ref not in known]:
             related["of the same trace"] = Related(tuple(others[:MAX_HITS]), more=len(others) > MAX_HITS)
     return replace(view, related=related, problems=tuple(dict.fromkeys([*view.problems, *problems])))
 
@@ -167,9 +169,14 @@ def as_record(view: ItemView, rows: int) -> dict[str, object]:
     }
 
 
-def _searched(services: SystemResources, search: Search, problems: list[str]) -> list[Hit]:
+def _searched(
+    services: SystemResources,
+    search: Search,
+    problems: list[str],
+    capabilities: Sequence[Capability[SystemResources]] = CAPABILITIES,
+) -> list[Hit]:
     found: dict[ItemRef, Hit] = {}
-    for capability in CAPABILITIES:
+    for capability in capabilities:
         for hit in _all_of(lambda: capability.find(services, search, MAX_HITS + 1), problems):  # noqa: B023 - used at once
             found.setdefault(hit.ref, hit)
     return list(found.values())
@@ -185,14 +192,13 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
 
 def _message_at(services: SystemResources, position: Position | None, problems: list[str]) -> list[Hit]:
     """Return the message at a position that no queue has an entry of."""
-    if position is None or (view := describe(services, ItemRef("message", str(position)))) is None:
+    if position is None or position.topic not in _topics(services):
         return []
-    problems += view.problems
-    at = max((moment.at for moment in view.moments), default=None)
-    written = view.facts.get("Written to Kafka")
-    return [
-        Hit("message", view.ref.key, view.name, view.state, at or (written if isinstance(written, datetime) else None))
-    ]
+    if found := _asked(lambda: _read(services, position, ""), problems):
+        return [Hit("message", str(position), str(position), "in Kafka", found[1].timestamp)]
+    ref = ItemRef("message", str(position))
+    views = [view for one in CAPABILITIES if (view := _asked(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
+    return [Hit("message", ref.key, ref.key, one.state, None) for one in views if one.state != "waiting"]
 
 
 def _with_message(services: SystemResources, view: ItemView, problems: list[str]) -> ItemView | None:

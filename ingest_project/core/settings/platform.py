@@ -182,7 +182,7 @@ class DagsterSettings(Section):
 
     home: Annotated[Path | None, Env("DAGSTER_HOME")] = None
     postgres_url: Annotated[SecretStr, Env("DAGSTER_POSTGRES_URL")] = SecretStr("")
-    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL")] = "http://127.0.0.1:3000"
+    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL", "INGEST_DAGSTER_URL")] = "http://127.0.0.1:3000"
     webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(3000, ge=0, le=65535)
     disabled_capabilities: Annotated[
         list[Literal["polling", "file_ingest", "attachments", "user_activity", "crm", "alerts", "retention"]],

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
+from ingest_project.operations.actions import ACTIONS
 from ingest_project.operations.dashboard.rendering import item_path, render, root_of
 from ingest_project.operations.items import SEARCHED, describe, find
 from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, ItemRef, ItemView, RowPage
@@ -21,9 +22,13 @@ from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, ItemRef, Ite
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ingest_project.operations import SystemResources
     from ingest_project.operations.dashboard.console import Console
+    from ingest_project.platform.actions import Action
     from ingest_project.platform.items import Content
 
+# Parameter of an action that takes keys of items.
+KEY = "key"
 ROWS_A_PAGE = 50
 LAST_ROW = 1_000_000
 MAX_SHOWN_VALUE = 2_000
@@ -107,6 +112,7 @@ class ItemPages:
             moments=moments[-MAX_SHOWN_MOMENTS:],
             left_out=max(0, len(moments) - MAX_SHOWN_MOMENTS),
             lists=lists,
+            actions=[one for one in ACTIONS.values() if one.kind == ref.kind and takes_key(one)],
             dagster_url=self._console.dagster_url,
         )
 
@@ -133,6 +139,11 @@ class ItemPages:
         if view is None:
             return None, []
         return view, [_shown(view, name, first if name == chosen else 0) for name in view.rows]
+
+
+def takes_key(action: Action[SystemResources]) -> bool:
+    """Test whether an action can be asked for with the key of one item."""
+    return any(parameter.name == KEY for parameter in action.parameters)
 
 
 def _shown(view: ItemView, name: str, first: int) -> ShownRows:
