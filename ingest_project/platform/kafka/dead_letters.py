@@ -175,11 +175,8 @@ def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> D
     Raises:
         BrokerUnavailableError: the broker does not answer.
     """
-    backlog = _everything(reader, topic)
-    if backlog is None or not backlog.log_starts.get(partition, 0) <= offset < backlog.ends.get(partition, 0):
-        return None
-    found = _between(reader, topic, backlog, partition, offset, offset + 1)
-    return msgspec.structs.replace(letter_of(found[0]), value=found[0].value) if found else None
+    found = reader.message(topic, partition, offset)
+    return msgspec.structs.replace(letter_of(found), value=found.value) if found else None
 
 
 def letter_of(received: ConsumerRecord) -> DeadLetter:
