@@ -51,6 +51,7 @@ def _actions(tables: sa.MetaData) -> None:
         Col("who", sa.Text, nullable=False),
         Col("reason", sa.Text, nullable=False),
         Col("paused_at", UtcTime, nullable=False),
+        Col("sensors", Json, nullable=False),
     )
 
 
@@ -61,10 +62,12 @@ def _tables() -> sa.MetaData:
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables, and the column that links an uploaded file to the one that it corrects."""
+    op.add_column("files", Col("corrects", sa.Text))
     _tables().create_all(op.get_bind(), checkfirst=False)
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_column("files", "corrects")
     _tables().drop_all(op.get_bind(), checkfirst=False)
