@@ -42,6 +42,8 @@ COMMANDS: Mapping[str, str] = {
     "streams": "streams.commands:register_streams",
     "activity": "streams.commands:register_activity",
     "crm": "streams.commands:register_crm",
+    "action": "cli.actions:register",
+    "audit": "cli.actions:register_audit",
     "trace": "cli.operations:register_trace",
     "retention": "cli.operations:register_retention",
     "config": "cli.main:register_config",
