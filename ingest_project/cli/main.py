@@ -45,6 +45,8 @@ COMMANDS: Mapping[str, str] = {
     "find": "cli.items:register_find",
     "show": "cli.items:register_show",
     "trace": "cli.items:register_trace",
+    "action": "cli.actions:register",
+    "audit": "cli.actions:register_audit",
     "retention": "cli.operations:register_retention",
     "config": "cli.main:register_config",
     "migrate": "cli.dev:register_migrate",

@@ -6,11 +6,8 @@ dead-letter topics themselves.
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 import sys
-from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -35,13 +32,11 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
+from ingest_project.operations.actions import MAX_SKIPPED, SKIP
 from ingest_project.operations.snapshot import consumed_topics
-from ingest_project.operations.topics import cluster_of, saved_positions
-from ingest_project.platform.capability import ConsumedTopic
-from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
-from ingest_project.platform.kafka.dead_letters import DeadLetter, SkippedOffsets, as_text, letter_at, newest_letters
+from ingest_project.platform.actions import ActionRequest, login_name, perform
+from ingest_project.platform.kafka.dead_letters import DeadLetter, as_text, letter_at, newest_letters
 
-MAX_SKIPPED = 100_000
 MAX_SHOWN_REASON = 80
 MAX_SHOWN_BYTES = 4_096
 LOCATION = re.compile(r"([^/]+)/([0-9]{1,9})/([0-9]{1,18})")
@@ -92,25 +87,11 @@ def skip(topic: Topic, partition: Partition, offset: Offset, *, reason: Reason, 
     them has been consumed already or does not exist yet; nothing changes then.
     """
     services = SystemResources(load_settings().settings)
-    consumed = _consumed_topic(services, topic)
-    cluster = cluster_of(consumed, services)
-    topic_id = cluster.reader.topic_id(cluster.topic)
-    _require_ahead(services, consumed, cluster.topic, partition, offset)
-    _require_existing(cluster.reader.end_offsets(cluster.topic), topic, partition, offset + count)
-    skipped_offsets = SkippedOffsets(
-        topic=cluster.topic,
-        topic_id=topic_id,
-        partition=partition,
-        first_offset=offset,
-        end_offset=offset + count,
-        reason=reason,
-        asked_by=_user(),
-        asked_at=datetime.now(UTC),
-    )
-    if services.skipped_offsets.add(skipped_offsets):
-        say(f"{counted(count, 'message')} of {topic}[{partition}] from offset {offset} on will be skipped.")
-    else:
-        say("These are skipped already.")
+    parameters = {"topic": topic, "partition": str(partition), "offset": str(offset), "count": str(count)}
+    done = perform(services, SKIP, ActionRequest(parameters=parameters, reason=reason, who=login_name()))
+    for note in done.notes:
+        complain(note)
+    say(done.detail or f"{counted(count, 'message')} of {topic}[{partition}] from offset {offset} on will be skipped.")
 
 
 @topics_app.command("skipped")
@@ -172,49 +153,6 @@ def show_message(
         print_json(letter)
     else:
         _show(letter)
-
-
-def _consumed_topic(services: SystemResources, name: str) -> ConsumedTopic:
-    topics = consumed_topics(services)
-    found = next((topic for topic in topics if topic.topic == name), None)
-    if found is None:
-        known = ", ".join(topic.topic for topic in topics if topic.skippable)
-        raise IngestError(f"{name} is not read here. Read are: {known}.")
-    if not found.skippable:
-        raise IngestError(
-            f"{name} is a stream, where a message that cannot be stored becomes a dead letter or is kept apart. "
-            "There is nothing to skip."
-        )
-    return found
-
-
-def _require_ahead(services: SystemResources, consumed: ConsumedTopic, topic: str, partition: int, offset: int) -> None:
-    """Raise IngestError where the saved cursor has passed the offset."""
-    try:
-        sensors = DagsterRecords(services.settings).sensors()
-    except DagsterRecordsUnavailableError as error:
-        complain(f"{error} It is unknown if these messages have been consumed already.")
-        return
-    positions = saved_positions(consumed.sensor, topic, sensors)
-    reached = positions.next_offsets.get(partition, 0) if positions else 0
-    if offset < reached:
-        raise IngestError(
-            f"{topic}[{partition}] has been read to offset {reached}: {offset} has been consumed already."
-        )
-
-
-def _require_existing(ends: dict[int, int], topic: str, partition: int, end: int) -> None:
-    if partition not in ends:
-        raise IngestError(f"{topic} has no partition {partition}.")
-    if end > ends[partition]:
-        raise IngestError(f"{topic}[{partition}] ends before offset {ends[partition]}: name messages that exist.")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"user {os.getuid()}"
 
 
 def _newest(services: SystemResources, topics: list[str] | tuple[str, ...], limit: int) -> DeadMessageList:

@@ -51,6 +51,7 @@ def _actions(tables: sa.MetaData) -> None:
         Col("who", sa.Text, nullable=False),
         Col("reason", sa.Text, nullable=False),
         Col("paused_at", UtcTime, nullable=False),
+        Col("sensors", Json, nullable=False),
     )
 
 
@@ -138,8 +139,9 @@ def _tables() -> sa.MetaData:
 
 
 def upgrade() -> None:
-    """Create the tables, and let positions of streams keep histograms."""
+    """Create the tables, and the columns of positions' histograms and of files that correct others."""
     _tables().create_all(op.get_bind(), checkfirst=False)
+    op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
     _create_lookups()
 
@@ -148,4 +150,5 @@ def downgrade() -> None:
     """Drop them."""
     _drop_lookups()
     op.drop_column("sink_positions", "seconds")
+    op.drop_column("files", "corrects")
     _tables().drop_all(op.get_bind(), checkfirst=False)
