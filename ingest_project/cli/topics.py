@@ -35,6 +35,7 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
+from ingest_project.operations.redrive import dead_letter_topics
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of, saved_positions
 from ingest_project.platform.capability import ConsumedTopic
@@ -128,11 +129,6 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
     show_list(made, "requests", more=len(found) > limit)
 
 
-def _dead_letter_topics(services: SystemResources) -> list[str]:
-    declared = (one.dead_letters for one in consumed_topics(services) if one.dead_letters)
-    return [*services.settings.topics.dead_letters, *declared]
-
-
 @dlq_app.command("messages")
 def list_messages(
     *,
@@ -142,7 +138,7 @@ def list_messages(
 ) -> None:
     """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
-    found = _newest(services, topic or _dead_letter_topics(services), limit)
+    found = _newest(services, topic or list(dead_letter_topics(services)), limit)
     if as_json:
         print_json(found)
         return

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from ingest_project.core.yaml_models import nearest
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.redrive import REDRIVE
 from ingest_project.platform.actions import Action, ActionRefusedError, perform
 
 __all__ = ["ACTIONS", "action_named", "actions_by_capability", "perform"]
 
 # What concerns no capability alone.
-GENERAL: tuple[Action[SystemResources], ...] = ()
+GENERAL: tuple[Action[SystemResources], ...] = (REDRIVE,)
 
 
 def actions_by_capability() -> Mapping[str, tuple[Action[SystemResources], ...]]:
