@@ -17,13 +17,14 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
-from ingest_project.operations.dashboard.auth import Gate, Guarded, is_loopback, problem
+from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
 from ingest_project.operations.dashboard.rendering import page_file, render
 from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
+from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request
