@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.actions import REPLAY
 from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
 from ingest_project.attachments.tables import (
     AttachmentState,
@@ -124,6 +125,8 @@ class Attachments(Capability[AttachmentResources]):
             download_amounts,
         ),
     )
+
+    actions = (REPLAY,)
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
+from ingest_project.file_ingest.actions import ACTIONS
 from ingest_project.file_ingest.baselines import correct_future_arrivals
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of, file_statistics, files, partitions_of
@@ -182,6 +183,8 @@ class FileIngest(Capability[FileIngestResources]):
         ),
         file_amounts,
     )
+
+    actions = ACTIONS
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""

@@ -14,10 +14,12 @@ published to. A dead task of an attachment is not published: its attachment is r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import trace_id_in
@@ -36,6 +38,7 @@ from ingest_project.platform.kafka.dead_letters import (
     letter_of,
     letters_at,
     letters_in_order,
+    newest_letters,
 )
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_once
@@ -54,18 +57,18 @@ OWN_IDS = (b"dlq:", b"redrive:")
 MAX_EXAMINED = 200_000
 
 
-class LetterState(NamedTuple):
+class InspectedLetter(DeadLetter, frozen=True, kw_only=True):
     """A dead letter, and what redriving it would do.
 
     Args:
+        redrives: how often its message was redriven before it failed.
+        redriven: this letter was redriven, or its attachment is not dead any more.
         refusal: why it cannot be redriven; None where it can.
-        is_redriven: it was redriven, or its attachment is not dead any more.
     """
 
-    letter: DeadLetter
     redrives: int
+    redriven: bool
     refusal: str | None
-    is_redriven: bool
 
 
 def dead_letter_topics(services: SystemResources) -> dict[str, tuple[ConsumedTopic, ...]]:
@@ -121,13 +124,16 @@ class Redriver:
             raise ActionRefusedError(f"{topic} has no dead letters here. Those that have: {', '.join(known)}.{hint}")
         self._origins = {consumed.topic: consumed for consumed in known[self.topic]}
 
-    def inspect(self, letters: Sequence[ConsumerRecord], topic_id: str, *, again: bool = False) -> list[LetterState]:
+    def inspect(
+        self, letters: Sequence[ConsumerRecord], topic_id: str, *, again: bool = False, with_values: bool = False
+    ) -> list[InspectedLetter]:
         """Tell of each letter what redriving it would do.
 
         Args:
             letters: of the topic.
             topic_id: of the topic, see `Positions`.
             again: letters that were redriven before can be redriven.
+            with_values: include the values, which may be large.
         """
         attachments = self._attachments(letters)
         ids = [redrive_id(letter, topic_id) for letter in letters]
@@ -137,8 +143,20 @@ class Redriver:
             record = attachments.get(Place.of(letter))
             redriven = message_id not in unsent if record is None else record.state is not AttachmentState.FAILED
             refusal = self._refusal(letter) if record is None else self._exhausted(record)
-            found.append(LetterState(letter_of(letter), redrives_of(letter), refusal, redriven))
+            facts = msgspec.structs.asdict(letter_of(letter, with_value=with_values))
+            found.append(InspectedLetter(**facts, redrives=redrives_of(letter), redriven=redriven, refusal=refusal))
         return found
+
+    def newest(self, wanted: Callable[[ConsumerRecord], bool], limit: int) -> list[InspectedLetter]:
+        """Return the newest letters that are wanted, the newest first."""
+        found = list(newest_letters(self._services.range_reader, self.topic, limit, wanted))
+        letters = self.inspect([letter for letter, _ in found], found[0][1]) if found else []
+        return sorted(letters, key=failed_last, reverse=True)[:limit]
+
+    def letter_at(self, place: Place) -> InspectedLetter | None:
+        """Return the letter at a position with its value; None where none exists any more."""
+        found = list(letters_at(self._services.range_reader, self.topic, [place]))
+        return self.inspect([found[0][0]], found[0][1], with_values=True)[0] if found else None
 
     def publish(
         self, letters: Sequence[tuple[ConsumerRecord, str]], who: str, *, again: bool = False
@@ -252,7 +270,7 @@ class Redriver:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class LetterFilter:
     """Selects letters by the parameters of a request; None selects all."""
 
     places: frozenset[Place]
@@ -266,7 +284,7 @@ class _Wanted:
     last: int | None
 
     @classmethod
-    def of(cls, request: ActionRequest) -> _Wanted:
+    def of(cls, request: ActionRequest) -> LetterFilter:
         """Read the parameters.
 
         Raises:
@@ -306,7 +324,7 @@ class _Wanted:
 
 def select(services: SystemResources, request: ActionRequest) -> Selection:
     """Find the letters to redrive, the oldest of each partition first; those that were redriven before do not count."""
-    redriver, wanted = Redriver(services, request.value("topic") or ""), _Wanted.of(request)
+    redriver, wanted = Redriver(services, request.value("topic") or ""), LetterFilter.of(request)
     again = request.value("again") == "yes"
     keys: list[str] = []
     refused: dict[str, str] = {}
@@ -322,15 +340,15 @@ def select(services: SystemResources, request: ActionRequest) -> Selection:
     for topic_id, part in letters:
         examined += len(part)
         for found in redriver.inspect([one for one in part if wanted.includes(one)], topic_id, again=again):
-            if found.is_redriven:
+            if found.redriven:
                 before += 1
                 continue
             total += 1
             if len(keys) + len(refused) < request.limit:
                 if found.refusal:
-                    refused[found.letter.place] = found.refusal
+                    refused[found.place] = found.refusal
                 else:
-                    keys.append(found.letter.place)
+                    keys.append(found.place)
         if examined >= MAX_EXAMINED:
             notes.append(f"Only {examined:,} letters were examined; choose a partition and offsets for the others.")
             break
@@ -376,6 +394,11 @@ REDRIVE: Action[SystemResources] = Action(
     select=select,
     apply=apply,
 )
+
+
+def failed_last(letter: DeadLetter) -> float:
+    """Return the time by which letters are sorted, in seconds since 1970."""
+    return letter.failed_at.timestamp() if letter.failed_at else 0.0
 
 
 def _names(topics: Iterable[ConsumedTopic]) -> Iterator[str]:

@@ -164,7 +164,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         key: as text, see `as_text`.
         size_bytes: of its value.
         begins: the beginning of its value as text, see `as_text`; None is a tombstone.
-        value: its bytes, unchanged; only of a single letter, see `letter_at`.
+        value: its bytes, unchanged; only of a single letter.
     """
 
     place: str
@@ -181,15 +181,15 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def newest_letters(
-    reader: RangeReader, topic: str, limit: int, wanted: Callable[[bytes | None], bool]
-) -> Iterator[DeadLetter]:
-    """Yield the newest letters of each partition of a topic; a topic that does not exist has none.
+    reader: RangeReader, topic: str, limit: int, wanted: Callable[[ConsumerRecord], bool]
+) -> Iterator[tuple[ConsumerRecord, str]]:
+    """Yield the newest letters of each partition of a topic, each with the topic's id; no topic has none.
 
     Args:
         reader: of the cluster.
         topic: of dead letters.
         limit: most of one partition.
-        wanted: selects letters by their value.
+        wanted: selects letters.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -198,8 +198,8 @@ def newest_letters(
     if backlog is None:
         return
     for partition in sorted(backlog.ends):
-        letters = _newest_first(reader, topic, backlog, partition)
-        yield from map(letter_of, islice((letter for letter in letters if wanted(letter.value)), limit))
+        letters = filter(wanted, _newest_first(reader, topic, backlog, partition))
+        yield from ((letter, backlog.topic_id) for letter in islice(letters, limit))
 
 
 def letters_in_order(
@@ -248,21 +248,13 @@ def letters_at(reader: RangeReader, topic: str, places: Iterable[Place]) -> Iter
             left = left[bisect_left(left, end) :]
 
 
-def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> DeadLetter | None:
-    """Return the letter at a position; None where none exists any more.
+def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLetter:
+    """Read the headers of a message on a topic of dead letters.
 
-    Raises:
-        BrokerUnavailableError: the broker does not answer.
+    Args:
+        received: the message.
+        with_value: include its value, which may be large.
     """
-    backlog = _everything(reader, topic)
-    if backlog is None or not backlog.log_starts.get(partition, 0) <= offset < backlog.ends.get(partition, 0):
-        return None
-    found = _between(reader, topic, backlog, partition, offset, offset + 1)
-    return msgspec.structs.replace(letter_of(found[0]), value=found[0].value) if found else None
-
-
-def letter_of(received: ConsumerRecord) -> DeadLetter:
-    """Read the headers of a message on a topic of dead letters; leaves out its value, which may be large."""
     texts = {name: _text_header(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
     original = [_text_header(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
@@ -276,6 +268,7 @@ def letter_of(received: ConsumerRecord) -> DeadLetter:
         key=as_text(received.key),
         size_bytes=len(received.value or b""),
         begins=as_text(received.value and received.value[:BEGINNING_BYTES]),
+        value=received.value if with_value else None,
     )
 
 

@@ -51,6 +51,7 @@ def _actions(tables: sa.MetaData) -> None:
         Col("who", sa.Text, nullable=False),
         Col("reason", sa.Text, nullable=False),
         Col("paused_at", UtcTime, nullable=False),
+        Col("sensors", Json, nullable=False),
     )
 
 
@@ -81,12 +82,14 @@ def _tables() -> sa.MetaData:
 
 
 def upgrade() -> None:
-    """Create the tables, and let positions of streams keep histograms."""
+    """Create the tables, and the columns of positions' histograms and of files that correct others."""
     _tables().create_all(op.get_bind(), checkfirst=False)
+    op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
 
 
 def downgrade() -> None:
     """Drop them."""
     op.drop_column("sink_positions", "seconds")
+    op.drop_column("files", "corrects")
     _tables().drop_all(op.get_bind(), checkfirst=False)
