@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "profile": "file_ingest.commands.profiles:register_profile",
     "dataset": "file_ingest.commands.datasets:register_dataset",
     "attachments": "attachments.commands:register_attachments",
-    "dlq": "cli.topics:register_dlq",
+    "dlq": "cli.dead_letters:register",
     "topics": "cli.topics:register_topics",
     "streams": "streams.commands:register_streams",
     "activity": "streams.commands:register_activity",

@@ -255,8 +255,8 @@ class FileIngest(Capability[FileIngestResources]):
         """Return the topics of file events."""
         topics = services.settings.topics
         return (
-            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor"),
-            ConsumedTopic(topics.file_events, "file_events_sensor"),
+            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor", dead_letters=topics.file_event_queue_dlq),
+            ConsumedTopic(topics.file_events, "file_events_sensor", dead_letters=topics.file_event_queue_dlq),
         )
 
     def purge_steps(self, services: FileIngestResources, now: datetime) -> Sequence[PurgeStep]:

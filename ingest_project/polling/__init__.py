@@ -129,7 +129,8 @@ class Polling(Capability[PollingResources]):
 
     def topics(self, services: PollingResources) -> tuple[ConsumedTopic, ...]:
         """Return the topic of polling jobs."""
-        return (ConsumedTopic(services.settings.topics.polling_queue, "polling_queue_sensor"),)
+        topics = services.settings.topics
+        return (ConsumedTopic(topics.polling_queue, "polling_queue_sensor", dead_letters=topics.polling_queue_dlq),)
 
     def read_work(self, services: PollingResources, *, detailed: bool) -> WorkState:
         """Count jobs by state, and those that a run works on."""
