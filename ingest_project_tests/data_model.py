@@ -158,6 +158,7 @@ TABLES = {
             "pinned": "True: the event said which version it means",
             "stands": "True: this version of its location counts",
             "replaced_by": "Key of the version that replaced it",
+            "corrects": "Key of the file that an operator corrected by uploading this one",
             "retry_group": "Files of a lost run are tried again in halves; the name of the half",
             "origin": "Whose share of a batch the file takes: the location that a job listed, or the folder",
             "landed_bytes": "Bytes in the landing store",
@@ -419,6 +420,7 @@ TABLES = {
             "who": "Who paused it",
             "reason": "Why, as the operator entered it",
             "paused_at": "When its sensors were stopped",
+            "sensors": "Names of the sensors that were stopped, a JSON list: these are started again",
         },
     ),
 }

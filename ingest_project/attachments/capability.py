@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.actions import REPLAY
 from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
 from ingest_project.attachments.storage import without_secrets
 from ingest_project.attachments.tables import (
@@ -162,6 +163,8 @@ class Attachments(Capability[AttachmentResources]):
         ),
     )
 
+    actions = (REPLAY,)
+
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
         del settings
@@ -172,14 +175,20 @@ class Attachments(Capability[AttachmentResources]):
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""
         settings = services.settings
-        events = ConsumedTopic(settings.topics.events_raw, "attachment_events_sensor")
+        events = ConsumedTopic(
+            settings.topics.events_raw, "attachment_events_sensor", dead_letters=settings.topics.events_raw_dlq
+        )
         if settings.attachments.event_source == "eventhub":
             hub = settings.eventhubs.topic or "Event Hubs"
             events = events._replace(topic=hub, cluster=lambda: _event_hub(services))
+        dead = settings.topics.downloads_dlq
         return (
             events,
-            ConsumedTopic(settings.topics.downloads_pending, "downloads_pending_sensor"),
-            *(ConsumedTopic(topic, "downloads_retry_sensor") for topic in settings.topics.downloads_retry),
+            ConsumedTopic(settings.topics.downloads_pending, "downloads_pending_sensor", dead_letters=dead),
+            *(
+                ConsumedTopic(topic, "downloads_retry_sensor", dead_letters=dead)
+                for topic in settings.topics.downloads_retry
+            ),
         )
 
     def read_work(self, services: AttachmentResources, *, detailed: bool) -> WorkState:

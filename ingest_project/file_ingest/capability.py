@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
+from ingest_project.file_ingest.actions import ACTIONS
 from ingest_project.file_ingest.baselines import correct_future_arrivals
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import (
@@ -223,6 +224,8 @@ class FileIngest(Capability[FileIngestResources]):
         file_amounts,
     )
 
+    actions = ACTIONS
+
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
         from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
@@ -252,8 +255,8 @@ class FileIngest(Capability[FileIngestResources]):
         """Return the topics of file events."""
         topics = services.settings.topics
         return (
-            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor"),
-            ConsumedTopic(topics.file_events, "file_events_sensor"),
+            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor", dead_letters=topics.file_event_queue_dlq),
+            ConsumedTopic(topics.file_events, "file_events_sensor", dead_letters=topics.file_event_queue_dlq),
         )
 
     def purge_steps(self, services: FileIngestResources, now: datetime) -> Sequence[PurgeStep]:

@@ -162,6 +162,8 @@ files = sa.Table(
     # True for the current version of its location: its rows count, or those of the file it duplicates.
     Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
     Col("replaced_by", sa.Text),
+    # The file that an operator corrected by uploading this one; its bytes are in the landing store alone.
+    Col("corrects", sa.Text),
     # Files of a lost run are retried in halves: each half has a name.
     Col("retry_group", sa.Text),
     # Origin for fair scheduling, see `file_ingest.file_queue`.

@@ -59,7 +59,7 @@ class ConsumedTopic(NamedTuple):
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
         skippable: an operator can skip offsets, as its messages enter a work queue one by one.
-        dead_letters: topic of its dead letters, where no setting names it.
+        dead_letters: topic of its dead letters; empty without one.
     """
 
     topic: str

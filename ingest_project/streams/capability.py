@@ -76,7 +76,12 @@ class Streams(Capability[DeclaredStreamResources]):
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
         topics = services.settings.topics
         return (
-            ConsumedTopic(topics.user_activity_events, "user_activity_events_sensor", skippable=False),
+            ConsumedTopic(
+                topics.user_activity_events,
+                "user_activity_events_sensor",
+                skippable=False,
+                dead_letters=topics.user_activity_events_dlq,
+            ),
             ConsumedTopic(topics.sales_events, "sales_events_sensor", skippable=False),
             *(
                 ConsumedTopic(one.topic, f"{one.name}_sensor", skippable=False, dead_letters=one.dlq)

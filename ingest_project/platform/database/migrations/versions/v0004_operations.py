@@ -51,6 +51,26 @@ def _actions(tables: sa.MetaData) -> None:
         Col("who", sa.Text, nullable=False),
         Col("reason", sa.Text, nullable=False),
         Col("paused_at", UtcTime, nullable=False),
+        Col("sensors", Json, nullable=False),
+    )
+
+
+def _baselines(tables: sa.MetaData) -> None:
+    """Statistics of ingested files."""
+    sa.Table(
+        "file_statistics",
+        tables,
+        Col("file_key", sa.Text, primary_key=True),
+        Col("dataset", sa.Text, nullable=False),
+        Col("source", sa.Text, nullable=False),
+        Col("sample_order", sa.Integer, nullable=False),
+        Col("arrived_at", UtcTime, nullable=False),
+        Col("rows_read", sa.BigInteger, nullable=False),
+        Col("rows_quarantined", sa.BigInteger, nullable=False),
+        Col("null_counts", Json, nullable=False),
+        Col("lateness_seconds", Double),
+        sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
+        sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
     )
 
 
@@ -111,25 +131,6 @@ def _drop_lookups() -> None:
             op.drop_index(f"{table}_by_key_hash", table)
 
 
-def _baselines(tables: sa.MetaData) -> None:
-    """Statistics of ingested files."""
-    sa.Table(
-        "file_statistics",
-        tables,
-        Col("file_key", sa.Text, primary_key=True),
-        Col("dataset", sa.Text, nullable=False),
-        Col("source", sa.Text, nullable=False),
-        Col("sample_order", sa.Integer, nullable=False),
-        Col("arrived_at", UtcTime, nullable=False),
-        Col("rows_read", sa.BigInteger, nullable=False),
-        Col("rows_quarantined", sa.BigInteger, nullable=False),
-        Col("null_counts", Json, nullable=False),
-        Col("lateness_seconds", Double),
-        sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
-        sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
-    )
-
-
 def _tables() -> sa.MetaData:
     tables = sa.MetaData()
     _actions(tables)
@@ -138,14 +139,16 @@ def _tables() -> sa.MetaData:
 
 
 def upgrade() -> None:
-    """Create the tables, and let positions of streams keep histograms."""
+    """Create the tables, and the columns of positions' histograms and of files that correct others."""
     _tables().create_all(op.get_bind(), checkfirst=False)
-    _create_lookups()
+    op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
+    _create_lookups()
 
 
 def downgrade() -> None:
     """Drop them."""
     _drop_lookups()
     op.drop_column("sink_positions", "seconds")
+    op.drop_column("files", "corrects")
     _tables().drop_all(op.get_bind(), checkfirst=False)
