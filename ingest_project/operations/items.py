@@ -290,7 +290,7 @@ def _dead_letter(
         found = connection.execute(sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
     if found is None:
         return None
-    letters = newest_letters(reader, found["topic"], MAX_LETTERS, lambda _value: True)
+    letters = (letter_of(one) for one, _ in newest_letters(reader, found["topic"], MAX_LETTERS, lambda _letter: True))
     letter = next((one for one in letters if one.original_location == str(position)), None)
     reason = (letter and letter.reason) or ""
     moment = Moment(found["created_at"], f"message {position}", "dead-lettered", reason or f"on {found['topic']}")
