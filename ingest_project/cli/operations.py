@@ -29,6 +29,7 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import printable
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
@@ -247,7 +248,9 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     home = settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
     if not (home / "dagster.yaml").is_file():
         raise SettingsError(f"There is no dagster.yaml in {home}. Start it (ingest dev) or set DAGSTER_HOME.")
-    os.environ.setdefault("DAGSTER_POSTGRES_URL", settings.dagster.postgres_url.get_secret_value())
+    url = settings.dagster.postgres_url
+    if not isinstance(url, SecretReference):
+        os.environ.setdefault("DAGSTER_POSTGRES_URL", url.get_secret_value())
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
 

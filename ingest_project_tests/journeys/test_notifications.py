@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
+from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Settings
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.contracts.test_storage_events import grid_event, s3_record
@@ -29,7 +30,9 @@ class Notifications:
     """What S3 itself sends of a bucket, by a queue."""
 
     def __init__(self, options: S3Options, backend: S3Backend) -> None:
-        session = boto3.Session(options.access_key_id, options.secret_access_key, region_name=options.region)
+        session = boto3.Session(
+            options.access_key_id, text_of(options.secret_access_key or ""), region_name=options.region
+        )
         self.client: Any = session.client("sqs", endpoint_url=options.endpoint_url)
         self.queue = self.client.create_queue(QueueName=backend.bucket)["QueueUrl"]
         name = self.client.get_queue_attributes(QueueUrl=self.queue, AttributeNames=["QueueArn"])
@@ -117,14 +120,15 @@ def test_of_a_bucket_that_keeps_versions_the_last_one_counts_though_its_content_
     before, between = readings(3), readings(5, "device-2")
     for minute, content in enumerate((before, between, before)):
         put = backend.client.put_object(Bucket=backend.bucket, Key="in/a.csv", Body=content.encode())
-        found = {"eTag": put["ETag"].strip('"'), "versionId": put["VersionId"], "size": len(content)}
-        record = s3_record("in/a.csv", **found) | {"eventTime": f"2026-01-15T10:{minute:02d}:00Z"}
+        etag, version = put["ETag"].strip('"'), put["VersionId"]
+        record = s3_record("in/a.csv", eTag=etag, versionId=version, size=len(content))
+        record["eventTime"] = f"2026-01-15T10:{minute:02d}:00Z"
         record["s3"]["bucket"]["name"] = backend.bucket
         system.send(system.settings.topics.file_event_queue, {"Records": [record]})
         system.drive()
     assert len(system.services.files.list()) == 3
     (standing,) = (record for record in system.services.files.list() if record.stands)
-    assert standing.event.metadata == {"s3_version_id": found["versionId"]}
+    assert standing.event.metadata == {"s3_version_id": version}
     totals = system.services.files.row_totals("sensor_readings")
     assert totals.accepted == 3
 
