@@ -61,6 +61,7 @@ class _Kept:
     next_check: float = 0.0
     refused_at: float | None = None
     failing: bool = False
+    is_being_read: bool = False
     checks: set[Callable[[str], object]] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -70,17 +71,22 @@ class _Kept:
         Raises:
             SettingsError: it was never read, and cannot be.
         """
-        if self.value is not None and time.monotonic() < self.next_check:
-            return self.value
-        # While one thread reads again, the others go on with the value that is there.
-        if self.lock.acquire(blocking=self.value is None):
-            try:
-                if self.value is None or time.monotonic() >= self.next_check:
+        if self.value is None or time.monotonic() >= self.next_check:
+            with self.lock:
+                if self.value is None or self.reference.startswith(FILE):
                     self.read()
-            finally:
-                self.lock.release()
+                elif not self.is_being_read:
+                    # A vault may take its time, and whoever needs the value goes on with the last one.
+                    self.is_being_read = True
+                    threading.Thread(target=self._read_in_background, daemon=True).start()
         assert self.value is not None  # noqa: S101 - `read` raises otherwise
         return self.value
+
+    def _read_in_background(self) -> None:
+        try:
+            self.read()
+        finally:
+            self.is_being_read = False
 
     def read(self) -> None:
         """Read the value; a failure keeps the last one."""
@@ -209,6 +215,11 @@ def set_ttl(seconds: float) -> None:
 def renewed(secret: str | SecretStr | None, used: str) -> bool:
     """Read a secret again because a server refused its value; return whether it is another one now."""
     return isinstance(secret, SecretReference) and secret.refused(used)
+
+
+def is_in_vault(secret: SecretStr | None) -> bool:
+    """Return True for a secret of a vault, which is not asked before its value is needed."""
+    return isinstance(secret, SecretReference) and not secret.reference.startswith(FILE)
 
 
 def text_of(value: str | SecretStr) -> str:

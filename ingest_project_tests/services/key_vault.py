@@ -20,12 +20,14 @@ class KeyVaultServer:
         versions: of each secret, the oldest first.
         reads: paths of the secrets that were given.
         is_away: whether it answers 503.
+        refused: how often it has.
     """
 
     def __init__(self, folder: Path) -> None:
         self.versions: dict[str, list[str]] = {}
         self.reads: list[str] = []
         self.is_away = False
+        self.refused = 0
         certificates = made_certificates(folder)
         self.authority = certificates.authority
         self._http = HttpServer(self._respond)
@@ -46,6 +48,7 @@ class KeyVaultServer:
             challenge = f'Bearer authorization="https://login.example.com/tenant", resource="{resource}"'
             return Answer(401, {"WWW-Authenticate": challenge}, b"")
         if self.is_away:
+            self.refused += 1
             return _answer(503, {"error": {"code": "ServerBusy", "message": "Come back later."}})
         _, _, name, *version = request.path.rstrip("/").split("/")
         known = self.versions.get(name, [])

@@ -30,7 +30,7 @@ from pydantic_settings import (
 )
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.secrets import FILE, VAULTS, SecretReference, file_text, holds_secrets, is_secret, set_ttl
+from ingest_project.core.secrets import FILE, SecretReference, file_text, holds_secrets, is_in_vault, is_secret, set_ttl
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -52,6 +52,7 @@ from ingest_project.core.settings.platform import (
     KafkaSettings,
     LoggingSettings,
     MonitorSettings,
+    OidcSettings,
     RetentionSettings,
     RetrySettings,
     SchemaRegistrySettings,
@@ -122,6 +123,7 @@ class Settings(Section):
     user_activity: UserActivitySettings = UserActivitySettings()
     crm: CrmSettings = CrmSettings()
     monitor: MonitorSettings = MonitorSettings()
+    oidc: OidcSettings = OidcSettings()
     retries: RetrySettings = RetrySettings()
     backpressure: BackpressureSettings = BackpressureSettings()
     alerts: AlertSettings = AlertSettings()
@@ -462,7 +464,7 @@ def _require_two_databases(settings: Settings) -> None:
     """Reject one database for both: warehouse and Dagster each keep their version in a table of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
     # A vault is not asked for them before one is needed.
-    if any(isinstance(url, SecretReference) and url.reference.startswith(tuple(VAULTS)) for url in urls):
+    if any(map(is_in_vault, urls)):
         return
     warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)
     if warehouse is not None and warehouse == dagster:
