@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from ingest_project.core.secrets import SecretReference, is_in_vault
 from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 
 SHORTEST_TOKEN = 16
@@ -18,7 +19,14 @@ THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
 def _strong(token: SecretStr | None) -> SecretStr | None:
-    text = token.get_secret_value() if token else ""
+    if isinstance(token, SecretReference):
+        token.require(_require_strong)
+    elif token:
+        _require_strong(token.get_secret_value())
+    return token
+
+
+def _require_strong(text: str) -> None:
     if text and (len(text) < SHORTEST_TOKEN or len(set(text)) < FEWEST_CHARACTERS):
         raise ValueError(
             f"it can be guessed; it needs at least {SHORTEST_TOKEN} characters, {FEWEST_CHARACTERS} of them different. "
@@ -26,7 +34,6 @@ def _strong(token: SecretStr | None) -> SecretStr | None:
         )
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("it must be of printable ASCII characters without spaces, as a header has to carry it")
-    return token
 
 
 class KafkaSettings(Section):
@@ -293,7 +300,8 @@ class MonitorSettings(Section):
     @field_validator("operator_token")
     @classmethod
     def _is_another(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if token and token == info.data.get("token"):
+        other = info.data.get("token")
+        if token and not is_in_vault(token) and not is_in_vault(other) and token == other:
             raise ValueError("it must differ from INGEST_MONITOR_TOKEN, or every viewer could act")
         return token
 
