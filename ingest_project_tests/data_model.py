@@ -365,6 +365,46 @@ TABLES = {
         "SELECT source, counted_until FROM metric_progress",
         {"source": "Name of what is counted", "counted_until": "Everything that ended before is counted"},
     ),
+    "operator_actions": Described(
+        "One action of an operator, written before it changes anything and completed afterwards.",
+        "SELECT started_at, who, action, reason, done, failed FROM operator_actions ORDER BY started_at DESC",
+        {
+            "action_id": "Chosen before the action: a request that is sent twice is performed once",
+            "action": "Name of the action, e.g. `replay-attachments`",
+            "who": "User and host on the command line, the name of the viewer in the browser",
+            "reason": "Why, as the operator entered it",
+            "parameters": "Values of the action's parameters, by name",
+            "item_limit": "Most items that it was to act on",
+            "started_at": "When it began",
+            "finished_at": "When it ended; null while it is going on, and for ever where it was killed",
+            "outcome": "`started`, `done`, `partly done` or `failed`",
+            "selected": "Number of items that it was to act on",
+            "remaining": "Number of items that matched beyond the limit",
+            "done": "Number of items that it acted on",
+            "failed": "Number of items that it could not act on",
+            "detail": "What else it says of its result",
+        },
+    ),
+    "operator_action_items": Described(
+        "One item of an action of an operator.",
+        "SELECT item_key, outcome, reason FROM operator_action_items WHERE action_id = '0f3a' ORDER BY item_key",
+        {
+            "action_id": "The action",
+            "item_key": "Key of the item, e.g. of a file",
+            "outcome": "`done` or `failed`; null until the action has ended",
+            "reason": "Why it failed",
+        },
+    ),
+    "paused_capabilities": Described(
+        "One capability that an operator has paused.",
+        "SELECT capability, who, reason, paused_at FROM paused_capabilities",
+        {
+            "capability": "Name of the capability, as `INGEST_DISABLED_CAPABILITIES` takes it",
+            "who": "Who paused it",
+            "reason": "Why, as the operator entered it",
+            "paused_at": "When its sensors were stopped",
+        },
+    ),
 }
 
 DELTA_TABLES = {

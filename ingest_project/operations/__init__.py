@@ -54,6 +54,15 @@ metric_progress = sa.Table(
     Col("source", sa.Text, primary_key=True),
     Col("counted_until", UtcTime, nullable=False),
 )
+# Capabilities whose sensors an operator has stopped together.
+paused_capabilities = sa.Table(
+    "paused_capabilities",
+    metadata,
+    Col("capability", sa.Text, primary_key=True),
+    Col("who", sa.Text, nullable=False),
+    Col("reason", sa.Text, nullable=False),
+    Col("paused_at", UtcTime, nullable=False),
+)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)
 # An end is stamped just before its transaction commits: one that has written for longer has not stamped anything yet.

@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
@@ -336,6 +337,7 @@ class Capability(Generic[Services_contra]):
     metrics: tuple[Metric, ...] = ()
     gauges: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
+    actions: tuple[Action[Services_contra], ...] = ()
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""
