@@ -6,7 +6,7 @@ running totals in the database and from the broker, so they continue after a res
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,7 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from ingest_project.core.settings.alerts import CONDITIONS
 from ingest_project.operations import CAPABILITIES, Series, SystemResources
+from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import BEYOND, LATENCY, LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Capability
@@ -48,6 +50,8 @@ class SystemCollector(Collector):
             yield from _dagster(dagster, snapshot.at)
         if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
+        if alerts := snapshot.alerts.present:
+            yield from _alerts(alerts)
         if disk := snapshot.disk.present:
             meaning = "Free space on the fullest of the disks that this machine writes to."
             yield GaugeMetricFamily("ingest_disk_free_bytes", meaning, value=disk.free_bytes)
@@ -70,6 +74,22 @@ def _parts(snapshot: SystemSnapshot) -> Iterator[Metric]:
         polls.add_metric([name], sample.took_seconds)
     yield up
     yield polls
+
+
+def _alerts(alerts: AlertState) -> Iterator[Metric]:
+    opened = GaugeMetricFamily("ingest_open_incidents", "Incidents that are open.", labels=["condition"])
+    numbers = Counter(incident.condition for incident in alerts.incidents)
+    for condition in CONDITIONS:
+        opened.add_metric([condition], numbers[condition])
+    yield opened
+    waiting = GaugeMetricFamily(
+        "ingest_alert_messages_failing",
+        "Alerts that a channel did not accept, and that are sent again.",
+        labels=["channel"],
+    )
+    for one in alerts.failing_channels:
+        waiting.add_metric([one.channel], one.waiting)
+    yield waiting
 
 
 def _counters(totals: Mapping[Series, float]) -> Iterator[Metric]:

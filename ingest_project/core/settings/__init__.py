@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.settings.alerts import AlertSettings
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -44,7 +45,6 @@ from ingest_project.core.settings.capabilities import (
     UserActivitySettings,
 )
 from ingest_project.core.settings.platform import (
-    AlertSettings,
     BackpressureSettings,
     DagsterSettings,
     DeltaSettings,
