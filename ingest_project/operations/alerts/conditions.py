@@ -275,7 +275,7 @@ def _lag_growth(view: _View) -> Iterator[Finding] | None:
             grows = len(known) == len(values) and all(a < b for a, b in zip(known, [*known[1:], waiting], strict=True))
             if grows and waiting >= (policy.threshold or 0):
                 summary = (
-                    f"The lag of {lag.topic} has been growing for {length_of(window)}: "
+                    f"The lag of {lag.topic} has been growing for {_span(window)}: "
                     f"from {known[0]:,.0f} to {counted(waiting, 'message')}."
                 )
                 yield view.finding(subject, summary, value=waiting)
@@ -306,7 +306,7 @@ def _dead_letters(view: _View) -> Iterator[Finding] | None:
             # A topic that was created again counts from nothing.
             new = letters.written - (before if before is not None and before <= letters.written else 0)
             if new and new >= (policy.threshold or 0):
-                summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {length_of(window)}."
+                summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {_span(window)}."
                 yield view.finding(subject, summary, value=new)
 
     return found()
@@ -326,7 +326,7 @@ def _quarantine(view: _View) -> Iterator[Finding] | None:
                 continue
             summary = (
                 f"{refusals.share:.0%} of {_named(dataset, source)} were refused in "
-                f"{length_of(timedelta(seconds=policy.window_seconds or 0))}: "
+                f"{_span(timedelta(seconds=policy.window_seconds or 0))}: "
                 f"{refusals.refused_files:,} of {counted(refusals.files, 'file')}, "
                 f"{refusals.quarantined_rows:,} of {counted(refusals.rows, 'row')} of the others."
             )
@@ -416,6 +416,10 @@ def _declarations(view: _View) -> Iterator[Finding] | None:
         for name, work in warehouse.work.items()
         if work.problems
     )
+
+
+def _span(window: timedelta) -> str:
+    return length_of(window).removesuffix(" 0 s")
 
 
 def _named(dataset: str, source: str) -> str:
