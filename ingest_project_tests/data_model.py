@@ -112,6 +112,20 @@ TABLES = {
             "stddev": "Sample standard deviation, in the unit of the readings; null for one reading",
         },
     ),
+    "file_statistics": Described(
+        "What [baselines](monitoring.md#baselines) compare: one ingested file of recent weeks.",
+        "SELECT source, count(*), avg(rows_read) FROM file_statistics GROUP BY source",
+        {
+            "dataset": "Dataset of the file",
+            "source": "Its folder, with `*` for dates and numbers",
+            "sample_order": "Random, the same for the same file: the first ones of a source are a sample",
+            "arrived_at": "When the file first entered the work queue",
+            "rows_read": "Rows of the file, bad ones too",
+            "rows_quarantined": "Those in quarantine",
+            "null_counts": "Nulls in accepted rows by column; columns without any are left out",
+            "lateness_seconds": "From the last change of the file to its announcement; null where that time is unknown",
+        },
+    ),
     "quarantined_rows": Described(
         "One row of an otherwise accepted file that broke the contract. A file that is refused whole has its "
         "reason in `files`.",
@@ -242,6 +256,8 @@ TABLES = {
             "first_offset": "Where reading began",
             "next_offset": "The first offset that is not stored",
             "outcome": "Number of messages by outcome",
+            "seconds": "Histograms of latency and processing time: observations by metric and bucket, and sums in "
+            "seconds",
             "updated_at": "When the position moved last",
             "attempts": "Runs in a row that did not move the position",
             "run_id": "The run that stores the partition now",

@@ -95,16 +95,22 @@ class Attachments(Capability[AttachmentResources]):
     name = "attachments"
     queues = (EVENT_QUEUE, ATTACHMENT_QUEUE)
     metrics = (
-        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted."),
+        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted.", unit="events"),
         Metric(
             ATTACHMENTS,
             ("outcome",),
-            "Attachments that ended.",
+            "Attachments that ended: stored or failed.",
             tuple((state,) for state in finished_states(AttachmentState)),
+            unit="attachments",
         ),
-        Metric(DOWNLOADS, ("status", "attempt"), "Download attempts, by how they ended and which attempt it was."),
-        Metric(DOWNLOAD_FAILURES, ("reason",), "Download attempts that failed, by class of error."),
-        Metric(UPLOADED_BYTES, ("domain",), "Bytes of attachments stored."),
+        Metric(
+            DOWNLOADS,
+            ("status", "attempt"),
+            "Download attempts by end (success, failed_transient, failed_permanent) and number of the attempt.",
+            unit="attempts",
+        ),
+        Metric(DOWNLOAD_FAILURES, ("reason",), "Download attempts that failed, by class of error.", unit="attempts"),
+        Metric(UPLOADED_BYTES, ("domain",), "Bytes of attachments stored.", unit="bytes"),
     )
     counted = (
         *counted_by_state(EVENT_QUEUE, (attachment_events.c.state,), event_amounts),

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
+from ingest_project.file_ingest.baselines import correct_future_arrivals
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.tables import FileState, asset_of, files, partitions_of
+from ingest_project.file_ingest.tables import FileState, asset_of, file_statistics, files, partitions_of
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -133,19 +134,43 @@ class FileIngest(Capability[FileIngestResources]):
     name = "file_ingest"
     queues = (QUEUE,)
     metrics = (
-        Metric(FILES, ("outcome",), "Files that ended.", tuple((state,) for state in finished_states(FileState))),
         Metric(
-            ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
+            FILES,
+            ("outcome",),
+            "Files that ended: ingested, quarantined, duplicate, failed, superseded or replaced.",
+            tuple((state,) for state in finished_states(FileState)),
+            unit="files",
         ),
-        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by the dataset they belong to."),
-        Metric(DATASET_ROWS, ("dataset", "outcome"), "Rows of ingested files, by dataset, accepted or quarantined."),
-        Metric(DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones."),
-        Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
-        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
+        Metric(
+            ROWS,
+            ("outcome",),
+            "Rows of ingested files, accepted or quarantined.",
+            (("accepted",), ("quarantined",)),
+            unit="rows",
+        ),
+        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by dataset.", unit="files"),
+        Metric(
+            DATASET_ROWS,
+            ("dataset", "outcome"),
+            "Rows of ingested files by dataset, accepted or quarantined.",
+            unit="rows",
+        ),
+        Metric(
+            DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones.", unit="files"
+        ),
+        Metric(
+            LANDED_BYTES,
+            (),
+            "Bytes of finished files in the landing store, each time they were ingested.",
+            ((),),
+            unit="bytes",
+        ),
+        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke.", unit="files"),
         Metric(
             QUARANTINED_ROWS,
             ("rule",),
             "Rows of ingested files that were quarantined, by broken rule; one row may break several.",
+            unit="rows",
         ),
     )
     counted = counted_by_state(
@@ -192,7 +217,7 @@ class FileIngest(Capability[FileIngestResources]):
         )
 
     def purge_steps(self, services: FileIngestResources, now: datetime) -> Sequence[PurgeStep]:
-        """Find landed bytes that belong only to files that succeeded long ago."""
+        """Find landed bytes of files that all succeeded long ago, and statistics that no baseline reads."""
         sha256s = _unneeded_contents(services.engine, now - timedelta(days=services.settings.retention.landing_days))
 
         def remove() -> None:
@@ -202,7 +227,10 @@ class FileIngest(Capability[FileIngestResources]):
                 for part in in_parts(sha256s):
                     connection.execute(sa.update(files).where(files.c.sha256.in_(part)).values(landed_bytes=None))
 
-        return [PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove)]
+        return [
+            PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove),
+            _expired_statistics(services.engine, now - timedelta(weeks=services.settings.file_ingest.baseline_weeks)),
+        ]
 
     def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the files of a trace."""
@@ -212,7 +240,9 @@ class FileIngest(Capability[FileIngestResources]):
 
     def correct_future_times(self, services: FileIngestResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
-        return services.files.correct_future_times(now, skew_seconds)
+        with writing(services.engine) as connection:
+            arrived = correct_future_arrivals(connection, now, now + timedelta(seconds=skew_seconds))
+        return services.files.correct_future_times(now, skew_seconds) + arrived
 
 
 def _first_rule(row: sa.RowMapping) -> str:
@@ -234,6 +264,19 @@ def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
     )
     with reading(engine) as connection:
         return list(connection.execute(query).scalars())
+
+
+def _expired_statistics(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
+    expired = file_statistics.c.arrived_at < cutoff
+    with reading(engine) as connection:
+        number = connection.execute(sa.select(sa.func.count()).where(expired)).scalar_one()
+        examples = connection.execute(sa.select(file_statistics.c.file_key).where(expired).limit(SHOWN)).scalars().all()
+
+    def remove() -> None:
+        with writing(engine) as connection:
+            connection.execute(sa.delete(file_statistics).where(expired))
+
+    return PurgeStep("statistics of files", number, examples, remove)
 
 
 def _history(row: sa.RowMapping) -> Iterator[Moment]:

@@ -97,6 +97,27 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
 
+# What baselines compare: one row for each ingested file, see `file_ingest.baselines`.
+file_statistics = sa.Table(
+    "file_statistics",
+    metadata,
+    Col("file_key", sa.Text, primary_key=True),
+    Col("dataset", sa.Text, nullable=False),
+    Col("source", sa.Text, nullable=False),
+    # Random, but the same for the same file: the first ones of a source are a sample of all its files.
+    Col("sample_order", sa.Integer, nullable=False),
+    # When the file first entered the work queue.
+    Col("arrived_at", UtcTime, nullable=False),
+    Col("rows_read", sa.BigInteger, nullable=False),
+    Col("rows_quarantined", sa.BigInteger, nullable=False),
+    # Nulls in accepted rows by column; columns without any are left out.
+    Col("null_counts", Json, nullable=False),
+    # From the last change of the file to its announcement; null where the time of the change is unknown.
+    Col("lateness_seconds", Double),
+    sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
+    sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
+)
+
 # The file whose rows represent a content: the same bytes under another name that mean the same count once.
 contents = sa.Table(
     "contents",

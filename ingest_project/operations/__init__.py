@@ -21,7 +21,7 @@ from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.capability import Attachments
 from ingest_project.file_ingest.capability import FileIngest
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.platform.capability import Capability, CountedTable
+from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
 from ingest_project.polling import Polling
@@ -73,6 +73,8 @@ KEPT_MINUTES = 8 * 24 * 60
 # Of one counter: senders choose some label values, and must not create any number of series.
 MOST_SERIES = 60
 OTHER = "other"
+# Their labels are names of pipelines and buckets, which no sender chooses.
+BOUNDED = frozenset(metric.bucket for metric in HISTOGRAMS)
 Series = tuple[str, tuple[str, ...]]
 """The name of a counter and the values of its labels."""
 
@@ -245,7 +247,7 @@ def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[
     stored_as = {}
     for name, labels in sorted(wanted):
         text = json.dumps(labels)
-        if text not in known[name] and len(known[name]) >= MOST_SERIES:
+        if text not in known[name] and len(known[name]) >= MOST_SERIES and name not in BOUNDED:
             text = json.dumps((*labels[:-1], OTHER))
         known[name].add(text)
         stored_as[name, labels] = (name, text)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
 UNFINISHED = ("pending", *IN_PROGRESS)
 
-LATENCY = "ingest_event_to_stored_seconds"
-LATENCY_SUM = f"{LATENCY}_sum"
-LATENCY_BUCKET = f"{LATENCY}_bucket"
 # Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
@@ -235,19 +232,58 @@ class WorkState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metric(NamedTuple):
-    """A counter or gauge of a capability.
+    """The one definition of a metric: its exposition, documentation and the check of dashboards follow from it.
 
     Args:
         name: without the suffix `_total`.
         labels: names of its labels.
         meaning: one sentence.
         initial: label values of series that exist from the start: a rate misses the first value of one that appears.
+        kind: Prometheus type. The values of counters and histograms are running totals.
+        unit: of its values, in the plural.
     """
 
     name: str
     labels: tuple[str, ...]
     meaning: str
     initial: tuple[tuple[str, ...], ...] = ()
+    kind: Literal["counter", "gauge", "histogram"] = "counter"
+    unit: str = ""
+
+    @property
+    def bucket(self) -> str:
+        """The running total of the observations in one bucket of a histogram; not cumulative."""
+        return f"{self.name}_bucket"
+
+    @property
+    def sum(self) -> str:
+        """The running total of the observed seconds of a histogram."""
+        return f"{self.name}_sum"
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names of its series in Prometheus."""
+        if self.kind == "histogram":
+            return (self.bucket, self.sum, f"{self.name}_count")
+        return (f"{self.name}_total",) if self.kind == "counter" else (self.name,)
+
+
+EVENT_TO_STORED = Metric(
+    "ingest_event_to_stored_seconds",
+    ("pipeline",),
+    "From the Kafka message to the end of what it requests; a file that is ingested again counts from its first one.",
+    kind="histogram",
+    unit="seconds",
+)
+PROCESSING = Metric(
+    "ingest_processing_seconds",
+    ("pipeline",),
+    "From the begin of the work to its end: of a file with the batch that a run began with it, of an attachment with "
+    "its last attempt, of a stream for each batch of messages that is stored together.",
+    kind="histogram",
+    unit="seconds",
+)
+HISTOGRAMS = (EVENT_TO_STORED, PROCESSING)
 
 
 class Amount(NamedTuple):
@@ -335,7 +371,6 @@ class Capability(Generic[Services_contra]):
     name: str
     queues: tuple[QueueView, ...] = ()
     metrics: tuple[Metric, ...] = ()
-    gauges: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
     actions: tuple[Action[Services_contra], ...] = ()
 
@@ -474,19 +509,24 @@ def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
 
 def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
     """Return the columns that `latency` reads."""
-    return (table.c.kafka_timestamp, table.c.created_at, table.c.finished_at)
+    return (table.c.kafka_timestamp, table.c.created_at, table.c.started_at, table.c.finished_at)
 
 
 def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished entry adds to the histogram of seconds from Kafka message to stored."""
-    # A message without a timestamp of its own counts from when it was read.
-    began = row["kafka_timestamp"] or row["created_at"]
-    if row["finished_at"] is None:
+    """Yield what a finished entry adds to the histograms of latency and of processing time."""
+    ended = row["finished_at"]
+    if ended is None:
         return
-    # Clocks of producers may be ahead of ours.
-    seconds = max(0.0, (row["finished_at"] - began).total_seconds())
-    yield Amount(LATENCY_BUCKET, (pipeline, latency_bucket(seconds)), 1)
-    yield Amount(LATENCY_SUM, (pipeline,), seconds)
+    # A message without a timestamp of its own counts from when it was read.
+    for metric, began in (
+        (EVENT_TO_STORED, row["kafka_timestamp"] or row["created_at"]),
+        (PROCESSING, row["started_at"]),
+    ):
+        if began is not None:
+            # Clocks of producers may be ahead of ours.
+            seconds = max(0.0, (ended - began).total_seconds())
+            yield Amount(metric.bucket, (pipeline, latency_bucket(seconds)), 1)
+            yield Amount(metric.sum, (pipeline,), seconds)
 
 
 def latency_bucket(seconds: float) -> str:

@@ -59,10 +59,16 @@ class Polling(Capability[PollingResources]):
     name = "polling"
     queues = (QUEUE,)
     metrics = (
-        Metric(JOBS, ("status",), "Polling jobs that ended.", tuple((state,) for state in finished_states(JobState))),
-        Metric(FILES_PUBLISHED, ("source_type",), "Files that polling jobs found and published."),
+        Metric(
+            JOBS,
+            ("status",),
+            "Polling jobs that ended: done or failed.",
+            tuple((state,) for state in finished_states(JobState)),
+            unit="jobs",
+        ),
+        Metric(FILES_PUBLISHED, ("source_type",), "Files that polling jobs found and published.", unit="files"),
+        Metric(ACTIVE_JOBS, (), "Polling jobs that a run works on or was requested for.", kind="gauge", unit="jobs"),
     )
-    gauges = (Metric(ACTIVE_JOBS, (), "Polling jobs that a run works on or was requested for."),)
     counted = counted_by_state(
         QUEUE, (polling_jobs.c.state, polling_jobs.c.source_type, polling_jobs.c.files_published), job_amounts
     )

@@ -30,7 +30,7 @@ from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.delta.queries import rows_of_trace
 from ingest_project.streams.engine import is_failing
-from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
+from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
 from ingest_project.streams.resources import DeclaredStreamResources
 
 if TYPE_CHECKING:
@@ -49,13 +49,17 @@ class Streams(Capability[DeclaredStreamResources]):
     """Topics to tables, each Kafka offset exactly once: user activity, CRM, and declared ones."""
 
     name = "streams"
-    metrics = (Metric(STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams, by their outcome."),)
-    gauges = (
-        Metric(UNIDENTIFIED, (), "CRM messages that are stored apart and not identified."),
+    metrics = (
+        Metric(STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams, by their outcome.", unit="messages"),
+        Metric(
+            UNIDENTIFIED, (), "CRM messages that are stored apart and not identified.", kind="gauge", unit="messages"
+        ),
         Metric(
             FAILED_ATTEMPTS,
             ("topic", "partition"),
             "Runs in a row that did not move a partition of a stream, one that is under way included.",
+            kind="gauge",
+            unit="runs",
         ),
     )
 
@@ -113,9 +117,10 @@ class Streams(Capability[DeclaredStreamResources]):
         )
 
     def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
-        """Yield the messages of all streams: their positions keep totals of their own."""
-        for labels, number in message_counts(connection).items():
-            yield Amount(STREAM_MESSAGES, labels, number)
+        """Yield the messages of all streams, and their histograms: their positions keep totals of their own."""
+        messages, seconds = message_totals(connection)
+        yield from (Amount(STREAM_MESSAGES, labels, number) for labels, number in messages.items())
+        yield from (Amount(series[0], series[1:], value) for series, value in seconds.items())
 
     def failures(self, connection: sa.Connection, limit: int) -> Iterator[Failure]:
         """Yield partitions whose last run failed, and the lost offsets that were found last."""

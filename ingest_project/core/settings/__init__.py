@@ -51,6 +51,7 @@ from ingest_project.core.settings.platform import (
     KafkaSettings,
     LoggingSettings,
     MonitorSettings,
+    OidcSettings,
     RetentionSettings,
     RetrySettings,
     SchemaRegistrySettings,
@@ -119,6 +120,7 @@ class Settings(Section):
     user_activity: UserActivitySettings = UserActivitySettings()
     crm: CrmSettings = CrmSettings()
     monitor: MonitorSettings = MonitorSettings()
+    oidc: OidcSettings = OidcSettings()
     retries: RetrySettings = RetrySettings()
     backpressure: BackpressureSettings = BackpressureSettings()
     alerts: AlertSettings = AlertSettings()

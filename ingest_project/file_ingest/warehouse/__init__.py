@@ -152,6 +152,14 @@ class WarehouseTransaction(Protocol):
                 rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows), drifted.
         """
 
+    def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
+        """Store the statistics of ingested files, which replace those of an earlier attempt.
+
+        Args:
+            statistics: the columns of `file_statistics`, `null_counts` as JSON text.
+            without: keys of files that are not ingested: they have none.
+        """
+
 
 class RowsElsewhere(Protocol):
     """The accepted rows of a dataset outside the database, written in one commit before the database's own."""

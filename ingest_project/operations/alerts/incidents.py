@@ -376,7 +376,8 @@ def claim(engine: sa.Engine, channel: str, now: datetime) -> Claimed:
         sa.select(alert_messages, *(column for column in incidents.c if column.name not in {"incident_id", "state"}))
         .join(incidents, incidents.c.incident_id == columns.incident_id)
         .where(columns.channel == channel, columns.state == WAITING)
-        .order_by(columns.created_at, columns.incident_id, columns.kind)
+        # Critical ones first.
+        .order_by(columns.created_at, incidents.c.severity, incidents.c.name, columns.kind)
         .with_for_update(of=alert_messages, skip_locked=True)
     )
     claimed = Claimed(engine, channel, [])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ingest_project.core.errors import IngestError, SettingsError
@@ -20,21 +19,14 @@ from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
 from ingest_project.operations.alerts.channels import require_usable
 from ingest_project.operations.alerts.watch import AlertWatch, Watcher
-from ingest_project.operations.dashboard.auth import (
-    COOKIE,
-    SESSION_SECONDS,
-    Gate,
-    Guarded,
-    TooManyAttemptsError,
-    address_of,
-    cookie_of,
-    is_loopback,
-)
+from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
-from ingest_project.operations.dashboard.rendering import page_file, render, root_of
+from ingest_project.operations.dashboard.rendering import page_file, render
+from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
+from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -43,8 +35,6 @@ if TYPE_CHECKING:
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
 FIRST_POLL_OF_PAGE_SECONDS = 1.0
-MAX_FORM_BYTES = 4_096
-FORM_SECONDS = 10.0
 # Time for requests in progress once the server is stopped.
 GRACE_SECONDS = 3
 STATIC = {
@@ -64,10 +54,9 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         settings: of the system, with the token.
         local_only: answer only requests that were addressed to this machine's own names.
     """
-    token = settings.monitor.token
-    gate = Gate(token.get_secret_value() if token else "")
+    gate = Gate.of(settings, local_only=local_only)
     console = Console(Monitor(settings))
-    answers = Answers(console, gate)
+    answers = Answers(console)
     pages = [route for routes in PAGE_ROUTES for route in routes(console)]
     routes = [
         Route("/", answers.page),
@@ -75,13 +64,12 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         Route("/metrics", answers.metrics),
         Route("/healthz", answers.alive),
         Route("/readyz", answers.ready),
-        Route("/login", answers.login_form, methods=["GET"]),
-        Route("/login", answers.login, methods=["POST"]),
-        Route("/logout", answers.logout, methods=["POST"]),
         Route("/static/{name}", answers.static),
+        *SignInPages(settings, gate).routes(),
         *pages,
     ]
-    return Guarded(Starlette(routes=routes, lifespan=answers.polling), gate, local_only=local_only)
+    app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
+    return Guarded(app, gate, local_only=local_only, actions_per_minute=settings.monitor.actions_per_minute)
 
 
 def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:
@@ -101,7 +89,7 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
 
     require_protection(settings, host, insecure=insecure)
     require_usable(settings)
-    app = monitor_app(settings, local_only=is_loopback(host) and not settings.monitor.token)
+    app = monitor_app(settings, local_only=is_loopback(host) and not _is_protected(settings))
     listener = _listen(host, port)
     # Its own log would have another format, and a line for every request.
     config = uvicorn.Config(
@@ -117,21 +105,20 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
 
 def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:
     """Raise SettingsError where everybody on the network could read the monitor."""
-    if is_loopback(host) or settings.monitor.token or insecure:
+    if is_loopback(host) or _is_protected(settings) or insecure:
         return
     raise SettingsError(
-        f"The monitor would be open to everybody who reaches {host}. "
-        "Set INGEST_MONITOR_TOKEN, or pass --insecure where something else protects it."
+        f"The monitor would be open to everybody who reaches {host}. Set INGEST_MONITOR_TOKEN, "
+        "INGEST_MONITOR_OPERATOR_TOKEN or INGEST_OIDC_ISSUER, or pass --insecure where something else protects it."
     )
 
 
 class Answers:
-    """One method for each route of the dashboard, its data, metrics, health and the login."""
+    """One method for each route of the dashboard, its data, metrics and health."""
 
-    def __init__(self, console: Console, gate: Gate) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._monitor = monitor = console.monitor
-        self._gate = gate
         self._histories = Histories(lambda: RunningTotals(monitor.services.engine))
 
     @asynccontextmanager
@@ -175,41 +162,6 @@ class Answers:
             return JSONResponse([{"name": line.name, "ok": line.ok, "detail": line.detail} for line in lines], status)
         return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
 
-    async def login_form(self, request: Request) -> Response:
-        """Return the form for the token."""
-        if not self._gate.is_locked:
-            return RedirectResponse(root_of(request.scope), 303)
-        return render(request, "login.html", refused=False)
-
-    async def login(self, request: Request) -> Response:
-        """Check the token, and set a cookie for it."""
-        form = bytearray()
-        try:
-            async with asyncio.timeout(FORM_SECONDS):
-                async for piece in request.stream():
-                    form += piece
-                    if len(form) > MAX_FORM_BYTES:
-                        return PlainTextResponse("The form is too large.\n", 413)
-        except TimeoutError:
-            return PlainTextResponse("The form took too long.\n", 408)
-        given = parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0]
-        try:
-            is_token = self._gate.try_token(given.strip(), address_of(request.scope))
-        except TooManyAttemptsError as refusal:
-            return refusal.answer()
-        if not is_token:
-            return render(request, "login.html", 401, refused=True)
-        answer = RedirectResponse("./", 303)
-        answer.set_cookie(COOKIE, self._gate.new_session(), SESSION_SECONDS, **_cookie_attributes(request))
-        return answer
-
-    async def logout(self, request: Request) -> Response:
-        """End the session and delete its cookie."""
-        self._gate.end_session(cookie_of(request.headers))
-        answer = RedirectResponse("login", 303)
-        answer.delete_cookie(COOKIE, **_cookie_attributes(request))
-        return answer
-
     async def static(self, request: Request) -> Response:
         """Return a script or style sheet of the page."""
         name = request.path_params["name"]
@@ -235,9 +187,8 @@ class Answers:
         return readiness(self._monitor.snapshot())
 
 
-def _cookie_attributes(request: Request) -> dict[str, Any]:
-    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-    return {"httponly": True, "samesite": "strict", "secure": secure}
+def _is_protected(settings: Settings) -> bool:
+    return bool(settings.monitor.token or settings.monitor.operator_token or settings.oidc.issuer)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -113,18 +113,40 @@ def _partial_index(name: str, condition: str, *columns: str, unique: bool = Fals
     return sa.Index(name, *columns, unique=unique, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
 
 
+def _baselines(tables: sa.MetaData) -> None:
+    """Statistics of ingested files."""
+    sa.Table(
+        "file_statistics",
+        tables,
+        Col("file_key", sa.Text, primary_key=True),
+        Col("dataset", sa.Text, nullable=False),
+        Col("source", sa.Text, nullable=False),
+        Col("sample_order", sa.Integer, nullable=False),
+        Col("arrived_at", UtcTime, nullable=False),
+        Col("rows_read", sa.BigInteger, nullable=False),
+        Col("rows_quarantined", sa.BigInteger, nullable=False),
+        Col("null_counts", Json, nullable=False),
+        Col("lateness_seconds", Double),
+        sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
+        sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
+    )
+
+
 def _tables() -> sa.MetaData:
     tables = sa.MetaData()
     _actions(tables)
+    _baselines(tables)
     _alerts(tables)
     return tables
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables, and let positions of streams keep histograms."""
     _tables().create_all(op.get_bind(), checkfirst=False)
+    op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_column("sink_positions", "seconds")
     _tables().drop_all(op.get_bind(), checkfirst=False)
