@@ -59,7 +59,7 @@ class MailServer:
                     command = line.strip().upper()
                     if command == b"DATA":
                         self.wfile.write(b"354 go on\r\n")
-                        owner.messages.append(message_from_bytes(self._data(), policy=policy.default))  # type: ignore[arg-type]
+                        owner.messages.append(message_from_bytes(self._data(), policy=policy.default))
                     if command == b"QUIT":
                         self.wfile.write(b"221 bye\r\n")
                         return

@@ -187,7 +187,7 @@ def _examples(
     connection: sa.Connection, origin: Sequence[sa.ColumnElement[str]], recent: sa.ColumnElement[bool]
 ) -> dict[Origin, list[tuple[str, str]]]:
     columns = files.c
-    query: sa.Select[Any] = (
+    query: Any = (
         sa.select(*origin, columns.file_key, columns.reason, columns.rows_quarantined)
         .where(recent, sa.or_(columns.state.in_(REFUSED), columns.rows_quarantined > 0))
         .order_by(columns.updated_at.desc())

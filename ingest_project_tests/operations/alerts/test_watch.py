@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -128,7 +129,7 @@ def test_a_channel_that_hangs_or_refuses_holds_up_no_other(
     made: Watch, sqlite_url: str, listener: Listener, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "DELIVERY_SECONDS", 2.0)
-    with RawServer(lambda connection: [*iter(lambda: connection.recv(65_536), b"")] and None) as hanging:
+    with RawServer(hang) as hanging:
         urls = [
             f"json://127.0.0.1:{hanging.port}/canary",
             f"mailto://127.0.0.1:{mail_server.port}?from=a@example.com&to=b@example.com&mode=insecure",
@@ -179,15 +180,23 @@ def test_a_monitor_reports_what_breaks_and_what_is_repaired(
             row = file_row("bad.csv~1", "quarantined", datetime.now(UTC), reason="no header")
             connection.execute(files.insert().values(row))
         wait_for(lambda: statuses(listener) == ["firing quarantine/sensor_readings"])
-        with urlopen(f"{address}/metrics") as answer:  # noqa: S310 - the monitor of this test  # noqa: S310 - the monitor of this test
-            assert b'ingest_open_incidents{condition="quarantine"} 1.0' in answer.read()
-        with urlopen(f"{address}/dashboard.json") as answer:  # noqa: S310 - the same  # noqa: S310 - the same
-            (shown,) = json.load(answer)["incidents"]
-            assert shown["examples"][0].startswith("bad.csv~1: no header http")
+        wait_for(lambda: 'ingest_open_incidents{condition="quarantine"} 1.0' in page(f"{address}/metrics"))
+        (shown,) = json.loads(page(f"{address}/dashboard.json"))["incidents"]
+        assert shown["examples"][0].startswith("bad.csv~1: no header http")
         with writing(engine) as connection:
             connection.execute(files.delete())
         wait_for(lambda: statuses(listener)[1:] == ["resolved quarantine/sensor_readings"])
     engine.dispose()
+
+
+def hang(connection: socket.socket) -> None:
+    while connection.recv(65_536):
+        pass
+
+
+def page(url: str) -> str:
+    with urlopen(url) as answer:  # noqa: S310 - the monitor of a test
+        return str(answer.read(), "utf-8")
 
 
 def statuses(listener: Listener) -> list[str]:
