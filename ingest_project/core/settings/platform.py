@@ -236,12 +236,14 @@ class RetrySettings(Section):
         delay_seconds: pause before the second attempt; doubles with each further one.
         max_delay_seconds: longest pause between two attempts.
         launch_grace_seconds: how long a run may take to appear after it was requested.
+        max_redrives: how often the message of a dead letter may be published to its topic again.
     """
 
     max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(8, gt=0)
     delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(5.0, ge=0)
     max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(600.0, ge=0)
     launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(60.0, ge=0)
+    max_redrives: Annotated[int, Env("INGEST_MAX_REDRIVES")] = Field(3, ge=0)
 
     def delay(self, attempts: int) -> timedelta:
         """Return the pause after this many attempts."""

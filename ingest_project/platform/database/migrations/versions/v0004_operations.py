@@ -51,6 +51,7 @@ def _actions(tables: sa.MetaData) -> None:
         Col("who", sa.Text, nullable=False),
         Col("reason", sa.Text, nullable=False),
         Col("paused_at", UtcTime, nullable=False),
+        Col("sensors", Json, nullable=False),
     )
 
 
@@ -132,6 +133,63 @@ def _baselines(tables: sa.MetaData) -> None:
     )
 
 
+# Ids by which a person finds an item are compared as a whole, and may be longer than a page of a b-tree takes.
+LOOKUPS_BY_ID = (
+    ("files", "trace_id"),
+    ("files", "event_id"),
+    ("files", "sha256"),
+    ("files", "etag"),
+    ("polling_jobs", "trace_id"),
+    ("attachments", "attachment_url"),
+    ("attachments", "sha256"),
+    ("attachments", "stored_path"),
+)
+# Names of which a person may know the beginning.
+LOOKUPS_BY_NAME = (("files", "file_name"), ("polling_jobs", "job_id"))
+LOOKUPS_BY_OFFSET = (
+    "files",
+    "polling_jobs",
+    "attachment_events",
+    "attachments",
+    "opportunities",
+    "projects",
+    "unidentified_messages",
+)
+# The hash at the end of a key, and its length. SQLite, which is for development, reads all keys.
+LOOKUPS_BY_HASH = (
+    ("files", "file_key", 26),
+    ("polling_jobs", "job_key", 26),
+    ("attachment_events", "event_key", 26),
+    ("attachments", "attachment_key", 32),
+)
+
+
+def _create_lookups() -> None:
+    """Create the indexes by which a person finds one item among millions."""
+    for table, column in LOOKUPS_BY_ID:
+        op.create_index(f"{table}_by_{column}", table, [column], postgresql_using="hash")
+    for table, column in LOOKUPS_BY_NAME:
+        op.create_index(f"{table}_by_{column}", table, [column], postgresql_ops={column: "text_pattern_ops"})
+    for table in LOOKUPS_BY_OFFSET:
+        op.create_index(f"{table}_by_offset", table, ["kafka_offset"])
+    op.create_index("files_by_job", "files", ["job_id"])
+    if op.get_bind().dialect.name == "postgresql":
+        for table, key, length in LOOKUPS_BY_HASH:
+            ending = f"substr({key}, length({key}) - {length - 1}) text_pattern_ops"
+            op.execute(f"CREATE INDEX {table}_by_key_hash ON {table} ({ending})")
+
+
+def _drop_lookups() -> None:
+    for table, column in (*LOOKUPS_BY_ID, *LOOKUPS_BY_NAME):
+        op.drop_index(f"{table}_by_{column}", table)
+    for table in LOOKUPS_BY_OFFSET:
+        op.drop_index(f"{table}_by_offset", table)
+    op.drop_index("files_by_job", "files")
+    if op.get_bind().dialect.name == "postgresql":
+        for table, _, _ in LOOKUPS_BY_HASH:
+            op.drop_index(f"{table}_by_key_hash", table)
+
+
 def _tables() -> sa.MetaData:
     tables = sa.MetaData()
     _actions(tables)
@@ -141,12 +199,16 @@ def _tables() -> sa.MetaData:
 
 
 def upgrade() -> None:
-    """Create the tables, and let positions of streams keep histograms."""
+    """Create the tables, and the columns of positions' histograms and of files that correct others."""
     _tables().create_all(op.get_bind(), checkfirst=False)
+    op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
+    _create_lookups()
 
 
 def downgrade() -> None:
     """Drop them."""
+    _drop_lookups()
     op.drop_column("sink_positions", "seconds")
+    op.drop_column("files", "corrects")
     _tables().drop_all(op.get_bind(), checkfirst=False)
