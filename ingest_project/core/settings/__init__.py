@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, SecretReference, file_text, holds_secrets, is_in_vault, is_secret, set_ttl
+from ingest_project.core.settings.alerts import AlertSettings
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -45,7 +46,6 @@ from ingest_project.core.settings.capabilities import (
     UserActivitySettings,
 )
 from ingest_project.core.settings.platform import (
-    AlertSettings,
     BackpressureSettings,
     DagsterSettings,
     DeltaSettings,

@@ -283,6 +283,7 @@ class MonitorSettings(Section):
     Args:
         host: address that the monitor listens on; beyond this machine it wants a token.
         port: port of the monitor; 0 picks a free one.
+        url: address at which people reach the monitor, for links; empty: links lead to the Dagster UI.
         token: secret of viewers, who see every page; at least 16 characters; empty: none required.
         operator_token: secret of operators, who act as well; without it and without OpenID Connect, nobody acts
             beyond this machine.
@@ -292,6 +293,7 @@ class MonitorSettings(Section):
 
     host: Annotated[str, Env("INGEST_MONITOR_HOST")] = "127.0.0.1"
     port: Annotated[int, Env("INGEST_MONITOR_PORT")] = Field(8080, ge=0, le=65535)
+    url: Annotated[str, Env("INGEST_MONITOR_URL")] = ""
     token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_TOKEN")] = None
     operator_token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_OPERATOR_TOKEN")] = None
     actions_per_minute: Annotated[int, Env("INGEST_MONITOR_ACTIONS_PER_MINUTE")] = Field(60, gt=0)
@@ -370,20 +372,6 @@ class BackpressureSettings(Section):
 
     min_free_disk_bytes: Annotated[int, Env("INGEST_MIN_FREE_DISK_BYTES")] = Field(1024**3, ge=0)
     slow_warehouse_seconds: Annotated[float, Env("INGEST_SLOW_WAREHOUSE_SECONDS")] = Field(2.0, gt=0)
-
-
-class AlertSettings(Section):
-    """Alerts about failing runs and sensors.
-
-    Args:
-        channels: how alerts are sent: webhook, and those that other packages bring, by name.
-        webhook_url: address that receives a POST for each incident, and another when it is over.
-        failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.
-    """
-
-    channels: Annotated[CommaList, Env("INGEST_ALERT_CHANNELS")] = Field(default_factory=lambda: ["webhook"])
-    webhook_url: Annotated[SecretStr | None, Env("INGEST_ALERT_WEBHOOK_URL")] = None
-    failures_in_a_row: Annotated[int, Env("INGEST_ALERT_FAILURES_IN_A_ROW")] = Field(3, gt=0)
 
 
 class RetentionSettings(Section):
