@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -186,7 +186,7 @@ def _opened(site: str, options: argparse.Namespace, events: list[str]) -> dict[s
     def number() -> int:
         return chance.randrange(1, min(options.files, 20_000))
 
-    pages = {
+    pages: dict[str, Callable[[], str]] = {
         "dashboard": lambda: "",
         "dashboard data": lambda: "dashboard.json",
         "search form": lambda: "search",
