@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files as files_of
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import axe_core_python
@@ -53,7 +54,7 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
 
 
 def _put_file(engine: sa.Engine, now: datetime) -> None:
-    known = {
+    known: dict[str, Any] = {
         "batch_id": "files-7",
         "run_id": "0f6d3c1e-7a54-4c5d-9d0e-2f7a8b1c3d5e",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
