@@ -184,6 +184,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "unfinished": {queue.kind: queue.unfinished for queue in warehouse.queues} if warehouse else None,
             "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
             "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
+            "incidents": snapshot.alerts.present.incidents if snapshot.alerts.present else None,
             "problems": [one for work in warehouse.work.values() for one in work.problems] if warehouse else [],
             "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
             "runs": _runs(snapshot.dagster.present, site),

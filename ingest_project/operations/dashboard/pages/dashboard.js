@@ -57,6 +57,7 @@ function show(seen) {
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
+    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen.incidents, seen.at)],
     problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
   };
@@ -233,6 +234,21 @@ function streams(seen) {
     messages.length ? table(["In the window", "Messages"], messages, "Messages by outcome") : null,
     tables.length ? table(["Delta table", "rows", "commits", "size"], tables, "Delta tables") : null,
   ];
+}
+
+function incidents(list, now) {
+  if (!list?.length) return null;
+  const tone = { critical: "failed", warning: "quarantined", info: "superseded" };
+  const row = (one) => element("tr", {},
+    element("td", { class: "name" }, element("a", { href: one.link }, one.name)),
+    element("td", {}, element("span", { class: `state ${tone[one.severity]}` }, one.severity)),
+    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, text))),
+    element("td", {}, one.owner ?? ""),
+    element("td", { class: "number" }, since(one.since, now)));
+  return element("table", { class: "failures" },
+    element("caption", { class: "hidden-text" }, "Open incidents, newest first"),
+    element("thead", {}, element("tr", {}, ["Incident", "Severity", "What", "Owner", "For"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
+    element("tbody", {}, list.map(row)));
 }
 
 function problems(list) {
