@@ -22,6 +22,7 @@ from ingest_project.platform.database.sql import (
     leased_index,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -59,6 +60,7 @@ attachment_events = sa.Table(
     Col("duplicates", sa.Integer),
     pending_index("attachment_events", "kafka_topic"),
     leased_index("attachment_events", "kafka_topic"),
+    traced_index("attachment_events"),
     sa.Index("attachment_events_by_batch", "batch_id"),
     sa.Index("attachment_events_by_hour", "hour"),
     sa.Index("attachment_events_by_state", "state", "updated_at"),
@@ -92,6 +94,7 @@ attachments = sa.Table(
     Col("stored_path", sa.Text),
     pending_index("attachments", "queue_name"),
     leased_index("attachments", "queue_name"),
+    traced_index("attachments"),
     sa.Index("attachments_by_batch", "batch_id"),
     sa.Index("attachments_by_state", "state", "updated_at"),
     sa.Index("attachments_by_trace", "trace_id"),

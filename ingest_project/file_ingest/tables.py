@@ -25,6 +25,7 @@ from ingest_project.platform.database.sql import (
     leased_index,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -158,6 +159,7 @@ files = sa.Table(
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
+    traced_index("files"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),

@@ -49,6 +49,7 @@ from ingest_project.core.settings.platform import (
     DagsterSettings,
     DeltaSettings,
     KafkaSettings,
+    LineageSettings,
     LoggingSettings,
     MonitorSettings,
     RetentionSettings,
@@ -56,6 +57,7 @@ from ingest_project.core.settings.platform import (
     SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
+    TraceSettings,
     WarehouseSettings,
     database_of,
 )
@@ -124,6 +126,8 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
+    traces: TraceSettings = TraceSettings()
+    lineage: LineageSettings = LineageSettings()
     credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
     sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
 
