@@ -121,10 +121,16 @@ class Attachments(Capability[AttachmentResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        del settings
         from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - as above
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
 
-        return {self.name: DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED)}
+        locations = {
+            catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
+            catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
+        }
+        parts = DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED, locations)
+        return {self.name: parts}
 
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""

@@ -161,13 +161,22 @@ class FileIngest(Capability[FileIngestResources]):
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
         from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
         stored = catalog.STORED | {
             key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
         }
-        return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
+        landed = dict.fromkeys(
+            (
+                catalog.assets_of(name).raw_files
+                for name in (SENSOR_READINGS, *(one.name for one in declarations.declared))
+            ),
+            printable_url(settings.landing_url),
+        )
+        own = definitions.definitions_of(declarations)
+        return {self.name: DagsterParts(own, catalog.external_assets, stored, landed)}
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
         """Read the queue, and find broken reader profiles and declarations."""

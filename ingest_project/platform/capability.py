@@ -317,11 +317,13 @@ class DagsterParts(NamedTuple):
         definitions: its assets, checks, jobs, schedules and sensors.
         external_assets: creates the specs of what it reads and writes outside this project.
         stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
     """
 
     definitions: dg.Definitions
     external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
     stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class Capability(Generic[Services_contra]):
