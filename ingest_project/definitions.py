@@ -15,7 +15,7 @@ from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
 from ingest_project.platform.dagster.executor import run_executor
-from ingest_project.platform.dagster.lineage import catalog_of
+from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
 
 
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
@@ -58,7 +58,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
         asset_checks=own.asset_checks,
         jobs=own.jobs,
         schedules=own.schedules,
-        sensors=own.sensors,
+        sensors=[*(own.sensors or ()), *lost_run_sensors()],
         resources={
             "services": SystemResources(settings),
             IO_MANAGER_KEY: _reader_of(stored, settings),

@@ -36,6 +36,7 @@ from ingest_project.platform.capability import (
     finished_states,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -182,8 +183,8 @@ class Attachments(Capability[AttachmentResources]):
     def trace(self, services: AttachmentResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the events and attachments of a trace, with attempts and replays."""
         with reading(services.engine) as connection:
-            events = rows_where(connection, attachment_events, attachment_events.c.trace_id == trace_id)
-            found = rows_where(connection, attachments, attachments.c.trace_id == trace_id)
+            events = rows_where(connection, attachment_events, of_trace(attachment_events, trace_id))
+            found = rows_where(connection, attachments, of_trace(attachments, trace_id))
             keys = [row["attachment_key"] for row in found]
             attempts = rows_where(connection, download_outcomes, download_outcomes.c.attachment_key.in_(keys))
             replays = rows_where(connection, attachment_replays, attachment_replays.c.attachment_key.in_(keys))

@@ -30,6 +30,7 @@ from ingest_project.platform.capability import (
     finished_states,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -216,7 +217,7 @@ class FileIngest(Capability[FileIngestResources]):
     def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the files of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, files, files.c.trace_id == trace_id)
+            rows = rows_where(connection, files, of_trace(files, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
     def correct_future_times(self, services: FileIngestResources, now: datetime, skew_seconds: float) -> int:

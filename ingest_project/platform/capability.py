@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform import tracing
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
@@ -465,6 +466,15 @@ def counted_by_state(
     table, ends = queue.table, states or finished_states(queue.states)
     # Ending an entry sets both of its times, and this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
+
+
+def of_trace(table: sa.Table, trace_id: str) -> sa.ColumnElement[bool]:
+    """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
+    own = table.c.trace_id.in_(tracing.trace_ids_of(trace_id))
+    prefix = tracing.context_prefix(trace_id)
+    if prefix is None or "traceparent" not in table.c:
+        return own
+    return sa.or_(own, table.c.traceparent.startswith(prefix))
 
 
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from ingest_project.platform.capability import (
     WorkState,
     counted_by_state,
     finished_states,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -88,7 +89,7 @@ class Polling(Capability[PollingResources]):
     def trace(self, services: PollingResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the jobs of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, polling_jobs, polling_jobs.c.trace_id == trace_id)
+            rows = rows_where(connection, polling_jobs, of_trace(polling_jobs, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
     def correct_future_times(self, services: PollingResources, now: datetime, skew_seconds: float) -> int:

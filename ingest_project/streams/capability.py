@@ -23,6 +23,7 @@ from ingest_project.platform.capability import (
     Moment,
     WorkState,
     kafka_position,
+    of_trace,
     rows_where,
 )
 from ingest_project.platform.database import reading
@@ -139,9 +140,9 @@ class Streams(Capability[DeclaredStreamResources]):
             records = [
                 _record(table.name, row)
                 for table in (opportunities, projects)
-                for row in rows_where(connection, table, table.c.trace_id == trace_id)
+                for row in rows_where(connection, table, of_trace(table, trace_id))
             ]
-            unidentified = rows_where(connection, unidentified_messages, unidentified_messages.c.trace_id == trace_id)
+            unidentified = rows_where(connection, unidentified_messages, of_trace(unidentified_messages, trace_id))
         found = [moment for row in unidentified for moment in _unidentified_history(row)]
         declared = [moment for one in services.declared_streams.usable for moment in _declared(services, one, trace_id)]
         return [*records, *found, *_events(services, trace_id), *declared]
@@ -209,7 +210,7 @@ def _declared(services: DeclaredStreamResources, declaration: StreamDeclaration,
             if not columns_of_table(services.engine, table.name):
                 return
             with reading(services.engine) as connection:
-                rows = rows_where(connection, table, table.c.trace_id == trace_id)
+                rows = rows_where(connection, table, of_trace(table, trace_id))
     except StoreUnavailableError as away:
         complain(f"The stream {declaration.name} could not be searched: {away}")
         return

@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Callable
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster import DagsterInstance
 
 from ingest_project.platform.dagster import lineage
 from ingest_project_tests.attachments.system import AttachmentSystem
@@ -181,3 +183,31 @@ def test_names_of_datasets_follow_the_specification(address: str, namespace: str
     found = lineage.of_address(address)
     assert found is not None
     assert (found.namespace, found.name) == (namespace, name)
+
+
+def test_a_run_that_was_killed_is_reported_by_a_sensor(instance: DagsterInstance, backend: Backend) -> None:
+    @dg.job
+    def any_job() -> None:
+        """Nothing."""
+
+    run = instance.create_run_for_job(any_job)
+    reported = instance.create_run_for_job(any_job, tags={lineage.REPORTED_TAG: "true"})
+    failed, canceled = lineage.lost_run_sensors()
+    definitions = dg.Definitions(jobs=[any_job], sensors=[failed, canceled]).get_repository_def()
+    for sensor in (failed, canceled):
+        # The first tick of such a sensor notes where it begins.
+        cursor = _evaluated(instance, definitions, sensor, None)
+        instance.report_run_failed(run if sensor is failed else reported, "Its process ended.")
+        _evaluated(instance, definitions, sensor, cursor)
+    lineage.flush()
+    (event,) = backend.events
+    require_valid(event)
+    assert (event["eventType"], event["run"]["runId"]) == ("FAIL", run.run_id)
+    assert "Its process ended." in event["run"]["facets"]["errorMessage"]["message"]
+
+
+def _evaluated(
+    instance: DagsterInstance, repository: dg.RepositoryDefinition, sensor: dg.SensorDefinition, cursor: str | None
+) -> str | None:
+    with dg.build_sensor_context(instance=instance, cursor=cursor, repository_def=repository) as context:
+        return sensor.evaluate_tick(context).cursor

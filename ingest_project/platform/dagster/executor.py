@@ -6,7 +6,7 @@ lineage are exported, it is Dagster's own executor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -18,10 +18,6 @@ from dagster._core.executor.in_process import InProcessExecutor
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster import lineage
 from ingest_project.platform.dagster.lineage import Catalog, Checked, RunReporter, inputs_of
-
-# Of the jobs that Dagster makes of any selection of assets.
-OF_A_SELECTION = "__"
-MAX_STEPS_NAMED = 3
 
 
 def run_executor(catalog: Callable[[], Catalog]) -> dg.ExecutorDefinition:
@@ -60,7 +56,7 @@ class _RecordingExecutor(InProcessExecutor):
     ) -> Iterator[DagsterEvent]:
         """Pass the events of a run on, and report its lineage."""
         run, catalog, job = plan_context.dagster_run, self._catalog(), plan_context.job.get_definition()
-        reporter = RunReporter(run, job_name(run, plan_context.execution_plan.step_keys_to_execute), job.description)
+        reporter = RunReporter(run, job.description)
         selected = run.asset_selection or job.asset_layer.executable_asset_keys
         reporter.begin(inputs_of(selected, catalog))
         error: str | None = None
@@ -90,11 +86,6 @@ def note(event: DagsterEvent) -> None:
         check = event.asset_check_evaluation_data
         found = Checked(check.check_name, check.passed, check.severity, check.description)
         lineage.checked(check.asset_key, check.partition, found)
-
-
-def job_name(run: dg.DagsterRun, steps: Sequence[str]) -> str:
-    """Return the name of a run's job; that of its steps, where a person selected assets."""
-    return "+".join(steps[:MAX_STEPS_NAMED]) if run.job_name.startswith(OF_A_SELECTION) else run.job_name
 
 
 def failure_of(event: DagsterEvent) -> tuple[str, str]:

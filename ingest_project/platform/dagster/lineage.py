@@ -1,8 +1,7 @@
 """Lineage of every run for an OpenLineage backend: what it read and wrote, and how it ended.
 
 A run reports itself, at its own beginning and end: there its assets, their rows and its checks are known without a
-query, and the backend hears of them at once. A run that is killed cannot; a sensor reports those, by Dagster's records,
-see `operations.definitions`.
+query, and the backend hears of them at once. A run that is killed cannot; a sensor reports those, by Dagster's records.
 
 Events wait in memory for a thread that sends them. A backend that is away or slow delays no run and fails none: what it
 has not taken when the process ends, after a bounded wait, is lost and logged. Where no backend is set, OpenLineage's
@@ -54,6 +53,10 @@ MAX_INPUTS = 1_000
 MAX_WAITING_EVENTS = 1_000
 MAX_REASON = 2_000
 POSTGRES_PORT = 5432
+# Of the jobs that Dagster makes of any selection of assets.
+OF_A_SELECTION = "__"
+MAX_ASSETS_NAMED = 3
+LOST_RUNS_EVERY_SECONDS = 10
 REQUEST_SECONDS = 5.0
 # How long the end of a process waits for its last events to be sent.
 FLUSH_SECONDS = 3.0
@@ -174,12 +177,11 @@ class RunReporter:
 
     Args:
         run: of Dagster.
-        job_name: of the run; of one that a person started on assets, that of its steps.
-        description: of the job.
+        description: of its job.
     """
 
-    def __init__(self, run: dg.DagsterRun, job_name: str, description: str | None = None) -> None:
-        self._run, self._job_name, self._description = run, job_name, description
+    def __init__(self, run: dg.DagsterRun, description: str | None = None) -> None:
+        self._run, self._job_name, self._description = run, job_name(run), description
 
     def begin(self, inputs: Iterable[Dataset]) -> None:
         """Report the beginning of the run, with what it is known to read."""
@@ -240,6 +242,45 @@ class RunReporter:
         if error is not None:
             facets["errorMessage"] = facet_v2.error_message_run.ErrorMessageRunFacet(error[:MAX_REASON], "Python")
         return facets
+
+
+def job_name(run: dg.DagsterRun) -> str:
+    """Return the name of a run's job; that of its assets, where a person selected them."""
+    if not run.job_name.startswith(OF_A_SELECTION):
+        return run.job_name
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    return "+".join(assets[:MAX_ASSETS_NAMED]) or run.job_name
+
+
+def lost_run_sensors() -> list[dg.SensorDefinition]:
+    """Return the sensors that report the end of runs which could not: killed, never started, or stopped before that."""
+    if not is_on():
+        return []
+    options: dict[str, Any] = {
+        "minimum_interval_seconds": LOST_RUNS_EVERY_SECONDS,
+        "default_status": dg.DefaultSensorStatus.RUNNING,
+    }
+
+    def report(run: dg.DagsterRun, reason: str | None, *, aborted: bool) -> None:
+        if REPORTED_TAG not in run.tags:
+            RunReporter(run).lost(reason or "", aborted=aborted)
+
+    @dg.run_failure_sensor(
+        name="lineage_of_lost_runs", description="Reports runs to OpenLineage that failed without doing it.", **options
+    )
+    def failed(context: dg.RunFailureSensorContext) -> None:
+        report(context.dagster_run, context.failure_event.message, aborted=False)
+
+    @dg.run_status_sensor(
+        run_status=dg.DagsterRunStatus.CANCELED,
+        name="lineage_of_canceled_runs",
+        description="Reports runs to OpenLineage that were canceled before they did it.",
+        **options,
+    )
+    def canceled(context: dg.RunStatusSensorContext) -> None:
+        report(context.dagster_run, context.dagster_event.message, aborted=True)
+
+    return [failed, canceled]
 
 
 def inputs_of(assets: Iterable[dg.AssetKey], catalog: Catalog) -> list[Dataset]:
