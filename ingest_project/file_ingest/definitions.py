@@ -170,7 +170,7 @@ def _log(result: FileResult) -> None:
         )
     tracing.finish(
         record.file_key,
-        (result.error_class or result.state.value, result.reason or "") if level > logging.INFO else None,
+        None if result.state in SUCCESSFUL else (result.error_class or result.state.value, result.reason or ""),
         state=result.state.value,
         rows_accepted=result.rows_accepted,
         rows_quarantined=result.rows_quarantined,

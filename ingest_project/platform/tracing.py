@@ -298,7 +298,8 @@ def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
     for message in messages:
         if len(found) < MAX_TRACED_MESSAGES and (context := context_in(message.headers)):
             found[f"{message.topic}[{message.partition}]@{message.offset}"] = message, context
-    run_span = work.begin([context for _, context in found.values()])
+    others = [None] if len(found) < len(messages) else []
+    run_span = work.begin([*(context for _, context in found.values()), *others])
     for key, (message, context) in found.items():
         spans[key] = _received(tracer, message, context, trace_id_in(message.headers), links=[_text_of(run_span)])
         spans[key].set_attributes(work.attributes)
@@ -329,20 +330,21 @@ class _Work:
     began: int = field(default_factory=time.time_ns)
     span: Span | None = None
 
-    def begin(self, contexts: Sequence[str]) -> Span:
-        """Begin the span, or add links to the one that has begun."""
+    def begin(self, contexts: Sequence[str | None]) -> Span:
+        """Begin the span, or add links to the one that has begun.
+
+        Args:
+            contexts: of the items; None for one without a context.
+        """
+        links = _links([context for context in contexts if context])
         if self.span is None:
-            traces = {context.split("-")[1] for context in contexts}
-            parent = contexts[0] if len(traces) == 1 else None
+            traces = {context and context.split("-")[1] for context in contexts}
+            parent = _otel_context(contexts[0] if len(traces) == 1 else None)
             self.span = _present_tracer().start_span(
-                self.name,
-                _otel_context(parent),
-                attributes=self.attributes,
-                links=_links(contexts),
-                start_time=self.began,
+                self.name, parent, attributes=self.attributes, links=links, start_time=self.began
             )
         else:
-            for link in _links(contexts):
+            for link in links:
                 self.span.add_link(link.context)
         return self.span
 
@@ -365,7 +367,7 @@ def _opened(
     """Begin the spans of items; return them, and the run's trace as fields of log lines."""
     if not worked_on:
         return {}, {}
-    run_span = work.begin([context for _, context, _ in worked_on if context])
+    run_span = work.begin([context for _, context, _ in worked_on])
     links = _links([_text_of(run_span)])
     spans = {}
     for key, context, known in worked_on:

@@ -326,7 +326,9 @@ def of_table(table: sa.Table, database_url: str, columns: Columns = ()) -> Datas
     if url.get_backend_name() == "sqlite":
         return Dataset("file", f"{os.path.realpath(url.database or '')}/{table.name}", columns)
     query = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
-    host, port = url.host or query.get("host", "localhost"), str(url.port or query.get("port") or POSTGRES_PORT)
+    host, port = url.host or query.get("host", ""), str(url.port or query.get("port") or POSTGRES_PORT)
+    # A path is the socket of a server on this machine.
+    host = host if host and not host.startswith("/") else "localhost"
     schema = table.schema or query.get("options", "").partition("search_path=")[2].split(",")[0] or "public"
     return _named(naming.Postgres(host, port, url.database or url.username or "", schema, table.name), columns)
 
@@ -442,7 +444,7 @@ def _nominal_times(tags: Mapping[str, str]) -> tuple[datetime, ...]:
         hour = parse_hour_key(tags[PARTITION_TAG])
     except (KeyError, ValueError):
         scheduled = tags.get(SCHEDULED_TAG)
-        return (datetime.fromtimestamp(float(scheduled), UTC),) if scheduled else ()
+        return (datetime.fromisoformat(scheduled),) if scheduled else ()
     return hour, end_of(hour)
 
 
