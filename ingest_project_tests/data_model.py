@@ -113,6 +113,20 @@ TABLES = {
             "stddev": "Sample standard deviation, in the unit of the readings; null for one reading",
         },
     ),
+    "file_statistics": Described(
+        "What [baselines](monitoring.md#baselines) compare: one ingested file of recent weeks.",
+        "SELECT source, count(*), avg(rows_read) FROM file_statistics GROUP BY source",
+        {
+            "dataset": "Dataset of the file",
+            "source": "Its folder, with `*` for dates and numbers",
+            "sample_order": "Random, the same for the same file: the first ones of a source are a sample",
+            "arrived_at": "When the file first entered the work queue",
+            "rows_read": "Rows of the file, bad ones too",
+            "rows_quarantined": "Those in quarantine",
+            "null_counts": "Nulls in accepted rows by column; columns without any are left out",
+            "lateness_seconds": "From the last change of the file to its announcement; null where that time is unknown",
+        },
+    ),
     "quarantined_rows": Described(
         "One row of an otherwise accepted file that broke the contract. A file that is refused whole has its "
         "reason in `files`.",
@@ -145,6 +159,7 @@ TABLES = {
             "pinned": "True: the event said which version it means",
             "stands": "True: this version of its location counts",
             "replaced_by": "Key of the version that replaced it",
+            "corrects": "Key of the file that an operator corrected by uploading this one",
             "retry_group": "Files of a lost run are tried again in halves; the name of the half",
             "origin": "Whose share of a batch the file takes: the location that a job listed, or the folder",
             "landed_bytes": "Bytes in the landing store",
@@ -243,6 +258,8 @@ TABLES = {
             "first_offset": "Where reading began",
             "next_offset": "The first offset that is not stored",
             "outcome": "Number of messages by outcome",
+            "seconds": "Histograms of latency and processing time: observations by metric and bucket, and sums in "
+            "seconds",
             "updated_at": "When the position moved last",
             "attempts": "Runs in a row that did not move the position",
             "run_id": "The run that stores the partition now",
@@ -365,6 +382,47 @@ TABLES = {
         "How far one table has been counted.",
         "SELECT source, counted_until FROM metric_progress",
         {"source": "Name of what is counted", "counted_until": "Everything that ended before is counted"},
+    ),
+    "operator_actions": Described(
+        "One action of an operator, written before it changes anything and completed afterwards.",
+        "SELECT started_at, who, action, reason, done, failed FROM operator_actions ORDER BY started_at DESC",
+        {
+            "action_id": "Chosen before the action: a request that is sent twice is performed once",
+            "action": "Name of the action, e.g. `replay-attachments`",
+            "who": "User and host on the command line, the name of the viewer in the browser",
+            "reason": "Why, as the operator entered it",
+            "parameters": "Values of the action's parameters, by name",
+            "item_limit": "Most items that it was to act on",
+            "started_at": "When it began",
+            "finished_at": "When it ended; null while it is going on, and for ever where it was killed",
+            "outcome": "`started`, `done`, `partly done` or `failed`",
+            "selected": "Number of items that it was to act on",
+            "remaining": "Number of items that matched beyond the limit",
+            "done": "Number of items that it acted on",
+            "failed": "Number of items that it could not act on",
+            "detail": "What else it says of its result",
+        },
+    ),
+    "operator_action_items": Described(
+        "One item of an action of an operator.",
+        "SELECT item_key, outcome, reason FROM operator_action_items WHERE action_id = '0f3a' ORDER BY item_key",
+        {
+            "action_id": "The action",
+            "item_key": "Key of the item, e.g. of a file",
+            "outcome": "`done` or `failed`; null until the action has ended",
+            "reason": "Why it failed",
+        },
+    ),
+    "paused_capabilities": Described(
+        "One capability that an operator has paused.",
+        "SELECT capability, who, reason, paused_at FROM paused_capabilities",
+        {
+            "capability": "Name of the capability, as `INGEST_DISABLED_CAPABILITIES` takes it",
+            "who": "Who paused it",
+            "reason": "Why, as the operator entered it",
+            "paused_at": "When its sensors were stopped",
+            "sensors": "Names of the sensors that were stopped, a JSON list: these are started again",
+        },
     ),
 }
 

@@ -9,6 +9,7 @@ What fails costs its partition alone, unless a service is away: then the run sto
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,13 @@ from ingest_project.core.errors import (
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
+from ingest_project.platform.capability import (
+    BEYOND,
+    EVENT_TO_STORED,
+    LATENCY_BUCKETS,
+    PROCESSING,
+    latency_bucket,
+)
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.reader import OpenRanges
 from ingest_project.platform.runtime import Runtime
@@ -65,6 +73,8 @@ class Batch(Generic[Rows]):
         rows: what the sink decoded, one item per chunk that was read.
         messages: number of messages that were read.
         lost: offsets among them that retention had removed.
+        written_ms: when they were written, in milliseconds since 1970, where the broker says so.
+        began: when the first one was requested, by the clock of `time.monotonic`.
         traced: keys of the messages that have a trace of their own, see `platform.tracing`.
     """
 
@@ -74,6 +84,23 @@ class Batch(Generic[Rows]):
     messages: int = 0
     lost: list[LostOffsets] = field(default_factory=list)
     traced: list[str] = field(default_factory=list)
+    written_ms: list[int] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds(self, now: datetime) -> dict[str, float]:
+        """Return what the batch adds to the histograms if it is stored now, see `positions.sink_positions`."""
+        import numpy as np  # noqa: PLC0415 - heavy
+
+        processing = time.monotonic() - self.began
+        found = {f"{PROCESSING.bucket}/{latency_bucket(processing)}": 1.0, PROCESSING.sum: processing}
+        written = np.array(self.written_ms, np.int64)
+        # Clocks of producers may be ahead of ours.
+        latencies = np.maximum(0, now.timestamp() - written[written > 0] / 1000)
+        buckets = np.bincount(np.searchsorted(LATENCY_BUCKETS, latencies))
+        for index in np.flatnonzero(buckets):
+            end = f"{LATENCY_BUCKETS[index]:g}" if index < len(LATENCY_BUCKETS) else BEYOND
+            found[f"{EVENT_TO_STORED.bucket}/{end}"] = float(buckets[index])
+        return found | {EVENT_TO_STORED.sum: float(latencies.sum())}
 
     @property
     def outcome(self) -> Counter[str]:
@@ -315,6 +342,7 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
             with tracing.step("decode", traced, of_run=True):
                 batch.rows.append(sink.decode(chunk.messages, position))
             batch.traced += traced
+            batch.written_ms += [message.timestamp_ms or 0 for message in chunk.messages]
         batch.messages += len(chunk.messages)
         batch.next_offset = reached = chunk.next_offset
         if reached >= offsets.end or sink.is_full(batch):

@@ -171,7 +171,7 @@ def test_with_nothing_at_all_every_part_says_so(
         page = Page(browser, site)
         page.open()
         for text in (
-            "No file came to its end",
+            "No file finished in this window",
             "Nothing has failed",
             "Nothing was downloaded",
             "The broker does not answer",

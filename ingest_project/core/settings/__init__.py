@@ -52,6 +52,7 @@ from ingest_project.core.settings.platform import (
     LineageSettings,
     LoggingSettings,
     MonitorSettings,
+    OidcSettings,
     RetentionSettings,
     RetrySettings,
     SchemaRegistrySettings,
@@ -121,6 +122,7 @@ class Settings(Section):
     user_activity: UserActivitySettings = UserActivitySettings()
     crm: CrmSettings = CrmSettings()
     monitor: MonitorSettings = MonitorSettings()
+    oidc: OidcSettings = OidcSettings()
     retries: RetrySettings = RetrySettings()
     backpressure: BackpressureSettings = BackpressureSettings()
     alerts: AlertSettings = AlertSettings()

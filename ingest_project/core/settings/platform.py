@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 
@@ -236,12 +236,14 @@ class RetrySettings(Section):
         delay_seconds: pause before the second attempt; doubles with each further one.
         max_delay_seconds: longest pause between two attempts.
         launch_grace_seconds: how long a run may take to appear after it was requested.
+        max_redrives: how often the message of a dead letter may be published to its topic again.
     """
 
     max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(8, gt=0)
     delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(5.0, ge=0)
     max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(600.0, ge=0)
     launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(60.0, ge=0)
+    max_redrives: Annotated[int, Env("INGEST_MAX_REDRIVES")] = Field(3, ge=0)
 
     def delay(self, attempts: int) -> timedelta:
         """Return the pause after this many attempts."""
@@ -302,14 +304,80 @@ class MonitorSettings(Section):
     Args:
         host: address that the monitor listens on; beyond this machine it wants a token.
         port: port of the monitor; 0 picks a free one.
-        token: secret that every page except /healthz requires, at least 16 characters; empty: none required.
+        token: secret of viewers, who see every page; at least 16 characters; empty: none required.
+        operator_token: secret of operators, who act as well; without it and without OpenID Connect, nobody acts
+            beyond this machine.
+        actions_per_minute: most actions of one person in a minute.
         refresh_seconds: how often the monitor collects the system's state and the page refreshes.
     """
 
     host: Annotated[str, Env("INGEST_MONITOR_HOST")] = "127.0.0.1"
     port: Annotated[int, Env("INGEST_MONITOR_PORT")] = Field(8080, ge=0, le=65535)
     token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_TOKEN")] = None
+    operator_token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_OPERATOR_TOKEN")] = None
+    actions_per_minute: Annotated[int, Env("INGEST_MONITOR_ACTIONS_PER_MINUTE")] = Field(60, gt=0)
     refresh_seconds: Annotated[float, Env("INGEST_MONITOR_REFRESH_SECONDS")] = Field(2.0, ge=0.5, le=60)
+
+    @field_validator("operator_token")
+    @classmethod
+    def _is_another(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if token and token == info.data.get("token"):
+            raise ValueError("it must differ from INGEST_MONITOR_TOKEN, or every viewer could act")
+        return token
+
+
+class OidcSettings(Section):
+    """Signing in to the monitor with OpenID Connect.
+
+    Args:
+        issuer: the provider's address, as its ID tokens name it; empty: tokens only.
+        client_id: of this application at the provider.
+        client_secret: of that application; empty for a public one.
+        redirect_url: address of /oidc/callback as browsers reach it; by default that of the request.
+        scopes: requested from the provider, with spaces between.
+        groups_claim: claim that lists a person's groups.
+        operators: verified mail addresses and groups of those who act.
+        viewers: verified mail addresses and groups of those who only look.
+    """
+
+    issuer: Annotated[str, Env("INGEST_OIDC_ISSUER")] = ""
+    client_id: Annotated[str, Env("INGEST_OIDC_CLIENT_ID")] = Field("", validate_default=True)
+    client_secret: Annotated[SecretStr | None, Env("INGEST_OIDC_CLIENT_SECRET")] = None
+    redirect_url: Annotated[str, Env("INGEST_OIDC_REDIRECT_URL")] = ""
+    scopes: Annotated[str, Env("INGEST_OIDC_SCOPES")] = "openid email profile"
+    groups_claim: Annotated[str, Env("INGEST_OIDC_GROUPS_CLAIM")] = "groups"
+    viewers: Annotated[CommaList, Env("INGEST_OIDC_VIEWERS")] = Field(default_factory=list)
+    operators: Annotated[CommaList, Env("INGEST_OIDC_OPERATORS")] = Field(default_factory=list, validate_default=True)
+
+    @field_validator("issuer", "redirect_url")
+    @classmethod
+    def _is_web_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in THIS_MACHINE)
+        if address and not (safe and parts.hostname):
+            raise ValueError("it must be an https address; http only on this machine")
+        return address
+
+    @field_validator("scopes")
+    @classmethod
+    def _asks_for_an_id_token(cls, scopes: str) -> str:
+        if "openid" not in scopes.split():
+            raise ValueError("openid must be among them")
+        return scopes
+
+    @field_validator("client_id")
+    @classmethod
+    def _is_given(cls, client_id: str, info: ValidationInfo) -> str:
+        if info.data.get("issuer") and not client_id:
+            raise ValueError("INGEST_OIDC_ISSUER needs it")
+        return client_id
+
+    @field_validator("operators")
+    @classmethod
+    def _admits_somebody(cls, operators: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("issuer") and not operators and not info.data.get("viewers"):
+            raise ValueError("with INGEST_OIDC_ISSUER, it or INGEST_OIDC_VIEWERS must name those who may sign in")
+        return operators
 
 
 class BackpressureSettings(Section):

@@ -26,7 +26,9 @@ from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
     QUARANTINED,
+    RENEWED,
     SENSOR_TABLES,
+    STATISTICS,
     VERSIONS,
     DatasetTables,
     SqlWarehouse,
@@ -77,6 +79,15 @@ FINISH = """
         profile text, duplicate_of text, replaced_by text, rows_read bigint, rows_accepted bigint,
         rows_quarantined bigint, rule_counts text, drifted boolean)
     WHERE files.file_key = done.file_key"""
+
+PUT_STATISTICS = f"""
+    INSERT INTO file_statistics ({", ".join(STATISTICS)})
+    SELECT file_key, dataset, source, sample_order, arrived_at, rows_read, rows_quarantined, null_counts::jsonb,
+        lateness_seconds
+    FROM json_to_recordset($1::json) AS found (
+        file_key text, dataset text, source text, sample_order int, arrived_at timestamptz, rows_read bigint,
+        rows_quarantined bigint, null_counts text, lateness_seconds double precision)
+    ON CONFLICT (file_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)}"""
 
 # Of locations, not of rows: the rows of a version that a long transaction stores stay free for the sensors.
 TRY_LOCK_LOCATIONS = """
@@ -258,6 +269,13 @@ class PostgresTransaction:
         """Finish the queue entries of these files, in one statement."""
         if not files.is_empty():
             self._run(FINISH, fitted(files, FINISHED).write_json(), _now())
+
+    def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
+        """Store the statistics of ingested files, in one statement, and delete those of others."""
+        if without:
+            self._run(DELETE_ROWS.format(table="file_statistics"), list(without))
+        if not statistics.is_empty():
+            self._run(PUT_STATISTICS, fitted(statistics, STATISTICS).write_json())
 
     def _reopen_duplicates_of(self, originals: list[str]) -> tuple[str, ...]:
         if not originals:

@@ -18,7 +18,7 @@ from ingest_project.operations import MinuteValue, RunningTotals
 from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
-from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Failure
+from ingest_project.platform.capability import EVENT_TO_STORED, LATENCY_BUCKETS, Failure
 from ingest_project.platform.dagster.run_records import RunOnRecord
 from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
@@ -33,8 +33,7 @@ SHOWN = (
     DOWNLOADS,
     DOWNLOAD_FAILURES,
     STREAM_MESSAGES,
-    LATENCY_BUCKET,
-    LATENCY_SUM,
+    EVENT_TO_STORED.bucket,
 )
 PERCENTILES = (0.5, 0.95, 0.99)
 
@@ -137,7 +136,7 @@ def history_of(values: Iterable[MinuteValue], window: Window, now: datetime) -> 
         downloads=_by_two(by_name[DOWNLOADS], outer=1),
         failures=_by_last(by_name[DOWNLOAD_FAILURES]),
         messages=_by_two(by_name[STREAM_MESSAGES], outer=0),
-        latency=_latencies(by_name[LATENCY_BUCKET]),
+        latency=_latencies(by_name[EVENT_TO_STORED.bucket]),
     )
 
 

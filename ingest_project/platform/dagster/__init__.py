@@ -18,6 +18,8 @@ it does not.
   `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
+- `webserver.py`: that `dagster_webserver.cli` creates its application by `create_app_from_workspace_process_context`
+  (test_webserver, test_stack_dagster). Without it: `dagster-webserver`, behind a proxy with the same rules.
 - `instance.py`, the launcher: `DefaultRunLauncher._get_grpc_client_for_termination`; `get_current_runs` of
   `DagsterGrpcClient` (test_internals). Without it: `DefaultRunLauncher`, which cannot tell whether a process is gone.
 """
