@@ -311,8 +311,8 @@ class FileIngest(Capability[FileIngestResources]):
             facts=_facts(row),
             moments=[*_history(row)],
             rows={
-                "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
                 "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, ref.key)),
+                "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
             },
             contents=_contents(services, row),
             run_id=row["run_id"],
