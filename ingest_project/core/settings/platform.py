@@ -274,7 +274,7 @@ class MonitorSettings(Section):
     """The dashboard, the metrics and the health endpoint.
 
     Args:
-        host: address that the monitor listens on; beyond this machine it wants a token.
+        host: address that the monitor listens on; beyond this machine it wants a token or a sign-in provider.
         port: port of the monitor; 0 picks a free one.
         token: secret of viewers, who see every page; at least 16 characters; empty: none required.
         operator_token: secret of operators, who act as well; without it and without OpenID Connect, nobody acts
