@@ -452,7 +452,7 @@ TABLES = {
             "incident_id": "The incident",
             "kind": "`firing`, `resolved`, or `reminder/` with a number",
             "channel": "Name of the channel, e.g. `webhook` or `urls.1.slack`",
-            "state": "`waiting`, `sent`, `dropped` (held back by quiet hours until it was over) or `failed` (for a day)",
+            "state": "`waiting`, `sent`, `dropped` (quiet hours held it back too long) or `failed`",
             "attempts": "How often it was sent",
             "reason": "Why the last attempt failed",
             "created_at": "When it was queued",
