@@ -28,6 +28,8 @@ pytest_plugins = [
     "ingest_project_tests.services.object_stores",
     "ingest_project_tests.services.dagster",
     "ingest_project_tests.services.http_server",
+    "ingest_project_tests.services.openlineage",
+    "ingest_project_tests.services.otlp",
     "ingest_project_tests.journeys.system",
     "ingest_project_tests.attachments.system",
 ]

@@ -67,6 +67,7 @@ COMMON = {
     "topic": "Kafka topic",
     "topic_id": "Id of the topic; a topic that is created again has another one",
     "trace_id": "Trace of the message: every table of one trace has the same",
+    "traceparent": "W3C trace context of the message it came from, with its `tracestate` after a space",
     "updated_at": "When the row last changed",
 }
 
@@ -452,7 +453,7 @@ TABLES = {
             "incident_id": "The incident",
             "kind": "`firing`, `resolved`, or `reminder/` with a number",
             "channel": "Name of the channel, e.g. `webhook` or `urls.1.slack`",
-            "state": "`waiting`, `sent`, `dropped` (quiet hours held it back too long) or `failed`",
+            "state": "`waiting`, `sent`, `dropped` (held back by quiet hours until it was over), `failed` (for a day)",
             "attempts": "How often it was sent",
             "reason": "Why the last attempt failed",
             "created_at": "When it was queued",

@@ -24,6 +24,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
 from ingest_project.core.plugins import InstalledPlugin, Plugins, installed
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Setting, load_settings
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.
@@ -216,7 +217,8 @@ def _settings_table(settings: list[Setting]) -> Table:
         made.add_column(title, overflow="fold")
     for setting in settings:
         variables = " or ".join(setting.env_names)
-        cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
+        origin = f"{setting.origin}: {setting.reference}" if setting.reference else setting.origin.value
+        cells = (setting.path, _text(setting.value), origin, variables, setting.description)
         add_row(made, *cells)
     return made
 
@@ -237,6 +239,7 @@ def _as_record(setting: Setting) -> dict[str, object]:
         "setting": setting.path,
         "value": setting.value if plain else _text(setting.value),
         "origin": setting.origin.value,
+        "reference": setting.reference,
         "environment_variables": list(setting.env_names),
         "description": setting.description,
     }
@@ -246,7 +249,7 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, SecretStr):
-        return "********" if value.get_secret_value() else ""
+        return "********" if isinstance(value, SecretReference) or value.get_secret_value() else ""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
-FIRST_POLL_OF_PAGE_SECONDS = 1.0
+FIRST_POLL_OF_PAGE_SECONDS = 0.5
 # Time for requests in progress once the server is stopped.
 GRACE_SECONDS = 3
 STATIC = {

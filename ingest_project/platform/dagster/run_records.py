@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.database import open_engine, printable, reading
+from ingest_project.platform.database import follow_secret, open_engine, printable, reading
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, RunRecord
@@ -142,7 +142,7 @@ class DagsterRecords:
     def __init__(self, settings: Settings, instance: DagsterInstance | None = None) -> None:
         self._settings = settings
         self._instance = instance
-        self._url = settings.dagster.postgres_url.get_secret_value()
+        self._url = settings.dagster.postgres_url
 
     def sensors(self) -> dict[str, SensorOnRecord]:
         """Return every sensor that has ticked, or that a person has started or stopped, by name."""
@@ -265,7 +265,7 @@ class DagsterRecords:
 
     @property
     def _address(self) -> str:
-        return printable(self._url) if self._url else str(self._folder)
+        return printable(self._url.get_secret_value()) if self._url else str(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -297,7 +297,10 @@ class DagsterRecords:
         from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
 
         self._require_tables()
-        return PostgresEventLogStorage(with_psycopg2(self._url), should_autocreate_tables=False)
+        url = with_psycopg2(self._url.get_secret_value())
+        storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
+        follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+        return storage
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()
@@ -306,8 +309,11 @@ class DagsterRecords:
 
         from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
 
-        url = with_psycopg2(self._url)
-        return PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
+        url = with_psycopg2(self._url.get_secret_value())
+        storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
+        for storage in storages:
+            follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+        return storages
 
     def _in_sqlite(self) -> tuple[RunStorage, ScheduleStorage]:
         runs, schedules = self._folder / "history", self._folder / "schedules"

@@ -259,7 +259,7 @@ function failures(list, now) {
   if (!list) return away("The warehouse");
   if (!list.length) return empty("Nothing has failed, and nothing is in quarantine.");
   const row = (one) => element("tr", {},
-    element("td", { class: "name" }, one.url ? element("a", { href: one.url }, one.key) : one.key),
+    element("td", { class: "name" }, one.item ? element("a", { href: `items/${one.item}` }, one.key) : one.key),
     element("td", {}, element("span", { class: `state ${one.state}` }, `${KINDS[one.kind]} ${one.state}`)),
     element("td", { class: "reason" }, one.reason || "no reason on record"),
     element("td", {}, one.run_url ? element("a", { href: one.run_url }, "run") : ""),
