@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 import polars as pl
 import polars.selectors as cs
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.tables import (
@@ -150,7 +151,7 @@ class SqlWarehouse:
     """See `Warehouse`; connects when it is first used."""
 
     def __init__(
-        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
     ) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
         self._tables = tables
