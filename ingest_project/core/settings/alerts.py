@@ -5,13 +5,15 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from ingest_project.core.secrets import SecretReference, secret_or_reference
 from ingest_project.core.yaml_models import AsJson, CommaList, Env, Section, nearest
 
 Severity = Literal["info", "warning", "critical"]
@@ -21,7 +23,7 @@ UNITS = {"s": 1.0, "m": MINUTE, "min": MINUTE, "h": HOUR, "d": DAY}
 DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|min|h|d)")
 INTERVAL = re.compile(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})(?:\s+([\w+/-]+))?")
 SCHEME = re.compile(r"([A-Za-z0-9]{1,20})://\S+")
-BETWEEN_URLS = re.compile(r"[,\s]+(?=[A-Za-z0-9]+://)")
+BETWEEN_URLS = re.compile(r"[,\s]+(?=[A-Za-z0-9-]+://)")
 LONGEST_WINDOW_SECONDS = 8 * DAY
 
 
@@ -114,25 +116,39 @@ def _amount(value: object) -> object:
 
 
 def _urls(value: object) -> object:
-    """Read addresses from a JSON list, or from a text in which spaces, lines or commas separate them."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if not text.startswith("["):
+    """Read addresses, or references to them, from a list, a JSON list, or text with spaces, lines or commas between."""
+    if isinstance(value, SecretReference):
+        return [value]
+    if isinstance(value, str) and not value.strip().startswith("["):
         # A comma also occurs within an address: only one before the next address separates.
-        return [part for part in BETWEEN_URLS.split(text) if part]
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ValueError('it is not JSON; write service://... or ["service://...", ...]') from None
+        value = [part for part in BETWEEN_URLS.split(value.strip()) if part]
+    elif isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError('it is not JSON; write service://... or ["service://...", ...]') from None
+    return secret_or_reference(value)
 
 
-def _all_addresses(urls: Sequence[SecretStr]) -> Sequence[SecretStr]:
+def _require_addresses(urls: Sequence[SecretStr]) -> None:
     for number, url in enumerate(urls, 1):
-        # The text itself is not quoted: it usually holds a token.
-        if not SCHEME.fullmatch(url.get_secret_value().strip()):
-            raise ValueError(f"address {number} is no URL of Apprise, such as slack://... or mailto://...")
-    return urls
+        check = _check_of(number)
+        if isinstance(url, SecretReference):
+            url.require(check)
+        else:
+            check(url.get_secret_value())
+
+
+@cache
+def _check_of(number: int) -> Callable[[str], None]:
+    # One object for each position: a reference keeps its checks.
+    return partial(_require_address, number)
+
+
+def _require_address(number: int, text: str) -> None:
+    # The text itself is not quoted: it usually holds a token.
+    if not SCHEME.fullmatch(text.strip()):
+        raise ValueError(f"address {number} is no URL of Apprise, such as slack://... or mailto://...")
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
@@ -330,7 +346,8 @@ class AlertSettings(Section):
     @field_validator("urls")
     @classmethod
     def _addresses(cls, urls: Sequence[SecretStr]) -> Sequence[SecretStr]:
-        return _all_addresses(urls)
+        _require_addresses(urls)
+        return urls
 
     @field_validator("owners")
     @classmethod
@@ -338,7 +355,7 @@ class AlertSettings(Section):
         for owner, urls in owners.items():
             if not urls:
                 raise ValueError(f"the owner {owner[:40]!r} has no address")
-            _all_addresses(urls)
+            _require_addresses(urls)
         return owners
 
     @field_validator("rules")

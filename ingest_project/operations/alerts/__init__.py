@@ -118,7 +118,9 @@ def amount(value: float, unit: str) -> str:
     """Return a value with its unit, e.g. `12%`, `300 s`, `1,200 messages`."""
     if unit == "share":
         return f"{value:.0%}" if value >= 0.01 or not value else f"{value:.2%}"  # noqa: PLR2004 - less than a percent
-    return f"{value:,.0f} s" if unit == "seconds" else f"{value:,.0f} {unit}".strip()
+    if unit == "seconds":
+        return f"{value:,.0f} s"
+    return f"{value:,.0f} {unit.removesuffix('s') if round(value) == 1 else unit}".strip()
 
 
 def _time(moment: datetime) -> str:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from ingest_project.core import plugins
 from ingest_project.core.errors import AddressRejectedError, PermanentError, SettingsError
+from ingest_project.core.secrets import SecretReference, is_in_vault
 from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import SCHEME
 from ingest_project.core.yaml_models import nearest
@@ -75,7 +76,8 @@ def require_usable(settings: Settings) -> None:
     ]
     for where, urls in each:
         for number, url in enumerate(urls, 1):
-            if problem := _problem(url):
+            # A vault is not asked before there is something to send.
+            if not is_in_vault(url) and (problem := _problem(url)):
                 raise SettingsError(f"{where}, address {number}: {problem}")
 
 
@@ -105,6 +107,8 @@ def _addresses(owner: str, urls: Sequence[SecretStr]) -> dict[str, AlertChannel]
 
 
 def _service(url: SecretStr) -> str:
+    if isinstance(url, SecretReference):
+        return "reference"
     found = SCHEME.match(url.get_secret_value())
     return found[1].lower() if found else "unknown"
 
@@ -162,7 +166,7 @@ def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> 
     if all(alert.status == "resolved" for alert in alerts):
         kind = "success"
     service = apprise.Apprise(asset=_asset())
-    service.add(url.get_secret_value())
+    service.add(url.get_secret_value().strip())
     reasons = _reasons()
     reasons.begin()
     sent = service.notify(
@@ -181,10 +185,13 @@ def _problem(url: SecretStr) -> str:
     import apprise  # noqa: PLC0415 - see above
 
     _reasons()
-    if apprise.Apprise.instantiate(url.get_secret_value(), asset=_asset(), suppress_exceptions=True) is not None:
+    if (
+        apprise.Apprise.instantiate(url.get_secret_value().strip(), asset=_asset(), suppress_exceptions=True)
+        is not None
+    ):
         return ""
     schemas = [schema for one in apprise.Apprise().details()["schemas"] for schema in _schemas(one)]
-    service = _service(url)
+    service = url.get_secret_value().partition("://")[0].strip().lower()
     if service not in schemas:
         return f"Apprise knows no service {service!r}{nearest(service, schemas) or '.'}"
     return f"Apprise cannot use it as an address of {service}: see the documentation of Apprise for its parts."

@@ -25,6 +25,8 @@ REFUSED = (FileState.QUARANTINED, FileState.FAILED)
 # Files whose transaction commits late have an earlier time than what was read last.
 OVERLAP = timedelta(minutes=5)
 MAX_EXAMPLES = 3
+# Grouped by its name: PostgreSQL groups by no constant, as it is where no source has a name.
+SOURCE = "named_source"
 MAX_REFUSED = 300
 Origin = tuple[str, str]
 """Dataset and source of files; the source is empty where no setting names it."""
@@ -130,7 +132,8 @@ class IntakePoll:
 
     def _read_arrivals(self, connection: sa.Connection, source: sa.ColumnElement[str], now: datetime) -> None:
         columns = files.c
-        query = sa.select(columns.dataset, source, sa.func.max(columns.created_at)).group_by(columns.dataset, source)
+        origin = [columns.dataset, source.label(SOURCE)]
+        query: Any = sa.select(*origin, sa.func.max(columns.created_at)).group_by(columns.dataset, sa.text(SOURCE))
         if self._read_until is not None:
             # By state and time of change, which are indexed; a new file changes when it arrives.
             states = columns.state.in_([state.value for state in FileState])
@@ -152,7 +155,7 @@ def _source_of(settings: Settings) -> sa.ColumnElement[str]:
 def _refusals(connection: sa.Connection, source: sa.ColumnElement[str], since: datetime) -> dict[Origin, Refusals]:
     columns = files.c
     recent = sa.and_(columns.state.in_(ENDED), columns.updated_at > since)
-    origin = [columns.dataset, source.label("source")]
+    origin = [columns.dataset, source.label(SOURCE)]
     total = sa.func.coalesce
     refused = sa.func.count().filter(columns.state.in_(REFUSED))
     query: sa.Select[Any] = (
@@ -164,7 +167,7 @@ def _refusals(connection: sa.Connection, source: sa.ColumnElement[str], since: d
             total(sa.func.sum(columns.rows_quarantined), 0),
         )
         .where(recent)
-        .group_by(*origin)
+        .group_by(columns.dataset, sa.text(SOURCE))
     )
     found = connection.execute(query).all()
     if not any(refused_files or bad_rows for _, _, _, refused_files, _, bad_rows in found):

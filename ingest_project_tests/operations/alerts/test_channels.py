@@ -161,6 +161,25 @@ def test_a_service_that_apprise_does_not_know_is_an_error_with_the_nearest_name(
     assert "canary" not in str(caught.value)
 
 
+def test_an_address_can_be_a_reference_to_a_secret(listener: Listener, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(apprise_url(listener) + "\n")
+    reference = f"file://{tmp_path}/url"
+    for variables in (
+        {"INGEST_ALERT_URLS": reference},
+        {"INGEST_ALERT_URLS_FILE": f"{tmp_path}/url"},
+        {"INGEST_ALERT_OWNERS": json.dumps({"data": [reference]}), "INGEST_ALERT_WEBHOOK_URL": listener.url},
+    ):
+        settings = load_settings(variables, tmp_path).settings
+        require_usable(settings)
+        assert set(send_test(settings).values()) == {None}
+    # A vault is not asked before there is something to send.
+    require_usable(load_settings({"INGEST_ALERT_URLS": "keyvault://none/secret"}, tmp_path).settings)
+    (tmp_path / "other").write_text("canary")
+    with pytest.raises(SettingsError, match="no URL of Apprise") as caught:
+        load_settings({"INGEST_ALERT_URLS": f"file://{tmp_path}/other"}, tmp_path)
+    assert "canary" not in str(caught.value)
+
+
 def test_a_service_that_redirects_takes_the_alerts_nowhere_else() -> None:
     with silent.Listener() as elsewhere, silent.Redirecting(f"http://127.0.0.1:{elsewhere.port}/", 307) as hook:
         url = SecretStr(hook.url.replace("http://", "json://") + "/canary-secret")

@@ -244,6 +244,10 @@ def test_the_share_and_the_arrivals_are_read_from_the_files(database_url: str, t
         connection.execute(files.insert().values(file_row("e", "pending", now + MINUTE, job_id="sftp")))
     assert poll().arrivals[readings, "sftp"] == now + MINUTE
     services.engine.dispose()
+    # Without the name of any source.
+    services = SystemResources(settings.model_copy(update={"alerts": settings_of(rules=rules[1:]).alerts}))
+    assert IntakePoll(services)().refusals[600.0][readings, ""].refused_files == 1
+    services.engine.dispose()
 
 
 def test_the_last_result_of_each_check_counts(any_instance: DagsterInstance) -> None:
