@@ -17,6 +17,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
+from ingest_project.operations.dashboard import actions
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
@@ -42,7 +43,7 @@ STATIC = {
     "mark.svg": "image/svg+xml",
 }
 # Each page module brings its own routes.
-PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = ()
+PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (actions.routes,)
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
@@ -67,7 +68,13 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         *pages,
     ]
     app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
-    return Guarded(app, gate, local_only=local_only, actions_per_minute=settings.monitor.actions_per_minute)
+    return Guarded(
+        app,
+        gate,
+        local_only=local_only,
+        actions_per_minute=settings.monitor.actions_per_minute,
+        uploads=actions.uploads(settings.file_ingest.max_file_bytes),
+    )
 
 
 def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:
