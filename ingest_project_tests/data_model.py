@@ -423,6 +423,62 @@ TABLES = {
             "sensors": "Names of the sensors that were stopped, a JSON list: these are started again",
         },
     ),
+    "incidents": Described(
+        "One incident: something that was or is wrong.",
+        "SELECT name, severity, opened_at, summary FROM incidents WHERE state = 'open' ORDER BY opened_at",
+        {
+            "incident_id": "Random",
+            "name": "What is wrong, e.g. `quarantine/orders`; one incident of a name is unresolved at a time",
+            "condition": "The condition that holds, e.g. `quarantine`",
+            "severity": "`info`, `warning` or `critical`",
+            "owner": "Whose it is; null without an owner",
+            "summary": "One sentence for people",
+            "link": "Where to look",
+            "value": "What was measured last; null where the condition has no measure",
+            "threshold": "From which value on it is an incident",
+            "examples": "The first few things that it is about, a JSON list of texts",
+            "state": "`pending` until it has held for long enough, then `open`, then `resolved`",
+            "since": "When it was found first",
+            "opened_at": "When it became an incident that is reported",
+            "seen_at": "When it was found last",
+            "gone_at": "Since when it is not found any more",
+            "resolved_at": "When it was over",
+        },
+    ),
+    "alert_messages": Described(
+        "One message about an incident by one channel.",
+        "SELECT channel, kind, state, attempts, reason FROM alert_messages WHERE state = 'waiting'",
+        {
+            "incident_id": "The incident",
+            "kind": "`firing`, `resolved`, or `reminder/` with a number",
+            "channel": "Name of the channel, e.g. `webhook` or `urls.1.slack`",
+            "state": "`waiting`, `sent`, `dropped` (held back by quiet hours until it was over), `failed` (for a day)",
+            "attempts": "How often it was sent",
+            "reason": "Why the last attempt failed",
+            "created_at": "When it was queued",
+            "due_at": "When it is sent next",
+            "claimed_until": "Until when the process that sends it has it for itself",
+            "sent_at": "When the channel accepted it",
+        },
+    ),
+    "alert_samples": Described(
+        "A value of which alerts need the history, from the moment at which it changed.",
+        "SELECT at, value FROM alert_samples WHERE series = 'lag/file-event-queue' ORDER BY at",
+        {
+            "series": "`lag/`, `end/` or `dead/` with a topic, or `expected/` with a dataset and source",
+            "at": "When it changed, to the minute",
+            "value": "From then on",
+        },
+    ),
+    "alert_leases": Described(
+        "The process that assesses the conditions of alerts.",
+        "SELECT holder, until FROM alert_leases",
+        {
+            "name": "`conditions`",
+            "holder": "Host, process and a random number",
+            "until": "When another process may take over",
+        },
+    ),
 }
 
 DELTA_TABLES = {

@@ -1,4 +1,4 @@
-"""`ingest attachments` and `ingest dlq`: list attachments, show all that is known of one, replay dead ones.
+"""`ingest attachments`, and of `ingest dlq` what concerns attachments: list and show them, replay dead ones.
 
 Addresses are shown without their query: a signed address is a secret.
 """
@@ -56,14 +56,12 @@ MAX_SHOWN_REASON = 120
 MAX_NAMED = 20
 
 attachments_app = typer.Typer(help="Attachments and their outcomes.", no_args_is_help=True)
-dlq_app = typer.Typer(
-    help="Attachments that failed permanently: why, and how to replay them. Messages that could not be read.",
-    no_args_is_help=True,
-)
-
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, or the beginning of it.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most attachments to list.")]
-Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY...", help="Keys, or the beginnings of them.")]
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY|TRACE...", help="Keys, the beginnings of them, or trace ids: all dead ones of these."),
+]
 TraceId = Annotated[str | None, typer.Option(help="Only those of this trace.")]
 Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
 ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
@@ -158,7 +156,6 @@ def show_attachment(key: Key, *, as_json: AsJson = False) -> None:
         _show_page(page)
 
 
-@dlq_app.command("list")
 def list_dead(  # noqa: PLR0913 - one for each way to choose
     *,
     trace_id: TraceId = None,
@@ -183,7 +180,6 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     show_list(made, "attachments", more=found.more)
 
 
-@dlq_app.command("show")
 def show_dead(key: Key, *, as_json: AsJson = False) -> None:
     """Show why an attachment is dead, and every attempt at it. Exit code 1 when it is not."""
     services = AttachmentResources(load_settings().settings)
@@ -202,7 +198,6 @@ def show_dead(key: Key, *, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@dlq_app.command("replay")
 def replay_dead(  # noqa: PLR0913 - one for each way to choose
     keys: Keys = None,
     *,
@@ -233,7 +228,7 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
         raise typer.BadParameter("Name keys, say which by options, or say --all.")
     services = AttachmentResources(load_settings().settings)
     # Every key is looked up before anything changes: a misspelt one changes nothing.
-    dead = _dead_keys([_find(services, key) for key in keys or ()])
+    dead = _dead_keys([record for key in keys or () for record in _named(services, key)])
     given |= {"key": "\n".join(dead), "per_second": str(per_second or "")}
     request = ActionRequest(
         parameters={name: value or "" for name, value in given.items()},
@@ -336,6 +331,14 @@ def _show_page(page: AttachmentPage) -> None:
 def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
     """Return the first of these records without secrets, and whether the list is cut off."""
     return AttachmentList(tuple(_without_secrets(record) for record in records[:limit]), more=len(records) > limit)
+
+
+def _named(services: AttachmentResources, name: str) -> Sequence[AttachmentRecord]:
+    """Return the attachments of the trace of that name, the dead ones if there are any; else that of the key."""
+    if dead := services.attachments.failed(FailedFilter(trace_id=name), MAX_LIMIT):
+        return dead
+    same = [record for record in services.attachments.list(text=name, limit=MAX_NAMED) if record.trace_id == name]
+    return same or [_find(services, name)]
 
 
 def _find(services: AttachmentResources, key: str) -> AttachmentRecord:

@@ -1,4 +1,4 @@
-"""Commands of operators: `ingest status`, `trace`, `retention` and `monitor`."""
+"""Commands of operators: `ingest status`, `retention` and `monitor`."""
 
 from __future__ import annotations
 
@@ -35,35 +35,9 @@ from ingest_project.platform.dagster.run_records import DagsterRecords
 if TYPE_CHECKING:
     pass
 
-NOT_FOUND = 1
 PAUSE_SECONDS = 0.5
 # Without a terminal, unchanged progress is repeated at this interval.
 REPEAT_SECONDS = 30.0
-
-
-def register_trace(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("trace")(show_trace)
-
-
-def show_trace(
-    trace_id: Annotated[str, typer.Argument(help="Trace id, as messages, logs and tables carry it.")],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Show everything on record of one trace, in time order."""
-    services = SystemResources(load_settings().settings)
-    moments = sorted(moment for capability in CAPABILITIES for moment in capability.trace(services, trace_id))
-    if as_json:
-        print_json({"trace_id": trace_id, "moments": moments})
-    elif moments:
-        shown = table("Time", "What", "Happened", "Detail")
-        for moment in moments:
-            add_row(shown, moment.at, moment.subject, moment.what, moment.detail)
-        show(shown)
-    if not moments:
-        complain(f"Nothing is on record of the trace {trace_id}.")
-        raise typer.Exit(NOT_FOUND)
 
 
 def register_retention(app: typer.Typer) -> None:
@@ -217,6 +191,7 @@ def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
         "unreported": snapshot.unreported,
         "oldest_unfinished": snapshot.oldest_unfinished,
         "runs": dagster.runs if dagster else None,
+        "paused": snapshot.paused,
         "problems": snapshot.problems,
     }
 
@@ -229,6 +204,8 @@ def print_status(snapshot: SystemSnapshot) -> None:
     warehouse = snapshot.warehouse.present
     if warehouse and any(tier.waiting for tier in warehouse.retry_tiers):
         show(_retry_tiers(warehouse), "Downloads to be tried again")
+    for pause in snapshot.paused:
+        say(f"{pause}.", style="yellow")
     for problem in snapshot.problems:
         complain(problem)
     if snapshot.is_idle:

@@ -1,20 +1,11 @@
-"""`ingest topics` and `ingest dlq`: skip messages that stop a topic, and show messages that could not be read at all.
-
-A message that could not be read became no job, file or attachment, so no work queue knows it: `dlq messages` reads the
-dead-letter topics themselves.
-"""
+"""`ingest topics`: skip messages that stop a topic."""
 
 from __future__ import annotations
 
-import re
-import sys
 from typing import Annotated
 
-import msgspec
 import typer
 
-from ingest_project.attachments.commands import dlq_app
-from ingest_project.contracts.attachments import decode_download_task
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -23,23 +14,13 @@ from ingest_project.core.console import (
     counted,
     print_json,
     say,
-    shortened,
-    show_facts,
     show_list,
-    stdout,
     table,
 )
-from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import MAX_SKIPPED, SKIP
-from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.platform.actions import ActionRequest, login_name, perform
-from ingest_project.platform.kafka.dead_letters import DeadLetter, as_text, letter_at, newest_letters
-
-MAX_SHOWN_REASON = 80
-MAX_SHOWN_BYTES = 4_096
-LOCATION = re.compile(r"([^/]+)/([0-9]{1,9})/([0-9]{1,18})")
 
 topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
 
@@ -49,34 +30,11 @@ Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Of the fir
 Count = Annotated[int, typer.Option(min=1, max=MAX_SKIPPED, help="How many messages to skip.")]
 Reason = Annotated[str, typer.Option(help="Why; it is stored with each of them.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most to list.")]
-Topics = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME", help="Only this topic; may be given again.", show_default="every topic of dead letters"
-    ),
-]
-Location = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="As `ingest dlq messages` lists it.")]
-
-
-class DeadMessageList(msgspec.Struct, frozen=True):
-    """Some of the messages that could not be read.
-
-    Args:
-        more: there are others.
-    """
-
-    messages: tuple[DeadLetter, ...]
-    more: bool
 
 
 def register_topics(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(topics_app, name="topics")
-
-
-def register_dlq(app: typer.Typer) -> None:
-    """Add the commands: those of attachments, and those of messages that could not be read."""
-    app.add_typer(dlq_app, name="dlq")
 
 
 @topics_app.command("skip")
@@ -107,97 +65,3 @@ def skipped(*, limit: Limit = 50, as_json: AsJson = False) -> None:
         last = one.end_offset - 1
         add_row(made, one.topic, one.partition, one.first_offset, last, ago(one.asked_at), one.asked_by, one.reason)
     show_list(made, "requests", more=len(found) > limit)
-
-
-def _dead_letter_topics(services: SystemResources) -> list[str]:
-    declared = (one.dead_letters for one in consumed_topics(services) if one.dead_letters)
-    return [*services.settings.topics.dead_letters, *declared]
-
-
-@dlq_app.command("messages")
-def list_messages(
-    *,
-    topic: Topics = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most messages to list.")] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
-    services = SystemResources(load_settings().settings)
-    found = _newest(services, topic or _dead_letter_topics(services), limit)
-    if as_json:
-        print_json(found)
-        return
-    made = table("Location", "Failed", "Was", "Error class", "Bytes", "Reason", "Begins", numbers=["Bytes"])
-    for one in found.messages:
-        failed = ago(one.failed_at) if one.failed_at else None
-        reason = shortened(one.reason or "", MAX_SHOWN_REASON)
-        add_row(made, one.place, failed, one.original_location, one.error_class, one.size_bytes, reason, one.begins)
-    show_list(made, "messages", more=found.more, which="newest")
-
-
-@dlq_app.command("message")
-def show_message(
-    location: Location,
-    *,
-    raw: Annotated[bool, typer.Option("--raw", help="Write its bytes as they are, and nothing else.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show one message that could not be read: its headers and its bytes. Exit code 1 when it does not exist."""
-    letter = letter_at(SystemResources(load_settings().settings).range_reader, *_parsed(location))
-    if letter is None:
-        complain(f"There is no message at {location}; it may have expired.")
-        raise typer.Exit(1)
-    if raw:
-        sys.stdout.buffer.write(letter.value or b"")
-    elif as_json:
-        print_json(letter)
-    else:
-        _show(letter)
-
-
-def _newest(services: SystemResources, topics: list[str] | tuple[str, ...], limit: int) -> DeadMessageList:
-    downloads = services.settings.topics.downloads_dlq
-    found = [
-        letter
-        for topic in topics
-        for letter in newest_letters(
-            services.range_reader, topic, limit + 1, _is_no_task if topic == downloads else lambda _: True
-        )
-    ]
-    found.sort(key=lambda letter: letter.failed_at.timestamp() if letter.failed_at else 0.0, reverse=True)
-    return DeadMessageList(tuple(found[:limit]), more=len(found) > limit)
-
-
-def _is_no_task(value: bytes | None) -> bool:
-    """Tell whether a letter on `downloads.dlq` belongs to no attachment: those of attachments are in a work queue."""
-    try:
-        decode_download_task(value)
-    except IngestError:
-        return True
-    return False
-
-
-def _parsed(text: str) -> tuple[str, int, int]:
-    if (found := LOCATION.fullmatch(text)) is None:
-        raise typer.BadParameter(f"{text!r} is no location. Example: events.raw.dlq/0/17.")
-    return found[1], int(found[2]), int(found[3])
-
-
-def _show(letter: DeadLetter) -> None:
-    show_facts(
-        [
-            ("location", letter.place),
-            ("was", letter.original_location),
-            ("failed", letter.failed_at),
-            ("error class", letter.error_class),
-            ("reason", letter.reason),
-            ("attempt", letter.attempt),
-            ("trace id", letter.trace_id),
-            ("key", letter.key),
-            ("bytes", letter.size_bytes),
-        ]
-    )
-    stdout().print()
-    say(as_text(letter.value and letter.value[:MAX_SHOWN_BYTES]) or "It has no bytes.")
-    if letter.size_bytes > MAX_SHOWN_BYTES:
-        complain(f"The first {MAX_SHOWN_BYTES:,} bytes; --raw writes all of them.")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of
+from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.core.items import digest_of
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.database import reading, writing
@@ -232,8 +232,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             the key of the new entry; None if one with this profile is already queued or running.
         """
         event = record.event
-        version = version_of(event.etag, event.size_bytes, event.modified_at)
-        key = file_key(record.location, event.file_name, version, profile, record.dataset)
+        key = file_key(record.location, event.file_name, version_of_event(event), profile, record.dataset)
         named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
         row = self._row(
             FileArrival(key, record.location, named, profile, record.intake, pinned=False, dataset=record.dataset),
@@ -255,8 +254,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         """
         uploaded = {"etag": f"{UPLOADED}{sha256}", "size_bytes": size_bytes, "modified_at": now, "discovered_at": now}
         event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
-        version = version_of(event.etag, size_bytes, now)
-        key = file_key(record.location, event.file_name, version, record.profile, record.dataset)
+        key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
         arrival = FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
         with writing(self._engine) as connection:
             return key if self._insert(connection, [self._row(arrival, now) | {"corrects": record.file_key}]) else None
@@ -358,5 +356,5 @@ def _aware(moment: datetime) -> datetime:
 
 def _is_earlier_reading(other: FileRecord, arrival: FileArrival, now: datetime) -> bool:
     """Test whether the other is of the same version and was announced before this arrival."""
-    versions = {version_of(e.etag, e.size_bytes, e.modified_at) for e in (other.event, arrival.event)}
+    versions = {version_of_event(event) for event in (other.event, arrival.event)}
     return len(versions) == 1 and other.order < arrival.order(now)

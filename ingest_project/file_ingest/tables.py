@@ -23,6 +23,7 @@ from ingest_project.platform.database.sql import (
     UtcTime,
     kafka_columns,
     leased_index,
+    lookup_indexes,
     metadata,
     pending_index,
     work_columns,
@@ -181,6 +182,8 @@ files = sa.Table(
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
+    *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
+    sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),

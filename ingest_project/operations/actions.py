@@ -9,6 +9,7 @@ from ingest_project.core.errors import IngestError
 from ingest_project.core.yaml_models import nearest
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.pausing import PAUSE, RESUME
+from ingest_project.operations.redrive import REDRIVE
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of, saved_positions
 from ingest_project.platform.actions import (
@@ -130,7 +131,7 @@ SKIP = Action(
     apply=_skip,
 )
 # What concerns no capability alone.
-GENERAL: tuple[Action[SystemResources], ...] = (PAUSE, RESUME, SKIP)
+GENERAL: tuple[Action[SystemResources], ...] = (PAUSE, RESUME, SKIP, REDRIVE)
 
 
 def actions_by_capability() -> Mapping[str, tuple[Action[SystemResources], ...]]:

@@ -19,6 +19,9 @@ from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
+from ingest_project.operations.alerts.facts import DagsterFailures, Intake
+from ingest_project.operations.alerts.incidents import AlertState, read_alerts
+from ingest_project.operations.pausing import Pause, read_pauses
 from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -73,11 +76,13 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
         work: by capability.
         totals: counters since the beginning.
         failures: the last ones, newest first.
+        paused: capabilities that an operator has paused.
     """
 
     work: Mapping[str, WorkState]
     totals: Mapping[Series, float] = {}
     failures: tuple[Failure, ...] = ()
+    paused: tuple[Pause, ...] = ()
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
@@ -138,6 +143,8 @@ class SystemSnapshot:
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
+        failures, intake: what alerts need to know besides.
+        alerts: open incidents, and channels that fail.
     """
 
     settings: Settings
@@ -147,6 +154,9 @@ class SystemSnapshot:
     dagster: Sample[DagsterState] = Sample()
     tables: Sample[tuple[DeltaFigures, ...]] = Sample()
     disk: Sample[Disk] = Sample()
+    failures: Sample[DagsterFailures] = Sample()
+    intake: Sample[Intake] = Sample()
+    alerts: Sample[AlertState] = Sample()
 
     @property
     def parts(self) -> dict[str, Sample[Any]]:
@@ -163,6 +173,11 @@ class SystemSnapshot:
     def topics(self) -> tuple[TopicLag, ...]:
         """Every consumed topic; none where the broker could not be read."""
         return self.broker.present.topics if self.broker.present else ()
+
+    @property
+    def paused(self) -> tuple[Pause, ...]:
+        """Capabilities that an operator has paused, as far as is known."""
+        return self.warehouse.value.paused if self.warehouse.value else ()
 
     @property
     def going_on(self) -> list[str]:
@@ -185,6 +200,7 @@ class SystemSnapshot:
             problems += [problem for work in self.warehouse.present.work.values() for problem in work.problems]
         failing = self.dagster.present.failing if self.dagster.present else {}
         problems += [f"{sensor} {ticks}" for sensor, ticks in sorted(failing.items())]
+        problems += map(str, self.alerts.present.failing_channels if self.alerts.present else ())
         return list(dict.fromkeys(problems))
 
     @property
@@ -223,9 +239,10 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
         settings=services.settings,
         at=datetime.now(UTC),
         broker=Sample(BrokerState(tuple(lags))),
-        warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
+        warehouse=Sample(problem=problem) if problem else sample_of(lambda: _with_pauses(services, work)),
         dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
+        alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),
     )
     if snapshot.is_idle:
         snapshot = replace(snapshot, broker=Sample(BrokerState(meter.lags_of(consumed_topics(services)))))
@@ -248,7 +265,13 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     counters = totals.totals()
     work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
     with reading(services.engine) as connection:
-        return WarehouseState(work=work, totals=counters, failures=_failures(connection))
+        paused = read_pauses(connection)
+        return WarehouseState(work=work, totals=counters, failures=_failures(connection), paused=paused)
+
+
+def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> WarehouseState:
+    with reading(services.engine) as connection:
+        return WarehouseState(work=work, paused=read_pauses(connection))
 
 
 def read_dagster(records: DagsterRecords) -> DagsterState:

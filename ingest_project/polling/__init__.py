@@ -20,15 +20,17 @@ from ingest_project.platform.capability import (
     ConsumedTopic,
     DagsterParts,
     Metric,
-    Moment,
     QueueView,
     WorkState,
     counted_by_state,
+    entry_facts,
     finished_states,
+    intake_of,
     queue_history,
     rows_where,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.items import ItemRef, ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import IN_PROGRESS, entry_filters, equals, select_entries
 from ingest_project.polling.job_queue import PollingResources, polling_jobs
@@ -49,6 +51,14 @@ QUEUE = QueueView(
 )
 
 
+def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
+    columns = polling_jobs.c
+    yield from search.equals(columns.job_key, columns.job_id)
+    if not search.by_prefix:
+        yield columns.trace_id == search.text
+
+
+ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_key, polling_jobs.c.job_id, _found_by)
 FILTERS = (
     *entry_filters(polling_jobs.c.job_key, "polling job"),
     equals("job_id", polling_jobs.c.job_id, "Id that its sender chose."),
@@ -92,6 +102,7 @@ class Polling(Capability[PollingResources]):
 
     name = "polling"
     queues = (QUEUE,)
+    item_tables = (ITEMS,)
     metrics = (
         Metric(
             JOBS,
@@ -118,7 +129,8 @@ class Polling(Capability[PollingResources]):
 
     def topics(self, services: PollingResources) -> tuple[ConsumedTopic, ...]:
         """Return the topic of polling jobs."""
-        return (ConsumedTopic(services.settings.topics.polling_queue, "polling_queue_sensor"),)
+        topics = services.settings.topics
+        return (ConsumedTopic(topics.polling_queue, "polling_queue_sensor", dead_letters=topics.polling_queue_dlq),)
 
     def read_work(self, services: PollingResources, *, detailed: bool) -> WorkState:
         """Count jobs by state, and those that a run works on."""
@@ -131,6 +143,38 @@ class Polling(Capability[PollingResources]):
         with reading(services.engine) as connection:
             rows = rows_where(connection, polling_jobs, polling_jobs.c.trace_id == trace_id)
         return [moment for row in rows for moment in _history(row)]
+
+    def view_of(
+        self, services: PollingResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe a polling job."""
+        del services
+        request, skipped = row["request"], row["skipped"] or {}
+        facts = {
+            "Job id": row["job_id"],
+            "Source type": row["source_type"],
+            "Source": request["source_config"].get("path"),
+            "File pattern": request["file_pattern"],
+            "Priority": row["priority"],
+            "Files found": row["files_found"],
+            "Files announced": row["files_published"],
+            "Files left out": ", ".join(f"{number:,} {reason}" for reason, number in skipped.items()) or None,
+            **entry_facts(row),
+        }
+        return ItemView(
+            ref=ref,
+            name=row["job_id"],
+            state=row["state"],
+            reason=row["reason"],
+            trace_id=row["trace_id"],
+            **intake_of(row),
+            facts=facts,
+            moments=[*_history(row)],
+            run_id=row["run_id"],
+            asset=QUEUE.asset,
+            partition=ref.key,
+            related=ITEMS.neighbours(connection, row),
+        )
 
     def correct_future_times(self, services: PollingResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""

@@ -17,6 +17,7 @@ from ingest_project.platform.database.sql import (
     Json,
     kafka_columns,
     leased_index,
+    lookup_indexes,
     metadata,
     pending_index,
     work_columns,
@@ -45,6 +46,7 @@ polling_jobs = sa.Table(
     Col("skipped", Json),
     pending_index("polling_jobs", "kafka_topic", "urgency"),
     leased_index("polling_jobs", "kafka_topic"),
+    *lookup_indexes("polling_jobs", "trace_id", names=("job_id",)),
     sa.Index("polling_jobs_by_batch", "batch_id"),
     sa.Index("polling_jobs_by_state", "state", "updated_at"),
 )

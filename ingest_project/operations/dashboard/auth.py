@@ -23,11 +23,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from pydantic import SecretStr
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from ingest_project.core.secrets import text_of
 from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
 from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
@@ -125,10 +127,15 @@ class Gate:
     """
 
     def __init__(
-        self, token: str = "", operator_token: str = "", *, has_provider: bool = False, everybody: Viewer = LOCAL_PERSON
+        self,
+        token: str | SecretStr = "",
+        operator_token: str | SecretStr = "",
+        *,
+        has_provider: bool = False,
+        everybody: Viewer = LOCAL_PERSON,
     ) -> None:
         of_role = {Role.VIEWER: token, Role.OPERATOR: operator_token}
-        self._tokens = [(_digest(text), Viewer(f"{role} token", role)) for role, text in of_role.items() if text]
+        self._tokens = [(known, Viewer(f"{role} token", role)) for role, known in of_role.items() if text_of(known)]
         self._has_provider = has_provider
         self._everybody = Admission(everybody, secrets.token_urlsafe(32))
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
@@ -144,8 +151,8 @@ class Gate:
         """
         token, operator_token = settings.monitor.token, settings.monitor.operator_token
         return cls(
-            token.get_secret_value() if token else "",
-            operator_token.get_secret_value() if operator_token else "",
+            token or "",
+            operator_token or "",
             has_provider=bool(settings.oidc.issuer),
             everybody=LOCAL_PERSON if local_only else ANYBODY,
         )
@@ -164,7 +171,7 @@ class Gate:
         """Return whose token that is; takes the same time for every wrong one."""
         digest, found = _digest(token), None
         for known, viewer in self._tokens:
-            if secrets.compare_digest(digest, known):
+            if secrets.compare_digest(digest, _digest(text_of(known))):
                 found = viewer
         return found
 

@@ -21,6 +21,7 @@ from dagster._core.remote_origin import RemoteInstigatorOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError
 
@@ -38,7 +39,10 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
     home = settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
     if not (home / "dagster.yaml").is_file():
         raise SettingsError(f"There is no dagster.yaml in {home}. Start it (ingest dev) or set DAGSTER_HOME.")
-    os.environ.setdefault("DAGSTER_POSTGRES_URL", settings.dagster.postgres_url.get_secret_value())
+    url = settings.dagster.postgres_url
+    # A reference is in the environment already, or in a file that this process reads as well.
+    if not isinstance(url, SecretReference):
+        os.environ.setdefault("DAGSTER_POSTGRES_URL", url.get_secret_value())
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
 

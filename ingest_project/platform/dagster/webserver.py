@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dagster_webserver import cli
+from dagster_webserver import app, cli
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
@@ -73,12 +73,12 @@ class SameSiteOnly:
 def main(arguments: list[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
     """Serve until stopped."""
     keep_files_private()
-    site, create_app = current_settings().dagster.webserver_url, cli.create_app_from_workspace_process_context
+    site, create_app = current_settings().dagster.webserver_url, app.create_app_from_workspace_process_context
 
     def guarded(*positional: Any, **named: Any) -> ASGIApp:  # noqa: ANN401 - whatever Dagster passes
         return SameSiteOnly(create_app(*positional, **named), site)
 
-    cli.create_app_from_workspace_process_context = guarded  # type: ignore[assignment]
+    vars(cli)["create_app_from_workspace_process_context"] = guarded
     return cli.cli(args=arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")
 
 

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest_project.core.items import digest_of
+
 if TYPE_CHECKING:
     # Imports Polars, which most programs with a database never need.
     from ingest_project.contracts.columns import Column
@@ -143,10 +145,26 @@ def leased_index(table: str, queue_name: str) -> sa.Index:
     return _partial(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at")
 
 
+def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.Index]:
+    """Return the indexes by which a person finds an entry: by Kafka offset, by ids, and by names.
+
+    Args:
+        table: of the entries.
+        ids: columns that are compared as a whole: hash indexes, which take texts of any length.
+        names: columns of which a person may know the beginning.
+    """
+    # PostgreSQL's names have 63 bytes, and users choose those of declared tables.
+    own = table if len(table) <= LONGEST_INDEXED_NAME else f"table_{digest_of(table)}"
+    by_id = [sa.Index(f"{own}_by_{one}", one, postgresql_using="hash") for one in ids]
+    by_name = [sa.Index(f"{own}_by_{one}", one, postgresql_ops={one: "text_pattern_ops"}) for one in names]
+    return [sa.Index(f"{own}_by_offset", "kafka_offset"), *by_id, *by_name]
+
+
 def _partial(name: str, condition: str, *columns: str) -> sa.Index:
     return sa.Index(name, *columns, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
 
 
+LONGEST_INDEXED_NAME = 40
 # SQLite takes 32,766 values in a statement, PostgreSQL's text grows with them.
 KEYS_AT_A_TIME = 5_000
 VALUES_AT_A_TIME = 30_000

@@ -76,6 +76,8 @@ class Queue(Generic[Message]):
         max_messages: bound of one tick.
         wait_seconds: how long to wait for a first message on a quiet topic.
         reader: of the cluster that has the topic; the main one by default.
+        partly_refused: returns why parts of a message are refused while the others are stored; the message becomes a
+            dead letter as well then. None for a message that is stored whole.
     """
 
     topic: str
@@ -84,6 +86,7 @@ class Queue(Generic[Message]):
     max_messages: int
     wait_seconds: float
     reader: TopicReader | None = None
+    partly_refused: Callable[[Message], Exception | None] = lambda _: None
 
 
 @dataclass
@@ -277,6 +280,9 @@ def _store_read(
         seen += len(arrived) + len(undecodable)
         failures = store_bisecting(arrived, store, is_item_fault)
         refused += [*undecodable, *((one.received, error) for one, error in failures)]
+        failed = {id(one) for one, _ in failures}
+        stored = (one for one in arrived if id(one) not in failed)
+        refused += [(one.received, error) for one in stored if (error := queue.partly_refused(one.message))]
         dead_letter_message(services, queue.dead_letter_topic, refused, topic_id)
         refused = []
         if time.monotonic() > give_up_at:
