@@ -39,6 +39,7 @@ from ingest_project.platform.actions import (
     Performed,
     action_record,
     action_records,
+    checked,
     items_of_action,
     perform,
 )
@@ -117,7 +118,7 @@ class ActionPages:
             return Response(to_json(done), media_type="application/json")
         if is_final:
             return _to_record(request, done.action_id)
-        return _preview(request, action, wanted, done)
+        return _preview(request, action, checked(action, wanted), done)
 
     async def audit(self, request: Request) -> Response:
         """List the records of actions, the newest first, a page at a time."""

@@ -65,5 +65,6 @@ def test_a_backfill_is_requested_once_and_its_partitions_are_known_until_they_ar
         {"ingest/action": "0123abcd"},
     )
     assert partitions_in_backfills(dagster_instance, definitions) == {"a", "c"}
-    dagster_instance.update_backfill(backfill.with_status(BulkActionStatus.COMPLETED_SUCCESS))
+    ended = backfill.with_status(BulkActionStatus.COMPLETED_SUCCESS)  # type: ignore[no-untyped-call]
+    dagster_instance.update_backfill(ended)
     assert partitions_in_backfills(dagster_instance, definitions) == set()
