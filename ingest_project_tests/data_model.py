@@ -67,6 +67,7 @@ COMMON = {
     "topic": "Kafka topic",
     "topic_id": "Id of the topic; a topic that is created again has another one",
     "trace_id": "Trace of the message: every table of one trace has the same",
+    "traceparent": "W3C trace context of the message it came from, with its `tracestate` after a space",
     "updated_at": "When the row last changed",
 }
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.platform.actions import actions_on_item
 from ingest_project.platform.capability import Capability
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import (
@@ -93,8 +94,13 @@ def find(services: SystemResources, text: str) -> Found:
     return Found(search.text, tuple(newest_first[:MAX_HITS]), len(hits) > MAX_HITS, tuple(dict.fromkeys(problems)))
 
 
-def describe(services: SystemResources, ref: ItemRef) -> ItemView | None:
+def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None = None) -> ItemView | None:
     """Merge what the capabilities know of an item, other items that belong to it, and its message in Kafka.
+
+    Args:
+        services: the resources.
+        ref: the item.
+        broker_problem: why Kafka cannot be asked, where that is known: waiting for it would take seconds.
 
     Returns:
         the description, with `problems` for what does not answer; None where nothing is on record of the item.
@@ -109,9 +115,10 @@ def describe(services: SystemResources, ref: ItemRef) -> ItemView | None:
         views = [replace(view, position=position)]
     if not views:
         return ItemView(ref=ref, name=ref.key, state="unknown", problems=tuple(problems)) if problems else None
-    view = _with_message(services, views[0], problems)
+    view = _with_message(services, views[0], problems, broker_problem)
     if view is None:
         return None
+    view = replace(view, moments=[*view.moments, *_actions_on(services, ref)])
     related = dict(view.related)
     for one in CAPABILITIES:
         related |= _asked(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
@@ -169,6 +176,13 @@ def as_record(view: ItemView, rows: int) -> dict[str, object]:
     }
 
 
+def _actions_on(services: SystemResources, ref: ItemRef) -> Iterator[Moment]:
+    """Yield what operators did to an item."""
+    for record in actions_on_item(services.engine, ref.key):
+        subject, what = f"{ref.kind.replace('_', ' ')} {ref.key}", f"{record.action}: {record.outcome}"
+        yield Moment(record.started_at, subject, what, f"by {record.who}: {record.reason}")
+
+
 def _searched(
     services: SystemResources,
     search: Search,
@@ -201,10 +215,13 @@ def _message_at(services: SystemResources, position: Position | None, problems: 
     return [Hit("message", ref.key, ref.key, one.state, None) for one in views if one.state != "waiting"]
 
 
-def _with_message(services: SystemResources, view: ItemView, problems: list[str]) -> ItemView | None:
+def _with_message(
+    services: SystemResources, view: ItemView, problems: list[str], broker_problem: str | None
+) -> ItemView | None:
     """Add the message that an item came with: headers, bytes, and its dead letter."""
     position = view.position
-    if position is None:
+    if position is None or broker_problem is not None:
+        problems += [broker_problem] if broker_problem else []
         return view
     before = len(problems)
     found = _asked(lambda: _read(services, position, view.topic_id), problems)
@@ -223,6 +240,9 @@ def _with_message(services: SystemResources, view: ItemView, problems: list[str]
         contents={**view.contents, "message": _bytes_of(message)},
         rows={**view.rows, **_headers(message)},
     )
+    if message.timestamp:
+        written = Moment(message.timestamp, f"message {position}", "written to Kafka", str(position))
+        view = replace(view, moments=[written, *view.moments])
     return _with_letter(view, letter, message)
 
 

@@ -50,6 +50,7 @@ from ingest_project.core.settings.platform import (
     DagsterSettings,
     DeltaSettings,
     KafkaSettings,
+    LineageSettings,
     LoggingSettings,
     MonitorSettings,
     OidcSettings,
@@ -58,6 +59,7 @@ from ingest_project.core.settings.platform import (
     SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
+    TraceSettings,
     WarehouseSettings,
     database_of,
 )
@@ -130,6 +132,8 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     vault_ttl_seconds: Annotated[float, Env("INGEST_VAULT_TTL_SECONDS")] = Field(300.0, ge=1)
+    traces: TraceSettings = TraceSettings()
+    lineage: LineageSettings = LineageSettings()
     credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
     sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
 

@@ -277,11 +277,39 @@ class LoggingSettings(Section):
     file: Annotated[Path | None, Env("LOG_FILE")] = None
 
 
+class TraceSettings(Section):
+    """Export of traces to an OpenTelemetry collector, over OTLP/HTTP. OpenTelemetry's own variables hold as well.
+
+    Args:
+        endpoint: address of a collector, e.g. http://localhost:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or no export.
+        headers: sent with each export, name=value pairs separated by commas, e.g. an API key.
+        sample_ratio: share of the traces begun here that is recorded; the sender of a message decides about its own.
+    """
+
+    endpoint: Annotated[str, Env("INGEST_TRACES_ENDPOINT")] = ""
+    headers: Annotated[SecretStr | None, Env("INGEST_TRACES_HEADERS")] = None
+    sample_ratio: Annotated[float, Env("INGEST_TRACES_SAMPLE_RATIO")] = Field(1.0, ge=0, le=1)
+
+
+class LineageSettings(Section):
+    """Lineage of every run for an OpenLineage backend. OpenLineage's own variables hold as well.
+
+    Args:
+        url: address of the backend, e.g. http://localhost:5000; empty: OPENLINEAGE_URL, or no lineage.
+        api_key: bearer token of the backend.
+        namespace: namespace of the jobs; empty: OPENLINEAGE_NAMESPACE, or ingest_project.
+    """
+
+    url: Annotated[str, Env("INGEST_LINEAGE_URL")] = ""
+    api_key: Annotated[SecretStr | None, Env("INGEST_LINEAGE_API_KEY")] = None
+    namespace: Annotated[str, Env("INGEST_LINEAGE_NAMESPACE")] = ""
+
+
 class MonitorSettings(Section):
     """The dashboard, the metrics and the health endpoint.
 
     Args:
-        host: address that the monitor listens on; beyond this machine it wants a token.
+        host: address that the monitor listens on; beyond this machine it wants a token or a sign-in provider.
         port: port of the monitor; 0 picks a free one.
         url: address at which people reach the monitor, for links; empty: links lead to the Dagster UI.
         token: secret of viewers, who see every page; at least 16 characters; empty: none required.

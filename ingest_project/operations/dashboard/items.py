@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 # Parameter of an action that takes keys of items.
 KEY = "key"
-ROWS_A_PAGE = 50
+ROWS_A_PAGE = 25
 LAST_ROW = 1_000_000
 MAX_SHOWN_VALUE = 2_000
 MAX_SHOWN_MOMENTS = 500
+
+
+class WarehouseAwayError(IngestError):
+    """The warehouse did not answer when the monitor polled it last."""
 
 
 class ShownRows(msgspec.Struct, frozen=True):
@@ -80,8 +84,9 @@ class ItemPages:
         """Go to the one item that is found, or list what is found."""
         text = request.query_params.get("q", "")[:MAX_SEARCH_LENGTH]
         try:
+            self._require_database()
             found = await run_in_threadpool(find, self._console.services, text)
-        except DatabaseUnavailableError as away:
+        except (DatabaseUnavailableError, WarehouseAwayError) as away:
             return render(request, "search.html", 503, found=None, problem=str(away), searched=text, what=SEARCHED)
         if len(found.hits) == 1 and not found.more:
             return RedirectResponse(f"{root_of(request.scope)}items/{item_path(found.hits[0].ref)}", 303)
@@ -98,8 +103,9 @@ class ItemPages:
             first = 0
         chosen = request.query_params.get("rows", "")
         try:
+            self._require_database()
             view, lists = await run_in_threadpool(self._described, ref, chosen, first)
-        except DatabaseUnavailableError as away:
+        except (DatabaseUnavailableError, WarehouseAwayError) as away:
             return render(request, "missing.html", 503, ref=ref, problem=str(away))
         if view is None:
             return _missing(request, ref)
@@ -121,6 +127,7 @@ class ItemPages:
         ref = ItemRef.of(request.path_params["kind"], request.path_params["key"])
         opened = ExitStack()
         try:
+            self._require_database()
             view = await run_in_threadpool(describe, self._console.services, ref) if ref.kind in KINDS else None
             content = view.contents.get(request.path_params["name"]) if view else None
             if content is None:
@@ -134,8 +141,13 @@ class ItemPages:
             pieces, headers=headers | {"Content-Length": str(size)}, media_type="application/octet-stream"
         )
 
+    def _require_database(self) -> None:
+        """Raise at once what the monitor found a moment ago: each further attempt takes seconds."""
+        if problem := self._console.monitor.warehouse.sample.problem:
+            raise WarehouseAwayError(problem)
+
     def _described(self, ref: ItemRef, chosen: str, first: int) -> tuple[ItemView | None, list[ShownRows]]:
-        view = describe(self._console.services, ref)
+        view = describe(self._console.services, ref, self._console.monitor.broker.sample.problem)
         if view is None:
             return None, []
         return view, [_shown(view, name, first if name == chosen else 0) for name in view.rows]

@@ -297,7 +297,10 @@ class DagsterRecords:
         from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
 
         self._require_tables()
-        return PostgresEventLogStorage(with_psycopg2(self._url), should_autocreate_tables=False)
+        url = with_psycopg2(self._url.get_secret_value())
+        storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
+        follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+        return storage
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()

@@ -190,6 +190,30 @@ def _drop_lookups() -> None:
             op.drop_index(f"{table}_by_key_hash", table)
 
 
+QUEUES = ("polling_jobs", "files", "attachment_events", "attachments")
+
+
+def _create_trace_contexts() -> None:
+    """Create the column of trace contexts, and the index by which the entries of a trace are found."""
+    condition = sa.text("traceparent IS NOT NULL")
+    for table in QUEUES:
+        op.add_column(table, Col("traceparent", sa.Text))
+        op.create_index(
+            f"{table}_by_traceparent",
+            table,
+            ["traceparent"],
+            postgresql_where=condition,
+            sqlite_where=condition,
+            postgresql_ops={"traceparent": "text_pattern_ops"},
+        )
+
+
+def _drop_trace_contexts() -> None:
+    for table in QUEUES:
+        op.drop_index(f"{table}_by_traceparent", table)
+        op.drop_column(table, "traceparent")
+
+
 def _tables() -> sa.MetaData:
     tables = sa.MetaData()
     _actions(tables)
@@ -204,10 +228,12 @@ def upgrade() -> None:
     op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
     _create_lookups()
+    _create_trace_contexts()
 
 
 def downgrade() -> None:
     """Drop them."""
+    _drop_trace_contexts()
     _drop_lookups()
     op.drop_column("sink_positions", "seconds")
     op.drop_column("files", "corrects")
