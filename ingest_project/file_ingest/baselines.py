@@ -122,12 +122,17 @@ class Judgement(msgspec.Struct, frozen=True):
         usual = self.usual
         return usual is not None and (self.value > usual.high or (usual.low is not None and self.value < usual.low))
 
+    @property
+    def label(self) -> str:
+        """The measure as words; names of columns stay as they are."""
+        column = self.measure.removeprefix(NULLS)
+        return self.measure.replace("_", " ") if column == self.measure else f"share of nulls in {column}"
+
     def __str__(self) -> str:
         """Compare the value with the usual range."""
-        name = self.measure.replace(NULLS, "share of nulls in ").replace("_", " ")
         if self.usual is None:
-            return f"{name} {number(self.value)}: no baseline yet"
-        return f"{name} {number(self.value)}: usual are {usual_range(self.usual)} of {self.usual.files} files"
+            return f"{self.label} {number(self.value)}: no baseline yet"
+        return f"{self.label} {number(self.value)}: usual are {usual_range(self.usual)} of {self.usual.files} files"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -158,12 +163,20 @@ class Verdict(msgspec.Struct, frozen=True):
         return f"As usual, compared with {self.files} files of {self.source}."
 
     def metadata(self) -> dict[str, Any]:
-        """Return source, and for each measure the value, median, usual range and number of files."""
-        shown: dict[str, Any] = {"source": self.source, "files_known": self.files}
-        for one in sorted(self.judgements, key=lambda one: not one.outside)[: len(TOLERANCES) + MAX_COLUMNS]:
-            usual = msgspec.structs.asdict(one.usual) if one.usual else {"usual": "no baseline yet"}
-            shown[one.measure] = {"value": one.value, "outside": one.outside, **usual}
-        return shown
+        """Return what a check result shows: source, and the measures."""
+        return {"source": self.source, "files_known": self.files, "files_needed": self.needed, **self.measures()}
+
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """Return for each measure value, median, usual range and number of files, unusual ones first."""
+        unknown = dict.fromkeys(Usual.__struct_fields__)
+        return {
+            one.measure: {
+                "value": one.value,
+                "outside": one.outside,
+                **(msgspec.structs.asdict(one.usual) if one.usual else unknown),
+            }
+            for one in sorted(self.judgements, key=lambda one: not one.outside)[: len(TOLERANCES) + MAX_COLUMNS]
+        }
 
 
 @dataclass
@@ -234,6 +247,11 @@ class SourceReport(msgspec.Struct, frozen=True):
     def outside(self) -> bool:
         """True where the last file is not usual."""
         return bool(self.verdict.outside)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the report as a program reads it: by measure value, median, usual range and number of files."""
+        known = {"dataset": self.dataset, "source": self.source, "last_file": self.file, "arrived_at": self.at}
+        return {**known, "outside": self.outside, "verdict": str(self.verdict), "measures": self.verdict.measures()}
 
 
 def usual_values(values: Sequence[float], tolerance: Tolerance, width: float) -> Usual:

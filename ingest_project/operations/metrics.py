@@ -6,7 +6,7 @@ running totals in the database and from the broker, so they continue after a res
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,12 @@ DELTA_SIZE = _gauge("ingest_delta_size_bytes", ("table",), "bytes", "Bytes of th
 DISK_FREE = _gauge(
     "ingest_disk_free_bytes", (), "bytes", "Free space on the fullest of the disks that this machine writes to."
 )
+OUTSIDE = _gauge(
+    "ingest_sources_outside_baseline",
+    ("dataset",),
+    "sources",
+    "Sources of files whose last file is outside the usual range of one of its measures.",
+)
 PART_UP = _gauge(
     "ingest_part_up",
     ("part",),
@@ -91,7 +97,7 @@ ALL_METRICS: tuple[Metric, ...] = (
     *HISTOGRAMS,
     *(UNFINISHED, OLDEST, WAITING, LAG, STALLED, DEAD_LETTERS, DEAD_LETTERS_KEPT),
     *(RUNS, HEARTBEAT_AGE, TICK_AGE, FAILED_TICKS, DELTA_ROWS, DELTA_COMMITS, DELTA_FILES, DELTA_SIZE),
-    *(DISK_FREE, PART_UP, PART_LOOK),
+    *(OUTSIDE, DISK_FREE, PART_UP, PART_LOOK),
 )
 
 
@@ -116,6 +122,10 @@ class SystemCollector(Collector):
             yield from _dagster(dagster, snapshot.at)
         if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
+        if (sources := snapshot.sources.present) is not None:
+            datasets = sorted({one.dataset for one in sources})
+            outside = Counter(one.dataset for one in sources if one.outside)
+            yield _family(OUTSIDE, {(dataset,): outside[dataset] for dataset in datasets})
         if disk := snapshot.disk.present:
             yield _family(DISK_FREE, {(): disk.free_bytes})
 

@@ -18,6 +18,7 @@ import msgspec
 
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
@@ -29,6 +30,7 @@ from ingest_project.operations.snapshot import (
     WarehouseState,
     consumed_topics,
     read_dagster,
+    read_sources,
     read_tables,
     read_warehouse,
     sample_of,
@@ -41,7 +43,7 @@ logger = get_logger(__name__)
 
 # Short, so that a part that is away is reported soon: only the monitor waits for its answer.
 TIMEOUT_SECONDS = 3
-# Reading the log of a remote table takes seconds and costs money.
+# Reading the log of a remote table takes seconds and costs money; baselines read many rows and change slowly.
 TABLES_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # The daemon writes a heartbeat every 30 seconds.
@@ -135,7 +137,12 @@ class Monitor:
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
         self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
-        self._pollers: tuple[Poller[Any], ...] = (self.warehouse, self.broker, self.dagster, self.tables, self.disk)
+        self.sources: Poller[tuple[SourceReport, ...]] = Poller(
+            "sources", lambda: read_sources(services), TABLES_SECONDS
+        )
+        self._pollers: tuple[Poller[Any], ...] = (
+            *(self.warehouse, self.broker, self.dagster, self.tables, self.disk, self.sources),
+        )
 
     def snapshot(self) -> SystemSnapshot:
         """Return the last sample of every part, at once."""
@@ -147,6 +154,7 @@ class Monitor:
             dagster=self.dagster.sample,
             tables=self.tables.sample,
             disk=self.disk.sample,
+            sources=self.sources.sample,
         )
 
     def poll_now(self) -> SystemSnapshot:
