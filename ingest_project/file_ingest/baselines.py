@@ -39,6 +39,7 @@ TO_DEVIATION = 1.4826
 MAX_SOURCE = 500
 MAX_COLUMNS = 20
 SOURCES_A_STATEMENT = 100
+MAX_SOURCES = 2_000
 
 ROWS, REJECTED, LATENESS, NULLS = "rows", "rejected_share", "lateness_seconds", "null_share:"
 # A part of a path that names a time or a number, also as `day=15`.
@@ -359,13 +360,14 @@ def report_sources(
         settings: of the baselines.
         now: until which files count.
         search: only sources with this text in their name or dataset.
-        limit: of sources that are read.
+        limit: of sources: those that sent last.
     """
     columns = file_statistics.c
     with reading(engine) as connection:
-        sources = list(_sources(connection, limit, search))
-        newest = list(_each_of(connection, sources, lambda query: query.order_by(columns.arrived_at.desc()), 1))
-        baselines = read_baselines(connection, sources, settings, now)
+        sources = list(_sources(connection, search))
+        found = _each_of(connection, sources, lambda query: query.order_by(columns.arrived_at.desc()), 1)
+        newest = sorted(found, key=lambda file: file.arrived_at, reverse=True)[:limit]
+        baselines = read_baselines(connection, [(file.dataset, file.source) for file in newest], settings, now)
     reports = [_report(file, baselines[file.dataset, file.source]) for file in newest]
     return tuple(sorted(reports, key=lambda one: (not one.outside, -one.at.timestamp())))
 
@@ -396,7 +398,7 @@ def _columns() -> list[sa.Column[Any]]:
     return [file_statistics.c[name] for name in FileStatistics.__struct_fields__]
 
 
-def _sources(connection: sa.Connection, limit: int, search: str) -> Iterator[Source]:
+def _sources(connection: sa.Connection, search: str) -> Iterator[Source]:
     """Yield the sources one after the other: the index leads from each to the next one, past all of its files."""
     columns = file_statistics.c
     key = sa.tuple_(columns.dataset, columns.source)
@@ -404,7 +406,7 @@ def _sources(connection: sa.Connection, limit: int, search: str) -> Iterator[Sou
     if search:
         query = query.where(contains(search, columns.dataset, columns.source))
     found = connection.execute(query).one_or_none()
-    for _ in range(limit):
+    for _ in range(MAX_SOURCES):
         if found is None:
             return
         dataset, source = found

@@ -39,7 +39,7 @@ Value = TypeVar("Value")
 SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
-MAX_SOURCES = 500
+MAX_SOURCES = 200
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.file_ingest.tables import file_statistics
 from ingest_project.operations import SystemResources
+from ingest_project.operations.dashboard.data import dashboard
 from ingest_project.operations.metrics import exposition
 from ingest_project.operations.monitor import Monitor
 from ingest_project_tests.cli.conftest import Ingest
@@ -57,4 +59,11 @@ def test_the_monitor_knows_the_sources_that_are_not_usual(services: SystemResour
         ("local:/data", True),
         ("sftp://example.com/new", False),
     ]
+    shown = json.loads(dashboard(snapshot, None, "1h"))["sources"]
+    assert (shown["known"], shown["outside"]) == (2, 1)
+    odd, new = shown["first"]
+    assert [one["measure"] for one in odd["judgements"]] == ["rows", "rejected share"]
+    assert odd["judgements"][0]["usual"] == "90 to 110 (median 100)"
+    assert odd["rows"][-2:] == [100, 3]
+    assert (new["outside"], new["judgements"][0]["usual"]) == (False, None)
     assert 'ingest_sources_outside_baseline{dataset="sensor_readings"} 1.0' in exposition(snapshot).decode()

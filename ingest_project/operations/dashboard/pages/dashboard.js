@@ -251,7 +251,7 @@ function sources(seen, now) {
   return [
     element("table", { class: "failures" },
       element("caption", { class: "hidden-text" }, "Last file of each source next to what is usual"),
-      element("thead", {}, element("tr", {}, ["Source", "Last file", "Measured", "Rows before", "Ago"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
+      element("thead", {}, element("tr", {}, ["Source", "Last file", "Measured", "Rows lately", "Ago"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
       element("tbody", {}, seen.first.map(row))),
     element("p", { class: "quiet-list" }, `${count(seen.outside)} of ${count(seen.known)} sources are not usual.${seen.known > seen.first.length ? " The others: ingest baselines." : ""}`),
   ];
