@@ -46,3 +46,7 @@ bench-baselines: $(VENV)/.dev-installed ## The same batches of files with and wi
 .PHONY: bench-datasets
 bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with declared datasets: DATASETS=50
 	@$(BENCHMARK) datasets $(if $(DATASETS),--datasets $(DATASETS))
+
+.PHONY: bench-console
+bench-console: $(VENV)/.dev-installed ## Milliseconds of every page of the operations console: FILES=100000 EVENTS=10000000
+	@$(BENCHMARK) console $(if $(FILES),--files $(FILES)) $(if $(EVENTS),--events $(EVENTS))

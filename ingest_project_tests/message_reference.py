@@ -224,7 +224,8 @@ MESSAGES = (
     ),
     Message(
         "FileEvent",
-        "Announces one version of one file. Only csv, xlsx and xls files are taken.",
+        "Announces one version of one file. Only csv, xlsx and xls files are taken. The notifications of S3, MinIO and "
+        "Azure Event Grid are taken as well: [sources.md](sources.md#storage-notifications).",
         decode_file_event,
         schema_of(FileEvent),
         {

@@ -23,8 +23,10 @@ from ingest_project.platform.database.sql import (
     UtcTime,
     kafka_columns,
     leased_index,
+    lookup_indexes,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -161,6 +163,8 @@ files = sa.Table(
     # True for the current version of its location: its rows count, or those of the file it duplicates.
     Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
     Col("replaced_by", sa.Text),
+    # The file that an operator corrected by uploading this one; its bytes are in the landing store alone.
+    Col("corrects", sa.Text),
     # Files of a lost run are retried in halves: each half has a name.
     Col("retry_group", sa.Text),
     # Origin for fair scheduling, see `file_ingest.file_queue`.
@@ -179,6 +183,9 @@ files = sa.Table(
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
+    traced_index("files"),
+    *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
+    sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),

@@ -23,7 +23,7 @@ from ingest_project.file_ingest.capability import FileIngest
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
+from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
 from ingest_project.polling import Polling
 from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.capability import Streams
@@ -62,6 +62,8 @@ paused_capabilities = sa.Table(
     Col("who", sa.Text, nullable=False),
     Col("reason", sa.Text, nullable=False),
     Col("paused_at", UtcTime, nullable=False),
+    # The sensors that it stopped: one that a person had stopped before stays stopped.
+    Col("sensors", Json, nullable=False),
 )
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)

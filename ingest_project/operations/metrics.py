@@ -16,7 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from ingest_project.core.settings.alerts import CONDITIONS
 from ingest_project.operations import CAPABILITIES, Series
+from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import BEYOND, HISTOGRAMS, LATENCY_BUCKETS, Metric
@@ -82,6 +84,13 @@ OUTSIDE = _gauge(
     "sources",
     "Sources of files whose last file is outside the usual range of one of its measures.",
 )
+OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Incidents that are open.")
+FAILING_MESSAGES = _gauge(
+    "ingest_alert_messages_failing",
+    ("channel",),
+    "messages",
+    "Alerts that a channel did not accept, and that are sent again.",
+)
 PART_UP = _gauge(
     "ingest_part_up",
     ("part",),
@@ -97,7 +106,7 @@ ALL_METRICS: tuple[Metric, ...] = (
     *HISTOGRAMS,
     *(UNFINISHED, OLDEST, WAITING, LAG, STALLED, DEAD_LETTERS, DEAD_LETTERS_KEPT),
     *(RUNS, HEARTBEAT_AGE, TICK_AGE, FAILED_TICKS, DELTA_ROWS, DELTA_COMMITS, DELTA_FILES, DELTA_SIZE),
-    *(OUTSIDE, DISK_FREE, PART_UP, PART_LOOK),
+    *(OUTSIDE, DISK_FREE, OPEN_INCIDENTS, FAILING_MESSAGES, PART_UP, PART_LOOK),
 )
 
 
@@ -126,6 +135,8 @@ class SystemCollector(Collector):
             datasets = sorted({one.dataset for one in sources})
             outside = Counter(one.dataset for one in sources if one.outside)
             yield _family(OUTSIDE, {(dataset,): outside[dataset] for dataset in datasets})
+        if alerts := snapshot.alerts.present:
+            yield from _alerts(alerts)
         if disk := snapshot.disk.present:
             yield _family(DISK_FREE, {(): disk.free_bytes})
 
@@ -135,6 +146,12 @@ def exposition(snapshot: SystemSnapshot) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SystemCollector(snapshot))
     return generate_latest(registry)
+
+
+def _alerts(alerts: AlertState) -> Iterator[Family]:
+    numbers = Counter(incident.condition for incident in alerts.incidents)
+    yield _family(OPEN_INCIDENTS, {(condition,): numbers[condition] for condition in CONDITIONS})
+    yield _family(FAILING_MESSAGES, {(one.channel,): one.waiting for one in alerts.failing_channels})
 
 
 def _family(metric: Metric, values: Mapping[Any, float]) -> Family:

@@ -20,6 +20,9 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.baselines import SourceReport
 from ingest_project.operations import SystemResources
+from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
+from ingest_project.operations.alerts.incidents import AlertState
+from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
     DagsterState,
@@ -129,7 +132,7 @@ class Monitor:
         self.settings = settings
         services = self.services = SystemResources(_with_short_timeouts(settings))
         seconds = settings.monitor.refresh_seconds
-        # Two of them: storages are not shared between threads.
+        # One each: storages are not shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
         records = DagsterRecords(services.settings)
         self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
@@ -140,8 +143,16 @@ class Monitor:
         self.sources: Poller[tuple[SourceReport, ...]] = Poller(
             "sources", lambda: read_sources(services), TABLES_SECONDS
         )
+        pause, failures = settings.alerts.every_seconds, DagsterRecords(services.settings)
+        self.failures: Poller[DagsterFailures] = Poller(
+            "failures", lambda: read_failures(failures, settings, datetime.now(UTC)), pause
+        )
+        self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
+        self.alert_stores = AlertStores(services.settings)
+        self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds)
         self._pollers: tuple[Poller[Any], ...] = (
-            *(self.warehouse, self.broker, self.dagster, self.tables, self.disk, self.sources),
+            *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
+            *(self.failures, self.intake, self.alerts, self.sources),
         )
 
     def snapshot(self) -> SystemSnapshot:
@@ -155,6 +166,9 @@ class Monitor:
             tables=self.tables.sample,
             disk=self.disk.sample,
             sources=self.sources.sample,
+            failures=self.failures.sample,
+            intake=self.intake.sample,
+            alerts=self.alerts.sample,
         )
 
     def poll_now(self) -> SystemSnapshot:
@@ -185,6 +199,7 @@ class Monitor:
             self.services.reader.close()
         if "engine" in self.services.__dict__:
             self.services.engine.dispose()
+        self.alert_stores.close()
 
 
 def _with_short_timeouts(settings: Settings) -> Settings:

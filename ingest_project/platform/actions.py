@@ -22,13 +22,10 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, contains, in_parts, insert_into, metadata
 from ingest_project.platform.runtime import Runtime
-
-logger = get_logger(__name__)
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
@@ -182,11 +179,13 @@ class Outcome(NamedTuple):
         done: keys of the items.
         failed: the others, each with the reason.
         detail: one or two sentences for a person.
+        created: key of an item to the key of the one that was made of it, where its key changes.
     """
 
     done: tuple[str, ...]
     failed: Mapping[str, str] = {}
     detail: str = ""
+    created: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +226,7 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
         done: items that were acted on.
         failed: the others of the selected items, each with the reason.
         detail: for a person.
+        created: key of an item to the key of the one that was made of it, where its key changes.
         notes: sentences that a person should read before acting.
     """
 
@@ -239,6 +239,7 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
     done: tuple[str, ...] = ()
     failed: Mapping[str, str] = {}
     detail: str = ""
+    created: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
 
     @property
@@ -277,7 +278,7 @@ class ItemOutcome(msgspec.Struct, frozen=True):
 
     Args:
         outcome: `done` or `failed`; None where the action has not ended.
-        reason: of a failure.
+        reason: of a failure, or the key of the item that was made of it.
     """
 
     item_key: str
@@ -317,16 +318,8 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
         _complete(services.engine, lost)
         raise
     failed = {**selection.refused, **outcome.failed}
-    performed = msgspec.structs.replace(performed, done=outcome.done, failed=failed, detail=outcome.detail)
+    performed = msgspec.structs.replace(performed, **outcome._asdict() | {"failed": failed})
     _complete(services.engine, performed)
-    logger.info(
-        "action_performed",
-        action=action.name,
-        action_id=request.action_id,
-        who=request.who,
-        done=len(outcome.done),
-        failed=len(failed),
-    )
     return performed
 
 
@@ -483,7 +476,9 @@ def _complete(engine: sa.Engine, performed: Performed) -> None:
         "failed": len(performed.failed),
         "detail": performed.detail,
     }
-    items: list[tuple[str, str | None, str | None]] = [(key, "done", None) for key in performed.done]
+    items: list[tuple[str, str | None, str | None]] = [
+        (key, "done", f"as {performed.created[key]}" if key in performed.created else None) for key in performed.done
+    ]
     items += [(key, "failed", reason) for key, reason in performed.failed.items()]
     with writing(engine) as connection:
         connection.execute(sa.update(operator_actions).where(columns.action_id == performed.action_id).values(change))

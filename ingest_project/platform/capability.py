@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform import tracing
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
+from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 
@@ -58,7 +60,7 @@ class ConsumedTopic(NamedTuple):
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
         skippable: an operator can skip offsets, as its messages enter a work queue one by one.
-        dead_letters: topic of its dead letters, where no setting names it.
+        dead_letters: topic of its dead letters; empty without one.
     """
 
     topic: str
@@ -331,22 +333,6 @@ class PurgeStep(NamedTuple):
     remove: Callable[[], object]
 
 
-class Moment(msgspec.Struct, frozen=True, order=True):
-    """One event of a trace.
-
-    Args:
-        at: time, UTC.
-        subject: the entry or record, e.g. `file readings.csv~3fa9c1d2e0`.
-        what: the event.
-        detail: further details for a person.
-    """
-
-    at: datetime
-    subject: str
-    what: str
-    detail: str = ""
-
-
 class DagsterParts(NamedTuple):
     """The parts of a capability that Dagster loads.
 
@@ -354,11 +340,13 @@ class DagsterParts(NamedTuple):
         definitions: its assets, checks, jobs, schedules and sensors.
         external_assets: creates the specs of what it reads and writes outside this project.
         stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
     """
 
     definitions: dg.Definitions
     external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
     stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class Capability(Generic[Services_contra]):
@@ -370,6 +358,7 @@ class Capability(Generic[Services_contra]):
 
     name: str
     queues: tuple[QueueView, ...] = ()
+    item_tables: tuple[ItemTable, ...] = ()
     metrics: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
     actions: tuple[Action[Services_contra], ...] = ()
@@ -420,10 +409,46 @@ class Capability(Generic[Services_contra]):
         del services, now
         return ()
 
-    def trace(self, services: Services_contra, trace_id: str) -> Sequence[Moment]:
-        """Return everything on record of one trace, in no particular order."""
+    def trace(self, services: Services_contra, trace_id: str) -> Iterable[Moment]:
+        """Return everything on record of one trace, in no particular order; see `find` for its errors."""
         del services, trace_id
         return ()
+
+    def find(self, services: Services_contra, search: Search, limit: int) -> Iterable[Hit]:
+        """Yield items that a search finds, at most so many by each of their ids.
+
+        Raises:
+            IngestError: a part cannot be searched; what was yielded before is found all the same.
+        """
+        return find_in(services.engine, self.item_tables, search, limit)
+
+    def item(self, services: Services_contra, ref: ItemRef) -> ItemView | None:
+        """Describe an item; None where nothing is on record of it.
+
+        Raises:
+            IngestError: a store that it is described from does not answer.
+        """
+        with reading(services.engine) as connection:
+            for table in self.item_tables:
+                if table.kind == ref.kind and (row := table.row(connection, ref.key)):
+                    return self.view_of(services, connection, ref, row)
+        return None
+
+    def view_of(
+        self, services: Services_contra, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe the item of an entry of a work queue."""
+        del services, connection, ref, row
+        raise NotImplementedError
+
+    def related(self, services: Services_contra, view: ItemView) -> Mapping[str, Related]:
+        """Return this capability's items that have to do with an item, by their relation to it."""
+        if view.ref.kind != "message" or (position := Position.parse(view.ref.key)) is None:
+            return {}
+        with reading(services.engine) as connection:
+            found = [table.related(connection, position.matches(table.table)) for table in self.item_tables]
+        hits = tuple(hit for one in found for hit in one.hits)
+        return {"made of this message": Related(hits, any(one.more for one in found))} if hits else {}
 
     def correct_future_times(self, services: Services_contra, now: datetime, skew_seconds: float) -> int:
         """Set times that lie in the future, left by a clock that was set back, to now; return how many entries had one.
@@ -478,6 +503,32 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 
+def entry_facts(row: sa.RowMapping) -> dict[str, object]:
+    """Return what every work queue records of an entry, for its page."""
+    return {
+        "Message": ItemRef("message", str(Position.of(row))),
+        "Written to Kafka": row["kafka_timestamp"],
+        "Arrived": row["created_at"],
+        "Changed": row["updated_at"],
+        "Attempts": row["attempts"],
+        "Next attempt": row["next_attempt_at"] if row["state"] in UNFINISHED else None,
+        "Error": row["error_class"],
+        "Batch": row["batch_id"],
+    }
+
+
+class Intake(TypedDict):
+    """The message that an entry came with, as `ItemView` has it."""
+
+    position: Position
+    topic_id: str
+
+
+def intake_of(row: sa.RowMapping) -> Intake:
+    """Return the message that an entry of a work queue came with."""
+    return Intake(position=Position.of(row), topic_id=row["kafka_topic_id"])
+
+
 def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
     """Return the Kafka position of a row, as tools for topics write it."""
     return f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
@@ -500,6 +551,19 @@ def counted_by_state(
     table, ends = queue.table, states or finished_states(queue.states)
     # Ending an entry sets both of its times, and this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
+
+
+def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
+    """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
+    return sa.or_(*conditions_of_trace(table, text))
+
+
+def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield the conditions of `of_trace`, each for an index of its own."""
+    ids = tracing.trace_ids_of(text)
+    yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
+    if (prefix := tracing.context_prefix(text)) is not None and "traceparent" in table.c:
+        yield table.c.traceparent.startswith(prefix)
 
 
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:

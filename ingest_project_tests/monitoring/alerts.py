@@ -249,6 +249,17 @@ ALERTS = (
         {"topic": "downloads.dlq"},
     ),
     Alert(
+        "IngestAlertsNotSent",
+        "ingest_alert_messages_failing > 0",
+        "10m",
+        "critical",
+        "The channel {{ $labels.channel }} does not accept alerts.",
+        "monitoring.md",
+        {'ingest_alert_messages_failing{channel="webhook"}': "0x10 2x50"},
+        {'ingest_alert_messages_failing{channel="webhook"}': "2x5 0x55"},
+        {"channel": "webhook"},
+    ),
+    Alert(
         "IngestDiskNearlyFull",
         "predict_linear(ingest_disk_free_bytes[1h], 6 * 3600) < 1e9",
         "10m",

@@ -101,7 +101,7 @@ def means(title: str, metric: str, chosen: str) -> Panel:
 FILES, ATTACHMENTS, STREAMS = 'pipeline="files"', 'pipeline="attachments"', 'pipeline!~"files|attachments"'
 OVERVIEW = (
     stat("Parts away", "count(ingest_part_up == 0) or vector(0)", red=1),
-    stat("Messages waiting", "sum(ingest_consumer_lag_messages)"),
+    stat("Open incidents", "sum(ingest_open_incidents)", red=1),
     stat("Entries unfinished", "sum(ingest_unfinished_entries)"),
     stat("Dead letters kept", "sum(ingest_dead_letters_kept)", red=1),
     stat("Sources not usual", "sum(ingest_sources_outside_baseline)", red=1),
@@ -176,6 +176,8 @@ OF_THE_SYSTEM = (
     gauges("Since the last tick", "ingest_sensor_tick_age_seconds", "sensor", unit="s", how="max"),
     gauges("Failed ticks in a row", "ingest_sensor_failed_ticks", "sensor", how="max"),
     gauges("Free disk", "ingest_disk_free_bytes", unit="bytes"),
+    gauges("Open incidents", "ingest_open_incidents", "condition"),
+    gauges("Alerts that a channel does not accept", "ingest_alert_messages_failing", "channel"),
 )
 DASHBOARDS = {
     "overview": ("Ingest: overview", OVERVIEW),

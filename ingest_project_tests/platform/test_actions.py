@@ -138,11 +138,18 @@ def test_a_wrong_request_is_refused_and_changes_nothing(
     assert action_records(services.engine) == ()
 
 
-def test_a_time_without_a_zone_is_utc_and_a_length_of_time_counts_back() -> None:
-    now = datetime(2026, 1, 15, 12, tzinfo=UTC)
-    assert time_of("2026-01-15T10:30") == datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
-    assert time_of("2026-01-15T10:30+02:00") == datetime(2026, 1, 15, 8, 30, tzinfo=UTC)
-    assert time_of("2h", now) == datetime(2026, 1, 15, 10, tzinfo=UTC)
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("2026-01-15", "2026-01-15T00:00:00+00:00"),
+        ("2026-01-15T10:30", "2026-01-15T10:30:00+00:00"),
+        ("2026-01-15T10:30+02:00", "2026-01-15T08:30:00+00:00"),
+        ("90s", "2026-02-01T11:58:30+00:00"),
+        ("7d", "2026-01-25T12:00:00+00:00"),
+    ],
+)
+def test_moments_are_times_in_utc_or_how_long_ago(text: str, meant: str) -> None:
+    assert time_of(text, datetime(2026, 2, 1, 12, tzinfo=UTC)).isoformat() == meant
 
 
 def test_every_action_has_a_name_of_its_own_and_says_what_it_does() -> None:

@@ -173,6 +173,9 @@ class RowsElsewhere(Protocol):
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored rows in parts of bounded size, in no particular order."""
 
+    def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+
 
 class RowsSession(Protocol):
     """Changes of rows outside the database."""

@@ -19,8 +19,10 @@ import polars as pl
 import sqlalchemy as sa
 from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
+from pydantic import SecretStr
 
 from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.secrets import text_of
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, RowsSession, VersionRow, WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
@@ -34,7 +36,7 @@ from ingest_project.file_ingest.warehouse.sql import (
     SqlWarehouse,
     fitted,
 )
-from ingest_project.platform.database import database_address, database_errors, postgres_options
+from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
 
 # A content can change its owner between the failed claim and the reading of its owner.
 CLAIM_TRIES = 5
@@ -120,13 +122,18 @@ class PostgresWarehouse(SqlWarehouse):
     """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
     def __init__(
-        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
     ) -> None:
         super().__init__(database_url, connect_timeout_seconds, tables)
-        self._url = database_address(database_url)
-        address = _libpq_address(database_url, connect_timeout_seconds)
+        self._url = database_address(text_of(database_url))
+
+        def connect() -> Any:  # noqa: ANN401 - a pool takes any driver's
+            return with_present_secret(
+                database_url, lambda url: dbapi.connect(_libpq_address(url, connect_timeout_seconds))
+            )
+
         # Every transaction ends with a commit or a rollback of its own.
-        self._pool = sa.QueuePool(lambda: dbapi.connect(address), max_overflow=-1, reset_on_return=None)
+        self._pool = sa.QueuePool(connect, max_overflow=-1, reset_on_return=None)
         sa.event.listen(self._pool, "checkout", _require_alive)
 
     @contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 import polars as pl
 import polars.selectors as cs
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.tables import (
@@ -38,6 +39,7 @@ from ingest_project.file_ingest.warehouse import (
 )
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.sql import insert_into
+from ingest_project.platform.items import RowPage
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
@@ -149,7 +151,7 @@ class SqlWarehouse:
     """See `Warehouse`; connects when it is first used."""
 
     def __init__(
-        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
     ) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
         self._tables = tables
@@ -207,6 +209,19 @@ class SqlWarehouse:
             rows = connection.execution_options(stream_results=True).execute(query)
             for part in rows.partitions(ROWS_READ_AT_A_TIME):
                 yield pl.DataFrame(list(map(tuple, part)), schema=schema, orient="row")
+
+    def page_of(self, file_key: str, first: int, limit: int) -> RowPage:
+        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+        names = tuple(name for name in self._tables.row_schema if name != "file_key")
+        table = self._tables.rows
+        if table is None:
+            elsewhere = self._tables.elsewhere
+            rows = [] if elsewhere is None else elsewhere.page_of(file_key, names, first, limit + 1)
+            return RowPage(names, tuple(rows[:limit]), more=len(rows) > limit)
+        query = sa.select(*(_as_read(table.c[name]) for name in names)).where(table.c.file_key == file_key)
+        with self._by_index() as connection:
+            found = connection.execute(query.order_by(table.c.line_number).offset(first).limit(limit + 1)).all()
+        return RowPage(names, tuple(map(tuple, found[:limit])), more=len(found) > limit)
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""

@@ -13,7 +13,6 @@ bounds of size and time. Every response forbids the page to load or send anythin
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import math
 import secrets
 import time
@@ -22,16 +21,19 @@ from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from pydantic import SecretStr
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from ingest_project.core.secrets import text_of
 from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
 from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
+from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,7 +54,6 @@ OPEN_PATHS = SIGN_IN_PATHS | {"/healthz"}
 OPEN_PREFIX = "/static/"
 MAX_SIGN_IN_BYTES = 4_096
 BODY_SECONDS, UPLOAD_SECONDS = 10.0, 300.0
-USUAL_PORTS = frozenset({80, 443})
 MAX_RETURN_CHARACTERS = 2_000
 HEADERS = {
     "Content-Security-Policy": (
@@ -126,10 +127,15 @@ class Gate:
     """
 
     def __init__(
-        self, token: str = "", operator_token: str = "", *, has_provider: bool = False, everybody: Viewer = LOCAL_PERSON
+        self,
+        token: str | SecretStr = "",
+        operator_token: str | SecretStr = "",
+        *,
+        has_provider: bool = False,
+        everybody: Viewer = LOCAL_PERSON,
     ) -> None:
         of_role = {Role.VIEWER: token, Role.OPERATOR: operator_token}
-        self._tokens = [(_digest(text), Viewer(f"{role} token", role)) for role, text in of_role.items() if text]
+        self._tokens = [(known, Viewer(f"{role} token", role)) for role, known in of_role.items() if text_of(known)]
         self._has_provider = has_provider
         self._everybody = Admission(everybody, secrets.token_urlsafe(32))
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
@@ -145,8 +151,8 @@ class Gate:
         """
         token, operator_token = settings.monitor.token, settings.monitor.operator_token
         return cls(
-            token.get_secret_value() if token else "",
-            operator_token.get_secret_value() if operator_token else "",
+            token or "",
+            operator_token or "",
             has_provider=bool(settings.oidc.issuer),
             everybody=LOCAL_PERSON if local_only else ANYBODY,
         )
@@ -165,7 +171,7 @@ class Gate:
         """Return whose token that is; takes the same time for every wrong one."""
         digest, found = _digest(token), None
         for known, viewer in self._tokens:
-            if secrets.compare_digest(digest, known):
+            if secrets.compare_digest(digest, _digest(text_of(known))):
                 found = viewer
         return found
 
@@ -266,7 +272,7 @@ class Guarded:
 
     def _refusal(self, request: Request) -> Response | None:
         """Return the answer to a request of somebody unknown; None where it may look."""
-        if self._local_only and not is_loopback(_host(request.headers.get("host", ""))[0]):
+        if self._local_only and not is_loopback(host_of(request.headers.get("host", ""))[0]):
             raise HTTPException(421, "This monitor is for this machine only; set a token to open it.")
         path = request.scope["path"]
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
@@ -325,28 +331,6 @@ def problem(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a name or address always means this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_same_origin(headers: Headers) -> bool:
-    """Tell whether a request comes from a page of this site, or from no page at all."""
-    if site := headers.get("sec-fetch-site"):
-        return site in {"same-origin", "none"}
-    origin = headers.get("origin") or headers.get("referer")
-    if not origin:
-        return True
-    # A page of another site cannot set either of the headers that name ours.
-    ours = [headers.get(name) for name in ("host", "x-forwarded-host")]
-    return _host(origin.partition("://")[2]) in [_host(name) for name in ours if name]
-
-
 def is_https(request: Request) -> bool:
     """Tell whether the browser used TLS, as far as the connection or a proxy tells."""
     return request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
@@ -395,16 +379,6 @@ def _wait(seconds: float, reason: str) -> HTTPException:
 
 def _wants_page(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
-
-
-def _host(authority: str) -> tuple[str, int | None]:
-    """Return host and port of the beginning of an address; no port where it is the usual one."""
-    try:
-        parts = urlsplit(f"//{authority}")
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return "", None
-    return host, None if port in USUAL_PORTS else port
 
 
 def _with_headers(send: Send) -> Send:

@@ -18,7 +18,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 
 from ingest_project.core.logging import get_logger, printable
-from ingest_project.operations.dashboard.auth import Role, Viewer, is_loopback
+from ingest_project.operations.dashboard.auth import Role, Viewer
+from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
     import requests

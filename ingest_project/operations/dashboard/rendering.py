@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
-from ingest_project.core.logging import printable
+from ingest_project.core.logging import printable, to_json
+from ingest_project.platform.items import ItemRef
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -61,6 +63,22 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:,.0f} B" if power == 0 else f"{size_bytes:,.1f} {UNITS[power]}"
 
 
+def item_path(ref: ItemRef) -> str:
+    """Return kind and key of an item as a part of an address."""
+    return f"{quote(ref.kind, safe='')}/{quote(ref.key, safe='/~')}"
+
+
+def shown(value: object) -> str:
+    """Return any value for a person: times in UTC, thousands separated."""
+    if isinstance(value, datetime):
+        return f"{time_text(value)} UTC"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else to_json(value)
+
+
 def time_text(moment: datetime | None) -> str:
     """Return a time for a person, in UTC."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if moment else ""
@@ -81,7 +99,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    environment.filters |= {"size": size_text, "time": time_text}
+    environment.filters |= {
+        "size": size_text,
+        "time": time_text,
+        "shown": shown,
+        "item_path": item_path,
+        "item_address": lambda ref: f"items/{item_path(ref)}",
+    }
+    environment.tests["item_ref"] = lambda value: isinstance(value, ItemRef)
     return environment
 
 
