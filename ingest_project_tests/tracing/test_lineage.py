@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -10,8 +11,14 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 from dagster import DagsterInstance
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution.api import execute_run
 
+from ingest_project.core.settings import Settings
+from ingest_project.operations import SystemResources
 from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster.executor import run_executor
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.file_ingest.datasets.system import BAD, GOOD, HEADER, DatasetSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
@@ -222,3 +229,34 @@ def _evaluated(
 ) -> str | None:
     with dg.build_sensor_context(instance=instance, cursor=cursor, repository_def=repository) as context:
         return sensor.evaluate_tick(context).cursor
+
+
+def test_openlineages_own_variables_hold(monkeypatch: pytest.MonkeyPatch, lineage_to: Callable[[str], None]) -> None:
+    # The client itself adds variables.
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with Backend() as server:
+        os.environ |= {"OPENLINEAGE_URL": server.url, "OPENLINEAGE_NAMESPACE": "ours"}
+        lineage_to("")
+        assert lineage.is_on()
+        lineage.RunReporter(dg.DagsterRun(job_name="any_job", run_id=PARENT)).begin([])
+        lineage.flush()
+        (event,) = server.events
+        assert event["job"] == event["job"] | {"namespace": "ours", "name": "any_job"}
+        os.environ["OPENLINEAGE_DISABLED"] = "true"
+        assert not lineage.is_on()
+
+
+def test_a_run_that_is_stopped_is_aborted(instance: DagsterInstance, backend: Backend) -> None:
+    @dg.op
+    def stopped() -> None:
+        raise DagsterExecutionInterruptedError
+
+    @dg.job(executor_def=run_executor(lambda: lineage.catalog_of([], {}, lambda: SystemResources(Settings()))))
+    def any_job() -> None:
+        stopped()
+
+    run = instance.create_run_for_job(any_job)
+    with contextlib.suppress(DagsterExecutionInterruptedError):
+        execute_run(InMemoryJob(any_job), run, instance)
+    lineage.flush()
+    assert backend.ended("any_job")["eventType"] == "ABORT"

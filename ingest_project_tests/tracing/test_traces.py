@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +20,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
 from ingest_project_tests.services.http_server import HttpServer
-from ingest_project_tests.services.otlp import Collector
+from ingest_project_tests.services.otlp import Collector, forget
 from ingest_project_tests.streams.crm.messages import opportunity
 from ingest_project_tests.streams.crm.system import CrmSystem
 from ingest_project_tests.streams.user_activity.events import encoded, event
@@ -239,3 +244,81 @@ def test_a_run_that_fails_says_so(system: System, collector: Collector) -> None:
     assert run.failed
     assert job.failed
     assert "missing" in job.reason
+
+
+def test_opentelemetrys_own_variables_hold(monkeypatch: pytest.MonkeyPatch, tracing_to: Callable[[str], None]) -> None:
+    with Collector() as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=one")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "our-ingest")
+        tracing_to("")
+        headers = dict(tracing.publish("topic", None))
+        tracing.flush()
+        (span,) = server.spans
+        assert (headers["traceparent"] or b"").decode() == f"00-{span.trace}-{span.id}-01"
+        assert server.resource["service.name"] == "our-ingest"
+        assert (server.requests[0]["x-tenant"], server.requests[0]["path"]) == ("one", "/v1/traces")
+        monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+        tracing_to("")
+        assert not tracing.is_on()
+
+
+def test_a_share_of_the_traces_is_recorded_and_the_senders_decision_kept(
+    monkeypatch: pytest.MonkeyPatch, tracing_to: Callable[[str], None]
+) -> None:
+    with Collector() as server:
+        monkeypatch.setenv("INGEST_TRACES_SAMPLE_RATIO", "0")
+        monkeypatch.setenv("INGEST_TRACES_HEADERS", "api-key=hidden, x-more=1")
+        tracing_to(server.url)
+        own = dict(tracing.publish("topic", None))
+        assert (own["traceparent"] or b"").endswith(b"-00")
+        message = ConsumerRecord("topic", 0, 1, None, None, b"x", (("traceparent", TRACEPARENT.encode()),))
+        context = tracing.receive(message, None)
+        tracing.flush()
+        (span,) = server.spans
+        assert context == f"00-{TRACE}-{span.id}-01"
+        assert (server.requests[0]["api-key"], server.requests[0]["x-more"]) == ("hidden", "1")
+
+
+def test_spans_that_do_not_fit_are_dropped_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, tracing_to: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Collector() as server:
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
+        server.delay_seconds = 0.5
+        tracing_to(server.url)
+        logger = logging.getLogger("ingest_project.platform.span_export")
+        monkeypatch.setattr(logger, "propagate", True)
+        with caplog.at_level("WARNING"):
+            for _ in range(100):
+                tracing.publish("topic", None)
+        tracing.flush()
+        assert 10 <= len(server.spans) < 100
+        assert sum("spans_dropped" in str(record.msg) for record in caplog.records) == 1
+
+
+def _publish_in_a_worker(collector_url: str) -> None:
+    # The process that it is forked from may have begun before this test.
+    os.environ["INGEST_TRACES_ENDPOINT"] = collector_url
+    forget()
+    tracing.publish("topic", None)
+
+
+def test_a_run_worker_exports_its_last_spans_before_it_ends(collector: Collector) -> None:
+    # As Dagster's code server starts them, see `platform.dagster.code_server`.
+    worker = multiprocessing.get_context("forkserver").Process(target=_publish_in_a_worker, args=[collector.url])
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert [span.name for span in collector.spans] == ["topic send"]
+
+
+def test_where_nothing_is_exported_no_library_of_it_is_imported() -> None:
+    code = (
+        "import sys; from ingest_project.platform import tracing; from ingest_project.platform.dagster import executor;"
+        "executor.run_executor(lambda: None); tracing.publish('topic', None);"
+        "print({name.partition('.')[0] for name in sys.modules} & {'opentelemetry', 'openlineage'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
