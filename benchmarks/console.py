@@ -28,7 +28,8 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
 from ingest_project.operations import SystemResources
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum
+from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.user_activity.event_table import SCHEMA
 
@@ -82,7 +83,7 @@ def measure_console(options: argparse.Namespace, folder: Path) -> Result:
                 "LOG_LEVEL": "ERROR",
             }
             settings = load_settings(environ, folder).settings
-            events = _seed(settings, options, folder)
+            events = _seed(settings, options)
             with _console(environ, folder) as site:
                 milliseconds = _opened(site, options, events)
     finally:
@@ -98,7 +99,7 @@ def measure_console(options: argparse.Namespace, folder: Path) -> Result:
     }
 
 
-def _seed(settings: Settings, options: argparse.Namespace, folder: Path) -> list[str]:
+def _seed(settings: Settings, options: argparse.Namespace) -> list[str]:
     """Fill the tables; return ids of some events."""
     services = SystemResources(settings)
     services.writer.send_all("file-event-queue", [ProducerRecord(b"{}") for _ in range(min(options.files, 20_000))])
@@ -114,18 +115,13 @@ def _seed(settings: Settings, options: argparse.Namespace, folder: Path) -> list
     else:
         say(f"Writing {options.events} events ...")
         _write_events(services.user_activity_events, options.events)
+        say("Compacting them, as the system does every ten minutes ...")
+        optimize_and_vacuum(services.user_activity_events)
     services.engine.dispose()
-    del folder
-    rows = services.user_activity_events.opened()
-    assert rows is not None
-    found = rows.get_add_actions(flatten=True)
-    say(f"{len(found)} files of events.")
     return _some_events(services.user_activity_events)
 
 
 def _some_events(store: DeltaStore) -> list[str]:
-    from ingest_project.platform.delta.table import query_events  # noqa: PLC0415 - once
-
     found: list[str] = []
     for partition in range(PARTITIONS):
         where = f"kafka_partition = {partition} AND kafka_offset IN (17, 49999, 777)"

@@ -49,8 +49,8 @@ class Drift:
 
     @property
     def found(self) -> bool:
-        """True if anything differs."""
-        return bool(self.unknown or self.missing or self.retyped or self.reordered)
+        """True if anything but the order differs: columns are matched by their names."""
+        return bool(self.unknown or self.missing or self.retyped)
 
     def __str__(self) -> str:
         """Return what differs, in words."""
@@ -92,7 +92,7 @@ def require_unchanged(drift: Drift) -> None:
     Raises:
         FileRejectedError: `schema_changed`.
     """
-    if drift.unknown or drift.missing or drift.retyped:
+    if drift.found:
         raise FileRejectedError(
             SCHEMA_CHANGED,
             f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",

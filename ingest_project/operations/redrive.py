@@ -70,6 +70,11 @@ class InspectedLetter(DeadLetter, frozen=True, kw_only=True):
     redriven: bool
     refusal: str | None
 
+    @property
+    def topic(self) -> str:
+        """The topic that it is on."""
+        return self.place.partition("/")[0]
+
 
 def dead_letter_topics(services: SystemResources) -> dict[str, tuple[ConsumedTopic, ...]]:
     """Return the topics of dead letters in the order in which data flows, each with the topics whose letters it has."""

@@ -73,12 +73,18 @@ CONDITIONS: Mapping[str, Condition] = {
         remedy="Read the reasons with `ingest dlq list`, correct, then redrive.",
     ),
     "quarantine": Condition(
-        "warning", "share", 0.2, 30 * MINUTE, remedy="Read the reasons with `ingest quarantine`, correct, ingest again."
+        "warning",
+        "share",
+        0.2,
+        30 * MINUTE,
+        remedy="Read the reasons with `ingest quarantine list`, correct, ingest again.",
     ),
     "failed_check": Condition(
         "warning", "checks", 1.0, HOUR, remedy="Open the check of the asset: its metadata says what did not hold."
     ),
-    "freshness": Condition("warning", "seconds", remedy="Ask the sender; `ingest sources` shows what a source lists."),
+    "freshness": Condition(
+        "warning", "seconds", remedy="Ask the sender; `ingest sources test NAME` shows what a source has."
+    ),
     "declaration": Condition("warning", remedy="Correct the file that is named, or the stream's first message."),
 }
 
@@ -296,7 +302,7 @@ class AlertSettings(Section):
     Args:
         channels: how alerts are sent: webhook, and those that other packages bring, by name.
         webhook_url: address that receives a POST for each incident, and another when it is over.
-        urls: Apprise addresses that receive the alerts without an owner of their own: slack://..., mailto://... .
+        urls: Apprise addresses (slack://..., mailto://...) that receive the alerts without an owner of their own.
         owners: Apprise addresses by owner, who receives the alerts of what is theirs; in a variable as JSON.
         rules: thresholds, windows, severities and owners for some conditions, sources, datasets or topics, the first
             matching one first; in a variable as JSON.

@@ -309,7 +309,7 @@ class MonitorSettings(Section):
     """The dashboard, the metrics and the health endpoint.
 
     Args:
-        host: address that the monitor listens on; beyond this machine it wants a token.
+        host: address that the monitor listens on; beyond this machine it wants a token or a sign-in provider.
         port: port of the monitor; 0 picks a free one.
         url: address at which people reach the monitor, for links; empty: links lead to the Dagster UI.
         token: secret of viewers, who see every page; at least 16 characters; empty: none required.

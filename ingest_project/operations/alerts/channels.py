@@ -27,7 +27,7 @@ from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryE
 if TYPE_CHECKING:
     from apprise import AppriseAsset
 
-CONNECT_SECONDS, RESPONSE_SECONDS, SEND_SECONDS = 5.0, 10.0, 20.0
+CONNECT_SECONDS, RESPONSE_SECONDS = 5.0, 10.0
 WEBHOOK = "webhook"
 SHORTEST_SECRET = 3
 MAX_REASON = 200
@@ -210,7 +210,8 @@ def _asset() -> AppriseAsset:
         http_redirects=False,
         allow_templates=False,
         storage_mode=apprise.PersistentStoreMode.MEMORY,
-        service_timeout=SEND_SECONDS,
+        # In this thread, whose warnings are kept; who started it waits for a bounded time.
+        service_timeout=0,
     )
 
 

@@ -106,13 +106,12 @@ class _View:
         return f"{self.dagster}/assets/{asset_of(dataset)}?view=partitions&partition={quote(key, safe='')}"
 
     def _declared_owner(self, facets: Mapping[str, str]) -> str | None:
-        """Return whose the subject is: of the declared owners the first with an address, else the first one."""
+        """Return whose the subject is: of its owners and those of all assets the first with an address."""
         intake = self.snapshot.intake.value
         declared = [owner for facet in facets.items() for owner in (intake.owners.get(facet, ()) if intake else ())]
-        known = self.settings.alerts.owners
-        names = [name for owner in declared for name in (owner, owner.removeprefix("team:"))]
-        fallback = [owner for owner in self.settings.dagster.asset_owners if owner in known]
-        return next((name for name in names if name in known), None) or next(iter([*declared, *fallback]), None)
+        candidates = [*declared, *self.settings.dagster.asset_owners]
+        names = [name for owner in candidates for name in (owner, owner.removeprefix("team:"))]
+        return next((name for name in names if name in self.settings.alerts.owners), next(iter(declared), None))
 
 
 def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = ()) -> Assessment:

@@ -2,7 +2,7 @@
 
 One process at a time assesses the conditions, the holder of a lease; another takes over when the lease has expired.
 An incident opens after its condition has held for the time of its rule, and is resolved after it has been gone for a
-while, which doubles each time the same incident comes back within an hour. A message is a row for each channel, queued
+while, which doubles each time the same incident comes back within hours. A message is a row for each channel, queued
 in the transaction that opens or resolves the incident and claimed before it is sent: it survives a restart, and two
 processes do not send it twice. One that is killed between sending and recording sends it again.
 """
@@ -33,7 +33,7 @@ CLAIM_SECONDS = 120.0
 MESSAGES_AT_A_TIME = 50
 LONGEST_RETRY = timedelta(days=1)
 KEPT = timedelta(days=90)
-COMEBACK = timedelta(hours=1)
+COMEBACK = timedelta(hours=6)
 COMEBACK_SECONDS = 60.0
 LONGEST_QUIET_SECONDS = 3_600.0
 SAMPLE_SECONDS = 60.0
