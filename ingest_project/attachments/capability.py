@@ -10,7 +10,9 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.actions import REPLAY
 from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
+from ingest_project.attachments.storage import without_secrets
 from ingest_project.attachments.tables import (
     AttachmentState,
     attachment_events,
@@ -27,19 +29,30 @@ from ingest_project.platform.capability import (
     CountedTable,
     DagsterParts,
     Metric,
-    Moment,
     PurgeStep,
     QueueView,
     RetryTier,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
+    entry_facts,
     finished_states,
+    intake_of,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
 from ingest_project.platform.database import reading, writing
+from ingest_project.platform.items import (
+    Content,
+    ItemRef,
+    ItemTable,
+    ItemView,
+    Moment,
+    Search,
+)
 from ingest_project.platform.work_queue.queue import JobState
 
 if TYPE_CHECKING:
@@ -63,6 +76,32 @@ ATTACHMENT_QUEUE = QueueView(
     expiring_states=("stored",),
     partitions="attachments",
     asset="onelake_attachments",
+)
+
+
+def _events_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
+    columns = attachment_events.c
+    yield from search.equals(columns.event_key)
+    if not search.by_prefix:
+        yield from conditions_of_trace(attachment_events, search.text)
+
+
+def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
+    columns, text = attachments.c, search.text
+    yield from search.equals(columns.attachment_key)
+    if search.by_prefix:
+        return
+    yield from conditions_of_trace(attachments, text)
+    yield columns.sha256 == text.lower()
+    yield columns.attachment_url == text
+    yield columns.stored_path == text
+
+
+EVENTS = ItemTable(
+    "event", attachment_events, attachment_events.c.event_key, attachment_events.c.event_type, _events_found_by
+)
+ITEMS = ItemTable(
+    "attachment", attachments, attachments.c.attachment_key, attachments.c.attachment_key, _attachments_found_by
 )
 
 
@@ -94,17 +133,24 @@ class Attachments(Capability[AttachmentResources]):
 
     name = "attachments"
     queues = (EVENT_QUEUE, ATTACHMENT_QUEUE)
+    item_tables = (EVENTS, ITEMS)
     metrics = (
-        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted."),
+        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted.", unit="events"),
         Metric(
             ATTACHMENTS,
             ("outcome",),
-            "Attachments that ended.",
+            "Attachments that ended: stored or failed.",
             tuple((state,) for state in finished_states(AttachmentState)),
+            unit="attachments",
         ),
-        Metric(DOWNLOADS, ("status", "attempt"), "Download attempts, by how they ended and which attempt it was."),
-        Metric(DOWNLOAD_FAILURES, ("reason",), "Download attempts that failed, by class of error."),
-        Metric(UPLOADED_BYTES, ("domain",), "Bytes of attachments stored."),
+        Metric(
+            DOWNLOADS,
+            ("status", "attempt"),
+            "Download attempts by end (success, failed_transient, failed_permanent) and number of the attempt.",
+            unit="attempts",
+        ),
+        Metric(DOWNLOAD_FAILURES, ("reason",), "Download attempts that failed, by class of error.", unit="attempts"),
+        Metric(UPLOADED_BYTES, ("domain",), "Bytes of attachments stored.", unit="bytes"),
     )
     counted = (
         *counted_by_state(EVENT_QUEUE, (attachment_events.c.state,), event_amounts),
@@ -119,24 +165,38 @@ class Attachments(Capability[AttachmentResources]):
         ),
     )
 
+    actions = (REPLAY,)
+
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        del settings
         from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - as above
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
 
-        return {self.name: DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED)}
+        locations = {
+            catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
+            catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
+        }
+        parts = DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED, locations)
+        return {self.name: parts}
 
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""
         settings = services.settings
-        events = ConsumedTopic(settings.topics.events_raw, "attachment_events_sensor")
+        events = ConsumedTopic(
+            settings.topics.events_raw, "attachment_events_sensor", dead_letters=settings.topics.events_raw_dlq
+        )
         if settings.attachments.event_source == "eventhub":
             hub = settings.eventhubs.topic or "Event Hubs"
             events = events._replace(topic=hub, cluster=lambda: _event_hub(services))
+        dead = settings.topics.downloads_dlq
         return (
             events,
-            ConsumedTopic(settings.topics.downloads_pending, "downloads_pending_sensor"),
-            *(ConsumedTopic(topic, "downloads_retry_sensor") for topic in settings.topics.downloads_retry),
+            ConsumedTopic(settings.topics.downloads_pending, "downloads_pending_sensor", dead_letters=dead),
+            *(
+                ConsumedTopic(topic, "downloads_retry_sensor", dead_letters=dead)
+                for topic in settings.topics.downloads_retry
+            ),
         )
 
     def read_work(self, services: AttachmentResources, *, detailed: bool) -> WorkState:
@@ -176,17 +236,17 @@ class Attachments(Capability[AttachmentResources]):
     def trace(self, services: AttachmentResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the events and attachments of a trace, with attempts and replays."""
         with reading(services.engine) as connection:
-            events = rows_where(connection, attachment_events, attachment_events.c.trace_id == trace_id)
-            found = rows_where(connection, attachments, attachments.c.trace_id == trace_id)
-            keys = [row["attachment_key"] for row in found]
-            attempts = rows_where(connection, download_outcomes, download_outcomes.c.attachment_key.in_(keys))
-            replays = rows_where(connection, attachment_replays, attachment_replays.c.attachment_key.in_(keys))
-        return [
-            *(moment for row in events for moment in _event_history(row)),
-            *(moment for row in found for moment in _attachment_history(row)),
-            *map(_attempt, attempts),
-            *(Moment(row["asked_at"], _subject(row), "replayed", f"by {row['asked_by']}") for row in replays),
-        ]
+            events = rows_where(connection, attachment_events, of_trace(attachment_events, trace_id))
+            found = rows_where(connection, attachments, of_trace(attachments, trace_id))
+            return [*(moment for row in events for moment in _event_history(row)), *_histories(connection, found)]
+
+    def view_of(
+        self, services: AttachmentResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe an event, or an attachment with its attempts and its stored file."""
+        if ref.kind == EVENTS.kind:
+            return _event_view(connection, ref, row)
+        return _attachment_view(services, connection, ref, row)
 
     def correct_future_times(self, services: AttachmentResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
@@ -240,3 +300,82 @@ def _attempt(row: sa.RowMapping) -> Moment:
 
 def _subject(row: sa.RowMapping) -> str:
     return f"attachment {row['attachment_key']}"
+
+
+def _histories(connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> Iterator[Moment]:
+    """Yield what happened to some attachments, with their attempts and replays."""
+    keys = [row["attachment_key"] for row in rows]
+    for row in rows:
+        yield from _attachment_history(row)
+    yield from map(_attempt, rows_where(connection, download_outcomes, download_outcomes.c.attachment_key.in_(keys)))
+    for row in rows_where(connection, attachment_replays, attachment_replays.c.attachment_key.in_(keys)):
+        yield Moment(row["asked_at"], _subject(row), "replayed", f"by {row['asked_by']}")
+
+
+def _event_view(connection: sa.Connection, ref: ItemRef, row: sa.RowMapping) -> ItemView:
+    found = ITEMS.related(connection, attachments.c.event_key == ref.key)
+    return ItemView(
+        ref=ref,
+        name=row["event_type"] or ref.key,
+        state=row["state"],
+        reason=row["reason"],
+        trace_id=row["trace_id"],
+        **intake_of(row),
+        facts={
+            "Domain": row["domain"],
+            "Event type": row["event_type"],
+            "Addresses": row["addresses"],
+            "Known before": row["duplicates"],
+            **entry_facts(row),
+        },
+        moments=[*_event_history(row)],
+        run_id=row["run_id"],
+        asset="attachment_events",
+        partition=row["hour"],
+        related={name: one for name, one in {"attachments": found}.items() if one.hits}
+        | EVENTS.neighbours(connection, row),
+    )
+
+
+def _attachment_view(
+    services: AttachmentResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+) -> ItemView:
+    attempts = row["attempt"] if row["replays"] == 0 else f"{row['attempt']}, replayed {row['replays']} times"
+    contents = {}
+    if row["state"] == AttachmentState.STORED:
+        domain, path = row["domain"], row["destination_path"]
+        contents["stored"] = Content(
+            "the attachment as it is stored",
+            path.rpartition("/")[2],
+            row["size_bytes"],
+            lambda: services.attachment_store(domain).local_path(path),
+        )
+    return ItemView(
+        ref=ref,
+        name=ref.key,
+        state=row["state"],
+        reason=row["reason"],
+        trace_id=row["trace_id"],
+        **intake_of(row),
+        facts={
+            "Domain": row["domain"],
+            # A signed address is a secret while it works.
+            "Address": without_secrets(row["attachment_url"]),
+            "Event": ItemRef("event", row["event_key"]) if row["event_key"] else None,
+            "Attempt": attempts,
+            "First failure": row["first_failed_at"],
+            "HTTP status": row["http_status"],
+            "Bytes": row["size_bytes"],
+            "SHA-256": row["sha256"],
+            "Content type": row["content_type"],
+            "Stored at": row["stored_path"],
+            "Destination": row["destination_path"],
+            **entry_facts(row),
+        },
+        moments=[*_histories(connection, [row])],
+        contents=contents,
+        run_id=row["run_id"],
+        asset=ATTACHMENT_QUEUE.asset,
+        partition=ref.key,
+        related=ITEMS.neighbours(connection, row),
+    )

@@ -1,14 +1,10 @@
-"""`ingest attachments` and `ingest dlq`: list attachments, show all that is known of one, replay dead ones.
+"""`ingest attachments`, and of `ingest dlq` what concerns attachments: list and show them, replay dead ones.
 
 Addresses are shown without their query: a signed address is a secret.
 """
 
 from __future__ import annotations
 
-import getpass
-import os
-import re
-import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +14,7 @@ import msgspec
 import typer
 
 from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.actions import REPLAY
 from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
 from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
 from ingest_project.attachments.tables import AttachmentState
@@ -41,6 +38,15 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.settings import Settings, load_settings
+from ingest_project.platform.actions import (
+    MAX_LIMIT,
+    ActionRefusedError,
+    ActionRequest,
+    Performed,
+    login_name,
+    perform,
+    time_of,
+)
 from ingest_project.platform.http import printable_url
 
 if TYPE_CHECKING:
@@ -48,18 +54,14 @@ if TYPE_CHECKING:
 
 MAX_SHOWN_REASON = 120
 MAX_NAMED = 20
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_AGO = re.compile(r"(\d{1,5})([smhd])")
 
 attachments_app = typer.Typer(help="Attachments and their outcomes.", no_args_is_help=True)
-dlq_app = typer.Typer(
-    help="Attachments that failed permanently: why, and how to replay them. Messages that could not be read.",
-    no_args_is_help=True,
-)
-
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, or the beginning of it.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most attachments to list.")]
-Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY...", help="Keys, or the beginnings of them.")]
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY|TRACE...", help="Keys, the beginnings of them, or trace ids: all dead ones of these."),
+]
 TraceId = Annotated[str | None, typer.Option(help="Only those of this trace.")]
 Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
 ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
@@ -154,7 +156,6 @@ def show_attachment(key: Key, *, as_json: AsJson = False) -> None:
         _show_page(page)
 
 
-@dlq_app.command("list")
 def list_dead(  # noqa: PLR0913 - one for each way to choose
     *,
     trace_id: TraceId = None,
@@ -179,7 +180,6 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     show_list(made, "attachments", more=found.more)
 
 
-@dlq_app.command("show")
 def show_dead(key: Key, *, as_json: AsJson = False) -> None:
     """Show why an attachment is dead, and every attempt at it. Exit code 1 when it is not."""
     services = AttachmentResources(load_settings().settings)
@@ -198,7 +198,6 @@ def show_dead(key: Key, *, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-@dlq_app.command("replay")
 def replay_dead(  # noqa: PLR0913 - one for each way to choose
     keys: Keys = None,
     *,
@@ -208,11 +207,14 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
     since: Since = None,
     until: Until = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead attachment.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Most to replay now, those that failed first.")] = 10_000,
+    limit: Annotated[
+        int, typer.Option(min=1, max=MAX_LIMIT, help="Most to replay now, those that failed first.")
+    ] = MAX_LIMIT,
     per_second: Annotated[
         float | None, typer.Option(min=0.001, help="How many become due a second.", show_default="by the settings")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    reason: Annotated[str, typer.Option(help="Why, for the record of operators' actions.")] = "by ingest dlq replay",
     as_json: AsJson = False,
 ) -> None:
     """Replay dead attachments after a fix.
@@ -220,16 +222,24 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
     Attachments must match all given options. Each replay is recorded with who requested it. Exit code 1 when nothing
     was found, or one of them has been replayed as often as is allowed.
     """
-    wanted = _filter(trace_id, domain, error_class, since, until)
-    if everything == (bool(keys) or wanted != FailedFilter()):
+    times = {"since": _iso(since, "--since"), "until": _iso(until, "--until")}
+    given = {"trace_id": trace_id, "domain": domain, "error_class": error_class, **times}
+    if everything == (bool(keys) or any(given.values())):
         raise typer.BadParameter("Name keys, say which by options, or say --all.")
     services = AttachmentResources(load_settings().settings)
-    if keys:
-        # Every key is looked up before anything changes: a misspelt one changes nothing.
-        wanted = wanted._replace(keys=_dead_keys([_find(services, key) for key in keys]))
-    found = services.attachments.failed(wanted, limit=limit + 1)
-    more = len(found) > limit
-    done = replay(services, found[:limit], datetime.now(UTC), per_second=per_second, dry_run=dry_run, more=more)
+    # Every key is looked up before anything changes: a misspelt one changes nothing.
+    dead = _dead_keys([record for key in keys or () for record in _named(services, key)])
+    given |= {"key": "\n".join(dead), "per_second": str(per_second or "")}
+    request = ActionRequest(
+        parameters={name: value or "" for name, value in given.items()},
+        limit=limit,
+        reason=reason,
+        who=login_name(),
+        dry_run=dry_run,
+    )
+    # Keys of which none is dead select nothing.
+    found = perform(services, REPLAY, request) if dead or not keys else None
+    done = _replay_result(services, found, per_second)
     if as_json:
         print_json(done)
     else:
@@ -238,76 +248,48 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
         raise typer.Exit(1)
 
 
-def replay(  # noqa: PLR0913 - each is a choice of its own
-    services: AttachmentResources,
-    dead: Sequence[AttachmentRecord],
-    now: datetime,
-    *,
-    per_second: float | None = None,
-    dry_run: bool = False,
-    more: bool = False,
-) -> ReplayResult:
-    """Replay dead attachments. Idempotent: replayed again, they are not dead any more and stay as they are.
-
-    Args:
-        services: the work queue, and the settings that limit how often and how fast.
-        dead: in the order in which they are to be tried.
-        now: when the first is due.
-        per_second: how fast they become due; INGEST_REPLAYS_PER_SECOND by default.
-        dry_run: change nothing.
-        more: others were found that are not among these.
-    """
-    settings = services.settings.attachments
-    rate = per_second or settings.replays_per_second
-    keys = [record.attachment_key for record in dead]
-    if dry_run:
-        exhausted = {record.attachment_key for record in dead if record.replays >= settings.max_replays}
-        replayed, worn_out = [key for key in keys if key not in exhausted], [key for key in keys if key in exhausted]
-    else:
-        done = services.attachments.replay(keys, requester(), settings.max_replays, rate, now)
-        replayed, worn_out = list(done.keys), list(done.exhausted)
-    last = now + timedelta(seconds=(len(replayed) - 1) / rate) if replayed else None
+def _replay_result(services: AttachmentResources, found: Performed | None, per_second: float | None) -> ReplayResult:
+    """Return the result of a replay; of None, that of a replay of nothing."""
+    rate = per_second or services.settings.attachments.replays_per_second
+    dry_run = found is not None and found.dry_run
+    replayed = () if found is None else found.keys if dry_run else found.done
+    first = last = None
+    if replayed and dry_run:
+        first = datetime.now(UTC)
+        last = first + timedelta(seconds=(len(replayed) - 1) / rate)
+    elif replayed:
+        records = services.attachments.get_many([replayed[0], replayed[-1]])
+        first, last = records[0].next_attempt_at, records[-1].next_attempt_at
     return ReplayResult(
         dry_run=dry_run,
-        replayed=tuple(replayed),
-        exhausted=tuple(worn_out),
+        replayed=replayed,
+        exhausted=tuple(found.failed) if found else (),
         per_second=rate,
-        first_due_at=now if replayed else None,
+        first_due_at=first,
         last_due_at=last,
-        more=more,
+        more=found is not None and found.remaining > 0,
     )
 
 
-def requester() -> str:
-    """Return who requests the replay, for the audit: user and host."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have a number only
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+def _iso(text: str | None, option: str) -> str | None:
+    at = moment_of(text, option)
+    return at.isoformat() if at else None
 
 
-def moment_of(text: str | None, option: str, now: datetime) -> datetime | None:
+def moment_of(text: str | None, option: str) -> datetime | None:
     """Parse a moment as people type it; None for none.
 
     Args:
-        text: `2026-01-15`, `2026-01-15T10:30`, with or without an offset (UTC without one), or how long ago: `30m`,
-            `2h`, `7d`.
+        text: see `time_of`.
         option: named in the error.
-        now: what the length of time counts from.
 
     Raises:
-        typer.BadParameter: it is none of these.
+        typer.BadParameter: it is no moment.
     """
-    if text is None:
-        return None
-    if ago := _AGO.fullmatch(text.strip()):
-        return now - timedelta(**{UNITS[ago[2]]: int(ago[1])})
     try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise typer.BadParameter(f"{option} takes a time like 2026-01-15T10:30 or 2h, not {text!r}.") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return None if text is None else time_of(text)
+    except ActionRefusedError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
 
 
 def _page_of(record: AttachmentRecord, services: AttachmentResources) -> AttachmentPage:
@@ -351,6 +333,14 @@ def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> Attachme
     return AttachmentList(tuple(_without_secrets(record) for record in records[:limit]), more=len(records) > limit)
 
 
+def _named(services: AttachmentResources, name: str) -> Sequence[AttachmentRecord]:
+    """Return the attachments of the trace of that name, the dead ones if there are any; else that of the key."""
+    if dead := services.attachments.failed(FailedFilter(trace_id=name), MAX_LIMIT):
+        return dead
+    same = [record for record in services.attachments.list(text=name, limit=MAX_NAMED) if record.trace_id == name]
+    return same or [_find(services, name)]
+
+
 def _find(services: AttachmentResources, key: str) -> AttachmentRecord:
     return find_by_key(
         services.attachments, key, lambda record: record.attachment_key, "attachment", "ingest attachments list"
@@ -360,13 +350,12 @@ def _find(services: AttachmentResources, key: str) -> AttachmentRecord:
 def _filter(
     trace_id: str | None, domain: str | None, error_class: str | None, since: str | None, until: str | None
 ) -> FailedFilter:
-    now = datetime.now(UTC)
     return FailedFilter(
         trace_id=trace_id,
         domain=domain,
         error_class=error_class,
-        since=moment_of(since, "--since", now),
-        until=moment_of(until, "--until", now),
+        since=moment_of(since, "--since"),
+        until=moment_of(until, "--until"),
     )
 
 
@@ -374,7 +363,7 @@ def _dead_keys(records: Sequence[AttachmentRecord]) -> tuple[str, ...]:
     for record in records:
         if record.state is not AttachmentState.FAILED:
             complain(f"{record.attachment_key} is not dead: it is {record.state}.")
-    return tuple(record.attachment_key for record in records)
+    return tuple(record.attachment_key for record in records if record.state is AttachmentState.FAILED)
 
 
 def _print_replay(done: ReplayResult, max_replays: int) -> None:

@@ -249,26 +249,33 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         change = {"state": AttachmentState.PENDING, "attempts": 0, "batch_id": None, "run_id": None}
         self._change(keys, {**change, "reason": reason, "next_attempt_at": until}, now)
 
-    def replay(
-        self, keys: Sequence[str], asked_by: str, max_replays: int, per_second: float, now: datetime
+    def replay(  # noqa: PLR0913, PLR0917 - what, by whom, how often and how fast
+        self,
+        keys: Sequence[str],
+        asked_by: str,
+        max_replays: int,
+        per_second: float,
+        now: datetime,
+        states: Collection[AttachmentState] = (AttachmentState.FAILED,),
     ) -> Replayed:
-        """Replay failed attachments, a bounded number a second.
+        """Replay attachments, a bounded number a second.
 
         Args:
-            keys: of failed attachments; others stay unchanged.
+            keys: of attachments; those in other states stay unchanged.
             asked_by: for the audit.
-            max_replays: an attachment that was replayed this often stays failed.
+            max_replays: an attachment that was replayed this often stays as it is.
             per_second: how fast they become due.
             now: the first is due.
+            states: of those that are replayed.
         """
-        failed, exhausted = COLUMNS.state == AttachmentState.FAILED, COLUMNS.replays >= max_replays
+        finished, exhausted = COLUMNS.state.in_(states), COLUMNS.replays >= max_replays
         replayed: list[str] = []
         left: list[str] = []
         with writing(self._engine) as connection:
             for part in in_parts(keys):
-                unchanged = self._select_keys(connection, part, failed, exhausted)
+                unchanged = self._select_keys(connection, part, finished, exhausted)
                 left += [key for key in part if key in unchanged]
-                begun = self._begin_again(connection, part, asked_by, now, failed, ~exhausted)
+                begun = self._begin_again(connection, part, asked_by, now, finished, ~exhausted)
                 in_order = [key for key in part if key in begun]
                 due = [
                     {"attachment_key": key, "next_attempt_at": now + timedelta(seconds=number / per_second)}

@@ -152,7 +152,7 @@ def _with_retries(step: Callable[[], None], give_up_at: float) -> None:
 
 
 def _migrate_warehouse(settings: Settings) -> None:
-    engine = open_engine(settings.warehouse.database_url.get_secret_value(), settings.warehouse.connect_timeout_seconds)
+    engine = open_engine(settings.warehouse.database_url, settings.warehouse.connect_timeout_seconds)
     try:
         migrate_warehouse(engine)
     finally:

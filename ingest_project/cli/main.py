@@ -24,6 +24,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
 from ingest_project.core.plugins import InstalledPlugin, Plugins, installed
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Setting, load_settings
 
 # Command to the function that adds it. A command of one capability is in that capability's folder.
@@ -37,12 +38,17 @@ COMMANDS: Mapping[str, str] = {
     "profile": "file_ingest.commands.profiles:register_profile",
     "dataset": "file_ingest.commands.datasets:register_dataset",
     "attachments": "attachments.commands:register_attachments",
-    "dlq": "cli.topics:register_dlq",
+    "dlq": "cli.dead_letters:register",
     "topics": "cli.topics:register_topics",
     "streams": "streams.commands:register_streams",
     "activity": "streams.commands:register_activity",
     "crm": "streams.commands:register_crm",
-    "trace": "cli.operations:register_trace",
+    "find": "cli.items:register_find",
+    "show": "cli.items:register_show",
+    "trace": "cli.items:register_trace",
+    "action": "cli.actions:register",
+    "audit": "cli.actions:register_audit",
+    "alerts": "operations.alerts.commands:register_alerts",
     "retention": "cli.operations:register_retention",
     "config": "cli.main:register_config",
     "migrate": "cli.dev:register_migrate",
@@ -55,7 +61,7 @@ PARTS: Mapping[str, str] = {
     plugins.SOURCES: "sources.registry:SOURCES",
     plugins.STORES: "platform.object_store:STORES",
     plugins.DECODERS: "streams.decoders:DECODERS",
-    plugins.ALERT_CHANNELS: "operations.definitions:CHANNELS",
+    plugins.ALERT_CHANNELS: "operations.alerts.channels:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -147,7 +153,7 @@ def installed_plugins() -> list[InstalledPlugin]:
     """Return every part that another package brings, each with its problem, if it has one."""
     found: list[InstalledPlugin] = []
     for group, address in PARTS.items():
-        # A kind of which no package brings any is not imported: alert channels alone would bring Dagster.
+        # A kind of which no package brings any is not imported.
         if installed(group):
             module, _, name = address.partition(":")
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)
@@ -211,7 +217,8 @@ def _settings_table(settings: list[Setting]) -> Table:
         made.add_column(title, overflow="fold")
     for setting in settings:
         variables = " or ".join(setting.env_names)
-        cells = (setting.path, _text(setting.value), setting.origin.value, variables, setting.description)
+        origin = f"{setting.origin}: {setting.reference}" if setting.reference else setting.origin.value
+        cells = (setting.path, _text(setting.value), origin, variables, setting.description)
         add_row(made, *cells)
     return made
 
@@ -232,6 +239,7 @@ def _as_record(setting: Setting) -> dict[str, object]:
         "setting": setting.path,
         "value": setting.value if plain else _text(setting.value),
         "origin": setting.origin.value,
+        "reference": setting.reference,
         "environment_variables": list(setting.env_names),
         "description": setting.description,
     }
@@ -241,7 +249,7 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, SecretStr):
-        return "********" if value.get_secret_value() else ""
+        return "********" if isinstance(value, SecretReference) or value.get_secret_value() else ""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

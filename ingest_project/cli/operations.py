@@ -1,11 +1,9 @@
-"""Commands of operators: `ingest status`, `trace`, `retention` and `monitor`."""
+"""Commands of operators: `ingest status`, `retention` and `monitor`."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,46 +25,19 @@ from ingest_project.core.console import (
     stdout,
     table,
 )
-from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import printable
-from ingest_project.core.settings import Settings, load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
 from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.run_records import DagsterRecords
 
 if TYPE_CHECKING:
-    import dagster as dg
+    pass
 
-NOT_FOUND = 1
 PAUSE_SECONDS = 0.5
 # Without a terminal, unchanged progress is repeated at this interval.
 REPEAT_SECONDS = 30.0
-
-
-def register_trace(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("trace")(show_trace)
-
-
-def show_trace(
-    trace_id: Annotated[str, typer.Argument(help="Trace id, as messages, logs and tables carry it.")],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Show everything on record of one trace, in time order."""
-    services = SystemResources(load_settings().settings)
-    moments = sorted(moment for capability in CAPABILITIES for moment in capability.trace(services, trace_id))
-    if as_json:
-        print_json({"trace_id": trace_id, "moments": moments})
-    elif moments:
-        shown = table("Time", "What", "Happened", "Detail")
-        for moment in moments:
-            add_row(shown, moment.at, moment.subject, moment.what, moment.detail)
-        show(shown)
-    if not moments:
-        complain(f"Nothing is on record of the trace {trace_id}.")
-        raise typer.Exit(NOT_FOUND)
 
 
 def register_retention(app: typer.Typer) -> None:
@@ -81,9 +52,10 @@ def purge(
 ) -> None:
     """Purge expired partitions, runs, landed bytes and message ids, as a job does every night."""
     from ingest_project.operations.definitions import plan_purge  # noqa: PLC0415 - imports dagster: one second
+    from ingest_project.platform.dagster.control import open_instance  # noqa: PLC0415 - the same
 
     settings = load_settings().settings
-    with _instance(settings) as instance:
+    with open_instance(settings) as instance:
         steps = plan_purge(SystemResources(settings), instance, datetime.now(UTC))
         if not dry_run:
             for step in steps:
@@ -116,7 +88,7 @@ def monitor(
 ) -> None:
     """Serve /metrics, /healthz, /readyz and a dashboard until Ctrl-C.
 
-    Beyond this machine it requires INGEST_MONITOR_TOKEN, and does not start without one.
+    Beyond this machine it requires a token or a sign-in provider, and does not start without one.
     """
     from ingest_project.core.logging import configure_logging  # noqa: PLC0415 - with the next
     from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves
@@ -237,19 +209,6 @@ def print_status(snapshot: SystemSnapshot) -> None:
         later = sum(one.later for one in warehouse.work.values()) if warehouse else 0
         waiting = counted(later, "attachment waits for its time", "attachments wait for their time")
         say(f"Idle: nothing is due and nothing runs{f'; {waiting}' if later else ''}.", style="green")
-
-
-@contextmanager
-def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Open Dagster's records: those of DAGSTER_HOME, or of `ingest dev` on this machine."""
-    from dagster import DagsterInstance  # noqa: PLC0415 - one second to import
-
-    home = settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
-    if not (home / "dagster.yaml").is_file():
-        raise SettingsError(f"There is no dagster.yaml in {home}. Start it (ingest dev) or set DAGSTER_HOME.")
-    os.environ.setdefault("DAGSTER_POSTGRES_URL", settings.dagster.postgres_url.get_secret_value())
-    with DagsterInstance.from_config(str(home)) as instance:
-        yield instance
 
 
 def _facts(snapshot: SystemSnapshot) -> Iterator[tuple[str, object]]:

@@ -39,6 +39,8 @@ MAX_FILE_EVENT_TEXTS = {
     "trace_id": 1_024,
 }
 MAX_POLLING_JOB_TEXTS = {"job_id": 800, "file_pattern": MAX_PATTERN_BYTES, "trace_id": 1_024}
+# In the metadata of a file: the store's own name of its version, where the store keeps versions.
+VERSION_ID = "s3_version_id"
 SECRET_NAMES = ("password", "secret", "token", "access_key", "private_key", "connection_string", "sas", "account_key")
 
 Priority = Literal["low", "normal", "high"]
@@ -144,7 +146,15 @@ def decode_file_event(raw: bytes | None) -> FileEvent:
     Raises:
         UnreadableMessageError: not a file event. Which file types are ingested, its dataset decides.
     """
-    event = decode(raw, FileEvent)
+    return checked(decode(raw, FileEvent))
+
+
+def checked(event: FileEvent) -> FileEvent:
+    """Return a file event with its times in UTC.
+
+    Raises:
+        UnreadableMessageError: a field is empty, too long or impossible; names it.
+    """
     if not event.file_path.strip() or not event.file_name.strip():
         raise UnreadableMessageError("Not a FileEvent: file_path and file_name must not be empty.")
     require_texts(event, MAX_FILE_EVENT_TEXTS)
@@ -218,6 +228,16 @@ def of_dataset(dataset: str) -> tuple[str, ...]:
 def profile_named(metadata: Mapping[str, Any], default: str) -> str:
     """Return the reader profile that the metadata of a job or an event names, else the default one."""
     return str(metadata.get("format") or default)
+
+
+def version_of_event(event: FileEvent) -> str:
+    """Identify the version that an event announces; a store that keeps versions names it.
+
+    Content that an object had before, written again, is a version of its own then.
+    """
+    version_id = event.metadata.get(VERSION_ID)
+    version = version_of(event.etag, event.size_bytes, event.modified_at)
+    return f"{version} version={version_id}" if version_id else version
 
 
 def version_of(etag: str | None, size_bytes: int | None, modified_at: datetime | None) -> str:

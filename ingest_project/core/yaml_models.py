@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.secrets import FILE, holds_secrets, is_secret, secret_or_reference
 
 Position = Sequence[str | int]
 
@@ -244,10 +253,36 @@ def _bounded_duration(value: object, info: ValidationInfo) -> object:
     return value
 
 
+# Ends the name of a field that names the file with a secret; in environment variables in capitals.
+FILE_ENDING = "_file"
+
+
 class Section(BaseModel):
-    """A part of the tree: unknown names are errors, values never change, its docstring describes each field."""
+    """A part of the tree: unknown names are errors, values never change, its docstring describes each field.
+
+    A secret may be a reference to where it is kept, and `password_file` names the file that holds `password`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        read = dict(values)
+        for name in (name for name, field in cls.model_fields.items() if is_secret(field.annotation)):
+            if path := read.pop(f"{name}{FILE_ENDING}", None):
+                if read.get(name):
+                    raise ValueError(f"{name} and {name}{FILE_ENDING} are both set; set one of them")
+                read[name] = f"{FILE}://{Path(str(path)).absolute()}"
+        return read
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_references(cls, value: object, info: ValidationInfo) -> object:
+        is_own = holds_secrets(cls.model_fields[info.field_name or ""].annotation, in_models=False)
+        return secret_or_reference(value) if is_own else value
 
     _bounded_duration = field_validator("*", mode="after")(_bounded_duration)
 

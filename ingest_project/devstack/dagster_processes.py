@@ -126,7 +126,8 @@ def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path
 def start_webserver(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the UI; does not wait."""
     arguments = ["--host", HOST, "--port", str(home.port), "--workspace", str(home.workspace)]
-    return start(_server("webserver", "dagster_webserver", arguments, environ), log_folder)
+    module = "ingest_project.platform.dagster.webserver"
+    return start(_server("webserver", module, arguments, environ), log_folder)
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:

@@ -22,7 +22,9 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import IngestError, PermanentError
 from ingest_project.core.local_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import LoadedSettings, Origin
+from ingest_project.core.yaml_models import FILE_ENDING
 
 # A socket's address has up to 107 bytes on Linux and 103 on macOS, the name of the socket included.
 MAX_SOCKET_PATH_BYTES = 103
@@ -232,10 +234,14 @@ def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dic
     for setting in loaded.each():
         if setting.path in INHERITED and (text := _plain(setting.value)):
             inherited[setting.env_names[0]] = text
-    return {**environ, **inherited}
+    # The variable that names a file with a secret would be a second value of its setting.
+    files = {f"{name}{FILE_ENDING.upper()}" for name in inherited}
+    return {**{name: value for name, value in environ.items() if name not in files}, **inherited}
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, SecretReference):
+        return value.reference
     if isinstance(value, list):
         return ",".join(map(str, value))
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

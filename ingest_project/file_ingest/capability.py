@@ -14,28 +14,51 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
+from ingest_project.file_ingest.actions import ACTIONS
+from ingest_project.file_ingest.baselines import correct_future_arrivals
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.tables import FileState, asset_of, files, partitions_of
+from ingest_project.file_ingest.tables import (
+    FileState,
+    asset_of,
+    file_statistics,
+    files,
+    partitions_of,
+    quarantined_rows,
+)
 from ingest_project.platform.capability import (
     Amount,
     Capability,
     ConsumedTopic,
     DagsterParts,
     Metric,
-    Moment,
     PurgeStep,
     QueueView,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
+    entry_facts,
     finished_states,
+    intake_of,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.items import (
+    Content,
+    ItemRef,
+    ItemTable,
+    ItemView,
+    Moment,
+    Related,
+    RowList,
+    RowPage,
+    Search,
+)
 
 MAX_SHOWN = 20
 
@@ -104,6 +127,26 @@ QUEUE = QueueView(
 )
 
 
+def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
+    columns, text = files.c, search.text
+    yield from search.equals(columns.file_key, columns.file_name)
+    if search.by_prefix:
+        return
+    yield from conditions_of_trace(files, text)
+    yield columns.event_id == text
+    yield columns.sha256 == text.lower()
+    # Servers quote it, people seldom do.
+    yield columns.etag.in_({text, text.strip('"'), f'"{text}"'})
+    if search.name != text:
+        is_there = sa.or_(
+            columns.file_path == text, columns.location == text, columns.location.endswith(f":{text}", autoescape=True)
+        )
+        yield sa.and_(columns.file_name == search.name, is_there)
+
+
+ITEMS = ItemTable("file", files, files.c.file_key, files.c.file_name, _found_by)
+
+
 def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
     """Yield the amounts that a finished file adds to the counters."""
     state = row["state"]
@@ -132,20 +175,45 @@ class FileIngest(Capability[FileIngestResources]):
 
     name = "file_ingest"
     queues = (QUEUE,)
+    item_tables = (ITEMS,)
     metrics = (
-        Metric(FILES, ("outcome",), "Files that ended.", tuple((state,) for state in finished_states(FileState))),
         Metric(
-            ROWS, ("outcome",), "Rows of ingested files, accepted or quarantined.", (("accepted",), ("quarantined",))
+            FILES,
+            ("outcome",),
+            "Files that ended: ingested, quarantined, duplicate, failed, superseded or replaced.",
+            tuple((state,) for state in finished_states(FileState)),
+            unit="files",
         ),
-        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by the dataset they belong to."),
-        Metric(DATASET_ROWS, ("dataset", "outcome"), "Rows of ingested files, by dataset, accepted or quarantined."),
-        Metric(DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones."),
-        Metric(LANDED_BYTES, (), "Bytes of finished files in the landing store, each time they were ingested.", ((),)),
-        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke."),
+        Metric(
+            ROWS,
+            ("outcome",),
+            "Rows of ingested files, accepted or quarantined.",
+            (("accepted",), ("quarantined",)),
+            unit="rows",
+        ),
+        Metric(DATASET_FILES, ("dataset", "outcome"), "Files that ended, by dataset.", unit="files"),
+        Metric(
+            DATASET_ROWS,
+            ("dataset", "outcome"),
+            "Rows of ingested files by dataset, accepted or quarantined.",
+            unit="rows",
+        ),
+        Metric(
+            DRIFTED_FILES, ("dataset",), "Ingested files whose columns differ from the declared ones.", unit="files"
+        ),
+        Metric(
+            LANDED_BYTES,
+            (),
+            "Bytes of finished files in the landing store, each time they were ingested.",
+            ((),),
+            unit="bytes",
+        ),
+        Metric(QUARANTINED_FILES, ("reason",), "Files quarantined whole, by the rule they broke.", unit="files"),
         Metric(
             QUARANTINED_ROWS,
             ("rule",),
             "Rows of ingested files that were quarantined, by broken rule; one row may break several.",
+            unit="rows",
         ),
     )
     counted = counted_by_state(
@@ -158,16 +226,27 @@ class FileIngest(Capability[FileIngestResources]):
         file_amounts,
     )
 
+    actions = ACTIONS
+
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
         from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
         stored = catalog.STORED | {
             key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
         }
-        return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
+        landed = dict.fromkeys(
+            (
+                catalog.assets_of(name).raw_files
+                for name in (SENSOR_READINGS, *(one.name for one in declarations.declared))
+            ),
+            printable_url(settings.landing_url),
+        )
+        own = definitions.definitions_of(declarations)
+        return {self.name: DagsterParts(own, catalog.external_assets, stored, landed)}
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
         """Read the queue, and find broken reader profiles and declarations."""
@@ -187,12 +266,12 @@ class FileIngest(Capability[FileIngestResources]):
         """Return the topics of file events."""
         topics = services.settings.topics
         return (
-            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor"),
-            ConsumedTopic(topics.file_events, "file_events_sensor"),
+            ConsumedTopic(topics.file_event_queue, "file_event_queue_sensor", dead_letters=topics.file_event_queue_dlq),
+            ConsumedTopic(topics.file_events, "file_events_sensor", dead_letters=topics.file_event_queue_dlq),
         )
 
     def purge_steps(self, services: FileIngestResources, now: datetime) -> Sequence[PurgeStep]:
-        """Find landed bytes that belong only to files that succeeded long ago."""
+        """Find landed bytes of files that all succeeded long ago, and statistics that no baseline reads."""
         sha256s = _unneeded_contents(services.engine, now - timedelta(days=services.settings.retention.landing_days))
 
         def remove() -> None:
@@ -202,17 +281,59 @@ class FileIngest(Capability[FileIngestResources]):
                 for part in in_parts(sha256s):
                     connection.execute(sa.update(files).where(files.c.sha256.in_(part)).values(landed_bytes=None))
 
-        return [PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove)]
+        return [
+            PurgeStep("landed contents", len(sha256s), sha256s[:SHOWN], remove),
+            _expired_statistics(services.engine, now - timedelta(weeks=services.settings.file_ingest.baseline_weeks)),
+        ]
 
     def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the files of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, files, files.c.trace_id == trace_id)
+            rows = rows_where(connection, files, of_trace(files, trace_id))
         return [moment for row in rows for moment in _history(row)]
+
+    def view_of(
+        self, services: FileIngestResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe a file: what it is, its rows, its bytes, and its other versions."""
+        columns = files.c
+        same_place = sa.and_(columns.file_name == row["file_name"], columns.location_key == row["location_key"])
+        versions = ITEMS.related(connection, sa.and_(same_place, columns.file_key != ref.key))
+        copies = ITEMS.related(connection, columns.duplicate_of == ref.key)
+        related = {"other versions": versions, "duplicates": copies}
+        return ItemView(
+            ref=ref,
+            name=row["file_name"],
+            state=row["state"],
+            reason=row["reason"],
+            trace_id=row["trace_id"],
+            **intake_of(row),
+            facts=_facts(row),
+            moments=[*_history(row)],
+            rows={
+                "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, ref.key)),
+                "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
+            },
+            contents=_contents(services, row),
+            run_id=row["run_id"],
+            asset=asset_of(row["dataset"]),
+            partition=ref.key,
+            related={name: one for name, one in related.items() if one.hits} | ITEMS.neighbours(connection, row),
+        )
+
+    def related(self, services: FileIngestResources, view: ItemView) -> Mapping[str, Related]:
+        """Return the files of a polling job, and of a message."""
+        if view.ref.kind != "polling_job":
+            return super().related(services, view)
+        with reading(services.engine) as connection:
+            found = ITEMS.related(connection, files.c.job_id == view.name)
+        return {"files of the job": found} if found.hits else {}
 
     def correct_future_times(self, services: FileIngestResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
-        return services.files.correct_future_times(now, skew_seconds)
+        with writing(services.engine) as connection:
+            arrived = correct_future_arrivals(connection, now, now + timedelta(seconds=skew_seconds))
+        return services.files.correct_future_times(now, skew_seconds) + arrived
 
 
 def _first_rule(row: sa.RowMapping) -> str:
@@ -236,9 +357,80 @@ def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
+def _expired_statistics(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
+    expired = file_statistics.c.arrived_at < cutoff
+    with reading(engine) as connection:
+        number = connection.execute(sa.select(sa.func.count()).where(expired)).scalar_one()
+        examples = connection.execute(sa.select(file_statistics.c.file_key).where(expired).limit(SHOWN)).scalars().all()
+
+    def remove() -> None:
+        with writing(engine) as connection:
+            connection.execute(sa.delete(file_statistics).where(expired))
+
+    return PurgeStep("statistics of files", number, examples, remove)
+
+
 def _history(row: sa.RowMapping) -> Iterator[Moment]:
     subject = f"file {row['file_key']}"
     rows = f"{row['rows_accepted'] or 0} rows accepted, {row['rows_quarantined'] or 0} in quarantine"
     yield from queue_history(subject, row, row["reason"] or rows)
     if row["discovered_at"]:
         yield Moment(row["discovered_at"], subject, "discovered", row["location"])
+
+
+def _facts(row: sa.RowMapping) -> dict[str, object]:
+    other = {name: ItemRef("file", row[name]) if row[name] else None for name in ("duplicate_of", "replaced_by")}
+    rules: Mapping[str, int] = row["rule_counts"] or {}
+    return {
+        "Dataset": row["dataset"],
+        "Source type": row["source_type"],
+        "Location": row["location"],
+        "Path": row["file_path"],
+        "Bytes": row["size_bytes"],
+        "Modified": row["modified_at"],
+        "ETag": row["etag"],
+        "SHA-256": row["sha256"],
+        "Reader profile": row["profile"],
+        "Current version": row["stands"],
+        "Duplicate of": other["duplicate_of"],
+        "Replaced by": other["replaced_by"],
+        "Job id": row["job_id"],
+        "Event id": row["event_id"],
+        "Metadata": row["metadata"] or None,
+        "Rows read": row["rows_read"],
+        "Broken rules": ", ".join(f"{rule} {number:,}" for rule, number in rules.items()) or None,
+        **entry_facts(row),
+    }
+
+
+def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Content]:
+    found, name = {}, row["file_name"]
+    if (sha256 := row["sha256"]) and row["landed_bytes"] is not None:
+        size = row["landed_bytes"]
+        found["landed"] = Content("the file as it was landed", name, size, lambda: services.landing.local_path(sha256))
+    if row["state"] == FileState.QUARANTINED:
+        key = row["file_key"]
+        found["quarantined"] = Content(
+            "the file in quarantine", name, None, lambda: services.quarantine.local_path(key)
+        )
+    return found
+
+
+def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
+    from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - brings Polars
+
+    warehouse, dataset = services.warehouse, row["dataset"]
+    if dataset != SENSOR_READINGS:
+        if dataset not in services.datasets:
+            return RowPage((), (), more=False)
+        warehouse = warehouse.of(tables_of(services.datasets[dataset], services.settings))
+    return warehouse.page_of(row["file_key"], first, limit)
+
+
+def _rejected(engine: sa.Engine, file_key: str, first: int, limit: int) -> RowPage:
+    columns = quarantined_rows.c
+    query = sa.select(columns.line_number, columns.raw_text, columns.reasons).where(columns.file_key == file_key)
+    with reading(engine) as connection:
+        rows = connection.execute(query.order_by(columns.line_number).offset(first).limit(limit + 1)).all()
+    shown = tuple((line, text, "; ".join(reasons)) for line, text, reasons in rows[:limit])
+    return RowPage(("line", "row", "reasons"), shown, more=len(rows) > limit)

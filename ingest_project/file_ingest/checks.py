@@ -15,6 +15,7 @@ import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
+from ingest_project.file_ingest.baselines import read_baselines, read_statistics
 from ingest_project.file_ingest.catalog import (
     QUARANTINED_FILES,
     RAW_FILES,
@@ -33,6 +34,8 @@ from ingest_project.file_ingest.result import (
     EVERY_COLUMN_READ,
     FILE_ACCEPTED,
     ONE_READING_AN_INSTANT,
+    WITHIN_BASELINE,
+    baseline_result,
     broken_contract,
     columns_result,
     file_accepted,
@@ -43,6 +46,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
 
@@ -153,7 +157,7 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
 
 
 def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
-    """Return the checks of one dataset: four or five of each file, and one of all its rows."""
+    """Return the checks of one dataset: four of each file, and one of all its rows."""
     assets = assets_of(dataset)
 
     @dg.asset_check(
@@ -226,7 +230,31 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
         )
         return dg.AssetCheckResult(passed=passed, metadata=metadata)
 
-    return [contract_holds, file_was_accepted, columns_known, rows_add_up]
+    @dg.asset_check(
+        asset=assets.validated,
+        name=WITHIN_BASELINE,
+        partitions_def=assets.partitions,
+        description="Rows, rejected share, nulls and lateness of the file are usual for its source in recent weeks.",
+    )
+    def within_baseline(
+        context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
+    ) -> dg.AssetCheckResult:
+        """Compare the statistics of each selected file with those of its source."""
+        known = read_statistics(services.engine, context.partition_keys)
+        sources = {(file.dataset, file.source) for file in known.values()}
+        with reading(services.engine) as connection:
+            baselines = read_baselines(connection, sources, services.settings, datetime.now(UTC))
+
+        def result_of(key: str) -> CheckResult:
+            file = known.get(key)
+            if file is None:
+                reason = "Only ingested files of recent weeks are compared."
+                return CheckResult(assets.validated, WITHIN_BASELINE, passed=True, description=reason)
+            return baseline_result(baselines[file.dataset, file.source].judge(file), assets)
+
+        return _of_each(context, result_of)
+
+    return [contract_holds, file_was_accepted, columns_known, rows_add_up, within_baseline]
 
 
 @dg.asset_check(

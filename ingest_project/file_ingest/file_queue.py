@@ -6,6 +6,7 @@ location that a polling job listed, or the folder of a file that was announced d
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of
+from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.core.items import digest_of
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.platform.database import reading, writing
@@ -39,7 +40,9 @@ EVENT_COLUMNS = (
 )
 # Columns that a new announcement of a known version changes.
 ANNOUNCED_COLUMNS = ("version_at", "announced_at")
-READING_COLUMNS = (*ANNOUNCED_COLUMNS, "pinned", "metadata", "sha256", "landed_bytes")
+READING_COLUMNS = (*ANNOUNCED_COLUMNS, "pinned", "metadata", "etag", "corrects", "sha256", "landed_bytes")
+# Etag of an uploaded version, before the SHA-256 of its bytes.
+UPLOADED = "upload-"
 
 Item = TypeVar("Item")
 
@@ -121,6 +124,7 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
         stands: True if this is the current version of its location.
         duplicate_of: key of the file whose rows represent the same content.
         replaced_by: key of the newer version, or the one read by another profile, that counts instead.
+        corrects: key of the file that an operator corrected by uploading this one.
         rule_counts: broken rule to number of rows.
     """
 
@@ -142,10 +146,16 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     landed_bytes: int | None
     duplicate_of: str | None
     replaced_by: str | None
+    corrects: str | None
     rows_read: int | None
     rows_accepted: int | None
     rows_quarantined: int | None
     rule_counts: dict[str, int] | None
+
+    @property
+    def uploaded_sha256(self) -> str | None:
+        """Digest of the bytes that an operator uploaded; None where the file comes from its source."""
+        return (self.event.etag or "").removeprefix(UPLOADED) if self.corrects else None
 
     @property
     def order(self) -> VersionOrder:
@@ -222,19 +232,32 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             the key of the new entry; None if one with this profile is already queued or running.
         """
         event = record.event
-        version = version_of(event.etag, event.size_bytes, event.modified_at)
-        key = file_key(record.location, event.file_name, version, profile, record.dataset)
+        key = file_key(record.location, event.file_name, version_of_event(event), profile, record.dataset)
         named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
         row = self._row(
             FileArrival(key, record.location, named, profile, record.intake, pinned=False, dataset=record.dataset),
             now,
         )
         row |= {"version_at": now, "announced_at": now, "sha256": record.sha256, "landed_bytes": record.landed_bytes}
+        row["corrects"] = record.corrects
         again = super()._as_new(now) | {name: row[name] for name in READING_COLUMNS} | {"updated_at": now}
         with writing(self._engine) as connection:
             if self._insert(connection, [row]):
                 return key
             return key if self._update(connection, [key], again, files.c.state.in_(FILE_QUEUE.finished)) else None
+
+    def correct(self, record: FileRecord, sha256: str, size_bytes: int, now: datetime) -> str | None:
+        """Queue landed bytes as the newest version of a file, instead of the one that its source has.
+
+        Returns:
+            the key of the new entry; None if the same bytes were queued for it before.
+        """
+        uploaded = {"etag": f"{UPLOADED}{sha256}", "size_bytes": size_bytes, "modified_at": now, "discovered_at": now}
+        event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
+        key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
+        arrival = FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
+        with writing(self._engine) as connection:
+            return key if self._insert(connection, [self._row(arrival, now) | {"corrects": record.file_key}]) else None
 
     def row_totals(self, dataset: str) -> RowTotals:
         """Return the rows of a dataset's files that count, as counted when they were stored."""
@@ -265,9 +288,11 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         """Return the changes that reset a finished file to a new arrival.
 
         The announced version and the landed bytes are cleared: a corrected source has another version, which is now
-        ingested under the known key, as the newest version of its location.
+        ingested under the known key, as the newest version of its location. An upload keeps the etag that names its
+        bytes.
         """
-        forgotten = dict.fromkeys(("size_bytes", "modified_at", "etag", "sha256", "landed_bytes"))
+        forgotten: dict[str, Any] = dict.fromkeys(("size_bytes", "modified_at", "sha256", "landed_bytes"))
+        forgotten["etag"] = sa.case((files.c.corrects.is_not(None), files.c.etag), else_=None)
         return {**super()._as_new(now), **forgotten, "version_at": now, "announced_at": now, "pinned": False}
 
     def _record_known(self, connection: sa.Connection, known: Mapping[str, FileArrival], now: datetime) -> set[str]:
@@ -331,5 +356,5 @@ def _aware(moment: datetime) -> datetime:
 
 def _is_earlier_reading(other: FileRecord, arrival: FileArrival, now: datetime) -> bool:
     """Test whether the other is of the same version and was announced before this arrival."""
-    versions = {version_of(e.etag, e.size_bytes, e.modified_at) for e in (other.event, arrival.event)}
+    versions = {version_of_event(event) for event in (other.event, arrival.event)}
     return len(versions) == 1 and other.order < arrival.order(now)

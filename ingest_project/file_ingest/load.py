@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import polars as pl
 import stamina
 
@@ -32,6 +33,7 @@ from ingest_project.core.errors import (
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
+from ingest_project.file_ingest.baselines import sample_order_of
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
@@ -39,7 +41,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
-from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, VERSIONS
+from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
@@ -281,6 +283,7 @@ def settle_versions(
         # Their contents are free for the successors, and for files that were duplicates of them.
         transaction.release_contents(list(settled.replaced))
         transaction.replace_versions(settled.replaced, run_id)
+        transaction.put_statistics(pl.DataFrame(schema=STATISTICS), list(settled.replaced))
     return list(settled.results), tuple(settled.replaced)
 
 
@@ -328,6 +331,12 @@ def finish(transaction: WarehouseTransaction, results: Sequence[FileResult], run
         [o.record.file_key for o in results if o.state not in {FileState.INGESTED, FileState.DUPLICATE}]
     )
     transaction.finish_files(pl.DataFrame([_finished(result, run_id) for result in results], schema=FINISHED))
+    transaction.put_statistics(
+        pl.DataFrame(
+            [_statistics(result) for result in results if result.state is FileState.INGESTED], schema=STATISTICS
+        ),
+        [o.record.file_key for o in results if o.state is not FileState.INGESTED and o.record.begun > 1],
+    )
     transaction.pin_versions(
         pl.DataFrame(
             [_version(result) for result in results if result.landed is not None and not result.record.pinned],
@@ -353,6 +362,15 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
         "rows_quarantined": result.rows_quarantined,
         "rule_counts": json.dumps(result.rule_counts),
         "drifted": result.drift.found or None,
+    }
+
+
+def _statistics(result: FileResult) -> Mapping[str, object]:
+    found = result.statistics
+    return {
+        **msgspec.structs.asdict(found),
+        "sample_order": sample_order_of(found.file_key),
+        "null_counts": json.dumps(found.null_counts),
     }
 
 

@@ -10,16 +10,18 @@ is acceptable; a rejected one is rolled back, and no row of it was ever visible.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import polars as pl
 
-from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.errors import FileRejectedError, TransientError
 from ingest_project.core.items import prefetch, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import detached, merge
+from ingest_project.file_ingest.baselines import Baseline, Source, read_baselines, source_of
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
@@ -48,10 +50,13 @@ from ingest_project.file_ingest.validate_files import (
     check_rows,
     first_rows,
     judge,
+    nulls_by_file,
     open_file,
     with_metrics,
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.platform import tracing
+from ingest_project.platform.database import reading
 from ingest_project.platform.object_store.content_store import Landed
 
 logger = get_logger(__name__)
@@ -92,10 +97,31 @@ def ingest(
     Yields:
         the results of each group of files, as soon as it is stored.
     """
+    baselines = baselines_of(records, services)
     groups = (prepare(group, services, contract) for group in split_into_groups(records))
     with prefetch(groups) as prepared_groups:
         for prepared in prepared_groups:
-            yield finish_group(prepared, services, contract, run_id)
+            yield [_compared(result, baselines) for result in finish_group(prepared, services, contract, run_id)]
+
+
+def baselines_of(records: Sequence[FileRecord], services: FileIngestResources) -> Mapping[Source, Baseline]:
+    """Read what is usual for the sources of a batch; nothing where the database does not answer."""
+    sources = {(record.dataset, source_of(record.location)) for record in records}
+    try:
+        with reading(services.engine) as connection:
+            return read_baselines(connection, sources, services.settings, datetime.now(UTC))
+    except TransientError as away:
+        logger.warning("baselines_not_read", reason=str(away))
+        return {}
+
+
+def _compared(result: FileResult, baselines: Mapping[Source, Baseline]) -> FileResult:
+    """Compare an ingested file with others of its source."""
+    if result.state is not FileState.INGESTED:
+        return result
+    file = result.statistics
+    baseline = baselines.get((file.dataset, file.source))
+    return result if baseline is None else replace(result, verdict=baseline.judge(file))
 
 
 def split_into_groups(records: Sequence[FileRecord]) -> Iterator[list[FileRecord]]:
@@ -117,12 +143,15 @@ def prepare(records: Sequence[FileRecord], services: FileIngestResources, contra
     early: list[FileResult] = []
     opened: list[OpenedFile] = []
     for record in records:
-        read = _read(record, services, contract)
+        with tracing.step("read", [record.file_key]):
+            read = _read(record, services, contract)
         if isinstance(read, FileResult):
             early.append(read)
         else:
             opened.append(read)
-    group = check_each([file for file in opened if file.second is None], contract)
+    small = [file for file in opened if file.second is None]
+    with tracing.step("validate", (file.record.file_key for file in small)):
+        group = check_each(small, contract)
     rejected = [result for result in early if result.state is not FileState.PENDING]
     return PreparedGroup(
         replace(group, results=[*rejected, *group.results]),
@@ -159,9 +188,11 @@ def finish_group(
     prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
 ) -> list[FileResult]:
     """Store a prepared group, and finish the queue entry of each file."""
-    results = [*prepared.requeue_later, *store(prepared.group, services, contract, run_id)]
+    with tracing.step("store", (result.record.file_key for result in prepared.group.results)):
+        results = [*prepared.requeue_later, *store(prepared.group, services, contract, run_id)]
     for file in prepared.large:
-        with file.resources:
+        # A file that is larger than a chunk is validated while it is stored.
+        with file.resources, tracing.step("validate and store", [file.record.file_key]):
             results += _store_large(file, services, contract, run_id)
     return [_update_unstored(result, services) for result in results]
 
@@ -282,6 +313,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     preview: dict[str, list[dict[str, object]]] = {}
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
+    nulls = Counter[str]()
     with prefetch(_checked(file, contract)) as chunks:
         for checked in chunks:
             transaction.append_rows(checked.accepted)
@@ -289,6 +321,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
             summaries, instants = map(detached, contract.summarised(checked.accepted))
             metrics.append(summaries)
             shared.append(instants)
+            nulls.update(nulls_by_file(checked.accepted).get(key, {}))
             found += checked.findings_by_file()[key]
             preview = preview or first_rows(checked.accepted, SAMPLE_ROWS)
     merged = merge(metrics)
@@ -296,7 +329,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     result = judge(file, found, contract)
     if result.state is not FileState.INGESTED:
         return result
-    return with_metrics([result], preview, merged, pl.concat(shared))[0]
+    return replace(with_metrics([result], preview, merged, pl.concat(shared))[0], null_counts=nulls)
 
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:

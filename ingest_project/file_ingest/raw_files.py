@@ -42,12 +42,19 @@ class LandedFile(NamedTuple):
 def land(record: FileRecord, services: FileIngestResources) -> LandedFile:
     """Copy one file to the landing store. If the source no longer has it, reuse the copy landed earlier.
 
+    The bytes that an operator uploaded are there already, and no source has them.
+
     Raises:
         VersionSupersededError: its source has another version than the announced one.
         SourceChangedError: it changed while it was read, or its source does not show the announced version yet.
         LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES.
         SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: raised by its source.
     """
+    if record.uploaded_sha256 is not None:
+        uploaded = services.landing.find(record.uploaded_sha256)
+        if uploaded is None:
+            raise SourceNotFoundError(f"The uploaded content {record.uploaded_sha256} in the landing store")
+        return LandedFile(record, uploaded)
     try:
         return _copy(record, services)
     except (SourceNotFoundError, SourceUnreachableError, SourceChangedError, VersionSupersededError) as error:

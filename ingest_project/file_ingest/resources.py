@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.secrets import text_of
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.platform.database import database_address
 from ingest_project.platform.object_store import open_configured_store
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 
 
-def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> SqlWarehouse:
+def open_warehouse(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> SqlWarehouse:
     """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
 
     PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
@@ -26,7 +29,7 @@ def open_warehouse(database_url: str, connect_timeout_seconds: float = 10) -> Sq
     Raises:
         SettingsError: the URL is empty or cannot be understood.
     """
-    if database_address(database_url).get_backend_name() == "postgresql":
+    if database_address(text_of(database_url)).get_backend_name() == "postgresql":
         from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # noqa: PLC0415 - loads the driver
 
         return PostgresWarehouse(database_url, connect_timeout_seconds)
@@ -52,7 +55,7 @@ class FileIngestResources(SourceResources):
     def warehouse(self) -> SqlWarehouse:
         """Sensor readings, metrics and quarantined rows, in tables that are up to date; `of` has other datasets."""
         _ = self.engine
-        return open_warehouse(self._database_url, self.settings.warehouse.connect_timeout_seconds)
+        return open_warehouse(self.database_url, self.settings.warehouse.connect_timeout_seconds)
 
     @cached_property
     def landing(self) -> LandingStore:

@@ -26,6 +26,7 @@ from ingest_project.core.errors import (
     WorkerExhaustedError,
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
+from ingest_project.file_ingest.baselines import FileStatistics, Verdict, lateness_of, source_of
 from ingest_project.file_ingest.catalog import DatasetAssets
 from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, Drift, Policy, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
@@ -38,6 +39,7 @@ CONTRACT_HOLDS = "contract_holds"
 FILE_ACCEPTED = "file_accepted"
 EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
+WITHIN_BASELINE = "within_baseline"
 WHOLE_FILE = "whole_file"
 MAX_RAW_TEXT_SHOWN = 200
 # Each Rust library has its own class of this name, which `except Exception` does not catch.
@@ -73,6 +75,8 @@ class FileResult:
         policy: what its dataset does about that.
         instants: how many of its accepted readings share device, sensor type and time with another.
         kept_at: location in the quarantine of the bytes of a file that was rejected as a whole.
+        null_counts: nulls in the accepted rows by column, where there are any.
+        verdict: how it compares with other files of its source; None where it was not compared.
     """
 
     record: FileRecord
@@ -95,6 +99,23 @@ class FileResult:
     policy: Policy = "rescue"
     instants: SharedInstants = NONE_SHARED
     kept_at: str | None = None
+    null_counts: Mapping[str, int] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    @property
+    def statistics(self) -> FileStatistics:
+        """What baselines compare of an ingested file."""
+        record = self.record
+        return FileStatistics(
+            file_key=record.file_key,
+            dataset=record.dataset,
+            source=source_of(record.location),
+            arrived_at=record.created_at,
+            rows_read=self.rows_read,
+            rows_quarantined=self.rows_quarantined,
+            null_counts=dict(self.null_counts),
+            lateness_seconds=lateness_of(record),
+        )
 
     @property
     def rows_accepted(self) -> int:
@@ -386,6 +407,8 @@ def warning_metadata(result: FileResult) -> dict[str, Any]:
         metadata = {"columns_left_out": metadata["unknown_columns"]}
     if result.instants.readings:
         metadata["readings_at_shared_instants"] = result.instants.readings
+    if result.verdict is not None:
+        metadata["baseline"] = str(result.verdict)
     return metadata
 
 
@@ -397,8 +420,22 @@ def warning_results(result: FileResult, assets: DatasetAssets) -> list[CheckResu
         results = [columns_result(result.drift.unknown, assets), instants_result(result.instants, assets)]
     else:
         return []
+    if result.verdict is not None:
+        results.append(baseline_result(result.verdict, assets))
     ingested_before = result.record.rows_read is not None
     return [result for result in results if ingested_before or not result.passed]
+
+
+def baseline_result(verdict: Verdict, assets: DatasetAssets) -> CheckResult:
+    """Judge whether a file is as usual for its source. One without a baseline passes, and says so."""
+    return CheckResult(
+        assets.validated,
+        WITHIN_BASELINE,
+        passed=not verdict.outside,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=str(verdict),
+        metadata=verdict.metadata(),
+    )
 
 
 def columns_result(unknown_columns: Sequence[str], assets: DatasetAssets) -> CheckResult:

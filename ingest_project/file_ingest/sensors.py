@@ -1,9 +1,13 @@
-"""Sensors on `file-event-queue` and `file_events`: each file version is a partition, ingested in batch runs."""
+"""Sensors on `file-event-queue` and `file_events`: each file version is a partition, ingested in batch runs.
+
+A message of either topic may also be the notification of an object store, which announces several files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import dagster as dg
 from msgspec.structs import replace as replaced
@@ -12,8 +16,10 @@ from ingest_project.contracts.files import (
     FileEvent,
     decode_file_event,
     file_key,
-    version_of,
+    version_of_event,
 )
+from ingest_project.contracts.storage_events import StorageNotification, decode_storage_notification
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.file_ingest.catalog import FILES, assets_of
@@ -24,11 +30,16 @@ from ingest_project.file_ingest.result import FileResult, contract_result
 from ingest_project.file_ingest.tables import partitions_of
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.dagster.asset_events import report_failed
+from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route, batches_of_due, queue_sensor
+from ingest_project.sources.notified import with_source
+from ingest_project.sources.registry import SourceContext
 
 logger = get_logger(__name__)
+
+MAX_PATH_SHOWN = 200
 
 
 def file_events_sensor(
@@ -63,25 +74,37 @@ def file_events_sensor(
     return queue_sensor(name, list(jobs.values()), description, tick)
 
 
-def file_events(services: FileIngestResources, topic: str, datasets: Collection[str]) -> Intake[Announced]:
+def file_events(services: FileIngestResources, topic: str, datasets: Collection[str]) -> Intake[Announcement]:
     """Return how one tick consumes a topic of file events; it enters the files of these datasets only."""
     settings = services.settings.file_ingest
     # Querying a source is slow, and if one event is rejected the others are stored again.
-    versions: dict[KafkaPosition, FileEvent] = {}
+    versions: dict[KafkaPosition, Sequence[FileEvent]] = {}
 
-    def decode(raw: bytes | None) -> Announced:
-        event = decode_file_event(raw)
+    def announced(event: FileEvent) -> Announced:
         dataset = services.datasets.require_accepted(event)
         source = source_of(event, services)
         source.require_allowed(event.file_path)
         return Announced(event, source, dataset.name, dataset.profile_of(event.metadata, settings.default_profile))
 
-    def arrivals(arrived: Sequence[ConsumedMessage[Announced]]) -> list[FileArrival]:
-        arrived = [one for one in arrived if one.message.dataset in datasets]
-        unresolved = [one for one in arrived if one.intake not in versions]
-        resolved = with_versions([one.message for one in unresolved])
-        versions.update(zip((one.intake for one in unresolved), resolved, strict=True))
-        return [file_arrival(one, versions[one.intake]) for one in arrived]
+    def decode(raw: bytes | None) -> Announcement:
+        try:
+            return Announcement([announced(decode_file_event(raw))])
+        except UnreadableMessageError:
+            notification = decode_storage_notification(raw)
+            if notification is None:
+                raise
+        return announcement_of(notification, services.source_context, announced)
+
+    def arrivals(arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
+        files = {one.intake: [file for file in one.message.files if file.dataset in datasets] for one in arrived}
+        unresolved = [intake for intake in files if intake not in versions]
+        resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
+        versions.update((intake, [next(resolved) for _ in files[intake]]) for intake in unresolved)
+        return [
+            file_arrival(one, file, event)
+            for one in arrived
+            for file, event in zip(files[one.intake], versions[one.intake], strict=True)
+        ]
 
     queue = Queue(
         topic,
@@ -89,23 +112,72 @@ def file_events(services: FileIngestResources, topic: str, datasets: Collection[
         decode,
         max_messages=settings.tick_max_messages,
         wait_seconds=settings.tick_wait_seconds,
+        partly_refused=lambda announcement: announcement.error,
     )
     return Intake(queue, arrivals)
 
 
-def file_arrival(arrived: ConsumedMessage[Announced], event: FileEvent) -> FileArrival:
+class Announcement(NamedTuple):
+    """The files that one message announces.
+
+    Args:
+        files: that are ingested.
+        error: why others of the same notification are not; None where all are.
+    """
+
+    files: Sequence[Announced]
+    error: UnreadableMessageError | None = None
+
+
+def announcement_of(
+    notification: StorageNotification, context: SourceContext, announced: Callable[[FileEvent], Announced]
+) -> Announcement:
+    """Return the files of a notification, each with the source that the settings have for it.
+
+    Args:
+        notification: of a store.
+        context: settings of the sources.
+        announced: returns a file with its dataset; what it raises rejects that file alone.
+
+    Raises:
+        IngestError: all of its objects are rejected.
+    """
+    files: list[Announced] = []
+    reasons = [f"Not a FileEvent: {reason}." for reason in notification.rejected]
+    alone = len(reasons) + len(notification.files) == 1
+    for event in notification.files:
+        try:
+            files.append(announced(with_source(event, context)))
+        except Exception as error:
+            if alone or not is_item_fault(error):
+                raise
+            reasons.append(f"{event.file_path[:MAX_PATH_SHOWN]}: {reason_of(error)}")
+    if notification.ignored:
+        number, by_event = notification.ignored.total(), dict(notification.ignored)
+        logger.info("storage_events_ignored", number=number, by_event=by_event)
+    if not reasons:
+        return Announcement(files)
+    total = len(files) + len(reasons)
+    rejected = f"{len(reasons)} of {total} objects are not ingested. " if total > 1 else ""
+    unreadable = UnreadableMessageError(rejected + " ".join(reasons))
+    if not files:
+        raise unreadable
+    return Announcement(files, unreadable)
+
+
+def file_arrival(arrived: ConsumedMessage[Announcement], announced: Announced, event: FileEvent) -> FileArrival:
     """Return a file event as the queue keeps it, under the key of its version.
 
     An event that names no version (the short form never does) means the one present when it is consumed; its key
     contains that version.
 
     Args:
-        arrived: the consumed event.
-        event: the same, with the present version if it names none.
+        arrived: the consumed message.
+        announced: the file.
+        event: of the file, with the present version if it names none.
     """
-    announced = arrived.message
     location = announced.source.canonical_location(event.file_path)
-    version = version_of(event.etag, event.size_bytes, event.modified_at)
+    version = version_of_event(event)
     return FileArrival(
         file_key=file_key(location, event.file_name, version, announced.profile, announced.dataset),
         location=location,

@@ -23,8 +23,10 @@ from ingest_project.platform.database.sql import (
     UtcTime,
     kafka_columns,
     leased_index,
+    lookup_indexes,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -97,6 +99,27 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
 
+# What baselines compare: one row for each ingested file, see `file_ingest.baselines`.
+file_statistics = sa.Table(
+    "file_statistics",
+    metadata,
+    Col("file_key", sa.Text, primary_key=True),
+    Col("dataset", sa.Text, nullable=False),
+    Col("source", sa.Text, nullable=False),
+    # Random, but the same for the same file: the first ones of a source are a sample of all its files.
+    Col("sample_order", sa.Integer, nullable=False),
+    # When the file first entered the work queue.
+    Col("arrived_at", UtcTime, nullable=False),
+    Col("rows_read", sa.BigInteger, nullable=False),
+    Col("rows_quarantined", sa.BigInteger, nullable=False),
+    # Nulls in accepted rows by column; columns without any are left out.
+    Col("null_counts", Json, nullable=False),
+    # From the last change of the file to its announcement; null where the time of the change is unknown.
+    Col("lateness_seconds", Double),
+    sa.Index("file_statistics_sample", "dataset", "source", "sample_order"),
+    sa.Index("file_statistics_newest", "dataset", "source", "arrived_at"),
+)
+
 # The file whose rows represent a content: the same bytes under another name that mean the same count once.
 contents = sa.Table(
     "contents",
@@ -140,6 +163,8 @@ files = sa.Table(
     # True for the current version of its location: its rows count, or those of the file it duplicates.
     Col("stands", sa.Boolean, nullable=False, server_default=sa.false()),
     Col("replaced_by", sa.Text),
+    # The file that an operator corrected by uploading this one; its bytes are in the landing store alone.
+    Col("corrects", sa.Text),
     # Files of a lost run are retried in halves: each half has a name.
     Col("retry_group", sa.Text),
     # Origin for fair scheduling, see `file_ingest.file_queue`.
@@ -158,6 +183,9 @@ files = sa.Table(
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
+    traced_index("files"),
+    *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
+    sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),

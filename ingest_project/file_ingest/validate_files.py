@@ -33,12 +33,15 @@ from ingest_project.platform.object_store.content_store import Landed, LandingSt
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
+from ingest_project.readers.target import RESCUED
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3
 # Text of the largest file that is checked in one piece; in memory it takes some times as much.
 WHOLE_FILE_BYTES = 256 * 1024**2
 METRICS_SHOWN = 5
+# A declaration with more columns has no baseline of the nulls in the others.
+MAX_NULL_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -240,8 +243,23 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         quarantined = quarantined.filter(~pl.col("file_key").is_in(rejected))
     metrics, shared = contract.summarised(accepted)
     previews = first_rows(accepted, PREVIEW_ROWS)
-    shown = with_metrics(results, previews, metrics, shared)
+    shown, nulls = with_metrics(results, previews, metrics, shared), nulls_by_file(accepted)
+    shown = [replace(result, null_counts=nulls.get(result.record.file_key, {})) for result in shown] if nulls else shown
     return CheckedGroup(shown, accepted, quarantined, metrics, contract.tables, unknown)
+
+
+def nulls_by_file(accepted: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Count the nulls of each file by column; files and columns without any are left out.
+
+    Args:
+        accepted: rows of many files, with their `file_key`.
+    """
+    # Known without a look at the rows; what drift has rescued is absent as a rule.
+    names = [name for name in accepted.columns if name != RESCUED and accepted[name].null_count()][:MAX_NULL_COLUMNS]
+    if not names:
+        return {}
+    counts = accepted.group_by("file_key").agg(pl.col(names).null_count())
+    return {row.pop("file_key"): {name: n for name, n in row.items() if n} for row in counts.iter_rows(named=True)}
 
 
 def with_metrics(

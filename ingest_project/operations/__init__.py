@@ -21,9 +21,9 @@ from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.capability import Attachments
 from ingest_project.file_ingest.capability import FileIngest
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.platform.capability import Capability, CountedTable
+from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import Double, UtcTime, insert_into, metadata
+from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
 from ingest_project.polling import Polling
 from ingest_project.polling.job_queue import PollingResources
 from ingest_project.streams.capability import Streams
@@ -54,6 +54,17 @@ metric_progress = sa.Table(
     Col("source", sa.Text, primary_key=True),
     Col("counted_until", UtcTime, nullable=False),
 )
+# Capabilities whose sensors an operator has stopped together.
+paused_capabilities = sa.Table(
+    "paused_capabilities",
+    metadata,
+    Col("capability", sa.Text, primary_key=True),
+    Col("who", sa.Text, nullable=False),
+    Col("reason", sa.Text, nullable=False),
+    Col("paused_at", UtcTime, nullable=False),
+    # The sensors that it stopped: one that a person had stopped before stays stopped.
+    Col("sensors", Json, nullable=False),
+)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)
 # An end is stamped just before its transaction commits: one that has written for longer has not stamped anything yet.
@@ -64,6 +75,8 @@ KEPT_MINUTES = 8 * 24 * 60
 # Of one counter: senders choose some label values, and must not create any number of series.
 MOST_SERIES = 60
 OTHER = "other"
+# Their labels are names of pipelines and buckets, which no sender chooses.
+BOUNDED = frozenset(metric.bucket for metric in HISTOGRAMS)
 Series = tuple[str, tuple[str, ...]]
 """The name of a counter and the values of its labels."""
 
@@ -236,7 +249,7 @@ def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[
     stored_as = {}
     for name, labels in sorted(wanted):
         text = json.dumps(labels)
-        if text not in known[name] and len(known[name]) >= MOST_SERIES:
+        if text not in known[name] and len(known[name]) >= MOST_SERIES and name not in BOUNDED:
             text = json.dumps((*labels[:-1], OTHER))
         known[name].add(text)
         stored_as[name, labels] = (name, text)

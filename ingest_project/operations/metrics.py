@@ -1,4 +1,4 @@
-"""Prometheus metrics of a snapshot of the system.
+"""Prometheus metrics of a snapshot of the system, and the one list of all metrics.
 
 A part that does not answer now has no samples, rather than old ones; `ingest_part_up` says so. Counters come from
 running totals in the database and from the broker, so they continue after a restart of this process.
@@ -6,26 +6,102 @@ running totals in the database and from the broker, so they continue after a res
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from ingest_project.operations import CAPABILITIES, Series, SystemResources
+from ingest_project.core.settings.alerts import CONDITIONS
+from ingest_project.operations import CAPABILITIES, Series
+from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
-from ingest_project.platform.capability import BEYOND, LATENCY, LATENCY_BUCKET, LATENCY_BUCKETS, LATENCY_SUM, Capability
-from ingest_project.platform.capability import Metric as MetricSpec
+from ingest_project.platform.capability import BEYOND, HISTOGRAMS, LATENCY_BUCKETS, Metric
 
 if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
+    from prometheus_client.metrics_core import Metric as Family
 
-__all__ = ["CONTENT_TYPE_LATEST", "exposition"]
+__all__ = ["ALL_METRICS", "CONTENT_TYPE_LATEST", "exposition"]
+
+
+def _gauge(name: str, labels: tuple[str, ...], unit: str, meaning: str) -> Metric:
+    return Metric(name, labels, meaning, kind="gauge", unit=unit)
+
+
+UNFINISHED = _gauge("ingest_unfinished_entries", ("kind", "state"), "entries", "Unfinished entries of the work queues.")
+OLDEST = _gauge(
+    "ingest_oldest_unfinished_seconds",
+    ("kind",),
+    "seconds",
+    "Time since the last change of the unfinished entry that has not changed for longest.",
+)
+WAITING = _gauge("ingest_downloads_waiting", ("attempt",), "downloads", "Downloads that wait to be retried.")
+LAG = _gauge(
+    "ingest_consumer_lag_messages",
+    ("topic", "partition"),
+    "messages",
+    "Messages that are not consumed yet, from the saved cursors; from committed offsets where these are out of reach.",
+)
+STALLED = _gauge(
+    "ingest_topic_stalled_seconds",
+    ("topic",),
+    "seconds",
+    "How long a partition with messages has not moved; 0 while all of the topic move.",
+)
+DEAD_LETTERS = Metric("ingest_dead_letters", ("topic",), "Dead letters ever written to a topic.", unit="messages")
+DEAD_LETTERS_KEPT = _gauge("ingest_dead_letters_kept", ("topic",), "messages", "Dead letters that a topic still has.")
+RUNS = _gauge("ingest_runs", ("state",), "runs", "Dagster runs that are not finished: queued or started.")
+HEARTBEAT_AGE = _gauge(
+    "ingest_daemon_heartbeat_age_seconds",
+    ("daemon",),
+    "seconds",
+    "Since a daemon was last alive; negative where that lies in the future, as a clock was set back.",
+)
+TICK_AGE = _gauge(
+    "ingest_sensor_tick_age_seconds",
+    ("sensor",),
+    "seconds",
+    "Since a sensor last ticked; negative where that lies in the future, as a clock was set back.",
+)
+FAILED_TICKS = _gauge(
+    "ingest_sensor_failed_ticks", ("sensor",), "ticks", "Ticks of a sensor that failed in a row, up to the last one."
+)
+DELTA_COMMITS = Metric("ingest_delta_commits", ("table",), "Commits of a Delta table.", unit="commits")
+DELTA_ROWS = _gauge("ingest_delta_rows", ("table",), "rows", "Rows of a Delta table, read once a minute.")
+DELTA_FILES = _gauge("ingest_delta_files", ("table",), "files", "Live files of a Delta table.")
+DELTA_SIZE = _gauge("ingest_delta_size_bytes", ("table",), "bytes", "Bytes of the live files of a Delta table.")
+DISK_FREE = _gauge(
+    "ingest_disk_free_bytes", (), "bytes", "Free space on the fullest of the disks that this machine writes to."
+)
+OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Incidents that are open.")
+FAILING_MESSAGES = _gauge(
+    "ingest_alert_messages_failing",
+    ("channel",),
+    "messages",
+    "Alerts that a channel did not accept, and that are sent again.",
+)
+PART_UP = _gauge(
+    "ingest_part_up",
+    ("part",),
+    "1 or 0",
+    "Whether a part (ledger, broker, dagster, tables, disk) answered the last time. One that is away has no samples.",
+)
+PART_LOOK = _gauge(
+    "ingest_part_look_seconds", ("part",), "seconds", "How long the last successful poll of a part took."
+)
+OF_CAPABILITIES = tuple(metric for capability in CAPABILITIES for metric in capability.metrics)
+ALL_METRICS: tuple[Metric, ...] = (
+    *OF_CAPABILITIES,
+    *HISTOGRAMS,
+    *(UNFINISHED, OLDEST, WAITING, LAG, STALLED, DEAD_LETTERS, DEAD_LETTERS_KEPT),
+    *(RUNS, HEARTBEAT_AGE, TICK_AGE, FAILED_TICKS, DELTA_ROWS, DELTA_COMMITS, DELTA_FILES, DELTA_SIZE),
+    *(DISK_FREE, OPEN_INCIDENTS, FAILING_MESSAGES, PART_UP, PART_LOOK),
+)
 
 
 class SystemCollector(Collector):
@@ -34,13 +110,14 @@ class SystemCollector(Collector):
     def __init__(self, snapshot: SystemSnapshot) -> None:
         self._snapshot = snapshot
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Yield every metric that has a value."""
         snapshot = self._snapshot
-        yield from _parts(snapshot)
+        yield _family(PART_UP, {(name,): sample.present is not None for name, sample in snapshot.parts.items()})
+        yield _family(PART_LOOK, {(name,): sample.took_seconds for name, sample in snapshot.parts.items()})
         if warehouse := snapshot.warehouse.present:
             yield from _counters(warehouse.totals)
-            yield _latency(warehouse.totals)
+            yield from (_histogram(metric, warehouse.totals) for metric in HISTOGRAMS)
             yield from _work(warehouse, snapshot.at)
         if broker := snapshot.broker.present:
             yield from _topics(broker)
@@ -48,9 +125,10 @@ class SystemCollector(Collector):
             yield from _dagster(dagster, snapshot.at)
         if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
+        if alerts := snapshot.alerts.present:
+            yield from _alerts(alerts)
         if disk := snapshot.disk.present:
-            meaning = "Free space on the fullest of the disks that this machine writes to."
-            yield GaugeMetricFamily("ingest_disk_free_bytes", meaning, value=disk.free_bytes)
+            yield _family(DISK_FREE, {(): disk.free_bytes})
 
 
 def exposition(snapshot: SystemSnapshot) -> bytes:
@@ -60,139 +138,78 @@ def exposition(snapshot: SystemSnapshot) -> bytes:
     return generate_latest(registry)
 
 
-def _parts(snapshot: SystemSnapshot) -> Iterator[Metric]:
-    up = GaugeMetricFamily("ingest_part_up", "Whether a part answered the last time.", labels=["part"])
-    polls = GaugeMetricFamily(
-        "ingest_part_look_seconds", "How long the last successful poll of a part took.", labels=["part"]
-    )
-    for name, sample in snapshot.parts.items():
-        up.add_metric([name], float(sample.present is not None))
-        polls.add_metric([name], sample.took_seconds)
-    yield up
-    yield polls
+def _alerts(alerts: AlertState) -> Iterator[Family]:
+    numbers = Counter(incident.condition for incident in alerts.incidents)
+    yield _family(OPEN_INCIDENTS, {(condition,): numbers[condition] for condition in CONDITIONS})
+    yield _family(FAILING_MESSAGES, {(one.channel,): one.waiting for one in alerts.failing_channels})
 
 
-def _counters(totals: Mapping[Series, float]) -> Iterator[Metric]:
-    by_name: defaultdict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
-    for (name, labels), value in sorted(totals.items()):
-        by_name[name][labels] = value
-    for spec in _specs(lambda capability: capability.metrics):
-        values = dict.fromkeys(spec.initial, 0.0) | by_name[spec.name]
-        family = CounterMetricFamily(spec.name, spec.meaning, labels=spec.labels)
-        for labels, total in values.items():
-            family.add_metric(labels, total)
-        yield family
-
-
-def _latency(totals: Mapping[Series, float]) -> Metric:
-    family = HistogramMetricFamily(
-        LATENCY, "From the Kafka message to the end of what it requests, in seconds.", labels=["pipeline"]
-    )
-    for pipeline in sorted({labels[0] for name, labels in totals if name == LATENCY_BUCKET}):
-        buckets, so_far = [], 0.0
-        for end in (*(f"{end:g}" for end in LATENCY_BUCKETS), BEYOND):
-            so_far += totals.get((LATENCY_BUCKET, (pipeline, end)), 0.0)
-            buckets.append((end, so_far))
-        family.add_metric([pipeline], buckets, totals.get((LATENCY_SUM, (pipeline,)), 0.0))
+def _family(metric: Metric, values: Mapping[Any, float]) -> Family:
+    made = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = made(metric.name, metric.meaning, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
     return family
 
 
-def _work(state: WarehouseState, now: datetime) -> Iterator[Metric]:
-    entries = GaugeMetricFamily(
-        "ingest_unfinished_entries", "Unfinished entries of the work queues.", labels=["kind", "state"]
-    )
-    oldest = GaugeMetricFamily(
-        "ingest_oldest_unfinished_seconds",
-        "Time since the last change of the unfinished entry that has not changed for longest.",
-        labels=["kind"],
-    )
-    for queue in state.queues:
-        for name, number in sorted(queue.unfinished.items()):
-            entries.add_metric([queue.kind, name], number)
-        if queue.oldest_untouched:
-            oldest.add_metric([queue.kind], max(0.0, (now - queue.oldest_untouched).total_seconds()))
-    yield entries
-    yield oldest
-    tiers = GaugeMetricFamily("ingest_downloads_waiting", "Downloads that wait to be retried.", labels=["attempt"])
-    for tier in state.retry_tiers:
-        tiers.add_metric([str(tier.attempt)], tier.waiting)
-    yield tiers
-    for spec in _specs(lambda capability: capability.gauges):
-        gauge = GaugeMetricFamily(spec.name, spec.meaning, labels=spec.labels)
-        for labels, value in sorted(state.gauges[spec.name].items()):
-            gauge.add_metric(labels, value)
-        yield gauge
+def _counters(totals: Mapping[Series, float]) -> Iterator[Family]:
+    by_name: defaultdict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
+    for (name, labels), value in sorted(totals.items()):
+        by_name[name][labels] = value
+    for metric in OF_CAPABILITIES:
+        if metric.kind == "counter":
+            yield _family(metric, dict.fromkeys(metric.initial, 0.0) | by_name[metric.name])
 
 
-def _specs(
-    of: Callable[[Capability[SystemResources]], Sequence[MetricSpec]],
-) -> Iterator[MetricSpec]:
-    return (spec for capability in CAPABILITIES for spec in of(capability))
+def _histogram(metric: Metric, totals: Mapping[Series, float]) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+    for pipeline in sorted({labels[0] for name, labels in totals if name == metric.bucket}):
+        buckets, so_far = [], 0.0
+        for end in (*(f"{end:g}" for end in LATENCY_BUCKETS), BEYOND):
+            so_far += totals.get((metric.bucket, (pipeline, end)), 0.0)
+            buckets.append((end, so_far))
+        family.add_metric([pipeline], buckets, totals.get((metric.sum, (pipeline,)), 0.0))
+    return family
 
 
-def _topics(broker: BrokerState) -> Iterator[Metric]:
-    lag = GaugeMetricFamily(
-        "ingest_consumer_lag_messages", "Messages that are not consumed yet.", labels=["topic", "partition"]
+def _work(state: WarehouseState, now: datetime) -> Iterator[Family]:
+    yield _family(
+        UNFINISHED,
+        {(queue.kind, name): number for queue in state.queues for name, number in sorted(queue.unfinished.items())},
     )
-    for topic in broker.topics:
-        for partition, waiting in sorted(topic.partitions.items()):
-            lag.add_metric([topic.topic, str(partition)], waiting)
-    yield lag
-    stalled = GaugeMetricFamily(
-        "ingest_topic_stalled_seconds",
-        "How long a partition with messages has not moved; 0 while all of the topic move.",
-        labels=["topic"],
-    )
+    since = {(queue.kind,): queue.oldest_untouched for queue in state.queues}
+    yield _family(OLDEST, {kind: max(0.0, (now - at).total_seconds()) for kind, at in since.items() if at})
+    yield _family(WAITING, {(str(tier.attempt),): tier.waiting for tier in state.retry_tiers})
+    for metric in OF_CAPABILITIES:
+        if metric.kind == "gauge":
+            yield _family(metric, dict(sorted(state.gauges[metric.name].items())))
+
+
+def _topics(broker: BrokerState) -> Iterator[Family]:
+    lags = {(one.topic, str(part)): lag for one in broker.topics for part, lag in sorted(one.partitions.items())}
+    yield _family(LAG, lags)
     seconds = {one.topic: one.seconds for one in broker.stalled}
-    for topic in broker.topics:
-        stalled.add_metric([topic.topic], seconds.get(topic.topic, 0.0))
-    yield stalled
-    written = CounterMetricFamily("ingest_dead_letters", "Dead letters ever written to a topic.", labels=["topic"])
-    kept = GaugeMetricFamily("ingest_dead_letters_kept", "Dead letters that a topic still has.", labels=["topic"])
-    for letters in broker.dead_letters:
-        written.add_metric([letters.topic], letters.written)
-        kept.add_metric([letters.topic], letters.kept)
-    yield written
-    yield kept
+    yield _family(STALLED, {(one.topic,): seconds.get(one.topic, 0.0) for one in broker.topics})
+    yield _family(DEAD_LETTERS, {(one.topic,): one.written for one in broker.dead_letters})
+    yield _family(DEAD_LETTERS_KEPT, {(one.topic,): one.kept for one in broker.dead_letters})
 
 
-def _dagster(dagster: DagsterState, now: datetime) -> Iterator[Metric]:
-    runs = GaugeMetricFamily("ingest_runs", "Dagster runs that are not finished.", labels=["state"])
-    runs.add_metric(["queued"], dagster.runs.queued)
-    runs.add_metric(["started"], dagster.runs.started)
-    yield runs
-    beats = GaugeMetricFamily(
-        "ingest_daemon_heartbeat_age_seconds", "Since a daemon was last alive.", labels=["daemon"]
-    )
-    for kind, at in sorted(dagster.heartbeats.items()):
-        beats.add_metric([kind.lower()], (now - at).total_seconds())
-    yield beats
-    ticks = GaugeMetricFamily(
-        "ingest_sensor_tick_age_seconds",
-        "Since a sensor last ticked; negative where that lies in the future, as a clock was set back.",
-        labels=["sensor"],
-    )
-    failures = GaugeMetricFamily(
-        "ingest_sensor_failed_ticks", "Ticks of a sensor that failed in a row, up to the last one.", labels=["sensor"]
-    )
-    for name, sensor in sorted(dagster.sensors.items()):
-        if sensor.ticked_at and not sensor.stopped:
-            ticks.add_metric([name], (now - sensor.ticked_at).total_seconds())
-            failing = dagster.failing.get(name)
-            failures.add_metric([name], failing.in_a_row if failing else 0)
-    yield ticks
-    yield failures
+def _dagster(dagster: DagsterState, now: datetime) -> Iterator[Family]:
+    yield _family(RUNS, {("queued",): dagster.runs.queued, ("started",): dagster.runs.started})
+    beats = {(kind.lower(),): (now - at).total_seconds() for kind, at in sorted(dagster.heartbeats.items())}
+    yield _family(HEARTBEAT_AGE, beats)
+    ticking = {
+        (name,): sensor.ticked_at
+        for name, sensor in sorted(dagster.sensors.items())
+        if sensor.ticked_at and not sensor.stopped
+    }
+    yield _family(TICK_AGE, {name: (now - at).total_seconds() for name, at in ticking.items()})
+    failing = {(name,): ticks.in_a_row for name, ticks in dagster.failing.items()}
+    yield _family(FAILED_TICKS, {name: failing.get(name, 0) for name in ticking})
 
 
-def _tables(tables: Sequence[DeltaFigures]) -> Iterator[Metric]:
-    commits = CounterMetricFamily("ingest_delta_commits", "Commits of a Delta table.", labels=["table"])
-    rows = GaugeMetricFamily("ingest_delta_rows", "Rows of a Delta table.", labels=["table"])
-    files = GaugeMetricFamily("ingest_delta_files", "Live files of a Delta table.", labels=["table"])
-    size = GaugeMetricFamily("ingest_delta_size_bytes", "Bytes of the live files of a Delta table.", labels=["table"])
-    for figures in tables:
-        commits.add_metric([figures.table], figures.commits)
-        if figures.rows is not None:
-            rows.add_metric([figures.table], figures.rows)
-        files.add_metric([figures.table], figures.files)
-        size.add_metric([figures.table], figures.size_bytes)
-    yield from (commits, rows, files, size)
+def _tables(tables: Sequence[DeltaFigures]) -> Iterator[Family]:
+    yield _family(DELTA_COMMITS, {(one.table,): one.commits for one in tables})
+    yield _family(DELTA_ROWS, {(one.table,): one.rows for one in tables if one.rows is not None})
+    yield _family(DELTA_FILES, {(one.table,): one.files for one in tables})
+    yield _family(DELTA_SIZE, {(one.table,): one.size_bytes for one in tables})

@@ -241,11 +241,19 @@ class BrokerPoll:
         # The dead letters first: they find out whether the broker answers.
         topics = tuple(self._topics())
         known = (*self._services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
-        letters = tuple(map(self._dead_letters, dict.fromkeys(filter(None, known))))
+        letters = tuple(
+            dead_letters_on(self._services, one, self._states) for one in dict.fromkeys(filter(None, known))
+        )
         lags = LagMeter(self._services, self._records).lags_of(topics)
         return BrokerState(lags, self._movement.stalled(lags, time.monotonic()), letters)
 
-    def _dead_letters(self, topic: str) -> DeadLetters:
-        state = self._states.look_up(topic)
-        bounds = state.bounds.values() if state else ()
-        return DeadLetters(topic, sum(one.end for one in bounds), sum(one.end - one.start for one in bounds))
+
+def dead_letters_on(services: Runtime, topic: str, states: TopicStates | None = None) -> DeadLetters:
+    """Count the messages of a dead-letter topic; one that does not exist has none.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer.
+    """
+    state = (states or TopicStates(services.settings.kafka)).look_up(topic)
+    bounds = state.bounds.values() if state else ()
+    return DeadLetters(topic, sum(one.end for one in bounds), sum(one.end - one.start for one in bounds))

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform import tracing
+from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
+from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
 UNFINISHED = ("pending", *IN_PROGRESS)
 
-LATENCY = "ingest_event_to_stored_seconds"
-LATENCY_SUM = f"{LATENCY}_sum"
-LATENCY_BUCKET = f"{LATENCY}_bucket"
 # Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
@@ -60,7 +60,7 @@ class ConsumedTopic(NamedTuple):
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
         skippable: an operator can skip offsets, as its messages enter a work queue one by one.
-        dead_letters: topic of its dead letters, where no setting names it.
+        dead_letters: topic of its dead letters; empty without one.
     """
 
     topic: str
@@ -234,19 +234,58 @@ class WorkState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metric(NamedTuple):
-    """A counter or gauge of a capability.
+    """The one definition of a metric: its exposition, documentation and the check of dashboards follow from it.
 
     Args:
         name: without the suffix `_total`.
         labels: names of its labels.
         meaning: one sentence.
         initial: label values of series that exist from the start: a rate misses the first value of one that appears.
+        kind: Prometheus type. The values of counters and histograms are running totals.
+        unit: of its values, in the plural.
     """
 
     name: str
     labels: tuple[str, ...]
     meaning: str
     initial: tuple[tuple[str, ...], ...] = ()
+    kind: Literal["counter", "gauge", "histogram"] = "counter"
+    unit: str = ""
+
+    @property
+    def bucket(self) -> str:
+        """The running total of the observations in one bucket of a histogram; not cumulative."""
+        return f"{self.name}_bucket"
+
+    @property
+    def sum(self) -> str:
+        """The running total of the observed seconds of a histogram."""
+        return f"{self.name}_sum"
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names of its series in Prometheus."""
+        if self.kind == "histogram":
+            return (self.bucket, self.sum, f"{self.name}_count")
+        return (f"{self.name}_total",) if self.kind == "counter" else (self.name,)
+
+
+EVENT_TO_STORED = Metric(
+    "ingest_event_to_stored_seconds",
+    ("pipeline",),
+    "From the Kafka message to the end of what it requests; a file that is ingested again counts from its first one.",
+    kind="histogram",
+    unit="seconds",
+)
+PROCESSING = Metric(
+    "ingest_processing_seconds",
+    ("pipeline",),
+    "From the begin of the work to its end: of a file with the batch that a run began with it, of an attachment with "
+    "its last attempt, of a stream for each batch of messages that is stored together.",
+    kind="histogram",
+    unit="seconds",
+)
+HISTOGRAMS = (EVENT_TO_STORED, PROCESSING)
 
 
 class Amount(NamedTuple):
@@ -294,22 +333,6 @@ class PurgeStep(NamedTuple):
     remove: Callable[[], object]
 
 
-class Moment(msgspec.Struct, frozen=True, order=True):
-    """One event of a trace.
-
-    Args:
-        at: time, UTC.
-        subject: the entry or record, e.g. `file readings.csv~3fa9c1d2e0`.
-        what: the event.
-        detail: further details for a person.
-    """
-
-    at: datetime
-    subject: str
-    what: str
-    detail: str = ""
-
-
 class DagsterParts(NamedTuple):
     """The parts of a capability that Dagster loads.
 
@@ -317,11 +340,13 @@ class DagsterParts(NamedTuple):
         definitions: its assets, checks, jobs, schedules and sensors.
         external_assets: creates the specs of what it reads and writes outside this project.
         stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
     """
 
     definitions: dg.Definitions
     external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
     stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class Capability(Generic[Services_contra]):
@@ -333,9 +358,10 @@ class Capability(Generic[Services_contra]):
 
     name: str
     queues: tuple[QueueView, ...] = ()
+    item_tables: tuple[ItemTable, ...] = ()
     metrics: tuple[Metric, ...] = ()
-    gauges: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
+    actions: tuple[Action[Services_contra], ...] = ()
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""
@@ -383,10 +409,46 @@ class Capability(Generic[Services_contra]):
         del services, now
         return ()
 
-    def trace(self, services: Services_contra, trace_id: str) -> Sequence[Moment]:
-        """Return everything on record of one trace, in no particular order."""
+    def trace(self, services: Services_contra, trace_id: str) -> Iterable[Moment]:
+        """Return everything on record of one trace, in no particular order; see `find` for its errors."""
         del services, trace_id
         return ()
+
+    def find(self, services: Services_contra, search: Search, limit: int) -> Iterable[Hit]:
+        """Yield items that a search finds, at most so many by each of their ids.
+
+        Raises:
+            IngestError: a part cannot be searched; what was yielded before is found all the same.
+        """
+        return find_in(services.engine, self.item_tables, search, limit)
+
+    def item(self, services: Services_contra, ref: ItemRef) -> ItemView | None:
+        """Describe an item; None where nothing is on record of it.
+
+        Raises:
+            IngestError: a store that it is described from does not answer.
+        """
+        with reading(services.engine) as connection:
+            for table in self.item_tables:
+                if table.kind == ref.kind and (row := table.row(connection, ref.key)):
+                    return self.view_of(services, connection, ref, row)
+        return None
+
+    def view_of(
+        self, services: Services_contra, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe the item of an entry of a work queue."""
+        del services, connection, ref, row
+        raise NotImplementedError
+
+    def related(self, services: Services_contra, view: ItemView) -> Mapping[str, Related]:
+        """Return this capability's items that have to do with an item, by their relation to it."""
+        if view.ref.kind != "message" or (position := Position.parse(view.ref.key)) is None:
+            return {}
+        with reading(services.engine) as connection:
+            found = [table.related(connection, position.matches(table.table)) for table in self.item_tables]
+        hits = tuple(hit for one in found for hit in one.hits)
+        return {"made of this message": Related(hits, any(one.more for one in found))} if hits else {}
 
     def correct_future_times(self, services: Services_contra, now: datetime, skew_seconds: float) -> int:
         """Set times that lie in the future, left by a clock that was set back, to now; return how many entries had one.
@@ -441,6 +503,32 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 
+def entry_facts(row: sa.RowMapping) -> dict[str, object]:
+    """Return what every work queue records of an entry, for its page."""
+    return {
+        "Message": ItemRef("message", str(Position.of(row))),
+        "Written to Kafka": row["kafka_timestamp"],
+        "Arrived": row["created_at"],
+        "Changed": row["updated_at"],
+        "Attempts": row["attempts"],
+        "Next attempt": row["next_attempt_at"] if row["state"] in UNFINISHED else None,
+        "Error": row["error_class"],
+        "Batch": row["batch_id"],
+    }
+
+
+class Intake(TypedDict):
+    """The message that an entry came with, as `ItemView` has it."""
+
+    position: Position
+    topic_id: str
+
+
+def intake_of(row: sa.RowMapping) -> Intake:
+    """Return the message that an entry of a work queue came with."""
+    return Intake(position=Position.of(row), topic_id=row["kafka_topic_id"])
+
+
 def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
     """Return the Kafka position of a row, as tools for topics write it."""
     return f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
@@ -465,6 +553,19 @@ def counted_by_state(
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
 
 
+def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
+    """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
+    return sa.or_(*conditions_of_trace(table, text))
+
+
+def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield the conditions of `of_trace`, each for an index of its own."""
+    ids = tracing.trace_ids_of(text)
+    yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
+    if (prefix := tracing.context_prefix(text)) is not None and "traceparent" in table.c:
+        yield table.c.traceparent.startswith(prefix)
+
+
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
     """Return the states in which nothing more happens to an entry."""
     return tuple(state.value for state in states if state.value not in UNFINISHED)
@@ -472,19 +573,24 @@ def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
 
 def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
     """Return the columns that `latency` reads."""
-    return (table.c.kafka_timestamp, table.c.created_at, table.c.finished_at)
+    return (table.c.kafka_timestamp, table.c.created_at, table.c.started_at, table.c.finished_at)
 
 
 def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished entry adds to the histogram of seconds from Kafka message to stored."""
-    # A message without a timestamp of its own counts from when it was read.
-    began = row["kafka_timestamp"] or row["created_at"]
-    if row["finished_at"] is None:
+    """Yield what a finished entry adds to the histograms of latency and of processing time."""
+    ended = row["finished_at"]
+    if ended is None:
         return
-    # Clocks of producers may be ahead of ours.
-    seconds = max(0.0, (row["finished_at"] - began).total_seconds())
-    yield Amount(LATENCY_BUCKET, (pipeline, latency_bucket(seconds)), 1)
-    yield Amount(LATENCY_SUM, (pipeline,), seconds)
+    # A message without a timestamp of its own counts from when it was read.
+    for metric, began in (
+        (EVENT_TO_STORED, row["kafka_timestamp"] or row["created_at"]),
+        (PROCESSING, row["started_at"]),
+    ):
+        if began is not None:
+            # Clocks of producers may be ahead of ours.
+            seconds = max(0.0, (ended - began).total_seconds())
+            yield Amount(metric.bucket, (pipeline, latency_bucket(seconds)), 1)
+            yield Amount(metric.sum, (pipeline,), seconds)
 
 
 def latency_bucket(seconds: float) -> str:

@@ -33,6 +33,9 @@ VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
 SQLITE_CONFLICTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 SQLITE_DISK_FAILURES = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL})
 SQLITE_FILE_FAILURES = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+REFUSED_LOGIN = (
+    r"28000|28p01|authentication failed|role \"|no password supplied|no pg_hba.conf entry|not permitted to log in"
+)
 # Codes and texts, the state of the database and the remedy; libpq gives no code for what happens while it connects.
 # The first match is taken.
 REMEDIES = (
@@ -47,7 +50,7 @@ REMEDIES = (
         "Correct sslmode, sslrootcert or the host name in DATABASE_URL, or the server's certificate.",
     ),
     (
-        r"28000|28p01|authentication failed|role \"|no password supplied|no pg_hba.conf entry|not permitted to log in",
+        REFUSED_LOGIN,
         "refuses this login",
         "Correct user and password (or sslmode, where it wants TLS) in DATABASE_URL, or have the server let them in.",
     ),
@@ -106,6 +109,11 @@ def map_error(error: Exception, address: str) -> IngestError | None:
     if isinstance(original, sqlite3.OperationalError):
         return _map_sqlite_error(original, address)
     return _map_postgres_error(error, original, address) if _is_driver_error(original) else None
+
+
+def is_refused_login(error: Exception) -> bool:
+    """Return True if PostgreSQL refused user or password."""
+    return is_database_failure(error) and bool(re.search(REFUSED_LOGIN, f"{sqlstate(error)} {error}".lower()))
 
 
 def refuses_values(error: Exception) -> bool:

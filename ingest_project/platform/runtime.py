@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
@@ -64,7 +65,7 @@ class Runtime:
             name
             for name, value in (
                 ("KAFKA_BOOTSTRAP_SERVERS", self.settings.kafka.bootstrap_servers),
-                ("DATABASE_URL", self.settings.warehouse.database_url.get_secret_value()),
+                ("DATABASE_URL", self.settings.warehouse.database_url),
             )
             if not value
         ]
@@ -106,7 +107,7 @@ class Runtime:
         Raises:
             DatabaseUnavailableError: DATABASE_URL is not set, or nothing answers there.
         """
-        engine = open_engine(self._database_url, self.settings.warehouse.connect_timeout_seconds)
+        engine = open_engine(self.database_url, self.settings.warehouse.connect_timeout_seconds)
         migrate(engine)
         return engine
 
@@ -156,11 +157,15 @@ class Runtime:
         return TopicWriter(self.settings.kafka)
 
     @property
-    def _database_url(self) -> str:
-        url = self.settings.warehouse.database_url.get_secret_value()
-        if not url:
+    def database_url(self) -> SecretStr:
+        """The address of the warehouse.
+
+        Raises:
+            DatabaseUnavailableError: DATABASE_URL is not set.
+        """
+        if not self.settings.warehouse.database_url:
             raise DatabaseUnavailableError("", "no address is set")
-        return url
+        return self.settings.warehouse.database_url
 
     def _require_broker(self) -> None:
         if not self.settings.kafka.bootstrap_servers:

@@ -6,29 +6,35 @@ The capability, as definitions, operations and commands see it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import Settings
+from ingest_project.platform.actions import Action, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.capability import IN_PROGRESS as WORKED_ON
 from ingest_project.platform.capability import (
-    IN_PROGRESS,
     Amount,
     Capability,
     ConsumedTopic,
     DagsterParts,
     Metric,
-    Moment,
     QueueView,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
+    entry_facts,
     finished_states,
+    intake_of,
+    of_trace,
     queue_history,
     rows_where,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.items import ItemRef, ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.platform.work_queue.selection import IN_PROGRESS, entry_filters, equals, select_entries
 from ingest_project.polling.job_queue import PollingResources, polling_jobs
 
 JOBS = "poller_jobs"
@@ -47,6 +53,46 @@ QUEUE = QueueView(
 )
 
 
+def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
+    columns = polling_jobs.c
+    yield from search.equals(columns.job_key, columns.job_id)
+    if not search.by_prefix:
+        yield from conditions_of_trace(polling_jobs, search.text)
+
+
+ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_key, polling_jobs.c.job_id, _found_by)
+FILTERS = (
+    *entry_filters(polling_jobs.c.job_key, "polling job"),
+    equals("job_id", polling_jobs.c.job_id, "Id that its sender chose."),
+    equals("source_type", polling_jobs.c.source_type, "Kind of source, e.g. sftp."),
+    equals("trace_id", polling_jobs.c.trace_id, "Trace of its message."),
+)
+STATE = Parameter("state", "State that they are in; by default failed.", ("failed", "done"))
+
+
+def _select(services: PollingResources, request: ActionRequest) -> Selection:
+    states = (request.value(STATE.name) or JobState.FAILED.value,)
+    return select_entries(services.engine, polling_jobs.c.job_key, FILTERS, request, states)
+
+
+def _run_again(services: PollingResources, _request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    done = services.polling_jobs.reopen(keys, datetime.now(UTC))
+    return Outcome(done, {key: IN_PROGRESS for key in keys if key not in set(done)})
+
+
+RERUN = Action(
+    name="rerun-polling-jobs",
+    title="Run polling jobs again",
+    noun="polling job",
+    meaning="Lists the sources of failed or finished polling jobs again. Files that were published before are not "
+    "published again. A job that a run works on is left to it.",
+    parameters=(*(one.parameter for one in FILTERS), STATE),
+    select=_select,
+    apply=_run_again,
+    kind="polling_job",
+)
+
+
 def job_amounts(row: sa.RowMapping) -> Iterator[Amount]:
     """Yield the amounts that a finished polling job adds to the counters."""
     yield Amount(JOBS, (row["state"],), 1)
@@ -58,37 +104,80 @@ class Polling(Capability[PollingResources]):
 
     name = "polling"
     queues = (QUEUE,)
+    item_tables = (ITEMS,)
     metrics = (
-        Metric(JOBS, ("status",), "Polling jobs that ended.", tuple((state,) for state in finished_states(JobState))),
-        Metric(FILES_PUBLISHED, ("source_type",), "Files that polling jobs found and published."),
+        Metric(
+            JOBS,
+            ("status",),
+            "Polling jobs that ended: done or failed.",
+            tuple((state,) for state in finished_states(JobState)),
+            unit="jobs",
+        ),
+        Metric(FILES_PUBLISHED, ("source_type",), "Files that polling jobs found and published.", unit="files"),
+        Metric(ACTIVE_JOBS, (), "Polling jobs that a run works on or was requested for.", kind="gauge", unit="jobs"),
     )
-    gauges = (Metric(ACTIVE_JOBS, (), "Polling jobs that a run works on or was requested for."),)
     counted = counted_by_state(
         QUEUE, (polling_jobs.c.state, polling_jobs.c.source_type, polling_jobs.c.files_published), job_amounts
     )
 
+    actions = (RERUN,)
+
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        del settings
-        from ingest_project.polling import definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - imports dagster
+        from ingest_project.polling import definitions  # noqa: PLC0415 - as above
 
-        return {self.name: DagsterParts(definitions.polling, definitions.external_assets)}
+        announced = {definitions.DISCOVERED_FILES: topic_uri(settings, settings.topics.file_event_queue)}
+        return {self.name: DagsterParts(definitions.polling, definitions.external_assets, locations=announced)}
 
     def topics(self, services: PollingResources) -> tuple[ConsumedTopic, ...]:
         """Return the topic of polling jobs."""
-        return (ConsumedTopic(services.settings.topics.polling_queue, "polling_queue_sensor"),)
+        topics = services.settings.topics
+        return (ConsumedTopic(topics.polling_queue, "polling_queue_sensor", dead_letters=topics.polling_queue_dlq),)
 
     def read_work(self, services: PollingResources, *, detailed: bool) -> WorkState:
         """Count jobs by state, and those that a run works on."""
         state = super().read_work(services, detailed=detailed)
-        active = sum(state.queues[0].counts.get(name, 0) for name in IN_PROGRESS)
+        active = sum(state.queues[0].counts.get(name, 0) for name in WORKED_ON)
         return msgspec.structs.replace(state, gauges={ACTIVE_JOBS: {(): float(active)}})
 
     def trace(self, services: PollingResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the jobs of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, polling_jobs, polling_jobs.c.trace_id == trace_id)
+            rows = rows_where(connection, polling_jobs, of_trace(polling_jobs, trace_id))
         return [moment for row in rows for moment in _history(row)]
+
+    def view_of(
+        self, services: PollingResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    ) -> ItemView:
+        """Describe a polling job."""
+        del services
+        request, skipped = row["request"], row["skipped"] or {}
+        facts = {
+            "Job id": row["job_id"],
+            "Source type": row["source_type"],
+            "Source": request["source_config"].get("path"),
+            "File pattern": request["file_pattern"],
+            "Priority": row["priority"],
+            "Files found": row["files_found"],
+            "Files announced": row["files_published"],
+            "Files left out": ", ".join(f"{number:,} {reason}" for reason, number in skipped.items()) or None,
+            **entry_facts(row),
+        }
+        return ItemView(
+            ref=ref,
+            name=row["job_id"],
+            state=row["state"],
+            reason=row["reason"],
+            trace_id=row["trace_id"],
+            **intake_of(row),
+            facts=facts,
+            moments=[*_history(row)],
+            run_id=row["run_id"],
+            asset=QUEUE.asset,
+            partition=ref.key,
+            related=ITEMS.neighbours(connection, row),
+        )
 
     def correct_future_times(self, services: PollingResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""

@@ -35,6 +35,7 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
+from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.sources.file_server import Entry, FileServerSource, file_server_source
 from ingest_project.sources.ftp_protocol import (
@@ -118,6 +119,15 @@ class FtpLogin:
             SourceUnreachableError: the server does not answer, or not now.
             SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
+        used = text_of(self.password or "")
+        try:
+            return self._log_in()
+        except SourceAccessDeniedError:
+            if not renewed(self.password, used):
+                raise
+        return self._log_in()
+
+    def _log_in(self) -> FtpConnection:
         control = self._control()
         try:
             features = control.begin_session(*self._user_and_password())

@@ -39,15 +39,12 @@ from ingest_project.platform.azure import (
     parse_address,
     safe_path,
 )
-from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, open_file_system
+from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, shared_file_system
 from ingest_project.platform.http import parse_url, printable_url
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.sources import Pattern, Skipped, SourceFile, printable, refusal
 from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.registry import SourceContext, require_for_host
-
-# A message names the file system, and a client takes megabytes.
-KEPT_CLIENTS = 32
 
 
 def open_onelake(source_config: Mapping[str, Any], context: SourceContext) -> OneLakeSource:
@@ -195,13 +192,7 @@ class OneLakeSource:
         yield Skipped(printable(relative), "Its name cannot be requested.")
 
     def _files(self, address: OneLakeAddress) -> FileSystemClient:
-        return _file_system(address.account_url, address.file_system, self.options)
-
-
-@lru_cache(maxsize=KEPT_CLIENTS)
-def _file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
-    """Return the client of a file system and credential, whose connections all files of a process share."""
-    return open_file_system(OneLakeAddress(account_url, file_system), options)
+        return shared_file_system(address.account_url, address.file_system, self.options)
 
 
 @lru_cache(maxsize=4)

@@ -207,10 +207,9 @@ def account_client(account: S3Account, timeout_seconds: float, lists: HostLists)
         timeout_seconds: how long a server may be silent.
         lists: hosts that are not contacted, and internal ones that may be.
     """
-    secret, rules = account.secret_access_key, account.rules(lists)
-    key = secret.get_secret_value() if secret else None
+    rules = account.rules(lists)
     client = s3_client(
-        S3Options(account.endpoint_url, account.region, account.access_key_id, key),
+        S3Options(account.endpoint_url, account.region, account.access_key_id, account.secret_access_key),
         timeout_seconds,
         unsigned=account.unsigned,
         # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.

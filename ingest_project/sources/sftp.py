@@ -45,6 +45,7 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
+from ingest_project.core.secrets import renewed, text_of
 from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, FileServerSource, Kind, file_server_source
 from ingest_project.sources.reading import SourceLimits
@@ -189,6 +190,15 @@ class SftpLogin:
             SourceAccessDeniedError: the host key is not known, or the login is refused.
             SettingsError: the private key cannot be used.
         """
+        used = text_of(self.password or "")
+        try:
+            return self._connect()
+        except SourceAccessDeniedError:
+            if not renewed(self.password, used):
+                raise
+        return self._connect()
+
+    def _connect(self) -> SftpConnection:
         connection = self.server.connect(self.limits.timeout_seconds)
         transport: paramiko.Transport | None = None
         try:

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from ingest_project.core.console import complain, counted
-from ingest_project.core.errors import StoreUnavailableError
+from ingest_project.core.console import counted
 from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
@@ -20,17 +19,14 @@ from ingest_project.platform.capability import (
     DagsterParts,
     Failure,
     Metric,
-    Moment,
     WorkState,
-    kafka_position,
-    rows_where,
 )
 from ingest_project.platform.database import reading
-from ingest_project.platform.database.declared_tables import columns_of_table
-from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
-from ingest_project.streams.delta.queries import rows_of_trace
+from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
+from ingest_project.streams import items
+from ingest_project.streams.crm.records import unidentified_messages
 from ingest_project.streams.engine import is_failing
-from ingest_project.streams.positions import SinkPosition, message_counts, stream_failures
+from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
 from ingest_project.streams.resources import DeclaredStreamResources
 
 if TYPE_CHECKING:
@@ -49,13 +45,17 @@ class Streams(Capability[DeclaredStreamResources]):
     """Topics to tables, each Kafka offset exactly once: user activity, CRM, and declared ones."""
 
     name = "streams"
-    metrics = (Metric(STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams, by their outcome."),)
-    gauges = (
-        Metric(UNIDENTIFIED, (), "CRM messages that are stored apart and not identified."),
+    metrics = (
+        Metric(STREAM_MESSAGES, ("topic", "outcome"), "Messages of streams, by their outcome.", unit="messages"),
+        Metric(
+            UNIDENTIFIED, (), "CRM messages that are stored apart and not identified.", kind="gauge", unit="messages"
+        ),
         Metric(
             FAILED_ATTEMPTS,
             ("topic", "partition"),
             "Runs in a row that did not move a partition of a stream, one that is under way included.",
+            kind="gauge",
+            unit="runs",
         ),
     )
 
@@ -76,7 +76,12 @@ class Streams(Capability[DeclaredStreamResources]):
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
         topics = services.settings.topics
         return (
-            ConsumedTopic(topics.user_activity_events, "user_activity_events_sensor", skippable=False),
+            ConsumedTopic(
+                topics.user_activity_events,
+                "user_activity_events_sensor",
+                skippable=False,
+                dead_letters=topics.user_activity_events_dlq,
+            ),
             ConsumedTopic(topics.sales_events, "sales_events_sensor", skippable=False),
             *(
                 ConsumedTopic(one.topic, f"{one.name}_sensor", skippable=False, dead_letters=one.dlq)
@@ -113,9 +118,10 @@ class Streams(Capability[DeclaredStreamResources]):
         )
 
     def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
-        """Yield the messages of all streams: their positions keep totals of their own."""
-        for labels, number in message_counts(connection).items():
-            yield Amount(STREAM_MESSAGES, labels, number)
+        """Yield the messages of all streams, and their histograms: their positions keep totals of their own."""
+        messages, seconds = message_totals(connection)
+        yield from (Amount(STREAM_MESSAGES, labels, number) for labels, number in messages.items())
+        yield from (Amount(series[0], series[1:], value) for series, value in seconds.items())
 
     def failures(self, connection: sa.Connection, limit: int) -> Iterator[Failure]:
         """Yield partitions whose last run failed, and the lost offsets that were found last."""
@@ -133,18 +139,17 @@ class Streams(Capability[DeclaredStreamResources]):
             **{one.name: partial(_store_of, services, one) for one in declared},
         }
 
-    def trace(self, services: DeclaredStreamResources, trace_id: str) -> Sequence[Moment]:
-        """Return the records, unidentified messages and events of a trace."""
-        with reading(services.engine) as connection:
-            records = [
-                _record(table.name, row)
-                for table in (opportunities, projects)
-                for row in rows_where(connection, table, table.c.trace_id == trace_id)
-            ]
-            unidentified = rows_where(connection, unidentified_messages, unidentified_messages.c.trace_id == trace_id)
-        found = [moment for row in unidentified for moment in _unidentified_history(row)]
-        declared = [moment for one in services.declared_streams.usable for moment in _declared(services, one, trace_id)]
-        return [*records, *found, *_events(services, trace_id), *declared]
+    def trace(self, services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
+        """Yield what is on record of the records, unidentified messages and events of a trace."""
+        return items.trace(services, trace_id)
+
+    def find(self, services: DeclaredStreamResources, search: Search, limit: int) -> Iterator[Hit]:
+        """Yield the messages whose rows have an id, a key or a trace."""
+        return items.find(services, search, limit)
+
+    def item(self, services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None:
+        """Describe what became of a message of a stream."""
+        return items.describe(services, ref) if ref.kind == "message" else None
 
     def correct_future_times(self, services: DeclaredStreamResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
@@ -171,48 +176,3 @@ def _unidentified(engine: sa.Engine) -> int:
     query = sa.select(sa.func.count()).where(unidentified_messages.c.identified_at.is_(None))
     with reading(engine) as connection:
         return int(connection.execute(query).scalar_one())
-
-
-def _record(table: str, row: sa.RowMapping) -> Moment:
-    version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S} UTC from {kafka_position(row)}"
-    return Moment(row["stored_at"], f"{table} {row['event_id']}", "stored", version)
-
-
-def _unidentified_history(row: sa.RowMapping) -> Iterator[Moment]:
-    subject = f"message {row['message_id']}"
-    yield Moment(row["received_at"], subject, "unidentified", row["reason"])
-    if row["identified_at"]:
-        yield Moment(row["identified_at"], subject, "identified", f"{row['identified_as']} {row['event_id']}")
-
-
-def _events(services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
-    try:
-        rows = rows_of_trace(services.user_activity_events, trace_id, ("event_id", "event_type", "timestamp"))
-    except StoreUnavailableError as away:
-        complain(f"User activity could not be searched: {away}")
-        return
-    for row in rows:
-        at = row["kafka_timestamp"] or row["timestamp"]
-        yield Moment(at, f"event {row['event_id']}", str(row["event_type"]), kafka_position(row))
-
-
-def _declared(services: DeclaredStreamResources, declaration: StreamDeclaration, trace_id: str) -> Iterator[Moment]:
-    """Yield the rows of a trace in a declared stream."""
-    rows: Sequence[Mapping[str, Any] | sa.RowMapping]
-    try:
-        if declaration.is_delta:
-            rows = rows_of_trace(services.delta_stream(declaration).store, trace_id, ())
-        else:
-            from ingest_project.streams.sql.declared import table_of  # noqa: PLC0415 - brings Polars
-
-            table = table_of(declaration)
-            if not columns_of_table(services.engine, table.name):
-                return
-            with reading(services.engine) as connection:
-                rows = rows_where(connection, table, table.c.trace_id == trace_id)
-    except StoreUnavailableError as away:
-        complain(f"The stream {declaration.name} could not be searched: {away}")
-        return
-    for row in rows:
-        at = row["kafka_timestamp"] or row.get("stored_at") or BEGINNING
-        yield Moment(at, f"row of {declaration.name}", "stored", kafka_position(row))

@@ -160,6 +160,13 @@ class StreamDeclaration(_Part):
         return isinstance(self.sink, DeltaTarget)
 
     @property
+    def id_columns(self) -> tuple[str, ...]:
+        """Columns of text by which a row is looked up: the keys of a table, and those that are called an id."""
+        keys = self.sink.key if isinstance(self.sink, SqlTarget) else ()
+        texts = [column.name for column in self.typed_columns if column.kind == "text"]
+        return tuple(name for name in texts if name in keys or name == "id" or name.endswith("_id"))
+
+    @property
     def dlq(self) -> str:
         """The topic of dead letters."""
         return self.dead_letter_topic or f"{self.topic}.dlq"

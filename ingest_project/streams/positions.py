@@ -10,7 +10,7 @@ back. A topic that was created again gets rows of its own, under its new topic i
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ sink_positions = sa.Table(
     Col("next_offset", sa.BigInteger, nullable=False),
     # Number of messages so far by outcome.
     Col("outcome", Json, nullable=False),
+    # Histograms so far: a running total by the names of metric and bucket, `metric_bucket/5` and `metric_sum`.
+    Col("seconds", Json, nullable=False, server_default="{}"),
     # When the position moved last.
     Col("updated_at", UtcTime, nullable=False),
     # Runs in a row that began here and did not move the position.
@@ -132,6 +134,7 @@ class SinkPosition(msgspec.Struct, frozen=True, kw_only=True):
     next_offset: int
     outcome: dict[str, int]
     updated_at: datetime
+    seconds: dict[str, float] = {}
     attempts: int = 0
     run_id: str | None = None
     reason: str | None = None
@@ -313,12 +316,14 @@ class StreamPositions:
             enter_lost(connection, self.stream, lost)
 
 
-def move(
+def move(  # noqa: PLR0913 - the position and all that moves with it
     connection: sa.Connection,
     position: SinkPosition,
     to: int,
     outcome: Mapping[str, int],
     now: datetime,
+    *,
+    seconds: Mapping[str, float] | None = None,
 ) -> SinkPosition:
     """Move a position in the caller's transaction, and count the messages that it passes.
 
@@ -328,6 +333,7 @@ def move(
         to: where it is afterwards.
         outcome: number of messages by outcome.
         now: when that is.
+        seconds: what they add to the histograms, see `sink_positions`.
 
     Returns:
         the new position.
@@ -340,13 +346,15 @@ def move(
         position,
         next_offset=to,
         outcome=dict(Counter(position.outcome) + Counter(outcome)),
+        seconds=position.seconds
+        | {name: position.seconds.get(name, 0) + more for name, more in (seconds or {}).items()},
         updated_at=now,
         attempts=min(position.attempts, 1),
     )
     statement = (
         sa.update(sink_positions)
         .where(_is(position), columns.next_offset == position.next_offset)
-        .values(next_offset=to, outcome=moved.outcome, updated_at=now)
+        .values(next_offset=to, outcome=moved.outcome, seconds=moved.seconds, updated_at=now)
         .values(attempts=sa.case((columns.attempts > 1, 1), else_=columns.attempts))
     )
     if not connection.execute(statement).rowcount:
@@ -385,12 +393,19 @@ def epochs(connection: sa.Connection, topic: str) -> dict[str, int]:
     return {topic_id: epoch for topic_id, epoch in connection.execute(query.group_by(columns.topic_id))}  # noqa: C416 - dict() loses the types
 
 
-def message_counts(connection: sa.Connection) -> Counter[tuple[str, str]]:
-    """Count the messages of all streams by topic and outcome."""
+def message_totals(
+    connection: sa.Connection,
+) -> tuple[Counter[tuple[str, str]], dict[tuple[str, ...], float]]:
+    """Return the messages of all streams by topic and outcome, and their histograms by metric, stream and bucket."""
     counts: Counter[tuple[str, str]] = Counter()
-    for topic, outcome in connection.execute(sa.select(sink_positions.c.topic, sink_positions.c.outcome)):
+    totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
+    c = sink_positions.c
+    for stream, topic, outcome, seconds in connection.execute(sa.select(c.stream, c.topic, c.outcome, c.seconds)):
         counts.update({(topic, name): number for name, number in outcome.items()})
-    return counts
+        for series, value in seconds.items():
+            name, *bucket = series.split("/")
+            totals[name, stream, *bucket] += value
+    return counts, totals
 
 
 def stream_failures(connection: sa.Connection, limit: int) -> tuple[list[SinkPosition], list[LostOffsets]]:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.attachments.commands import moment_of, requester
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.operations import SystemResources
+from ingest_project.platform.actions import login_name
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
 
@@ -90,7 +90,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_work_queue_names_the_re
     assert "the last one is due at" in replayed.out
     assert state(services, key) is AttachmentState.PENDING
     (audit,) = ingest("attachments", "show", key, "--json").json["replays"]
-    assert audit["asked_by"] == requester()
+    assert audit["asked_by"] == login_name()
     assert "@" in audit["asked_by"]
     assert audit["earlier_reason"] == NOT_FOUND
 
@@ -188,17 +188,17 @@ def test_what_to_replay_must_be_said_in_one_way(ingest: Ingest, arguments: list[
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        ("2026-01-15", "2026-01-15T00:00:00+00:00"),
-        ("2026-01-15T10:30", "2026-01-15T10:30:00+00:00"),
-        ("2026-01-15T10:30+02:00", "2026-01-15T10:30:00+02:00"),
-        ("90s", "2026-02-01T11:58:30+00:00"),
-        ("7d", "2026-01-25T12:00:00+00:00"),
-    ],
-)
-def test_moments_are_times_or_how_long_ago(text: str, meant: str) -> None:
-    moment = moment_of(text, "--since", datetime(2026, 2, 1, 12, tzinfo=UTC))
-    assert moment is not None
-    assert moment.isoformat() == meant
+def test_a_trace_id_replays_the_dead_attachments_of_the_trace(ingest: Ingest, services: SystemResources) -> None:
+    first, second = dead(services, "a.pdf", trace_id="trace-7"), dead(services, "b.pdf", trace_id="trace-7")
+    stored = arrive(services, "c.pdf", trace_id="trace-7")
+    finish(services, stored)
+    other = dead(services, "d.pdf", trace_id="trace-70")
+    assert set(ingest("dlq", "replay", "trace-7", "--dry-run", "--json").json["replayed"]) == {first, second}
+    assert ingest("dlq", "replay", "trace-7").exit_code == 0
+    assert {state(services, key) for key in (first, second)} == {AttachmentState.PENDING}
+    assert state(services, other) is AttachmentState.FAILED
+    again = ingest("dlq", "replay", "trace-7")
+    assert (again.exit_code, "is not dead" in again.err) == (1, True)
+    assert ingest("dlq", "replay", "trace-7", "d.pdf").exit_code == 0
+    unknown = ingest("dlq", "replay", "no-such-trace")
+    assert (unknown.exit_code, "no-such-trace" in unknown.err) == (1, True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from ingest_project.core.secrets import text_of
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import Bucket, S3Options, location_of
 from ingest_project_tests.journeys.system import RAW, VALIDATED, System, changed, readings
@@ -54,7 +55,7 @@ def test_with_landing_store_and_quarantine_in_s3_nothing_is_different(
         s3_endpoint_url=s3_options.endpoint_url,
         s3_region=s3_options.region,
         s3_access_key_id=s3_options.access_key_id,
-        s3_secret_access_key=SecretStr(s3_options.secret_access_key or ""),
+        s3_secret_access_key=SecretStr(text_of(s3_options.secret_access_key or "")),
     )
     system.restart()
     send_all(system)

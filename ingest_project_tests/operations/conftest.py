@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 from selenium import webdriver
+from starlette.types import ASGIApp
 
 from ingest_project.core.settings import KafkaSettings, MonitorSettings, Settings, WarehouseSettings
 from ingest_project.operations.dashboard import monitor_app
@@ -24,12 +25,18 @@ from ingest_project_tests.browser.window import open_browser
 def settings_of(tmp_path: Path) -> Callable[..., Settings]:
     """Makes settings that lead to a database and a broker, or to neither."""
 
-    def made(database_url: str = "", bootstrap_servers: str = "", token: str | None = None) -> Settings:
+    def made(
+        database_url: str = "", bootstrap_servers: str = "", token: str | None = None, operator_token: str | None = None
+    ) -> Settings:
         return Settings(
             state_dir=tmp_path,
             kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=5.0),
             warehouse=WarehouseSettings(database_url=SecretStr(database_url), connect_timeout_seconds=2),
-            monitor=MonitorSettings(refresh_seconds=0.5, token=SecretStr(token) if token else None),
+            monitor=MonitorSettings(
+                refresh_seconds=0.5,
+                token=SecretStr(token) if token else None,
+                operator_token=SecretStr(operator_token) if operator_token else None,
+            ),
         )
 
     return made
@@ -38,8 +45,14 @@ def settings_of(tmp_path: Path) -> Callable[..., Settings]:
 @contextmanager
 def running(settings: Settings, *, local_only: bool = True) -> Iterator[str]:
     """The monitor on a free port, and its address; ended in order."""
-    config = uvicorn.Config(monitor_app(settings, local_only=local_only), port=0, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    with serving(monitor_app(settings, local_only=local_only)) as site:
+        yield site
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """An application with /healthz on a free port, and its address; ended in order."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -13,19 +13,24 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.dashboard import require_protection
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
+    MAX_SESSIONS,
+    SESSION_SECONDS,
+    Gate,
+    Role,
+    Viewer,
+)
+from ingest_project.operations.dashboard.limits import (
     FREE_FAILURES,
     LONGEST_PAUSE_SECONDS,
     MAX_ADDRESSES,
-    MAX_SESSIONS,
-    SESSION_SECONDS,
     SHARED_REFILL_SECONDS,
-    Gate,
     GuessLimits,
-    is_loopback,
 )
+from ingest_project.platform.http.origin import is_loopback
 from ingest_project_tests.operations.conftest import running
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105 - not one
+PERSON = Viewer("person", Role.VIEWER)
 PROTECTED = ("/", "/dashboard.json", "/metrics", "/readyz", "/nothing-here")
 
 
@@ -38,7 +43,7 @@ def locked(settings_of: Callable[..., Settings], sqlite_url: str) -> Iterator[st
 def test_only_health_is_served_without_the_token(locked: str) -> None:
     assert requests.get(f"{locked}/healthz", timeout=5).status_code == 200
     for path in PROTECTED:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "ingest_monitor=9999999999.x"}):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{COOKIE}=9999999999.x"}):
             answer = requests.get(locked + path, headers=headers, timeout=5)
             assert answer.status_code == 401, path
             assert TOKEN not in answer.text
@@ -71,20 +76,20 @@ def test_a_person_types_the_token_once_and_the_cookie_does_not_hold_it(locked: s
 
 def test_a_session_expires_and_ends_with_its_process() -> None:
     gate = Gate(TOKEN)
-    session = gate.new_session(now=1_000.0)
-    assert gate.knows(session, now=1_000.0 + SESSION_SECONDS - 1)
-    assert not gate.knows(session, now=1_000.0 + SESSION_SECONDS + 1)
-    assert not Gate(TOKEN).knows(session, now=1_000.0)
+    session = gate.new_session(PERSON, now=1_000.0)
+    assert gate.session_of(session, now=1_000.0 + SESSION_SECONDS - 1)
+    assert not gate.session_of(session, now=1_000.0 + SESSION_SECONDS + 1)
+    assert not Gate(TOKEN).session_of(session, now=1_000.0)
     for forged in ("", ".", "9999999999", "9999999999.", "x.y", "ü", f"9{session}"):
-        assert not gate.knows(forged, now=1_000.0)
+        assert not gate.session_of(forged, now=1_000.0)
 
 
 def test_sessions_take_bounded_memory_and_the_oldest_ends_first() -> None:
     gate = Gate(TOKEN)
-    sessions = [gate.new_session(now=1_000.0) for _ in range(MAX_SESSIONS + 1)]
+    sessions = [gate.new_session(PERSON, now=1_000.0) for _ in range(MAX_SESSIONS + 1)]
     assert len(set(sessions)) == len(sessions)
-    assert not gate.knows(sessions[0], now=1_001.0)
-    assert gate.knows(sessions[1], now=1_001.0)
+    assert not gate.session_of(sessions[0], now=1_001.0)
+    assert gate.session_of(sessions[1], now=1_001.0)
 
 
 def test_a_copy_of_the_cookie_is_worth_nothing_after_the_logout(locked: str) -> None:

@@ -15,7 +15,7 @@ from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import CAPABILITIES, MOST_SERIES, RunningTotals, metric_minutes
-from ingest_project.platform.capability import LATENCY_BUCKET, LATENCY_SUM, latency_bucket
+from ingest_project.platform.capability import EVENT_TO_STORED, latency_bucket
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.capability import STREAM_MESSAGES
@@ -75,8 +75,8 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
         ("ingest_download_failures", ("DownloadFailedError",)): 1,
         ("ingest_uploaded_bytes", ("claims",)): 10,
         ("ingest_stream_messages", ("sales_events", "opportunities")): 90,
-        (LATENCY_BUCKET, ("files", "3")): 1,
-        (LATENCY_SUM, ("files",)): 3,
+        (EVENT_TO_STORED.bucket, ("files", "3")): 1,
+        (EVENT_TO_STORED.sum, ("files",)): 3,
     }
     assert {series: counted.get(series) for series in expected} == expected
 

@@ -15,6 +15,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from pydantic import SecretStr
 
+from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure import parse_address
 from ingest_project.platform.azure.client import open_file_system
@@ -179,7 +180,7 @@ class S3Backend(Backend):
                 "s3_endpoint_url": options.endpoint_url,
                 "s3_region": options.region,
                 "s3_access_key_id": options.access_key_id,
-                "s3_secret_access_key": SecretStr(options.secret_access_key or ""),
+                "s3_secret_access_key": SecretStr(text_of(options.secret_access_key or "")),
             },
         }
         self.config = {"source_type": "s3", "path": f"s3://{bucket}/in"}

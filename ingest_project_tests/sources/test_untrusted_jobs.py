@@ -18,6 +18,7 @@ from ingest_project.core.errors import (
     PermanentError,
     SourceUnreachableError,
 )
+from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Credential, PollingSettings, Settings
 from ingest_project.file_ingest.versions import Announced, with_versions
 from ingest_project.platform.http import pinned_transport
@@ -201,7 +202,7 @@ def test_an_s3_endpoint_is_resolved_once_for_check_and_connection(
         f"http://localhost:{port}",
         "us-east-1",
         s3_options.access_key_id,
-        SecretStr(s3_options.secret_access_key or ""),
+        SecretStr(text_of(s3_options.secret_access_key or "")),
     )
     # The first name server's answer is public; the owner of the name answers otherwise the second time.
     for answers, outcome in (

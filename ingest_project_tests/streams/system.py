@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import dagster as dg
 from dagster import ExecuteInProcessResult
 
+from ingest_project.platform.capability import Metric
 from ingest_project.streams.positions import StreamPositions
 from ingest_project_tests.journeys.system import System
 
@@ -74,6 +75,12 @@ class StreamSystem(System, ABC):
             for name, number in one.outcome.items():
                 counts[name] = counts.get(name, 0) + number
         return {name: number for name, number in counts.items() if number}
+
+    def observed(self, metric: Metric) -> tuple[int, float]:
+        """Return how many observations a histogram has, and their sum in seconds."""
+        series = [entry for one in self.positions.all() for entry in one.seconds.items()]
+        counts = [number for name, number in series if name.startswith(f"{metric.bucket}/")]
+        return int(sum(counts)), sum(value for name, value in series if name == metric.sum)
 
     @property
     def reasons(self) -> str:

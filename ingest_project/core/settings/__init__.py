@@ -30,6 +30,8 @@ from pydantic_settings import (
 )
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.secrets import FILE, SecretReference, file_text, holds_secrets, is_in_vault, is_secret, set_ttl
+from ingest_project.core.settings.alerts import AlertSettings
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -44,22 +46,25 @@ from ingest_project.core.settings.capabilities import (
     UserActivitySettings,
 )
 from ingest_project.core.settings.platform import (
-    AlertSettings,
     BackpressureSettings,
     DagsterSettings,
     DeltaSettings,
     KafkaSettings,
+    LineageSettings,
     LoggingSettings,
     MonitorSettings,
+    OidcSettings,
     RetentionSettings,
     RetrySettings,
     SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
+    TraceSettings,
     WarehouseSettings,
     database_of,
 )
 from ingest_project.core.yaml_models import (
+    FILE_ENDING,
     AsJson,
     Env,
     Section,
@@ -95,6 +100,7 @@ class Settings(Section):
         environment: name of this deployment.
         state_dir: folder of the embedded services and local stores.
         declarations: folder of declared datasets and streams; a relative one is next to config.yaml.
+        vault_ttl_seconds: a secret of a vault is read again when its value is older.
         credentials: stored credentials by the name that jobs and hosts use; in a variable as one JSON object.
         sources: sources by name, those with every_seconds polled automatically; in a variable as JSON.
     """
@@ -119,11 +125,15 @@ class Settings(Section):
     user_activity: UserActivitySettings = UserActivitySettings()
     crm: CrmSettings = CrmSettings()
     monitor: MonitorSettings = MonitorSettings()
+    oidc: OidcSettings = OidcSettings()
     retries: RetrySettings = RetrySettings()
     backpressure: BackpressureSettings = BackpressureSettings()
     alerts: AlertSettings = AlertSettings()
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
+    vault_ttl_seconds: Annotated[float, Env("INGEST_VAULT_TTL_SECONDS")] = Field(300.0, ge=1)
+    traces: TraceSettings = TraceSettings()
+    lineage: LineageSettings = LineageSettings()
     credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
     sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
 
@@ -186,6 +196,11 @@ class Setting:
     value: object
     origin: Origin
 
+    @property
+    def reference(self) -> str | None:
+        """Where a secret is kept; None for any other value."""
+        return self.value.reference if isinstance(self.value, SecretReference) else None
+
 
 @dataclass(frozen=True)
 class LoadedSettings:
@@ -224,16 +239,17 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     variables.env_vars = environ
     dotenv = _Dotenv(_SettingsInForce, env_file=folder / ".env", case_sensitive=True)
     yaml = _Yaml(_SettingsInForce, _yaml_tree(folder / "config.yaml"))
-    if problems := [*variables.unknown_names(), *dotenv.unknown_names(), *yaml.unknown_names()]:
+    sources = (variables, dotenv, yaml, _EmbeddedServices(_SettingsInForce, {}))
+    if problems := [*variables.problems(), *dotenv.problems(), *yaml.problems()]:
         raise SettingsError("\n".join(problems))
     origins: dict[str, Origin] = {}
-    sources = (variables, dotenv, yaml, _EmbeddedServices(_SettingsInForce, {}))
     for source in sources:
         source.origins = origins
     try:
         settings = _SettingsInForce(sources=sources)
     except ValidationError as error:
         raise SettingsError(_invalid_values(error, origins)) from None
+    set_ttl(settings.vault_ttl_seconds)
     _require_two_databases(settings)
     settings = settings.model_copy(update={"declarations": folder / settings.declarations})
     return LoadedSettings(settings, origins)
@@ -298,8 +314,12 @@ class _Variables(_Layer, EnvSettingsSource):
     def values_by_path(self) -> Mapping[str, object]:
         return {path: self._value(field) for path, field in leaves(Settings)}
 
-    def unknown_names(self) -> Iterator[str]:
-        """Describe each variable that is meant for us, as far as its name shows, and sets nothing."""
+    def problems(self) -> Iterator[str]:
+        """Describe each variable that is meant for us, as far as its name shows, and sets nothing, or sets it twice."""
+        for _, field in leaves(Settings):
+            for name in variables_of(field):
+                if self.env_vars.get(name) and holds_secrets(field.annotation) and self.env_vars.get(_file_of(name)):
+                    yield f"{name} and {_file_of(name)} are both set in {self.origin}. Set one of them."
         for name in sorted(name for name, value in self.env_vars.items() if value is not None):
             nearest = _nearest(name, SIMILAR_ENOUGH)
             if name in _known_variables() or _is_foreign(name, self.env_vars[name] or "", nearest):
@@ -315,7 +335,15 @@ class _Variables(_Layer, EnvSettingsSource):
             return {
                 entry: value for name, value in self.env_vars.items() if value and (entry := family.entry(name))
             } or None
-        return next((self.env_vars[name] for name in variables_of(field) if self.env_vars.get(name)), None)
+        for name in variables_of(field):
+            if value := self.env_vars.get(name):
+                return value
+            path = holds_secrets(field.annotation) and self.env_vars.get(_file_of(name))
+            if path and is_secret(field.annotation):
+                return f"{FILE}://{Path(path).absolute()}"
+            if path:
+                return _content(_file_of(name), Path(path))
+        return None
 
 
 class _Dotenv(_Variables, DotEnvSettingsSource):
@@ -326,9 +354,18 @@ class _Yaml(_Layer, InitSettingsSource):
     origin = Origin.YAML
 
     def values_by_path(self) -> Mapping[str, object]:
-        return _flatten(self.init_kwargs, _paths())
+        values = _flatten(self.init_kwargs, _paths())
+        for path in [path for path in values if path.removesuffix(FILE_ENDING) in _secret_paths()]:
+            if path.endswith(FILE_ENDING) and (file := values.pop(path)):
+                values.setdefault(path.removesuffix(FILE_ENDING), f"{FILE}://{Path(str(file)).absolute()}")
+        return values
 
-    def unknown_names(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
+        """Describe each name that sets nothing, or sets a secret twice."""
+        given = _flatten(self.init_kwargs, _paths())
+        for path in _secret_paths():
+            if given.get(path) and given.get(f"{path}{FILE_ENDING}"):
+                yield f"{path} and {path}{FILE_ENDING} are both set in {self.origin}. Set one of them."
         for path in self.values_by_path():
             if path not in _paths():
                 guesses = difflib.get_close_matches(path, _paths(), n=1, cutoff=LEAST_SIMILAR)
@@ -383,8 +420,27 @@ def _paths() -> tuple[str, ...]:
 
 
 @cache
+def _secret_paths() -> tuple[str, ...]:
+    return tuple(path for path, field in leaves(Settings) if is_secret(field.annotation))
+
+
+@cache
 def _known_variables() -> frozenset[str]:
-    return frozenset(name for _, field in leaves(Settings) for name in variables_of(field)) | {"INGEST_CONFIG_DIR"}
+    fields = [field for _, field in leaves(Settings)]
+    files = {_file_of(name) for field in fields if holds_secrets(field.annotation) for name in variables_of(field)}
+    return frozenset(name for field in fields for name in variables_of(field)) | {"INGEST_CONFIG_DIR"} | files
+
+
+def _file_of(name: str) -> str:
+    """Return the variable that names the file with a secret, as Docker's images have it."""
+    return f"{name}{FILE_ENDING.upper()}"
+
+
+def _content(name: str, path: Path) -> str:
+    try:
+        return file_text(path)
+    except ValueError as error:
+        raise SettingsError(f"{name} names a file that cannot be used: {error}") from None
 
 
 # A process reads its settings more than once, and the other programs' names in its environment stay what they are.
@@ -398,9 +454,12 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
     fields = dict(leaves(Settings))
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
-        path = ".".join(str(part) for part in problem["loc"][:2] if isinstance(part, str))
-        known_as = next(iter(variables_of(fields[path])), path) if path in fields else path
-        lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {problem['msg']}.")
+        parts = [part for part in problem["loc"] if isinstance(part, str)]
+        is_whole = parts[0] not in fields or len(parts) == 1
+        path = ".".join(parts[:2]) if parts[0] not in fields else parts[0]
+        known_as = next(iter(variables_of(fields[path])), path) if path in fields and is_whole else ".".join(parts[:3])
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {message}.")
     # Several bad items of one list are reported once.
     return "\n".join(dict.fromkeys(lines))
 
@@ -408,6 +467,9 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
 def _require_two_databases(settings: Settings) -> None:
     """Reject one database for both: warehouse and Dagster each keep their version in a table of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
+    # A vault is not asked for them before one is needed.
+    if any(map(is_in_vault, urls)):
+        return
     warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)
     if warehouse is not None and warehouse == dagster:
         raise SettingsError(

@@ -91,6 +91,9 @@ class FileIngestSettings(Section):
         tick_wait_seconds: how long a tick waits for a first message on a quiet topic.
         max_waiting_seconds: a file unfinished for longer fails the check nothing_waits_too_long.
         max_quarantine_share: share of recently finished files in quarantine that fails the check.
+        baseline_weeks: files of so many weeks are what is usual for their source.
+        baseline_min_files: files of a source that are known before one is compared with them.
+        baseline_width: standard deviations from the median that are usual.
     """
 
     profiles: Annotated[PathList, Env("INGEST_READER_PROFILES")] = Field(default_factory=list)
@@ -120,6 +123,9 @@ class FileIngestSettings(Section):
     tick_wait_seconds: Annotated[float, Env("INGEST_TICK_WAIT_SECONDS")] = Field(3.0, ge=0, le=30)
     max_waiting_seconds: Annotated[int, Env("INGEST_MAX_WAITING_SECONDS")] = Field(900, gt=0)
     max_quarantine_share: Annotated[float, Env("INGEST_MAX_QUARANTINE_SHARE")] = Field(0.2, ge=0, le=1)
+    baseline_weeks: Annotated[int, Env("INGEST_BASELINE_WEEKS")] = Field(4, gt=0, le=52)
+    baseline_min_files: Annotated[int, Env("INGEST_BASELINE_MIN_FILES")] = Field(10, ge=3, le=200)
+    baseline_width: Annotated[float, Env("INGEST_BASELINE_WIDTH")] = Field(5.0, gt=0)
 
     @property
     def future_tolerance(self) -> timedelta:

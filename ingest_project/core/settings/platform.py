@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from ingest_project.core.secrets import SecretReference, is_in_vault
 from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 
 SHORTEST_TOKEN = 16
@@ -18,7 +19,14 @@ THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
 def _strong(token: SecretStr | None) -> SecretStr | None:
-    text = token.get_secret_value() if token else ""
+    if isinstance(token, SecretReference):
+        token.require(_require_strong)
+    elif token:
+        _require_strong(token.get_secret_value())
+    return token
+
+
+def _require_strong(text: str) -> None:
     if text and (len(text) < SHORTEST_TOKEN or len(set(text)) < FEWEST_CHARACTERS):
         raise ValueError(
             f"it can be guessed; it needs at least {SHORTEST_TOKEN} characters, {FEWEST_CHARACTERS} of them different. "
@@ -26,7 +34,6 @@ def _strong(token: SecretStr | None) -> SecretStr | None:
         )
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError("it must be of printable ASCII characters without spaces, as a header has to carry it")
-    return token
 
 
 class KafkaSettings(Section):
@@ -182,7 +189,7 @@ class DagsterSettings(Section):
 
     home: Annotated[Path | None, Env("DAGSTER_HOME")] = None
     postgres_url: Annotated[SecretStr, Env("DAGSTER_POSTGRES_URL")] = SecretStr("")
-    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL")] = "http://127.0.0.1:3000"
+    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL", "INGEST_DAGSTER_URL")] = "http://127.0.0.1:3000"
     webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(3000, ge=0, le=65535)
     disabled_capabilities: Annotated[
         list[Literal["polling", "file_ingest", "attachments", "user_activity", "crm", "alerts", "retention"]],
@@ -236,12 +243,14 @@ class RetrySettings(Section):
         delay_seconds: pause before the second attempt; doubles with each further one.
         max_delay_seconds: longest pause between two attempts.
         launch_grace_seconds: how long a run may take to appear after it was requested.
+        max_redrives: how often the message of a dead letter may be published to its topic again.
     """
 
     max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(8, gt=0)
     delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(5.0, ge=0)
     max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(600.0, ge=0)
     launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(60.0, ge=0)
+    max_redrives: Annotated[int, Env("INGEST_MAX_REDRIVES")] = Field(3, ge=0)
 
     def delay(self, attempts: int) -> timedelta:
         """Return the pause after this many attempts."""
@@ -268,20 +277,117 @@ class LoggingSettings(Section):
     file: Annotated[Path | None, Env("LOG_FILE")] = None
 
 
+class TraceSettings(Section):
+    """Export of traces to an OpenTelemetry collector, over OTLP/HTTP. OpenTelemetry's own variables hold as well.
+
+    Args:
+        endpoint: address of a collector, e.g. http://localhost:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or no export.
+        headers: sent with each export, name=value pairs separated by commas, e.g. an API key.
+        sample_ratio: share of the traces begun here that is recorded; the sender of a message decides about its own.
+    """
+
+    endpoint: Annotated[str, Env("INGEST_TRACES_ENDPOINT")] = ""
+    headers: Annotated[SecretStr | None, Env("INGEST_TRACES_HEADERS")] = None
+    sample_ratio: Annotated[float, Env("INGEST_TRACES_SAMPLE_RATIO")] = Field(1.0, ge=0, le=1)
+
+
+class LineageSettings(Section):
+    """Lineage of every run for an OpenLineage backend. OpenLineage's own variables hold as well.
+
+    Args:
+        url: address of the backend, e.g. http://localhost:5000; empty: OPENLINEAGE_URL, or no lineage.
+        api_key: bearer token of the backend.
+        namespace: namespace of the jobs; empty: OPENLINEAGE_NAMESPACE, or ingest_project.
+    """
+
+    url: Annotated[str, Env("INGEST_LINEAGE_URL")] = ""
+    api_key: Annotated[SecretStr | None, Env("INGEST_LINEAGE_API_KEY")] = None
+    namespace: Annotated[str, Env("INGEST_LINEAGE_NAMESPACE")] = ""
+
+
 class MonitorSettings(Section):
     """The dashboard, the metrics and the health endpoint.
 
     Args:
-        host: address that the monitor listens on; beyond this machine it wants a token.
+        host: address that the monitor listens on; beyond this machine it wants a token or a sign-in provider.
         port: port of the monitor; 0 picks a free one.
-        token: secret that every page except /healthz requires, at least 16 characters; empty: none required.
+        url: address at which people reach the monitor, for links; empty: links lead to the Dagster UI.
+        token: secret of viewers, who see every page; at least 16 characters; empty: none required.
+        operator_token: secret of operators, who act as well; without it and without OpenID Connect, nobody acts
+            beyond this machine.
+        actions_per_minute: most actions of one person in a minute.
         refresh_seconds: how often the monitor collects the system's state and the page refreshes.
     """
 
     host: Annotated[str, Env("INGEST_MONITOR_HOST")] = "127.0.0.1"
     port: Annotated[int, Env("INGEST_MONITOR_PORT")] = Field(8080, ge=0, le=65535)
+    url: Annotated[str, Env("INGEST_MONITOR_URL")] = ""
     token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_TOKEN")] = None
+    operator_token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_OPERATOR_TOKEN")] = None
+    actions_per_minute: Annotated[int, Env("INGEST_MONITOR_ACTIONS_PER_MINUTE")] = Field(60, gt=0)
     refresh_seconds: Annotated[float, Env("INGEST_MONITOR_REFRESH_SECONDS")] = Field(2.0, ge=0.5, le=60)
+
+    @field_validator("operator_token")
+    @classmethod
+    def _is_another(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        other = info.data.get("token")
+        if token and not is_in_vault(token) and not is_in_vault(other) and token == other:
+            raise ValueError("it must differ from INGEST_MONITOR_TOKEN, or every viewer could act")
+        return token
+
+
+class OidcSettings(Section):
+    """Signing in to the monitor with OpenID Connect.
+
+    Args:
+        issuer: the provider's address, as its ID tokens name it; empty: tokens only.
+        client_id: of this application at the provider.
+        client_secret: of that application; empty for a public one.
+        redirect_url: address of /oidc/callback as browsers reach it; by default that of the request.
+        scopes: requested from the provider, with spaces between.
+        groups_claim: claim that lists a person's groups.
+        operators: verified mail addresses and groups of those who act.
+        viewers: verified mail addresses and groups of those who only look.
+    """
+
+    issuer: Annotated[str, Env("INGEST_OIDC_ISSUER")] = ""
+    client_id: Annotated[str, Env("INGEST_OIDC_CLIENT_ID")] = Field("", validate_default=True)
+    client_secret: Annotated[SecretStr | None, Env("INGEST_OIDC_CLIENT_SECRET")] = None
+    redirect_url: Annotated[str, Env("INGEST_OIDC_REDIRECT_URL")] = ""
+    scopes: Annotated[str, Env("INGEST_OIDC_SCOPES")] = "openid email profile"
+    groups_claim: Annotated[str, Env("INGEST_OIDC_GROUPS_CLAIM")] = "groups"
+    viewers: Annotated[CommaList, Env("INGEST_OIDC_VIEWERS")] = Field(default_factory=list)
+    operators: Annotated[CommaList, Env("INGEST_OIDC_OPERATORS")] = Field(default_factory=list, validate_default=True)
+
+    @field_validator("issuer", "redirect_url")
+    @classmethod
+    def _is_web_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in THIS_MACHINE)
+        if address and not (safe and parts.hostname):
+            raise ValueError("it must be an https address; http only on this machine")
+        return address
+
+    @field_validator("scopes")
+    @classmethod
+    def _asks_for_an_id_token(cls, scopes: str) -> str:
+        if "openid" not in scopes.split():
+            raise ValueError("openid must be among them")
+        return scopes
+
+    @field_validator("client_id")
+    @classmethod
+    def _is_given(cls, client_id: str, info: ValidationInfo) -> str:
+        if info.data.get("issuer") and not client_id:
+            raise ValueError("INGEST_OIDC_ISSUER needs it")
+        return client_id
+
+    @field_validator("operators")
+    @classmethod
+    def _admits_somebody(cls, operators: list[str], info: ValidationInfo) -> list[str]:
+        if info.data.get("issuer") and not operators and not info.data.get("viewers"):
+            raise ValueError("with INGEST_OIDC_ISSUER, it or INGEST_OIDC_VIEWERS must name those who may sign in")
+        return operators
 
 
 class BackpressureSettings(Section):
@@ -294,20 +400,6 @@ class BackpressureSettings(Section):
 
     min_free_disk_bytes: Annotated[int, Env("INGEST_MIN_FREE_DISK_BYTES")] = Field(1024**3, ge=0)
     slow_warehouse_seconds: Annotated[float, Env("INGEST_SLOW_WAREHOUSE_SECONDS")] = Field(2.0, gt=0)
-
-
-class AlertSettings(Section):
-    """Alerts about failing runs and sensors.
-
-    Args:
-        channels: how alerts are sent: webhook, and those that other packages bring, by name.
-        webhook_url: address that receives a POST for each incident, and another when it is over.
-        failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.
-    """
-
-    channels: Annotated[CommaList, Env("INGEST_ALERT_CHANNELS")] = Field(default_factory=lambda: ["webhook"])
-    webhook_url: Annotated[SecretStr | None, Env("INGEST_ALERT_WEBHOOK_URL")] = None
-    failures_in_a_row: Annotated[int, Env("INGEST_ALERT_FAILURES_IN_A_ROW")] = Field(3, gt=0)
 
 
 class RetentionSettings(Section):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -32,9 +31,11 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
+from ingest_project.file_ingest.actions import RELEASE
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of
+from ingest_project.platform.actions import MAX_LIMIT, ActionRefusedError, ActionRequest, login_name, perform
 from ingest_project.platform.object_store.content_store import object_name
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 MAX_SHOWN_TEXT = 160
 TITLES = {"device_id": "Device"}
 MAX_SHOWN_REASON = 120
-KEYS_PER_QUERY = 1_000
 
 files_app = typer.Typer(help="Files and their outcomes.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Quarantined files: why, and how to release them.", no_args_is_help=True)
@@ -51,6 +51,7 @@ quarantine_app = typer.Typer(help="Quarantined files: why, and how to release th
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The file's key, or the beginning of it.")]
 Rows = Annotated[int, typer.Option(min=0, help="Most quarantined rows to show.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most files to list.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record of operators' actions.")]
 Search = Annotated[str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")]
 
 
@@ -203,6 +204,7 @@ def release(
     profile: Annotated[
         str | None, typer.Option(metavar="NAME", help="Read them by this reader profile from now on.")
     ] = None,
+    reason: Reason = "by ingest quarantine release",
     as_json: AsJson = False,
 ) -> None:
     """Ingest files again, after the source, the settings or the reader profile were fixed, or by another profile.
@@ -213,19 +215,24 @@ def release(
     """
     if bool(keys) == everything:
         raise typer.BadParameter("Name the files, or say --all.")
-    settings = load_settings().settings
-    if profile is not None:
-        _require_profile(profile, settings)
-    services = FileIngestResources(settings)
-    queue = services.files
+    services = FileIngestResources(load_settings().settings)
     # Every key is resolved before anything changes, so that a misspelt one changes nothing.
-    chosen = [_find(services, key) for key in keys] if keys else list(_quarantined(queue))
-    done = _release(queue, chosen) if profile is None else _announce_again(queue, chosen, profile)
+    chosen = [_find(services, key).file_key for key in keys or ()]
+    given = {"key": "\n".join(chosen), "new_profile": profile or ""}
+    try:
+        request = ActionRequest(parameters=given, limit=MAX_LIMIT, reason=reason, who=login_name())
+        done = perform(services, RELEASE, request)
+    except ActionRefusedError as error:
+        raise typer.BadParameter(str(error)) from error
+    states = {record.file_key: record.state for record in services.files.get_many([*done.failed])}
+    released = Release(tuple(done.created.get(key, key) for key in done.done), states)
     if as_json:
-        print_json(done)
+        print_json(released)
     else:
-        _print_release(done)
-    if done.unchanged:
+        _print_release(released)
+        if done.remaining:
+            complain(f"{counted(done.remaining, 'file')} more in quarantine; release again for those.")
+    if done.failed:
         raise typer.Exit(1)
 
 
@@ -307,40 +314,6 @@ def _find(services: FileIngestResources, key: str) -> FileRecord:
     return find_by_key(services.files, key, lambda record: record.file_key, "file", "ingest files list")
 
 
-def _quarantined(queue: FileQueue) -> Iterator[FileRecord]:
-    """Yield every file that was quarantined whole."""
-    offset = 0
-    while found := queue.list(state=FileState.QUARANTINED, limit=KEYS_PER_QUERY, offset=offset):
-        yield from found
-        offset += len(found)
-
-
-def _release(queue: FileQueue, chosen: Sequence[FileRecord]) -> Release:
-    released = queue.reopen([record.file_key for record in chosen], datetime.now(UTC))
-    states = {record.file_key: record.state for record in chosen}
-    return Release(released, {key: state for key, state in states.items() if key not in set(released)})
-
-
-def _announce_again(queue: FileQueue, chosen: Sequence[FileRecord], profile: str) -> Release:
-    released, unchanged = [], {}
-    for record in chosen:
-        key = queue.announce_again(record, profile, datetime.now(UTC)) if record.state.finished else None
-        if key is None:
-            unchanged[record.file_key] = record.state
-        else:
-            released.append(key)
-    return Release(tuple(released), unchanged)
-
-
-def _require_profile(name: str, settings: Settings) -> None:
-    """Reject a profile that is unknown or broken: it would reject every file."""
-    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the other commands need none
-
-    known = load_profiles(settings.file_ingest.profiles)
-    if name not in known:
-        raise typer.BadParameter(f"There is no usable reader profile {name!r}. Known: {', '.join(sorted(known))}.")
-
-
 def _print_release(done: Release) -> None:
     for key in done.released:
         say(f"{key} will be ingested again.")
@@ -380,6 +353,7 @@ def _facts(page: FilePage) -> list[tuple[str, object]]:
         ("Error class", record.error_class),
         ("Stands for it", record.duplicate_of),
         ("Replaced by", record.replaced_by),
+        ("Corrects", record.corrects),
         ("Rows", _rows(record)),
         ("Broken rules", counts(record.rule_counts or {})),
         ("Source", record.location),

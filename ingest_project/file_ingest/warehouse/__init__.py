@@ -152,6 +152,14 @@ class WarehouseTransaction(Protocol):
                 rows_accepted, rows_quarantined, rule_counts (JSON text: rule to number of rows), drifted.
         """
 
+    def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
+        """Store the statistics of ingested files, which replace those of an earlier attempt.
+
+        Args:
+            statistics: the columns of `file_statistics`, `null_counts` as JSON text.
+            without: keys of files that are not ingested: they have none.
+        """
+
 
 class RowsElsewhere(Protocol):
     """The accepted rows of a dataset outside the database, written in one commit before the database's own."""
@@ -164,6 +172,9 @@ class RowsElsewhere(Protocol):
 
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored rows in parts of bounded size, in no particular order."""
+
+    def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> Sequence[tuple[Any, ...]]:
+        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
 
 
 class RowsSession(Protocol):

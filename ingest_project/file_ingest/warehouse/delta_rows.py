@@ -68,6 +68,15 @@ class DeltaRows:
         for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([file_key])}"):
             yield pl.DataFrame(pl.from_arrow(batch)).drop("file_key")
 
+    def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> list[tuple[Any, ...]]:
+        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+        table = self.store.opened()
+        present = set() if table is None else {one.name for one in table.schema().fields}
+        columns = ", ".join(f'"{name}"' if name in present else f'NULL AS "{name}"' for name in names)
+        query = f"SELECT {columns} FROM events WHERE {_is_of([file_key])} ORDER BY line_number"
+        batches = query_events(self.store, f"{query} LIMIT {limit} OFFSET {first}")
+        return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
+
 
 @dataclass
 class DeltaSession:

@@ -19,20 +19,24 @@ import polars as pl
 import sqlalchemy as sa
 from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
+from pydantic import SecretStr
 
 from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.secrets import text_of
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, RowsSession, VersionRow, WarehouseTransaction
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
     QUARANTINED,
+    RENEWED,
     SENSOR_TABLES,
+    STATISTICS,
     VERSIONS,
     DatasetTables,
     SqlWarehouse,
     fitted,
 )
-from ingest_project.platform.database import database_address, database_errors, postgres_options
+from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
 
 # A content can change its owner between the failed claim and the reading of its owner.
 CLAIM_TRIES = 5
@@ -78,6 +82,15 @@ FINISH = """
         rows_quarantined bigint, rule_counts text, drifted boolean)
     WHERE files.file_key = done.file_key"""
 
+PUT_STATISTICS = f"""
+    INSERT INTO file_statistics ({", ".join(STATISTICS)})
+    SELECT file_key, dataset, source, sample_order, arrived_at, rows_read, rows_quarantined, null_counts::jsonb,
+        lateness_seconds
+    FROM json_to_recordset($1::json) AS found (
+        file_key text, dataset text, source text, sample_order int, arrived_at timestamptz, rows_read bigint,
+        rows_quarantined bigint, null_counts text, lateness_seconds double precision)
+    ON CONFLICT (file_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)}"""
+
 # Of locations, not of rows: the rows of a version that a long transaction stores stay free for the sensors.
 TRY_LOCK_LOCATIONS = """
     SELECT location_key FROM unnest($1::text[]) AS location_key
@@ -109,13 +122,18 @@ class PostgresWarehouse(SqlWarehouse):
     """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
     def __init__(
-        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
     ) -> None:
         super().__init__(database_url, connect_timeout_seconds, tables)
-        self._url = database_address(database_url)
-        address = _libpq_address(database_url, connect_timeout_seconds)
+        self._url = database_address(text_of(database_url))
+
+        def connect() -> Any:  # noqa: ANN401 - a pool takes any driver's
+            return with_present_secret(
+                database_url, lambda url: dbapi.connect(_libpq_address(url, connect_timeout_seconds))
+            )
+
         # Every transaction ends with a commit or a rollback of its own.
-        self._pool = sa.QueuePool(lambda: dbapi.connect(address), max_overflow=-1, reset_on_return=None)
+        self._pool = sa.QueuePool(connect, max_overflow=-1, reset_on_return=None)
         sa.event.listen(self._pool, "checkout", _require_alive)
 
     @contextmanager
@@ -258,6 +276,13 @@ class PostgresTransaction:
         """Finish the queue entries of these files, in one statement."""
         if not files.is_empty():
             self._run(FINISH, fitted(files, FINISHED).write_json(), _now())
+
+    def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
+        """Store the statistics of ingested files, in one statement, and delete those of others."""
+        if without:
+            self._run(DELETE_ROWS.format(table="file_statistics"), list(without))
+        if not statistics.is_empty():
+            self._run(PUT_STATISTICS, fitted(statistics, STATISTICS).write_json())
 
     def _reopen_duplicates_of(self, originals: list[str]) -> tuple[str, ...]:
         if not originals:

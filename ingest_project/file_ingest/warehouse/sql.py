@@ -16,9 +16,16 @@ from typing import Any, Self, cast
 import polars as pl
 import polars.selectors as cs
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.file_ingest.tables import aggregated_metrics, contents, quarantined_rows, raw_sensor_data
+from ingest_project.file_ingest.tables import (
+    aggregated_metrics,
+    contents,
+    file_statistics,
+    quarantined_rows,
+    raw_sensor_data,
+)
 from ingest_project.file_ingest.tables import files as files_table
 from ingest_project.file_ingest.warehouse import (
     REPLACEABLE_STATES,
@@ -31,6 +38,8 @@ from ingest_project.file_ingest.warehouse import (
     WarehouseTransaction,
 )
 from ingest_project.platform.database import open_engine, reading, writing
+from ingest_project.platform.database.sql import insert_into
+from ingest_project.platform.items import RowPage
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
@@ -90,6 +99,21 @@ FINISHED: Schema = {
     "drifted": pl.Boolean,
 }
 
+# Of ingested files; `null_counts` is JSON.
+STATISTICS: Schema = {
+    "file_key": pl.String,
+    "dataset": pl.String,
+    "source": pl.String,
+    "sample_order": pl.Int64,
+    "arrived_at": pl.Datetime("us", "UTC"),
+    "rows_read": pl.Int64,
+    "rows_quarantined": pl.Int64,
+    "null_counts": pl.String,
+    "lateness_seconds": pl.Float64,
+}
+# A file that is ingested again keeps when it arrived, and how late it was.
+RENEWED = ("rows_read", "rows_quarantined", "null_counts")
+
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
@@ -127,7 +151,7 @@ class SqlWarehouse:
     """See `Warehouse`; connects when it is first used."""
 
     def __init__(
-        self, database_url: str, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
+        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
     ) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
         self._tables = tables
@@ -185,6 +209,19 @@ class SqlWarehouse:
             rows = connection.execution_options(stream_results=True).execute(query)
             for part in rows.partitions(ROWS_READ_AT_A_TIME):
                 yield pl.DataFrame(list(map(tuple, part)), schema=schema, orient="row")
+
+    def page_of(self, file_key: str, first: int, limit: int) -> RowPage:
+        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+        names = tuple(name for name in self._tables.row_schema if name != "file_key")
+        table = self._tables.rows
+        if table is None:
+            elsewhere = self._tables.elsewhere
+            rows = [] if elsewhere is None else elsewhere.page_of(file_key, names, first, limit + 1)
+            return RowPage(names, tuple(rows[:limit]), more=len(rows) > limit)
+        query = sa.select(*(_as_read(table.c[name]) for name in names)).where(table.c.file_key == file_key)
+        with self._by_index() as connection:
+            found = connection.execute(query.order_by(table.c.line_number).offset(first).limit(limit + 1)).all()
+        return RowPage(names, tuple(map(tuple, found[:limit])), more=len(found) > limit)
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
@@ -375,6 +412,17 @@ class SqlTransaction:
                 .values(**row, rule_counts=counts, updated_at=now, finished_at=now)
                 .values(stands=row["state"] in {"ingested", "duplicate"}, retry_group=None)
             )
+
+    def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
+        """Store the statistics of ingested files, and delete those of others."""
+        for part in in_parts(without):
+            self._connection.execute(sa.delete(file_statistics).where(file_statistics.c.file_key.in_(part)))
+        rows = fitted(statistics, STATISTICS).to_dicts()
+        if rows:
+            statement = insert_into(self._connection, file_statistics)
+            renewed = {name: statement.excluded[name] for name in RENEWED}
+            known = [row | {"null_counts": json.loads(row["null_counts"])} for row in rows]
+            self._connection.execute(statement.on_conflict_do_update(index_elements=["file_key"], set_=renewed), known)
 
     def _claim(self, claim: Mapping[str, str]) -> str:
         query = sa.select(contents.c.file_key).where(

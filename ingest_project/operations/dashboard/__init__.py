@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
-from ingest_project.operations.dashboard.auth import (
-    COOKIE,
-    SESSION_SECONDS,
-    Gate,
-    Guarded,
-    TooManyAttemptsError,
-    address_of,
-    cookie_of,
-    is_loopback,
-)
+from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts.watch import AlertWatch, Watcher
+from ingest_project.operations.dashboard import dead_letters, items
+from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
+from ingest_project.operations.dashboard.rendering import page_file, render
+from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
+from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -39,13 +35,17 @@ if TYPE_CHECKING:
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
-FIRST_POLL_OF_PAGE_SECONDS = 1.0
-MAX_FORM_BYTES = 4_096
-FORM_SECONDS = 10.0
+FIRST_POLL_OF_PAGE_SECONDS = 0.5
 # Time for requests in progress once the server is stopped.
 GRACE_SECONDS = 3
-PAGES = files("ingest_project.operations.dashboard") / "pages"
-STATIC = {"dashboard.css": "text/css", "dashboard.js": "text/javascript", "charts.js": "text/javascript"}
+STATIC = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "mark.svg": "image/svg+xml",
+}
+# Each page module brings its own routes.
+PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes, dead_letters.routes)
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
@@ -55,21 +55,22 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         settings: of the system, with the token.
         local_only: answer only requests that were addressed to this machine's own names.
     """
-    token = settings.monitor.token
-    gate = Gate(token.get_secret_value() if token else "")
-    answers = Answers(Monitor(settings), gate)
+    gate = Gate.of(settings, local_only=local_only)
+    console = Console(Monitor(settings))
+    answers = Answers(console)
+    pages = [route for routes in PAGE_ROUTES for route in routes(console)]
     routes = [
         Route("/", answers.page),
         Route("/dashboard.json", answers.data),
         Route("/metrics", answers.metrics),
         Route("/healthz", answers.alive),
         Route("/readyz", answers.ready),
-        Route("/login", answers.login_form, methods=["GET"]),
-        Route("/login", answers.login, methods=["POST"]),
-        Route("/logout", answers.logout, methods=["POST"]),
         Route("/static/{name}", answers.static),
+        *SignInPages(settings, gate).routes(),
+        *pages,
     ]
-    return Guarded(Starlette(routes=routes, lifespan=answers.polling), gate, local_only=local_only)
+    app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
+    return Guarded(app, gate, local_only=local_only, actions_per_minute=settings.monitor.actions_per_minute)
 
 
 def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:
@@ -83,12 +84,13 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
         insecure: listen beyond this machine without a token.
 
     Raises:
-        SettingsError: it would be open to others without a token, or the port is taken.
+        SettingsError: it would be open to others without a token, the port is taken, or an alert address is wrong.
     """
     import uvicorn  # noqa: PLC0415 - only this command serves
 
     require_protection(settings, host, insecure=insecure)
-    app = monitor_app(settings, local_only=is_loopback(host) and not settings.monitor.token)
+    require_usable(settings)
+    app = monitor_app(settings, local_only=is_loopback(host) and not _is_protected(settings))
     listener = _listen(host, port)
     # Its own log would have another format, and a line for every request.
     config = uvicorn.Config(
@@ -104,34 +106,39 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
 
 def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:
     """Raise SettingsError where everybody on the network could read the monitor."""
-    if is_loopback(host) or settings.monitor.token or insecure:
+    if is_loopback(host) or _is_protected(settings) or insecure:
         return
     raise SettingsError(
-        f"The monitor would be open to everybody who reaches {host}. "
-        "Set INGEST_MONITOR_TOKEN, or pass --insecure where something else protects it."
+        f"The monitor would be open to everybody who reaches {host}. Set INGEST_MONITOR_TOKEN, "
+        "INGEST_MONITOR_OPERATOR_TOKEN or INGEST_OIDC_ISSUER, or pass --insecure where something else protects it."
     )
 
 
 class Answers:
-    """One method for each route."""
+    """One method for each route of the dashboard, its data, metrics and health."""
 
-    def __init__(self, monitor: Monitor, gate: Gate) -> None:
-        self._monitor = monitor
-        self._gate = gate
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._monitor = monitor = console.monitor
         self._histories = Histories(lambda: RunningTotals(monitor.services.engine))
 
     @asynccontextmanager
     async def polling(self, _app: Starlette) -> AsyncIterator[None]:
-        """Poll for as long as the application runs."""
-        self._monitor.start()
+        """Poll, and send alerts, for as long as the application runs."""
+        monitor = self._monitor
+        watcher = Watcher(AlertWatch(monitor.settings, monitor.alert_stores), monitor.snapshot)
+        monitor.start()
+        if "alerts" not in monitor.settings.dagster.disabled_capabilities:
+            watcher.start()
         try:
             yield
         finally:
+            await run_in_threadpool(watcher.stop)
             await run_in_threadpool(self._monitor.stop)
 
-    async def page(self, _request: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """Return the dashboard."""
-        return HTMLResponse(_page("dashboard.html"))
+        return render(request, "dashboard.html", dagster_url=self._console.dagster_url)
 
     async def data(self, request: Request) -> Response:
         """Return its data, of `?window=1h`, `24h` or `7d`."""
@@ -156,45 +163,12 @@ class Answers:
             return JSONResponse([{"name": line.name, "ok": line.ok, "detail": line.detail} for line in lines], status)
         return PlainTextResponse("".join(f"{printable(line)}\n" for line in lines), status)
 
-    async def login_form(self, _request: Request) -> Response:
-        """Return the form for the token."""
-        return HTMLResponse(_page("login.html")) if self._gate.is_locked else RedirectResponse("./", 303)
-
-    async def login(self, request: Request) -> Response:
-        """Check the token, and set a cookie for it."""
-        form = bytearray()
-        try:
-            async with asyncio.timeout(FORM_SECONDS):
-                async for piece in request.stream():
-                    form += piece
-                    if len(form) > MAX_FORM_BYTES:
-                        return PlainTextResponse("The form is too large.\n", 413)
-        except TimeoutError:
-            return PlainTextResponse("The form took too long.\n", 408)
-        given = parse_qs(form.decode("utf-8", "replace")).get("token", [""])[0]
-        try:
-            is_token = self._gate.try_token(given.strip(), address_of(request.scope))
-        except TooManyAttemptsError as refusal:
-            return refusal.answer()
-        if not is_token:
-            return HTMLResponse(_page("login.html").replace("hidden", ""), 401)
-        answer = RedirectResponse("./", 303)
-        answer.set_cookie(COOKIE, self._gate.new_session(), SESSION_SECONDS, **_cookie_attributes(request))
-        return answer
-
-    async def logout(self, request: Request) -> Response:
-        """End the session and delete its cookie."""
-        self._gate.end_session(cookie_of(request.headers))
-        answer = RedirectResponse("login", 303)
-        answer.delete_cookie(COOKIE, **_cookie_attributes(request))
-        return answer
-
     async def static(self, request: Request) -> Response:
         """Return a script or style sheet of the page."""
         name = request.path_params["name"]
         if name not in STATIC:
             return PlainTextResponse("Not found.\n", 404)
-        return Response(_page(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
+        return Response(page_file(name), media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
 
     def _data(self, window: str) -> bytes:
         self._monitor.wait_for_first(FIRST_POLL_OF_PAGE_SECONDS)
@@ -214,13 +188,8 @@ class Answers:
         return readiness(self._monitor.snapshot())
 
 
-def _cookie_attributes(request: Request) -> dict[str, Any]:
-    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-    return {"httponly": True, "samesite": "strict", "secure": secure}
-
-
-def _page(name: str) -> str:
-    return (PAGES / name).read_text(encoding="utf-8")
+def _is_protected(settings: Settings) -> bool:
+    return bool(settings.monitor.token or settings.monitor.operator_token or settings.oidc.issuer)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,132 +1,67 @@
-"""Access to the monitor: by token, or from this machine where no token is set, with limits on guessing.
+"""Access to the console: who sent a request, and whether it may act.
 
-Programs send the token as `Authorization: Bearer`, people type it into a form and get a cookie. The cookie is a random
-number that only this process knows: it ends with its time, with a logout and with the process. Every answer forbids the
-page to load or send anything elsewhere.
+A *viewer* sees everything, an *operator* acts as well. Programs send a token as `Authorization: Bearer`; people type it
+into a form, or sign in with OpenID Connect, and get a cookie. The cookie is a random number that only this process
+knows: its session ends with its time, with a logout and with the process. Where neither a token nor a provider is
+configured, whoever uses this machine is its operator.
+
+Every request passes `Guarded`, so that no page can forget a rule: one that is neither GET nor HEAD needs the role, a
+page of this site as its origin, the CSRF token of the session unless it carries a Bearer token, and a body within
+bounds of size and time. Every response forbids the page to load or send anything elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import math
 import secrets
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse, RedirectResponse
+from pydantic import SecretStr
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from ingest_project.core.logging import get_logger
+from ingest_project.core.secrets import text_of
+from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
+from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
+from ingest_project.operations.dashboard.rendering import render, root_of
+from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = get_logger(__name__)
+    from ingest_project.core.settings import Settings
 
-FREE_FAILURES = 5
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
-FORGET_SECONDS = 3_600.0
-# For all unknown addresses together: so many at once, and then one more at each interval.
-SHARED_FAILURES, SHARED_REFILL_SECONDS = 60, 2.0
-MAX_ADDRESSES = 1_024
-# A client with one IPv6 address has the whole network of its first bits.
-IPV6_PREFIX = 64
-
-
-@dataclass
-class _Failures:
-    count: int
-    at: float
-
-    def pause(self, now: float) -> float:
-        """Return the seconds that are left of the pause after the last failure."""
-        over = self.count - FREE_FAILURES
-        if over <= 0:
-            return 0.0
-        return self.at + min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(over - 1, 30)) - now
-
-
-class GuessLimits:
-    """Count wrong tokens and decide how long an address must wait before its next attempt is checked.
-
-    An address that has sent the right token is trusted: others' guesses do not lock it out.
-    """
-
-    def __init__(self) -> None:
-        self._failures: OrderedDict[str, _Failures] = OrderedDict()
-        self._trusted: OrderedDict[str, None] = OrderedDict()
-        self._shared = float(SHARED_FAILURES)
-        self._shared_at = 0.0
-
-    def wait_seconds(self, address: str, now: float) -> float:
-        """Return how long this address must wait; 0 where its attempt may be checked."""
-        who = _network(address)
-        failures = self._failures.get(who)
-        own = failures.pause(now) if failures else 0.0
-        if who in self._trusted:
-            return max(0.0, own)
-        left = self._refilled(now)
-        return max(0.0, own, 0.0 if left >= 1 else (1 - left) * SHARED_REFILL_SECONDS)
-
-    def failed(self, address: str, now: float) -> None:
-        """Count a wrong token."""
-        who = _network(address)
-        known = self._failures.pop(who, None)
-        count = known.count + 1 if known and now - known.at < FORGET_SECONDS else 1
-        self._failures[who] = _Failures(count, now)
-        _keep_newest(self._failures)
-        self._shared = max(0.0, self._refilled(now) - 1)
-        if count > FREE_FAILURES:
-            logger.warning("monitor_tokens_guessed", address=who, failures=count)
-
-    def succeeded(self, address: str) -> None:
-        """Forget the failures of an address that has shown the right token."""
-        who = _network(address)
-        self._failures.pop(who, None)
-        self._trusted.pop(who, None)
-        self._trusted[who] = None
-        _keep_newest(self._trusted)
-
-    def _refilled(self, now: float) -> float:
-        self._shared = min(float(SHARED_FAILURES), self._shared + (now - self._shared_at) / SHARED_REFILL_SECONDS)
-        self._shared_at = now
-        return self._shared
-
-
-def _keep_newest(entries: OrderedDict[str, Any]) -> None:
-    while len(entries) > MAX_ADDRESSES:
-        entries.popitem(last=False)
-
-
-def _network(address: str) -> str:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:64]
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
-
-
-COOKIE = "ingest_monitor"
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000
-OPEN_PATHS = frozenset({"/healthz", "/login"})
+COOKIE = "ingest_monitor"
+# A browser takes a cookie of this name over TLS only, from this very host only.
+HOST_PREFIX = "__Host-"
+CSRF_HEADER = "x-csrf-token"
+LOOKING = frozenset({"GET", "HEAD"})
+# Whoever is not known yet may send these; logging out needs no more than the cookie, which other sites cannot send.
+SIGN_IN_PATHS = frozenset({"/login", "/logout", "/oidc/login", "/oidc/callback"})
+OPEN_PATHS = SIGN_IN_PATHS | {"/healthz"}
 # The style of the form is no secret.
 OPEN_PREFIX = "/static/"
+MAX_SIGN_IN_BYTES = 4_096
+BODY_SECONDS, UPLOAD_SECONDS = 10.0, 300.0
+MAX_RETURN_CHARACTERS = 2_000
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "Referrer-Policy": "no-referrer",
+    # With `no-referrer` browsers call the origin of our own forms `null`.
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -134,132 +69,276 @@ HEADERS = {
 }
 
 
-class Gate:
-    """Check the token, sessions and guesses.
+class Role(StrEnum):
+    """What a viewer may do: look, or act too."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+class Viewer(NamedTuple):
+    """Who sent a request.
 
     Args:
-        token: empty where none is required.
+        name: of the person, as the audit records it.
+        role: what they may do.
+        signed_in: False where nobody has to.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = _digest(token) if token else b""
-        self._sessions: OrderedDict[bytes, float] = OrderedDict()
+    name: str
+    role: Role
+    signed_in: bool = True
+
+    @property
+    def may_act(self) -> bool:
+        """True for an operator."""
+        return self.role is Role.OPERATOR
+
+
+NOBODY = Viewer("", Role.VIEWER, signed_in=False)
+# Without a token or a provider: on this machine alone, and with --insecure.
+LOCAL_PERSON = Viewer("local user", Role.OPERATOR, signed_in=False)
+ANYBODY = Viewer("anybody", Role.VIEWER, signed_in=False)
+
+
+class Session(NamedTuple):
+    """A person who has signed in.
+
+    Args:
+        csrf_token: that every form and request of the session carries.
+        ends: monotonic time.
+    """
+
+    viewer: Viewer
+    csrf_token: str
+    ends: float
+
+
+class Admission(NamedTuple):
+    """Who is admitted, and the CSRF token that their actions need; None where they need none."""
+
+    viewer: Viewer
+    csrf_token: str | None
+
+
+class Gate:
+    """Check tokens, sessions and guesses.
+
+    Args:
+        token: of viewers; empty without one.
+        operator_token: of operators; empty without one.
+        has_provider: people can sign in with OpenID Connect.
+        everybody: who sends every request where nobody has to sign in.
+    """
+
+    def __init__(
+        self,
+        token: str | SecretStr = "",
+        operator_token: str | SecretStr = "",
+        *,
+        has_provider: bool = False,
+        everybody: Viewer = LOCAL_PERSON,
+    ) -> None:
+        of_role = {Role.VIEWER: token, Role.OPERATOR: operator_token}
+        self._tokens = [(known, Viewer(f"{role} token", role)) for role, known in of_role.items() if text_of(known)]
+        self._has_provider = has_provider
+        self._everybody = Admission(everybody, secrets.token_urlsafe(32))
+        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
         self._limits = GuessLimits()
+
+    @classmethod
+    def of(cls, settings: Settings, *, local_only: bool) -> Gate:
+        """Return the gate of these settings.
+
+        Args:
+            settings: with the tokens and the provider.
+            local_only: only this machine reaches the console.
+        """
+        token, operator_token = settings.monitor.token, settings.monitor.operator_token
+        return cls(
+            token or "",
+            operator_token or "",
+            has_provider=bool(settings.oidc.issuer),
+            everybody=LOCAL_PERSON if local_only else ANYBODY,
+        )
 
     @property
     def is_locked(self) -> bool:
-        """True where a token is required."""
-        return bool(self._token)
+        """True where people and programs have to say who they are."""
+        return bool(self._tokens) or self._has_provider
 
-    def opens_with(self, token: str) -> bool:
-        """Tell whether that is the token; takes the same time for every wrong one."""
-        return self.is_locked and secrets.compare_digest(_digest(token), self._token)
+    @property
+    def takes_tokens(self) -> bool:
+        """True where at least one token is configured."""
+        return bool(self._tokens)
 
-    def try_token(self, token: str, address: str, now: float | None = None) -> bool:
+    def opens_with(self, token: str) -> Viewer | None:
+        """Return whose token that is; takes the same time for every wrong one."""
+        digest, found = _digest(token), None
+        for known, viewer in self._tokens:
+            if secrets.compare_digest(digest, _digest(text_of(known))):
+                found = viewer
+        return found
+
+    def try_token(self, token: str, address: str, now: float | None = None) -> Viewer | None:
         """Check a token that came from an address.
 
         Raises:
-            TooManyAttemptsError: the address has to wait; the token was not checked.
+            HTTPException: 429: the address has to wait; the token was not checked.
         """
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
-            raise TooManyAttemptsError(wait)
-        if self.opens_with(token):
+            raise _wait(wait, "Too many wrong tokens.")
+        viewer = self.opens_with(token)
+        if viewer:
             self._limits.succeeded(address)
-            return True
-        self._limits.failed(address, now)
-        return False
+        else:
+            self._limits.failed(address, now)
+        return viewer
 
-    def new_session(self, now: float | None = None) -> str:
+    def new_session(self, viewer: Viewer, now: float | None = None) -> str:
         """Create a session; return the value of its cookie."""
         now = time.monotonic() if now is None else now
         # Sessions end in the order in which they began.
-        while self._sessions and (len(self._sessions) >= MAX_SESSIONS or next(iter(self._sessions.values())) <= now):
+        while self._sessions and (
+            len(self._sessions) >= MAX_SESSIONS or next(iter(self._sessions.values())).ends <= now
+        ):
             self._sessions.popitem(last=False)
-        session = secrets.token_urlsafe(32)
-        self._sessions[_digest(session)] = now + SESSION_SECONDS
-        return session
+        cookie = secrets.token_urlsafe(32)
+        self._sessions[_digest(cookie)] = Session(viewer, secrets.token_urlsafe(32), now + SESSION_SECONDS)
+        return cookie
 
-    def knows(self, session: str, now: float | None = None) -> bool:
-        """Tell whether the cookie belongs to a session that has not ended."""
-        return self._sessions.get(_digest(session), 0.0) > (time.monotonic() if now is None else now)
+    def session_of(self, cookie: str, now: float | None = None) -> Session | None:
+        """Return the session of a cookie, unless it has ended."""
+        session = self._sessions.get(_digest(cookie))
+        return session if session and session.ends > (time.monotonic() if now is None else now) else None
 
-    def end_session(self, session: str) -> None:
+    def end_session(self, cookie: str) -> None:
         """End a session: copies of its cookie are worthless."""
-        self._sessions.pop(_digest(session), None)
+        self._sessions.pop(_digest(cookie), None)
 
-    def admits(self, headers: Headers, address: str) -> bool:
-        """Tell whether a request carries a valid cookie or the token.
+    def admit(self, request: Request) -> Admission | None:
+        """Return who sent a request; None where it says nothing valid.
 
         Raises:
-            TooManyAttemptsError: see `try_token`.
+            HTTPException: see `try_token`.
         """
-        if not self.is_locked or self.knows(cookie_of(headers)):
-            return True
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self.try_token(token.strip(), address)
-
-
-class TooManyAttemptsError(Exception):
-    """An address has sent too many wrong tokens.
-
-    Args:
-        wait_seconds: after which its next one is checked.
-    """
-
-    def __init__(self, wait_seconds: float) -> None:
-        self.wait_seconds = math.ceil(wait_seconds)
-        super().__init__(f"Too many wrong tokens. Try again in {self.wait_seconds} s.")
-
-    def answer(self) -> PlainTextResponse:
-        """Return the response to the client."""
-        return PlainTextResponse(f"{self}\n", 429, {"Retry-After": str(self.wait_seconds)})
+        if not self.is_locked:
+            return self._everybody
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            viewer = self.try_token(token.strip(), address_of(request.scope))
+            return Admission(viewer, None) if viewer else None
+        session = self.session_of(cookie_of(request))
+        return Admission(session.viewer, session.csrf_token) if session else None
 
 
 class Guarded:
-    """Wrap the application: only admitted requests reach it.
+    """Wrap the application: only requests that are allowed reach it, and it learns who sent them.
 
     Args:
         app: that is guarded.
-        gate: knows the token.
+        gate: knows tokens and sessions.
         local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its
             name resolve to this machine and read everything (DNS rebinding).
+        actions_per_minute: of one viewer.
+        uploads: most bytes that these paths take; all others take MAX_BODY_BYTES.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, *, local_only: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        *,
+        local_only: bool,
+        actions_per_minute: int,
+        uploads: Mapping[str, int] | None = None,
+    ) -> None:
         self._app = app
         self._gate = gate
         self._local_only = local_only
+        self._actions = ActionLimits(actions_per_minute)
+        self._uploads = uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await self._chosen(scope)(scope, receive, _with_headers(send))
-
-    def _chosen(self, scope: Scope) -> ASGIApp:
-        headers, path = Headers(scope=scope), scope["path"]
-        if self._local_only and not is_loopback(_host(headers)):
-            return PlainTextResponse("This monitor is for this machine only; set a token to open it.\n", 421)
+        app, request = self._app, Request(scope, receive)
+        request.state.viewer, request.state.csrf_token = NOBODY, ""
         try:
-            if path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or self._gate.admits(headers, address_of(scope)):
-                return self._app
-        except TooManyAttemptsError as refusal:
-            return refusal.answer()
-        if "text/html" in headers.get("accept", ""):
-            return RedirectResponse("login", status_code=303)
-        return PlainTextResponse("The token is missing or wrong.\n", 401, {"WWW-Authenticate": "Bearer"})
+            app = self._refusal(request) or app
+            if app is self._app and request.method not in LOOKING:
+                receive = await self._checked_body(request)
+        except HTTPException as refusal:
+            app = problem(request, refusal)
+        await app(scope, receive, _with_headers(send))
+
+    def _refusal(self, request: Request) -> Response | None:
+        """Return the answer to a request of somebody unknown; None where it may look."""
+        if self._local_only and not is_loopback(host_of(request.headers.get("host", ""))[0]):
+            raise HTTPException(421, "This monitor is for this machine only; set a token to open it.")
+        path = request.scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+            return None
+        admission = self._gate.admit(request)
+        if admission:
+            request.state.viewer, request.state.csrf_token = admission.viewer, admission.csrf_token or ""
+            request.state.needs_csrf_token = admission.csrf_token is not None
+            return None
+        if not _wants_page(request) or request.method not in LOOKING:
+            raise HTTPException(401, "The token is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+        # As the browser sent it: an encoded slash in a key is not a separator.
+        address = request.scope.get("raw_path", path.encode()).decode("latin-1")
+        address += f"?{request.url.query}" if request.url.query else ""
+        wanted = "" if path == "/" else f"?next={quote(address[:MAX_RETURN_CHARACTERS])}"
+        login = f"{root_of(request.scope)}login{wanted}"
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            # Followed from another site, a link comes without the cookie; followed from our own page, with it.
+            return render(request, "opening.html", 401, to=login)
+        return RedirectResponse(login, 303)
+
+    async def _checked_body(self, request: Request) -> Receive:
+        """Check a request that is to change something; return how its bounded body is read.
+
+        Raises:
+            HTTPException: it is not allowed.
+        """
+        if not is_same_origin(request.headers):
+            raise HTTPException(403, "The request comes from a page of another site.")
+        path, viewer = request.scope["path"], request.state.viewer
+        if path in SIGN_IN_PATHS:
+            return BoundedBody(request, MAX_SIGN_IN_BYTES, BODY_SECONDS).receive
+        if not viewer.may_act:
+            raise HTTPException(403, f"Only an operator can do this, and {viewer.name} is a {viewer.role}.")
+        upload = self._uploads.get(path)
+        body = BoundedBody(request, upload or MAX_BODY_BYTES, UPLOAD_SECONDS if upload else BODY_SECONDS)
+        if request.state.needs_csrf_token:
+            given = request.headers.get(CSRF_HEADER) or await body.csrf_token()
+            if not secrets.compare_digest(given.encode(), request.state.csrf_token.encode()):
+                raise HTTPException(403, "The form has expired. Load its page again, and send it once more.")
+        if wait := self._actions.take(viewer.name):
+            raise _wait(wait, "Too many actions.")
+        return body.receive
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a name or address always means this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def problem(request: Request, error: Exception) -> Response:
+    """Return the response for an HTTPException: a page for browsers, JSON or a line of text for programs."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette types its handlers for every exception
+    title, headers = HTTPStatus(error.status_code).phrase, error.headers
+    if _wants_page(request):
+        page = render(request, "problem.html", error.status_code, title=title, detail=error.detail)
+        page.headers.update(headers or {})
+        return page
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"error": error.detail}, error.status_code, headers)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
+
+
+def is_https(request: Request) -> bool:
+    """Tell whether the browser used TLS, as far as the connection or a proxy tells."""
+    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
 
 
 def address_of(scope: Scope) -> str:
@@ -268,26 +347,43 @@ def address_of(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
+def cookie_of(request: Request, name: str = COOKIE) -> str:
+    """Return a cookie of a request; empty without one."""
+    return request.cookies.get(cookie_name(request, name), "")
+
+
+def cookie_name(request: Request, name: str = COOKIE) -> str:
+    """Return the name of a cookie as this request sends it."""
+    return HOST_PREFIX + name if is_https(request) else name
+
+
+def set_cookie(request: Request, answer: Response, value: str, seconds: int, name: str = COOKIE) -> None:
+    """Have the browser keep a cookie, or with no value forget it.
+
+    A cookie of a sign-in is sent when the provider leads back to this site; that of a session only by its own pages.
+    """
+    answer.set_cookie(
+        cookie_name(request, name),
+        value,
+        seconds,
+        httponly=True,
+        secure=is_https(request),
+        samesite="strict" if name == COOKIE else "lax",
+    )
+
+
 def _digest(text: str) -> bytes:
     # Of constant length, and useless to a reader of this process's memory.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _host(headers: Headers) -> str:
-    try:
-        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:
-        return ""
+def _wait(seconds: float, reason: str) -> HTTPException:
+    seconds = math.ceil(seconds)
+    return HTTPException(429, f"{reason} Try again in {seconds} s.", {"Retry-After": str(seconds)})
 
 
-def cookie_of(headers: Headers) -> str:
-    """Return the session cookie of a request; empty without one."""
-    cookies: SimpleCookie = SimpleCookie()
-    try:
-        cookies.load(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return cookies[COOKIE].value if COOKIE in cookies else ""
+def _wants_page(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")
 
 
 def _with_headers(send: Send) -> Send:

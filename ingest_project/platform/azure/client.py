@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import stamina
@@ -30,6 +31,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
 
 from ingest_project.core.errors import IngestError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.azure import (
     OneLakeAddress,
     OneLakeCredential,
@@ -54,6 +56,9 @@ MAX_PUT_BYTES = 256 * 1024**2
 # The most entries that the service gives in one answer.
 PAGE = 5_000
 CALLERS_PER_APPEND = 4
+REFUSALS = frozenset({401, 403})
+# A message names the file system, and a client takes megabytes.
+KEPT_CLIENTS = 32
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.25
 WAIT_FACTOR = 4
@@ -105,6 +110,8 @@ class BoundedRetry(ExponentialRetry):
         super().__init__(retry_total=options.retries)
         self._attempts = options.retries + 1
         self._longest = options.longest_wait_seconds
+        self._secret = options.credential.sas or options.credential.account_key
+        self._used = text_of(self._secret or "")
 
     def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
         """Send one request until it is answered, or until the attempts are used up."""
@@ -137,6 +144,9 @@ class BoundedRetry(ExponentialRetry):
             raise _FailedAttemptError(error) from None
         if response.http_response.status_code in RETRIED_STATUSES:
             raise _FailedAttemptError(response)
+        if response.http_response.status_code in REFUSALS and renewed(self._secret, self._used):
+            # This client keeps the old one.
+            raise ServiceRequestError("The credential has changed.")
         return response
 
     def _pause(self, failed: Exception) -> bool | float:
@@ -172,6 +182,18 @@ def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = N
     """
     with _credential_errors(address):
         return FileSystemClient(address.account_url, address.file_system, **_client_arguments(address, options))
+
+
+@lru_cache(maxsize=KEPT_CLIENTS)
+def shared_file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
+    """Return the client of a file system and a credential, shared by this process; another one after a rotation."""
+    return open_file_system(OneLakeAddress(account_url, file_system), options)
+
+
+@lru_cache(maxsize=KEPT_CLIENTS)
+def shared_container(account_url: str, file_system: str, options: OneLakeOptions) -> ContainerClient:
+    """Return the same through the blob endpoint, see `open_container`."""
+    return open_container(OneLakeAddress(account_url, file_system), options)
 
 
 def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:

@@ -11,13 +11,16 @@ it does not.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
-- `run_records.py`: the run and schedule storages, opened without an instance; `InstigatorState` and its ticks;
+- `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
+  `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).
 - `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
   `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon of both packages). Without it:
   `dagster-daemon run`, each message seen up to four seconds later.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
+- `webserver.py`: that `dagster_webserver.cli` creates its application by `create_app_from_workspace_process_context`
+  (test_webserver, test_stack_dagster). Without it: `dagster-webserver`, behind a proxy with the same rules.
 - `instance.py`, the launcher: `DefaultRunLauncher._get_grpc_client_for_termination`; `get_current_runs` of
   `DagsterGrpcClient` (test_internals). Without it: `DefaultRunLauncher`, which cannot tell whether a process is gone.
 """

@@ -43,6 +43,7 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Connection, Engine
 
 from ingest_project.core.settings import current_settings
+from ingest_project.platform.database import follow_secret
 
 # A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
 PATIENCE_SECONDS = 60.0
@@ -209,7 +210,7 @@ def shared_storage(postgres_url: str) -> _PooledPostgresStorage:
 @cache
 def shared_engine(postgres_url: str) -> Engine:
     """Return the one pool of this process: by default Dagster opens a connection for every query."""
-    return sqlalchemy.create_engine(
+    engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
         pool_size=_POOL_SIZE,
@@ -218,6 +219,8 @@ def shared_engine(postgres_url: str) -> Engine:
         # A connection that a restarted server has forgotten is replaced before it is used.
         pool_pre_ping=True,
     )
+    follow_secret(engine, current_settings().dagster.postgres_url, {})
+    return engine
 
 
 class InstanceStorage(DagsterStorage, ConfigurableClass):

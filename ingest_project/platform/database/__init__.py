@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import sqlalchemy as sa
 import stamina
+from pydantic import SecretStr
 from sqlalchemy.engine import URL, make_url
 
 import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off stdout
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.core.local_files import make_private_folder
-from ingest_project.platform.errors import map_error
+from ingest_project.core.secrets import SecretReference, renewed, text_of
+from ingest_project.platform.errors import is_refused_login, map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
 POSTGRES_DRIVER = "postgresql+psycopg2"
@@ -30,19 +32,22 @@ LOCK_TIMEOUT_SECONDS = 60
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 BEGIN_OPTION = "ingest_sqlite_begin"
 
+Connected = TypeVar("Connected")
 
-def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
+
+def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
     """Make an engine for the work queues and the generic warehouse; nothing is connected yet.
 
     Args:
-        database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file.
+        database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file. Each new
+            connection uses what a secret is then.
         connect_timeout_seconds: how long one connection attempt may take.
         pool_size: connections kept open; a few more are opened when needed.
 
     Raises:
         SettingsError: the URL is empty or cannot be understood.
     """
-    url = database_address(database_url)
+    url = database_address(text_of(database_url))
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
     arguments: dict[str, Any] = {}
@@ -51,9 +56,43 @@ def open_engine(database_url: str, connect_timeout_seconds: float = 10, *, pool_
         arguments = {
             name: value for name, value in postgres_options(connect_timeout_seconds).items() if name not in given
         }
-    return sa.create_engine(
+    engine = sa.create_engine(
         url, pool_size=pool_size, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
     )
+    follow_secret(engine, database_url, arguments)
+    return engine
+
+
+def follow_secret(engine: sa.Engine, database_url: str | SecretStr, arguments: Mapping[str, Any]) -> None:
+    """Have each new connection of an engine use the URL that a reference gives then; nothing changes for any other URL.
+
+    Args:
+        engine: of a PostgreSQL database.
+        database_url: its address.
+        arguments: further ones of a connection.
+    """
+    if not isinstance(database_url, SecretReference):
+        return
+
+    def connect(dialect: sa.Dialect, *_: object) -> Any:  # noqa: ANN401 - the driver's connection
+        def connected(url: str) -> Any:  # noqa: ANN401 - see above
+            given, options = dialect.create_connect_args(database_address(url))
+            return dialect.connect(*given, **{**options, **arguments})
+
+        return with_present_secret(database_url, connected)
+
+    sa.event.listen(engine, "do_connect", connect)
+
+
+def with_present_secret(database_url: str | SecretStr, connect: Callable[[str], Connected]) -> Connected:
+    """Connect by the present URL; if the login is refused and the secret has changed, once more."""
+    used = text_of(database_url)
+    try:
+        return connect(used)
+    except Exception as error:
+        if not is_refused_login(error) or not renewed(database_url, used):
+            raise
+    return connect(text_of(database_url))
 
 
 def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
@@ -258,8 +297,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 # The newest revision in migrations/versions. Named here so that a database that is current costs one small query
 # instead of the import of Alembic; a test compares the two.
-HEAD = "0003"
-REVISIONS = frozenset({HEAD})
+HEAD = "0004"
+REVISIONS = frozenset({"0003", HEAD})
 # Any number that no other program locks in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest_project.core.items import digest_of
+
 if TYPE_CHECKING:
     # Imports Polars, which most programs with a database never need.
     from ingest_project.contracts.columns import Column
@@ -115,7 +117,7 @@ def kafka_columns() -> list[Col[Any]]:
 
 
 def work_columns() -> list[Col[Any]]:
-    """Return the columns of a work queue's entries: state, attempts, lease and times."""
+    """Return the columns of a work queue's entries: state, attempts, lease, times and trace."""
     return [
         Col("state", sa.Text, nullable=False),
         Col("attempts", sa.Integer, nullable=False),
@@ -130,6 +132,8 @@ def work_columns() -> list[Col[Any]]:
         Col("finished_at", UtcTime),
         # When its result was reported to Dagster; until then a run leases it.
         Col("reported_at", UtcTime),
+        # Context of the trace that it is part of, see `platform.tracing`.
+        Col("traceparent", sa.Text),
     ]
 
 
@@ -143,10 +147,39 @@ def leased_index(table: str, queue_name: str) -> sa.Index:
     return _partial(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at")
 
 
+def traced_index(table: str) -> sa.Index:
+    """Return the index by which the entries of a trace are found; entries without a context cost nothing."""
+    condition = sa.text("traceparent IS NOT NULL")
+    return sa.Index(
+        f"{table}_by_traceparent",
+        "traceparent",
+        postgresql_where=condition,
+        sqlite_where=condition,
+        # Searched by its beginning, whatever the collation of the database is.
+        postgresql_ops={"traceparent": "text_pattern_ops"},
+    )
+
+
+def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.Index]:
+    """Return the indexes by which a person finds an entry: by Kafka offset, by ids, and by names.
+
+    Args:
+        table: of the entries.
+        ids: columns that are compared as a whole: hash indexes, which take texts of any length.
+        names: columns of which a person may know the beginning.
+    """
+    # PostgreSQL's names have 63 bytes, and users choose those of declared tables.
+    own = table if len(table) <= LONGEST_INDEXED_NAME else f"table_{digest_of(table)}"
+    by_id = [sa.Index(f"{own}_by_{one}", one, postgresql_using="hash") for one in ids]
+    by_name = [sa.Index(f"{own}_by_{one}", one, postgresql_ops={one: "text_pattern_ops"}) for one in names]
+    return [sa.Index(f"{own}_by_offset", "kafka_offset"), *by_id, *by_name]
+
+
 def _partial(name: str, condition: str, *columns: str) -> sa.Index:
     return sa.Index(name, *columns, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
 
 
+LONGEST_INDEXED_NAME = 40
 # SQLite takes 32,766 values in a statement, PostgreSQL's text grows with them.
 KEYS_AT_A_TIME = 5_000
 VALUES_AT_A_TIME = 30_000

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
+from pydantic import SecretStr
+
 from ingest_project.core.errors import (
     SchemaConflictError,
     SettingsError,
@@ -21,6 +23,7 @@ from ingest_project.core.errors import (
     TransactionConflictError,
     TransientError,
 )
+from ingest_project.core.secrets import SecretReference, text_of
 from ingest_project.core.settings import OneLakeSettings, Settings
 from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
@@ -65,8 +68,8 @@ class AzureCredential:
     """
 
     tokens: Callable[[], BearerToken] | None = None
-    sas: str | None = field(default=None, repr=False)
-    account_key: str | None = field(default=None, repr=False)
+    sas: str | SecretStr | None = field(default=None, repr=False)
+    account_key: str | SecretStr | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,20 @@ class StorageOptions:
 
     Args:
         ends_at: UTC; None: never.
+        secret: whose value is one of the options; they end with it.
     """
 
     values: dict[str, str] = field(repr=False)
     ends_at: datetime | None = None
+    secret: str | SecretStr | None = field(default=None, repr=False)
 
     @property
     def ended(self) -> bool:
         """The options have expired, and a handle opened with them must be opened again."""
-        return self.ends_at is not None and datetime.now(UTC) >= self.ends_at
+        if self.ends_at is not None and datetime.now(UTC) >= self.ends_at:
+            return True
+        present = text_of(self.secret).removeprefix("?") if isinstance(self.secret, SecretReference) else None
+        return present is not None and present not in self.values.values()
 
 
 def delta_location(url: str, credentials: DeltaCredentials | None = None) -> DeltaLocation:
@@ -133,7 +141,8 @@ def storage_options(location: DeltaLocation) -> StorageOptions:
     if location.is_local:
         return StorageOptions({})
     if location.url.startswith("s3://"):
-        return StorageOptions(NETWORK_OPTIONS | _s3_options(location.credentials.s3))
+        s3 = location.credentials.s3
+        return StorageOptions(NETWORK_OPTIONS | _s3_options(s3), secret=s3.secret_access_key)
     credential = location.credentials.azure
     assert credential is not None  # noqa: S101 - delta_location requires one
     return _azure_options(credential)
@@ -147,9 +156,9 @@ def delta_credentials(settings: Settings) -> DeltaCredentials:
 def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
     """Return a SAS, an account key, or with neither a token of azure-identity's default credential."""
     if onelake.sas_token:
-        return AzureCredential(sas=onelake.sas_token.get_secret_value())
+        return AzureCredential(sas=onelake.sas_token)
     if onelake.account_key:
-        return AzureCredential(account_key=onelake.account_key.get_secret_value())
+        return AzureCredential(account_key=onelake.account_key)
     return AzureCredential(tokens=_storage_token)
 
 
@@ -233,16 +242,18 @@ def _s3_options(options: S3Options) -> dict[str, str]:
     named = {
         "aws_region": options.region,
         "aws_access_key_id": options.access_key_id,
-        "aws_secret_access_key": options.secret_access_key,
+        "aws_secret_access_key": text_of(options.secret_access_key or ""),
     }
     return values | {name: value for name, value in named.items() if value}
 
 
 def _azure_options(credential: AzureCredential) -> StorageOptions:
     if credential.sas:
-        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_sas_token": credential.sas.removeprefix("?")})
+        values = {"azure_storage_sas_token": text_of(credential.sas).removeprefix("?")}
+        return StorageOptions(NETWORK_OPTIONS | values, secret=credential.sas)
     if credential.account_key:
-        return StorageOptions(NETWORK_OPTIONS | {"azure_storage_account_key": credential.account_key})
+        values = {"azure_storage_account_key": text_of(credential.account_key)}
+        return StorageOptions(NETWORK_OPTIONS | values, secret=credential.account_key)
     assert credential.tokens is not None  # noqa: S101 - delta_location requires one of the three
     token = credential.tokens()
     return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)

@@ -24,7 +24,7 @@ from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import DeltaSettings
 from ingest_project.platform.delta import delta_errors
 from ingest_project.platform.delta.schema import TableFigures, figures_of
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -203,6 +203,7 @@ def _compact(
         partition_filters=partition.filters,
         target_size=limits.target_bytes,
         max_concurrent_tasks=1,
+        writer_properties=store.writer_properties(ROWS_OF_GROUP),
         # One checkpoint at the end of the maintenance is enough.
         post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
     )

@@ -42,7 +42,7 @@ from ingest_project.platform.delta.schema import History, TableFigures, figures_
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from deltalake import DeltaTable
+    from deltalake import DeltaTable, WriterProperties
 
 
 COMMIT_RETRIES = 8
@@ -55,6 +55,9 @@ LOG_RETENTION = "interval 1 day"
 MAX_FOLLOWED_VERSIONS = 50
 
 
+# Of Bloom filters: one value in a hundred leads to a file that does not have it, for about 10 bits a value.
+FALSE_POSITIVES = 0.01
+FEWEST_DISTINCT, ROWS_OF_GROUP = 1_000, 1_000_000
 # Stands for every stream of a table where all of them were checked.
 EVERY_STREAM = "ingest_project"
 
@@ -109,9 +112,12 @@ class DeltaStore:
     Threads may share a store. A process forked after its first use must not use deltalake any more: spawn instead.
     """
 
-    def __init__(self, location: DeltaLocation, partition_by: Sequence[str] = ()) -> None:
+    def __init__(
+        self, location: DeltaLocation, partition_by: Sequence[str] = (), looked_up_by: Sequence[str] = ()
+    ) -> None:
         self._location = location
         self._partition_by = list(partition_by)
+        self._looked_up_by = tuple(looked_up_by)
         self._lock = threading.Lock()
         self._table: DeltaTable | None = None
         self._options = StorageOptions({})
@@ -225,6 +231,18 @@ class DeltaStore:
             table = self._refreshed()
             return None if table is None else figures_of(table)
 
+    def writer_properties(self, rows: int) -> WriterProperties:
+        """Return how files of about so many rows are written: with Bloom filters of the columns for look-ups.
+
+        A query for one value then reads the files that have it, and of all others a few kilobytes.
+        """
+        from deltalake import BloomFilterProperties, ColumnProperties, WriterProperties  # noqa: PLC0415 - heavy
+
+        in_group = max(FEWEST_DISTINCT, min(rows, ROWS_OF_GROUP))
+        bloom = ColumnProperties(bloom_filter_properties=BloomFilterProperties(True, FALSE_POSITIVES, in_group))
+        # The default, which properties of any kind switch off.
+        return WriterProperties(compression="SNAPPY", column_properties=dict.fromkeys(self._looked_up_by, bloom))
+
     def opened(self) -> DeltaTable | None:
         """Return a new handle at the newest version, for reads and maintenance; None: the table does not exist yet.
 
@@ -335,6 +353,7 @@ class DeltaStore:
                 mode="append",
                 schema_mode="merge" if other_columns else None,
                 commit_properties=CommitProperties(app_transactions=carried),
+                writer_properties=self.writer_properties(data.num_rows),
             )
 
 
@@ -354,7 +373,11 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
 
 @cache
 def open_delta_table(
-    url: str, credentials: DeltaCredentials | None = None, *, partition_by: tuple[str, ...] = ()
+    url: str,
+    credentials: DeltaCredentials | None = None,
+    *,
+    partition_by: tuple[str, ...] = (),
+    looked_up_by: tuple[str, ...] = (),
 ) -> DeltaStore:
     """Return the table's store: one per process and set of arguments, with its handle kept. Touches no storage yet.
 
@@ -362,11 +385,12 @@ def open_delta_table(
         url: a folder, or see `location`.
         credentials: for S3 and Azure; the same object each time, because it identifies the store.
         partition_by: columns whose values make the folders of the table; counts when the table is created.
+        looked_up_by: columns with ids, which get Bloom filters.
 
     Raises:
         SettingsError: no address of a table, or credentials that do not go with it.
     """
-    return DeltaStore(delta_location(url, credentials), partition_by)
+    return DeltaStore(delta_location(url, credentials), partition_by, looked_up_by)
 
 
 def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None:

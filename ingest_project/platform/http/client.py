@@ -36,6 +36,7 @@ from ingest_project.core.errors import (
     IngestError,
     SettingsError,
 )
+from ingest_project.core.secrets import renewed
 from ingest_project.core.settings import Credential, DownloadSettings, Settings
 from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.host_policy import HostPattern, HostRules
@@ -45,6 +46,7 @@ from ingest_project.platform.http.response import REDIRECTS, WebResponse, map_er
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
 USER_AGENT = "ingest-project"
 # A compressed response cannot be resumed, and its size is only known at the end.
+_REFUSALS = frozenset({401, 403})
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 _POOLED_HOSTS = 64
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
@@ -343,10 +345,18 @@ class WebClient:
         raise failure
 
     def _send(self, method: str, address: WebAddress, headers: dict[str, str]) -> Response:
-        url, credential = address.url, self._credential_for(address)
-        if credential is not None:
-            headers = headers | _authorization(credential)
-            url = _signed(url, credential)
+        credential = self._credential_for(address)
+        if credential is None:
+            return self._send_prepared(method, address.url, headers)
+        used = _secret(credential).get_secret_value()
+        response = self._send_prepared(method, _signed(address.url, credential), headers | _authorization(credential))
+        if response.status_code in _REFUSALS and renewed(_secret(credential), used):
+            response.close()
+            url = _signed(address.url, credential)
+            response = self._send_prepared(method, url, headers | _authorization(credential))
+        return response
+
+    def _send_prepared(self, method: str, url: str, headers: dict[str, str]) -> Response:
         request = PreparedRequest()
         request.prepare_method(method)
         # As it was parsed and checked: requests would parse it again by other rules.

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
+from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
@@ -46,6 +49,7 @@ PUBLIC_CLOUD = ".servicebus.windows.net"
 # An identity is shown to Azure's own hosts alone. A connection string is for the endpoint that it names itself.
 EVENT_HUBS_CLOUDS = (PUBLIC_CLOUD, ".servicebus.usgovcloudapi.net", ".servicebus.chinacloudapi.cn")
 EVENT_HUBS_SCHEMES = ("sb", "https", "amqps")
+_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)  # noqa: SLF001 - a public name
 CONNECTION_STRING_USER = "$ConnectionString"
 REQUIRED_PARTS = ("endpoint", "sharedaccesskeyname", "sharedaccesskey")
 
@@ -104,6 +108,25 @@ def _host(server: str) -> str:
         raise SettingsError(f"KAFKA_BOOTSTRAP_SERVERS: {server[:100]!r} is no host:port: {error.reason}.") from None
 
 
+class PresentPassword:
+    """Gives one client the SASL password as it is now, for its next connection.
+
+    Args:
+        settings: of the client, which was just created by them.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._secret = settings.sasl_password
+        self._username = settings.sasl_username or ""
+        self._used = text_of(self._secret) if isinstance(self._secret, SecretReference) else ""
+
+    def give(self, client: Consumer | Producer | AdminClient) -> None:
+        """Pass on a password that has changed."""
+        if isinstance(self._secret, SecretReference) and (present := text_of(self._secret)) != self._used:
+            client.set_sasl_credentials(self._username, present)
+            self._used = present
+
+
 class _ConnectionFailuresAreDetail(logging.Filter):
     """Log connection failures as detail: an absent broker would fill the log; the failed call reports it once."""
 
@@ -127,6 +150,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     if not settings.bootstrap_servers:
         raise BrokerUnavailableError("", "no address is set")
     timeout_ms = round(settings.request_timeout_seconds * 1000)
+    follows = isinstance(settings.sasl_password, SecretReference)
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": CLIENT_ID,
@@ -141,7 +165,14 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "logger": LIBRARY_LOGGER,
         **_tls(settings),
         **_sasl(settings),
+        **({"error_cb": partial(note_refusal, settings)} if follows else {}),
     }
+
+
+def note_refusal(settings: KafkaSettings, error: KafkaError) -> None:
+    """Have the password read again if the broker refused it."""
+    if error.code() in _REFUSALS and settings.sasl_password is not None:
+        renewed(settings.sasl_password, text_of(settings.sasl_password))
 
 
 def is_event_hubs(settings: KafkaSettings) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka import client_config, unavailable
+from ingest_project.platform.kafka import PresentPassword, client_config, unavailable
 from ingest_project.platform.kafka.offsets import fair_shares
 
 _logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class TopicConsumer:
                 "fetch.queue.backoff.ms": FETCH_PAUSE_MS,
             }
         )
+        self._password = PresentPassword(settings)
 
     def collect(self, start: Mapping[int, int], ends: Mapping[int, int], limits: ReadBounds) -> ReadBuffer:
         """Read the messages between `start` and `ends`; if none wait, wait for a first one.
@@ -154,6 +155,7 @@ class TopicConsumer:
         Raises:
             BrokerUnavailableError: messages are waiting and none could be fetched within the request time-out.
         """
+        self._password.give(self._consumer)
         shares = fair_shares({p: ends[p] - offset for p, offset in start.items()}, limits.max_messages)
         if shares:
             buffer = ReadBuffer(start, shares, limits, ends)

@@ -15,6 +15,8 @@ list is written or an hour later.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -25,6 +27,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
+from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -131,7 +134,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         key: as text, see `as_text`.
         size_bytes: of its value.
         begins: the beginning of its value as text, see `as_text`; None is a tombstone.
-        value: its bytes, unchanged; only of a single letter, see `letter_at`.
+        value: its bytes, unchanged; only of a single letter.
     """
 
     place: str
@@ -148,15 +151,15 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def newest_letters(
-    reader: RangeReader, topic: str, limit: int, wanted: Callable[[bytes | None], bool]
-) -> Iterator[DeadLetter]:
-    """Yield the newest letters of each partition of a topic; a topic that does not exist has none.
+    reader: RangeReader, topic: str, limit: int, wanted: Callable[[ConsumerRecord], bool]
+) -> Iterator[tuple[ConsumerRecord, str]]:
+    """Yield the newest letters of each partition of a topic, each with the topic's id; no topic has none.
 
     Args:
         reader: of the cluster.
         topic: of dead letters.
         limit: most of one partition.
-        wanted: selects letters by their value.
+        wanted: selects letters.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -165,25 +168,63 @@ def newest_letters(
     if backlog is None:
         return
     for partition in sorted(backlog.ends):
-        letters = _newest_first(reader, topic, backlog, partition)
-        yield from map(letter_of, islice((letter for letter in letters if wanted(letter.value)), limit))
+        letters = filter(wanted, _newest_first(reader, topic, backlog, partition))
+        yield from ((letter, backlog.topic_id) for letter in islice(letters, limit))
 
 
-def letter_at(reader: RangeReader, topic: str, partition: int, offset: int) -> DeadLetter | None:
-    """Return the letter at a position; None where none exists any more.
+def letters_in_order(
+    reader: RangeReader, topic: str, partition: int | None = None, first: int | None = None, end: int | None = None
+) -> Iterator[tuple[str, list[ConsumerRecord]]]:
+    """Yield the letters of a topic in parts, the oldest of each partition first, with the topic's id.
+
+    Args:
+        reader: of the cluster.
+        topic: of dead letters; one that does not exist has none.
+        partition: only this one.
+        first: only from this offset on.
+        end: only before this offset.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
     """
     backlog = _everything(reader, topic)
-    if backlog is None or not backlog.log_starts.get(partition, 0) <= offset < backlog.ends.get(partition, 0):
-        return None
-    found = _between(reader, topic, backlog, partition, offset, offset + 1)
-    return msgspec.structs.replace(letter_of(found[0]), value=found[0].value) if found else None
+    if backlog is None:
+        return
+    for one in sorted(backlog.ends) if partition is None else {partition} & backlog.ends.keys():
+        start = max(backlog.log_starts[one], first or 0)
+        stop = backlog.ends[one] if end is None else min(end, backlog.ends[one])
+        for at in range(start, stop, OFFSETS_AT_A_TIME):
+            until = min(at + OFFSETS_AT_A_TIME, stop)
+            yield backlog.topic_id, _between(reader, topic, backlog, one, at, until)
 
 
-def letter_of(received: ConsumerRecord) -> DeadLetter:
-    """Read the headers of a message on a topic of dead letters; leaves out its value, which may be large."""
+def letters_at(reader: RangeReader, topic: str, places: Iterable[Position]) -> Iterator[tuple[ConsumerRecord, str]]:
+    """Yield the letters at some positions that still exist, each with the topic's id.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer.
+    """
+    by_partition: dict[int, set[int]] = defaultdict(set)
+    for place in places:
+        if place.topic == topic:
+            by_partition[place.partition].add(place.offset)
+    for partition, wanted in sorted(by_partition.items()):
+        left = sorted(wanted)
+        while left:
+            first = left[0]
+            end = left[bisect_left(left, first + OFFSETS_AT_A_TIME) - 1] + 1
+            for topic_id, part in letters_in_order(reader, topic, partition, first, end):
+                yield from ((letter, topic_id) for letter in part if letter.offset in wanted)
+            left = left[bisect_left(left, end) :]
+
+
+def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLetter:
+    """Read the headers of a message on a topic of dead letters.
+
+    Args:
+        received: the message.
+        with_value: include its value, which may be large.
+    """
     texts = {name: _text_header(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
     original = [_text_header(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
@@ -197,6 +238,7 @@ def letter_of(received: ConsumerRecord) -> DeadLetter:
         key=as_text(received.key),
         size_bytes=len(received.value or b""),
         begins=as_text(received.value and received.value[:BEGINNING_BYTES]),
+        value=received.value if with_value else None,
     )
 
 

@@ -28,7 +28,14 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka import client_config, error_code, is_event_hubs, unavailable
+from ingest_project.platform.kafka import (
+    PresentPassword,
+    client_config,
+    error_code,
+    is_event_hubs,
+    note_refusal,
+    unavailable,
+)
 
 RETRY_SECONDS = 0.1
 # The library refuses to wait less for an answer.
@@ -181,9 +188,11 @@ class TopicStates:
     @cached_property
     def _client(self) -> AdminClient:
         configuration: dict[str, Any] = {**client_config(self._settings), "error_cb": self._note_error}
+        self._password = PresentPassword(self._settings)
         return AdminClient(configuration)
 
     def _note_error(self, error: KafkaError) -> None:
+        note_refusal(self._settings, error)
         # The first of these names the reason, e.g. "Connection refused" or "Authentication failed"; a request
         # that then fails reports no more than "timed out". The last one only counts the brokers.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the library's public name
@@ -196,6 +205,7 @@ class TopicStates:
     def _query(self, topic: str, timeout: float) -> TopicState:
         self._last_error = ""
         self._client.poll(0)  # delivers what the library has logged
+        self._password.give(self._client)
         describe = self._list if is_event_hubs(self._settings) else self._describe
         topic_id, partitions = describe(topic, timeout)
         return TopicState(topic_id, self._bounds(topic, partitions, timeout))

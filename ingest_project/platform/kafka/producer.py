@@ -13,7 +13,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka import EVENT_HUBS_REQUEST_MS, client_config, is_event_hubs, unavailable
+from ingest_project.platform.kafka import (
+    EVENT_HUBS_REQUEST_MS,
+    PresentPassword,
+    client_config,
+    is_event_hubs,
+    unavailable,
+)
 from ingest_project.platform.kafka.consumer import Headers
 
 LINGER_MS = 5
@@ -47,6 +53,7 @@ class TopicWriter:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: Producer | None = None
+        self._password = PresentPassword(settings)
         self._lock = threading.Lock()
         atexit.register(self.close)
 
@@ -116,6 +123,8 @@ class TopicWriter:
             except KafkaException as error:
                 raise unavailable(self._settings, error) from error
             self._producer = producer
+            self._password = PresentPassword(self._settings)
+        self._password.give(self._producer)
         return self._producer
 
     def _discard(self) -> None:

@@ -112,6 +112,22 @@ class RangeReader:
         with self.opened() as ranges:
             yield from ranges.read(topic, topic_id, partition, first, end, max_messages, max_bytes)
 
+    def message(self, topic: str, partition: int, offset: int, topic_id: str = "") -> ConsumerRecord | None:
+        """Return one message; None where there is none at the offset (any more).
+
+        Args:
+            topic: of the message.
+            partition: of the topic.
+            offset: of the message.
+            topic_id: of the topic that is meant; empty for the one that has the name now.
+        """
+        state = self._states.look_up(topic)
+        bounds = state.bounds.get(partition) if state else None
+        if state is None or bounds is None or not bounds.start <= offset < bounds.end:
+            return None
+        chunks = self.read(topic, topic_id or state.topic_id, partition, offset, offset + 1, 1, 1)
+        return next((message for chunk in chunks for message in chunk.messages), None)
+
     def _beyond(self, topic: str, saved: Positions | None, state: TopicState) -> Backlog:
         begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
         log_starts = {partition: bounds.start for partition, bounds in state.bounds.items()}

@@ -26,8 +26,9 @@ from typing import Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
+from azure.storage.blob import ContainerClient
 from azure.storage.blob import ContentSettings as BlobContentSettings
-from azure.storage.filedatalake import ContentSettings, DataLakeFileClient
+from azure.storage.filedatalake import ContentSettings, DataLakeFileClient, FileSystemClient
 
 from ingest_project.core.errors import SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import PIECE_BYTES, LocalFile
@@ -43,9 +44,9 @@ from ingest_project.platform.azure.client import (
     list_folder,
     map_error,
     onelake_errors,
-    open_container,
     open_file,
-    open_file_system,
+    shared_container,
+    shared_file_system,
 )
 from ingest_project.platform.object_store.store import (
     ConflictError,
@@ -94,10 +95,17 @@ class OneLakeStore:
         require_folder(root)
         self._root = root
         self._chunk_bytes = options.chunk_bytes
-        self._files = open_file_system(root, options)
-        self._blobs = open_container(root, options)
+        self._options = options
         self._appenders = ThreadPoolExecutor(options.concurrency, thread_name_prefix="onelake-append")
         self._slots = threading.BoundedSemaphore(options.concurrency)
+
+    @property
+    def _files(self) -> FileSystemClient:
+        return shared_file_system(self._root.account_url, self._root.file_system, self._options)
+
+    @property
+    def _blobs(self) -> ContainerClient:
+        return shared_container(self._root.account_url, self._root.file_system, self._options)
 
     def location(self, name: str) -> str:
         """Return the https:// address of an object."""

@@ -12,18 +12,22 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, Credentials, ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 from dagster_aws.s3 import S3Resource
 
 from ingest_project.core.errors import SettingsError, SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
+from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.platform.object_store.store import (
     Bucket,
     ConflictError,
@@ -67,11 +71,11 @@ class BoundedS3Resource(S3Resource):
     timeout_seconds: float = TIMEOUT_SECONDS
     proxied: bool = True
 
-    def get_client(self) -> S3Client:
-        """Return a client with these options."""
+    def get_client(self, session: boto3.Session | None = None) -> S3Client:
+        """Return a client with these options, and with the credentials of a session where it has some."""
         # Path style: servers other than Amazon's rarely have a name for every bucket.
         style: Literal["path", "auto"] = "path" if self.endpoint_url else "auto"
-        return boto3.Session(profile_name=self.profile_name).client(
+        return (session or boto3.Session(profile_name=self.profile_name)).client(
             "s3",
             region_name=self.region_name,
             use_ssl=self.use_ssl,
@@ -106,15 +110,56 @@ def s3_client(
         unsigned: send no credential.
         proxied: use the environment's proxies.
     """
-    return BoundedS3Resource(
+    key_id, secret = options.access_key_id, options.secret_access_key
+    kept_elsewhere = isinstance(secret, SecretReference) and key_id is not None and not unsigned
+    resource = BoundedS3Resource(
         use_unsigned_session=unsigned,
         region_name=options.region,
         endpoint_url=options.endpoint_url,
-        aws_access_key_id=options.access_key_id,
-        aws_secret_access_key=options.secret_access_key,
+        aws_access_key_id=None if kept_elsewhere else key_id,
+        aws_secret_access_key=None if kept_elsewhere or secret is None else text_of(secret),
         timeout_seconds=timeout_seconds,
         proxied=proxied,
-    ).get_client()
+    )
+    if not (isinstance(secret, SecretReference) and key_id is not None and not unsigned):
+        return resource.get_client()
+    key = _PresentKey(key_id, secret)
+    inner = botocore.session.get_session()
+    inner.register_component("credential_provider", CredentialResolver([_KeyProvider(key)]))
+    client = resource.get_client(boto3.Session(botocore_session=inner))
+    events: Any = client.meta.events
+    events.register_first("needs-retry.s3", key.try_again)
+    return client
+
+
+class _PresentKey(Credentials):
+    """A key whose secret is read for each request."""
+
+    def __init__(self, key_id: str, secret: SecretReference) -> None:
+        super().__init__(key_id, text_of(secret))
+        self._secret = secret
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """Return the key as it is now."""
+        self.secret_key = text_of(self._secret)
+        return super().get_frozen_credentials()
+
+    def try_again(self, response: tuple[Any, Any] | None, **_: object) -> int | None:
+        """Send a request that was refused again at once, if the secret has changed."""
+        status = response[0].status_code if response else None
+        return 0 if status == HTTPStatus.FORBIDDEN and renewed(self._secret, self.secret_key) else None
+
+
+class _KeyProvider(CredentialProvider):
+    METHOD = CANONICAL_NAME = "ingest-secret"
+
+    def __init__(self, key: Credentials) -> None:
+        super().__init__()
+        self._key = key
+
+    def load(self) -> Credentials:
+        """Return the key."""
+        return self._key
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
+from pydantic import SecretStr
+
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.settings import Settings, StorageSettings
@@ -45,7 +47,7 @@ class S3Options:
     endpoint_url: str | None = None
     region: str | None = None
     access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
+    secret_access_key: str | SecretStr | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -277,12 +279,11 @@ def temporary_copy(name: str, download: Callable[[Path], object]) -> Iterator[Pa
 
 def s3_options(storage: StorageSettings) -> S3Options:
     """Return how the settings say that S3 is reached."""
-    secret = storage.s3_secret_access_key
     return S3Options(
         endpoint_url=storage.s3_endpoint_url,
         region=storage.s3_region,
         access_key_id=storage.s3_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
+        secret_access_key=storage.s3_secret_access_key,
     )
 
 

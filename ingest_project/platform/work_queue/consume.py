@@ -26,6 +26,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.errors import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
@@ -61,8 +62,8 @@ class ConsumedMessage(Generic[Message]):
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that its headers name."""
-        return trace_id_in(self.received.headers)
+        """The trace that its headers name, or that began when it was consumed."""
+        return trace_id_in((*self.received.headers, *tracing.headers_of(self.intake.context)))
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Queue(Generic[Message]):
         max_messages: bound of one tick.
         wait_seconds: how long to wait for a first message on a quiet topic.
         reader: of the cluster that has the topic; the main one by default.
+        partly_refused: returns why parts of a message are refused while the others are stored; the message becomes a
+            dead letter as well then. None for a message that is stored whole.
     """
 
     topic: str
@@ -84,6 +87,7 @@ class Queue(Generic[Message]):
     max_messages: int
     wait_seconds: float
     reader: TopicReader | None = None
+    partly_refused: Callable[[Message], Exception | None] = lambda _: None
 
 
 @dataclass
@@ -236,6 +240,7 @@ def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequ
     """
     now = datetime.now(UTC)
     _log_refused(refused)
+    refused = [(tracing.refused(received, error), error) for received, error in refused]
     letters = [
         dead_letter(
             received,
@@ -277,6 +282,9 @@ def _store_read(
         seen += len(arrived) + len(undecodable)
         failures = store_bisecting(arrived, store, is_item_fault)
         refused += [*undecodable, *((one.received, error) for one, error in failures)]
+        failed = {id(one) for one, _ in failures}
+        stored = (one for one in arrived if id(one) not in failed)
+        refused += [(one.received, error) for one in stored if (error := queue.partly_refused(one.message))]
         dead_letter_message(services, queue.dead_letter_topic, refused, topic_id)
         refused = []
         if time.monotonic() > give_up_at:
@@ -296,10 +304,11 @@ def _decode(
             refused.append((received, refusal))
         else:
             try:
-                intake = KafkaPosition(
-                    received.topic, received.partition, received.offset, topic_id, received.timestamp
-                )
-                arrived.append(ConsumedMessage(queue.decode(received.value), intake, received))
+                message = queue.decode(received.value)
+                context = tracing.receive(received, getattr(message, "trace_id", None))
+                place = (received.topic, received.partition, received.offset, topic_id)
+                intake = KafkaPosition(*place, received.timestamp, context)
+                arrived.append(ConsumedMessage(message, intake, received))
             except SERVICES:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever one message causes is that message's

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind
-from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, metadata
+from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, lookup_indexes, metadata
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 
 
@@ -64,6 +64,7 @@ opportunities = sa.Table(
     Col("expected_close_date", sa.Date),
     *_described(),
     *_origin(),
+    *lookup_indexes("opportunities"),
 )
 
 projects = sa.Table(
@@ -77,6 +78,7 @@ projects = sa.Table(
     Col("budget", ExactDecimal),
     *_described(),
     *_origin(),
+    *lookup_indexes("projects"),
 )
 
 unidentified_messages = sa.Table(
@@ -107,6 +109,7 @@ unidentified_messages = sa.Table(
     Col("identified_as", sa.Text),
     Col("event_id", sa.Text),
     Col("trace_id", sa.Text, index=True),
+    *lookup_indexes("unidentified_messages"),
     sa.Index(
         "unidentified_messages_open",
         "received_at",

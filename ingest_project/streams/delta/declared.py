@@ -32,7 +32,8 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
     assert isinstance(sink, DeltaTarget)  # noqa: S101 - the caller chose by it
     by = (DAY,) if sink.partition_by == "day" else (DAY, HOUR)
     url = declaration.delta_url(services.settings)
-    store = open_delta_table(url, delta_credentials(services.settings), partition_by=by)
+    ids = ("trace_id", *declaration.id_columns)
+    store = open_delta_table(url, delta_credentials(services.settings), partition_by=by, looked_up_by=ids)
     rows = _Rows(declaration, services.settings, store)
     return DeltaStream(
         services=services,

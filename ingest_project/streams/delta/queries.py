@@ -15,16 +15,16 @@ import stamina
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import delta_errors
-from ingest_project.platform.delta.table import DeltaStore, query_events, query_version
+from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake import DeltaTable
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
-MAX_OF_TRACE = 1_000
-TRACE_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp")
+PLACE_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp")
 EARLIEST = datetime.min.replace(tzinfo=UTC)
 POSITION_COLUMNS = frozenset({"kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset"})
 
@@ -89,25 +89,58 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
     }
 
 
-def rows_of_trace(store: DeltaStore, trace_id: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Return some columns of the rows of a trace, at most MAX_OF_TRACE, in the order in which Kafka got the messages.
+def rows_with(
+    store: DeltaStore, columns: Sequence[str], value: str, limit: int, shown: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the rows that have a value in one of some columns of text, in the order in which Kafka got the messages.
 
-    Scans the whole table: a trace does not determine the day.
+    The columns need Bloom filters, by which files without the value are left out; without them all are read.
+
+    Args:
+        store: of the table.
+        columns: of text.
+        value: to find.
+        limit: most rows by each column.
+        shown: further columns to return.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    named = ", ".join(f'"{name}"' for name in (*columns, *TRACE_COLUMNS))
-    query = f"SELECT {named} FROM events WHERE trace_id = {_text(trace_id)} LIMIT {MAX_OF_TRACE}"
-    found = [row for batch in _ask_of(store, {"trace_id"}, query) for row in batch.to_pylist()]
-    return sorted(found, key=lambda row: (row["kafka_timestamp"] or EARLIEST, row["kafka_offset"]))
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    needed = (*columns, *shown, *PLACE_COLUMNS)
+    table = _opened_with(store, set(needed))
+    named = ", ".join(f'"{name}"' for name in dict.fromkeys(needed))
+    # One query each: with OR between them no filter counts.
+    if table is None:
+        return []
+    for column in columns:
+        query = f'SELECT {named} FROM events WHERE "{column}" = {_text(value)} LIMIT {limit}'
+        for batch in query_version(store, table, query):
+            found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
+    return sorted(found.values(), key=lambda row: (row["kafka_timestamp"] or EARLIEST, row["kafka_offset"]))
+
+
+def row_at(store: DeltaStore, topic: str, partition: int, offset: int) -> list[dict[str, Any]]:
+    """Return the whole row of a message; none where it has no row.
+
+    Raises:
+        StoreUnavailableError: the store does not answer or refused.
+    """
+    where = f"kafka_topic = {_text(topic)} AND kafka_partition = {partition} AND kafka_offset = {offset}"
+    batches = _ask_of(store, POSITION_COLUMNS, f"SELECT * FROM events WHERE {where} LIMIT 1")
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
 def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterator[pa.RecordBatch]:
-    """Query the table if it has these columns: it may be older than one, or another program's."""
-    table = store.opened()
-    if table is not None and {field.name for field in table.schema().fields} >= columns:
+    """Query the table if it has these columns."""
+    if table := _opened_with(store, columns):
         yield from query_version(store, table, query)
+
+
+def _opened_with(store: DeltaStore, columns: AbstractSet[str]) -> DeltaTable | None:
+    """Open the table; None where it lacks one of these columns: it may be older than one, or another program's."""
+    table = store.opened()
+    return table if table is not None and {field.name for field in table.schema().fields} >= columns else None
 
 
 def replace(
@@ -155,6 +188,7 @@ def _replace(
             predicate=condition,
             # The table may be older than a column of ours, or have one of another program's.
             schema_mode="merge",
+            writer_properties=store.writer_properties(ROWS_OF_GROUP),
         )
         table.update_incremental()
         return int(table.version())

@@ -43,6 +43,8 @@ class DeltaSink:
         stream: whose rows they are.
     """
 
+    operation = "append"
+
     def __init__(self, stream: DeltaStream) -> None:
         self.stream = stream
         self._commit_rows = stream.commit_messages
@@ -95,12 +97,13 @@ class DeltaSink:
         self.stream.positions.add_lost(batch.lost)
         done = self._append(batch, position)
         self.table_version = done.table_version or self.table_version
-        outcome = batch.outcome
-        outcome[EVENTS if done.table_version is not None else FOUND_STORED] += done.rows.num_rows
+        outcome, is_new = batch.outcome, done.table_version is not None
+        outcome[EVENTS if is_new else FOUND_STORED] += done.rows.num_rows
         outcome[DEAD_LETTERS] += len(done.refused) + sum(len(rows.refused) for rows in batch.rows)
         self._table_positions[batch.partition] = batch.next_offset
         logger.info("events_committed", offsets=str(position.until(batch.next_offset)), rows=done.rows.num_rows)
-        return self._record(position, batch.next_offset, self.stream.hours_of(done.rows), outcome)
+        seconds = batch.seconds(datetime.now(UTC)) if is_new else None
+        return self._record(position, batch.next_offset, self.stream.hours_of(done.rows), outcome, seconds)
 
     def _append(self, batch: Batch[StreamRows], position: SinkPosition) -> Appended:
         import pyarrow as pa  # noqa: PLC0415 - heavy
@@ -124,12 +127,17 @@ class DeltaSink:
             raise
 
     def _record(
-        self, position: SinkPosition, to: int, hours: Mapping[datetime, int], outcome: Counter[str]
+        self,
+        position: SinkPosition,
+        to: int,
+        hours: Mapping[datetime, int],
+        outcome: Counter[str],
+        seconds: Mapping[str, float] | None = None,
     ) -> SinkPosition:
         """Note in the database where the table is, and which hours changed."""
         now = datetime.now(UTC)
         with writing(self.stream.services.engine) as connection:
-            moved = move(connection, position, to, outcome, now)
+            moved = move(connection, position, to, outcome, now, seconds=seconds)
             count_changes(connection, self.stream.name, hours, now)
             add_spans(connection, self.stream.name, position.until(to), hours)
         self.hours.update(hours)

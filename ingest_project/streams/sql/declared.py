@@ -18,7 +18,7 @@ from ingest_project.core.errors import TransientError, UnexpectedError, Unreadab
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
-from ingest_project.platform.database.sql import Json, UtcTime, in_parts, sql_type
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes, sql_type
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import dead_letter_message
@@ -258,8 +258,9 @@ def table_of(declaration: StreamDeclaration) -> sa.Table:
         Col(one.name, sql_type(one), primary_key=one.name in sink.key, autoincrement=False, comment=one.description)
         for one in sorted(declaration.typed_columns, key=lambda one: one.name not in sink.key)
     ]
+    name = sink.table or declaration.name
     return sa.Table(
-        sink.table or declaration.name,
+        name,
         sa.MetaData(),
         *columns,
         Col("rescued_data", Json),
@@ -272,6 +273,7 @@ def table_of(declaration: StreamDeclaration) -> sa.Table:
         Col("trace_id", sa.Text),
         Col("stored_at", UtcTime, nullable=False),
         *([Col(DELETED_AT, UtcTime)] if sink.tombstones == "mark" else []),
+        *lookup_indexes(name, "trace_id"),
     )
 
 

@@ -75,6 +75,7 @@ class SqlSink(Generic[Rows]):
     """
 
     chunk_messages = CHUNK_MESSAGES
+    operation = "upsert"
 
     def __init__(self, services: Runtime, target: SqlTarget[Rows]) -> None:
         self._services, self._target = services, target
@@ -160,7 +161,8 @@ class _Storing(Generic[Rows]):
                 enter_lost(connection, position.stream, self._batch.lost)
                 outcome += self._batch.outcome
             to = self._batch.next_offset if is_last else self.messages[next_row].offset
-            return move(connection, position, to, outcome, now)
+            seconds = self._batch.seconds(now) if is_last else None
+            return move(connection, position, to, outcome, now, seconds=seconds)
 
 
 def may_be_a_messages_fault(error: Exception) -> bool:

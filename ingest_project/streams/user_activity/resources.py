@@ -36,7 +36,9 @@ class UserActivityResources(StreamResources):
     def user_activity_events(self) -> DeltaStore:
         """The Delta table of user activity."""
         credentials = delta_credentials(self.settings)
-        return open_delta_table(self.settings.user_activity_url, credentials, partition_by=("event_day",))
+        ids = ("event_id", "trace_id")
+        url = self.settings.user_activity_url
+        return open_delta_table(url, credentials, partition_by=("event_day",), looked_up_by=ids)
 
     @cached_property
     def user_activity(self) -> DeltaStream:

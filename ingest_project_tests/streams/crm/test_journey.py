@@ -12,6 +12,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from ingest_project.operations import RunningTotals
+from ingest_project.platform.capability import EVENT_TO_STORED, PROCESSING
 from ingest_project.platform.database import writing
 from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project.streams.crm.unidentified import log_path
@@ -52,6 +54,24 @@ def test_each_message_ends_in_the_table_it_belongs_to(crm: CrmSystem) -> None:
         assert (shown["messages_read"], shown["consumer_lag"]) == (5, 0)
     assert metadata_of(crm, "opportunities")["rows_changed"] == 1
     assert metadata_of(crm, "unidentified_messages")["open_messages"] == 3
+
+
+def test_latency_is_measured_of_each_message_and_processing_of_each_batch(crm: CrmSystem) -> None:
+    crm.put(opportunity("opp_0"), opportunity("opp_1"), {"event_id": "x"})
+    crm.drive()
+    crm.put(opportunity("opp_2"))
+    crm.drive()
+    messages, waited = crm.observed(EVENT_TO_STORED)
+    batches, worked = crm.observed(PROCESSING)
+    assert (messages, batches) == (4, 2)
+    assert 0 < worked < waited < 4 * 60
+    RunningTotals(crm.services.engine).count(datetime.now(UTC))
+    totals = RunningTotals(crm.services.engine).totals()
+    buckets = [
+        value for (name, labels), value in totals.items() if name == EVENT_TO_STORED.bucket and labels[0] == "crm"
+    ]
+    assert sum(buckets) == 4
+    assert totals[EVENT_TO_STORED.sum, ("crm",)] == pytest.approx(waited)
 
 
 def test_a_quiet_topic_requests_nothing_and_a_missing_one_is_no_failure(crm: CrmSystem) -> None:

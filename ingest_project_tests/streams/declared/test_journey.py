@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from google.protobuf import descriptor_pb2, timestamp_pb2
 
+from ingest_project.platform.capability import EVENT_TO_STORED
 from ingest_project.platform.dagster.catalog import SqlTable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.capability import Streams
@@ -56,6 +57,7 @@ def test_avro_becomes_rows_of_a_delta_table_and_what_is_no_order_a_dead_letter(
     assert [letter.value for letter in system.dead_letters] == [negative, framed(99, b"x")]
     assert system.dead_letters[0].header("dlq.reason") == b"It breaks the contract: amount_out_of_range."
     assert system.outcome == {"events": 2, "dead_letters": 2}
+    assert system.observed(EVENT_TO_STORED)[0] == 5
     assert system.metadata(system.asset, HOUR)["rows_added"] == 2
     assert checks(system) == [True, True, True]
     assert not checks(declared({**DELTA, "decoder": "avro", "max_rejected_share": 0.1}), "contract_holds")[0]

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from ingest_project.core.settings import load_settings
+from ingest_project.platform.capability import EVENT_TO_STORED, PROCESSING
 from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import store_stream
@@ -38,6 +39,10 @@ def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: Activi
     shown = activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
     assert (shown["rows_added"], shown["events"], shown["consumer_lag"]) == (2, 2, 0)
     assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert (activity.observed(EVENT_TO_STORED)[0], activity.observed(PROCESSING)[0]) == (
+        2,
+        len(activity.partitions_with_messages),
+    )
 
 
 def test_what_is_no_event_goes_to_the_dead_letters_once_as_it_was_sent(activity: ActivitySystem) -> None:

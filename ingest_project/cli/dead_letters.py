@@ -1,0 +1,284 @@
+"""`ingest dlq`: list and show dead letters and dead attachments, redrive the former and replay the latter.
+
+A message that could not be read became no job, file or attachment, so no work queue knows it: these commands read the
+dead-letter topics themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from ingest_project.attachments import commands as of_attachments
+from ingest_project.attachments.commands import Domain, ErrorClass, Since, TraceId, Until, moment_of
+from ingest_project.cli.actions import DryRun, Limit, Reason, run
+from ingest_project.contracts.attachments import decode_download_task
+from ingest_project.core.console import (
+    AsJson,
+    add_row,
+    ago,
+    complain,
+    print_json,
+    say,
+    shortened,
+    show,
+    show_facts,
+    show_list,
+    stdout,
+    table,
+)
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import load_settings
+from ingest_project.operations import SystemResources
+from ingest_project.operations.redrive import (
+    REDRIVE,
+    InspectedLetter,
+    LetterFilter,
+    Redriver,
+    dead_letter_topics,
+    failed_last,
+)
+from ingest_project.operations.topics import dead_letters_on
+from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name
+from ingest_project.platform.items import Position
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.dead_letters import as_text
+
+MAX_SHOWN_REASON = 80
+MAX_SHOWN_BYTES = 4_096
+
+app = typer.Typer(help="Dead letters and dead attachments: why, and how to try them again.", no_args_is_help=True)
+
+Topics = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Only this topic; may be given again.", show_default="every topic of dead letters"
+    ),
+]
+Topic = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="TOPIC", help="List the dead letters of this topic.", show_default="dead attachments instead"
+    ),
+]
+MostToList = Annotated[int, typer.Option(min=1, help="Most to list.")]
+Location = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="As `ingest dlq messages` lists it.")]
+LocationOrKey = Annotated[
+    str,
+    typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="A letter as it is listed, or an attachment's key."),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Write the letter's bytes as they are, and nothing else.")]
+
+app.command("replay")(of_attachments.replay_dead)
+
+
+class DeadMessageList(msgspec.Struct, frozen=True):
+    """Some of the dead letters.
+
+    Args:
+        more: there are others.
+    """
+
+    messages: tuple[InspectedLetter, ...]
+    more: bool
+
+
+def register(to: typer.Typer) -> None:
+    """Add the commands."""
+    to.add_typer(app, name="dlq")
+
+
+@app.command("topics")
+def list_topics(*, as_json: AsJson = False) -> None:
+    """List the topics of dead letters, how many each has, and which topics' letters these are."""
+    services = SystemResources(load_settings().settings)
+    found = [
+        {"topic": topic, "of": [one.topic for one in origins], **counts}
+        for topic, origins in dead_letter_topics(services).items()
+        if (counts := msgspec.structs.asdict(dead_letters_on(services, topic)))
+    ]
+    if as_json:
+        print_json({"topics": found})
+        return
+    made = table("Topic", "Kept", "Ever written", "Letters of", numbers=["Kept", "Ever written"])
+    for one in found:
+        add_row(made, one["topic"], one["kept"], one["written"], ", ".join(one["of"]))
+    show(made)
+
+
+@app.command("list")
+def list_dead(  # noqa: PLR0913 - one for each way to choose
+    topic: Topic = None,
+    *,
+    trace_id: TraceId = None,
+    domain: Domain = None,
+    error_class: ErrorClass = None,
+    since: Since = None,
+    until: Until = None,
+    limit: MostToList = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the dead letters of a topic, the newest first; without a topic, dead attachments, the oldest first."""
+    if topic is None:
+        of_attachments.list_dead(
+            trace_id=trace_id,
+            domain=domain,
+            error_class=error_class,
+            since=since,
+            until=until,
+            limit=limit,
+            as_json=as_json,
+        )
+        return
+    if domain:
+        raise typer.BadParameter("Dead letters have no domain; without TOPIC, dead attachments are listed.")
+    times = {name: moment_of(text, f"--{name}") for name, text in (("since", since), ("until", until))}
+    given = {name: moment.isoformat() for name, moment in times.items() if moment}
+    given |= {"topic": topic, "trace_id": trace_id or "", "error_class": error_class or ""}
+    wanted = LetterFilter.of(checked(REDRIVE, ActionRequest(parameters=given, dry_run=True)))
+    found = Redriver(SystemResources(load_settings().settings), topic).newest(wanted.includes, limit + 1)
+    _print_list(found, limit, as_json=as_json)
+
+
+@app.command("messages")
+def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJson = False) -> None:
+    """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
+    services = SystemResources(load_settings().settings)
+    wanted = LetterFilter.of(ActionRequest())
+    found: list[InspectedLetter] = []
+    for one in topic or dead_letter_topics(services):
+        is_downloads = one == services.settings.topics.downloads_dlq
+        found += Redriver(services, one).newest(_no_task if is_downloads else wanted.includes, limit + 1)
+    _print_list(sorted(found, key=failed_last, reverse=True), limit, as_json=as_json)
+
+
+@app.command("show")
+def show_dead(name: LocationOrKey, *, raw: Raw = False, as_json: AsJson = False) -> None:
+    """Show one dead letter, or why an attachment is dead and every attempt at it. Exit code 1 when there is none."""
+    if Position.parse(name):
+        show_message(name, raw=raw, as_json=as_json)
+    else:
+        of_attachments.show_dead(name, as_json=as_json)
+
+
+@app.command("message")
+def show_message(location: Location, *, raw: Raw = False, as_json: AsJson = False) -> None:
+    """Show one dead letter: its headers and its bytes. Exit code 1 when it does not exist."""
+    place = _parsed(location)
+    letter = Redriver(SystemResources(load_settings().settings), place.topic).letter_at(place)
+    if letter is None:
+        complain(f"There is no message at {location}; it may have expired.")
+        raise typer.Exit(1)
+    if raw:
+        sys.stdout.buffer.write(letter.value or b"")
+    elif as_json:
+        print_json(letter)
+    else:
+        _show(letter)
+
+
+@app.command("redrive")
+def redrive(  # noqa: PLR0913 - one for each way to choose
+    topic: Annotated[
+        str,
+        typer.Argument(metavar="TOPIC", help="Topic of dead letters, or the location of one: TOPIC/PARTITION/OFFSET."),
+    ],
+    *,
+    letter: Annotated[
+        list[str] | None, typer.Option(metavar="TOPIC/PARTITION/OFFSET", help="Only this one; may be given again.")
+    ] = None,
+    error_class: ErrorClass = None,
+    text: Annotated[str | None, typer.Option(help="Only those with this text in their reason.")] = None,
+    trace_id: TraceId = None,
+    since: Since = None,
+    until: Until = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition of the dead-letter topic.")] = None,
+    first_offset: Annotated[int | None, typer.Option(min=0, help="With a partition: from this offset on.")] = None,
+    last_offset: Annotated[int | None, typer.Option(min=0, help="With a partition: up to this offset.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also those that were redriven before.")] = False,
+    limit: Limit = DEFAULT_LIMIT,
+    reason: Reason = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the original messages of dead letters to their topic again, after a fix; each letter once.
+
+    A dead task of an attachment replays the attachment. Exit code 1 when one of the letters could not be redriven.
+    """
+    letters = list(letter or ())
+    if "/" in topic:
+        letters, topic = [*letters, topic], _parsed(topic).topic
+    given = {
+        "topic": topic,
+        "letters": "\n".join(letters),
+        "error_class": error_class,
+        "text": text,
+        "trace_id": trace_id,
+        "since": since,
+        "until": until,
+        "partition": partition,
+        "first_offset": first_offset,
+        "last_offset": last_offset,
+        "again": "yes" if again else None,
+    }
+    parameters = {name: str(value) for name, value in given.items() if value is not None}
+    request = ActionRequest(parameters=parameters, limit=limit, reason=reason, who=login_name(), dry_run=dry_run)
+    run(REDRIVE, request, as_json=as_json)
+
+
+def _no_task(letter: ConsumerRecord) -> bool:
+    """Tell whether a letter on `downloads.dlq` belongs to no attachment: those of attachments are in a work queue."""
+    try:
+        decode_download_task(letter.value)
+    except IngestError:
+        return True
+    return False
+
+
+def _parsed(text: str) -> Position:
+    if (position := Position.parse(text)) is None:
+        raise typer.BadParameter(f"{text!r} is no location. Example: events.raw.dlq/0/17.")
+    return position
+
+
+def _print_list(found: Sequence[InspectedLetter], limit: int, *, as_json: bool) -> None:
+    shown = DeadMessageList(tuple(found[:limit]), more=len(found) > limit)
+    if as_json:
+        print_json(shown)
+        return
+    made = table("Location", "Failed", "Was", "Error class", "Bytes", "Redriven", "Reason", "Begins", numbers=["Bytes"])
+    for one in shown.messages:
+        failed = ago(one.failed_at) if one.failed_at else None
+        reason, redriven = shortened(one.reason or "", MAX_SHOWN_REASON), "yes" if one.redriven else None
+        values = (one.original_location, one.error_class, one.size_bytes, redriven, reason, one.begins)
+        add_row(made, one.place, failed, *values)
+    show_list(made, "messages", more=shown.more, which="newest")
+
+
+def _show(letter: InspectedLetter) -> None:
+    show_facts(
+        [
+            ("location", letter.place),
+            ("was", letter.original_location),
+            ("failed", letter.failed_at),
+            ("error class", letter.error_class),
+            ("reason", letter.reason),
+            ("attempt", letter.attempt),
+            ("trace id", letter.trace_id),
+            ("key", letter.key),
+            ("bytes", letter.size_bytes),
+            ("redriven before it failed", letter.redrives or None),
+            ("redriven", "yes" if letter.redriven else None),
+            ("not redriven", letter.refusal),
+        ]
+    )
+    stdout().print()
+    say(as_text(letter.value and letter.value[:MAX_SHOWN_BYTES]) or "It has no bytes.")
+    if letter.size_bytes > MAX_SHOWN_BYTES:
+        complain(f"The first {MAX_SHOWN_BYTES:,} bytes; --raw writes all of them.")
+    if not letter.redriven and not letter.refusal:
+        say(f'\nOnce that is fixed: ingest dlq redrive {letter.place} --reason "..."')

@@ -1,0 +1,174 @@
+"""`ingest find`, `show` and `trace`: any item by any of its ids, its page, and its history."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ingest_project.core.console import (
+    AsJson,
+    add_row,
+    complain,
+    print_json,
+    say,
+    show,
+    show_facts,
+    show_list,
+    stdout,
+    table,
+)
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.settings import load_settings
+from ingest_project.operations import SystemResources
+from ingest_project.operations.items import SEARCHED, as_record, describe, find, trace
+from ingest_project.platform.items import KINDS, Content, Hit, ItemRef, ItemView
+
+NOT_FOUND = 1
+Text = Annotated[
+    list[str],
+    typer.Argument(metavar="TEXT", help=f"What identifies it: {SEARCHED}."),
+]
+Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most rows of each list.")]
+
+
+def register_find(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("find")(find_items)
+
+
+def register_show(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("show")(show_item)
+
+
+def register_trace(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("trace")(show_trace)
+
+
+def find_items(text: Text, *, as_json: AsJson = False) -> None:
+    """Find files, attachments, events, messages and polling jobs by any of their ids.
+
+    Exit code 1 when nothing is found.
+    """
+    found = find(_services(), " ".join(text))
+    if as_json:
+        print_json(found)
+    elif found.hits:
+        show_list(_hits(found.hits), "items", more=False)
+        if found.more:
+            complain(f"The first {len(found.hits)}; search for more of the name.")
+    _complain_all(found.problems)
+    if not found.hits:
+        complain(f"Nothing is called {found.searched!r}. Searched were {SEARCHED}.")
+        raise typer.Exit(NOT_FOUND)
+
+
+def show_item(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Its key, as `ingest find` lists it.")],
+    *,
+    rows: Rows = 10,
+    content: Annotated[
+        str | None, typer.Option("--bytes", metavar="NAME", help="Write its bytes to stdout: landed, stored, message …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything on record of one item: facts, history, rows, other items, and where its bytes are.
+
+    Exit code 1 when nothing is on record of it.
+    """
+    ref = ItemRef.of(kind, key)
+    if ref.kind not in KINDS:
+        raise typer.BadParameter(f"There is no kind {kind!r}: {', '.join(KINDS)}.")
+    view = describe(_services(), ref)
+    if view is None:
+        complain(f"Nothing is on record of the {ref.kind.replace('_', ' ')} {ref.key}. See: ingest find.")
+        raise typer.Exit(NOT_FOUND)
+    if content is not None:
+        if content not in view.contents:
+            raise PermanentError(f"There are no bytes {content!r}; there are: {', '.join(view.contents) or 'none'}.")
+        _write(view.contents[content])
+    elif as_json:
+        print_json(as_record(view, rows))
+    else:
+        _show(view, rows)
+
+
+def show_trace(
+    text: Annotated[list[str], typer.Argument(metavar="ID", help="Trace id, or anything that `ingest find` finds.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything on record of one trace, in time order."""
+    history = trace(_services(), wanted := " ".join(text))
+    if as_json:
+        print_json({"trace_id": history.trace_id, "moments": history.moments, "problems": history.problems})
+    elif history.moments:
+        shown = table("Time", "What", "Happened", "Detail")
+        for moment in history.moments:
+            add_row(shown, moment.at, moment.subject, moment.what, moment.detail)
+        show(shown)
+    _complain_all(history.problems)
+    if not history.moments:
+        complain(f"Nothing is on record of the trace {wanted}, nor of an item with that id.")
+        raise typer.Exit(NOT_FOUND)
+
+
+def _services() -> SystemResources:
+    return SystemResources(load_settings().settings)
+
+
+def _complain_all(problems: tuple[str, ...]) -> None:
+    for problem in problems:
+        complain(problem)
+
+
+def _hits(hits: tuple[Hit, ...]) -> Table:
+    made = table("Kind", "Key", "Name", "State", "Changed")
+    for hit in hits:
+        add_row(made, hit.kind, hit.key, hit.name, hit.state, hit.at)
+    return made
+
+
+def _show(view: ItemView, rows: int) -> None:
+    say(f"{view.ref.kind.replace('_', ' ')} {view.ref.key}", style="bold")
+    facts = [("State", view.state), ("Reason", view.reason), ("Trace", view.trace_id), ("Run", view.run_id)]
+    show_facts([*facts, *((name, _fact(value)) for name, value in view.facts.items())])
+    if view.moments:
+        history = table("Time", "Happened", "Detail")
+        for moment in sorted(view.moments):
+            add_row(history, moment.at, moment.what, moment.detail)
+        show(history, "History")
+    for name, rows_of in view.rows.items():
+        page = rows_of.page(0, rows)
+        if page.rows:
+            made = table(*page.columns)
+            for row in page.rows:
+                add_row(made, *row)
+            total = "" if rows_of.total is None else f" of {rows_of.total:,}"
+            show(made, f"{name.capitalize()}: first {len(page.rows):,}{total}")
+    for name, related in view.related.items():
+        show(_hits(related.hits), name.capitalize())
+    if view.contents:
+        stdout().print()
+        for name, content in view.contents.items():
+            say(f"--bytes {name} writes {content.what}.")
+    _complain_all(tuple(view.problems))
+
+
+def _fact(value: object) -> object:
+    return value.key if isinstance(value, ItemRef) else value
+
+
+def _write(content: Content) -> None:
+    opened = content.open()
+    if isinstance(opened, bytes):
+        sys.stdout.buffer.write(opened)
+        return
+    with opened as path, path.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)

@@ -1,0 +1,290 @@
+"""Secrets by reference: a setting or credential names where its secret is kept, and the value is read from there.
+
+    file:///run/secrets/password             a file, as Docker and Kubernetes mount it; also written NAME_FILE=/run/...
+    keyvault://vault/secret[/version]        Azure Key Vault
+    aws-sm://secret-id[#json-key]            AWS Secrets Manager, or one field of a secret that is a JSON object
+
+A reference is read when its value is first used, and again once its file has changed, the vault's value is older than
+INGEST_VAULT_TTL_SECONDS, or a server refused it: what connects next uses the new value. If that fails, the last value
+stays in use and one line is logged. Every reader of the same reference shares one value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+import structlog
+from pydantic import BaseModel, SecretStr
+
+from ingest_project.core.errors import IngestError, SettingsError
+
+logger = structlog.stdlib.get_logger(__name__)
+
+FILE = "file"
+# Scheme to the form of its references, and to the function that reads one: vaults are no concern of this layer.
+VAULTS = {
+    "keyvault": (
+        re.compile(r"[\w.:-]+/[\w-]+(/\w+)?"),
+        "keyvault://vault/secret or keyvault://vault/secret/version",
+        "ingest_project.platform.secrets:read_key_vault",
+    ),
+    "aws-sm": (
+        re.compile(r"[\w/+=.@:!-]+"),
+        "aws-sm://secret-id or aws-sm://secret-id#json-key",
+        "ingest_project.platform.secrets:read_secrets_manager",
+    ),
+}
+MAX_SECRET_BYTES = 64 * 1024
+# A file's time of change is looked at this often, and a vault that did not answer is asked again after this time.
+FILE_CHECK_SECONDS = 1.0
+RETRY_SECONDS = 30.0
+# Between two reads that refusals caused: a password that is wrong for good must not flood a vault.
+REFUSAL_SECONDS = 5.0
+DEFAULT_TTL_SECONDS = 300.0
+
+
+@dataclass
+class _Kept:
+    """The value of one reference, shared by all that use it in this process."""
+
+    reference: str
+    value: str | None = None
+    stamp: tuple[int, ...] = ()
+    next_check: float = 0.0
+    refused_at: float | None = None
+    failing: bool = False
+    is_being_read: bool = False
+    checks: set[Callable[[str], object]] = field(default_factory=set)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def current(self) -> str:
+        """Return the value, read again where that is due.
+
+        Raises:
+            SettingsError: it was never read, and cannot be.
+        """
+        if self.value is None or time.monotonic() >= self.next_check:
+            with self.lock:
+                if self.value is None or self.reference.startswith(FILE):
+                    self.read()
+                elif not self.is_being_read:
+                    # A vault may take its time, and whoever needs the value goes on with the last one.
+                    self.is_being_read = True
+                    threading.Thread(target=self._read_in_background, daemon=True).start()
+        assert self.value is not None  # noqa: S101 - `read` raises otherwise
+        return self.value
+
+    def _read_in_background(self) -> None:
+        try:
+            self.read()
+        finally:
+            self.is_being_read = False
+
+    def read(self) -> None:
+        """Read the value; a failure keeps the last one."""
+        scheme, _, location = self.reference.partition("://")
+        try:
+            stamp = _stamp(Path(location)) if scheme == FILE else ()
+            if self.value is None or scheme != FILE or stamp != self.stamp:
+                value = file_text(Path(location)) if scheme == FILE else _vault_text(scheme, location)
+                for check in self.checks:
+                    check(value)
+                if self.value not in {None, value}:
+                    logger.info("secret_changed", reference=self.reference)
+                self.value, self.stamp = value, stamp
+        except (IngestError, ValueError) as error:
+            self.next_check = time.monotonic() + (FILE_CHECK_SECONDS if scheme == FILE else RETRY_SECONDS)
+            if self.value is None:
+                raise SettingsError(f"The secret {self.reference} cannot be used: {error}") from None
+            if not self.failing:
+                logger.warning("secret_not_read_again", reference=self.reference, reason=str(error))
+            self.failing = True
+        else:
+            self.next_check = time.monotonic() + (FILE_CHECK_SECONDS if scheme == FILE else _ttl_seconds)
+            self.failing = False
+
+
+_kept: dict[str, _Kept] = {}
+_ttl_seconds = DEFAULT_TTL_SECONDS
+
+
+class SecretReference(SecretStr):
+    """A secret that is kept elsewhere; `get_secret_value` returns what it is now.
+
+    Args:
+        reference: where it is kept.
+    """
+
+    def __init__(self, reference: str) -> None:
+        super().__init__("")
+        self.reference = reference
+
+    def get_secret_value(self) -> str:
+        """Return the present value.
+
+        Raises:
+            SettingsError: it was never read, and cannot be.
+        """
+        return self._shared.current()
+
+    def refused(self, used: str) -> bool:
+        """Read the value again because a server refused the one that was used; return whether it is another one now."""
+        kept = self._shared
+        with kept.lock:
+            now = time.monotonic()
+            recently = kept.refused_at is not None and now - kept.refused_at < REFUSAL_SECONDS
+            if kept.value == used and not recently:
+                kept.refused_at, kept.stamp = now, ()
+                kept.read()
+            return kept.value != used
+
+    def require(self, check: Callable[[str], object]) -> None:
+        """Have every value checked, the present one at once; `check` raises ValueError for one that is not used."""
+        kept = self._shared
+        kept.checks.add(check)
+        if kept.value is not None:
+            check(kept.value)
+
+    @property
+    def _shared(self) -> _Kept:
+        return _kept.setdefault(self.reference, _Kept(self.reference))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the present values."""
+        return isinstance(other, SecretStr) and self.get_secret_value() == other.get_secret_value()
+
+    def __hash__(self) -> int:
+        """Hash the present value: a client that is kept by its credential is another one after a rotation."""
+        return hash(self.get_secret_value())
+
+    def __bool__(self) -> bool:
+        """Return True: a reference is set, and an empty value is refused."""
+        return True
+
+    def __len__(self) -> int:
+        return len(self.get_secret_value())
+
+    def __repr__(self) -> str:
+        """Return the reference, which is no secret."""
+        return f"SecretReference({self.reference!r})"
+
+    def _display(self) -> str:
+        return "**********"
+
+
+def secret_or_reference(value: object) -> object:
+    """Return a reference for a text that is one; lists and mappings part by part, everything else as it is.
+
+    Raises:
+        ValueError: a malformed reference, or a file that cannot be used. A vault is asked when its secret is needed.
+    """
+    if isinstance(value, list):
+        return [secret_or_reference(one) for one in value]
+    if isinstance(value, dict):
+        return {name: secret_or_reference(one) for name, one in value.items()}
+    scheme, separator, location = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if not separator or scheme not in {FILE, *VAULTS}:
+        return value
+    reference = SecretReference(f"{scheme}://{location}")
+    if scheme == FILE:
+        try:
+            reference.get_secret_value()
+        except SettingsError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+        return reference
+    form, example, _ = VAULTS[scheme]
+    if not form.fullmatch(location.partition("#")[0]):
+        raise ValueError(f"it is no reference to a secret; write {example}")
+    return reference
+
+
+def set_ttl(seconds: float) -> None:
+    """Set the time after which a vault's value is read again."""
+    global _ttl_seconds  # noqa: PLW0603 - one value per process, as the settings have
+    _ttl_seconds = seconds
+
+
+def renewed(secret: str | SecretStr | None, used: str) -> bool:
+    """Read a secret again because a server refused its value; return whether it is another one now."""
+    return isinstance(secret, SecretReference) and secret.refused(used)
+
+
+def is_in_vault(secret: SecretStr | None) -> bool:
+    """Return True for a secret of a vault, which is not asked before its value is needed."""
+    return isinstance(secret, SecretReference) and not secret.reference.startswith(FILE)
+
+
+def text_of(value: str | SecretStr) -> str:
+    """Return a text, or the present value of a secret."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def is_secret(annotation: Any) -> bool:  # noqa: ANN401 - types have no common type
+    """Return True for the type of a secret, which may be optional."""
+    return annotation is SecretStr or SecretStr in get_args(annotation)
+
+
+def holds_secrets(annotation: Any, *, in_models: bool = True) -> bool:  # noqa: ANN401 - see `is_secret`
+    """Return True for a secret, and for a list or mapping of secrets or of models that have some.
+
+    Args:
+        annotation: a type.
+        in_models: whether the secrets of models count.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return in_models and any(holds_secrets(one.annotation) for one in annotation.model_fields.values())
+    parts = get_args(annotation)
+    return annotation is SecretStr or any(holds_secrets(part, in_models=in_models) for part in parts)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}.") from None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def file_text(path: Path) -> str:
+    """Return the secret in a file, without one newline at its end.
+
+    Raises:
+        ValueError: it cannot be read, is empty, too large or not UTF-8; says which.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+        text = content.decode()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8.") from None
+    if len(content) > MAX_SECRET_BYTES:
+        raise ValueError(f"{path} has more than {MAX_SECRET_BYTES} bytes.")
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError(f"{path} is empty.")
+    return text
+
+
+def _vault_text(scheme: str, location: str) -> str:
+    module, _, name = VAULTS[scheme][2].partition(":")
+    place, _, key = location.partition("#")
+    text: str = getattr(import_module(module), name)(place)
+    if not key:
+        return text
+    try:
+        fields = json.loads(text)
+        found = fields[key]
+    except (ValueError, TypeError, KeyError, IndexError):
+        # Nothing of the text is quoted.
+        raise ValueError(f"it is no JSON object with a field {key!r}.") from None
+    return found if isinstance(found, str) else json.dumps(found)

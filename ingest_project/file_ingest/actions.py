@@ -1,0 +1,225 @@
+"""Actions on files: release quarantined ones, reprocess any, and upload a corrected version.
+
+Each uses the path that the file would take anyway: the work queue, or a backfill of its partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest_project.contracts.files import file_type_of
+from ingest_project.core.errors import IngestError
+from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.tables import FileState, files, partitions_of
+from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.database.sql import contains
+from ingest_project.platform.work_queue.selection import (
+    IN_PROGRESS,
+    Filter,
+    entry_filters,
+    equals,
+    is_pattern,
+    matches,
+    select_entries,
+)
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+COLUMNS = files.c
+FINISHED = tuple(state.value for state in FileState if state.finished)
+REPROCESSED = (FileState.INGESTED.value, FileState.QUARANTINED.value, FileState.FAILED.value)
+FILTERS = (
+    *entry_filters(COLUMNS.file_key, "file"),
+    Filter(
+        Parameter("source", "Kind of source, or text in the file's location."),
+        lambda text: (COLUMNS.source_type == text) | contains(text, COLUMNS.location),
+    ),
+    Filter(
+        Parameter("name", "Name of the file; * stands for any characters."),
+        lambda pattern: matches(COLUMNS.file_name, pattern),
+    ),
+    equals("profile", COLUMNS.profile, "Reader profile that read it."),
+    equals("dataset", COLUMNS.dataset, "Dataset that it belongs to."),
+    equals("job_id", COLUMNS.job_id, "Polling job that found it."),
+    equals("trace_id", COLUMNS.trace_id, "Trace of its event."),
+)
+NEW_PROFILE = Parameter("new_profile", "Reader profile to read them by from now on.")
+STATE = Parameter("state", f"Only files in this state; by default {', '.join(REPROCESSED)}.", FINISHED)
+PARAMETERS = tuple(one.parameter for one in FILTERS)
+
+
+def _select_quarantined(services: FileIngestResources, request: ActionRequest) -> Selection:
+    profile = request.value(NEW_PROFILE.name)
+    if profile is not None:
+        from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the others need none
+
+        known = load_profiles(services.settings.file_ingest.profiles)
+        if profile not in known:
+            raise ActionRefusedError(
+                f"There is no usable reader profile {profile!r}. Known: {', '.join(sorted(known))}."
+            )
+    return select_entries(services.engine, COLUMNS.file_key, FILTERS, request, (FileState.QUARANTINED,))
+
+
+def _release(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    now, profile = datetime.now(UTC), request.value(NEW_PROFILE.name)
+    if profile is None:
+        done = services.files.reopen(keys, now)
+        return Outcome(done, {key: IN_PROGRESS for key in keys if key not in set(done)})
+    finished = [record for record in services.files.get_many(keys) if record.state.finished]
+    queued = {record.file_key: services.files.announce_again(record, profile, now) for record in finished}
+    created = {key: new_key for key, new_key in queued.items() if new_key is not None}
+    return Outcome(tuple(created), {key: IN_PROGRESS for key in keys if key not in created}, created=created)
+
+
+RELEASE = Action(
+    name="release-quarantined-files",
+    title="Release quarantined files",
+    noun="file",
+    meaning="Ingests files again that were quarantined whole, after their source, the settings or the reader profile "
+    "were fixed. A file named by its whole key is released in any finished state. One that is already on its way stays "
+    "as it is.",
+    parameters=(*PARAMETERS, NEW_PROFILE),
+    select=_select_quarantined,
+    apply=_release,
+    kind="file",
+)
+
+
+def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) -> Selection:
+    from ingest_project.platform.dagster.control import open_instance, partitions_in_backfills  # noqa: PLC0415 - Dagster
+
+    state = request.value(STATE.name)
+    states = REPROCESSED if state is None else (state,)
+    selection = select_entries(services.engine, COLUMNS.file_key, FILTERS, request, states)
+    with open_instance(services.settings) as instance:
+        requested = partitions_in_backfills(instance, _definitions(services))
+    refused = {key: f"{IN_PROGRESS}: a backfill has requested it" for key in selection.keys if key in requested}
+    for record in services.files.get_many(selection.keys):
+        if record.dataset not in services.datasets:
+            refused[record.file_key] = f"its dataset {record.dataset} is not declared any more"
+    left = tuple(key for key in selection.keys if key not in refused)
+    return selection._replace(keys=left, refused={**selection.refused, **refused})
+
+
+def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    from ingest_project.file_ingest.catalog import assets_of  # noqa: PLC0415 - imports Dagster
+    from ingest_project.platform.dagster.control import launch_backfill, open_instance  # noqa: PLC0415 - the same
+
+    by_dataset: dict[str, list[str]] = {}
+    for record in services.files.get_many(keys):
+        by_dataset.setdefault(record.dataset, []).append(record.file_key)
+    each = {dataset: assets_of(dataset) for dataset in by_dataset}
+    partitions = {
+        asset: by_dataset[dataset]
+        for dataset, one in each.items()
+        for asset in (one.raw_files, one.validated, one.quarantined_files, one.metrics)
+    }
+    with open_instance(services.settings) as instance:
+        for dataset, own in by_dataset.items():
+            # Retention may have purged the partition of a file that was ingested long ago.
+            instance.add_dynamic_partitions(partitions_of(dataset), own)
+        launch_backfill(
+            instance,
+            request.action_id,
+            _definitions(services),
+            partitions,
+            title=f"Reprocess {len(keys)} files",
+            description=f"{request.reason} ({request.who})",
+            tags={"ingest/action": request.action_id},
+        )
+    address = f"{services.settings.dagster.webserver_url.rstrip('/')}/runs/b/{request.action_id}"
+    return Outcome(tuple(keys), detail=f"Requested as one backfill: {address}")
+
+
+def _definitions(services: FileIngestResources) -> dg.Definitions:
+    from ingest_project.file_ingest.definitions import definitions_of  # noqa: PLC0415 - imports Dagster
+
+    return definitions_of(services.datasets)
+
+
+REPROCESS = Action(
+    name="reprocess-files",
+    title="Reprocess files",
+    noun="file",
+    meaning="Lands, reads, checks and stores finished files again, as one backfill of their partitions in Dagster. "
+    "Their stored rows count until that is done. A file that an unfinished backfill has requested is left to it.",
+    parameters=(*PARAMETERS, STATE),
+    select=_select_to_reprocess,
+    apply=_reprocess,
+    kind="file",
+)
+
+
+def _select_corrected(services: FileIngestResources, request: ActionRequest) -> Selection:
+    (key, *others) = request.lines("key")
+    if others or is_pattern(key):
+        raise ActionRefusedError("Name one file by its whole key: an upload corrects one file.")
+    record = services.files.get(key)
+    if record is None:
+        raise ActionRefusedError(f"No file has the key {key!r}.")
+    _require_suitable(Path(request.parameters["file"]), record, services)
+    if not record.state.finished:
+        return Selection((), 1, {key: f"{IN_PROGRESS}: it is {record.state}"})
+    return Selection((key,), 1)
+
+
+def _require_suitable(path: Path, record: FileRecord, services: FileIngestResources) -> None:
+    """Hold an upload to the rules of a file that a source offers: its type, its dataset and its size."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if size is None:
+        raise ActionRefusedError(f"{path.name} is no file.")
+    kind, given = record.event.kind, file_type_of(path.name)
+    if given != kind:
+        raise ActionRefusedError(
+            f"{record.event.file_name} is corrected by a file of type {kind}, not {given or 'none'}."
+        )
+    if reason := services.datasets.refusal_of(record.event):
+        raise ActionRefusedError(reason)
+    limit = services.settings.file_ingest.max_file_bytes
+    if size > limit:
+        raise ActionRefusedError(f"The file has {size:,} bytes; at most {limit:,} are read (INGEST_MAX_FILE_BYTES).")
+
+
+def _upload(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    (key,) = keys
+    now = datetime.now(UTC)
+    record = services.files.get(key)
+    if record is None:
+        return Outcome((), {key: "it is gone"})
+    try:
+        with Path(request.parameters["file"]).open("rb") as stream:
+            landed = services.landing.land(stream, location=record.event.file_name)
+    except (OSError, IngestError) as error:
+        return Outcome((), {key: str(error)})
+    new_key = services.files.correct(record, landed.sha256, landed.size_bytes, now)
+    if new_key is None:
+        return Outcome((), {key: "the same bytes were uploaded for it before"})
+    detail = f"The corrected version is {new_key}; it replaces {key} as soon as it is accepted."
+    return Outcome((key,), detail=detail, created={key: new_key})
+
+
+UPLOAD = Action(
+    name="upload-corrected-file",
+    title="Upload a corrected file",
+    noun="file",
+    meaning="Uploads a corrected version of a file. It becomes a version of the same file, newer than the one that it "
+    "corrects, is ingested like any other, and replaces that one once it is accepted. The same bytes are taken once.",
+    parameters=(
+        Parameter("key", "Whole key of the file that is corrected.", required=True),
+        Parameter("file", "The corrected file, of the same type.", required=True, kind="file"),
+    ),
+    select=_select_corrected,
+    apply=_upload,
+    kind="file",
+)
+
+ACTIONS = (RELEASE, REPROCESS, UPLOAD)

@@ -1,0 +1,292 @@
+"""Sign-in with OpenID Connect: authorization code with PKCE, and a verified ID token that gives the role.
+
+The provider is contacted only while somebody signs in, and asked for its addresses and keys each time: keys that it
+changes are known at once. A person has the role of the list that holds their verified mail address or one of their
+groups; an operator needs no second entry. Whoever is in neither list is refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.exceptions import HTTPException
+
+from ingest_project.core.logging import get_logger, printable
+from ingest_project.operations.dashboard.auth import Role, Viewer
+from ingest_project.platform.http.origin import is_loopback
+
+if TYPE_CHECKING:
+    import requests
+    from authlib.integrations.requests_client import OAuth2Session
+
+    from ingest_project.core.settings.platform import OidcSettings
+
+logger = get_logger(__name__)
+
+# Only those of public keys: with a shared secret, and with none, whoever knows the client's id could sign.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+# By which the clocks of the provider and of this host may differ.
+LEEWAY_SECONDS = 60
+SIGN_IN_SECONDS = 600
+MAX_SIGN_INS = 1_000
+TIMEOUT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 1024**2
+MAX_NAME_CHARACTERS = 200
+ABANDONED = "This sign-in has expired, was used before or began in another browser. Sign in again."
+
+
+class SignIn(NamedTuple):
+    """A sign-in that has begun.
+
+    Args:
+        browser: value of the cookie that the browser got.
+        redirect_url: to which the provider leads back.
+        to: address on this site that the person wanted to see.
+        ends: monotonic time.
+    """
+
+    browser: str
+    verifier: str
+    nonce: str
+    redirect_url: str
+    to: str
+    ends: float
+
+
+class Provider:
+    """The provider of the settings, and the sign-ins that have begun.
+
+    Args:
+        settings: with the issuer.
+    """
+
+    def __init__(self, settings: OidcSettings) -> None:
+        self._settings = settings
+        self._begun: OrderedDict[str, SignIn] = OrderedDict()
+
+    @property
+    def host(self) -> str:
+        """The provider's host, for people."""
+        return urlsplit(self._settings.issuer).netloc
+
+    def begin(self, redirect_url: str, to: str) -> tuple[str, str]:
+        """Begin a sign-in.
+
+        Args:
+            redirect_url: of this site, to which the provider leads back.
+            to: address on this site that the person wants to see.
+
+        Returns:
+            value of the cookie that ties it to the browser, and the provider's address for the person.
+
+        Raises:
+            HTTPException: 502: the provider does not answer as it should.
+        """
+        now = time.monotonic()
+        while self._begun and (len(self._begun) >= MAX_SIGN_INS or next(iter(self._begun.values())).ends <= now):
+            self._begun.popitem(last=False)
+        browser, state, verifier, nonce = (secrets.token_urlsafe(48) for _ in range(4))
+        with self._client() as client:
+            address, _ = client.create_authorization_url(
+                self._endpoint(self._metadata(client), "authorization_endpoint"),
+                state=state,
+                code_verifier=verifier,
+                nonce=nonce,
+                redirect_uri=redirect_url,
+            )
+        self._begun[state] = SignIn(browser, verifier, nonce, redirect_url, to, now + SIGN_IN_SECONDS)
+        return browser, str(address)
+
+    def finish(self, browser: str, answer: dict[str, str]) -> tuple[Viewer, str]:
+        """Finish a sign-in; each one can be finished once.
+
+        Args:
+            browser: the cookie's value.
+            answer: parameters with which the provider led back.
+
+        Returns:
+            the person, and the address that they wanted to see.
+
+        Raises:
+            HTTPException: 400: it is no answer to a sign-in of this browser; 403: the person is not admitted;
+                502: the provider does not answer as it should.
+        """
+        begun = self._begun.pop(answer.get("state", ""), None)
+        if not begun or begun.ends <= time.monotonic() or not _equal(browser, begun.browser):
+            raise HTTPException(400, ABANDONED)
+        if answer.get("iss", self._settings.issuer) != self._settings.issuer:
+            raise HTTPException(400, "The answer comes from another provider.")
+        if "code" not in answer:
+            reason = answer.get("error_description") or answer.get("error") or "no reason given"
+            raise HTTPException(403, f"{self.host} did not sign you in: {printable(reason[:MAX_NAME_CHARACTERS])}.")
+        claims = self._claims(begun, answer["code"])
+        viewer = self._viewer(claims)
+        logger.info("monitor_signed_in", person=viewer.name, role=viewer.role.value)
+        return viewer, begun.to
+
+    def _claims(self, begun: SignIn, code: str) -> dict[str, Any]:
+        """Exchange the code; return the claims of the verified ID token, with those of the user-info endpoint."""
+        with self._client() as client:
+            metadata = self._metadata(client)
+            known = metadata.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+            if self._settings.client_secret and "client_secret_basic" not in known:
+                client.token_endpoint_auth_method = "client_secret_post"  # noqa: S105 - the name of a method
+            form = {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": begun.redirect_url,
+                "client_id": self._settings.client_id,
+                "code_verifier": begun.verifier,
+            }
+            auth = client.client_auth(client.token_endpoint_auth_method)
+            token = self._asked(client, "POST", self._endpoint(metadata, "token_endpoint"), data=form, auth=auth)
+            keys = self._asked(client, "GET", self._endpoint(metadata, "jwks_uri"))
+            claims = self._verified(str(token.get("id_token", "")), keys, begun.nonce)
+            if "userinfo_endpoint" in metadata and not {"email", self._settings.groups_claim} <= claims.keys():
+                bearer = {"Authorization": f"Bearer {token.get('access_token', '')}"}
+                more = self._asked(client, "GET", self._endpoint(metadata, "userinfo_endpoint"), headers=bearer)
+                if more.get("sub") == claims["sub"]:
+                    # An address and its verification belong together.
+                    own = {"email", "email_verified"} if "email" in claims else set()
+                    claims = {name: value for name, value in more.items() if name not in own} | claims
+        return claims
+
+    def _verified(self, id_token: str, keys: dict[str, Any], nonce: str) -> dict[str, Any]:
+        from joserfc import errors, jwt  # noqa: PLC0415 - only where people sign in
+        from joserfc.jwk import KeySet  # noqa: PLC0415
+
+        issuer, client_id = self._settings.issuer, self._settings.client_id
+        expected = jwt.JWTClaimsRegistry(
+            leeway=LEEWAY_SECONDS,
+            iss={"essential": True, "value": issuer},
+            sub={"essential": True},
+            aud={"essential": True, "value": client_id},
+            exp={"essential": True},
+            iat={"essential": True},
+            nonce={"essential": True, "value": nonce},
+            azp={"value": client_id},
+        )
+        try:
+            claims = jwt.decode(id_token, KeySet.import_key_set(keys), algorithms=ALGORITHMS).claims  # type: ignore[arg-type] # checked there
+            expected.validate(claims)
+            if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and "azp" not in claims:
+                raise errors.MissingClaimError("azp")
+        except (errors.JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
+            # The token itself is a secret; the error names the claim.
+            logger.warning("monitor_sign_in_refused", provider=self.host, error=f"{type(error).__name__}: {error}")
+            raise HTTPException(403, f"The ID token of {self.host} is not valid: {_reason(error)}.") from None
+        return claims
+
+    def _viewer(self, claims: dict[str, Any]) -> Viewer:
+        who = set(_who(claims, self._settings.groups_claim))
+        mail = next((one for one in sorted(who) if "@" in one), "")
+        name = printable((mail or str(claims["sub"]))[:MAX_NAME_CHARACTERS])
+        for role, admitted in ((Role.OPERATOR, self._settings.operators), (Role.VIEWER, self._settings.viewers)):
+            if who & {_folded(one) for one in admitted}:
+                return Viewer(name, role)
+        logger.warning("monitor_sign_in_refused", provider=self.host, person=name, error="in neither list")
+        unverified = "email" in claims and not mail
+        hint = " The provider has not verified your mail address." if unverified else ""
+        raise HTTPException(
+            403,
+            f"{name} has signed in and may see nothing here: neither INGEST_OIDC_OPERATORS nor INGEST_OIDC_VIEWERS "
+            f"names this person or a group of theirs.{hint}",
+        )
+
+    def _client(self) -> OAuth2Session:
+        from authlib.integrations.requests_client import OAuth2Session  # noqa: PLC0415 - only where people sign in
+
+        secret = self._settings.client_secret
+        return OAuth2Session(
+            self._settings.client_id,
+            secret.get_secret_value() if secret else None,
+            scope=self._settings.scopes,
+            code_challenge_method="S256",
+        )
+
+    def _metadata(self, client: OAuth2Session) -> dict[str, Any]:
+        issuer = self._settings.issuer
+        found = self._asked(client, "GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        if found.get("issuer") != issuer:
+            raise self._away(f"it calls itself {str(found.get('issuer'))[:MAX_NAME_CHARACTERS]!r}, not {issuer!r}")
+        return found
+
+    def _endpoint(self, metadata: dict[str, Any], name: str) -> str:
+        address = str(metadata.get(name, ""))
+        parts = urlsplit(address)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise self._away(f"its {name} is not an https address")
+        return address
+
+    def _asked(self, client: OAuth2Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
+        """Send one request; return the JSON object of its answer.
+
+        Raises:
+            HTTPException: 502: there is none.
+        """
+        import requests  # noqa: PLC0415 - only where people sign in
+
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"} | options.pop("headers", {})
+        options |= {"timeout": TIMEOUT_SECONDS, "stream": True, "allow_redirects": False, "withhold_token": True}
+        try:
+            with client.request(method, address, headers=headers, **options) as answer:
+                content = _bounded(answer)
+        except (requests.RequestException, TimeoutError) as error:
+            raise self._away(type(error).__name__) from error
+        try:
+            found = msgspec.json.decode(content, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = {}
+        if answer.status_code != 200 or not found:  # noqa: PLR2004 - OK
+            code = found.get("error")
+            detail = f": {code[:MAX_NAME_CHARACTERS]}" if isinstance(code, str) else ""
+            raise self._away(f"HTTP {answer.status_code} of {urlsplit(address).path}{detail}")
+        return found
+
+    def _away(self, reason: str) -> HTTPException:
+        logger.warning("monitor_provider_failed", provider=self.host, error=reason)
+        return HTTPException(
+            502, f"The sign-in provider {self.host} does not answer as it should ({printable(reason)})."
+        )
+
+
+def _bounded(answer: requests.Response) -> bytes:
+    content, ends = bytearray(), time.monotonic() + TIMEOUT_SECONDS
+    for piece in answer.iter_content(65_536):
+        content += piece
+        if len(content) > MAX_ANSWER_BYTES or time.monotonic() > ends:
+            raise TimeoutError
+    return bytes(content)
+
+
+def _who(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
+    """Yield a person's verified mail address, and their groups; a group that looks like an address is none."""
+    mail, verified = claims.get("email"), claims.get("email_verified")
+    # Some providers send the word instead of the value.
+    if isinstance(mail, str) and "@" in mail and (verified is True or verified == "true"):
+        yield _folded(mail)
+    groups = claims.get(groups_claim)
+    for group in groups if isinstance(groups, list) else [groups]:
+        if isinstance(group, str) and "@" not in group:
+            yield _folded(group)
+
+
+def _folded(entry: str) -> str:
+    """Return a mail address without regard to case, and a group as it is."""
+    return entry.casefold() if "@" in entry else entry
+
+
+def _reason(error: Exception) -> str:
+    claim = getattr(error, "claim", None)
+    words = type(error).__name__.removesuffix("Error")
+    return f"{words} ({claim})" if claim else words
+
+
+def _equal(one: str, other: str) -> bool:
+    return secrets.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode())

@@ -1,0 +1,113 @@
+"""Render pages from templates: every value is escaped, and every link works below any path of a reverse proxy."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from ingest_project.core.logging import printable, to_json
+from ingest_project.platform.items import ItemRef
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+PAGES = files("ingest_project.operations.dashboard") / "pages"
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def render(request: Request, template: str, /, status: int = 200, **values: object) -> Response:
+    """Render a template of the folder `pages` for whoever sent the request.
+
+    Args:
+        request: gives the page its `viewer`, its `csrf_token` and `root`, the relative address of the first page.
+        template: its file name.
+        status: of the response.
+        values: further variables of the template.
+    """
+    shared = {
+        "viewer": request.state.viewer,
+        "csrf_token": request.state.csrf_token,
+        "root": root_of(request.scope),
+        "path": request.scope["path"],
+        "searched": "",
+    }
+    return HTMLResponse(_TEMPLATES.get_template(template).render(shared | values), status)
+
+
+def page_file(name: str) -> str:
+    """Return the text of a script or style sheet of the pages."""
+    return (PAGES / name).read_text(encoding="utf-8")
+
+
+def root_of(scope: Scope) -> str:
+    """Return the relative address of the first page, e.g. `../../` on `/items/file/x`.
+
+    A proxy may serve the console below a path that this process does not know.
+    """
+    # As the browser resolves it: an encoded slash in a key is not a separator.
+    raw = bytes(scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
+    return "../" * (raw.count(b"/") - 1) or "./"
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a number of bytes for a person, e.g. `5.2 kB`."""
+    power = 0
+    while size_bytes >= 999.95 and power < len(UNITS) - 1:  # noqa: PLR2004 - rounds to 1,000
+        size_bytes, power = size_bytes / 1_000, power + 1
+    return f"{size_bytes:,.0f} B" if power == 0 else f"{size_bytes:,.1f} {UNITS[power]}"
+
+
+def item_path(ref: ItemRef) -> str:
+    """Return kind and key of an item as a part of an address."""
+    return f"{quote(ref.kind, safe='')}/{quote(ref.key, safe='/~')}"
+
+
+def shown(value: object) -> str:
+    """Return any value for a person: times in UTC, thousands separated."""
+    if isinstance(value, datetime):
+        return f"{time_text(value)} UTC"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if isinstance(value, str) else to_json(value)
+
+
+def time_text(moment: datetime | None) -> str:
+    """Return a time for a person, in UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
+def _finalized(value: Any) -> Any:  # noqa: ANN401 - whatever a template shows
+    # A stranger's text may reorder a line or hide a part of it; the templates' own line breaks are not values.
+    return printable(value) if type(value) is str else value
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(str(PAGES)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalized,
+    )
+    environment.filters |= {
+        "size": size_text,
+        "time": time_text,
+        "shown": shown,
+        "item_path": item_path,
+        "item_address": lambda ref: f"items/{item_path(ref)}",
+    }
+    environment.tests["item_ref"] = lambda value: isinstance(value, ItemRef)
+    return environment
+
+
+_TEMPLATES = _environment()

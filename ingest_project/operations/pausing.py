@@ -1,0 +1,129 @@
+"""Pause and resume a capability: stop its sensors in Dagster, and remember who did it and why.
+
+Dagster keeps a stopped sensor stopped over restarts. What waits on the topics stays there, and runs in progress end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.core.yaml_models import nearest
+from ingest_project.operations import CAPABILITIES, SystemResources, paused_capabilities
+from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import insert_into
+
+CAPABILITY = Parameter(
+    "capability", "One of polling, file_ingest, attachments, user_activity, crm, or a declared stream.", required=True
+)
+
+
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """A capability that an operator has paused.
+
+    Args:
+        sensors: that were stopped.
+    """
+
+    capability: str
+    who: str
+    reason: str
+    paused_at: datetime
+    sensors: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        return f"{self.capability} is paused by {self.who}: {self.reason}"
+
+
+def read_pauses(connection: sa.Connection) -> tuple[Pause, ...]:
+    """Return the paused capabilities, by name."""
+    rows = connection.execute(sa.select(paused_capabilities).order_by(paused_capabilities.c.capability)).mappings()
+    return tuple(Pause(**{**row, "sensors": tuple(row["sensors"])}) for row in rows)
+
+
+def _pause_of(services: SystemResources, name: str) -> Pause | None:
+    with reading(services.engine) as connection:
+        return next((pause for pause in read_pauses(connection) if pause.capability == name), None)
+
+
+def _sensors_of(services: SystemResources, name: str) -> list[str]:
+    """Return the names of a capability's sensors.
+
+    Raises:
+        ActionRefusedError: there is no such capability.
+    """
+    parts = {key: one for each in CAPABILITIES for key, one in each.dagster_parts(services.settings).items()}
+    if name not in parts:
+        raise ActionRefusedError(f"There is no capability {name[:50]!r}{nearest(name, parts)}")
+    return [sensor.name for sensor in parts[name].definitions.sensors or ()]
+
+
+def _select_to_pause(services: SystemResources, request: ActionRequest) -> Selection:
+    name = request.parameters[CAPABILITY.name]
+    sensors = _sensors_of(services, name)
+    pause = _pause_of(services, name)
+    return Selection((name,), 1, notes=(f"Stops {', '.join(sensors)}.", *([f"{pause}."] if pause else [])))
+
+
+def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    from ingest_project.platform.dagster.control import open_instance, running_sensors, stop_sensors  # noqa: PLC0415 - Dagster
+
+    (name,) = keys
+    sensors, earlier = _sensors_of(services, name), _pause_of(services, name)
+    with open_instance(services.settings) as instance:
+        running = running_sensors(instance, sensors)
+        stopped = sorted({*running, *(earlier.sensors if earlier else ())})
+        row = {"who": request.who, "reason": request.reason, "paused_at": datetime.now(UTC), "sensors": stopped}
+        with writing(services.engine) as connection:
+            insert = insert_into(connection, paused_capabilities).values(capability=name, **row)
+            connection.execute(insert.on_conflict_do_update(index_elements=["capability"], set_=row))
+        stop_sensors(instance, running)
+    return Outcome((name,), detail=f"Stopped: {', '.join(stopped) or 'nothing, all were stopped before'}.")
+
+
+def _select_to_resume(services: SystemResources, request: ActionRequest) -> Selection:
+    name = request.parameters[CAPABILITY.name]
+    pause = _pause_of(services, name)
+    if pause is None:
+        _sensors_of(services, name)
+        return Selection((), 1, {name: "it is not paused"})
+    return Selection((name,), 1, notes=(f"{pause}.", f"Starts {', '.join(pause.sensors)}."))
+
+
+def _resume(services: SystemResources, _request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    from ingest_project.platform.dagster.control import open_instance, start_sensors  # noqa: PLC0415 - Dagster
+
+    (name,) = keys
+    pause = _pause_of(services, name)
+    sensors = pause.sensors if pause else ()
+    with open_instance(services.settings) as instance:
+        start_sensors(instance, sensors)
+    with writing(services.engine) as connection:
+        connection.execute(sa.delete(paused_capabilities).where(paused_capabilities.c.capability == name))
+    return Outcome((name,), detail=f"Started: {', '.join(sensors) or 'nothing'}.")
+
+
+PAUSE = Action(
+    name="pause-capability",
+    title="Pause a capability",
+    noun="capability",
+    meaning="Stops the sensors of a capability until it is resumed. Runs in progress end; messages wait on "
+    "their topics. Pausing again replaces the reason.",
+    parameters=(CAPABILITY,),
+    select=_select_to_pause,
+    apply=_pause,
+)
+RESUME = Action(
+    name="resume-capability",
+    title="Resume a capability",
+    noun="capability",
+    meaning="Starts the sensors again that the pause had stopped; one that was stopped before stays so.",
+    parameters=(CAPABILITY,),
+    select=_select_to_resume,
+    apply=_resume,
+)

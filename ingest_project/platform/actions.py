@@ -1,0 +1,495 @@
+"""Actions of operators: select items by a filter, preview, act within a limit, and keep a record of who did it and why.
+
+A capability lists its actions; the command line and the browser are generated from them, and both call `perform`. The
+record of an action is written before anything changes and completed afterwards: one that was killed stays `started`,
+with the items that it had selected. Its id is chosen before: the same request sent twice acts once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Column as Col
+
+from ingest_project.core.errors import PermanentError
+from ingest_project.core.yaml_models import nearest
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import Json, UtcTime, contains, in_parts, insert_into, metadata
+from ingest_project.platform.runtime import Runtime
+
+DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
+MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
+MAX_LINES = 1_000
+STARTED, DONE, PARTLY_DONE, FAILED = "started", "done", "partly done", "failed"
+OUTCOMES = (STARTED, DONE, PARTLY_DONE, FAILED)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_AGO = re.compile(r"([0-9]{1,5})([smhd])")
+
+operator_actions = sa.Table(
+    "operator_actions",
+    metadata,
+    # Chosen by the client before it acts: the same request sent twice is the same action.
+    Col("action_id", sa.Text, primary_key=True),
+    Col("action", sa.Text, nullable=False),
+    Col("who", sa.Text, nullable=False),
+    Col("reason", sa.Text, nullable=False),
+    Col("parameters", Json, nullable=False),
+    Col("item_limit", sa.Integer, nullable=False),
+    Col("started_at", UtcTime, nullable=False),
+    Col("finished_at", UtcTime),
+    Col("outcome", sa.Text, nullable=False),
+    Col("selected", sa.Integer, nullable=False),
+    # Items that matched beyond the limit.
+    Col("remaining", sa.BigInteger, nullable=False),
+    Col("done", sa.Integer, nullable=False),
+    Col("failed", sa.Integer, nullable=False),
+    Col("detail", sa.Text, nullable=False),
+    sa.Index("operator_actions_by_time", "started_at"),
+)
+operator_action_items = sa.Table(
+    "operator_action_items",
+    metadata,
+    Col("action_id", sa.Text, primary_key=True),
+    Col("item_key", sa.Text, primary_key=True),
+    # Null from before the action until its end.
+    Col("outcome", sa.Text),
+    Col("reason", sa.Text),
+    sa.Index("operator_action_items_by_item", "item_key"),
+)
+
+Services_contra = TypeVar("Services_contra", bound=Runtime, contravariant=True)
+Kind = Literal["text", "lines", "time", "file"]
+
+
+class ActionRefusedError(PermanentError):
+    """A request that is not one that the action takes; nothing was changed."""
+
+
+class AlreadyPerformedError(PermanentError):
+    """The same request was sent before; it is not performed twice.
+
+    Args:
+        action_id: of the record of the first one.
+    """
+
+    def __init__(self, action_id: str) -> None:
+        self.action_id = action_id
+        super().__init__(f"This request was performed before: its record is {action_id}.")
+
+
+class Parameter(NamedTuple):
+    """A value that an action takes.
+
+    Args:
+        name: in lower case with underscores; the command line has dashes instead.
+        meaning: one sentence for people.
+        choices: the values that it takes; any value where there are none.
+        required: without it the action is refused.
+        kind: `lines` takes several values, one a line; `time` a moment in ISO 8601 (UTC without a zone) or how long
+            ago, e.g. 2h; `file` the path of a local file, which the browser uploads.
+    """
+
+    name: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    kind: Kind = "text"
+
+    @property
+    def label(self) -> str:
+        """The name as words, e.g. `Error class`."""
+        return self.name.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionRequest:
+    """A request to act.
+
+    Args:
+        parameters: values by the names of parameters; those of kind `lines` are separated by newlines.
+        limit: most items to act on.
+        reason: for the record; required unless it is a dry run.
+        who: user at host, or the name of the viewer.
+        dry_run: select, and change and record nothing.
+        action_id: identifies the request; sent twice it is performed once.
+    """
+
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    limit: int = DEFAULT_LIMIT
+    reason: str = ""
+    who: str = ""
+    dry_run: bool = False
+    action_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def typed(self, parameter: Parameter) -> str | tuple[str, ...] | datetime | None:
+        """Return the value of a parameter as its kind says."""
+        if parameter.kind == "time":
+            return self.time(parameter.name)
+        return self.lines(parameter.name) if parameter.kind == "lines" else self.value(parameter.name)
+
+    def value(self, name: str) -> str | None:
+        """Return the value of a parameter; None where it is not given."""
+        return self.parameters.get(name)
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        """Return the values of a parameter of kind `lines`."""
+        return tuple(dict.fromkeys(line.strip() for line in (self.value(name) or "").splitlines() if line.strip()))
+
+    def time(self, name: str) -> datetime | None:
+        """Return the moment of a parameter of kind `time`."""
+        value = self.value(name)
+        return None if value is None else time_of(value)
+
+
+class Selection(NamedTuple):
+    """Items that an action would act on.
+
+    Args:
+        keys: at most as many as the limit.
+        total: number of items that match, those beyond the limit and the refused ones included.
+        refused: items that match and cannot be acted on, each with the reason.
+        notes: sentences that a person should read before acting.
+    """
+
+    keys: tuple[str, ...]
+    total: int
+    refused: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remaining(self) -> int:
+        """Items that match beyond the limit."""
+        return max(0, self.total - len(self.keys) - len(self.refused))
+
+
+class Outcome(NamedTuple):
+    """Result of an action.
+
+    Args:
+        done: keys of the items.
+        failed: the others, each with the reason.
+        detail: one or two sentences for a person.
+        created: key of an item to the key of the one that was made of it, where its key changes.
+    """
+
+    done: tuple[str, ...]
+    failed: Mapping[str, str] = {}
+    detail: str = ""
+    created: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action(Generic[Services_contra]):
+    """Something that an operator can do to items.
+
+    Args:
+        name: on the command line, e.g. `replay-attachments`.
+        title: for people, in the imperative.
+        noun: of one item.
+        meaning: what it does, and what happens the second time.
+        parameters: that it takes.
+        select: finds the items; changes nothing.
+        apply: acts on items that were selected; each item's failure is its own. Idempotent.
+        kind: of the items, as in `/items/{kind}/{key}`; empty where its items have no page.
+    """
+
+    name: str
+    title: str
+    noun: str
+    meaning: str
+    parameters: tuple[Parameter, ...]
+    select: Callable[[Services_contra, ActionRequest], Selection]
+    apply: Callable[[Services_contra, ActionRequest, Sequence[str]], Outcome]
+    kind: str = ""
+
+
+class Performed(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a request, dry or not.
+
+    Args:
+        action: its name.
+        action_id: of the record; a dry run has none.
+        dry_run: nothing was changed.
+        keys: items that were selected.
+        total: number of items that match.
+        remaining: of these, the ones beyond the limit.
+        done: items that were acted on.
+        failed: the others of the selected items, each with the reason.
+        detail: for a person.
+        created: key of an item to the key of the one that was made of it, where its key changes.
+        notes: sentences that a person should read before acting.
+    """
+
+    action: str
+    action_id: str
+    dry_run: bool
+    keys: tuple[str, ...]
+    total: int
+    remaining: int
+    done: tuple[str, ...] = ()
+    failed: Mapping[str, str] = {}
+    detail: str = ""
+    created: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """State of its record."""
+        return PARTLY_DONE if self.done and self.failed else FAILED if self.failed else DONE
+
+
+class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of an action.
+
+    Args:
+        outcome: one of OUTCOMES; `started` is going on, or was killed.
+        selected: items that it was to act on.
+        remaining: items that matched beyond the limit.
+    """
+
+    action_id: str
+    action: str
+    who: str
+    reason: str
+    parameters: dict[str, str]
+    item_limit: int
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str
+    selected: int
+    remaining: int
+    done: int
+    failed: int
+    detail: str
+
+
+class ItemOutcome(msgspec.Struct, frozen=True):
+    """What an action did to one item.
+
+    Args:
+        outcome: `done` or `failed`; None where the action has not ended.
+        reason: of a failure, or the key of the item that was made of it.
+    """
+
+    item_key: str
+    outcome: str | None
+    reason: str | None
+
+
+def perform(services: Services_contra, action: Action[Services_contra], request: ActionRequest) -> Performed:
+    """Act on the items that match, or say which these are; record it unless it is a dry run.
+
+    Raises:
+        ActionRefusedError: a parameter, the limit or the reason is missing or wrong; nothing was changed.
+        AlreadyPerformedError: the same request was performed before.
+        DatabaseUnavailableError, TransactionConflictError: the database does not answer.
+    """
+    request = checked(action, request)
+    selection = action.select(services, request)
+    performed = Performed(
+        action=action.name,
+        action_id="" if request.dry_run else request.action_id,
+        dry_run=request.dry_run,
+        keys=selection.keys,
+        total=selection.total,
+        remaining=selection.remaining,
+        failed=selection.refused,
+        notes=selection.notes,
+    )
+    if request.dry_run:
+        return performed
+    _begin(services.engine, action, request, selection)
+    try:
+        outcome = action.apply(services, request, selection.keys) if selection.keys else Outcome(())
+    except Exception as error:
+        # Expected or not: the record must not say that it is still going on.
+        reason = str(error) or type(error).__name__
+        lost = msgspec.structs.replace(performed, failed=dict.fromkeys(selection.keys, reason), detail=reason)
+        _complete(services.engine, lost)
+        raise
+    failed = {**selection.refused, **outcome.failed}
+    performed = msgspec.structs.replace(performed, **outcome._asdict() | {"failed": failed})
+    _complete(services.engine, performed)
+    return performed
+
+
+def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
+    """Return the request with its parameters as the action takes them: no empty ones, moments in UTC.
+
+    Raises:
+        ActionRefusedError: one of them is unknown, missing or wrong, or the limit or the reason is.
+    """
+    known = {parameter.name: parameter for parameter in action.parameters}
+    parameters: dict[str, str] = {}
+    for name, value in request.parameters.items():
+        if name not in known:
+            raise ActionRefusedError(f"{action.name} takes no {name[:50]!r}{nearest(name, known)}")
+        if value.strip():
+            parameters[name] = _value_of(known[name], value)
+    for parameter in action.parameters:
+        if parameter.required and parameter.name not in parameters:
+            raise ActionRefusedError(f"{action.name} needs {parameter.label}: {parameter.meaning}")
+    if not 1 <= request.limit <= MAX_LIMIT:
+        raise ActionRefusedError(f"The limit must be between 1 and {MAX_LIMIT:,}.")
+    reason = " ".join(request.reason.replace("\x00", "").split())
+    if not reason and not request.dry_run:
+        raise ActionRefusedError("Enter a reason: the record of the action needs one.")
+    if len(reason) > MAX_REASON_LENGTH:
+        raise ActionRefusedError(f"The reason has more than {MAX_REASON_LENGTH:,} characters.")
+    return replace(request, parameters=parameters, reason=reason)
+
+
+def time_of(text: str, now: datetime | None = None) -> datetime:
+    """Parse a moment as people type it.
+
+    Args:
+        text: `2026-01-15`, `2026-01-15T10:30`, with or without an offset (UTC without one), or how long ago: `30m`,
+            `2h`, `7d`.
+        now: what the length of time counts from.
+
+    Raises:
+        ActionRefusedError: it is none of these.
+    """
+    if ago := _AGO.fullmatch(text.strip()):
+        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ActionRefusedError(f"{text[:50]!r} is no time: write 2026-01-15T10:30 (UTC) or 2h (ago).") from None
+
+
+def login_name() -> str:
+    """Return who uses the command line, for records: user and host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def action_records(
+    engine: sa.Engine, *, action: str | None = None, who: str | None = None, limit: int = 50, offset: int = 0
+) -> tuple[ActionRecord, ...]:
+    """Return records of actions, the newest first.
+
+    Args:
+        engine: of the database.
+        action: only those of this name.
+        who: only those with this text in who performed them.
+        limit: most records.
+        offset: number of records to skip first.
+    """
+    columns = operator_actions.c
+    query = sa.select(operator_actions).order_by(columns.started_at.desc(), columns.action_id)
+    if action:
+        query = query.where(columns.action == action)
+    if who:
+        query = query.where(contains(who, columns.who))
+    with reading(engine) as connection:
+        rows = connection.execute(query.limit(limit).offset(offset)).mappings().all()
+    return tuple(ActionRecord(**row) for row in rows)
+
+
+def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
+    """Return one record."""
+    with reading(engine) as connection:
+        query = sa.select(operator_actions).where(operator_actions.c.action_id == action_id)
+        row = connection.execute(query).mappings().one_or_none()
+    return ActionRecord(**row) if row else None
+
+
+def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[ItemOutcome, ...]:
+    """Return the items of an action, those that failed first in front."""
+    columns = operator_action_items.c
+    query = sa.select(columns.item_key, columns.outcome, columns.reason).where(columns.action_id == action_id)
+    query = query.order_by(columns.outcome.desc(), columns.item_key).limit(limit)
+    with reading(engine) as connection:
+        return tuple(ItemOutcome(*row) for row in connection.execute(query))
+
+
+def actions_on_item(engine: sa.Engine, item_key: str, limit: int = 20) -> tuple[ActionRecord, ...]:
+    """Return the records of the actions that selected an item, the newest first."""
+    ids = sa.select(operator_action_items.c.action_id).where(operator_action_items.c.item_key == item_key)
+    query = sa.select(operator_actions).where(operator_actions.c.action_id.in_(ids))
+    with reading(engine) as connection:
+        rows = connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(limit)).mappings().all()
+    return tuple(ActionRecord(**row) for row in rows)
+
+
+def _value_of(parameter: Parameter, value: str) -> str:
+    value = value.strip().replace("\x00", "\ufffd")
+    if len(value) > MAX_VALUE_LENGTH:
+        raise ActionRefusedError(f"{parameter.label} has more than {MAX_VALUE_LENGTH:,} characters.")
+    if parameter.choices and value not in parameter.choices:
+        raise ActionRefusedError(f"{parameter.label} is one of {', '.join(parameter.choices)}, not {value[:50]!r}.")
+    if parameter.kind == "lines" and len(value.splitlines()) > MAX_LINES:
+        raise ActionRefusedError(f"{parameter.label} takes at most {MAX_LINES:,} lines.")
+    # A length of time counts from now, not from when the record is read.
+    return time_of(value).isoformat() if parameter.kind == "time" else value
+
+
+def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, selection: Selection) -> None:
+    """Write the record, and the items that are about to change."""
+    files = {parameter.name for parameter in action.parameters if parameter.kind == "file"}
+    # Of a path on the operator's machine, or of an upload's temporary file, the name is enough.
+    shown = {name: os.path.basename(value) if name in files else value for name, value in request.parameters.items()}  # noqa: PTH119 - text
+    row = {
+        "action_id": request.action_id,
+        "action": action.name,
+        "who": request.who,
+        "reason": request.reason,
+        "parameters": shown,
+        "item_limit": request.limit,
+        "started_at": datetime.now(UTC),
+        "outcome": STARTED,
+        "selected": len(selection.keys) + len(selection.refused),
+        "remaining": selection.remaining,
+        "done": 0,
+        "failed": 0,
+        "detail": "",
+    }
+    with writing(engine) as connection:
+        insert = insert_into(connection, operator_actions).values(row).on_conflict_do_nothing()
+        if connection.execute(insert).rowcount != 1:
+            raise AlreadyPerformedError(request.action_id)
+        _insert_items(connection, request.action_id, [(key, None, None) for key in selection.keys])
+
+
+def _complete(engine: sa.Engine, performed: Performed) -> None:
+    """Complete the record with the outcome of each item."""
+    columns = operator_actions.c
+    change = {
+        "finished_at": datetime.now(UTC),
+        "outcome": performed.outcome,
+        "done": len(performed.done),
+        "failed": len(performed.failed),
+        "detail": performed.detail,
+    }
+    items: list[tuple[str, str | None, str | None]] = [
+        (key, "done", f"as {performed.created[key]}" if key in performed.created else None) for key in performed.done
+    ]
+    items += [(key, "failed", reason) for key, reason in performed.failed.items()]
+    with writing(engine) as connection:
+        connection.execute(sa.update(operator_actions).where(columns.action_id == performed.action_id).values(change))
+        own = operator_action_items.c.action_id == performed.action_id
+        connection.execute(sa.delete(operator_action_items).where(own))
+        _insert_items(connection, performed.action_id, items)
+
+
+def _insert_items(
+    connection: sa.Connection, action_id: str, items: Sequence[tuple[str, str | None, str | None]]
+) -> None:
+    rows = [{"action_id": action_id, "item_key": key, "outcome": end, "reason": why} for key, end, why in items]
+    for part in in_parts(rows):
+        connection.execute(sa.insert(operator_action_items).values(list(part)))

@@ -1,0 +1,86 @@
+"""Dagster's webserver, guarded against other sites' pages.
+
+    python -m ingest_project.platform.dagster.webserver --workspace workspace.yaml --port 3000
+
+takes the arguments of `dagster-webserver` and is the same server. On its own that one answers under any name and
+executes GraphQL mutations by GET and from any page: a page of another site that a person opens could launch, end or
+delete runs, by a link or after having its own name resolve to this machine. This one answers under the names of this
+machine and the name in INGEST_WEBSERVER_URL only, changes nothing by GET, and takes nothing from another site's page.
+It has no login: let a proxy with one stand in front of it wherever others reach it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dagster_webserver import app, cli
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+
+from ingest_project.core.local_files import keep_files_private
+from ingest_project.core.settings import current_settings
+from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+GRAPHQL = "/graphql"
+# Probes address a pod or container by its number; it tells versions only.
+OPEN_PATH = "/server_info"
+LOOKING = ("GET", "HEAD")
+
+
+class SameSiteOnly:
+    """Pass on requests of people who look at the UI under its own name, and of programs.
+
+    Args:
+        app: the webserver.
+        site: address of the UI for people.
+    """
+
+    def __init__(self, app: ASGIApp, site: str) -> None:
+        self._app = app
+        self._name = (urlsplit(site).hostname or "").lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or pass it on."""
+        refusal = self._refusal(scope) if scope["type"] in {"http", "websocket"} else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
+        else:
+            await PlainTextResponse(f"{refusal[1]}\n", refusal[0])(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Return status and reason of the answer to a request that is not passed on."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if path.endswith(OPEN_PATH):
+            return None
+        host, _ = host_of(headers.get("host", ""))
+        if host != self._name and not is_loopback(host):
+            return 421, "This is the Dagster UI under another name: INGEST_WEBSERVER_URL sets the name that it has."
+        looks = scope["type"] == "http" and scope["method"] in LOOKING
+        if looks and path.endswith(GRAPHQL) and "text/html" not in headers.get("accept", ""):
+            return 405, "GraphQL takes POST only."
+        if not looks and not is_same_origin(headers):
+            return 403, "The request comes from a page of another site."
+        return None
+
+
+def main(arguments: list[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
+    """Serve until stopped."""
+    keep_files_private()
+    site, create_app = current_settings().dagster.webserver_url, app.create_app_from_workspace_process_context
+
+    def guarded(*positional: Any, **named: Any) -> ASGIApp:  # noqa: ANN401 - whatever Dagster passes
+        return SameSiteOnly(create_app(*positional, **named), site)
+
+    vars(cli)["create_app_from_workspace_process_context"] = guarded
+    return cli.cli(args=arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,329 @@
+"""Items: what a person looks for, how it is found by any of its ids, and what its page shows.
+
+An item is a file, an attachment, an event, a message, or a polling job. Each capability finds its own items and
+describes them; a description opens rows and bytes only when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import sqlalchemy as sa
+
+from ingest_project.platform.database import reading
+
+KINDS = ("file", "attachment", "event", "message", "polling_job")
+# What people and other parts of the system call them too.
+OTHER_NAMES = {"attachment_event": "event", "job": "polling_job", "stream_message": "message"}
+MAX_SEARCH_LENGTH = 2_000
+MAX_HITS = 50
+MAX_NEIGHBOURS = 20
+LARGEST_OFFSET = 2**63 - 1
+_POSITION = (
+    re.compile(r"([A-Za-z0-9._-]{1,249})\s*[/:\s]\s*(\d{1,9})\s*[/:\s]\s*(\d{1,19})"),
+    re.compile(r"([A-Za-z0-9._-]{1,249})\[(\d{1,9})\]@(\d{1,19})"),
+)
+# The end of every key: 128 bits in base32, or in hexadecimal.
+KEY_HASH = re.compile(r"[a-z2-7]{26}|[0-9a-f]{32}")
+
+
+class ItemRef(msgspec.Struct, frozen=True, order=True):
+    """Identity of an item.
+
+    Args:
+        kind: one of KINDS.
+        key: of its entry in the work queue; of a message, `topic/partition/offset`.
+    """
+
+    kind: str
+    key: str
+
+    @classmethod
+    def of(cls, kind: str, key: str) -> ItemRef:
+        """Return the item that a person names; its kind may have another usual name."""
+        plain = kind.strip().lower().replace("-", "_")
+        position = Position.parse(key) if (name := OTHER_NAMES.get(plain, plain)) == "message" else None
+        return cls(name, str(position or key))
+
+
+class Position(NamedTuple):
+    """Position of a message in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        """Return the key of the message."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """Read any usual notation: `topic/0/42`, `topic:0:42`, `topic 0 42`, `topic[0]@42`; None if it is none."""
+        for notation in _POSITION:
+            if (found := notation.fullmatch(text.strip())) and int(found[3]) <= LARGEST_OFFSET:
+                return cls(found[1], int(found[2]), int(found[3]))
+        return None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any] | sa.RowMapping) -> Position:
+        """Return the position of a stored row."""
+        return cls(row["kafka_topic"], row["kafka_partition"], row["kafka_offset"])
+
+    def matches(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """Select the rows of the message."""
+        columns = table.c
+        return sa.and_(
+            columns.kafka_offset == self.offset,
+            columns.kafka_partition == self.partition,
+            columns.kafka_topic == self.topic,
+        )
+
+
+class Search(msgspec.Struct, frozen=True):
+    """What a person typed.
+
+    Args:
+        text: without spaces around it.
+        by_prefix: find what begins with the text; otherwise what is equal to it.
+    """
+
+    text: str
+    by_prefix: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Search:
+        """Return the search for a text that a person typed or pasted."""
+        # NUL, which PostgreSQL refuses, is in no id.
+        return cls(text[:MAX_SEARCH_LENGTH].replace("\x00", "").strip())
+
+    @property
+    def position(self) -> Position | None:
+        """The Kafka position that the text names."""
+        return Position.parse(self.text)
+
+    @property
+    def name(self) -> str:
+        """The last part of a path or URL, decoded."""
+        try:
+            path = unquote(urlsplit(self.text).path) if "://" in self.text else self.text
+        except ValueError:
+            path = self.text
+        return path.rstrip("/").rpartition("/")[2]
+
+    def equals(self, *columns: sa.Column[Any]) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield the condition that one of the columns is, or begins with, the text; each uses its own index."""
+        for column in columns:
+            yield column.startswith(self.text, autoescape=True) if self.by_prefix else column == self.text
+
+    def ends_key(self, key: sa.Column[str]) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield the condition that the text is the hash at the end of a key."""
+        if not self.by_prefix and KEY_HASH.fullmatch(text := self.text.lower().lstrip("~")):
+            yield key_hash(key, len(text)) == text
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """An item that was found.
+
+    Args:
+        name: for people: a file's name, an attachment's address.
+        at: time of its last change, UTC.
+    """
+
+    kind: str
+    key: str
+    name: str
+    state: str
+    at: datetime | None
+
+    @property
+    def ref(self) -> ItemRef:
+        """Its identity."""
+        return ItemRef(self.kind, self.key)
+
+
+class Moment(msgspec.Struct, frozen=True, order=True):
+    """One event of a history.
+
+    Args:
+        at: time, UTC.
+        subject: the entry or record, e.g. `file readings.csv~3fa9c1d2e0`.
+        what: the event.
+        detail: further details for a person.
+    """
+
+    at: datetime
+    subject: str
+    what: str
+    detail: str = ""
+
+
+class RowPage(msgspec.Struct, frozen=True):
+    """Some rows of a list.
+
+    Args:
+        columns: their names.
+        rows: the values.
+        more: further rows follow.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    more: bool
+
+
+class RowList(NamedTuple):
+    """A list of rows, read a page at a time.
+
+    Args:
+        total: number of rows; None where counting them costs too much.
+        page: returns so many rows after the first so many.
+    """
+
+    total: int | None
+    page: Callable[[int, int], RowPage]
+
+
+def listed(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> RowList:
+    """Return rows that are in memory as a list."""
+    return RowList(
+        len(rows), lambda first, limit: RowPage(columns, rows[first : first + limit], more=first + limit < len(rows))
+    )
+
+
+class Content(NamedTuple):
+    """Bytes that can be downloaded.
+
+    Args:
+        what: for people, e.g. `the file as it was landed`.
+        file_name: proposed to the person who downloads it.
+        size_bytes: None where it is not known before.
+        open: opens a local file with them, or returns them.
+    """
+
+    what: str
+    file_name: str
+    size_bytes: int | None
+    open: Callable[[], AbstractContextManager[Path] | bytes]
+
+
+class Related(NamedTuple):
+    """Other items in some relation to one, the last changed first.
+
+    Args:
+        more: there are others.
+    """
+
+    hits: tuple[Hit, ...]
+    more: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemView:
+    """What the page of an item shows.
+
+    Args:
+        ref: its identity.
+        name: for people.
+        state: of its entry.
+        reason: why it failed, waits or was refused.
+        trace_id: of the trace that it is part of.
+        position: of the message that it came with.
+        topic_id: of the topic of that message: a topic that was created again has other messages at its offsets.
+        facts: further values by name; those that are None are left out.
+        moments: its history, in any order.
+        rows: `accepted` and `rejected` rows.
+        contents: bytes by name, e.g. `landed`.
+        run_id: of the Dagster run that worked on it last.
+        asset: path of the asset whose partition `partition` shows it.
+        related: other items, by relation: versions, neighbours in the batch, files of a job.
+        problems: what could not be read.
+    """
+
+    ref: ItemRef
+    name: str
+    state: str = ""
+    reason: str | None = None
+    trace_id: str | None = None
+    position: Position | None = None
+    topic_id: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    moments: Sequence[Moment] = ()
+    rows: Mapping[str, RowList] = field(default_factory=dict)
+    contents: Mapping[str, Content] = field(default_factory=dict)
+    run_id: str | None = None
+    asset: str | None = None
+    partition: str | None = None
+    related: Mapping[str, Related] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """A work queue as a table of items.
+
+    Args:
+        kind: of the items.
+        table: with the columns of every work queue.
+        key: its primary key.
+        name: column for people.
+        found_by: returns the conditions of a search; an index serves each.
+    """
+
+    kind: str
+    table: sa.Table
+    key: sa.Column[str]
+    name: sa.Column[str]
+    found_by: Callable[[Search], Iterable[sa.ColumnElement[bool]]]
+
+    def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
+        """Yield what meets a search."""
+        conditions = [*self.found_by(search), *search.ends_key(self.key)]
+        if search.position and not search.by_prefix:
+            conditions.append(search.position.matches(self.table))
+        for condition in conditions:
+            yield from self.where(connection, condition, limit)
+
+    def where(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int) -> tuple[Hit, ...]:
+        """Return at most so many items that meet a condition."""
+        columns = self.table.c
+        query = sa.select(self.key, self.name, columns.state, columns.updated_at).where(condition).limit(limit)
+        return tuple(Hit(self.kind, *row) for row in connection.execute(query))
+
+    def related(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int = MAX_HITS) -> Related:
+        """Return the items that meet a condition, as a bounded list."""
+        found = self.where(connection, condition, limit + 1)
+        newest_first = sorted(found[:limit], key=lambda hit: (hit.at, hit.key), reverse=True)
+        return Related(tuple(newest_first), more=len(found) > limit)
+
+    def row(self, connection: sa.Connection, key: str) -> sa.RowMapping | None:
+        """Return the entry of a key."""
+        return connection.execute(sa.select(self.table).where(self.key == key)).mappings().one_or_none()
+
+    def neighbours(self, connection: sa.Connection, row: sa.RowMapping) -> dict[str, Related]:
+        """Return the other items of the batch that the last run of an item worked on."""
+        if row["batch_id"] is None:
+            return {}
+        others = sa.and_(self.table.c.batch_id == row["batch_id"], self.key != row[self.key.name])
+        found = self.related(connection, others, MAX_NEIGHBOURS)
+        return {"in the same run": found} if found.hits else {}
+
+
+def key_hash(key: sa.Column[str], length: int) -> sa.ColumnElement[str]:
+    """Return the hash at the end of a key, in the words of its index."""
+    start = sa.func.length(key) - sa.literal_column(str(length - 1))
+    return sa.func.substr(key, start, type_=sa.Text)
+
+
+def find_in(engine: sa.Engine, tables: Iterable[ItemTable], search: Search, limit: int) -> list[Hit]:
+    """Search tables of items."""
+    with reading(engine) as connection:
+        return [hit for table in tables for hit in table.find(connection, search, limit)]

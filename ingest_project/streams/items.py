@@ -1,0 +1,228 @@
+"""The messages of streams as items: found by the ids of their rows, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from ingest_project.core.errors import StoreUnavailableError
+from ingest_project.platform.capability import kafka_position, of_trace, rows_where
+from ingest_project.platform.database import reading
+from ingest_project.platform.database.declared_tables import columns_of_table
+from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
+from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
+from ingest_project.streams.delta.queries import row_at, rows_with
+from ingest_project.streams.positions import SinkPosition, StreamPositions
+from ingest_project.streams.resources import DeclaredStreamResources
+
+UNIDENTIFIED = "unidentified"
+ACTIVITY = "user_activity_events"
+MAX_OF_TRACE = 1_000
+Row = Mapping[str, Any]
+
+
+class SqlRows(NamedTuple):
+    """A table of the warehouse with rows of a stream.
+
+    Args:
+        topic: of their messages.
+        ids: columns by which a row is found; an index serves each.
+    """
+
+    topic: str
+    table: sa.Table
+    ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+        return self.table.name
+
+    def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
+        """Return the rows that a search finds."""
+        found: list[Row] = []
+        columns = [self.table.c[name] for name in (*self.ids, *(() if search.by_prefix else ("trace_id",)))]
+        with reading(engine) as connection:
+            for condition in search.equals(*columns):
+                found += map(dict, connection.execute(sa.select(self.table).where(condition).limit(limit)).mappings())
+        return found
+
+    def of_trace(self, engine: sa.Engine, trace_id: str) -> Sequence[Row]:
+        """Return the rows of a trace."""
+        with reading(engine) as connection:
+            return [dict(row) for row in rows_where(connection, self.table, of_trace(self.table, trace_id))]
+
+    def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
+        """Return the rows that a message brought."""
+        query = sa.select(self.table).where(position.matches(self.table)).limit(1)
+        with reading(engine) as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+
+class DeltaRows(NamedTuple):
+    """A Delta table with rows of a stream.
+
+    Args:
+        topic: of their messages.
+        name: of the table.
+        ids: columns by which a row is found, besides its trace; they have Bloom filters.
+        open: opens the table.
+        shown: further columns that its history shows.
+    """
+
+    topic: str
+    name: str
+    ids: tuple[str, ...]
+    open: Callable[[], DeltaStore]
+    shown: tuple[str, ...] = ()
+
+    def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
+        """Return the rows that a search finds; no Bloom filter knows how a value begins."""
+        del engine
+        if search.by_prefix or search.position or "://" in search.text:
+            return []
+        return rows_with(self.open(), (*self.ids, "trace_id"), search.text, limit)
+
+    def of_trace(self, engine: sa.Engine, trace_id: str) -> Sequence[Row]:
+        """Return the rows of a trace."""
+        del engine
+        return rows_with(self.open(), ("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
+
+    def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
+        """Return the rows that a message brought."""
+        del engine
+        return row_at(self.open(), *position)
+
+
+def tables_of(services: DeclaredStreamResources) -> Iterator[SqlRows | DeltaRows]:
+    """Yield the tables of all streams, those of the warehouse first: a store of Delta tables may be away."""
+    topics = services.settings.topics
+    for table in (opportunities, projects):
+        yield SqlRows(topics.sales_events, table, ("event_id",))
+    yield SqlRows(topics.sales_events, unidentified_messages, ("message_id",))
+    declared = services.declared_streams.usable
+    for one in declared:
+        if not one.is_delta:
+            from ingest_project.streams.sql.declared import table_of  # noqa: PLC0415 - brings Polars
+
+            table = table_of(one)
+            if columns_of_table(services.engine, table.name):
+                yield SqlRows(one.topic, table, one.id_columns[:1])
+    activity = topics.user_activity_events
+    yield DeltaRows(activity, ACTIVITY, ("event_id",), lambda: services.user_activity_events, ("event_type",))
+    for one in declared:
+        if one.is_delta:
+            yield DeltaRows(one.topic, one.name, one.id_columns, partial(_store_of, services, one))
+
+
+def find(services: DeclaredStreamResources, search: Search, limit: int) -> Iterator[Hit]:
+    """Yield the messages whose rows a search finds; see `Capability.find`."""
+    for table, row in _found(services, lambda table: table.find(services.engine, search, limit)):
+        ids = [str(row[name]) for name in table.ids if row.get(name) is not None]
+        yield Hit("message", str(Position.of(row)), " ".join([table.name, *ids]), _state(row), _at(row))
+
+
+def trace(services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
+    """Yield what is on record of the rows of a trace; see `Capability.trace`."""
+    for table, row in _found(services, lambda table: table.of_trace(services.engine, trace_id)):
+        yield from history(table.name, row)
+
+
+def _found(
+    services: DeclaredStreamResources, ask: Callable[[SqlRows | DeltaRows], Sequence[Row]]
+) -> Iterator[tuple[SqlRows | DeltaRows, Row]]:
+    """Yield the rows of all tables; the error of one that does not answer is raised after those of the others."""
+    away: StoreUnavailableError | None = None
+    for table in tables_of(services):
+        try:
+            for row in ask(table):
+                yield table, row
+        except StoreUnavailableError as error:
+            away = error
+    if away is not None:
+        raise away
+
+
+def describe(services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None:
+    """Describe what became of a message of a stream; None for a message of no stream."""
+    position = Position.parse(ref.key)
+    streams = [one for one in services.stream_positions if position and one.topic == position.topic]
+    if position is None or not streams:
+        return None
+    asked = _found(services, lambda table: table.at(services.engine, position) if table.topic == position.topic else ())
+    rows = [(table.name, row) for table, row in asked]
+    stored = [(name, row) for name, row in rows if name != unidentified_messages.name]
+    refused = [row for name, row in rows if name == unidentified_messages.name]
+    state, reason = _standing(streams, position)
+    if rows:
+        state, reason = _state(rows[0][1]), refused[0]["reason"] if refused else None
+    return ItemView(
+        ref=ref,
+        name=str(position),
+        state=state,
+        reason=reason,
+        trace_id=next((row["trace_id"] for _, row in rows if row["trace_id"]), None),
+        facts={"Stored in": ", ".join(name for name, _ in stored) or None},
+        moments=[moment for name, row in rows for moment in history(name, row)],
+        rows={
+            name: listed(
+                ("column", "value"), tuple((column, value) for column, value in row.items() if value is not None)
+            )
+            for name, row in stored
+        },
+    )
+
+
+def history(name: str, row: Row) -> Iterator[Moment]:
+    """Yield what is on record of a row of a stream."""
+    if name == unidentified_messages.name:
+        subject = f"message {row['message_id']}"
+        yield Moment(row["received_at"], subject, UNIDENTIFIED, row["reason"])
+        if row["identified_at"]:
+            yield Moment(row["identified_at"], subject, "identified", f"{row['identified_as']} {row['event_id']}")
+        return
+    key, at = row.get("event_id"), _at(row)
+    if name == ACTIVITY and at:
+        yield Moment(at, f"event {key}", str(row["event_type"]), kafka_position(row))
+    elif at:
+        subject = f"{name} {key}" if key else f"row of {name}"
+        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S} UTC from " if row.get("last_modified") else ""
+        yield Moment(at, subject, "stored", version + kafka_position(row))
+
+
+def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[str, str | None]:
+    """Return how far the sinks are, for a message without a row."""
+    known = [one for stream in streams for one in [stream.current().get(position.partition)] if one]
+    if any(position.offset >= one.next_offset for one in known) or not known:
+        return "waiting", next((_why(one) for one in known if one.reason), None)
+    for stream in streams:
+        for lost in stream.lost():
+            if (
+                lost.offsets.partition == position.partition
+                and lost.offsets.first <= position.offset < lost.offsets.end
+            ):
+                return "lost", lost.reason
+    return "read", "It has no row: it became a dead letter, or a newer version of the same record replaced it."
+
+
+def _why(position: SinkPosition) -> str:
+    return f"{position.attempts} runs in a row did not store it: {position.reason}"
+
+
+def _state(row: Row) -> str:
+    if "identified_at" not in row:
+        return "stored"
+    return "identified" if row["identified_at"] else UNIDENTIFIED
+
+
+def _at(row: Row) -> datetime | None:
+    return row.get("stored_at") or row.get("received_at") or row.get("kafka_timestamp")
+
+
+def _store_of(services: DeclaredStreamResources, declaration: Any) -> DeltaStore:  # noqa: ANN401 - brings Polars
+    return services.delta_stream(declaration).store

@@ -1,0 +1,202 @@
+"""One page for each item, found by any of its ids, in the browser's console and on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from html import unescape
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from ingest_project.core.items import key_of
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.tables import files
+from ingest_project.operations.dashboard.items import ROWS_A_PAGE
+from ingest_project.operations.items import describe, find, trace
+from ingest_project.platform.database import open_engine
+from ingest_project.platform.items import ItemRef, Position
+from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project_tests.journeys.system import System, readings
+from ingest_project_tests.operations.conftest import running
+from ingest_project_tests.operations.seeding import file_row, put
+
+TRACE = "trace-of-items"
+
+
+@pytest.fixture
+def landed(system: System) -> System:
+    """Files of a polling job: clean, with bad rows, refused whole, and one message that is none."""
+    system.write("clean.csv", readings(120))
+    system.write("100%_some_bad.csv", readings(60, bad=3))
+    system.write("100Xsome_bad.csv", readings(7, device="other"))
+    system.write("refused.csv", "no,such,columns\n1,2,3\n")
+    system.send_job(system.folder, "*.csv", trace_id=TRACE)
+    system.drive()
+    return system
+
+
+@pytest.fixture
+def site(landed: System) -> Iterator[str]:
+    """The console over the system."""
+    with running(landed.settings) as address:
+        yield address
+
+
+def test_a_file_is_found_by_every_id_and_its_page_shows_rows_bytes_and_where_it_came_from(
+    landed: System, site: str
+) -> None:
+    record = landed.files()["clean.csv"]
+    intake, digest = record.intake, record.file_key.rpartition("~")[2]
+    ids = (
+        *(
+            record.file_key,
+            digest,
+            "clean.csv",
+            "clean",
+            record.event.event_id,
+            str(record.sha256),
+            record.event.file_path,
+        ),
+        *(f"{intake.topic}/{intake.partition}/{intake.offset}", f"{intake.topic}:{intake.partition}:{intake.offset}"),
+        *(f"{intake.topic} {intake.partition} {intake.offset}", str(intake), f"  {record.file_key} "),
+    )
+    page = f"{site}/items/file/{quote(record.file_key, safe='~')}"
+    for text in ids:
+        answer = requests.get(f"{site}/search", params={"q": text}, timeout=20)
+        assert answer.url == page, text
+    shown = answer.text
+    for part in (record.file_key, TRACE, "ingested", intake.topic, "Reader profile", "arrived"):
+        assert part in shown
+    assert "/runs/" in shown
+    assert "assets/validated_sensor_data?view=partitions&amp;partition=" in shown
+    assert "100%_some_bad.csv" in shown, "the other files of the trace and of the batch are linked"
+    assert shown.count("device-1") == ROWS_A_PAGE
+    last = requests.get(page, params={"rows": "accepted", "first": "100"}, timeout=20).text
+    assert last.count("device-1") == 20
+    download = requests.get(f"{site}/bytes/landed/file/{record.file_key}", timeout=20)
+    assert download.content == readings(120).encode()
+    assert download.headers["Content-Disposition"].startswith("attachment")
+    assert download.headers["Content-Type"] == "application/octet-stream"
+    assert download.headers["X-Content-Type-Options"] == "nosniff"
+    message = requests.get(f"{site}/bytes/message/file/{record.file_key}", timeout=20)
+    assert message.json()["file_name"] == "clean.csv"
+
+
+def test_rejected_rows_and_refused_files_are_shown_with_their_reasons(landed: System, site: str) -> None:
+    known = landed.files()
+    page = requests.get(f"{site}/items/file/{quote(known['100%_some_bad.csv'].file_key)}", timeout=20).text
+    assert page.count("value_out_of_range") >= 3
+    assert "99999" in page
+    refused = known["refused.csv"]
+    page = requests.get(f"{site}/items/file/{refused.file_key}", timeout=20).text
+    assert "quarantined" in page
+    assert str(refused.reason) in unescape(page)
+    assert requests.get(f"{site}/bytes/quarantined/file/{refused.file_key}", timeout=20).text.startswith("no,such")
+
+
+def test_several_hits_are_listed_none_says_what_was_searched_and_wildcards_are_text(landed: System, site: str) -> None:
+    del landed
+    listed = requests.get(f"{site}/search", params={"q": "100"}, timeout=20).text
+    assert "100%_some_bad.csv" in listed
+    assert "100Xsome_bad.csv" in listed
+    one = requests.get(f"{site}/search", params={"q": "100%_some"}, timeout=20)
+    assert "/items/file/" in one.url
+    for text in ("%", "_", "\\", "<script>alert(1)</script>", "x" * 5_000, "a\x00b", "http://[", "😀"):
+        answer = requests.get(f"{site}/search", params={"q": text}, timeout=20)
+        assert answer.status_code == 200
+        assert "Nothing is called" in answer.text
+        assert "SHA-256" in answer.text
+        assert "<script>alert" not in answer.text
+    empty = requests.get(f"{site}/search", timeout=20)
+    assert empty.status_code == 200
+
+
+def test_a_polling_job_leads_to_its_files_and_a_trace_to_all_of_them(landed: System, site: str) -> None:
+    (job,) = (hit for hit in find(landed.services, TRACE).hits if hit.kind == "polling_job")
+    for kind in ("polling_job", "job", "polling-job"):
+        page = requests.get(f"{site}/items/{kind}/{job.key}", timeout=20).text
+        assert len(set(re.findall(r'href="[./]*(items/file/[^"]+)"', page))) == 4
+    assert {hit.kind for hit in find(landed.services, TRACE).hits} == {"file", "polling_job"}
+    whole = trace(landed.services, TRACE)
+    record = landed.files()["clean.csv"]
+    assert set(trace(landed.services, record.file_key).moments) > set(whole.moments)
+    assert whole.trace_id == TRACE
+
+
+def test_a_message_that_is_none_has_a_page_with_its_dead_letter(landed: System, site: str) -> None:
+    topic = landed.settings.topics.polling_queue
+    traceparent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = (("traceparent", traceparent), ("authorization", b"Bearer of-a-secret"))
+    landed.services.writer.send_all(topic, [ProducerRecord(b"{ <b>broken", b"key-1", headers)])
+    landed.drive()
+    view = next(
+        view
+        for offset in range(10)
+        for partition in range(8)
+        if (view := describe(landed.services, ItemRef("message", f"{topic}/{partition}/{offset}")))
+        and view.state == "dead letter"
+    )
+    page = requests.get(f"{site}/items/message/{view.ref.key}", timeout=20).text
+    assert "{ &lt;b&gt;broken" in page
+    assert "0af7651916cd43dd8448eb211c80319c" in page
+    assert "of-a-secret" not in page
+    assert f"{topic}.dlq" in page
+    letter = view.facts["Dead letter"]
+    assert isinstance(letter, ItemRef)
+    assert view.ref.key in requests.get(f"{site}/items/message/{letter.key}", timeout=20).text
+    assert requests.get(f"{site}/bytes/message/message/{letter.key}", timeout=20).content == b"{ <b>broken"
+
+
+def test_what_is_not_on_record_is_not_found_and_no_other_topic_is_shown(landed: System, site: str) -> None:
+    landed.send("a-topic-of-others", b"private")
+    for path in (
+        "items/file/nothing~here",
+        "items/nonsense/x",
+        "items/message/a-topic-of-others/0/0",
+        "items/message/x",
+        "bytes/landed/file/nothing",
+        "bytes/landed/nonsense/x",
+        f"items/message/{landed.settings.topics.polling_queue}/0/99999",
+    ):
+        answer = requests.get(f"{site}/{path}", timeout=20)
+        assert answer.status_code == 404, path
+        assert "private" not in answer.text
+
+
+def test_positions_are_read_in_every_usual_notation() -> None:
+    for text in ("a.b-c/1/42", "a.b-c:1:42", "a.b-c 1 42", "a.b-c[1]@42", " a.b-c / 1 / 42 "):
+        assert Position.parse(text) == ("a.b-c", 1, 42), text
+    for text in ("a/b/c", "a/1", "/data/1/2/3", "a/1/99999999999999999999", ""):
+        assert Position.parse(text) is None, text
+
+
+def test_keys_of_any_name_have_a_page(site: str) -> None:
+    for name in ("größe.csv", "a b&c=d?.csv"):
+        assert requests.get(f"{site}/items/file/{quote(key_of(name, 1))}", timeout=20).status_code == 404
+
+
+def test_with_the_broker_or_the_warehouse_away_a_page_says_so_at_once(
+    settings_of: Callable[..., Settings], sqlite_url: str, tmp_path: Path
+) -> None:
+    put(open_engine(sqlite_url), files, [file_row("a.csv~1", "ingested", datetime.now(UTC))])
+    with running(settings_of(sqlite_url)) as address:
+        _wait_for_first_poll(address)
+        page = requests.get(f"{address}/items/file/a.csv~1", timeout=5)
+        assert page.status_code == 200
+        assert "ingested" in page.text
+        assert "Kafka at (not configured) does not answer" in page.text
+    with running(settings_of(f"sqlite:///{tmp_path}")) as address:
+        _wait_for_first_poll(address)
+        for path in ("search?q=a.csv", "items/file/a.csv~1", "bytes/landed/file/a.csv~1"):
+            page = requests.get(f"{address}/{path}", timeout=5)
+            assert page.status_code == 503, path
+            assert page.elapsed.total_seconds() < 2
+            assert "cannot be" in page.text or "does not answer" in page.text, page.text
+
+
+def _wait_for_first_poll(address: str) -> None:
+    requests.get(f"{address}/readyz", timeout=20)
