@@ -33,7 +33,7 @@ from ingest_project.platform.capability import (
     PROCESSING,
     latency_bucket,
 )
-from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord, log_each
 from ingest_project.platform.kafka.reader import OpenRanges
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.positions import (
@@ -324,6 +324,7 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
             lost = OffsetRange(*offsets.topic_partition, reached, reached + chunk.lost)
             batch.lost.append(removed(lost, datetime.now(UTC)))
         if chunk.messages:
+            log_each(chunk.messages)
             batch.rows.append(sink.decode(chunk.messages, position))
             batch.written_ms += [message.timestamp_ms or 0 for message in chunk.messages]
         batch.messages += len(chunk.messages)
