@@ -19,15 +19,25 @@ $(BIN)/python:
 	  || { echo "ingest_project needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12 ..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
-$(VENV)/.runtime-installed: requirements/runtime.txt pyproject.toml | $(BIN)/python
+# uv installs in seconds what takes pip minutes. Where it cannot reach the packages, e.g. with an index that only pip is
+# told of, pip installs them. What is imported is compiled then, not all there is.
+INSTALLER := $(VENV)/installer/bin/uv
+install = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(INSTALLER) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/$(1).txt 2> $(VENV)/uv.log \
+  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/$(1).txt
+
+$(INSTALLER): requirements/lock.txt | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/installer --require-hashes -r requirements/lock.txt
+	@touch $@
+
+$(VENV)/.runtime-installed: requirements/runtime.txt pyproject.toml | $(INSTALLER)
 	@echo "Installing the pinned packages into $(VENV) (once; about a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/runtime.txt
+	@$(call install,runtime)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev-installed: requirements/dev.txt $(VENV)/.runtime-installed
 	@echo "Installing the pinned test packages into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
+	@$(call install,dev)
 	@touch $@
 
 .PHONY: setup

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import console
 from benchmarks.activity import EVENTS as ACTIVITY_EVENTS
 from benchmarks.activity import measure_activity
 from benchmarks.activity_commits import COMMITS, measure_commits
@@ -168,6 +169,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)
+    command = commands.add_parser("console", help=console.measure_console.__doc__)
+    command.set_defaults(measure=console.measure_console)
+    command.add_argument("--files", type=int, default=console.FILES)
+    command.add_argument("--events", type=int, default=console.EVENTS)
+    command.add_argument("--table", type=Path, help="a Delta table of events that was written before")
     return parser.parse_args(arguments)
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandera.backends.polars.builtin_checks  # noqa: F401 - pandera imports it when it first validates
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 from deltalake import write_deltalake

@@ -42,3 +42,7 @@ bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a secon
 .PHONY: bench-datasets
 bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with declared datasets: DATASETS=50
 	@$(BENCHMARK) datasets $(if $(DATASETS),--datasets $(DATASETS))
+
+.PHONY: bench-console
+bench-console: $(VENV)/.dev-installed ## Milliseconds of every page of the operations console: FILES=100000 EVENTS=10000000
+	@$(BENCHMARK) console $(if $(FILES),--files $(FILES)) $(if $(EVENTS),--events $(EVENTS))

@@ -14,6 +14,8 @@ from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
+from ingest_project.platform.dagster.executor import run_executor
+from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
 
 
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
@@ -41,22 +43,27 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
     stored = stored_in(parts_by_name)
     enabled = [parts for name, parts in parts_by_name.items() if name not in settings.dagster.disabled_capabilities]
     own = dg.Definitions.merge(*(parts.definitions for parts in enabled))
+    locations = {key: address for parts in parts_by_name.values() for key, address in parts.locations.items()}
     assets = [asset for asset in own.assets or () if isinstance(asset, dg.AssetsDefinition)]
     outside = [spec for parts in enabled if parts.external_assets for spec in parts.external_assets(settings)]
+    described = list(
+        dg.map_asset_specs(
+            lambda spec: _with_details(spec, settings, stored, locations), [*assets, broker(settings), *outside]
+        )
+    )
+    specs = [spec for one in described for spec in (one.specs if isinstance(one, dg.AssetsDefinition) else [one])]
+    services = cache(lambda: SystemResources(settings))
     return dg.Definitions(
-        assets=dg.map_asset_specs(
-            lambda spec: _with_details(spec, settings, stored), [*assets, broker(settings), *outside]
-        ),
+        assets=described,
         asset_checks=own.asset_checks,
         jobs=own.jobs,
         schedules=own.schedules,
-        sensors=own.sensors,
+        sensors=[*(own.sensors or ()), *lost_run_sensors()],
         resources={
             "services": SystemResources(settings),
             IO_MANAGER_KEY: _reader_of(stored, settings),
         },
-        # One run is one process: a batch shares its memory and its connections between all steps.
-        executor=dg.in_process_executor,
+        executor=run_executor(cache(lambda: catalog_of(specs, stored, services))),
     )
 
 
@@ -64,10 +71,17 @@ def _reader_of(stored: Mapping[dg.AssetKey, StoredTable], settings: Settings) ->
     return StoredRowsIOManager(stored, cache(lambda: SystemResources(settings)))
 
 
-def _with_details(spec: dg.AssetSpec, settings: Settings, stored: Mapping[dg.AssetKey, StoredTable]) -> dg.AssetSpec:
-    """Add the owners, the capability, and the name, columns and reader of the asset's table."""
+def _with_details(
+    spec: dg.AssetSpec,
+    settings: Settings,
+    stored: Mapping[dg.AssetKey, StoredTable],
+    locations: Mapping[dg.AssetKey, str],
+) -> dg.AssetSpec:
+    """Add the owners, the capability, the address, and the name, columns and reader of the asset's table."""
     owners = [] if spec.owners else settings.dagster.asset_owners
-    spec = spec.merge_attributes(owners=owners, tags={"ingest/capability": spec.group_name or "", **spec.tags})
+    address = {"dagster/uri": locations[spec.key]} if locations.get(spec.key) else {}
+    tags = {"ingest/capability": spec.group_name or "", **spec.tags}
+    spec = spec.merge_attributes(owners=owners, tags=tags, metadata=address)
     if spec.key not in stored:
         return spec
     return spec.merge_attributes(metadata=stored[spec.key].metadata()).with_io_manager_key(IO_MANAGER_KEY)

@@ -18,6 +18,7 @@ gc.set_threshold(50_000, 10, 10)
 
 pytest_plugins = [
     "ingest_project_tests.browser.fixtures",
+    "ingest_project_tests.services.alert_receivers",
     "ingest_project_tests.services.kafka",
     "ingest_project_tests.services.identity",
     "ingest_project_tests.services.kusto_server",
@@ -27,6 +28,8 @@ pytest_plugins = [
     "ingest_project_tests.services.object_stores",
     "ingest_project_tests.services.dagster",
     "ingest_project_tests.services.http_server",
+    "ingest_project_tests.services.openlineage",
+    "ingest_project_tests.services.otlp",
     "ingest_project_tests.journeys.system",
     "ingest_project_tests.attachments.system",
 ]

@@ -405,9 +405,11 @@ A dead letter is the original message, bytes and key unchanged. Its own headers 
 | `dlq.trace-id` | its trace, where it has one |
 | `dlq.first-failed-at`, `dlq.last-failed-at` | when it failed |
 
+A message that was redriven has `redrive.count`, how often, and `redrive.first-letter`, where its first dead letter is.
 What is published here carries the header `message-id`, the same in both copies where a message was ever published
-twice. A message may carry its trace in the header `trace-id` or `traceparent`. `ingest dlq messages` lists what is on
-the dead-letter topics: [operations.md](operations.md).
+twice. A message may carry its trace in the header `trace-id` or `traceparent`; messages that follow from it carry both
+on, and `tracestate`: [monitoring.md](monitoring.md#traces-and-lineage). `ingest dlq messages` lists what is on the
+dead-letter topics, `ingest dlq redrive` publishes it to its topic again: [operations.md](operations.md#dead-letters).
 """
 
 

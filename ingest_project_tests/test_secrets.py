@@ -35,6 +35,8 @@ AROUND = {
     "dagster.postgres_url": f"postgresql://user:{{}}@{NOWHERE}/dagster",
     "eventhubs.connection_string": f"Endpoint=sb://{NOWHERE}/;SharedAccessKeyName=n;SharedAccessKey={{}};EntityPath=e",
     "alerts.webhook_url": f"http://{NOWHERE}/{{}}",
+    "alerts.urls": f"json://{NOWHERE}/{{}}",
+    "alerts.owners": f'{{{{"data": ["json://{NOWHERE}/{{}}"]}}}}',
     "onelake.sas_token": "sv=2026-01-01&sig={}",
     "sas_token": "sv=2026-01-01&sig={}",
 }
@@ -71,6 +73,8 @@ COMMANDS = (
     ("crm", "unidentified", "list"),
     ("trace", "some-trace"),
     ("send", "file-event", "a.csv"),
+    ("alerts", "list"),
+    ("alerts", "test"),
     ("migrate",),
     ("retention", "--dry-run"),
     ("monitor", "--host", "203.0.113.1", "--port", "0"),

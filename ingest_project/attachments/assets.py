@@ -39,6 +39,7 @@ from ingest_project.attachments.results import commit_results, publish, publish_
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import (
     Context,
     PartitionEvents,
@@ -48,6 +49,8 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
+from ingest_project.platform.http import printable_url
+from ingest_project.platform.kafka.consumer import Headers
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
@@ -108,7 +111,9 @@ def extract(
         for start in range(0, len(keys), EVENTS_AT_A_TIME):
             part = keys[start : start + EVENTS_AT_A_TIME]
             records = services.attachment_events.begin(part, context.run.run_id, datetime.now(UTC))
-            _extract(context, services, records, paths, batch_id)
+            traced = ((one.event_key, one.intake.context, {"trace_id": one.trace_id}) for one in records)
+            with tracing.items("extract attachments", traced):
+                _extract(context, services, records, paths, batch_id)
             touched.update(record.hour for record in records)
         report(context, [_hour_report(hour) for hour in services.attachment_events.hours(sorted(touched))])
         services.attachment_events.mark_reported(keys, datetime.now(UTC))
@@ -169,6 +174,7 @@ def _tasks_by_event(
 def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now: datetime) -> None:
     for key, error in failures.items():
         logger.error("event_not_extracted", event_key=key, reason=reason_of(error), exc_info=traceback_of(error))
+        tracing.finish(key, (error_class_of(error), reason_of(error)))
         services.attachment_events.fail([key], reason_of(error), error_class_of(error), now)
 
 
@@ -187,8 +193,8 @@ def _key(arrival: TaskArrival) -> bytes:
     return arrival.attachment_key.encode()
 
 
-def _headers(arrival: TaskArrival) -> tuple[tuple[str, bytes], ...]:
-    return (("trace-id", arrival.task.trace_id.encode()), (ORIGIN_HEADER, ORIGIN))
+def _headers(arrival: TaskArrival) -> Headers:
+    return (*tracing.message_headers(arrival.task.trace_id, arrival.event_key or ""), (ORIGIN_HEADER, ORIGIN))
 
 
 def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> dict[str, int]:
@@ -244,13 +250,20 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
     keep_connections_open(context.instance)
     with bound(run_id=context.run.run_id, batch_id=context.run.tags.get(BATCH_ID_TAG)):
         records = services.attachments.begin(keys, context.run.run_id, datetime.now(UTC))
-        dead = sum(_finish(context, services, group) for group in _results(context, services, records))
-        report(context, results_reports(services, commit_results(services)))
-        services.attachments.mark_reported(keys, datetime.now(UTC))
+        with tracing.items("ingest attachment", map(_item, records)):
+            dead = sum(_finish(context, services, group) for group in _results(context, services, records))
+            report(context, results_reports(services, commit_results(services)))
+            services.attachments.mark_reported(keys, datetime.now(UTC))
     if dead and dead == len(keys):
         raise dg.Failure(
             description=f"None of {dead} attachments was stored; their partitions say why.", allow_retries=False
         )
+
+
+def _item(record: AttachmentRecord) -> tracing.Item:
+    known = {"trace_id": record.trace_id, "domain": record.domain, "attempt": record.attempt, "replays": record.replays}
+    address = printable_url(record.attachment_url)
+    return record.attachment_key, record.intake.context, {**known, "attachment_url": address}
 
 
 def _results(
@@ -303,6 +316,10 @@ def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[
     recorded = _recorded(services, outcomes, context.run.run_id)
     _remove_cached(services, [outcome.attachment_key for outcome in outcomes])
     _publish_results(context, services, recorded)
+    for outcome in recorded:
+        result = outcome.result
+        error = (result.error_class or result.status.value, result.error or "") if result.error_class else None
+        tracing.finish(outcome.attachment_key, error, status=result.status.value, size_bytes=result.size_bytes)
     ended = Counter(outcome.result.status for outcome in recorded)
     logger.info("attempts_ended", **{status.value: count for status, count in ended.items()})
     return ended[DownloadStatus.FAILED_PERMANENT]
@@ -325,10 +342,13 @@ def _publish_results(context: Context, services: AttachmentResources, outcomes: 
     """Publish results to Kafka and Dagster. Done again, Kafka has each message once."""
     if not outcomes:
         return
-    unpublished = publish_outcomes(services, outcomes)
+    keys = [outcome.attachment_key for outcome in outcomes]
+    with tracing.step("publish", keys):
+        unpublished = publish_outcomes(services, outcomes)
     reports = [attachment_report(outcome) for outcome in outcomes]
-    for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
-        logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=traceback_of(error))
+    with tracing.step("report", keys):
+        for shown, error in store_bisecting(reports, lambda part: report(context, part), is_item_fault):
+            logger.error("attachment_not_shown", partition_key=shown.partition, exc_info=traceback_of(error))
     services.outcomes.mark_published(outcomes, datetime.now(UTC), unpublished)
 
 

@@ -33,12 +33,14 @@ from ingest_project.platform.capability import (
     QueueView,
     RetryTier,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
     entry_facts,
     finished_states,
     intake_of,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -81,7 +83,7 @@ def _events_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns = attachment_events.c
     yield from search.equals(columns.event_key)
     if not search.by_prefix:
-        yield columns.trace_id == search.text
+        yield from conditions_of_trace(attachment_events, search.text)
 
 
 def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
@@ -89,7 +91,7 @@ def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     yield from search.equals(columns.attachment_key)
     if search.by_prefix:
         return
-    yield columns.trace_id == text
+    yield from conditions_of_trace(attachments, text)
     yield columns.sha256 == text.lower()
     yield columns.attachment_url == text
     yield columns.stored_path == text
@@ -167,10 +169,16 @@ class Attachments(Capability[AttachmentResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        del settings
         from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - as above
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
 
-        return {self.name: DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED)}
+        locations = {
+            catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
+            catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
+        }
+        parts = DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED, locations)
+        return {self.name: parts}
 
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""
@@ -228,8 +236,8 @@ class Attachments(Capability[AttachmentResources]):
     def trace(self, services: AttachmentResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the events and attachments of a trace, with attempts and replays."""
         with reading(services.engine) as connection:
-            events = rows_where(connection, attachment_events, attachment_events.c.trace_id == trace_id)
-            found = rows_where(connection, attachments, attachments.c.trace_id == trace_id)
+            events = rows_where(connection, attachment_events, of_trace(attachment_events, trace_id))
+            found = rows_where(connection, attachments, of_trace(attachments, trace_id))
             return [*(moment for row in events for moment in _event_history(row)), *_histories(connection, found)]
 
     def view_of(

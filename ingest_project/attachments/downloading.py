@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -37,6 +38,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.logging import bound, get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.azure import StoreRejectedError
 from ingest_project.platform.errors import error_class_of, reason_of
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
@@ -148,7 +150,8 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="download")
     try:
         for _ in range(concurrency):
-            pool.submit(_work, scheduler, attempt, results)
+            # The fields of log lines and the spans of the items belong to the context of this thread.
+            pool.submit(copy_context().run, _work, scheduler, attempt, results)
         yield from _gathered(scheduler, results, len(records), store, announce, begin_within)
     finally:
         # If the run fails, its database being away perhaps, another one does what has not begun.
@@ -248,7 +251,10 @@ def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]
 def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
     """Do the first half of an attempt: returns the file in the cache, or the result of an attempt without it."""
     task = _task_of(record)
-    with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
+    with (
+        bound(partition_key=record.attachment_key, trace_id=record.trace_id),
+        tracing.step("download", [record.attachment_key]),
+    ):
         try:
             if task.refused:
                 raise AttachmentRefusedError(task.refused)  # noqa: TRY301 - handled like any other failure
@@ -272,7 +278,10 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
 def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
     """Do the second half of an attempt."""
     record, task = cached.record, cached.task
-    with bound(partition_key=record.attachment_key, trace_id=record.trace_id):
+    with (
+        bound(partition_key=record.attachment_key, trace_id=record.trace_id),
+        tracing.step("upload", [record.attachment_key]),
+    ):
         try:
             stored = _store(services, record, task, cached.downloaded)
         except Exception as error:  # noqa: BLE001 - as above

@@ -28,6 +28,7 @@ from ingest_project.core.errors import StoreUnavailableError, TransactionConflic
 from ingest_project.core.items import hour_key, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
+from ingest_project.platform import tracing
 from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -61,7 +62,7 @@ def publish_cached(services: AttachmentResources, cached: Sequence[Cached]) -> N
     """
     messages = []
     for one in cached:
-        headers = (("trace-id", one.record.trace_id.encode()),)
+        headers = tracing.message_headers(one.record.trace_id, one.record.attachment_key)
         message = ProducerRecord(encode(one.message), one.record.attachment_key.encode(), headers)
         messages.append((f"cached/{'/'.join(map(str, one.identity))}", message))
     for message_id, error in publish(services, services.settings.topics.downloads_cached, messages):
@@ -134,8 +135,8 @@ def messages_of(
     """
     identity = "/".join(map(str, outcome.identity))
     key = outcome.attachment_key.encode()
-    trace = ("trace-id", outcome.result.trace_id.encode())
-    yield topics.downloads_results, f"result/{identity}", ProducerRecord(encode(outcome.result), key, (trace,))
+    headers = tracing.message_headers(outcome.result.trace_id, outcome.attachment_key)
+    yield topics.downloads_results, f"result/{identity}", ProducerRecord(encode(outcome.result), key, headers)
     record = records.get(outcome.attachment_key)
     if outcome.result.status is DownloadStatus.SUCCESS or outcome.leaves_stored_bytes or record is None:
         return
@@ -234,7 +235,8 @@ class _Committing:
             number = outcomes.number_next_commit(part)
         self._is_row_fault = False
         try:
-            table.append(results_table(part), app_id=APPLICATION_ID, version=number)
+            with tracing.step("commit", (outcome.attachment_key for outcome in part)):
+                table.append(results_table(part), app_id=APPLICATION_ID, version=number)
         except Exception as error:
             # Where the store answers it says whether the commit has landed while its answer was lost.
             if not self._may_be_row_fault(error) or (table.committed_version(APPLICATION_ID) or 0) >= number:
@@ -275,7 +277,6 @@ def _row(outcome: AttemptResult) -> dict[str, object]:
 
 def _waiting_task(record: AttachmentRecord, outcome: AttemptResult, due_at: datetime) -> ProducerRecord:
     headers = {
-        "trace-id": record.trace_id,
         "origin": "ingest_project",
         DUE_HEADER: due_at.isoformat(timespec="milliseconds"),
         "attempt": str(outcome.result.attempt + 1),
@@ -284,9 +285,9 @@ def _waiting_task(record: AttachmentRecord, outcome: AttemptResult, due_at: date
         "error-class": outcome.result.error_class or "",
     }
     task = record.task_of(outcome.result.attempt + 1)
-    return ProducerRecord(
-        encode(task), record.attachment_key.encode(), tuple((n, v.encode()) for n, v in headers.items())
-    )
+    own = tuple((name, value.encode()) for name, value in headers.items())
+    traced = tracing.message_headers(record.trace_id, record.attachment_key)
+    return ProducerRecord(encode(task), record.attachment_key.encode(), (*traced, *own))
 
 
 def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerRecord:
@@ -299,7 +300,10 @@ def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerReco
         timestamp_ms=int(intake.at.timestamp() * 1_000) if intake.at else None,
         key=record.attachment_key.encode(),
         value=record.task.encode(),
-        headers=((REPLAYS_HEADER, str(outcome.replays).encode()),),
+        headers=(
+            (REPLAYS_HEADER, str(outcome.replays).encode()),
+            *tracing.headers_of(tracing.context_of(record.attachment_key)),
+        ),
     )
     _, letter = dead_letter(
         original,

@@ -39,6 +39,7 @@ from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.items import digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
+from ingest_project.platform import tracing
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.http.client import LONGEST_RETRY_AFTER
 from ingest_project.platform.http.file_names import chosen_file_name
@@ -339,7 +340,7 @@ def _publish(services: AttachmentResources, events: Sequence[PolledEvent]) -> li
 
     def send(part: Sequence[PolledEvent]) -> None:
         messages = [
-            (one.event_id, ProducerRecord(one.value, (id_ := one.trace_id.encode()), (("trace-id", id_),)))
+            (one.event_id, ProducerRecord(one.value, one.trace_id.encode(), tracing.publish(topic, one.trace_id)))
             for one in part
         ]
         publish_once(services.writer, services.reader, services.outbox, topic, messages)

@@ -23,6 +23,7 @@ from ingest_project.platform.database.sql import (
     lookup_indexes,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -60,6 +61,7 @@ attachment_events = sa.Table(
     Col("duplicates", sa.Integer),
     pending_index("attachment_events", "kafka_topic"),
     leased_index("attachment_events", "kafka_topic"),
+    traced_index("attachment_events"),
     *lookup_indexes("attachment_events"),
     sa.Index("attachment_events_by_batch", "batch_id"),
     sa.Index("attachment_events_by_hour", "hour"),
@@ -94,6 +96,7 @@ attachments = sa.Table(
     Col("stored_path", sa.Text),
     pending_index("attachments", "queue_name"),
     leased_index("attachments", "queue_name"),
+    traced_index("attachments"),
     *lookup_indexes("attachments", "attachment_url", "sha256", "stored_path"),
     sa.Index("attachments_by_batch", "batch_id"),
     sa.Index("attachments_by_state", "state", "updated_at"),

@@ -44,8 +44,9 @@ from ingest_project.operations.redrive import (
 )
 from ingest_project.operations.topics import dead_letters_on
 from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name
+from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.platform.kafka.dead_letters import Place, as_text
+from ingest_project.platform.kafka.dead_letters import as_text
 
 MAX_SHOWN_REASON = 80
 MAX_SHOWN_BYTES = 4_096
@@ -158,12 +159,10 @@ def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJs
 @app.command("show")
 def show_dead(name: LocationOrKey, *, raw: Raw = False, as_json: AsJson = False) -> None:
     """Show one dead letter, or why an attachment is dead and every attempt at it. Exit code 1 when there is none."""
-    try:
-        Place.parse(name)
-    except ValueError:
-        of_attachments.show_dead(name, as_json=as_json)
-    else:
+    if Position.parse(name):
         show_message(name, raw=raw, as_json=as_json)
+    else:
+        of_attachments.show_dead(name, as_json=as_json)
 
 
 @app.command("message")
@@ -240,11 +239,10 @@ def _no_task(letter: ConsumerRecord) -> bool:
     return False
 
 
-def _parsed(text: str) -> Place:
-    try:
-        return Place.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+def _parsed(text: str) -> Position:
+    if (position := Position.parse(text)) is None:
+        raise typer.BadParameter(f"{text!r} is no location. Example: events.raw.dlq/0/17.")
+    return position
 
 
 def _print_list(found: Sequence[InspectedLetter], limit: int, *, as_json: bool) -> None:

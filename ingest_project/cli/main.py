@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, str] = {
     "trace": "cli.items:register_trace",
     "action": "cli.actions:register",
     "audit": "cli.actions:register_audit",
+    "alerts": "operations.alerts.commands:register_alerts",
     "retention": "cli.operations:register_retention",
     "config": "cli.main:register_config",
     "migrate": "cli.dev:register_migrate",
@@ -60,7 +61,7 @@ PARTS: Mapping[str, str] = {
     plugins.SOURCES: "sources.registry:SOURCES",
     plugins.STORES: "platform.object_store:STORES",
     plugins.DECODERS: "streams.decoders:DECODERS",
-    plugins.ALERT_CHANNELS: "operations.definitions:CHANNELS",
+    plugins.ALERT_CHANNELS: "operations.alerts.channels:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -155,7 +156,7 @@ def installed_plugins() -> list[InstalledPlugin]:
     """Return every part that another package brings, each with its problem, if it has one."""
     found: list[InstalledPlugin] = []
     for group, address in PARTS.items():
-        # A kind of which no package brings any is not imported: alert channels alone would bring Dagster.
+        # A kind of which no package brings any is not imported.
         if installed(group):
             module, _, name = address.partition(":")
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)

@@ -88,7 +88,7 @@ def monitor(
 ) -> None:
     """Serve /metrics, /healthz, /readyz and a dashboard until Ctrl-C.
 
-    Beyond this machine it requires INGEST_MONITOR_TOKEN, and does not start without one.
+    Beyond this machine it requires a token or a sign-in provider, and does not start without one.
     """
     from ingest_project.core.logging import configure_logging, log_ignored  # noqa: PLC0415 - with the next
     from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves

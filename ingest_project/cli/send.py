@@ -37,6 +37,7 @@ from ingest_project.contracts.files import (
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
+from ingest_project.platform import tracing
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
@@ -299,8 +300,8 @@ def deliver(services: Runtime, topic: str, key: str, raw: bytes, trace_id: str |
     Raises:
         BrokerUnavailableError: it was not confirmed.
     """
-    headers = (("trace-id", trace_id.encode()),) if trace_id else ()
-    services.writer.send_all(topic, [ProducerRecord(raw, key=key.encode(), headers=headers)])
+    record = ProducerRecord(raw, key=key.encode(), headers=tracing.publish(topic, trace_id))
+    services.writer.send_all(topic, [record])
     return Sent(topic=topic, trace_id=trace_id, message=msgspec.json.decode(raw))
 
 

@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.secrets import FILE, holds_secrets, is_secret, secret_or_reference
+from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, with_references
 
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
@@ -245,8 +245,12 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_references(cls, value: object, info: ValidationInfo) -> object:
-        is_own = holds_secrets(cls.model_fields[info.field_name or ""].annotation, in_models=False)
-        return secret_or_reference(value) if is_own else value
+        return secret_or_reference(value) if is_secret(cls.model_fields[info.field_name or ""].annotation) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _read_references_inside(cls, value: object) -> object:
+        return with_references(value) if isinstance(value, list | dict) else value
 
     _bounded_duration = field_validator("*", mode="after")(_bounded_duration)
 

@@ -34,12 +34,14 @@ from ingest_project.platform.capability import (
     PurgeStep,
     QueueView,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
     entry_facts,
     finished_states,
     intake_of,
     latency,
     latency_columns,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -130,7 +132,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     yield from search.equals(columns.file_key, columns.file_name)
     if search.by_prefix:
         return
-    yield columns.trace_id == text
+    yield from conditions_of_trace(files, text)
     yield columns.event_id == text
     yield columns.sha256 == text.lower()
     # Servers quote it, people seldom do.
@@ -229,13 +231,22 @@ class FileIngest(Capability[FileIngestResources]):
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
         from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
         stored = catalog.STORED | {
             key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
         }
-        return {self.name: DagsterParts(definitions.definitions_of(declarations), catalog.external_assets, stored)}
+        landed = dict.fromkeys(
+            (
+                catalog.assets_of(name).raw_files
+                for name in (SENSOR_READINGS, *(one.name for one in declarations.declared))
+            ),
+            printable_url(settings.landing_url),
+        )
+        own = definitions.definitions_of(declarations)
+        return {self.name: DagsterParts(own, catalog.external_assets, stored, landed)}
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
         """Read the queue, and find broken reader profiles and declarations."""
@@ -278,7 +289,7 @@ class FileIngest(Capability[FileIngestResources]):
     def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the files of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, files, files.c.trace_id == trace_id)
+            rows = rows_where(connection, files, of_trace(files, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
     def view_of(
@@ -300,8 +311,8 @@ class FileIngest(Capability[FileIngestResources]):
             facts=_facts(row),
             moments=[*_history(row)],
             rows={
-                "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
                 "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, ref.key)),
+                "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
             },
             contents=_contents(services, row),
             run_id=row["run_id"],

@@ -19,6 +19,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
 from ingest_project.file_ingest.declared import tables_of
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
@@ -33,6 +34,7 @@ from ingest_project.file_ingest.result import (
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.file_ingest.tables import FileState, quarantined_rows
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
+from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
@@ -94,11 +96,13 @@ def _ingest(
             )
         raise dg.Failure(description=str(error), allow_retries=False) from error
     unfinished: list[FileResult] = []
-    for results in ingest(records, services, contract, context.run.run_id):
-        _report(context, services, assets, [result for result in results if result.state.finished])
-        for result in results:
-            _log(result)
-        unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
+    with tracing.items("ingest file", map(_item, records)):
+        for results in ingest(records, services, contract, context.run.run_id):
+            with tracing.step("report", (result.record.file_key for result in results)):
+                _report(context, services, assets, [result for result in results if result.state.finished])
+            for result in results:
+                _log(result)
+            unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
     _fail_if_none_succeeded(keys, unfinished)
 
 
@@ -147,9 +151,14 @@ def _land(
         )
 
 
+def _item(record: FileRecord) -> tracing.Item:
+    known = {"trace_id": record.event.trace_id, "job_id": record.event.job_id, "dataset": record.dataset}
+    return record.file_key, record.intake.context, known
+
+
 def _log(result: FileResult) -> None:
-    record = result.record
-    with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id):
+    record, traced = result.record, tracing.log_fields(result.record.file_key)
+    with bound(partition_key=record.file_key, job_id=record.event.job_id, trace_id=record.event.trace_id, **traced):
         level = logging.INFO if result.state in SUCCESSFUL and not result.rows_quarantined else logging.WARNING
         logger.log(
             level,
@@ -159,6 +168,13 @@ def _log(result: FileResult) -> None:
             rows_quarantined=result.rows_quarantined,
             reason=result.reason,
         )
+    tracing.finish(
+        record.file_key,
+        None if result.state in SUCCESSFUL else (result.error_class or result.state.value, result.reason or ""),
+        state=result.state.value,
+        rows_accepted=result.rows_accepted,
+        rows_quarantined=result.rows_quarantined,
+    )
 
 
 def _fail_if_none_succeeded(keys: Sequence[str], unfinished: Sequence[FileResult]) -> None:

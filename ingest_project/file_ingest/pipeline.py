@@ -55,6 +55,7 @@ from ingest_project.file_ingest.validate_files import (
     with_metrics,
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.platform import tracing
 from ingest_project.platform.database import reading
 from ingest_project.platform.object_store.content_store import Landed
 
@@ -142,12 +143,15 @@ def prepare(records: Sequence[FileRecord], services: FileIngestResources, contra
     early: list[FileResult] = []
     opened: list[OpenedFile] = []
     for record in records:
-        read = _read(record, services, contract)
+        with tracing.step("read", [record.file_key]):
+            read = _read(record, services, contract)
         if isinstance(read, FileResult):
             early.append(read)
         else:
             opened.append(read)
-    group = check_each([file for file in opened if file.second is None], contract)
+    small = [file for file in opened if file.second is None]
+    with tracing.step("validate", (file.record.file_key for file in small)):
+        group = check_each(small, contract)
     rejected = [result for result in early if result.state is not FileState.PENDING]
     return PreparedGroup(
         replace(group, results=[*rejected, *group.results]),
@@ -184,9 +188,11 @@ def finish_group(
     prepared: PreparedGroup, services: FileIngestResources, contract: Contract, run_id: str
 ) -> list[FileResult]:
     """Store a prepared group, and finish the queue entry of each file."""
-    results = [*prepared.requeue_later, *store(prepared.group, services, contract, run_id)]
+    with tracing.step("store", (result.record.file_key for result in prepared.group.results)):
+        results = [*prepared.requeue_later, *store(prepared.group, services, contract, run_id)]
     for file in prepared.large:
-        with file.resources:
+        # A file that is larger than a chunk is validated while it is stored.
+        with file.resources, tracing.step("validate and store", [file.record.file_key]):
             results += _store_large(file, services, contract, run_id)
     return [_update_unstored(result, services) for result in results]
 

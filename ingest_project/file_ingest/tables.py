@@ -26,6 +26,7 @@ from ingest_project.platform.database.sql import (
     lookup_indexes,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 
@@ -182,6 +183,7 @@ files = sa.Table(
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
+    traced_index("files"),
     *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
     sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),

@@ -50,6 +50,11 @@ class Announced(NamedTuple):
     profile: str = ""
 
     @property
+    def trace_id(self) -> str | None:
+        """The trace that the event names."""
+        return self.event.trace_id
+
+    @property
     def names_its_version(self) -> bool:
         """True when the event names its version."""
         return self.event.etag is not None or self.event.modified_at is not None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -13,6 +12,8 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.platform.actions import actions_on_item
+from ingest_project.platform.capability import Capability
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import (
     MAX_HITS,
@@ -93,8 +94,13 @@ def find(services: SystemResources, text: str) -> Found:
     return Found(search.text, tuple(newest_first[:MAX_HITS]), len(hits) > MAX_HITS, tuple(dict.fromkeys(problems)))
 
 
-def describe(services: SystemResources, ref: ItemRef) -> ItemView | None:
+def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None = None) -> ItemView | None:
     """Merge what the capabilities know of an item, other items that belong to it, and its message in Kafka.
+
+    Args:
+        services: the resources.
+        ref: the item.
+        broker_problem: why Kafka cannot be asked, where that is known: waiting for it would take seconds.
 
     Returns:
         the description, with `problems` for what does not answer; None where nothing is on record of the item.
@@ -109,17 +115,20 @@ def describe(services: SystemResources, ref: ItemRef) -> ItemView | None:
         views = [replace(view, position=position)]
     if not views:
         return ItemView(ref=ref, name=ref.key, state="unknown", problems=tuple(problems)) if problems else None
-    view = _with_message(services, views[0], problems)
+    view = _with_message(services, views[0], problems, broker_problem)
     if view is None:
         return None
+    view = replace(view, moments=[*view.moments, *_actions_on(services, ref)])
     related = dict(view.related)
     for one in CAPABILITIES:
         related |= _asked(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
-        of_trace = _searched(services, Search.of(view.trace_id), problems)
-        others = [hit for hit in of_trace if hit.ref not in known]
-        if others:
+        # Those of the work queues: the messages of streams are where the link to the trace leads.
+        of_trace = _searched(
+            services, Search.of(view.trace_id), problems, [one for one in CAPABILITIES if one.item_tables]
+        )
+        if others := [hit for hit in of_trace if hit.ref not in known]:
             related["of the same trace"] = Related(tuple(others[:MAX_HITS]), more=len(others) > MAX_HITS)
     return replace(view, related=related, problems=tuple(dict.fromkeys([*view.problems, *problems])))
 
@@ -167,9 +176,21 @@ def as_record(view: ItemView, rows: int) -> dict[str, object]:
     }
 
 
-def _searched(services: SystemResources, search: Search, problems: list[str]) -> list[Hit]:
+def _actions_on(services: SystemResources, ref: ItemRef) -> Iterator[Moment]:
+    """Yield what operators did to an item."""
+    for record in actions_on_item(services.engine, ref.key):
+        subject, what = f"{ref.kind.replace('_', ' ')} {ref.key}", f"{record.action}: {record.outcome}"
+        yield Moment(record.started_at, subject, what, f"by {record.who}: {record.reason}")
+
+
+def _searched(
+    services: SystemResources,
+    search: Search,
+    problems: list[str],
+    capabilities: Sequence[Capability[SystemResources]] = CAPABILITIES,
+) -> list[Hit]:
     found: dict[ItemRef, Hit] = {}
-    for capability in CAPABILITIES:
+    for capability in capabilities:
         for hit in _all_of(lambda: capability.find(services, search, MAX_HITS + 1), problems):  # noqa: B023 - used at once
             found.setdefault(hit.ref, hit)
     return list(found.values())
@@ -185,20 +206,22 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
 
 def _message_at(services: SystemResources, position: Position | None, problems: list[str]) -> list[Hit]:
     """Return the message at a position that no queue has an entry of."""
-    if position is None or (view := describe(services, ItemRef("message", str(position)))) is None:
+    if position is None or position.topic not in _topics(services):
         return []
-    problems += view.problems
-    at = max((moment.at for moment in view.moments), default=None)
-    written = view.facts.get("Written to Kafka")
-    return [
-        Hit("message", view.ref.key, view.name, view.state, at or (written if isinstance(written, datetime) else None))
-    ]
+    if found := _asked(lambda: _read(services, position, ""), problems):
+        return [Hit("message", str(position), str(position), "in Kafka", found[1].timestamp)]
+    ref = ItemRef("message", str(position))
+    views = [view for one in CAPABILITIES if (view := _asked(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
+    return [Hit("message", ref.key, ref.key, one.state, None) for one in views if one.state != "waiting"]
 
 
-def _with_message(services: SystemResources, view: ItemView, problems: list[str]) -> ItemView | None:
+def _with_message(
+    services: SystemResources, view: ItemView, problems: list[str], broker_problem: str | None
+) -> ItemView | None:
     """Add the message that an item came with: headers, bytes, and its dead letter."""
     position = view.position
-    if position is None:
+    if position is None or broker_problem is not None:
+        problems += [broker_problem] if broker_problem else []
         return view
     before = len(problems)
     found = _asked(lambda: _read(services, position, view.topic_id), problems)
@@ -217,6 +240,9 @@ def _with_message(services: SystemResources, view: ItemView, problems: list[str]
         contents={**view.contents, "message": _bytes_of(message)},
         rows={**view.rows, **_headers(message)},
     )
+    if message.timestamp:
+        written = Moment(message.timestamp, f"message {position}", "written to Kafka", str(position))
+        view = replace(view, moments=[written, *view.moments])
     return _with_letter(view, letter, message)
 
 
@@ -284,7 +310,7 @@ def _dead_letter(
         found = connection.execute(sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
     if found is None:
         return None
-    letters = newest_letters(reader, found["topic"], MAX_LETTERS, lambda _value: True)
+    letters = (letter_of(one) for one, _ in newest_letters(reader, found["topic"], MAX_LETTERS, lambda _letter: True))
     letter = next((one for one in letters if one.original_location == str(position)), None)
     reason = (letter and letter.reason) or ""
     moment = Moment(found["created_at"], f"message {position}", "dead-lettered", reason or f"on {found['topic']}")

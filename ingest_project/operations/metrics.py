@@ -6,7 +6,7 @@ running totals in the database and from the broker, so they continue after a res
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from ingest_project.core.settings.alerts import CONDITIONS
 from ingest_project.operations import CAPABILITIES, Series
+from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import BEYOND, HISTOGRAMS, LATENCY_BUCKETS, Metric
@@ -76,6 +78,13 @@ DELTA_SIZE = _gauge("ingest_delta_size_bytes", ("table",), "bytes", "Bytes of th
 DISK_FREE = _gauge(
     "ingest_disk_free_bytes", (), "bytes", "Free space on the fullest of the disks that this machine writes to."
 )
+OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Incidents that are open.")
+FAILING_MESSAGES = _gauge(
+    "ingest_alert_messages_failing",
+    ("channel",),
+    "messages",
+    "Alerts that a channel did not accept, and that are sent again.",
+)
 PART_UP = _gauge(
     "ingest_part_up",
     ("part",),
@@ -91,7 +100,7 @@ ALL_METRICS: tuple[Metric, ...] = (
     *HISTOGRAMS,
     *(UNFINISHED, OLDEST, WAITING, LAG, STALLED, DEAD_LETTERS, DEAD_LETTERS_KEPT),
     *(RUNS, HEARTBEAT_AGE, TICK_AGE, FAILED_TICKS, DELTA_ROWS, DELTA_COMMITS, DELTA_FILES, DELTA_SIZE),
-    *(DISK_FREE, PART_UP, PART_LOOK),
+    *(DISK_FREE, OPEN_INCIDENTS, FAILING_MESSAGES, PART_UP, PART_LOOK),
 )
 
 
@@ -116,6 +125,8 @@ class SystemCollector(Collector):
             yield from _dagster(dagster, snapshot.at)
         if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
+        if alerts := snapshot.alerts.present:
+            yield from _alerts(alerts)
         if disk := snapshot.disk.present:
             yield _family(DISK_FREE, {(): disk.free_bytes})
 
@@ -125,6 +136,12 @@ def exposition(snapshot: SystemSnapshot) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SystemCollector(snapshot))
     return generate_latest(registry)
+
+
+def _alerts(alerts: AlertState) -> Iterator[Family]:
+    numbers = Counter(incident.condition for incident in alerts.incidents)
+    yield _family(OPEN_INCIDENTS, {(condition,): numbers[condition] for condition in CONDITIONS})
+    yield _family(FAILING_MESSAGES, {(one.channel,): one.waiting for one in alerts.failing_channels})
 
 
 def _family(metric: Metric, values: Mapping[Any, float]) -> Family:

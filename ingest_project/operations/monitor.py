@@ -19,6 +19,9 @@ import msgspec
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.operations import SystemResources
+from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
+from ingest_project.operations.alerts.incidents import AlertState
+from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
     DagsterState,
@@ -127,7 +130,7 @@ class Monitor:
         self.settings = settings
         services = self.services = SystemResources(_with_short_timeouts(settings))
         seconds = settings.monitor.refresh_seconds
-        # Two of them: storages are not shared between threads.
+        # One each: storages are not shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
         records = DagsterRecords(services.settings)
         self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
@@ -135,7 +138,17 @@ class Monitor:
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
         self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
-        self._pollers: tuple[Poller[Any], ...] = (self.warehouse, self.broker, self.dagster, self.tables, self.disk)
+        pause, failures = settings.alerts.every_seconds, DagsterRecords(services.settings)
+        self.failures: Poller[DagsterFailures] = Poller(
+            "failures", lambda: read_failures(failures, settings, datetime.now(UTC)), pause
+        )
+        self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
+        self.alert_stores = AlertStores(services.settings)
+        self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds)
+        self._pollers: tuple[Poller[Any], ...] = (
+            *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
+            *(self.failures, self.intake, self.alerts),
+        )
 
     def snapshot(self) -> SystemSnapshot:
         """Return the last sample of every part, at once."""
@@ -147,6 +160,9 @@ class Monitor:
             dagster=self.dagster.sample,
             tables=self.tables.sample,
             disk=self.disk.sample,
+            failures=self.failures.sample,
+            intake=self.intake.sample,
+            alerts=self.alerts.sample,
         )
 
     def poll_now(self) -> SystemSnapshot:
@@ -177,6 +193,7 @@ class Monitor:
             self.services.reader.close()
         if "engine" in self.services.__dict__:
             self.services.engine.dispose()
+        self.alert_stores.close()
 
 
 def _with_short_timeouts(settings: Settings) -> Settings:

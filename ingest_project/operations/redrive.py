@@ -31,10 +31,10 @@ from ingest_project.operations.topics import cluster_of
 from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.errors import is_item_fault, reason_of
+from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.dead_letters import (
     HEADER_PREFIX,
     DeadLetter,
-    Place,
     letter_of,
     letters_at,
     letters_in_order,
@@ -70,6 +70,11 @@ class InspectedLetter(DeadLetter, frozen=True, kw_only=True):
     redriven: bool
     refusal: str | None
 
+    @property
+    def topic(self) -> str:
+        """The topic that it is on."""
+        return self.place.partition("/")[0]
+
 
 def dead_letter_topics(services: SystemResources) -> dict[str, tuple[ConsumedTopic, ...]]:
     """Return the topics of dead letters in the order in which data flows, each with the topics whose letters it has."""
@@ -88,9 +93,14 @@ def original_message(letter: ConsumerRecord) -> ProducerRecord:
         if not name.startswith((HEADER_PREFIX, REDRIVE_PREFIX))
         and not (name == MESSAGE_ID_HEADER and (value or b"").startswith(OWN_IDS))
     ]
-    first = letter.header(FIRST_LETTER_HEADER) or str(Place.of(letter)).encode()
+    first = letter.header(FIRST_LETTER_HEADER) or str(position_of(letter)).encode()
     own += [(COUNT_HEADER, str(redrives_of(letter) + 1).encode()), (FIRST_LETTER_HEADER, first)]
     return ProducerRecord(letter.value, letter.key, tuple(own))
+
+
+def position_of(letter: ConsumerRecord) -> Position:
+    """Return where a letter is."""
+    return Position(letter.topic, letter.partition, letter.offset)
 
 
 def redrives_of(letter: ConsumerRecord) -> int:
@@ -140,7 +150,7 @@ class Redriver:
         unsent = set(ids) if again else set(self._services.outbox.unsent(ids))
         found = []
         for letter, message_id in zip(letters, ids, strict=True):
-            record = attachments.get(Place.of(letter))
+            record = attachments.get(position_of(letter))
             redriven = message_id not in unsent if record is None else record.state is not AttachmentState.FAILED
             refusal = self._refusal(letter) if record is None else self._exhausted(record)
             facts = msgspec.structs.asdict(letter_of(letter, with_value=with_values))
@@ -153,14 +163,14 @@ class Redriver:
         letters = self.inspect([letter for letter, _ in found], found[0][1]) if found else []
         return sorted(letters, key=failed_last, reverse=True)[:limit]
 
-    def letter_at(self, place: Place) -> InspectedLetter | None:
+    def letter_at(self, place: Position) -> InspectedLetter | None:
         """Return the letter at a position with its value; None where none exists any more."""
         found = list(letters_at(self._services.range_reader, self.topic, [place]))
         return self.inspect([found[0][0]], found[0][1], with_values=True)[0] if found else None
 
     def publish(
         self, letters: Sequence[tuple[ConsumerRecord, str]], who: str, *, again: bool = False
-    ) -> dict[Place, str | None]:
+    ) -> dict[Position, str | None]:
         """Publish letters, or replay their attachments; return for each why it was not done, None where it was.
 
         Killed anywhere and called again, it leaves each letter published once.
@@ -170,12 +180,12 @@ class Redriver:
             who: for the record of replays.
             again: publish those that were published before once more.
         """
-        outcome: dict[Place, str | None] = {}
-        by_origin: dict[str, list[tuple[Place, tuple[str, ProducerRecord]]]] = defaultdict(list)
-        of_attachments: dict[str, list[Place]] = defaultdict(list)
+        outcome: dict[Position, str | None] = {}
+        by_origin: dict[str, list[tuple[Position, tuple[str, ProducerRecord]]]] = defaultdict(list)
+        of_attachments: dict[str, list[Position]] = defaultdict(list)
         attachments = self._attachments([letter for letter, _ in letters])
         for letter, topic_id in letters:
-            place = Place.of(letter)
+            place = position_of(letter)
             if place in attachments:
                 of_attachments[attachments[place].attachment_key].append(place)
             elif refusal := self._refusal(letter):
@@ -191,9 +201,9 @@ class Redriver:
         return outcome
 
     def _publish_to(
-        self, consumed: ConsumedTopic, messages: Sequence[tuple[Place, tuple[str, ProducerRecord]]]
-    ) -> dict[Place, str | None]:
-        outcome: dict[Place, str | None] = {place: None for place, _ in messages}
+        self, consumed: ConsumedTopic, messages: Sequence[tuple[Position, tuple[str, ProducerRecord]]]
+    ) -> dict[Position, str | None]:
+        outcome: dict[Position, str | None] = {place: None for place, _ in messages}
         services = self._services
         writer = services.writer
         try:
@@ -201,7 +211,7 @@ class Redriver:
             if consumed.cluster:
                 writer = TopicWriter(cluster.settings)
 
-            def publish(part: Sequence[tuple[Place, tuple[str, ProducerRecord]]]) -> None:
+            def publish(part: Sequence[tuple[Position, tuple[str, ProducerRecord]]]) -> None:
                 publish_once(writer, cluster.reader, services.outbox, cluster.topic, [message for _, message in part])
 
             outcome |= {
@@ -215,7 +225,7 @@ class Redriver:
                 writer.close()
         return outcome
 
-    def _replay(self, places: Mapping[str, Sequence[Place]], who: str) -> dict[Place, str | None]:
+    def _replay(self, places: Mapping[str, Sequence[Position]], who: str) -> dict[Position, str | None]:
         if not places:
             return {}
         settings, queue = self._services.settings.attachments, self._services.attachments
@@ -244,17 +254,17 @@ class Redriver:
             return f"it was redriven {redrives_of(letter)} times and failed each time (INGEST_MAX_REDRIVES={most})"
         return None
 
-    def _attachments(self, letters: Iterable[ConsumerRecord]) -> dict[Place, AttachmentRecord]:
+    def _attachments(self, letters: Iterable[ConsumerRecord]) -> dict[Position, AttachmentRecord]:
         """Return the attachment of each letter that is a dead task of one."""
         if self.topic != self._services.settings.topics.downloads_dlq:
             return {}
-        keys: dict[Place, str] = {}
+        keys: dict[Position, str] = {}
         for letter in letters:
             try:
                 task = decode_download_task(letter.value)
             except IngestError:
                 continue
-            keys[Place.of(letter)] = attachment_key(task.trace_id, task.attachment_url)
+            keys[position_of(letter)] = attachment_key(task.trace_id, task.attachment_url)
         records = {one.attachment_key: one for one in self._services.attachments.get_many(sorted(set(keys.values())))}
         return {place: records[key] for place, key in keys.items() if key in records}
 
@@ -273,7 +283,7 @@ class Redriver:
 class LetterFilter:
     """Selects letters by the parameters of a request; None selects all."""
 
-    places: frozenset[Place]
+    places: frozenset[Position]
     error_class: str | None
     text: str | None
     trace_id: str | None
@@ -308,7 +318,7 @@ class LetterFilter:
     def includes(self, record: ConsumerRecord) -> bool:
         """Test whether a letter is one of those that are wanted."""
         letter = letter_of(record)
-        if self.places and Place.of(record) not in self.places:
+        if self.places and position_of(record) not in self.places:
             return False
         if self.error_class is not None and letter.error_class != self.error_class:
             return False
@@ -427,8 +437,7 @@ def _number(request: ActionRequest, name: str) -> int | None:
     return int(text)
 
 
-def _place(text: str) -> Place:
-    try:
-        return Place.parse(text)
-    except ValueError as error:
-        raise ActionRefusedError(str(error)) from None
+def _place(text: str) -> Position:
+    if (position := Position.parse(text)) is None:
+        raise ActionRefusedError(f"{text[:100]!r} is no location. Example: events.raw.dlq/0/17.")
+    return position

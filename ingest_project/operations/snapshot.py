@@ -19,6 +19,8 @@ from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
+from ingest_project.operations.alerts.facts import DagsterFailures, Intake
+from ingest_project.operations.alerts.incidents import AlertState, read_alerts
 from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -138,6 +140,8 @@ class SystemSnapshot:
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
+        failures, intake: what alerts need to know besides.
+        alerts: open incidents, and channels that fail.
     """
 
     settings: Settings
@@ -147,6 +151,9 @@ class SystemSnapshot:
     dagster: Sample[DagsterState] = Sample()
     tables: Sample[tuple[DeltaFigures, ...]] = Sample()
     disk: Sample[Disk] = Sample()
+    failures: Sample[DagsterFailures] = Sample()
+    intake: Sample[Intake] = Sample()
+    alerts: Sample[AlertState] = Sample()
 
     @property
     def parts(self) -> dict[str, Sample[Any]]:
@@ -185,6 +192,7 @@ class SystemSnapshot:
             problems += [problem for work in self.warehouse.present.work.values() for problem in work.problems]
         failing = self.dagster.present.failing if self.dagster.present else {}
         problems += [f"{sensor} {ticks}" for sensor, ticks in sorted(failing.items())]
+        problems += map(str, self.alerts.present.failing_channels if self.alerts.present else ())
         return list(dict.fromkeys(problems))
 
     @property
@@ -226,6 +234,7 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
         warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
         dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
+        alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),
     )
     if snapshot.is_idle:
         snapshot = replace(snapshot, broker=Sample(BrokerState(meter.lags_of(consumed_topics(services)))))

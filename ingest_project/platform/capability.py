@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform import tracing
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
@@ -339,11 +340,13 @@ class DagsterParts(NamedTuple):
         definitions: its assets, checks, jobs, schedules and sensors.
         external_assets: creates the specs of what it reads and writes outside this project.
         stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
     """
 
     definitions: dg.Definitions
     external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
     stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class Capability(Generic[Services_contra]):
@@ -548,6 +551,19 @@ def counted_by_state(
     table, ends = queue.table, states or finished_states(queue.states)
     # Ending an entry sets both of its times, and this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
+
+
+def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
+    """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
+    return sa.or_(*conditions_of_trace(table, text))
+
+
+def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield the conditions of `of_trace`, each for an index of its own."""
+    ids = tracing.trace_ids_of(text)
+    yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
+    if (prefix := tracing.context_prefix(text)) is not None and "traceparent" in table.c:
+        yield table.c.traceparent.startswith(prefix)
 
 
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:

@@ -301,7 +301,8 @@ class ItemTable:
     def related(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int = MAX_HITS) -> Related:
         """Return the items that meet a condition, as a bounded list."""
         found = self.where(connection, condition, limit + 1)
-        return Related(tuple(sorted(found[:limit], key=lambda hit: hit.key)), more=len(found) > limit)
+        newest_first = sorted(found[:limit], key=lambda hit: (hit.at, hit.key), reverse=True)
+        return Related(tuple(newest_first), more=len(found) > limit)
 
     def row(self, connection: sa.Connection, key: str) -> sa.RowMapping | None:
         """Return the entry of a key."""

@@ -22,10 +22,12 @@ from ingest_project.platform.capability import (
     Metric,
     QueueView,
     WorkState,
+    conditions_of_trace,
     counted_by_state,
     entry_facts,
     finished_states,
     intake_of,
+    of_trace,
     queue_history,
     rows_where,
 )
@@ -55,7 +57,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns = polling_jobs.c
     yield from search.equals(columns.job_key, columns.job_id)
     if not search.by_prefix:
-        yield columns.trace_id == search.text
+        yield from conditions_of_trace(polling_jobs, search.text)
 
 
 ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_key, polling_jobs.c.job_id, _found_by)
@@ -122,10 +124,11 @@ class Polling(Capability[PollingResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        del settings
-        from ingest_project.polling import definitions  # noqa: PLC0415 - imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - imports dagster
+        from ingest_project.polling import definitions  # noqa: PLC0415 - as above
 
-        return {self.name: DagsterParts(definitions.polling, definitions.external_assets)}
+        announced = {definitions.DISCOVERED_FILES: topic_uri(settings, settings.topics.file_event_queue)}
+        return {self.name: DagsterParts(definitions.polling, definitions.external_assets, locations=announced)}
 
     def topics(self, services: PollingResources) -> tuple[ConsumedTopic, ...]:
         """Return the topic of polling jobs."""
@@ -141,7 +144,7 @@ class Polling(Capability[PollingResources]):
     def trace(self, services: PollingResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the jobs of a trace."""
         with reading(services.engine) as connection:
-            rows = rows_where(connection, polling_jobs, polling_jobs.c.trace_id == trace_id)
+            rows = rows_where(connection, polling_jobs, of_trace(polling_jobs, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
     def view_of(

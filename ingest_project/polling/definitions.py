@@ -23,6 +23,7 @@ from ingest_project.core.errors import TransientError
 from ingest_project.core.items import key_of
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import ConfiguredSource, Settings
+from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
@@ -96,7 +97,9 @@ def discovered_files(
 
 def _begin_and_poll(context: dg.AssetExecutionContext, services: PollingResources, key: str) -> None:
     for record in services.polling_jobs.begin([key], context.run.run_id, datetime.now(UTC)):
-        with bound(trace_id=record.job.trace_id):
+        known = {"trace_id": record.job.trace_id, "job_id": record.job.job_id, "source_type": record.job.source_type}
+        item = (key, record.intake.context, known)
+        with bound(trace_id=record.job.trace_id), tracing.items("poll source", [item]):
             _poll(context, services, record)
 
 
@@ -114,7 +117,8 @@ def _poll(context: dg.AssetExecutionContext, services: PollingResources, record:
     done = jobs.finish_listing(record.job_key, discovery.found, skipped, now)
     if discovery.announced or not record.standing or BATCH_ID_TAG not in context.run.tags:
         # A standing job that found nothing new leaves no event, unless a person ran it: they would be thousands a day.
-        report(context, [PartitionEvents(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
+        with tracing.step("report", [record.job_key]):
+            report(context, [PartitionEvents(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
     jobs.mark_reported([record.job_key], now)
     logger.info("job_done", found=done.files_found, published=done.files_published, skipped=skipped)
 
@@ -139,6 +143,7 @@ def _metadata(record: JobRecord, discovery: Discovery) -> dict[str, object]:
         "files_skipped": record.files_skipped,
         "skipped": record.skipped or {},
         "source": record.job.path,
+        "source_uri": discovery.location,
         "pattern": record.job.file_pattern,
         "asked_by": "its interval" if record.standing else str(record.intake),
         **({"files": dg.MetadataValue.table(shown)} if shown else {}),

@@ -26,6 +26,7 @@ from ingest_project.contracts import encode
 from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -62,6 +63,7 @@ class Discovery:
         skipped: what is not ingested at all, counted by reason.
         shown: the first few of everything, for people: path and result.
         ready_at: when the last of the unsettled ones is ready; None without any.
+        location: canonical address of the source.
     """
 
     found: int = 0
@@ -70,6 +72,7 @@ class Discovery:
     skipped: Counter[str] = field(default_factory=Counter)
     shown: list[tuple[str, str]] = field(default_factory=list)
     ready_at: datetime | None = None
+    location: str = ""
 
     def not_announced(self, by_earlier_attempts: int = 0) -> dict[str, int]:
         """Return everything that was seen and not announced, reason to number.
@@ -147,7 +150,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
     settings = services.settings.polling
     source = services.open_source(record.job.source_config)
     outbox = JobOutbox(services.engine, record.job_key)
-    discovery = Discovery()
+    discovery = Discovery(location=source.location)
 
     def refusal_of(file: SourceFile) -> str:
         return services.datasets.refusal_of(
@@ -156,7 +159,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
 
     def prepared() -> Generator[Announcements, None, None]:
         listed = only_accepted(source.list_files(record.job.file_pattern), refusal_of)
-        with prefetch(_pages(listed, settings.page_files)) as pages:
+        with prefetch(_pages(listed, settings.page_files, record.job_key)) as pages:
             for page in pages:
                 ready = discovery.add_page(page, datetime.now(UTC), settings.min_age)
                 if ready:
@@ -169,7 +172,8 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
 
     with prefetch(prepared()) as prepared_pages:
         for announcements in prepared_pages:
-            publish(services, announcements, outbox)
+            with tracing.step("publish", [record.job_key]):
+                publish(services, announcements, outbox)
             discovery.announced += len(announcements.messages or ())
     if not discovery.found and not record.standing:
         discovery.skipped.update(files_further_down(source, record.job.file_pattern))
@@ -271,10 +275,15 @@ def _topic_id(services: PollingResources, topic: str) -> str:
 
 def _message(record: JobRecord, file: SourceFile, message_id: str) -> ProducerRecord:
     event = file_event(record, file)
-    headers = (("trace-id", event.trace_id.encode()),) if event.trace_id else ()
+    headers = tracing.message_headers(event.trace_id, record.job_key)
     return ProducerRecord(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 
-def _pages(entries: Iterator[Item], size: int) -> Generator[list[Item], None, None]:
-    while page := list(islice(entries, size)):
+def _pages(entries: Iterator[Item], size: int, job_key: str) -> Generator[list[Item], None, None]:
+    while page := _page(entries, size, job_key):
         yield page
+
+
+def _page(entries: Iterator[Item], size: int, job_key: str) -> list[Item]:
+    with tracing.step("list", [job_key]):
+        return list(islice(entries, size))

@@ -20,6 +20,7 @@ from ingest_project.platform.database.sql import (
     lookup_indexes,
     metadata,
     pending_index,
+    traced_index,
     work_columns,
 )
 from ingest_project.platform.kafka.publisher import MessageOutbox
@@ -46,6 +47,7 @@ polling_jobs = sa.Table(
     Col("skipped", Json),
     pending_index("polling_jobs", "kafka_topic", "urgency"),
     leased_index("polling_jobs", "kafka_topic"),
+    traced_index("polling_jobs"),
     *lookup_indexes("polling_jobs", "trace_id", names=("job_id",)),
     sa.Index("polling_jobs_by_batch", "batch_id"),
     sa.Index("polling_jobs_by_state", "state", "updated_at"),

@@ -152,7 +152,7 @@ def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str
     """Return the columns, and the texts of their unreadable values."""
     arrays, texts = {}, {}
     for column, values in zip(columns, decoded.columns, strict=True):
-        arrays[column.name], unreadable = array_of(column, values)
+        arrays[column.name], unreadable = array_of(column, values, is_typed=decoded.is_typed)
         if unreadable:
             shown: list[Any] = [unreadable.get(row) for row in range(len(values))]
             texts[TEXT_OF(column.name)] = pl.Series(shown, dtype=pl.String)

@@ -8,7 +8,7 @@ import dagster as dg
 
 from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import DagsterParts
-from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, SqlTable, StoredTable, topic_uri
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
 from ingest_project.streams.delta.declared import schema_of
@@ -40,7 +40,6 @@ def asset_key(declaration: StreamDeclaration) -> dg.AssetKey:
 
 def topics_of(declaration: StreamDeclaration, settings: Settings) -> list[dg.AssetSpec]:
     """Describe the topic of a stream and its dead letters."""
-    servers = settings.kafka.bootstrap_servers
     stream, letters = _topic_key(declaration), dg.AssetKey(["kafka", f"{declaration.name}_dlq"])
     return [
         dg.AssetSpec(
@@ -49,7 +48,7 @@ def topics_of(declaration: StreamDeclaration, settings: Settings) -> list[dg.Ass
             description=f"Topic {topic}: {what}.",
             group_name=declaration.name,
             kinds={"kafka"},
-            metadata={"topic": topic, **({"dagster/uri": f"kafka://{servers}/{topic}"} if servers else {})},
+            metadata={"topic": topic, **({"dagster/uri": uri} if (uri := topic_uri(settings, topic)) else {})},
         )
         for key, deps, topic, what in (
             (stream, [KAFKA], declaration.topic, f"messages of {declaration.name}"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import compress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,12 +61,14 @@ class Decoded:
         columns: a list of values for each column; None for a missing one.
         unknown: the fields of each that no column names, a JSON object; None without any.
         refused: the other messages, with the reason.
+        is_typed: every value has the type that JSON_TYPES names for its column.
     """
 
     kept: list[ConsumerRecord] = field(default_factory=list)
     columns: list[list[Any]] = field(default_factory=list)
     unknown: list[bytes | None] = field(default_factory=list)
     refused: list[tuple[ConsumerRecord, Refusal]] = field(default_factory=list)
+    is_typed: bool = False
 
 
 class Decoder(Protocol):
@@ -99,39 +102,47 @@ class JsonDecoder:
     def __init__(
         self,
         columns: Sequence[StreamColumn],
-        payload_of: Callable[[ConsumerRecord], bytes | None] = lambda message: message.value,
+        payload_of: Callable[[ConsumerRecord], bytes | None] = attrgetter("value"),
     ) -> None:
         self._tree = tree_of(columns)
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
+        self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
         self._payload_of = payload_of
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Decode JSON."""
-        found, structs = Decoded(), []
-        for message in messages:
+        found = Decoded(list(messages), unknown=[None] * len(messages), is_typed=True)
+        structs: list[msgspec.Struct | None] = []
+        # A loop in Python would cost as much as the decoding. `extend` keeps what came before an exception, and `map`
+        # goes on behind it, so that no message is decoded twice for another's sake.
+        decoded = map(self._decoder.decode, map(self._read, messages))
+        while len(structs) < len(messages):
             try:
-                struct, unknown = self._parsed(require_readable_size(self._payload_of(message)))
-            except UnreadableMessageError as error:
-                found.refused.append((message, error))
-            else:
-                found.kept.append(message)
-                structs.append(struct)
-                found.unknown.append(unknown)
+                structs.extend(decoded)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UnreadableMessageError):
+                message = messages[len(structs)]
+                try:
+                    struct, found.unknown[len(structs)] = self._with_unknown(self._read(message))
+                    structs.append(struct)
+                except UnreadableMessageError as error:
+                    found.refused.append((message, error))
+                    structs.append(None)
+        if found.refused:
+            is_kept = [struct is not None for struct in structs]
+            found.kept = list(compress(messages, is_kept))
+            found.unknown = list(compress(found.unknown, is_kept))
+            structs = list(compress(structs, is_kept))
         found.columns = self._shape.values(structs)
         return found
 
-    def _parsed(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
-        try:
-            return self._decoder.decode(raw), None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._with_unknown(raw)
+    def _read(self, message: ConsumerRecord) -> bytes:
+        return require_readable_size(self._payload_of(message))
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
-        """Decode a message without the fields that no column names; they are returned as JSON."""
+        """Decode a message, and return the fields that no column names as JSON."""
         try:
-            known, unknown = _separated(raw, self._tree)
-            return self._decoder.decode(known), unknown
+            return self._lenient_decoder.decode(raw), _unknown(raw, self._tree)
         except msgspec.ValidationError as error:
             raise UnreadableMessageError(f"Not a message of this stream: {error}.") from error
         except RecursionError as error:
@@ -251,10 +262,12 @@ def tree_of(columns: Sequence[StreamColumn]) -> Tree:
 class _Shape:
     """A msgspec struct made of a tree of columns."""
 
-    def __init__(self, tree: Tree, columns: Sequence[StreamColumn]) -> None:
+    def __init__(self, tree: Tree, columns: Sequence[StreamColumn], *, forbid_unknown_fields: bool = True) -> None:
         self._names = {f"f{index}": name for index, name in enumerate(tree)}
         self._inside = {
-            f"f{i}": _Shape(part, columns) for i, part in enumerate(tree.values()) if isinstance(part, dict)
+            f"f{i}": _Shape(part, columns, forbid_unknown_fields=forbid_unknown_fields)
+            for i, part in enumerate(tree.values())
+            if isinstance(part, dict)
         }
         self._columns = {f"f{index}": part for index, part in enumerate(tree.values()) if isinstance(part, int)}
         fields: list[tuple[str, Any, Any]] = []
@@ -266,13 +279,18 @@ class _Shape:
                 kind = EPOCH if column.epoch else JSON_TYPES[column.kind]
                 fields.append((name, kind, NO_JSON if kind is Raw else None))
         self.struct: Any = msgspec.defstruct(
-            "Message", fields, forbid_unknown_fields=True, frozen=True, gc=False, rename=self._names
+            "Message",
+            fields,
+            forbid_unknown_fields=forbid_unknown_fields,
+            frozen=True,
+            gc=False,
+            rename=self._names,
         )
         self._nothing = self.struct()
 
     def values(self, structs: Sequence[Any]) -> list[list[Any]]:
         """Return the values of each column."""
-        found = dict(self._values([self._nothing if one is None else one for one in structs]))
+        found = dict(self._values(structs))
         return [found[number] for number in sorted(found)]
 
     def _values(self, structs: Sequence[Any]) -> list[tuple[int, list[Any]]]:
@@ -283,17 +301,16 @@ class _Shape:
         return found
 
 
-def _separated(raw: bytes, tree: Tree) -> tuple[bytes, bytes | None]:
-    """Divide a JSON object into the fields of the tree and the others, at every level of the tree."""
-    known = _fields.decode(raw)
-    unknown = {name: known.pop(name) for name in sorted(known.keys() - tree.keys())}
+def _unknown(raw: bytes | Raw, tree: Tree) -> bytes | None:
+    """Return the fields of a JSON object that are not in the tree, at every level of the tree."""
+    fields = _fields.decode(raw)
+    unknown = {name: fields[name] for name in sorted(fields.keys() - tree.keys())}
     for name, inside in tree.items():
-        if isinstance(inside, dict) and bytes(known.get(name, NO_JSON)).lstrip().startswith(b"{"):
-            part, more = _separated(known[name], inside)
-            known[name] = Raw(part)
+        if isinstance(inside, dict) and bytes(fields.get(name, NO_JSON)).lstrip().startswith(b"{"):
+            more = _unknown(fields[name], inside)
             if more is not None:
                 unknown[name] = Raw(more)
-    return _encoder.encode(known), _encoder.encode(unknown) if unknown else None
+    return _encoder.encode(unknown) if unknown else None
 
 
 def _take(record: Mapping[str, Any], tree: Tree, values: list[Any]) -> dict[str, Any]:

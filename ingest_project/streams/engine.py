@@ -26,6 +26,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.capability import (
     BEYOND,
     EVENT_TO_STORED,
@@ -74,6 +75,7 @@ class Batch(Generic[Rows]):
         lost: offsets among them that retention had removed.
         written_ms: when they were written, in milliseconds since 1970, where the broker says so.
         began: when the first one was requested, by the clock of `time.monotonic`.
+        traced: keys of the messages that have a trace of their own, see `platform.tracing`.
     """
 
     partition: int
@@ -81,6 +83,7 @@ class Batch(Generic[Rows]):
     rows: list[Rows] = field(default_factory=list)
     messages: int = 0
     lost: list[LostOffsets] = field(default_factory=list)
+    traced: list[str] = field(default_factory=list)
     written_ms: list[int] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -110,9 +113,11 @@ class Sink(Protocol[Rows]):
 
     Args:
         chunk_messages: most messages to decode at a time.
+        operation: of `store`, in one word.
     """
 
     chunk_messages: int
+    operation: str
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
         """Inspect the sink before partitions are resumed."""
@@ -241,7 +246,8 @@ def store_stream(
     bounds = backlog.ends if ends is None else ends
     wanted = {one.partition: min(bounds[one.partition], backlog.ends[one.partition]) for one in chosen}
     try:
-        _store(services, sink, run, wanted)
+        with tracing.items(f"store {positions.stream}", ()):
+            _store(services, sink, run, wanted)
     except Exception as error:  # noqa: BLE001 - whatever it is, the positions must say so
         failure = as_ingest_error(error, f"Storing messages of {positions.topic}")
         for partition, position in run.positions.items():
@@ -282,7 +288,15 @@ def _store(services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[
         for batch in batches:
             if _is_open(run, batch.partition):
                 run.messages += batch.messages
-                _attempt(run, batch.partition, partial(sink.store, batch))
+                _attempt(run, batch.partition, partial(_store_batch, sink, batch))
+
+
+def _store_batch(sink: Sink[Rows], batch: Batch[Rows], position: SinkPosition) -> SinkPosition:
+    with tracing.step(sink.operation, batch.traced, of_run=True):
+        stored = sink.store(batch, position)
+    for key in batch.traced:
+        tracing.finish(key)
+    return stored
 
 
 def _attempt(run: StreamRun, partition: int, step: Callable[[SinkPosition], SinkPosition]) -> None:
@@ -325,7 +339,10 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
             batch.lost.append(removed(lost, datetime.now(UTC)))
         if chunk.messages:
             log_each(chunk.messages)
-            batch.rows.append(sink.decode(chunk.messages, position))
+            traced = tracing.add_messages(chunk.messages)
+            with tracing.step("decode", traced, of_run=True):
+                batch.rows.append(sink.decode(chunk.messages, position))
+            batch.traced += traced
             batch.written_ms += [message.timestamp_ms or 0 for message in chunk.messages]
         batch.messages += len(chunk.messages)
         batch.next_offset = reached = chunk.next_offset

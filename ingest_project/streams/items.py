@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ingest_project.core.errors import StoreUnavailableError
-from ingest_project.platform.capability import kafka_position, rows_where
+from ingest_project.platform.capability import kafka_position, of_trace, rows_where
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
@@ -55,7 +55,7 @@ class SqlRows(NamedTuple):
     def of_trace(self, engine: sa.Engine, trace_id: str) -> Sequence[Row]:
         """Return the rows of a trace."""
         with reading(engine) as connection:
-            return [dict(row) for row in rows_where(connection, self.table, self.table.c.trace_id == trace_id)]
+            return [dict(row) for row in rows_where(connection, self.table, of_trace(self.table, trace_id))]
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""
@@ -84,7 +84,7 @@ class DeltaRows(NamedTuple):
     def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
         """Return the rows that a search finds; no Bloom filter knows how a value begins."""
         del engine
-        if search.by_prefix:
+        if search.by_prefix or search.position or "://" in search.text:
             return []
         return rows_with(self.open(), (*self.ids, "trace_id"), search.text, limit)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+PLAIN_DATE = r"^[1-9]\d{3}-\d\d-\d\d$"
+WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32())}
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
 NUMBER = re.compile(r"-?\d{1,60}(\.\d{1,60})?")
@@ -31,6 +33,8 @@ WHOLE = re.compile(r"-?\d{1,19}")
 MAX_SHOWN = 40
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING = type(None)
+NO_JSON = (b"", b"null")
+SHORTEST = 5
 # Python types that are converted in bulk.
 PLAIN: dict[str, frozenset[type]] = {
     "text": frozenset({str, NOTHING}),
@@ -47,28 +51,36 @@ Unreadable = dict[int, str]
 """Texts of the values that cannot be read as the type of their column, by row."""
 
 
-def array_of(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, Unreadable]:
+def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = False) -> tuple[pa.Array, Unreadable]:
     """Convert the values of a column.
+
+    Args:
+        column: of the values.
+        values: decoded; None for a missing one.
+        is_typed: all are of the type that `decoders.JSON_TYPES` names: nothing is gained by looking at each.
 
     Returns:
         the column, null where a value is missing or unreadable, and the texts of the unreadable ones.
     """
     if column.kind == "json":
-        return pa.array(list(map(_json_text, values)), pa.string()), {}
+        return _json_texts(values), {}
     try:
-        if (found := _in_bulk(column, values)) is not None:
+        if (found := _in_bulk(column, values, is_typed=is_typed)) is not None:
             return found, {}
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         pass
     return _one_by_one(column, values)
 
 
+def raw_texts(values: Iterable[bytes]) -> pa.BinaryArray:
+    """Return JSON values as they were written; null where there is nothing or null."""
+    # Most are long, and hashing or comparing them would take longer than looking at their length.
+    return pa.array([None if len(value) < SHORTEST and value in NO_JSON else value for value in values], pa.binary())
+
+
 def instants_of(texts: Sequence[str | None]) -> pa.Array | None:
     """Parse times that are all written plainly, with their zone; None where one is not."""
-    column = pa.array(texts, pa.string())
-    if pc.all(pc.match_substring_regex(column, PLAIN_INSTANT)).as_py() is not False:
-        return column.cast(INSTANT)
-    return None
+    return _plain(pa.array(texts, pa.string()), PLAIN_INSTANT, INSTANT)
 
 
 def instant_of(text: str) -> datetime:
@@ -84,18 +96,21 @@ def instant_of(text: str) -> datetime:
         raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:MAX_SHOWN]!r}") from None
 
 
-def _in_bulk(column: StreamColumn, values: Sequence[Any]) -> pa.Array | None:
-    kinds = set(map(type, values))
-    if column.kind == "timestamp":
-        if column.epoch is None and kinds <= {str, NOTHING}:
-            return instants_of(values)
-        return None
-    if not kinds <= PLAIN[column.kind]:
+def _in_bulk(column: StreamColumn, values: Sequence[Any], *, is_typed: bool) -> pa.Array | None:
+    kinds = set() if is_typed else set(map(type, values))
+    if column.epoch is None and column.kind in WRITTEN and kinds <= {str, NOTHING}:
+        return _plain(pa.array(values, pa.string()), *WRITTEN[column.kind])
+    if column.kind == "timestamp" or not kinds <= PLAIN[column.kind]:
         return None
     found = pa.array(values, column.arrow_type)
-    if column.kind == "number" and float in kinds and not pc.all(pc.is_finite(found)).as_py():
+    if column.kind == "number" and pc.all(pc.is_finite(found)).as_py() is False:
         return None
     return found
+
+
+def _plain(texts: pa.Array, pattern: str, to: pa.DataType) -> pa.Array | None:
+    """Parse texts that are all written like a pattern; None where one is not."""
+    return texts.cast(to) if pc.all(pc.match_substring_regex(texts, pattern)).as_py() is not False else None
 
 
 def _one_by_one(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, Unreadable]:
@@ -176,11 +191,10 @@ def _timestamp(column: StreamColumn, value: object) -> datetime:
     return instant_of(value)
 
 
-def _json_text(value: object) -> str | None:
-    if isinstance(value, msgspec.Raw):
-        text = bytes(value)
-        return None if text in {b"", b"null"} else text.decode()
-    return None if value is None else _encoder.encode(value).decode()
+def _json_texts(values: Sequence[Any]) -> pa.Array:
+    if set(map(type, values)) <= {msgspec.Raw}:
+        return raw_texts(map(bytes, values)).cast(pa.string())
+    return pa.array([None if value is None else _encoder.encode(value).decode() for value in values], pa.string())
 
 
 CONVERTERS: dict[str, Callable[[StreamColumn, Any], Any]] = {

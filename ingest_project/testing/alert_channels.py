@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ingest_project.core.settings import Settings
-from ingest_project.operations.definitions import Alert, AlertChannel
+from ingest_project.operations.alerts import Alert, AlertChannel
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 ALERTS = (

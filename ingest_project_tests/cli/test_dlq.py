@@ -186,3 +186,19 @@ def test_what_to_replay_must_be_said_in_one_way(ingest: Ingest, arguments: list[
     assert result.exit_code == 2
     assert said in result.err
     assert "Traceback" not in result.err
+
+
+def test_a_trace_id_replays_the_dead_attachments_of_the_trace(ingest: Ingest, services: SystemResources) -> None:
+    first, second = dead(services, "a.pdf", trace_id="trace-7"), dead(services, "b.pdf", trace_id="trace-7")
+    stored = arrive(services, "c.pdf", trace_id="trace-7")
+    finish(services, stored)
+    other = dead(services, "d.pdf", trace_id="trace-70")
+    assert set(ingest("dlq", "replay", "trace-7", "--dry-run", "--json").json["replayed"]) == {first, second}
+    assert ingest("dlq", "replay", "trace-7").exit_code == 0
+    assert {state(services, key) for key in (first, second)} == {AttachmentState.PENDING}
+    assert state(services, other) is AttachmentState.FAILED
+    again = ingest("dlq", "replay", "trace-7")
+    assert (again.exit_code, "is not dead" in again.err) == (1, True)
+    assert ingest("dlq", "replay", "trace-7", "d.pdf").exit_code == 0
+    unknown = ingest("dlq", "replay", "no-such-trace")
+    assert (unknown.exit_code, "no-such-trace" in unknown.err) == (1, True)

@@ -32,6 +32,7 @@ def aside(
     monkeypatch.setenv("DATABASE_URL", postgres_url)
     for name, topic in topics.items():
         monkeypatch.setenv(f"KAFKA_TOPIC_{name}", topic)
+    monkeypatch.setenv("KAFKA_TOPIC_EVENTS_RAW", topics["EVENTS_RAW_DLQ"].removesuffix(".dlq"))
     services = SystemResources(load_settings().settings)
     yield services
     close(services)
@@ -121,3 +122,39 @@ def test_a_broker_that_is_away_is_exit_code_1_and_no_empty_list(
     away = ingest("dlq", "messages")
     assert away.exit_code == 1
     assert "127.0.0.1:1" in away.err
+
+
+def test_the_letters_of_one_topic_are_listed_shown_and_redriven_with_a_record(
+    ingest: Ingest, aside: SystemResources, topics: dict[str, str]
+) -> None:
+    dead, origin = topics["EVENTS_RAW_DLQ"], aside.settings.topics.events_raw
+    put(aside, dead, EVIL, 8)
+    message = ConsumerRecord("elsewhere", 3, 9, 1_700_000_000_000, b"k", b"forged", ())
+    dead_letter_message(aside, dead, [(message, UnreadableMessageError("not JSON"))], "g1")
+    counts = {one["topic"]: (one["kept"], one["of"]) for one in ingest("dlq", "topics", "--json").json["topics"]}
+    assert counts[dead] == (2, [origin])
+    listed = {one["begins"]: one for one in ingest("dlq", "list", dead, "--json").json["messages"]}
+    good, forged = listed["\x1b[2J\\xff not JSON \u202e"], listed["forged"]
+    assert (good["redriven"], good["refusal"], good["redrives"]) == (False, None, 0)
+    assert "no dead letters on this topic" in forged["refusal"]
+    assert ingest("dlq", "list", dead, "--error-class", "Other", "--json").json["messages"] == []
+    assert ingest("dlq", "list", dead, "--since", "1h", "--limit", "1", "--json").json["more"] is True
+    page = ingest("dlq", "show", good["place"])
+    assert f"ingest dlq redrive {good['place']}" in page.out
+    assert ingest("dlq", "show", good["place"], "--json").json["begins"] == good["begins"]
+
+    assert ingest("dlq", "redrive", good["place"]).exit_code == 2, "without a reason"
+    seen = ingest("dlq", "redrive", dead, "--dry-run", "--json").json
+    assert (seen["keys"], list(seen["failed"])) == ([good["place"]], [forged["place"]])
+    assert aside.reader.end_offsets(origin) in ({}, dict.fromkeys(range(4), 0))
+    done = ingest("dlq", "redrive", good["place"], "--reason", "fixed", "--json").json
+    assert done["done"] == [good["place"]]
+    assert sum(aside.reader.end_offsets(origin).values()) == 1
+    assert ingest("dlq", "show", good["place"], "--json").json["redriven"] is True
+    (record,) = ingest("audit", "--json").json["records"]
+    assert (record["action"], record["reason"], record["done"]) == ("redrive-dead-letters", "fixed", 1)
+    by_action = ingest("action", "run", "redrive-dead-letters", "--topic", origin, "--again", "yes", "--reason", "x")
+    assert by_action.exit_code == 1, "the forged one fails"
+    assert sum(aside.reader.end_offsets(origin).values()) == 2
+    wrong = ingest("dlq", "list", "nothing")
+    assert (wrong.exit_code, dead in wrong.err) == (1, True)

@@ -14,7 +14,7 @@ from ingest_project.cli.main import installed_plugins, register_config
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.operations.definitions import Alert, AlertDeliveryError, send
+from ingest_project.operations.alerts.watch import send_test
 from ingest_project.platform.object_store import open_store
 from ingest_project.readers.reading import READERS
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
@@ -123,9 +123,9 @@ def test_alerts_go_to_every_channel_whichever_of_them_fails(install: Install) ->
         "def bad(settings, alerts): raise ValueError('http://secret')\n"
     )
     install("own_g", code, alert_channels="pager = own_g:good\nbell = own_g:bad")
-    settings = Settings.model_validate({"alerts": {"channels": ["bell", "pager", "none"]}})
-    alerts: list[Alert] = []
-    with pytest.raises(AlertDeliveryError, match="bell and none did not accept") as caught:
-        send(settings, alerts)
-    assert "secret" not in str(caught.value)
-    send(Settings.model_validate({"alerts": {"channels": ["pager", "webhook"]}}), alerts)
+    outcomes = send_test(Settings.model_validate({"alerts": {"channels": ["bell", "pager", "none", "webhook"]}}))
+    assert outcomes["pager"] is None
+    assert outcomes["bell"] == "ValueError"
+    assert "Known are: bell, pager, webhook" in str(outcomes["none"])
+    # Without an address there is no webhook.
+    assert len(outcomes) == 3

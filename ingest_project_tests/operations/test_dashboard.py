@@ -127,7 +127,7 @@ def test_a_system_in_full_work_is_shown_without_a_complaint(busy: Page) -> None:
         busy.wait_for(text)
     assert busy.evaluate("document.documentElement.scrollWidth <= innerWidth")
     link = busy.evaluate("document.querySelector('#failures tbody tr:nth-child(2) a').href")
-    assert "/assets/validated_sensor_data?view=partitions&partition=plant_" in str(link)
+    assert "/items/file/plant_" in str(link)
     assert busy.evaluate("document.querySelector('#files svg').getAttribute('aria-label')")
     busy.keep("dashboard")
     busy.open(dark=True)

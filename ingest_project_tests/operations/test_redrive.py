@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import requests
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.errors import BrokerUnavailableError, UnreadableMessageError
@@ -21,6 +22,7 @@ from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.work_queue.consume import Queue, consume, dead_letter_message
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import changed, close
+from ingest_project_tests.operations.conftest import running
 from ingest_project_tests.services.http_server import HttpServer, content_of
 from ingest_project_tests.services.kafka import FaultyBroker
 from ingest_project_tests.streams.declared.system import DELTA, declare, declared_environment
@@ -269,3 +271,27 @@ def test_a_dead_attachment_is_replayed_and_its_task_is_not_published(
     system.drive_attachments()
     assert system.services.attachments.counts_by_state()[AttachmentState.STORED] == 1
     assert len(system.on_topic(system.settings.topics.downloads_pending)) == before == 1
+
+
+def test_the_page_of_dead_letters_lists_topics_and_the_newest_letters_with_the_way_to_redrive_them(
+    services: SystemResources, embedded_broker: FaultyBroker
+) -> None:
+    put(services, message("polling-queue"), reason="<b>not JSON</b>")
+    put(services, *(message("events.raw", number) for number in range(60)))
+    redrive(services, "polling-queue")
+    services.writer.send_all("orders.dlq", [ProducerRecord(b"forged", b"k", (("dlq.original-topic", b"<i>"),))])
+    with running(services.settings) as site:
+        page = requests.get(f"{site}/dead-letters", timeout=20).text
+        assert all(topic in page for topic in ROUTES.values())
+        assert "The 50 newest" in page
+        assert "events.raw.dlq/" in page
+        one = requests.get(f"{site}/dead-letters?topic=polling-queue.dlq", timeout=20).text
+        assert "&lt;b&gt;not JSON" in one
+        assert '<span class="state done">redriven</span>' in one
+        assert "actions/redrive-dead-letters?topic=polling-queue.dlq" in one
+        forged = requests.get(f"{site}/dead-letters?topic=orders.dlq", timeout=20).text
+        assert "its header names &#39;&lt;i&gt;&#39;" in forged
+        assert requests.get(f"{site}/dead-letters?topic=<script>", timeout=20).status_code == 404
+        embedded_broker.go_down()
+        away = requests.get(f"{site}/dead-letters", timeout=60)
+        assert (away.status_code, embedded_broker.bootstrap_servers in away.text) == (503, True)

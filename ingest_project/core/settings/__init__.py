@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, SecretReference, file_text, holds_secrets, is_in_vault, is_secret, set_ttl
+from ingest_project.core.settings.alerts import AlertSettings
 from ingest_project.core.settings.capabilities import (
     AttachmentSettings,
     ConfiguredSource,
@@ -45,11 +46,11 @@ from ingest_project.core.settings.capabilities import (
     UserActivitySettings,
 )
 from ingest_project.core.settings.platform import (
-    AlertSettings,
     BackpressureSettings,
     DagsterSettings,
     DeltaSettings,
     KafkaSettings,
+    LineageSettings,
     LoggingSettings,
     MonitorSettings,
     OidcSettings,
@@ -58,6 +59,7 @@ from ingest_project.core.settings.platform import (
     SchemaRegistrySettings,
     StorageSettings,
     TopicSettings,
+    TraceSettings,
     WarehouseSettings,
     database_of,
 )
@@ -134,6 +136,8 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     vault_ttl_seconds: Annotated[float, Env("INGEST_VAULT_TTL_SECONDS")] = Field(300.0, ge=1)
+    traces: TraceSettings = TraceSettings()
+    lineage: LineageSettings = LineageSettings()
     credentials: Annotated[dict[str, Credential], AsJson, Env("INGEST_CREDENTIALS")] = Field(default_factory=dict)
     sources: Annotated[dict[str, ConfiguredSource], AsJson, Env("INGEST_SOURCES")] = Field(default_factory=dict)
 

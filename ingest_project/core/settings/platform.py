@@ -203,7 +203,7 @@ class DagsterSettings(Section):
 
     home: Annotated[Path | None, Env("DAGSTER_HOME")] = None
     postgres_url: Annotated[SecretStr, Env("DAGSTER_POSTGRES_URL")] = SecretStr("")
-    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL")] = "http://127.0.0.1:3000"
+    webserver_url: Annotated[str, Env("INGEST_WEBSERVER_URL", "INGEST_DAGSTER_URL")] = "http://127.0.0.1:3000"
     webserver_port: Annotated[int, Env("INGEST_WEBSERVER_PORT")] = Field(3000, ge=0, le=65535)
     disabled_capabilities: Annotated[
         list[Literal["polling", "file_ingest", "attachments", "user_activity", "crm", "alerts", "retention"]],
@@ -292,12 +292,41 @@ class LoggingSettings(Section):
     file: Annotated[Path | None, Env("LOG_FILE")] = None
 
 
+class TraceSettings(Section):
+    """Export of traces to an OpenTelemetry collector, over OTLP/HTTP. OpenTelemetry's own variables hold as well.
+
+    Args:
+        endpoint: address of a collector, e.g. http://localhost:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or no export.
+        headers: sent with each export, name=value pairs separated by commas, e.g. an API key.
+        sample_ratio: share of the traces begun here that is recorded; the sender of a message decides about its own.
+    """
+
+    endpoint: Annotated[str, Env("INGEST_TRACES_ENDPOINT")] = ""
+    headers: Annotated[SecretStr | None, Env("INGEST_TRACES_HEADERS")] = None
+    sample_ratio: Annotated[float, Env("INGEST_TRACES_SAMPLE_RATIO")] = Field(1.0, ge=0, le=1)
+
+
+class LineageSettings(Section):
+    """Lineage of every run for an OpenLineage backend. OpenLineage's own variables hold as well.
+
+    Args:
+        url: address of the backend, e.g. http://localhost:5000; empty: OPENLINEAGE_URL, or no lineage.
+        api_key: bearer token of the backend.
+        namespace: namespace of the jobs; empty: OPENLINEAGE_NAMESPACE, or ingest_project.
+    """
+
+    url: Annotated[str, Env("INGEST_LINEAGE_URL")] = ""
+    api_key: Annotated[SecretStr | None, Env("INGEST_LINEAGE_API_KEY")] = None
+    namespace: Annotated[str, Env("INGEST_LINEAGE_NAMESPACE")] = ""
+
+
 class MonitorSettings(Section):
     """The dashboard, the metrics and the health endpoint.
 
     Args:
-        host: address that the monitor listens on; beyond this machine it wants a token.
+        host: address that the monitor listens on; beyond this machine it wants a token or a sign-in provider.
         port: port of the monitor; 0 picks a free one.
+        url: address at which people reach the monitor, for links; empty: links lead to the Dagster UI.
         token: secret of viewers, who see every page; at least 16 characters; empty: none required.
         operator_token: secret of operators, who act as well; without it and without OpenID Connect, nobody acts
             beyond this machine.
@@ -307,6 +336,7 @@ class MonitorSettings(Section):
 
     host: Annotated[str, Env("INGEST_MONITOR_HOST")] = "127.0.0.1"
     port: Annotated[int, Env("INGEST_MONITOR_PORT")] = Field(8080, ge=0, le=65535)
+    url: Annotated[str, Env("INGEST_MONITOR_URL")] = ""
     token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_TOKEN")] = None
     operator_token: Annotated[SecretStr | None, AfterValidator(_strong), Env("INGEST_MONITOR_OPERATOR_TOKEN")] = None
     actions_per_minute: Annotated[int, Env("INGEST_MONITOR_ACTIONS_PER_MINUTE")] = Field(60, gt=0)
@@ -385,20 +415,6 @@ class BackpressureSettings(Section):
 
     min_free_disk_bytes: Annotated[int, Env("INGEST_MIN_FREE_DISK_BYTES")] = Field(1024**3, ge=0)
     slow_warehouse_seconds: Annotated[float, Env("INGEST_SLOW_WAREHOUSE_SECONDS")] = Field(2.0, gt=0)
-
-
-class AlertSettings(Section):
-    """Alerts about failing runs and sensors.
-
-    Args:
-        channels: how alerts are sent: webhook, and those that other packages bring, by name.
-        webhook_url: address that receives a POST for each incident, and another when it is over.
-        failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.
-    """
-
-    channels: Annotated[CommaList, Env("INGEST_ALERT_CHANNELS")] = Field(default_factory=lambda: ["webhook"])
-    webhook_url: Annotated[SecretStr | None, Env("INGEST_ALERT_WEBHOOK_URL")] = None
-    failures_in_a_row: Annotated[int, Env("INGEST_ALERT_FAILURES_IN_A_ROW")] = Field(3, gt=0)
 
 
 class RetentionSettings(Section):

@@ -17,7 +17,9 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
-from ingest_project.operations.dashboard import items
+from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts.watch import AlertWatch, Watcher
+from ingest_project.operations.dashboard import dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
-FIRST_POLL_OF_PAGE_SECONDS = 1.0
+FIRST_POLL_OF_PAGE_SECONDS = 0.5
 # Time for requests in progress once the server is stopped.
 GRACE_SECONDS = 3
 STATIC = {
@@ -43,7 +45,7 @@ STATIC = {
     "mark.svg": "image/svg+xml",
 }
 # Each page module brings its own routes.
-PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes,)
+PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes, dead_letters.routes)
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
@@ -82,11 +84,12 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
         insecure: listen beyond this machine without a token.
 
     Raises:
-        SettingsError: it would be open to others without a token, or the port is taken.
+        SettingsError: it would be open to others without a token, the port is taken, or an alert address is wrong.
     """
     import uvicorn  # noqa: PLC0415 - only this command serves
 
     require_protection(settings, host, insecure=insecure)
+    require_usable(settings)
     app = monitor_app(settings, local_only=is_loopback(host) and not _is_protected(settings))
     listener = _listen(host, port)
     # Its own log would have another format, and a line for every request.
@@ -121,11 +124,16 @@ class Answers:
 
     @asynccontextmanager
     async def polling(self, _app: Starlette) -> AsyncIterator[None]:
-        """Poll for as long as the application runs."""
-        self._monitor.start()
+        """Poll, and send alerts, for as long as the application runs."""
+        monitor = self._monitor
+        watcher = Watcher(AlertWatch(monitor.settings, monitor.alert_stores), monitor.snapshot)
+        monitor.start()
+        if "alerts" not in monitor.settings.dagster.disabled_capabilities:
+            watcher.start()
         try:
             yield
         finally:
+            await run_in_threadpool(watcher.stop)
             await run_in_threadpool(self._monitor.stop)
 
     async def page(self, request: Request) -> Response:

@@ -89,6 +89,11 @@ class Viewer(NamedTuple):
     role: Role
     signed_in: bool = True
 
+    @property
+    def may_act(self) -> bool:
+        """True for an operator."""
+        return self.role is Role.OPERATOR
+
 
 NOBODY = Viewer("", Role.VIEWER, signed_in=False)
 # Without a token or a provider: on this machine alone, and with --insecure.
@@ -305,7 +310,7 @@ class Guarded:
         path, viewer = request.scope["path"], request.state.viewer
         if path in SIGN_IN_PATHS:
             return BoundedBody(request, MAX_SIGN_IN_BYTES, BODY_SECONDS).receive
-        if viewer.role is not Role.OPERATOR:
+        if not viewer.may_act:
             raise HTTPException(403, f"Only an operator can do this, and {viewer.name} is a {viewer.role}.")
         upload = self._uploads.get(path)
         body = BoundedBody(request, upload or MAX_BODY_BYTES, UPLOAD_SECONDS if upload else BODY_SECONDS)

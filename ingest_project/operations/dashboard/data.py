@@ -15,11 +15,13 @@ from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES
 from ingest_project.core.logging import printable_json
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
 from ingest_project.operations import MinuteValue, RunningTotals
+from ingest_project.operations.dashboard.rendering import item_path
 from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import EVENT_TO_STORED, LATENCY_BUCKETS, Failure
 from ingest_project.platform.dagster.run_records import RunOnRecord
+from ingest_project.platform.items import KINDS, ItemRef
 from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
 
@@ -182,6 +184,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "unfinished": {queue.kind: queue.unfinished for queue in warehouse.queues} if warehouse else None,
             "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
             "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
+            "incidents": snapshot.alerts.present.incidents if snapshot.alerts.present else None,
             "problems": [one for work in warehouse.work.values() for one in work.problems] if warehouse else [],
             "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
             "runs": _runs(snapshot.dagster.present, site),
@@ -237,6 +240,7 @@ def _failure(failure: Failure, site: str) -> dict[str, object]:
         "reason": reason,
         "at": failure.at,
         "url": where,
+        "item": item_path(ref) if (ref := ItemRef.of(failure.kind, failure.key)).kind in KINDS else None,
         "run_url": f"{site}/runs/{quote(failure.run_id)}" if failure.run_id else None,
     }
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
+from ingest_project.operations.actions import ACTIONS
 from ingest_project.operations.dashboard.rendering import item_path, render, root_of
 from ingest_project.operations.items import SEARCHED, describe, find
 from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, ItemRef, ItemView, RowPage
@@ -21,13 +22,21 @@ from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, ItemRef, Ite
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ingest_project.operations import SystemResources
     from ingest_project.operations.dashboard.console import Console
+    from ingest_project.platform.actions import Action
     from ingest_project.platform.items import Content
 
-ROWS_A_PAGE = 50
+# Parameter of an action that takes keys of items.
+KEY = "key"
+ROWS_A_PAGE = 25
 LAST_ROW = 1_000_000
 MAX_SHOWN_VALUE = 2_000
 MAX_SHOWN_MOMENTS = 500
+
+
+class WarehouseAwayError(IngestError):
+    """The warehouse did not answer when the monitor polled it last."""
 
 
 class ShownRows(msgspec.Struct, frozen=True):
@@ -75,8 +84,9 @@ class ItemPages:
         """Go to the one item that is found, or list what is found."""
         text = request.query_params.get("q", "")[:MAX_SEARCH_LENGTH]
         try:
+            self._require_database()
             found = await run_in_threadpool(find, self._console.services, text)
-        except DatabaseUnavailableError as away:
+        except (DatabaseUnavailableError, WarehouseAwayError) as away:
             return render(request, "search.html", 503, found=None, problem=str(away), searched=text, what=SEARCHED)
         if len(found.hits) == 1 and not found.more:
             return RedirectResponse(f"{root_of(request.scope)}items/{item_path(found.hits[0].ref)}", 303)
@@ -93,8 +103,9 @@ class ItemPages:
             first = 0
         chosen = request.query_params.get("rows", "")
         try:
+            self._require_database()
             view, lists = await run_in_threadpool(self._described, ref, chosen, first)
-        except DatabaseUnavailableError as away:
+        except (DatabaseUnavailableError, WarehouseAwayError) as away:
             return render(request, "missing.html", 503, ref=ref, problem=str(away))
         if view is None:
             return _missing(request, ref)
@@ -107,6 +118,7 @@ class ItemPages:
             moments=moments[-MAX_SHOWN_MOMENTS:],
             left_out=max(0, len(moments) - MAX_SHOWN_MOMENTS),
             lists=lists,
+            actions=[one for one in ACTIONS.values() if one.kind == ref.kind and takes_key(one)],
             dagster_url=self._console.dagster_url,
         )
 
@@ -115,6 +127,7 @@ class ItemPages:
         ref = ItemRef.of(request.path_params["kind"], request.path_params["key"])
         opened = ExitStack()
         try:
+            self._require_database()
             view = await run_in_threadpool(describe, self._console.services, ref) if ref.kind in KINDS else None
             content = view.contents.get(request.path_params["name"]) if view else None
             if content is None:
@@ -128,11 +141,21 @@ class ItemPages:
             pieces, headers=headers | {"Content-Length": str(size)}, media_type="application/octet-stream"
         )
 
+    def _require_database(self) -> None:
+        """Raise at once what the monitor found a moment ago: each further attempt takes seconds."""
+        if problem := self._console.monitor.warehouse.sample.problem:
+            raise WarehouseAwayError(problem)
+
     def _described(self, ref: ItemRef, chosen: str, first: int) -> tuple[ItemView | None, list[ShownRows]]:
-        view = describe(self._console.services, ref)
+        view = describe(self._console.services, ref, self._console.monitor.broker.sample.problem)
         if view is None:
             return None, []
         return view, [_shown(view, name, first if name == chosen else 0) for name in view.rows]
+
+
+def takes_key(action: Action[SystemResources]) -> bool:
+    """Test whether an action can be asked for with the key of one item."""
+    return any(parameter.name == KEY for parameter in action.parameters)
 
 
 def _shown(view: ItemView, name: str, first: int) -> ShownRows:

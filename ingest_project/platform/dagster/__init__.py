@@ -11,8 +11,9 @@ it does not.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
-- `run_records.py`: the run and schedule storages, opened without an instance, and their `_engine`; `InstigatorState`
-  and its ticks; `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).
+- `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
+  `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
+  `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).
 - `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
   `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon of both packages). Without it:
   `dagster-daemon run`, each message seen up to four seconds later.

@@ -23,6 +23,7 @@ from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializa
 from dagster._core.events.log import EventLogEntry
 
 from ingest_project.core.items import store_bisecting
+from ingest_project.platform.dagster import lineage
 from ingest_project.platform.dagster.instance import BulkEventLogStorage
 
 _POOL_RECYCLE_SECONDS = 3_600
@@ -167,6 +168,7 @@ def _store_materializations(context: Context, reports: Sequence[PartitionEvents]
     for report in reports:
         for asset, metadata in report.materialized.items():
             by_asset[asset].append((report.partition, metadata))
+            lineage.materialized(asset, report.partition, metadata)
     checked = {(result.asset, report.partition) for report in reports for result in report.checks}
     targets: Targets = {}
     for asset, partitions in by_asset.items():
@@ -198,6 +200,10 @@ def _store_asset(
 
 def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets: Targets) -> None:
     now = time.time()
+    for report in reports:
+        for one in report.checks:
+            found = lineage.Checked(one.check, one.passed, one.severity, one.description)
+            lineage.checked(one.asset, report.partition, found)
     events = (
         _check_event(context, now, report.partition, result, targets.get((result.asset, report.partition)))
         for report in reports

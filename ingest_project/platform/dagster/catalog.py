@@ -58,6 +58,12 @@ def topic_key(setting: str) -> dg.AssetKey:
     return dg.AssetKey(["kafka", setting])
 
 
+def topic_uri(settings: Settings, name: str) -> str:
+    """Return the address of a topic of the main cluster; an empty one while no cluster is set."""
+    servers = settings.kafka.bootstrap_servers
+    return f"kafka://{servers}/{name}" if servers else ""
+
+
 def topic(
     settings: Settings, setting: str, *, group: str, deps: Iterable[dg.AssetKey] = (), cluster: dg.AssetKey = KAFKA
 ) -> dg.AssetSpec:
@@ -71,8 +77,8 @@ def topic(
         cluster: that keeps it.
     """
     name = getattr(settings.topics, setting)
-    servers = settings.kafka.bootstrap_servers
-    uri = {"dagster/uri": f"kafka://{servers}/{name}"} if servers and cluster == KAFKA else {}
+    address = topic_uri(settings, name)
+    uri = {"dagster/uri": address} if address and cluster == KAFKA else {}
     return dg.AssetSpec(
         topic_key(setting),
         deps=[cluster, *deps],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import sqlalchemy as sa
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import Settings
@@ -22,10 +23,14 @@ from ingest_project.platform.database import follow_secret, open_engine, printab
 if TYPE_CHECKING:
     from dagster import DagsterInstance, RunRecord
     from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
+    from dagster._core.storage.event_log import SqlEventLogStorage
     from dagster._core.storage.runs import RunStorage
     from dagster._core.storage.schedules import ScheduleStorage
 
 MAX_REASON = 300
+MAX_FAILED_RUNS = 200
+MAX_CHECK_RESULTS = 20_000
+SHOWN_PARTITIONS = 3
 MAIN_TABLES = {"runs", "instigators"}
 
 
@@ -92,6 +97,35 @@ class RunOnRecord(msgspec.Struct, frozen=True):
     status: str
     since: datetime
     tags: dict[str, str]
+
+
+class FailedRun(msgspec.Struct, frozen=True):
+    """The last run of a job, which failed.
+
+    Args:
+        at: when it ended.
+    """
+
+    job: str
+    run_id: str
+    at: datetime
+
+
+class FailedChecks(msgspec.Struct, frozen=True):
+    """An asset check that failed.
+
+    Args:
+        asset: its key, e.g. `validated_sensor_data`.
+        failed: partitions for which its last result is a failure; 1 without partitions.
+        partitions: some of these, newest first.
+        run_id: that evaluated it last.
+    """
+
+    asset: str
+    check: str
+    failed: int
+    partitions: tuple[str, ...]
+    run_id: str | None
 
 
 class DagsterRecords:
@@ -170,6 +204,65 @@ class DagsterRecords:
                 started=runs.get_runs_count(RunsFilter(statuses=working)),
             )
 
+    def failed_runs(self, since: datetime) -> tuple[FailedRun, ...]:
+        """Return the last ended run of each job where it has failed, of those that failed after a moment."""
+        from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - one second to import
+
+        ended = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE]
+        found: list[FailedRun] = []
+        with self._mapped_errors():
+            storage = self._storages[0]
+            recent = RunsFilter(statuses=[DagsterRunStatus.FAILURE], updated_after=since)
+            failed = storage.get_run_records(recent, limit=MAX_FAILED_RUNS)
+            for job in sorted({record.dagster_run.job_name for record in failed}):
+                (last,) = storage.get_run_records(RunsFilter(job_name=job, statuses=ended), limit=1)
+                if last.dagster_run.status is DagsterRunStatus.FAILURE:
+                    at = last.update_timestamp
+                    found.append(FailedRun(job, last.dagster_run.run_id, at if at.tzinfo else at.replace(tzinfo=UTC)))
+        return tuple(found)
+
+    def failed_checks(self, since: datetime) -> tuple[FailedChecks, ...]:
+        """Return the checks whose last result is a failure: since a moment for a partition, else at any time.
+
+        Only the last results are searched: there is one for each check of each file, and no index over their time.
+        """
+        from dagster import AssetKey  # noqa: PLC0415 - one second to import
+        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable  # noqa: PLC0415 - the same
+
+        columns = AssetCheckExecutionsTable.c
+        check = (columns.asset_key, columns.check_name)
+        found: dict[tuple[str, str], list[tuple[str | None, str]]] = {}
+        with self._mapped_errors(), self._events.index_connection() as connection:
+            newest = connection.execute(sa.select(sa.func.max(columns.id))).scalar() or 0
+            last = (
+                sa.select(sa.func.max(columns.id))
+                .where(
+                    columns.id > newest - MAX_CHECK_RESULTS,
+                    columns.execution_status.in_(["SUCCEEDED", "FAILED"]),
+                    # Dagster stores UTC without saying so.
+                    columns.partition.is_(None)
+                    | (columns.evaluation_event_timestamp > since.astimezone(UTC).replace(tzinfo=None)),
+                )
+                .group_by(*check, columns.partition)
+            )
+            failed = (
+                sa.select(*check, columns.partition, columns.run_id)
+                .where(columns.id.in_(last), columns.execution_status == "FAILED")
+                .order_by(columns.id.desc())
+            )
+            for asset, name, partition, run_id in connection.execute(failed):
+                found.setdefault((asset, name), []).append((partition, run_id))
+        return tuple(
+            FailedChecks(
+                asset=key.to_user_string() if (key := AssetKey.from_db_string(asset)) else asset,
+                check=name,
+                failed=len(results),
+                partitions=tuple(partition for partition, _ in results if partition)[:SHOWN_PARTITIONS],
+                run_id=results[0][1] or None,
+            )
+            for (asset, name), results in sorted(found.items())
+        )
+
     @property
     def _address(self) -> str:
         return printable(self._url.get_secret_value()) if self._url else str(self._folder)
@@ -184,6 +277,30 @@ class DagsterRecords:
         if self._instance:
             return self._instance.run_storage, _schedules_of(self._instance)
         return self._in_postgres() if self._url else self._in_sqlite()
+
+    @cached_property
+    def _events(self) -> SqlEventLogStorage:
+        from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage  # noqa: PLC0415 - one second to import
+
+        if self._instance:
+            storage = self._instance.event_log_storage
+            if not isinstance(storage, SqlEventLogStorage):
+                raise DagsterRecordsUnavailableError(repr(self._instance), "its events are not in a database")
+            return storage
+        if not self._url:
+            events = self._folder / "history" / "runs"
+            if not (events / "index.db").exists():
+                raise DagsterRecordsUnavailableError(self._address, "there are none")
+            return SqliteEventLogStorage(str(events))
+        from dagster_postgres.event_log import PostgresEventLogStorage  # noqa: PLC0415 - the same
+
+        from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
+
+        self._require_tables()
+        url = with_psycopg2(self._url.get_secret_value())
+        storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
+        follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+        return storage
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()

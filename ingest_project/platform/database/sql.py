@@ -117,7 +117,7 @@ def kafka_columns() -> list[Col[Any]]:
 
 
 def work_columns() -> list[Col[Any]]:
-    """Return the columns of a work queue's entries: state, attempts, lease and times."""
+    """Return the columns of a work queue's entries: state, attempts, lease, times and trace."""
     return [
         Col("state", sa.Text, nullable=False),
         Col("attempts", sa.Integer, nullable=False),
@@ -132,6 +132,8 @@ def work_columns() -> list[Col[Any]]:
         Col("finished_at", UtcTime),
         # When its result was reported to Dagster; until then a run leases it.
         Col("reported_at", UtcTime),
+        # Context of the trace that it is part of, see `platform.tracing`.
+        Col("traceparent", sa.Text),
     ]
 
 
@@ -143,6 +145,19 @@ def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Inde
 def leased_index(table: str, queue_name: str) -> sa.Index:
     """Return the index of entries that are leased by runs, dead ones included."""
     return _partial(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at")
+
+
+def traced_index(table: str) -> sa.Index:
+    """Return the index by which the entries of a trace are found; entries without a context cost nothing."""
+    condition = sa.text("traceparent IS NOT NULL")
+    return sa.Index(
+        f"{table}_by_traceparent",
+        "traceparent",
+        postgresql_where=condition,
+        sqlite_where=condition,
+        # Searched by its beginning, whatever the collation of the database is.
+        postgresql_ops={"traceparent": "text_pattern_ops"},
+    )
 
 
 def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.Index]:

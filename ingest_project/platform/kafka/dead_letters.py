@@ -15,13 +15,11 @@ list is written or an hour later.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -29,6 +27,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
+from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -123,35 +122,6 @@ MAX_BYTES_AT_A_TIME = 32 * 1024**2
 
 
 BEGINNING_BYTES = 60
-_PLACE = re.compile(r"([^/]+)/([0-9]{1,9})/([0-9]{1,18})")
-
-
-class Place(NamedTuple):
-    """The position of a message, written `topic/partition/offset`."""
-
-    topic: str
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        """Return it as people write it."""
-        return f"{self.topic}/{self.partition}/{self.offset}"
-
-    @classmethod
-    def of(cls, message: ConsumerRecord) -> Place:
-        """Return the position of a message."""
-        return cls(message.topic, message.partition, message.offset)
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """Parse a position.
-
-        Raises:
-            ValueError: it is none.
-        """
-        if (found := _PLACE.fullmatch(text)) is None:
-            raise ValueError(f"{text[:100]!r} is no location. Example: events.raw.dlq/0/17.")
-        return cls(found[1], int(found[2]), int(found[3]))
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +198,7 @@ def letters_in_order(
             yield backlog.topic_id, _between(reader, topic, backlog, one, at, until)
 
 
-def letters_at(reader: RangeReader, topic: str, places: Iterable[Place]) -> Iterator[tuple[ConsumerRecord, str]]:
+def letters_at(reader: RangeReader, topic: str, places: Iterable[Position]) -> Iterator[tuple[ConsumerRecord, str]]:
     """Yield the letters at some positions that still exist, each with the topic's id.
 
     Raises:
@@ -258,7 +228,7 @@ def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLett
     texts = {name: _text_header(received, name) for name in ("error-class", "reason", "attempt", "trace-id")}
     original = [_text_header(received, f"original-{part}") for part in ("topic", "partition", "offset")]
     return DeadLetter(
-        place=str(Place.of(received)),
+        place=f"{received.topic}/{received.partition}/{received.offset}",
         original_location="/".join(map(str, original)) if None not in original else None,
         failed_at=_moment(_text_header(received, "last-failed-at")) or received.timestamp,
         error_class=texts["error-class"],

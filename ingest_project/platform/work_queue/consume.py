@@ -26,6 +26,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.core.errors import SkippedByOperatorError, UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
+from ingest_project.platform import tracing
 from ingest_project.platform.errors import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord, log_each
 from ingest_project.platform.kafka.dead_letters import dead_letter
@@ -61,8 +62,8 @@ class ConsumedMessage(Generic[Message]):
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that its headers name."""
-        return trace_id_in(self.received.headers)
+        """The trace that its headers name, or that began when it was consumed."""
+        return trace_id_in((*self.received.headers, *tracing.headers_of(self.intake.context)))
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequ
     """
     now = datetime.now(UTC)
     _log_refused(refused)
+    refused = [(tracing.refused(received, error), error) for received, error in refused]
     letters = [
         dead_letter(
             received,
@@ -303,10 +305,11 @@ def _decode(
             refused.append((received, refusal))
         else:
             try:
-                intake = KafkaPosition(
-                    received.topic, received.partition, received.offset, topic_id, received.timestamp
-                )
-                arrived.append(ConsumedMessage(queue.decode(received.value), intake, received))
+                message = queue.decode(received.value)
+                context = tracing.receive(received, getattr(message, "trace_id", None))
+                place = (received.topic, received.partition, received.offset, topic_id)
+                intake = KafkaPosition(*place, received.timestamp, context)
+                arrived.append(ConsumedMessage(message, intake, received))
             except SERVICES:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever one message causes is that message's

@@ -68,6 +68,7 @@ class KafkaPosition(msgspec.Struct, frozen=True):
     Args:
         topic_id: distinguishes a topic from an earlier one of the same name, whose offsets mean other messages.
         at: the message's own timestamp, where it has one.
+        context: of the trace that it is part of, see `platform.tracing`.
     """
 
     topic: str
@@ -75,6 +76,7 @@ class KafkaPosition(msgspec.Struct, frozen=True):
     offset: int
     topic_id: str = ""
     at: datetime | None = None
+    context: str | None = None
 
     def __str__(self) -> str:
         """Return the usual notation, `topic[partition]@offset`."""
@@ -86,19 +88,21 @@ class KafkaPosition(msgspec.Struct, frozen=True):
         return (self.topic, self.partition, self.offset, self.topic_id)
 
     def columns(self) -> dict[str, Any]:
-        """Return the position as columns of a queue's table."""
+        """Return the position and the context as columns of a queue's table."""
         return {
             "kafka_topic": self.topic,
             "kafka_partition": self.partition,
             "kafka_offset": self.offset,
             "kafka_topic_id": self.topic_id,
             "kafka_timestamp": self.at,
+            "traceparent": self.context,
         }
 
     @classmethod
     def of(cls, row: sa.RowMapping) -> KafkaPosition:
         """Return the position of a stored entry."""
-        return cls(*(row[f"kafka_{name}"] for name in ("topic", "partition", "offset", "topic_id", "timestamp")))
+        names = ("topic", "partition", "offset", "topic_id", "timestamp")
+        return cls(*(row[name] for name in (*(f"kafka_{name}" for name in names), "traceparent")))
 
 
 class QueueArrival(Protocol):

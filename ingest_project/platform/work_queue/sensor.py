@@ -24,6 +24,7 @@ import dagster as dg
 import msgspec
 
 from ingest_project.core.settings import RetrySettings
+from ingest_project.platform import tracing
 from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
@@ -282,7 +283,11 @@ def queue_sensor(
     ) -> dg.SensorResult | dg.SkipReason:
         if hindrance := services.blocking_reason():
             return dg.SkipReason(hindrance)
-        return tick(context, services)
+        with tracing.tick(name) as requested:
+            result = tick(context, services)
+            if isinstance(result, dg.SensorResult):
+                requested += [request.run_key or "" for request in result.run_requests or ()]
+        return result
 
     return sensor
 

@@ -20,6 +20,7 @@ from ingest_project.streams.positions import OffsetRange
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake import DeltaTable
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
@@ -106,11 +107,15 @@ def rows_with(
         StoreUnavailableError: the store does not answer or refused.
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    needed = (*columns, *shown, *PLACE_COLUMNS)
+    table = _opened_with(store, set(needed))
+    named = ", ".join(f'"{name}"' for name in dict.fromkeys(needed))
     # One query each: with OR between them no filter counts.
+    if table is None:
+        return []
     for column in columns:
-        named = ", ".join(f'"{name}"' for name in dict.fromkeys((*columns, *shown, *PLACE_COLUMNS)))
         query = f'SELECT {named} FROM events WHERE "{column}" = {_text(value)} LIMIT {limit}'
-        for batch in _ask_of(store, {*columns, *shown, *PLACE_COLUMNS}, query):
+        for batch in query_version(store, table, query):
             found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
     return sorted(found.values(), key=lambda row: (row["kafka_timestamp"] or EARLIEST, row["kafka_offset"]))
 
@@ -127,10 +132,15 @@ def row_at(store: DeltaStore, topic: str, partition: int, offset: int) -> list[d
 
 
 def _ask_of(store: DeltaStore, columns: AbstractSet[str], query: str) -> Iterator[pa.RecordBatch]:
-    """Query the table if it has these columns: it may be older than one, or another program's."""
-    table = store.opened()
-    if table is not None and {field.name for field in table.schema().fields} >= columns:
+    """Query the table if it has these columns."""
+    if table := _opened_with(store, columns):
         yield from query_version(store, table, query)
+
+
+def _opened_with(store: DeltaStore, columns: AbstractSet[str]) -> DeltaTable | None:
+    """Open the table; None where it lacks one of these columns: it may be older than one, or another program's."""
+    table = store.opened()
+    return table if table is not None and {field.name for field in table.schema().fields} >= columns else None
 
 
 def replace(

@@ -43,6 +43,8 @@ class DeltaSink:
         stream: whose rows they are.
     """
 
+    operation = "append"
+
     def __init__(self, stream: DeltaStream) -> None:
         self.stream = stream
         self._commit_rows = stream.commit_messages

@@ -75,6 +75,7 @@ class SqlSink(Generic[Rows]):
     """
 
     chunk_messages = CHUNK_MESSAGES
+    operation = "upsert"
 
     def __init__(self, services: Runtime, target: SqlTarget[Rows]) -> None:
         self._services, self._target = services, target

@@ -34,10 +34,8 @@ from ingest_project.streams.delta.rows import (
     position_columns,
 )
 from ingest_project.streams.hours import DAY, FIRST_HOUR
-from ingest_project.streams.values import INSTANT, instant_of, instants_of
+from ingest_project.streams.values import INSTANT, instant_of, instants_of, raw_texts
 
-NOTHING = (b"", b"null")
-SHORTEST = 5
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
 
 _client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
@@ -118,7 +116,7 @@ def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) ->
     values = _columns(events, EnrichedEvent)
     return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
         "timestamp": _instants(values["timestamp"], "timestamp", problems),
-        "event_data": _objects(list(map(bytes, values["event_data"])), "event_data", problems),
+        "event_data": _objects(map(bytes, values["event_data"]), "event_data", problems),
         "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
         "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
         "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
@@ -145,10 +143,9 @@ def _struct(
     return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing)
 
 
-def _objects(values: Sequence[bytes], path: str, problems: dict[int, str]) -> pa.Array:
+def _objects(values: Iterable[bytes], path: str, problems: dict[int, str]) -> pa.Array:
     """Return JSON objects as text; null where there is nothing or null."""
-    # Most are long, and hashing or comparing them would take longer than looking at their length.
-    texts = pa.array([None if len(value) < SHORTEST and value in NOTHING else value for value in values], pa.binary())
+    texts = raw_texts(values)
     try:
         if pc.all(pc.starts_with(texts, "{")).as_py() is not False:
             return texts.cast(pa.string())

@@ -57,6 +57,7 @@ function show(seen) {
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
+    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen.incidents, seen.at)],
     problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
   };
@@ -235,6 +236,21 @@ function streams(seen) {
   ];
 }
 
+function incidents(list, now) {
+  if (!list?.length) return null;
+  const tone = { critical: "failed", warning: "quarantined", info: "superseded" };
+  const row = (one) => element("tr", {},
+    element("td", { class: "name" }, element("a", { href: one.link }, one.name)),
+    element("td", {}, element("span", { class: `state ${tone[one.severity]}` }, one.severity)),
+    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, text))),
+    element("td", {}, one.owner ?? ""),
+    element("td", { class: "number" }, since(one.since, now)));
+  return element("table", { class: "failures" },
+    element("caption", { class: "hidden-text" }, "Open incidents, newest first"),
+    element("thead", {}, element("tr", {}, ["Incident", "Severity", "What", "Owner", "For"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
+    element("tbody", {}, list.map(row)));
+}
+
 function problems(list) {
   return list.length ? element("ul", {}, list.map((text) => element("li", {}, text))) : null;
 }
@@ -243,7 +259,7 @@ function failures(list, now) {
   if (!list) return away("The warehouse");
   if (!list.length) return empty("Nothing has failed, and nothing is in quarantine.");
   const row = (one) => element("tr", {},
-    element("td", { class: "name" }, one.url ? element("a", { href: one.url }, one.key) : one.key),
+    element("td", { class: "name" }, one.item ? element("a", { href: `items/${one.item}` }, one.key) : one.key),
     element("td", {}, element("span", { class: `state ${one.state}` }, `${KINDS[one.kind]} ${one.state}`)),
     element("td", { class: "reason" }, one.reason || "no reason on record"),
     element("td", {}, one.run_url ? element("a", { href: one.run_url }, "run") : ""),

@@ -55,6 +55,65 @@ def _actions(tables: sa.MetaData) -> None:
     )
 
 
+def _alerts(tables: sa.MetaData) -> None:
+    """Incidents, the messages about them, samples of what grows, and which process assesses the conditions."""
+    sa.Table(
+        "incidents",
+        tables,
+        Col("incident_id", sa.Text, primary_key=True),
+        Col("name", sa.Text, nullable=False),
+        Col("condition", sa.Text, nullable=False),
+        Col("severity", sa.Text, nullable=False),
+        Col("owner", sa.Text),
+        Col("summary", sa.Text, nullable=False),
+        Col("link", sa.Text, nullable=False),
+        Col("value", Double),
+        Col("threshold", Double),
+        Col("examples", Json, nullable=False),
+        Col("state", sa.Text, nullable=False),
+        Col("since", UtcTime, nullable=False),
+        Col("opened_at", UtcTime),
+        Col("seen_at", UtcTime, nullable=False),
+        Col("gone_at", UtcTime),
+        Col("resolved_at", UtcTime),
+        _partial_index("incidents_unresolved", "state <> 'resolved'", "name", unique=True),
+        sa.Index("incidents_by_end", "resolved_at"),
+    )
+    sa.Table(
+        "alert_messages",
+        tables,
+        Col("incident_id", sa.Text, primary_key=True),
+        Col("kind", sa.Text, primary_key=True),
+        Col("channel", sa.Text, primary_key=True),
+        Col("state", sa.Text, nullable=False),
+        Col("attempts", sa.Integer, nullable=False),
+        Col("reason", sa.Text),
+        Col("created_at", UtcTime, nullable=False),
+        Col("due_at", UtcTime, nullable=False),
+        Col("claimed_until", UtcTime),
+        Col("sent_at", UtcTime),
+        _partial_index("alert_messages_waiting", "state = 'waiting'", "channel", "created_at"),
+    )
+    sa.Table(
+        "alert_samples",
+        tables,
+        Col("series", sa.Text, primary_key=True),
+        Col("at", UtcTime, primary_key=True),
+        Col("value", Double, nullable=False),
+    )
+    sa.Table(
+        "alert_leases",
+        tables,
+        Col("name", sa.Text, primary_key=True),
+        Col("holder", sa.Text, nullable=False),
+        Col("until", UtcTime, nullable=False),
+    )
+
+
+def _partial_index(name: str, condition: str, *columns: str, unique: bool = False) -> sa.Index:
+    return sa.Index(name, *columns, unique=unique, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
+
+
 def _baselines(tables: sa.MetaData) -> None:
     """Statistics of ingested files."""
     sa.Table(
@@ -131,10 +190,35 @@ def _drop_lookups() -> None:
             op.drop_index(f"{table}_by_key_hash", table)
 
 
+QUEUES = ("polling_jobs", "files", "attachment_events", "attachments")
+
+
+def _create_trace_contexts() -> None:
+    """Create the column of trace contexts, and the index by which the entries of a trace are found."""
+    condition = sa.text("traceparent IS NOT NULL")
+    for table in QUEUES:
+        op.add_column(table, Col("traceparent", sa.Text))
+        op.create_index(
+            f"{table}_by_traceparent",
+            table,
+            ["traceparent"],
+            postgresql_where=condition,
+            sqlite_where=condition,
+            postgresql_ops={"traceparent": "text_pattern_ops"},
+        )
+
+
+def _drop_trace_contexts() -> None:
+    for table in QUEUES:
+        op.drop_index(f"{table}_by_traceparent", table)
+        op.drop_column(table, "traceparent")
+
+
 def _tables() -> sa.MetaData:
     tables = sa.MetaData()
     _actions(tables)
     _baselines(tables)
+    _alerts(tables)
     return tables
 
 
@@ -144,10 +228,12 @@ def upgrade() -> None:
     op.add_column("files", Col("corrects", sa.Text))
     op.add_column("sink_positions", Col("seconds", Json, nullable=False, server_default="{}"))
     _create_lookups()
+    _create_trace_contexts()
 
 
 def downgrade() -> None:
     """Drop them."""
+    _drop_trace_contexts()
     _drop_lookups()
     op.drop_column("sink_positions", "seconds")
     op.drop_column("files", "corrects")

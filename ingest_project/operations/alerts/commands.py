@@ -1,0 +1,95 @@
+"""Commands of alerts: `ingest alerts list` and `test`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from ingest_project.core.console import AsJson, add_row, complain, print_json, say, shortened, show, table
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.settings import load_settings
+from ingest_project.core.settings.alerts import CONDITIONS
+from ingest_project.core.yaml_models import nearest
+from ingest_project.operations.alerts import amount
+from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts.incidents import Incident, recent_incidents
+from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.alerts.watch import send_test
+
+SUMMARY_WIDTH = 100
+
+
+def register_alerts(app: typer.Typer) -> None:
+    """Add the commands."""
+    alerts = typer.Typer(help="Incidents, and the channels that report them.", no_args_is_help=True)
+    alerts.command("list")(list_incidents)
+    alerts.command("test")(send_test_messages)
+    app.add_typer(alerts, name="alerts")
+
+
+def list_incidents(
+    *,
+    days: Annotated[int, typer.Option(min=0, max=90, help="Also those that ended in so many days.")] = 7,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most ended ones.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show open and recent incidents, and channels that do not accept messages."""
+    stores = AlertStores(load_settings().settings)
+    state, since = stores.read(), datetime.now(UTC) - timedelta(days=days)
+    # The warehouse says why where it does not answer: the file has only what began while it was away.
+    engines = [
+        engine for engine in (stores.warehouse, stores.local if stores.has_local else None) if engine is not None
+    ]
+    ended = [incident for engine in engines for incident in recent_incidents(engine, since, limit)]
+    ended = sorted(ended, key=lambda one: one.resolved_at or since, reverse=True)[:limit]
+    if as_json:
+        print_json({"open": state.incidents, "ended": ended, "failing_channels": state.failing_channels})
+        return
+    if state.incidents or ended:
+        made = table("Since", "Until", "Severity", "Incident", "Value", "Owner", "What")
+        for one in [*state.incidents, *ended]:
+            what = shortened(one.summary, SUMMARY_WIDTH)
+            add_row(made, one.since, one.resolved_at or "open", one.severity, one.name, _value(one), one.owner, what)
+        show(made)
+    if not state.incidents:
+        say("No incident is open.", style="green")
+    for channel in state.failing_channels:
+        complain(str(channel))
+
+
+def send_test_messages(
+    *,
+    owner: Annotated[str | None, typer.Option(help="Only the addresses of this owner.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a test message by every channel, and show what each said.
+
+    Exit code 1 when a channel did not accept it.
+    """
+    settings = load_settings().settings
+    known = settings.alerts.owners
+    if owner is not None and owner not in known:
+        raise SettingsError(f"INGEST_ALERT_OWNERS has no owner {owner!r}{nearest(owner, known) or '.'}")
+    require_usable(settings)
+    outcomes = send_test(settings, owner)
+    if not outcomes:
+        raise SettingsError("No alert channel is set. Set INGEST_ALERT_URLS or INGEST_ALERT_WEBHOOK_URL.")
+    if as_json:
+        results = [{"channel": name, "ok": problem is None, "problem": problem} for name, problem in outcomes.items()]
+        print_json({"channels": results})
+    else:
+        made = table("Channel", "Outcome")
+        for name, problem in outcomes.items():
+            add_row(made, name, problem or "accepted")
+        show(made)
+    if any(outcomes.values()):
+        raise typer.Exit(1)
+
+
+def _value(incident: Incident) -> str:
+    if incident.value is None:
+        return ""
+    condition = CONDITIONS.get(incident.condition)
+    return amount(incident.value, condition.unit if condition else "")

@@ -1,0 +1,443 @@
+"""Conditions: what is wrong in a snapshot of the system, by the rules of the settings.
+
+A condition whose part could not be read is not assessed: nothing is known of it, and its incidents stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from urllib.parse import quote
+
+from ingest_project.core.console import counted, length_of
+from ingest_project.core.logging import printable
+from ingest_project.core.settings import Settings
+from ingest_project.core.settings.alerts import Policy
+from ingest_project.file_ingest.tables import asset_of
+from ingest_project.operations.alerts import plain
+from ingest_project.operations.alerts.facts import matching
+from ingest_project.operations.alerts.incidents import Finding, History
+from ingest_project.operations.monitor import daemon_line, readiness
+from ingest_project.operations.snapshot import SENSOR_DAEMON, SystemSnapshot
+from ingest_project.operations.topics import TopicLag
+
+ALERTS_SENSOR = "alerts_sensor"
+MAX_NAME = 200
+PARTS = ("broker", "warehouse", "dagster storage")
+GROWTH_POINTS = 3
+
+
+class Assessment(NamedTuple):
+    """Everything that is wrong, and the conditions that could be assessed."""
+
+    findings: tuple[Finding, ...]
+    conditions: frozenset[str]
+
+
+class _Subject(NamedTuple):
+    """What a condition holds for.
+
+    Args:
+        name: of its incident.
+        condition: its name.
+        facets: what rules match: source, dataset, topic, name.
+    """
+
+    name: str
+    condition: str
+    facets: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A snapshot with values over time, the names of open incidents, and what every condition needs of them."""
+
+    snapshot: SystemSnapshot
+    history: History
+    known: Collection[str]
+
+    @property
+    def settings(self) -> Settings:
+        return self.snapshot.settings
+
+    @property
+    def now(self) -> datetime:
+        return self.snapshot.at
+
+    def policy(self, subject: _Subject) -> Policy:
+        return self.settings.alerts.policy(subject.condition, subject.facets)
+
+    def finding(
+        self,
+        subject: _Subject,
+        summary: str,
+        *,
+        link: str | None = None,
+        value: float | None = None,
+        examples: Iterator[str] | tuple[str, ...] = (),
+    ) -> Finding:
+        """Return a finding, bounded and harmless: names, reasons and keys may be a stranger's."""
+        policy = self.policy(subject)
+        return Finding(
+            name=printable(subject.name)[:MAX_NAME],
+            condition=subject.condition,
+            summary=plain(summary),
+            link=self.dashboard if link is None else link,
+            policy=policy,
+            owner=policy.owner or self._declared_owner(subject.facets),
+            value=value,
+            examples=tuple(plain(example) for example in examples),
+        )
+
+    @property
+    def dashboard(self) -> str:
+        return (self.settings.monitor.url or self.settings.dagster.webserver_url).rstrip("/") + "/"
+
+    @property
+    def dagster(self) -> str:
+        return self.settings.dagster.webserver_url.rstrip("/")
+
+    def file(self, dataset: str, key: str) -> str:
+        """Return the address of a file's page."""
+        if url := self.settings.monitor.url.rstrip("/"):
+            return f"{url}/items/file/{quote(key, safe='')}"
+        return f"{self.dagster}/assets/{asset_of(dataset)}?view=partitions&partition={quote(key, safe='')}"
+
+    def _declared_owner(self, facets: Mapping[str, str]) -> str | None:
+        """Return whose the subject is: of its owners and those of all assets the first with an address."""
+        intake = self.snapshot.intake.value
+        declared = [owner for facet in facets.items() for owner in (intake.owners.get(facet, ()) if intake else ())]
+        candidates = [*declared, *self.settings.dagster.asset_owners]
+        names = [name for owner in candidates for name in (owner, owner.removeprefix("team:"))]
+        return next((name for name in names if name in self.settings.alerts.owners), next(iter(declared), None))
+
+
+def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = ()) -> Assessment:
+    """Find everything that is wrong.
+
+    Args:
+        snapshot: of the system.
+        history: of `gauges`.
+        known: names of incidents that are open.
+    """
+    view = _View(snapshot, history, known)
+    findings: list[Finding] = []
+    assessed: set[str] = set()
+    for condition, find in _CONDITIONS.items():
+        found = find(view)
+        if found is not None:
+            assessed.add(condition)
+            findings += [one for one in found if one.policy.enabled]
+    return Assessment(tuple(findings), frozenset(assessed))
+
+
+def gauges(snapshot: SystemSnapshot) -> dict[str, float]:
+    """Return the values whose history the conditions need, by series."""
+    values: dict[str, float] = {}
+    if broker := snapshot.broker.present:
+        values |= {f"lag/{lag.topic}": lag.waiting for lag in broker.topics if lag.waiting is not None}
+        values |= {
+            f"end/{lag.topic}": lag.waiting + sum(lag.next_offsets.values())
+            for lag in broker.topics
+            if lag.waiting is not None
+        }
+        values |= {f"dead/{letters.topic}": letters.written for letters in broker.dead_letters}
+    for rule in snapshot.settings.alerts.rules_for("freshness"):
+        # Since when a file of it is expected that has not come yet.
+        values[f"expected/{rule.dataset or ''}/{rule.source or ''}"] = 0
+    return values
+
+
+def history_seconds(settings: Settings) -> float:
+    """Return how long the values have to be kept."""
+    alerts = settings.alerts
+    windows = [*alerts.windows("lag_growth"), *alerts.windows("dead_letters")]
+    return max([*windows, *(rule.threshold or 0 for rule in alerts.rules_for("freshness"))])
+
+
+def _parts(view: _View) -> Iterator[Finding]:
+    addresses = {
+        "broker": view.settings.kafka.bootstrap_servers,
+        "warehouse": view.settings.warehouse.database_url.get_secret_value(),
+        "dagster storage": "always somewhere",
+    }
+    for line in readiness(view.snapshot):
+        if line.name in PARTS and not line.ok and addresses[line.name]:
+            name = line.name.replace(" ", "_")
+            summary = f"The {line.name} does not answer: {line.detail}"
+            yield view.finding(_Subject(f"part_away/{name}", "part_away", {"name": name}), summary)
+
+
+def _daemon(view: _View) -> Iterator[Finding] | None:
+    sample = view.snapshot.dagster
+    if sample.present is None:
+        return None
+    beat = sample.present.heartbeats.get(SENSOR_DAEMON)
+    silence = (view.now - beat).total_seconds() if beat else None
+    subject = _Subject("daemon_silent", "daemon_silent", {})
+    limit = view.policy(subject).threshold or 0
+    line = daemon_line(sample, view.now)
+    if (silence is None or silence < 0) and line.ok:
+        return iter(())
+    if silence is not None and 0 <= silence < limit:
+        return iter(())
+    summary = f"Dagster's daemon is silent: {line.detail}. Nothing is ingested until it runs."
+    return iter([view.finding(subject, summary, value=silence)])
+
+
+def _disk(view: _View) -> Iterator[Finding] | None:
+    disk = view.snapshot.disk.present
+    if disk is None:
+        return None
+    subject = _Subject("disk", "disk", {"name": str(disk.folder)})
+    return iter([view.finding(subject, str(disk))] if disk.is_nearly_full else [])
+
+
+def _failed_runs(view: _View) -> Iterator[Finding] | None:
+    failures = view.snapshot.failures.present
+    if failures is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for run in failures.runs:
+            subject = _Subject(f"job/{run.job}", "failed_run", {"name": run.job})
+            if (view.now - run.at).total_seconds() <= (view.policy(subject).window_seconds or 0):
+                link = f"{view.dagster}/runs/{quote(run.run_id)}"
+                yield view.finding(subject, f"The last run of {run.job} failed.", link=link)
+
+    return found()
+
+
+def _failing_ticks(view: _View) -> Iterator[Finding] | None:
+    dagster, failures = view.snapshot.dagster.present, view.snapshot.failures.present
+    if dagster is None or failures is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for name, ticks in {**failures.schedules, **dagster.failing}.items():
+            subject = _Subject(f"{ticks.kind}/{name}", "failing_ticks", {"name": name})
+            # This sensor fails where a channel does not accept its alerts.
+            if name != ALERTS_SENSOR and ticks.in_a_row >= (view.policy(subject).threshold or 0):
+                summary = f"The {ticks.kind} {name} failed {ticks.in_a_row} times in a row: {ticks.reason}"
+                link = f"{view.dagster}/overview/{ticks.kind}s"
+                yield view.finding(subject, summary, link=link, value=ticks.in_a_row)
+
+    return found()
+
+
+def _stalled_topics(view: _View) -> Iterator[Finding] | None:
+    broker, dagster = view.snapshot.broker.present, view.snapshot.dagster.present
+    if broker is None:
+        return None
+    stopped = {sensor.name for sensor in dagster.sensors.values() if sensor.stopped} if dagster else set()
+
+    def found() -> Iterator[Finding]:
+        for one in broker.stalled:
+            name = f"topic_stalled/{one.topic}"
+            subject = _Subject(name, "topic_stalled", {"topic": one.topic, "name": one.sensor})
+            # A process that has just begun does not know how long a topic stood still before.
+            is_long = one.seconds >= (view.policy(subject).threshold or 0) or name in view.known
+            if is_long and one.sensor not in stopped:
+                yield view.finding(subject, f"{one}, read by {one.sensor}.", value=one.seconds)
+
+    return found()
+
+
+def _lag(view: _View) -> Iterator[Finding] | None:
+    if not _all_lags_known(view):
+        return None
+
+    def found() -> Iterator[Finding]:
+        for lag in view.snapshot.topics:
+            subject, waiting = _Subject(f"lag/{lag.topic}", "lag", _facets(lag)), lag.waiting or 0
+            if waiting >= (view.policy(subject).threshold or 0):
+                summary = f"{counted(waiting, 'message')} wait on {lag.topic}, read by {lag.sensor}."
+                yield view.finding(subject, summary, value=waiting)
+
+    return found()
+
+
+def _lag_growth(view: _View) -> Iterator[Finding] | None:
+    if not _all_lags_known(view):
+        return None
+
+    def found() -> Iterator[Finding]:
+        for lag in view.snapshot.topics:
+            subject, waiting = _Subject(f"lag_growth/{lag.topic}", "lag_growth", _facets(lag)), lag.waiting or 0
+            policy = view.policy(subject)
+            window = timedelta(seconds=policy.window_seconds or 0)
+            moments = [view.now - window * (GROWTH_POINTS - point) / GROWTH_POINTS for point in range(GROWTH_POINTS)]
+            values = [view.history.value_at(f"lag/{lag.topic}", moment) for moment in moments]
+            known = [value for value in values if value is not None]
+            grows = len(known) == len(values) and all(a < b for a, b in zip(known, [*known[1:], waiting], strict=True))
+            if grows and waiting >= (policy.threshold or 0):
+                summary = (
+                    f"The lag of {lag.topic} has been growing for {_span(window)}: "
+                    f"from {known[0]:,.0f} to {counted(waiting, 'message')}."
+                )
+                yield view.finding(subject, summary, value=waiting)
+
+    return found()
+
+
+def _facets(lag: TopicLag) -> dict[str, str]:
+    return {"topic": lag.topic, "name": lag.sensor}
+
+
+def _all_lags_known(view: _View) -> bool:
+    return view.snapshot.broker.present is not None and all(lag.waiting is not None for lag in view.snapshot.topics)
+
+
+def _dead_letters(view: _View) -> Iterator[Finding] | None:
+    broker = view.snapshot.broker.present
+    if broker is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for letters in broker.dead_letters:
+            subject = _Subject(f"dead_letters/{letters.topic}", "dead_letters", {"topic": letters.topic})
+            policy, series = view.policy(subject), f"dead/{letters.topic}"
+            window = timedelta(seconds=policy.window_seconds or 0)
+            before = view.history.value_at(series, view.now - window)
+            before = view.history.first(series) if before is None else before
+            # A topic that was created again counts from nothing.
+            new = letters.written - (before if before is not None and before <= letters.written else 0)
+            if new and new >= (policy.threshold or 0):
+                summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {_span(window)}."
+                yield view.finding(subject, summary, value=new)
+
+    return found()
+
+
+def _quarantine(view: _View) -> Iterator[Finding] | None:
+    intake = view.snapshot.intake.present
+    if intake is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for dataset, source in {origin for by_origin in intake.refusals.values() for origin in by_origin}:
+            subject = _of_files("quarantine", dataset=dataset, source=source)
+            policy = view.policy(subject)
+            refusals = intake.refusals.get(policy.window_seconds or 0, {}).get((dataset, source))
+            if refusals is None or not refusals.share or refusals.share < (policy.threshold or 0):
+                continue
+            summary = (
+                f"{refusals.share:.0%} of {_named(dataset, source)} were refused in "
+                f"{_span(timedelta(seconds=policy.window_seconds or 0))}: "
+                f"{refusals.refused_files:,} of {counted(refusals.files, 'file')}, "
+                f"{refusals.quarantined_rows:,} of {counted(refusals.rows, 'row')} of the others."
+            )
+            examples = (f"{key}: {plain(reason, 200)} {view.file(dataset, key)}" for key, reason in refusals.examples)
+            yield view.finding(subject, summary, value=refusals.share, examples=examples)
+
+    return found()
+
+
+def _failed_checks(view: _View) -> Iterator[Finding] | None:
+    failures = view.snapshot.failures.present
+    if failures is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        each = {(one.asset, one.check) for checks in failures.checks.values() for one in checks}
+        for asset, check in sorted(each):
+            subject = _Subject(f"failed_check/{asset}/{check}", "failed_check", {"name": f"{asset}/{check}"})
+            policy = view.policy(subject)
+            checks = failures.checks.get(policy.window_seconds or 0, ())
+            one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
+            if one is None or one.failed < (policy.threshold or 0):
+                continue
+            of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""
+            where = f"{view.dagster}/assets/{quote(asset)}"
+            yield view.finding(
+                subject,
+                f"The check {check} of {asset} failed{of}.",
+                link=f"{where}?view=checks",
+                value=one.failed,
+                examples=(f"{key} {where}?view=partitions&partition={quote(key, safe='')}" for key in one.partitions),
+            )
+
+    return found()
+
+
+def _freshness(view: _View) -> Iterator[Finding] | None:
+    rules = list(view.settings.alerts.rules_for("freshness"))
+    intake, broker = view.snapshot.intake.present, view.snapshot.broker.present
+    if (intake is None and any(not rule.topic for rule in rules)) or (
+        broker is None and any(rule.topic for rule in rules)
+    ):
+        return None
+    last: dict[tuple[str, str, str], datetime | None] = {}
+    for rule in rules:
+        if rule.topic:
+            topics = [lag.topic for lag in broker.topics] if broker else []
+            last |= {("", "", one): view.history.changed_at(f"end/{one}") for one in matching(topics, rule.topic)}
+            continue
+        arrivals = intake.arrivals if intake else {}
+        for dataset in matching({one for one, _ in arrivals}, rule.dataset) or [""]:
+            for source in matching({one for _, one in arrivals if one}, rule.source) or [""]:
+                times = [
+                    at
+                    for (of_dataset, of_source), at in arrivals.items()
+                    if dataset in {"", of_dataset} and source in {"", of_source}
+                ]
+                never = view.history.changed_at(f"expected/{rule.dataset or ''}/{rule.source or ''}")
+                last[dataset, source, ""] = max(times, default=never)
+    return (one for key, at in last.items() if at and (one := _stale(view, *key, at)))
+
+
+def _stale(view: _View, dataset: str, source: str, topic: str, at: datetime) -> Finding | None:
+    subject = _of_files("freshness", dataset=dataset, source=source, topic=topic)
+    threshold, silence = view.policy(subject).threshold, (view.now - at).total_seconds()
+    if threshold is None or silence < threshold:
+        return None
+    what = topic or _named(dataset, source)
+    return view.finding(subject, f"Nothing of {what} has arrived for {length_of(view.now - at)}.", value=silence)
+
+
+def _of_files(condition: str, **facets: str) -> _Subject:
+    known = {facet: name for facet, name in facets.items() if name}
+    return _Subject("/".join([condition, *known.values()]), condition, known)
+
+
+def _declarations(view: _View) -> Iterator[Finding] | None:
+    warehouse = view.snapshot.warehouse.present
+    if warehouse is None:
+        return None
+    return (
+        view.finding(
+            _Subject(f"declaration/{name}", "declaration", {"name": name}),
+            f"{counted(len(work.problems), 'problem')} of {name.replace('_', ' ')}: {work.problems[0]}",
+            examples=work.problems[1:],
+        )
+        for name, work in warehouse.work.items()
+        if work.problems
+    )
+
+
+def _span(window: timedelta) -> str:
+    return length_of(window).removesuffix(" 0 s")
+
+
+def _named(dataset: str, source: str) -> str:
+    of_source = f"the source {source}" if source else ""
+    return " from ".join(filter(None, (f"the dataset {dataset}" if dataset else "", of_source))) or "all datasets"
+
+
+_CONDITIONS: Mapping[str, Callable[[_View], Iterator[Finding] | None]] = {
+    "part_away": _parts,
+    "daemon_silent": _daemon,
+    "disk": _disk,
+    "failed_run": _failed_runs,
+    "failing_ticks": _failing_ticks,
+    "topic_stalled": _stalled_topics,
+    "lag": _lag,
+    "lag_growth": _lag_growth,
+    "dead_letters": _dead_letters,
+    "quarantine": _quarantine,
+    "failed_check": _failed_checks,
+    "freshness": _freshness,
+    "declaration": _declarations,
+}

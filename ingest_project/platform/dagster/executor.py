@@ -1,0 +1,106 @@
+"""The executor of every run: Dagster's in-process executor, which records the run as a whole where that is wanted.
+
+One run is one process: a batch shares its memory and its connections between all steps. Where neither traces nor
+lineage are exported, it is Dagster's own executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.executor.in_process import InProcessExecutor
+
+from ingest_project.platform import tracing
+from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster.lineage import Catalog, Checked, RunReporter, inputs_of
+
+
+def run_executor(catalog: Callable[[], Catalog]) -> dg.ExecutorDefinition:
+    """Return the executor of the runs of this code location.
+
+    Args:
+        catalog: returns the datasets behind the assets.
+    """
+    if not tracing.is_on() and not lineage.is_on():
+        return dg.in_process_executor
+
+    plain: Any = dg.in_process_executor
+    return dg.ExecutorDefinition(
+        name=plain.name,
+        config_schema=plain.config_schema,
+        executor_creation_fn=lambda context: _RecordingExecutor(plain.executor_creation_fn(context), catalog),
+    )
+
+
+class _RecordingExecutor(InProcessExecutor):
+    """Executes a run as the plain executor does, and records its beginning and end."""
+
+    def __init__(self, plain: InProcessExecutor, catalog: Callable[[], Catalog]) -> None:
+        super().__init__(plain.retries, plain.step_dependency_config, plain.marker_to_close)
+        self._catalog = catalog
+
+    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
+        """Execute the steps."""
+        run = plan_context.dagster_run
+        execute = super().execute(plan_context, execution_plan)
+        with tracing.run(run.job_name, run.run_id):
+            yield from self._reporting(plan_context, execute) if lineage.is_on() else _tracing(execute)
+
+    def _reporting(
+        self, plan_context: PlanOrchestrationContext, events: Iterator[DagsterEvent]
+    ) -> Iterator[DagsterEvent]:
+        """Pass the events of a run on, and report its lineage."""
+        run, catalog, job = plan_context.dagster_run, self._catalog(), plan_context.job.get_definition()
+        reporter = RunReporter(run, job.description)
+        selected = run.asset_selection or job.asset_layer.executable_asset_keys
+        reporter.begin(inputs_of(selected, catalog))
+        error: str | None = None
+        with lineage.recording() as found:
+            try:
+                for event in _tracing(events):
+                    note(event)
+                    if event.is_step_failure:
+                        error = ": ".join(failure_of(event))
+                    yield event
+            except BaseException as cause:
+                # Interrupted by whoever stopped the run, or by the process's end.
+                plan_context.instance.add_run_tags(run.run_id, {lineage.REPORTED_TAG: "true"})
+                reporter.end(found, catalog, str(cause) or type(cause).__name__, aborted=True)
+                raise
+        if error is not None:
+            plan_context.instance.add_run_tags(run.run_id, {lineage.REPORTED_TAG: "true"})
+        reporter.end(found, catalog, error)
+
+
+def note(event: DagsterEvent) -> None:
+    """Note what Dagster itself stores of a step: materializations and check results that the step yielded."""
+    if event.is_step_materialization:
+        one = event.step_materialization_data.materialization
+        lineage.materialized(one.asset_key, one.partition, one.metadata)
+    elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+        check = event.asset_check_evaluation_data
+        found = Checked(check.check_name, check.passed, check.severity, check.description)
+        lineage.checked(check.asset_key, check.partition, found)
+
+
+def failure_of(event: DagsterEvent) -> tuple[str, str]:
+    """Return class and reason of the error that failed a step: of its cause, where it has one."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None:
+        return "Failure", data.user_failure_data.description or ""
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return (error.cls_name or "", error.message.strip()) if error else ("", "")
+
+
+def _tracing(events: Iterator[DagsterEvent]) -> Iterator[DagsterEvent]:
+    for event in events:
+        if event.is_step_failure:
+            tracing.fail_run(*failure_of(event))
+        yield event

@@ -1,0 +1,1 @@
+"""Tests of `ingest_project.operations.alerts`."""

@@ -1,0 +1,141 @@
+"""A backend of OpenLineage: takes events, and holds each to the classes of OpenLineage's own client."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Self
+
+import pytest
+from openlineage.client import event_v2, generated
+
+from ingest_project.core.settings import current_settings
+from ingest_project.platform.dagster import lineage
+
+
+@dataclass
+class Backend:
+    """The server.
+
+    Attributes:
+        events: that were received, in order.
+        requests: path and headers of each request.
+        status: of the answers.
+        delay_seconds: before each answer.
+    """
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
+    status: int = 201
+    delay_seconds: float = 0.0
+
+    def __enter__(self) -> Self:
+        backend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                time.sleep(backend.delay_seconds)
+                backend.requests.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
+                backend.events.append(json.loads(body))
+                self.send_response(backend.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Be quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """Its address, as a setting takes it."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def ended(self, job: str) -> dict[str, Any]:
+        """Return the event of the end of the only run of a job, after comparing it with that of the beginning."""
+        events = [one for one in self.events if one["job"]["name"] == job]
+        begun, ended = events
+        assert begun["eventType"] == "START"
+        assert begun["run"]["runId"] == ended["run"]["runId"]
+        for one in events:
+            require_valid(one)
+        return ended
+
+
+def datasets(event: Mapping[str, Any], direction: str) -> dict[str, dict[str, Any]]:
+    """Return the inputs or outputs of an event by `namespace name`."""
+    return {f"{one['namespace']} {one['name']}": one for one in event[direction]}
+
+
+def require_valid(event: Mapping[str, Any]) -> None:
+    """Require that an event and its facets are what the client's classes describe, no more and no less."""
+    event_v2.RunEvent(
+        eventType=event_v2.RunState[event["eventType"]],
+        eventTime=event["eventTime"],
+        run=event_v2.Run(event["run"]["runId"]),
+        job=event_v2.Job(event["job"]["namespace"], event["job"]["name"]),
+    )
+    assert event["schemaURL"].endswith("RunEvent")
+    assert event["producer"] == lineage.PRODUCER
+    parts = [event["run"]["facets"], event["job"]["facets"]]
+    for dataset in (*event["inputs"], *event["outputs"]):
+        assert dataset["namespace"]
+        assert dataset["name"]
+        parts += [dataset.get(name, {}) for name in ("facets", "inputFacets", "outputFacets")]
+    for facets in parts:
+        for facet in facets.values():
+            assert facet["_producer"] == lineage.PRODUCER
+            own = {name: value for name, value in facet.items() if not name.startswith("_")}
+            _classes()[facet["_schemaURL"]](**own)
+
+
+@cache
+def _classes() -> dict[str, Any]:
+    """Return the client's classes of facets, by the address of their schema."""
+    modules = [
+        importlib.import_module(f"{generated.__name__}.{one.name}") for one in pkgutil.iter_modules(generated.__path__)
+    ]
+    found = [one for module in modules for one in vars(module).values() if hasattr(one, "_get_schema")]
+    return {one._get_schema(): one for one in found}
+
+
+def forget() -> None:
+    """Have this process read its settings and set the client up again."""
+    current_settings.cache_clear()
+    lineage._sender.cache_clear()
+
+
+@pytest.fixture
+def lineage_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Set the address of the backend, for this process."""
+
+    def set_up(url: str) -> None:
+        monkeypatch.setenv("INGEST_LINEAGE_URL", url)
+        monkeypatch.setenv("INGEST_LINEAGE_API_KEY", "a-secret-key")
+        forget()
+
+    yield set_up
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture
+def backend(lineage_to: Callable[[str], None]) -> Iterator[Backend]:
+    """A backend, to which this process reports."""
+    with Backend() as server:
+        lineage_to(server.url)
+        yield server

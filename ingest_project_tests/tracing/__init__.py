@@ -1,0 +1,1 @@
+"""Traces and lineage of whole journeys, and what they cost."""
