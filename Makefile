@@ -102,6 +102,10 @@ data-model: $(VENV)/.dev-installed ## Write the tables and their columns, docs/d
 messages: $(VENV)/.dev-installed ## Write the topics and their messages, docs/messages.md
 	@$(BIN)/python -m ingest_project_tests.message_reference > docs/messages.md
 
+.PHONY: monitoring-files
+monitoring-files: $(VENV)/.dev-installed ## Write dashboards, alert rules and the table of metrics
+	@$(BIN)/python -m ingest_project_tests.monitoring
+
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and fix what ruff can fix
 	@$(BIN)/ruff format .

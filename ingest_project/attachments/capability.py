@@ -140,7 +140,13 @@ class Attachments(Capability[AttachmentResources]):
     queues = (EVENT_QUEUE, ATTACHMENT_QUEUE)
     item_tables = (EVENTS, ITEMS)
     metrics = (
-        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted.", unit="events"),
+        Metric(
+            ATTACHMENT_EVENTS,
+            ("outcome",),
+            "Events that ended: their addresses were extracted, or they failed.",
+            tuple((state,) for state in finished_states(EVENT_QUEUE.states)),
+            unit="events",
+        ),
         Metric(
             ATTACHMENTS,
             ("outcome",),
