@@ -11,6 +11,8 @@ import pytest
 import requests
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import FileState
@@ -154,10 +156,15 @@ def test_a_person_releases_a_file_and_uploads_a_corrected_one_in_a_browser(
         browser.get(f"{console.site}/actions/{name}?key={BAD}")
         browser.find_element(By.NAME, field).send_keys(value)
         browser.find_element(By.CSS_SELECTOR, ".act button").click()
-        assert BAD in browser.find_element(By.ID, "examples").text
+        assert BAD in appears("examples").text
         browser.find_element(By.NAME, "reason").send_keys(reason)
         browser.find_element(By.CSS_SELECTOR, ".act button").click()
+        appears("t-items")
         return browser.find_element(By.TAG_NAME, "main").text
+
+    def appears(name: str) -> WebElement:
+        WebDriverWait(browser, SECONDS).until(lambda _: browser.find_elements(By.ID, name), browser.page_source)
+        return browser.find_element(By.ID, name)
 
     fixed = tmp_path / "fixed.csv"
     fixed.write_text("timestamp,device_id,sensor_type,value\n")
