@@ -90,11 +90,13 @@ def monitor(
 
     Beyond this machine it requires a token or a sign-in provider, and does not start without one.
     """
-    from ingest_project.core.logging import configure_logging  # noqa: PLC0415 - with the next
+    from ingest_project.core.logging import configure_logging, log_ignored  # noqa: PLC0415 - with the next
     from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves
 
-    settings = load_settings().settings
+    loaded = load_settings()
+    settings = loaded.settings
     configure_logging(settings.logging)
+    log_ignored(loaded.ignored)
     chosen_port = settings.monitor.port if port is None else port
     serve(
         settings,

@@ -18,6 +18,7 @@ import msgspec
 
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState
@@ -33,6 +34,7 @@ from ingest_project.operations.snapshot import (
     WarehouseState,
     consumed_topics,
     read_dagster,
+    read_sources,
     read_tables,
     read_warehouse,
     sample_of,
@@ -45,7 +47,7 @@ logger = get_logger(__name__)
 
 # Short, so that a part that is away is reported soon: only the monitor waits for its answer.
 TIMEOUT_SECONDS = 3
-# Reading the log of a remote table takes seconds and costs money.
+# Reading the log of a remote table takes seconds and costs money; baselines read many rows and change slowly.
 TABLES_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # The daemon writes a heartbeat every 30 seconds.
@@ -139,6 +141,9 @@ class Monitor:
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
         self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
+        self.sources: Poller[tuple[SourceReport, ...]] = Poller(
+            "sources", lambda: read_sources(services), TABLES_SECONDS
+        )
         pause, failures = settings.alerts.every_seconds, DagsterRecords(services.settings)
         self.failures: Poller[DagsterFailures] = Poller(
             "failures", lambda: read_failures(failures, settings, datetime.now(UTC)), pause
@@ -148,7 +153,7 @@ class Monitor:
         self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds)
         self._pollers: tuple[Poller[Any], ...] = (
             *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
-            *(self.failures, self.intake, self.alerts),
+            *(self.failures, self.intake, self.alerts, self.sources),
         )
 
     def snapshot(self) -> SystemSnapshot:
@@ -161,6 +166,7 @@ class Monitor:
             dagster=self.dagster.sample,
             tables=self.tables.sample,
             disk=self.disk.sample,
+            sources=self.sources.sample,
             failures=self.failures.sample,
             intake=self.intake.sample,
             alerts=self.alerts.sample,

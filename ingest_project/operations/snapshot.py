@@ -18,6 +18,7 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.baselines import SourceReport, report_sources
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
@@ -41,6 +42,7 @@ Value = TypeVar("Value")
 SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
+MAX_SOURCES = 200
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class SystemSnapshot:
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
+        sources: of files, their last file next to what is usual; those that are not usual first.
         failures, intake: what alerts need to know besides.
         alerts: open incidents, and channels that fail.
     """
@@ -154,6 +157,7 @@ class SystemSnapshot:
     dagster: Sample[DagsterState] = Sample()
     tables: Sample[tuple[DeltaFigures, ...]] = Sample()
     disk: Sample[Disk] = Sample()
+    sources: Sample[tuple[SourceReport, ...]] = Sample()
     failures: Sample[DagsterFailures] = Sample()
     intake: Sample[Intake] = Sample()
     alerts: Sample[AlertState] = Sample()
@@ -305,6 +309,15 @@ def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
             commits = figures.table_version + 1
             found.append(DeltaFigures(name, commits, figures.rows, figures.files, figures.size_bytes))
     return tuple(found)
+
+
+def read_sources(services: SystemResources) -> tuple[SourceReport, ...]:
+    """Compare the last file of each source of files with what is usual for it.
+
+    Raises:
+        DatabaseUnavailableError: the database does not answer.
+    """
+    return report_sources(services.engine, services.settings, datetime.now(UTC), limit=MAX_SOURCES)
 
 
 def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
