@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -23,6 +23,7 @@ from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.pausing import Pause
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
     DagsterState,
@@ -239,7 +240,7 @@ def readiness(snapshot: SystemSnapshot) -> tuple[Line, ...]:
         _answers("warehouse", snapshot.warehouse, now, every_seconds),
         _answers("dagster storage", dagster, now, every_seconds),
         daemon_line(dagster, now),
-        sensors_line(dagster, now),
+        sensors_line(dagster, now, snapshot.paused),
         topics_line(snapshot.broker, dagster),
         disk_line(snapshot.disk),
     )
@@ -260,24 +261,33 @@ def daemon_line(sample: Sample[DagsterState], now: datetime) -> Line:
     return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {max(0.0, silence):.0f} s ago")
 
 
-def sensors_line(sample: Sample[DagsterState], now: datetime) -> Line:
-    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail."""
+def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[Pause] = ()) -> Line:
+    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail.
+
+    Args:
+        sample: of Dagster.
+        now: the time.
+        paused: capabilities whose sensors an operator has stopped; named with who and why.
+    """
     name = "sensors"
     found = sample.present
     if found is None:
         return Line(name, ok=False, detail="unknown, as Dagster's storage does not answer")
     ticking = [sensor for sensor in found.sensors.values() if not sensor.stopped and sensor.ticked_at]
-    if not ticking:
+    stopped = {sensor.name for sensor in found.sensors.values() if sensor.stopped}
+    if not ticking and not stopped:
         return Line(name, ok=False, detail="none has ticked yet")
     quiet = dict(_quiet(found, now))
     ahead = dict(_ahead(found, now))
-    stopped = sorted(sensor.name for sensor in found.sensors.values() if sensor.stopped)
+    by_pause = [pause for pause in paused if stopped.intersection(pause.sensors)]
+    others = sorted(stopped.difference(*(pause.sensors for pause in by_pause)))
     well = [one for one in ticking if one.name not in quiet.keys() | ahead.keys() | found.failing.keys()]
     parts = [f"{len(well)} of {len(ticking)} tick"]
     parts += [f"{sensor} {ticks}" for sensor, ticks in sorted(found.failing.items())]
     parts += [f"silent: {_listed(quiet)}"] if quiet else []
     parts += [f"last tick in the future, {SET_BACK}: {_listed(ahead)}"] if ahead else []
-    parts += [f"stopped by a person: {', '.join(stopped)}"] if stopped else []
+    parts += [str(pause) for pause in by_pause]
+    parts += [f"stopped by a person: {', '.join(others)}"] if others else []
     return Line(name, not (quiet or ahead or found.failing), "; ".join(parts))
 
 

@@ -22,6 +22,7 @@ from ingest_project.file_ingest.warehouse.baselines import SourceReport, report_
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
+from ingest_project.operations.pausing import Pause, read_pauses
 from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -77,11 +78,13 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
         work: by capability.
         totals: counters since the beginning.
         failures: the last ones, newest first.
+        paused: capabilities that an operator has paused.
     """
 
     work: Mapping[str, WorkState]
     totals: Mapping[Series, float] = {}
     failures: tuple[Failure, ...] = ()
+    paused: tuple[Pause, ...] = ()
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
@@ -176,6 +179,11 @@ class SystemSnapshot:
         return self.broker.present.topics if self.broker.present else ()
 
     @property
+    def paused(self) -> tuple[Pause, ...]:
+        """Capabilities that an operator has paused, as far as is known."""
+        return self.warehouse.value.paused if self.warehouse.value else ()
+
+    @property
     def going_on(self) -> list[str]:
         """Describe the unfinished work and what could not be read, one phrase each; empty when the system is idle."""
         return [*_waiting(self.topics), *_work(self.warehouse.present), *_runs(self.dagster.present)]
@@ -235,7 +243,7 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
         settings=services.settings,
         at=datetime.now(UTC),
         broker=Sample(BrokerState(tuple(lags))),
-        warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
+        warehouse=Sample(problem=problem) if problem else sample_of(lambda: _with_pauses(services, work)),
         dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
         alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),
@@ -261,7 +269,13 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     counters = totals.totals()
     work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
     with reading(services.engine) as connection:
-        return WarehouseState(work=work, totals=counters, failures=_failures(connection))
+        paused = read_pauses(connection)
+        return WarehouseState(work=work, totals=counters, failures=_failures(connection), paused=paused)
+
+
+def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> WarehouseState:
+    with reading(services.engine) as connection:
+        return WarehouseState(work=work, paused=read_pauses(connection))
 
 
 def read_dagster(records: DagsterRecords) -> DagsterState:

@@ -34,7 +34,7 @@ from ingest_project.platform.capability import (
     PROCESSING,
     latency_bucket,
 )
-from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord, log_each
 from ingest_project.platform.kafka.reader import OpenRanges
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.positions import (
@@ -340,6 +340,7 @@ def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: O
             lost = OffsetRange(*offsets.topic_partition, reached, reached + chunk.lost)
             batch.lost.append(removed(lost, datetime.now(UTC)))
         if chunk.messages:
+            log_each(chunk.messages)
             traced = tracing.add_messages(chunk.messages)
             with tracing.step("decode", traced, of_run=True):
                 batch.rows.append(sink.decode(chunk.messages, position))

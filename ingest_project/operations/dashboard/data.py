@@ -176,6 +176,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
     """
     settings, site = snapshot.settings, snapshot.settings.dagster.webserver_url.rstrip("/")
     warehouse = snapshot.warehouse.value
+    works = warehouse.work.values() if warehouse else ()
     content = msgspec.json.encode(
         {
             "at": snapshot.at,
@@ -189,7 +190,8 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
             "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
             "incidents": snapshot.alerts.present.incidents if snapshot.alerts.present else None,
-            "problems": [one for work in warehouse.work.values() for one in work.problems] if warehouse else [],
+            "problems": [*map(str, snapshot.paused), *(one for work in works for one in work.problems)],
+            "paused": snapshot.paused,
             "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
             "runs": _runs(snapshot.dagster.present, site),
             "history": history,
