@@ -15,9 +15,11 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.api import execute_run
 
-from ingest_project.core.settings import Settings
+from ingest_project.attachments.catalog import external_assets
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.dagster.executor import run_executor
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.file_ingest.datasets.system import BAD, GOOD, HEADER, DatasetSystem
@@ -260,3 +262,14 @@ def test_a_run_that_is_stopped_is_aborted(instance: DagsterInstance, backend: Ba
         execute_run(InMemoryJob(any_job), run, instance)
     lineage.flush()
     assert backend.ended("any_job")["eventType"] == "ABORT"
+
+
+def test_an_event_hub_is_a_topic_of_its_namespace() -> None:
+    address = (
+        "Endpoint=sb://ours.servicebus.windows.net/;SharedAccessKeyName=reader;SharedAccessKey=c2VjcmV0;EntityPath=hub"
+    )
+    environ = {"EVENT_SOURCE": "eventhub", "INGEST_EVENT_HUBS_CONNECTION_STRING": address}
+    settings = load_settings(environ).settings
+    (events,) = [spec for spec in external_assets(settings) if spec.key == topic_key("events_raw")]
+    found = lineage.catalog_of([events], {}, lambda: SystemResources(settings)).dataset_of(events.key)
+    assert found == lineage.Dataset("kafka://ours.servicebus.windows.net:9093", "hub")
