@@ -8,8 +8,8 @@ from functools import cache
 import dagster as dg
 
 from ingest_project.core.local_files import keep_files_private
-from ingest_project.core.logging import configure_logging
-from ingest_project.core.settings import Settings, current_settings
+from ingest_project.core.logging import configure_logging, log_ignored
+from ingest_project.core.settings import Settings, current_settings, load_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations import definitions as of_operations
 from ingest_project.platform.capability import DagsterParts
@@ -102,6 +102,7 @@ def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
 
 keep_files_private()
 configure_logging(current_settings().logging)
+log_ignored(load_settings().ignored)
 
 PARTS = parts_of(current_settings())
 STORED = stored_in(PARTS)

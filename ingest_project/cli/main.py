@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest_project.core import plugins
-from ingest_project.core.console import AsJson, add_row, print_json
+from ingest_project.core.console import AsJson, add_row, complain, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "quarantine": "file_ingest.commands.files:register_quarantine",
     "profile": "file_ingest.commands.profiles:register_profile",
     "dataset": "file_ingest.commands.datasets:register_dataset",
+    "baselines": "file_ingest.commands.datasets:register_baselines",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.dead_letters:register",
     "topics": "cli.topics:register_topics",
@@ -139,7 +140,10 @@ def register_config(app: typer.Typer) -> None:
 
 def show_settings(*, as_json: AsJson = False) -> None:
     """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
-    settings = list(load_settings().each())
+    loaded = load_settings()
+    settings = list(loaded.each())
+    if loaded.ignored:
+        complain(f"Ignored, as they have no meaning here (docs/migrating.md): {', '.join(loaded.ignored)}.")
     if as_json:
         print_json([_as_record(setting) for setting in settings])
     else:

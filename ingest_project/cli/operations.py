@@ -90,11 +90,13 @@ def monitor(
 
     Beyond this machine it requires a token or a sign-in provider, and does not start without one.
     """
-    from ingest_project.core.logging import configure_logging  # noqa: PLC0415 - with the next
+    from ingest_project.core.logging import configure_logging, log_ignored  # noqa: PLC0415 - with the next
     from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves
 
-    settings = load_settings().settings
+    loaded = load_settings()
+    settings = loaded.settings
     configure_logging(settings.logging)
+    log_ignored(loaded.ignored)
     chosen_port = settings.monitor.port if port is None else port
     serve(
         settings,
@@ -191,6 +193,7 @@ def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
         "unreported": snapshot.unreported,
         "oldest_unfinished": snapshot.oldest_unfinished,
         "runs": dagster.runs if dagster else None,
+        "paused": snapshot.paused,
         "problems": snapshot.problems,
     }
 
@@ -203,6 +206,8 @@ def print_status(snapshot: SystemSnapshot) -> None:
     warehouse = snapshot.warehouse.present
     if warehouse and any(tier.waiting for tier in warehouse.retry_tiers):
         show(_retry_tiers(warehouse), "Downloads to be tried again")
+    for pause in snapshot.paused:
+        say(f"{pause}.", style="yellow")
     for problem in snapshot.problems:
         complain(problem)
     if snapshot.is_idle:

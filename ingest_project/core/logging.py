@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
@@ -30,6 +31,8 @@ import structlog
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
 
+# Tells the processes that this one starts which settings the log has named.
+_IGNORED = "_INGEST_SETTINGS_IGNORED"
 _OWN_LOGGER = "ingest_project"
 # Stamina would log each retry through structlog's defaults, which print on stdout, where commands print results.
 stamina.instrumentation.set_on_retry_hooks([])
@@ -123,6 +126,16 @@ class _LogFile(WatchedFileHandler):
         with suppress(OSError):
             if stream is not None:
                 stream.close()
+
+
+def log_ignored(names: Sequence[str]) -> None:
+    """Write one line with the settings of a replaced service that have no meaning here; values are not shown.
+
+    The processes that this one starts, such as runs, do not repeat it.
+    """
+    if names and os.environ.get(_IGNORED) != (shown := ",".join(names)):
+        os.environ[_IGNORED] = shown
+        get_logger(__name__).info("settings_ignored", names=list(names), see="docs/migrating.md")
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

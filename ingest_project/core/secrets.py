@@ -181,15 +181,11 @@ class SecretReference(SecretStr):
 
 
 def secret_or_reference(value: object) -> object:
-    """Return a reference for a text that is one; lists and mappings part by part, everything else as it is.
+    """Return a reference for a text that is one, everything else as it is.
 
     Raises:
         ValueError: a malformed reference, or a file that cannot be used. A vault is asked when its secret is needed.
     """
-    if isinstance(value, list):
-        return [secret_or_reference(one) for one in value]
-    if isinstance(value, dict):
-        return {name: secret_or_reference(one) for name, one in value.items()}
     scheme, separator, location = value.partition("://") if isinstance(value, str) else ("", "", "")
     if not separator or scheme not in {FILE, *VAULTS}:
         return value
@@ -212,6 +208,18 @@ def set_ttl(seconds: float) -> None:
     _ttl_seconds = seconds
 
 
+def with_references(value: object) -> object:
+    """Return a list or mapping whose secrets are references where their texts are; see `secret_or_reference`."""
+    if isinstance(value, list):
+        return [with_references(one) for one in value]
+    if isinstance(value, dict):
+        return {name: with_references(one) for name, one in value.items()}
+    if not isinstance(value, SecretStr) or isinstance(value, SecretReference):
+        return value
+    found = secret_or_reference(value.get_secret_value())
+    return found if isinstance(found, SecretReference) else value
+
+
 def renewed(secret: str | SecretStr | None, used: str) -> bool:
     """Read a secret again because a server refused its value; return whether it is another one now."""
     return isinstance(secret, SecretReference) and secret.refused(used)
@@ -232,17 +240,11 @@ def is_secret(annotation: Any) -> bool:  # noqa: ANN401 - types have no common t
     return annotation is SecretStr or SecretStr in get_args(annotation)
 
 
-def holds_secrets(annotation: Any, *, in_models: bool = True) -> bool:  # noqa: ANN401 - see `is_secret`
-    """Return True for a secret, and for a list or mapping of secrets or of models that have some.
-
-    Args:
-        annotation: a type.
-        in_models: whether the secrets of models count.
-    """
+def holds_secrets(annotation: Any) -> bool:  # noqa: ANN401 - see `is_secret`
+    """Return True for a secret, and for a list or mapping of secrets or of models that have some."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return in_models and any(holds_secrets(one.annotation) for one in annotation.model_fields.values())
-    parts = get_args(annotation)
-    return annotation is SecretStr or any(holds_secrets(part, in_models=in_models) for part in parts)
+        return any(holds_secrets(one.annotation) for one in annotation.model_fields.values())
+    return annotation is SecretStr or any(map(holds_secrets, get_args(annotation)))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

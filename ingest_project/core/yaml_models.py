@@ -30,7 +30,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.secrets import FILE, holds_secrets, is_secret, secret_or_reference
+from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, with_references
 
 Position = Sequence[str | int]
 
@@ -281,8 +281,12 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_references(cls, value: object, info: ValidationInfo) -> object:
-        is_own = holds_secrets(cls.model_fields[info.field_name or ""].annotation, in_models=False)
-        return secret_or_reference(value) if is_own else value
+        return secret_or_reference(value) if is_secret(cls.model_fields[info.field_name or ""].annotation) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _read_references_inside(cls, value: object) -> object:
+        return with_references(value) if isinstance(value, list | dict) else value
 
     _bounded_duration = field_validator("*", mode="after")(_bounded_duration)
 

@@ -1,7 +1,7 @@
 """`ingest streams`, `ingest activity` and `ingest crm`: query and repair the shipped streams.
 
-`streams` shows how far each partition is stored. `activity` shows the statistics of an hour and reads the topic again
-from its beginning. `crm` lists the messages that are neither opportunity nor project, and retries them after a fix.
+`streams` shows how far each partition is stored. `activity` shows the statistics of an hour. `crm` lists the messages
+that are neither opportunity nor project, and retries them after a fix. Each reads its topic again from the beginning.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ MAX_LOST = 50
 
 Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
+FromBeginning = Annotated[
+    bool,
+    typer.Option(
+        "--read-from-beginning", help="Store everything that the topic still has, each message once, and end."
+    ),
+]
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, or the beginning of it.")]
 
 
@@ -166,20 +172,46 @@ def from_beginning(
 ) -> None:
     """Read the topic from its first message: what was left out is stored, what is stored is replaced, each once.
 
-    Turn the sensor user_activity_events_sensor off before, and on again afterwards.
+    The sensor user_activity_events_sensor is stopped meanwhile.
     """
-    from ingest_project.streams.delta.rebuild import read_again_from_beginning  # noqa: PLC0415 - brings pyarrow
-
-    services = _services()
-    topic = services.settings.topics.user_activity_events
-    if runs := {one.run_id for one in services.activity_positions.all() if one.run_id}:
-        raise PermanentError(
-            f"Events of {topic} are being stored by {', '.join(sorted(runs))}. Turn user_activity_events_sensor off and"
-            " wait for its runs."
-        )
     if not yes:
-        typer.confirm(f"Read all of {topic} again?", abort=True)
-    read = ReadAgain(read_again_from_beginning(services.user_activity))
+        typer.confirm(f"Read all of {load_settings().settings.topics.user_activity_events} again?", abort=True)
+    _read_from_beginning("activity", as_json=as_json)
+
+
+@activity_app.callback(invoke_without_command=True)
+def activity(context: typer.Context, *, read_from_beginning: FromBeginning = False) -> None:
+    """What arrived on user-activity-events."""
+    _replay_or_help(context, "activity", read_from_beginning)
+
+
+@crm_app.callback(invoke_without_command=True)
+def crm(context: typer.Context, *, read_from_beginning: FromBeginning = False) -> None:
+    """What arrived on sales_events."""
+    _replay_or_help(context, "crm", read_from_beginning)
+
+
+@streams_app.command("read-from-beginning")
+def stream_from_beginning(
+    stream: Annotated[str, typer.Argument(metavar="STREAM", help="activity, crm, or a declared stream.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Store everything that a stream's topic still has, each message once; its sensor is stopped meanwhile."""
+    _read_from_beginning(stream, as_json=as_json)
+
+
+def _replay_or_help(context: typer.Context, stream: str, wanted: bool) -> None:  # noqa: FBT001 - an option
+    if wanted and context.invoked_subcommand:
+        raise typer.BadParameter("--read-from-beginning is a command of its own.")
+    if wanted:
+        _read_from_beginning(stream, as_json=False)
+
+
+def _read_from_beginning(stream: str, *, as_json: bool) -> None:
+    from ingest_project.streams.from_beginning import read_from_beginning  # noqa: PLC0415 - brings Kafka's client
+
+    read = ReadAgain(read_from_beginning(_services(), stream))
     if as_json:
         print_json(read)
     else:

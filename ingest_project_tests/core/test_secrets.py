@@ -85,6 +85,16 @@ def test_credentials_have_references_too_and_may_be_in_a_file_as_a_whole(tmp_pat
         assert repr(credentials["b"].account_key) == "SecretReference('keyvault://vault/key/3f2b')"
 
 
+def test_a_list_of_secrets_may_hold_references(tmp_path: Path) -> None:
+    (tmp_path / "mounted").write_text("slack://a/b/c\n")
+    urls = f"keyvault://vault/slack file://{tmp_path}/mounted mailto://user:pass@example.com"
+    found = load_settings({"INGEST_ALERT_URLS": urls}, tmp_path).settings.alerts.urls
+    assert [isinstance(one, SecretReference) for one in found] == [True, True, False]
+    assert found[1].get_secret_value() == "slack://a/b/c"
+    (from_file,) = load_settings({"INGEST_ALERT_URLS_FILE": f"{tmp_path}/mounted"}, tmp_path).settings.alerts.urls
+    assert from_file.get_secret_value() == "slack://a/b/c"
+
+
 @pytest.mark.parametrize(
     ("value", "right"),
     [

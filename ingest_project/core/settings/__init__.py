@@ -77,7 +77,11 @@ from ingest_project.core.yaml_models import (
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
 # Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
-FOREIGN_NAMES = ("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT")
+IGNORED_NAMES = (
+    *("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT"),
+    *(f"DB_{part}" for part in ("HOST", "PORT", "NAME", "USER", "PASSWORD")),
+    *(f"POSTGRES_{part}" for part in ("HOST", "PORT", "DB", "USER", "PASSWORD")),
+)
 FOREIGN_FAMILIES = ("DAGSTER_", "AWS_", "AZURE_", "PG", "PYTHON")
 # Variables of Kafka's own start scripts and of the images of brokers, registries and their user interfaces.
 OF_A_BROKER = re.compile(
@@ -204,10 +208,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """The settings and where each came from; without an entry it is the default."""
+    """The settings, where each came from (without an entry it is the default), and names that have no meaning here."""
 
     settings: Settings
     origins: Mapping[str, Origin]
+    ignored: tuple[str, ...] = ()
 
     def each(self) -> Iterator[Setting]:
         """Yield every setting, in the order of the tree."""
@@ -252,7 +257,8 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     set_ttl(settings.vault_ttl_seconds)
     _require_two_databases(settings)
     settings = settings.model_copy(update={"declarations": folder / settings.declarations})
-    return LoadedSettings(settings, origins)
+    given = {**dotenv.env_vars, **environ}
+    return LoadedSettings(settings, origins, tuple(name for name in IGNORED_NAMES if given.get(name)))
 
 
 @cache
@@ -405,7 +411,7 @@ def _unknown(name: str, origin: Origin, guess: str | None) -> str:
 def _is_foreign(name: str, value: str, nearest: str | None) -> bool:
     """Return True for a variable of another program; `nearest` is the most similar name of ours, if any."""
     return (
-        name in FOREIGN_NAMES
+        name in IGNORED_NAMES
         or name.startswith(FOREIGN_FAMILIES)
         or bool(OF_A_BROKER.fullmatch(name) and not nearest)
         or bool(SERVICE_LINK.fullmatch(name))

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from ingest_project.core.secrets import is_in_vault
 from ingest_project.core.yaml_models import AsJson, CommaList, Env, Section, nearest
 
 Severity = Literal["info", "warning", "critical"]
@@ -130,7 +131,7 @@ def _urls(value: object) -> object:
 def _all_addresses(urls: Sequence[SecretStr]) -> Sequence[SecretStr]:
     for number, url in enumerate(urls, 1):
         # The text itself is not quoted: it usually holds a token.
-        if not SCHEME.fullmatch(url.get_secret_value().strip()):
+        if not is_in_vault(url) and not SCHEME.fullmatch(url.get_secret_value().strip()):
             raise ValueError(f"address {number} is no URL of Apprise, such as slack://... or mailto://...")
     return urls
 

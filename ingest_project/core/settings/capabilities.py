@@ -165,11 +165,14 @@ class CrmSettings(Section):
         batch_messages: CRM messages in one run.
         max_parallel_batches: runs over CRM messages side by side, each with partitions of its own.
         max_unfinished_seconds: CRM messages that wait to be stored for longer fail the check no_gap_in_offsets.
+        unidentified_log: file with a line of JSON for each message that is neither opportunity nor project; empty: next
+            to LOG_FILE, else logs/unidentified_messages.log in the state folder.
     """
 
     batch_messages: Annotated[int, Env("INGEST_CRM_BATCH_MESSAGES")] = Field(50_000, gt=0)
     max_parallel_batches: Annotated[int, Env("INGEST_CRM_MAX_PARALLEL_BATCHES")] = Field(2, gt=0)
     max_unfinished_seconds: Annotated[int, Env("INGEST_CRM_MAX_UNFINISHED_SECONDS")] = Field(900, gt=0)
+    unidentified_log: Annotated[Path | None, Env("INGEST_CRM_UNIDENTIFIED_LOG")] = None
 
 
 class Credential(Section):

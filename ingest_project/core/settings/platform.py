@@ -15,6 +15,8 @@ from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 SHORTEST_TOKEN = 16
 FEWEST_CHARACTERS = 6
 DEFAULT_PORT = 5432
+# Names of Python's own for levels that are another one here.
+LEVELS = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "NOTSET": "DEBUG", "TRACE": "DEBUG"}
 THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 
 
@@ -36,6 +38,14 @@ def _require_strong(text: str) -> None:
         raise ValueError("it must be of printable ASCII characters without spaces, as a header has to carry it")
 
 
+def _level(name: object) -> object:
+    return LEVELS.get(name.upper(), name.upper()) if isinstance(name, str) else name
+
+
+def _lower(text: object) -> object:
+    return text.lower() if isinstance(text, str) else text
+
+
 class KafkaSettings(Section):
     """Connection to Kafka.
 
@@ -55,7 +65,11 @@ class KafkaSettings(Section):
 
     bootstrap_servers: Annotated[str, Env("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BROKERS")] = ""
     group_id: Annotated[str, Env("KAFKA_GROUP_ID")] = "ingest-project"
-    auto_offset_reset: Annotated[Literal["earliest", "latest"], Env("AUTO_OFFSET_RESET")] = "earliest"
+    auto_offset_reset: Annotated[
+        Literal["earliest", "latest"],
+        BeforeValidator(_lower),
+        Env("AUTO_OFFSET_RESET", "KAFKA_AUTO_OFFSET_RESET"),
+    ] = "earliest"
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Env("KAFKA_SECURITY_PROTOCOL")
     ] = "PLAINTEXT"
@@ -239,14 +253,15 @@ class RetrySettings(Section):
     """When and how often a job or file is retried after a transient failure.
 
     Args:
-        max_attempts: attempts after which a job or file is failed with its reason.
+        max_attempts: attempts, the first one included, after which a job or file is failed with its reason, and a
+            stream's transaction or connection is left to the next run.
         delay_seconds: pause before the second attempt; doubles with each further one.
         max_delay_seconds: longest pause between two attempts.
         launch_grace_seconds: how long a run may take to appear after it was requested.
         max_redrives: how often the message of a dead letter may be published to its topic again.
     """
 
-    max_attempts: Annotated[int, Env("MAX_RETRIES")] = Field(8, gt=0)
+    max_attempts: Annotated[int, AfterValidator(lambda attempts: max(1, attempts)), Env("MAX_RETRIES")] = Field(8, ge=0)
     delay_seconds: Annotated[float, Env("RETRY_DELAY")] = Field(5.0, ge=0)
     max_delay_seconds: Annotated[float, Env("INGEST_MAX_RETRY_DELAY_SECONDS")] = Field(600.0, ge=0)
     launch_grace_seconds: Annotated[float, Env("INGEST_LAUNCH_GRACE_SECONDS")] = Field(60.0, ge=0)
@@ -272,8 +287,8 @@ class LoggingSettings(Section):
         file: also write the log to this file; its folder is created.
     """
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Env("LOG_LEVEL")] = "INFO"
-    format: Annotated[Literal["json", "console"], Env("LOG_FORMAT")] = "json"
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level), Env("LOG_LEVEL")] = "INFO"
+    format: Annotated[Literal["json", "console"], BeforeValidator(_lower), Env("LOG_FORMAT")] = "json"
     file: Annotated[Path | None, Env("LOG_FILE")] = None
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings
 from ingest_project.operations.alerts.incidents import TABLES, AlertState, read_alerts
-from ingest_project.platform.database import database_address, migrate, open_engine
+from ingest_project.platform.database import database_address, follow_secret, migrate, open_engine, postgres_options
 from ingest_project.platform.database.sql import metadata
 
 # A database that has vanished silently must not hold up the message about that.
@@ -42,6 +42,8 @@ class AlertStores:
         if address.get_backend_name() == "postgresql":
             address = address.update_query_dict({"tcp_user_timeout": NO_ANSWER_MILLISECONDS})
         engine = open_engine(address.render_as_string(hide_password=False), warehouse.connect_timeout_seconds)
+        further = postgres_options(warehouse.connect_timeout_seconds) | {"tcp_user_timeout": NO_ANSWER_MILLISECONDS}
+        follow_secret(engine, warehouse.database_url, further)
         migrate(engine)
         return engine
 

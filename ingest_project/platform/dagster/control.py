@@ -81,6 +81,12 @@ def start_sensors(instance: DagsterInstance, names: Collection[str]) -> None:
             instance.update_instigator_state(state.with_status(InstigatorStatus.DECLARED_IN_CODE))
 
 
+def unfinished_runs(instance: DagsterInstance, run_ids: Collection[str]) -> set[str]:
+    """Return those of some runs that have not ended."""
+    found = instance.get_runs(filters=dg.RunsFilter(run_ids=sorted(run_ids))) if run_ids else []
+    return {run.run_id for run in found if not run.is_finished}
+
+
 def launch_backfill(  # noqa: PLR0913 - what and of what, and what people read about it
     instance: DagsterInstance,
     backfill_id: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,11 +15,14 @@ from typing import Any
 import msgspec
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from ingest_project.contracts import trace_id_in
+from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import PresentPassword, client_config, unavailable
 from ingest_project.platform.kafka.offsets import fair_shares
 
 _logger = logging.getLogger(__name__)
+_messages = get_logger(__name__)
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
@@ -83,6 +86,21 @@ def _headers(message: Any) -> Headers:  # noqa: ANN401 - as above
         position = f"{message.topic()}[{message.partition()}]@{message.offset()}"
         _logger.warning("Headers of %s cannot be read and are left out: %s", position, error)
         return ()
+
+
+def log_each(messages: Sequence[ConsumerRecord]) -> None:
+    """Write a line for each message that was read, at level DEBUG: its position, size and trace, not its content."""
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return
+    for message in messages:
+        _messages.debug(
+            "message_read",
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            size_bytes=len(message.value or b""),
+            trace_id=trace_id_in(message.headers),
+        )
 
 
 # How long the broker holds back the answer to a fetch that finds nothing. The library's default, 500, also delays

@@ -28,7 +28,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
 from ingest_project.platform.errors import SERVICES, error_class_of, is_item_fault, reason_of, traceback_of
-from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.consumer import ConsumerRecord, log_each
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -173,6 +173,7 @@ def consume(
             wait_seconds=queue.wait_seconds,
         )
         attempt.messages = read.messages
+        log_each(read.messages)
         if saved is not None:
             # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
             reader.commit(queue.topic, saved)

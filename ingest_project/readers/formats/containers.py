@@ -172,8 +172,8 @@ class _Expansion:
         for member in chosen:
             if problem := _problem(member):
                 raise _unreadable(f"The file {_shown(member.filename)} in the archive {problem}.")
-        names = [_shown(member.filename) for member in members if not self._is_chosen(member.filename)]
-        self.left_out = [*self.left_out, *names][:MAX_LEFT_OUT]
+        others = [_shown(member.filename) for member in members if not self._is_chosen(member.filename)]
+        self.left_out = [*self.left_out, *others][:MAX_LEFT_OUT]
         return chosen
 
     def _is_chosen(self, name: str) -> bool:

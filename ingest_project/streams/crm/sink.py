@@ -66,11 +66,11 @@ class CrmTables:
     """The tables of records and of unidentified messages.
 
     Args:
-        log_file: of the process; unidentified messages are logged next to it.
+        log: of unidentified messages.
     """
 
-    def __init__(self, log_file: Path | None) -> None:
-        self._log_file = log_file
+    def __init__(self, log: Path) -> None:
+        self._log = log
 
     def prepare(self) -> None:
         """Do nothing: migrations create the tables."""
@@ -92,13 +92,13 @@ class CrmTables:
             done = upsert(connection, kind, rows.events[kind], now)
             outcome[f"{kind}_messages"] += done.messages
             outcome[f"{kind}_rows_changed"] += done.changed
-        _keep(connection, rows.unidentified, now, self._log_file)
+        _keep(connection, rows.unidentified, now, self._log)
         return outcome
 
 
 def crm_sink(services: Runtime) -> SqlSink[Identified]:
     """Return the sink of CRM messages."""
-    return SqlSink(services, CrmTables(services.settings.logging.file))
+    return SqlSink(services, CrmTables(kept_messages.log_of(services.settings)))
 
 
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:
@@ -165,14 +165,14 @@ def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryR
     return RetryResult(tuple(identified), tuple(still_not))
 
 
-def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime, log_file: Path | None) -> None:
+def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime, log: Path) -> None:
     new = keep(connection, messages, now)
     if new:
         # One line, however many: each has its row, and its line in the log of its own.
         logger.warning(
             "messages_unidentified", messages=len(new), first=str(new[0].position), reason_of_first=new[0].reason
         )
-    kept_messages.append_to_log(log_file, new, now)
+    kept_messages.append_to_log(log, new, now)
 
 
 def _retry_together(engine: sa.Engine, message_ids: Sequence[str]) -> RetryResult:

@@ -1,7 +1,8 @@
 """Keep each message that is neither opportunity nor project: whole, once, with its position and the reason.
 
-The table is what counts. The log next to LOG_FILE, one JSON object a line, is for people and programs that follow
-files. A line is written before its row is committed: after a crash it may be there twice, and is never missing.
+The table is what counts. The log, one JSON object a line, is for people and programs that follow files; it is renamed
+at 10 MiB, and four older files are kept. A line is written before its row is committed: after a crash it may be there
+twice, and is never missing.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import get_logger, to_json
+from ingest_project.core.settings import Settings
 from ingest_project.streams.crm.records import MessageOrder
 from ingest_project.streams.crm.records import unidentified_messages as table
 
 MAX_REASON_LENGTH = 1_000
+MAX_LOG_BYTES, OLDER_LOGS = 10 * 1024**2, 4
 
 
 class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,25 +219,46 @@ def _base64(value: bytes | None) -> str | None:
 logger = get_logger(__name__)
 
 
-def log_path(log_file: Path | None) -> Path | None:
-    """Return the path of the log: `ingest.unidentified.log` for a LOG_FILE `ingest.log`; None if none is set."""
-    return None if log_file is None else log_file.with_name(f"{log_file.stem}.unidentified{log_file.suffix or '.log'}")
+def log_of(settings: Settings) -> Path:
+    """Return the path of the log: as it is set, next to LOG_FILE, or in the state folder."""
+    own, log_file = settings.crm.unidentified_log, settings.logging.file
+    if own is not None:
+        return own
+    return log_path(log_file) if log_file else settings.state_dir.absolute() / "logs" / "unidentified_messages.log"
 
 
-def append_to_log(log_file: Path | None, messages: Sequence[Unidentified], now: datetime) -> None:
+def log_path(log_file: Path) -> Path:
+    """Return the path of the log next to a LOG_FILE: `ingest.unidentified.log` for `ingest.log`."""
+    return log_file.with_name(f"{log_file.stem}.unidentified{log_file.suffix or '.log'}")
+
+
+def append_to_log(path: Path, messages: Sequence[Unidentified], now: datetime) -> None:
     """Write a line for each message. A log that cannot be written is reported in the other one, and stops nothing."""
-    path = log_path(log_file)
-    if path is None or not messages:
+    if not messages:
         return
     lines = b"".join(_line(message, now) for message in messages)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        _make_room(path, len(lines))
         # Runs write concurrently: the lines of one call stay together.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
             file.write(lines)
     except OSError as error:
         logger.warning("unidentified_log_not_written", path=str(path), reason=str(error), messages=len(messages))
+
+
+def _make_room(path: Path, size: int) -> None:
+    """Begin another file where this one would grow too large; the oldest is removed."""
+    if not path.exists() or path.stat().st_size + size <= MAX_LOG_BYTES:
+        return
+    with filelock.FileLock(f"{path}.lock"):
+        # Another process may have been faster.
+        if path.exists() and path.stat().st_size + size > MAX_LOG_BYTES:
+            older = [path.with_name(f"{path.name}.{number}") for number in range(OLDER_LOGS, 0, -1)]
+            for newer, target in zip([*older[1:], path], older, strict=True):
+                if newer.exists():
+                    newer.replace(target)
 
 
 def _line(message: Unidentified, now: datetime) -> bytes:

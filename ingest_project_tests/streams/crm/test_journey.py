@@ -6,22 +6,44 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster import DagsterRunStatus
+from dagster._core.definitions.sensor_definition import SensorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+)
+from dagster._core.test_utils import create_run_for_test
 
+from ingest_project.core.errors import PermanentError
 from ingest_project.operations import RunningTotals
 from ingest_project.platform.capability import EVENT_TO_STORED, PROCESSING
+from ingest_project.platform.dagster.control import open_instance, running_sensors
 from ingest_project.platform.database import writing
+from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import opportunities, projects
-from ingest_project.streams.crm.unidentified import log_path
+from ingest_project.streams.crm.unidentified import log_of, log_path
 from ingest_project.streams.engine import MAX_FAILURES
+from ingest_project.streams.from_beginning import read_from_beginning
 from ingest_project.streams.positions import sink_positions
-from ingest_project_tests.journeys.system import changed
+from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project_tests.journeys.system import changed, close
+from ingest_project_tests.services.kafka import wait_until
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
-from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem
+from ingest_project_tests.streams.crm.system import SENSOR, TABLES, CrmSystem
 
 ASSETS = ("opportunities", "projects", "unidentified_messages")
 
@@ -239,11 +261,67 @@ def test_unidentified_messages_have_a_log_of_their_own(crm: CrmSystem) -> None:
     crm.put(b"not JSON", opportunity(), b"\xff")
     crm.drive()
     path = log_path(log_file)
-    assert path is not None
     assert path.name == "ingest.unidentified.log"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line.get("message") or line.get("message_base64") for line in lines] == ["not JSON", "/w=="]
     assert [line["message_id"] for line in lines] == [message.message_id for message in crm.unidentified]
+
+
+def test_the_log_of_unidentified_messages_is_bounded_and_is_where_a_setting_says(
+    crm: CrmSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_messages, "MAX_LOG_BYTES", 1_000)
+    assert log_of(crm.settings) == crm.settings.state_dir.absolute() / "logs" / "unidentified_messages.log"
+    path = crm.folder / "elsewhere" / "unidentified_messages.log"
+    crm.settings = changed(crm.settings, "crm", unidentified_log=path)
+    crm.restart()
+    for number in range(9):
+        crm.put(f"not JSON {number} {'x' * 500}".encode())
+        crm.drive()
+    files = sorted(one for one in path.parent.iterdir() if one.suffix != ".lock")
+    assert [one.name for one in files] == [path.name, *(f"{path.name}.{number}" for number in range(1, 5))]
+    newest = [json.loads(line) for line in path.read_text().splitlines()]
+    assert newest[-1]["message"].startswith("not JSON 8")
+    assert newest[-1]["reason"].startswith("Not JSON")
+    assert all(one.stat().st_size <= 1_000 for one in files)
+
+
+def test_from_the_beginning_nothing_is_doubled_and_the_sensor_is_stopped_meanwhile(
+    crm: CrmSystem, tmp_path: Path
+) -> None:
+    crm.put(opportunity(), project(), b"not JSON", opportunity(amount=70000))
+    crm.drive()
+    before = [crm.rows(table) for table in TABLES]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    settings = changed(crm.settings, "dagster", home=home)
+    services = DeclaredStreamResources(settings)
+    with open_instance(settings) as dagster:
+        location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ingest"), "__repository__")
+        origin = RemoteInstigatorOrigin(location, SENSOR)
+        data = SensorInstigatorData(sensor_type=SensorType.STANDARD)
+        running = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.DECLARED_IN_CODE, data)
+        dagster.add_instigator_state(running)
+        run = create_run_for_test(dagster, status=DagsterRunStatus.STARTED)
+        positions = crm.positions.all()
+        crm.positions.lease(positions, run.run_id)
+        done: list[dict[int, int]] = []
+        reading = Thread(target=lambda: done.append(read_from_beginning(services, "crm")))
+        reading.start()
+        wait_until(lambda: not running_sensors(dagster, [SENSOR]))
+        assert crm.positions.all()[0].next_offset == positions[0].next_offset, "a run is storing them"
+        dagster.delete_run(run.run_id)
+        reading.join(30)
+        assert running_sensors(dagster, [SENSOR]) == [SENSOR]
+    assert sum(done[0].values()) == 4
+    assert sum(one.next_offset for one in crm.positions.all()) == 0
+    crm.positions.release(crm.positions.all(), run.run_id)
+    crm.drive()
+    assert [crm.rows(table) for table in TABLES] == before
+    with pytest.raises(PermanentError, match="did you mean crm"):
+        read_from_beginning(services, "crn")
+    close(services)  # type: ignore[arg-type]
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(crm: CrmSystem) -> None:
