@@ -75,8 +75,9 @@ fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs;
 	@$(BIN)/python -m ingest_project_tests.fuzz --minutes $(or $(MINUTES),10)
 
 .PHONY: screenshots
-screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI in docs/images again
+screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI and of the console in docs/images again
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 ingest_project_tests/after_a_demo/test_dagster_ui.py
+	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m long ingest_project_tests/operations/test_pages.py
 
 .PHONY: audit
 audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the network; make test does not)
@@ -100,6 +101,10 @@ data-model: $(VENV)/.dev-installed ## Write the tables and their columns, docs/d
 .PHONY: messages
 messages: $(VENV)/.dev-installed ## Write the topics and their messages, docs/messages.md
 	@$(BIN)/python -m ingest_project_tests.message_reference > docs/messages.md
+
+.PHONY: monitoring-files
+monitoring-files: $(VENV)/.dev-installed ## Write dashboards, alert rules and the table of metrics
+	@$(BIN)/python -m ingest_project_tests.monitoring
 
 .PHONY: format
 format: $(VENV)/.dev-installed ## Format the code and fix what ruff can fix

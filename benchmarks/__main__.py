@@ -19,6 +19,8 @@ from benchmarks import console
 from benchmarks.activity import EVENTS as ACTIVITY_EVENTS
 from benchmarks.activity import measure_activity
 from benchmarks.activity_commits import COMMITS, measure_commits
+from benchmarks.baselines import FILES as BATCH_FILES
+from benchmarks.baselines import KNOWN, measure_baselines
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
 from benchmarks.listing import FILES, measure_listing
@@ -166,6 +168,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("listing", help=measure_listing.__doc__)
     command.set_defaults(measure=measure_listing)
     command.add_argument("--files", type=int, default=FILES)
+    command = commands.add_parser("baselines", help=measure_baselines.__doc__)
+    command.set_defaults(measure=measure_baselines)
+    command.add_argument("--files", type=int, default=BATCH_FILES, help="in each batch")
+    command.add_argument("--rows", type=int, default=1_000, help="in each file")
+    command.add_argument("--known", type=int, default=KNOWN, help="files that are on record before")
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)

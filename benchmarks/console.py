@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import requests
 import sqlalchemy as sa
@@ -84,8 +85,8 @@ def measure_console(options: argparse.Namespace, folder: Path) -> Result:
             }
             settings = load_settings(environ, folder).settings
             events = _seed(settings, options)
-            with _console(environ, folder) as site:
-                milliseconds = _opened(site, options, events)
+            with _console(environ, folder) as (site, process):
+                milliseconds = _opened(site, process, options, events)
     finally:
         postgres.child.stop()
     slowest = max(milliseconds, key=lambda page: milliseconds[page]["p95"])
@@ -161,7 +162,7 @@ def _ids(chance: np.random.Generator, count: int) -> pa.Array:
 
 
 @contextmanager
-def _console(environ: Mapping[str, str], folder: Path) -> Iterator[str]:
+def _console(environ: Mapping[str, str], folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     command = (sys.executable, "-m", "ingest_project.cli.main", "monitor", "--port", "0")
     with (folder / "monitor.log").open("w+") as log:
         process = subprocess.Popen(command, env=os.environ | environ, stderr=log, cwd=folder)
@@ -169,14 +170,16 @@ def _console(environ: Mapping[str, str], folder: Path) -> Iterator[str]:
             while "http://" not in (said := (folder / "monitor.log").read_text()):
                 assert process.poll() is None, said
                 time.sleep(0.1)
-            yield said.partition("http://")[2].partition("/")[0]
+            yield said.partition("http://")[2].partition("/")[0], psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait()
 
 
-def _opened(site: str, options: argparse.Namespace, events: list[str]) -> dict[str, dict[str, float]]:
-    """Open every page; milliseconds by page."""
+def _opened(
+    site: str, process: psutil.Process, options: argparse.Namespace, events: list[str]
+) -> dict[str, dict[str, float]]:
+    """Open every page; milliseconds by page, of the clock and of the processors: others may use these too."""
     chance, client = random.Random(7), requests.Session()  # noqa: S311 - no secret
 
     def number() -> int:
@@ -202,7 +205,7 @@ def _opened(site: str, options: argparse.Namespace, events: list[str]) -> dict[s
     for name, address in pages.items():
         # The first one connects, and imports what the page needs.
         client.get(f"http://{site}/{address()}", timeout=60)
-        taken = []
+        taken, used = [], sum(process.cpu_times()[:2])
         for _ in range(OPENED):
             began = time.perf_counter()
             answer = client.get(f"http://{site}/{address()}", timeout=60)
@@ -210,6 +213,7 @@ def _opened(site: str, options: argparse.Namespace, events: list[str]) -> dict[s
         found[name] = {
             "p50": round(float(np.percentile(taken, 50)), 1),
             "p95": round(float(np.percentile(taken, 95)), 1),
+            "cpu": round((sum(process.cpu_times()[:2]) - used) / OPENED * 1_000, 1),
             "status": answer.status_code,
         }
         say(f"{name}: {found[name]}")

@@ -39,6 +39,10 @@ bench-listing: $(VENV)/.benchmarks-installed ## Announcements a second of a larg
 bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, next to curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
 	@$(BIN)/python -m benchmarks.attachments $(if $(KEEP),--keep) $(if $(SMALL),--small $(SMALL)) $(if $(LARGE),--large $(LARGE)) $(if $(STORE),--store $(STORE))
 
+.PHONY: bench-baselines
+bench-baselines: $(VENV)/.dev-installed ## The same batches of files with and without baselines, as a ratio: FILES=256 ROWS=1000
+	@$(BENCHMARK) baselines $(if $(ROWS),--rows $(ROWS)) $(if $(FILES),--files $(FILES))
+
 .PHONY: bench-datasets
 bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with declared datasets: DATASETS=50
 	@$(BENCHMARK) datasets $(if $(DATASETS),--datasets $(DATASETS))

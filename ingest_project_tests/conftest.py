@@ -44,13 +44,50 @@ WHOLE_SYSTEMS = (
 )
 
 
+# Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
+KEPT = {
+    "test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_table": ("file-60", "table-1048576"),
+    "test_a_key_lets_us_in_with_and_without_a_passphrase": ("open sesame-ssh-ed25519", "None-ssh-rsa"),
+    "test_a_megabyte_of_what_is_never_closed_is_parsed_at_once": ("<a ", "<!", "<script>", "</"),
+    "test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy": ("logs", "lock"),
+    "test_a_writer_killed_at_any_moment_leaves_each_row_once_after_it_ran_again": ("first file", "committed"),
+    "test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not": ("postgres",),
+    "test_an_event_that_cannot_be_one_is_a_dead_letter_and_those_around_it_are_stored": (
+        "before the calendar",
+        "no list",
+    ),
+    "test_an_example_that_is_killed_half_way_stores_everything_once_when_it_runs_again": (
+        "weather: files begun",
+        "payments: commit made",
+    ),
+    "test_every_metric_of_the_contract_is_there_and_right": ("postgres",),
+    "test_expanding_takes_a_bounded_amount_of_memory": ("gz", "zst"),
+    "test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again": (
+        "postgres",
+    ),
+    "test_rows_with_the_key_of_another_row_of_their_file_are_quarantined": ("file-60", "table-1048576"),
+    "test_ten_thousand_entries_are_each_listed_once": ("local", "sftp", "onelake"),
+    "test_thousands_of_files_go_through_every_step_in_bulk": ("postgres",),
+    "test_until_then_the_check_names_partition_offsets_and_hours": ("removed log entries",),
+    "test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and_reported": ("a restore",),
+    "test_whatever_another_program_writes_in_between_each_offset_is_there_once": (
+        "deletes",
+        "drops the columns of positions",
+    ),
+}
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Return three processes on two cores, four on more: tests wait for servers a good part of their time."""
     return max(3, min(4, os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of whole systems first; the others stay in their order."""
+    """Put the tests of whole systems first, the others stay in their order; leave further instances to the long run."""
+    for item in items:
+        kept = KEPT.get(getattr(item, "originalname", ""))
+        if kept and isinstance(item, pytest.Function) and item.callspec.id not in kept:
+            item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: not any(path in item.nodeid for path in WHOLE_SYSTEMS))
 
 

@@ -183,6 +183,7 @@ def test_no_command_prints_a_secret(
         monkeypatch.setenv(name, value)
     if "monitor" in arguments:
         monkeypatch.delenv("INGEST_MONITOR_TOKEN")
+        monkeypatch.delenv("INGEST_MONITOR_OPERATOR_TOKEN")
     run(arguments)
     printed = capfd.readouterr()
     assert leaks(printed.out + printed.err) == []

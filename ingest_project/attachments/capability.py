@@ -20,6 +20,7 @@ from ingest_project.attachments.tables import (
     attachments,
     download_outcomes,
 )
+from ingest_project.contracts.attachments import KEY_HASH_LENGTH
 from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
@@ -80,14 +81,13 @@ ATTACHMENT_QUEUE = QueueView(
 
 
 def _events_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
-    columns = attachment_events.c
-    yield from search.equals(columns.event_key)
     if not search.by_prefix:
-        yield from conditions_of_trace(attachment_events, search.text)
+        yield attachment_events.c.trace_id == search.text
 
 
 def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns, text = attachments.c, search.text
+    # It begins with the name of the file.
     yield from search.equals(columns.attachment_key)
     if search.by_prefix:
         return
@@ -101,7 +101,12 @@ EVENTS = ItemTable(
     "event", attachment_events, attachment_events.c.event_key, attachment_events.c.event_type, _events_found_by
 )
 ITEMS = ItemTable(
-    "attachment", attachments, attachments.c.attachment_key, attachments.c.attachment_key, _attachments_found_by
+    "attachment",
+    attachments,
+    attachments.c.attachment_key,
+    attachments.c.attachment_key,
+    _attachments_found_by,
+    KEY_HASH_LENGTH,
 )
 
 
@@ -135,7 +140,13 @@ class Attachments(Capability[AttachmentResources]):
     queues = (EVENT_QUEUE, ATTACHMENT_QUEUE)
     item_tables = (EVENTS, ITEMS)
     metrics = (
-        Metric(ATTACHMENT_EVENTS, ("outcome",), "Events whose addresses were extracted.", unit="events"),
+        Metric(
+            ATTACHMENT_EVENTS,
+            ("outcome",),
+            "Events that ended: their addresses were extracted, or they failed.",
+            tuple((state,) for state in finished_states(EVENT_QUEUE.states)),
+            unit="events",
+        ),
         Metric(
             ATTACHMENTS,
             ("outcome",),

@@ -97,7 +97,7 @@ attachments = sa.Table(
     pending_index("attachments", "queue_name"),
     leased_index("attachments", "queue_name"),
     traced_index("attachments"),
-    *lookup_indexes("attachments", "attachment_url", "sha256", "stored_path"),
+    *lookup_indexes("attachments", "attachment_url", "sha256", "stored_path", names=("attachment_key",)),
     sa.Index("attachments_by_batch", "batch_id"),
     sa.Index("attachments_by_state", "state", "updated_at"),
     sa.Index("attachments_by_trace", "trace_id"),

@@ -73,11 +73,6 @@ run_app = typer.Typer(cls=_Actions, help="Perform an action; `ingest action list
 
 def register(to: typer.Typer) -> None:
     """Add the commands."""
-    for action in ACTIONS.values():
-        run_app.command(action.name, help=f"{action.title}. {action.meaning}", short_help=action.title)(
-            command_of(action)
-        )
-    app.add_typer(run_app, name="run")
     to.add_typer(app, name="action")
 
 
@@ -248,3 +243,9 @@ def _print_items(keys: tuple[str, ...], show_one: Callable[[str], None]) -> None
         show_one(key)
     if len(keys) > SHOWN_ITEMS:
         say(f"... and {len(keys) - SHOWN_ITEMS:,} more.")
+
+
+for _action in ACTIONS.values():
+    _help = f"{_action.title}. {_action.meaning}"
+    run_app.command(_action.name, help=_help, short_help=_action.title)(command_of(_action))
+app.add_typer(run_app, name="run")

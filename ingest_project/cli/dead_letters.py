@@ -214,7 +214,7 @@ def redrive(  # noqa: PLR0913 - one for each way to choose
         letters, topic = [*letters, topic], _parsed(topic).topic
     given = {
         "topic": topic,
-        "letters": "\n".join(letters),
+        "key": "\n".join(letters),
         "error_class": error_class,
         "text": text,
         "trace_id": trace_id,

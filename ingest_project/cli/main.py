@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "quarantine": "file_ingest.commands.files:register_quarantine",
     "profile": "file_ingest.commands.profiles:register_profile",
     "dataset": "file_ingest.commands.datasets:register_dataset",
+    "baselines": "file_ingest.commands.datasets:register_baselines",
     "attachments": "attachments.commands:register_attachments",
     "dlq": "cli.dead_letters:register",
     "topics": "cli.topics:register_topics",

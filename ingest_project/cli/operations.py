@@ -193,6 +193,7 @@ def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
         "unreported": snapshot.unreported,
         "oldest_unfinished": snapshot.oldest_unfinished,
         "runs": dagster.runs if dagster else None,
+        "paused": snapshot.paused,
         "problems": snapshot.problems,
     }
 
@@ -205,6 +206,8 @@ def print_status(snapshot: SystemSnapshot) -> None:
     warehouse = snapshot.warehouse.present
     if warehouse and any(tier.waiting for tier in warehouse.retry_tiers):
         show(_retry_tiers(warehouse), "Downloads to be tried again")
+    for pause in snapshot.paused:
+        say(f"{pause}.", style="yellow")
     for problem in snapshot.problems:
         complain(problem)
     if snapshot.is_idle:

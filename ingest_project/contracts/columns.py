@@ -17,7 +17,7 @@ import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes
+from ingest_project.core.yaml_models import mistakes, nearest
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -33,6 +33,12 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp": UTC_MICROSECONDS,
     "json": pl.String(),
 }
+# Names of types elsewhere.
+OTHER_NAMES = (
+    dict.fromkeys(("string", "str", "varchar", "char"), "text")
+    | dict.fromkeys(("float", "double", "real"), "number")
+    | {"long": "integer", "datetime": "timestamp", "time": "timestamp", "numeric": "decimal", "object": "json"}
+)
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
@@ -53,7 +59,10 @@ def _known_type(text: str) -> str:
     found = DECIMAL.fullmatch(text)
     if found is None:
         if text not in TYPES:
-            raise ValueError(f"{text!r} is no type; types are {', '.join(TYPES)} and decimal(digits, decimal places)")
+            base = text.partition("(")[0].strip().lower()
+            guess = nearest(OTHER_NAMES.get(base, base), [*TYPES, "decimal"])
+            known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
+            raise ValueError(f"{text!r} is no type; {known}{guess}")
         return text
     digits, places = int(found[1]), int(found[2])
     if not (1 <= digits <= MAX_DIGITS and places <= digits):

@@ -27,9 +27,12 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, with_references
+
+Position = Sequence[str | int]
 
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
@@ -98,7 +101,7 @@ def yaml_content(
         raise SettingsError(f"{path} is not YAML: {_yaml_problem(error)}.") from None
 
 
-def line_of(path: Path, position: Sequence[str | int]) -> int:
+def line_of(path: Path, position: Position) -> int:
     """Return the line of a position in a YAML file, or of its nearest part that exists; the first line is 1.
 
     Args:
@@ -130,17 +133,50 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def mistakes(error: ValidationError, *models: type[BaseModel]) -> str:
     """Describe every mistake in a file with its position; an unknown name with the nearest one of the models."""
-    return "; ".join(_mistakes(error, [name for model in models for name in model.model_fields]))
+    return "; ".join(text for _, text in _mistakes(error, models))
 
 
-def _mistakes(error: ValidationError, names: Sequence[str]) -> Iterator[str]:
+def mistakes_in(path: Path, kind: str, error: ValidationError, *models: type[BaseModel], within: Position = ()) -> str:
+    """Describe every mistake in a file with its line; several in a line each.
+
+    Args:
+        path: of a file that is YAML.
+        kind: of thing that it should be, e.g. `a dataset`.
+        error: of its content.
+        models: whose names are proposed for unknown ones.
+        within: position of the content in the file.
+    """
+    located = _located(error, models)
+    found = sorted((line_of(path, [*within, *position]), text, missing) for position, text, missing in located)
+    # What is missing has no line of its own.
+    first = min(line for line, _, missing in found if not missing or all(each[2] for each in found))
+    if len(found) == 1:
+        return f"{path}, line {first}: this is not {kind}: {found[0][1]}"
+    return "\n  ".join(
+        [f"{path}, line {first}: this is not {kind}:", *(f"line {line}: {text}" for line, text, _ in found)]
+    )
+
+
+def _located(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iterator[tuple[Position, str, bool]]:
+    """Yield position and description of each mistake, and whether something is missing there."""
+    for problem, text in _mistakes(error, models):
+        cause = problem.get("ctx", {}).get("error")
+        for position, what in getattr(cause, "problems", None) or [(problem["loc"], "")]:
+            shown = f"{'.'.join(map(str, position))}: {what}" if what else text
+            yield position, shown, problem["type"] == "missing"
+
+
+def _mistakes(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iterator[tuple[ErrorDetails, str]]:
+    names = [name for model in models for name in model.model_fields]
     for problem in error.errors():
         position = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            yield f"{position} is unknown" + nearest(str(problem["loc"][-1]), names)
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{position}: {message}" if position else message
+            yield problem, f"{position} is unknown" + nearest(str(problem["loc"][-1]), names)
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "literal_error":
+            message += nearest(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
+        yield problem, f"{position}: {message}" if position else message
 
 
 def _yaml_problem(error: Exception) -> str:

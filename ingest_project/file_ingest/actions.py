@@ -138,9 +138,11 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
 
 
 def _definitions(services: FileIngestResources) -> dg.Definitions:
+    import dagster as dg  # noqa: PLC0415 - one second to import
+
     from ingest_project.file_ingest.definitions import definitions_of  # noqa: PLC0415 - imports Dagster
 
-    return definitions_of(services.datasets)
+    return dg.Definitions.merge(definitions_of(services.datasets), dg.Definitions(resources={"services": services}))
 
 
 REPROCESS = Action(

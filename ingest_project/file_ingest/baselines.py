@@ -39,6 +39,7 @@ TO_DEVIATION = 1.4826
 MAX_SOURCE = 500
 MAX_COLUMNS = 20
 SOURCES_A_STATEMENT = 100
+MAX_SOURCES = 2_000
 
 ROWS, REJECTED, LATENESS, NULLS = "rows", "rejected_share", "lateness_seconds", "null_share:"
 # A part of a path that names a time or a number, also as `day=15`.
@@ -122,12 +123,17 @@ class Judgement(msgspec.Struct, frozen=True):
         usual = self.usual
         return usual is not None and (self.value > usual.high or (usual.low is not None and self.value < usual.low))
 
+    @property
+    def label(self) -> str:
+        """The measure as words; names of columns stay as they are."""
+        column = self.measure.removeprefix(NULLS)
+        return self.measure.replace("_", " ") if column == self.measure else f"share of nulls in {column}"
+
     def __str__(self) -> str:
         """Compare the value with the usual range."""
-        name = self.measure.replace(NULLS, "share of nulls in ").replace("_", " ")
         if self.usual is None:
-            return f"{name} {number(self.value)}: no baseline yet"
-        return f"{name} {number(self.value)}: usual are {usual_range(self.usual)} of {self.usual.files} files"
+            return f"{self.label} {number(self.value)}: no baseline yet"
+        return f"{self.label} {number(self.value)}: usual are {usual_range(self.usual)} of {self.usual.files} files"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -158,12 +164,20 @@ class Verdict(msgspec.Struct, frozen=True):
         return f"As usual, compared with {self.files} files of {self.source}."
 
     def metadata(self) -> dict[str, Any]:
-        """Return source, and for each measure the value, median, usual range and number of files."""
-        shown: dict[str, Any] = {"source": self.source, "files_known": self.files}
-        for one in sorted(self.judgements, key=lambda one: not one.outside)[: len(TOLERANCES) + MAX_COLUMNS]:
-            usual = msgspec.structs.asdict(one.usual) if one.usual else {"usual": "no baseline yet"}
-            shown[one.measure] = {"value": one.value, "outside": one.outside, **usual}
-        return shown
+        """Return what a check result shows: source, and the measures."""
+        return {"source": self.source, "files_known": self.files, "files_needed": self.needed, **self.measures()}
+
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """Return for each measure value, median, usual range and number of files, unusual ones first."""
+        unknown = dict.fromkeys(Usual.__struct_fields__)
+        return {
+            one.measure: {
+                "value": one.value,
+                "outside": one.outside,
+                **(msgspec.structs.asdict(one.usual) if one.usual else unknown),
+            }
+            for one in sorted(self.judgements, key=lambda one: not one.outside)[: len(TOLERANCES) + MAX_COLUMNS]
+        }
 
 
 @dataclass
@@ -234,6 +248,11 @@ class SourceReport(msgspec.Struct, frozen=True):
     def outside(self) -> bool:
         """True where the last file is not usual."""
         return bool(self.verdict.outside)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the report as a program reads it: by measure value, median, usual range and number of files."""
+        known = {"dataset": self.dataset, "source": self.source, "last_file": self.file, "arrived_at": self.at}
+        return {**known, "outside": self.outside, "verdict": str(self.verdict), "measures": self.verdict.measures()}
 
 
 def usual_values(values: Sequence[float], tolerance: Tolerance, width: float) -> Usual:
@@ -341,13 +360,14 @@ def report_sources(
         settings: of the baselines.
         now: until which files count.
         search: only sources with this text in their name or dataset.
-        limit: of sources that are read.
+        limit: of sources: those that sent last.
     """
     columns = file_statistics.c
     with reading(engine) as connection:
-        sources = list(_sources(connection, limit, search))
-        newest = list(_each_of(connection, sources, lambda query: query.order_by(columns.arrived_at.desc()), 1))
-        baselines = read_baselines(connection, sources, settings, now)
+        sources = list(_sources(connection, search))
+        found = _each_of(connection, sources, lambda query: query.order_by(columns.arrived_at.desc()), 1)
+        newest = sorted(found, key=lambda file: file.arrived_at, reverse=True)[:limit]
+        baselines = read_baselines(connection, [(file.dataset, file.source) for file in newest], settings, now)
     reports = [_report(file, baselines[file.dataset, file.source]) for file in newest]
     return tuple(sorted(reports, key=lambda one: (not one.outside, -one.at.timestamp())))
 
@@ -378,7 +398,7 @@ def _columns() -> list[sa.Column[Any]]:
     return [file_statistics.c[name] for name in FileStatistics.__struct_fields__]
 
 
-def _sources(connection: sa.Connection, limit: int, search: str) -> Iterator[Source]:
+def _sources(connection: sa.Connection, search: str) -> Iterator[Source]:
     """Yield the sources one after the other: the index leads from each to the next one, past all of its files."""
     columns = file_statistics.c
     key = sa.tuple_(columns.dataset, columns.source)
@@ -386,7 +406,7 @@ def _sources(connection: sa.Connection, limit: int, search: str) -> Iterator[Sou
     if search:
         query = query.where(contains(search, columns.dataset, columns.source))
     found = connection.execute(query).one_or_none()
-    for _ in range(limit):
+    for _ in range(MAX_SOURCES):
         if found is None:
             return
         dataset, source = found

@@ -129,7 +129,7 @@ QUEUE = QueueView(
 
 def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns, text = files.c, search.text
-    yield from search.equals(columns.file_key, columns.file_name)
+    yield from search.equals(columns.file_name)
     if search.by_prefix:
         return
     yield from conditions_of_trace(files, text)

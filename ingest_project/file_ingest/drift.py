@@ -40,17 +40,19 @@ class Drift:
         missing: declared columns that the file does not have, and need not have.
         retyped: columns in which more than half of the rows have values of another type.
         reordered: True if the declared columns come in another order.
+        left_out: files of an archive that the profile does not choose.
     """
 
     unknown: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     retyped: tuple[str, ...] = ()
     reordered: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def found(self) -> bool:
-        """True if anything differs."""
-        return bool(self.unknown or self.missing or self.retyped or self.reordered)
+        """True if anything but the order differs: columns are matched by their names."""
+        return bool(self.unknown or self.missing or self.retyped)
 
     def __str__(self) -> str:
         """Return what differs, in words."""
@@ -61,6 +63,7 @@ class Drift:
     def metadata(self) -> dict[str, Any]:
         """Return what differs, for the UI; nothing where nothing does."""
         named = {"unknown_columns": self.unknown, "missing_columns": self.missing, "retyped_columns": self.retyped}
+        named |= {"members_left_out": self.left_out}
         shown: dict[str, Any] = {name: list(columns[:MAX_COLUMNS_SHOWN]) for name, columns in named.items() if columns}
         return shown | ({"columns_reordered": True} if self.reordered else {})
 
@@ -83,7 +86,7 @@ def drift_of(chunk: RowsChunk, columns: Sequence[str], rule_counts: Mapping[str,
             if rule.startswith(tuple(f"{column}{end}" for end in OTHER_TYPES)):
                 wrong[column] += count
     retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
-    return Drift(chunk.unknown_columns, chunk.missing_columns, retyped, chunk.reordered)
+    return Drift(chunk.unknown_columns, chunk.missing_columns, retyped, chunk.reordered, chunk.left_out)
 
 
 def require_unchanged(drift: Drift) -> None:
@@ -92,7 +95,7 @@ def require_unchanged(drift: Drift) -> None:
     Raises:
         FileRejectedError: `schema_changed`.
     """
-    if drift.unknown or drift.missing or drift.retyped:
+    if drift.found:
         raise FileRejectedError(
             SCHEMA_CHANGED,
             f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",

@@ -78,6 +78,12 @@ DELTA_SIZE = _gauge("ingest_delta_size_bytes", ("table",), "bytes", "Bytes of th
 DISK_FREE = _gauge(
     "ingest_disk_free_bytes", (), "bytes", "Free space on the fullest of the disks that this machine writes to."
 )
+OUTSIDE = _gauge(
+    "ingest_sources_outside_baseline",
+    ("dataset",),
+    "sources",
+    "Sources of files whose last file is outside the usual range of one of its measures.",
+)
 OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Incidents that are open.")
 FAILING_MESSAGES = _gauge(
     "ingest_alert_messages_failing",
@@ -100,7 +106,7 @@ ALL_METRICS: tuple[Metric, ...] = (
     *HISTOGRAMS,
     *(UNFINISHED, OLDEST, WAITING, LAG, STALLED, DEAD_LETTERS, DEAD_LETTERS_KEPT),
     *(RUNS, HEARTBEAT_AGE, TICK_AGE, FAILED_TICKS, DELTA_ROWS, DELTA_COMMITS, DELTA_FILES, DELTA_SIZE),
-    *(DISK_FREE, OPEN_INCIDENTS, FAILING_MESSAGES, PART_UP, PART_LOOK),
+    *(OUTSIDE, DISK_FREE, OPEN_INCIDENTS, FAILING_MESSAGES, PART_UP, PART_LOOK),
 )
 
 
@@ -125,6 +131,10 @@ class SystemCollector(Collector):
             yield from _dagster(dagster, snapshot.at)
         if (tables := snapshot.tables.present) is not None:
             yield from _tables(tables)
+        if (sources := snapshot.sources.present) is not None:
+            datasets = sorted({one.dataset for one in sources})
+            outside = Counter(one.dataset for one in sources if one.outside)
+            yield _family(OUTSIDE, {(dataset,): outside[dataset] for dataset in datasets})
         if alerts := snapshot.alerts.present:
             yield from _alerts(alerts)
         if disk := snapshot.disk.present:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -18,10 +18,12 @@ import msgspec
 
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.pausing import Pause
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
     DagsterState,
@@ -32,6 +34,7 @@ from ingest_project.operations.snapshot import (
     WarehouseState,
     consumed_topics,
     read_dagster,
+    read_sources,
     read_tables,
     read_warehouse,
     sample_of,
@@ -44,7 +47,7 @@ logger = get_logger(__name__)
 
 # Short, so that a part that is away is reported soon: only the monitor waits for its answer.
 TIMEOUT_SECONDS = 3
-# Reading the log of a remote table takes seconds and costs money.
+# Reading the log of a remote table takes seconds and costs money; baselines read many rows and change slowly.
 TABLES_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # The daemon writes a heartbeat every 30 seconds.
@@ -138,6 +141,9 @@ class Monitor:
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
         self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
+        self.sources: Poller[tuple[SourceReport, ...]] = Poller(
+            "sources", lambda: read_sources(services), TABLES_SECONDS
+        )
         pause, failures = settings.alerts.every_seconds, DagsterRecords(services.settings)
         self.failures: Poller[DagsterFailures] = Poller(
             "failures", lambda: read_failures(failures, settings, datetime.now(UTC)), pause
@@ -147,7 +153,7 @@ class Monitor:
         self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds)
         self._pollers: tuple[Poller[Any], ...] = (
             *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
-            *(self.failures, self.intake, self.alerts),
+            *(self.failures, self.intake, self.alerts, self.sources),
         )
 
     def snapshot(self) -> SystemSnapshot:
@@ -160,6 +166,7 @@ class Monitor:
             dagster=self.dagster.sample,
             tables=self.tables.sample,
             disk=self.disk.sample,
+            sources=self.sources.sample,
             failures=self.failures.sample,
             intake=self.intake.sample,
             alerts=self.alerts.sample,
@@ -233,7 +240,7 @@ def readiness(snapshot: SystemSnapshot) -> tuple[Line, ...]:
         _answers("warehouse", snapshot.warehouse, now, every_seconds),
         _answers("dagster storage", dagster, now, every_seconds),
         daemon_line(dagster, now),
-        sensors_line(dagster, now),
+        sensors_line(dagster, now, snapshot.paused),
         topics_line(snapshot.broker, dagster),
         disk_line(snapshot.disk),
     )
@@ -254,24 +261,33 @@ def daemon_line(sample: Sample[DagsterState], now: datetime) -> Line:
     return Line(name, silence <= LONGEST_SILENCE_SECONDS, f"last heartbeat {max(0.0, silence):.0f} s ago")
 
 
-def sensors_line(sample: Sample[DagsterState], now: datetime) -> Line:
-    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail."""
+def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[Pause] = ()) -> Line:
+    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail.
+
+    Args:
+        sample: of Dagster.
+        now: the time.
+        paused: capabilities whose sensors an operator has stopped; named with who and why.
+    """
     name = "sensors"
     found = sample.present
     if found is None:
         return Line(name, ok=False, detail="unknown, as Dagster's storage does not answer")
     ticking = [sensor for sensor in found.sensors.values() if not sensor.stopped and sensor.ticked_at]
-    if not ticking:
+    stopped = {sensor.name for sensor in found.sensors.values() if sensor.stopped}
+    if not ticking and not stopped:
         return Line(name, ok=False, detail="none has ticked yet")
     quiet = dict(_quiet(found, now))
     ahead = dict(_ahead(found, now))
-    stopped = sorted(sensor.name for sensor in found.sensors.values() if sensor.stopped)
+    by_pause = [pause for pause in paused if stopped.intersection(pause.sensors)]
+    others = sorted(stopped.difference(*(pause.sensors for pause in by_pause)))
     well = [one for one in ticking if one.name not in quiet.keys() | ahead.keys() | found.failing.keys()]
     parts = [f"{len(well)} of {len(ticking)} tick"]
     parts += [f"{sensor} {ticks}" for sensor, ticks in sorted(found.failing.items())]
     parts += [f"silent: {_listed(quiet)}"] if quiet else []
     parts += [f"last tick in the future, {SET_BACK}: {_listed(ahead)}"] if ahead else []
-    parts += [f"stopped by a person: {', '.join(stopped)}"] if stopped else []
+    parts += [str(pause) for pause in by_pause]
+    parts += [f"stopped by a person: {', '.join(others)}"] if others else []
     return Line(name, not (quiet or ahead or found.failing), "; ".join(parts))
 
 

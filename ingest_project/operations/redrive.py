@@ -283,7 +283,7 @@ class Redriver:
 class LetterFilter:
     """Selects letters by the parameters of a request; None selects all."""
 
-    places: frozenset[Position]
+    places: frozenset[str]
     error_class: str | None
     text: str | None
     trace_id: str | None
@@ -304,7 +304,7 @@ class LetterFilter:
         if partition is None and (first is not None or last is not None):
             raise ActionRefusedError("Offsets are those of one partition: name it as well.")
         return cls(
-            frozenset(map(_place, request.lines("letters"))),
+            frozenset(request.lines("key")),
             request.value("error_class"),
             request.value("text"),
             request.value("trace_id"),
@@ -318,7 +318,13 @@ class LetterFilter:
     def includes(self, record: ConsumerRecord) -> bool:
         """Test whether a letter is one of those that are wanted."""
         letter = letter_of(record)
-        if self.places and position_of(record) not in self.places:
+        if self.partition is not None and not (
+            record.partition == self.partition
+            and (self.first is None or record.offset >= self.first)
+            and (self.last is None or record.offset <= self.last)
+        ):
+            return False
+        if self.places and not self.places & {letter.place, letter.original_location}:
             return False
         if self.error_class is not None and letter.error_class != self.error_class:
             return False
@@ -334,20 +340,13 @@ class LetterFilter:
 
 def select(services: SystemResources, request: ActionRequest) -> Selection:
     """Find the letters to redrive, the oldest of each partition first; those that were redriven before do not count."""
-    redriver, wanted = Redriver(services, request.value("topic") or ""), LetterFilter.of(request)
+    redriver, wanted = Redriver(services, _topic(request)), LetterFilter.of(request)
     again = request.value("again") == "yes"
     keys: list[str] = []
     refused: dict[str, str] = {}
     total = before = examined = 0
-    letters = letters_in_order(
-        services.range_reader,
-        redriver.topic,
-        wanted.partition,
-        wanted.first,
-        None if wanted.last is None else wanted.last + 1,
-    )
     notes = []
-    for topic_id, part in letters:
+    for topic_id, part in _letters(services, redriver.topic, wanted):
         examined += len(part)
         for found in redriver.inspect([one for one in part if wanted.includes(one)], topic_id, again=again):
             if found.redriven:
@@ -369,7 +368,7 @@ def select(services: SystemResources, request: ActionRequest) -> Selection:
 
 def apply(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
     """Redrive letters by their places."""
-    redriver = Redriver(services, request.value("topic") or "")
+    redriver = Redriver(services, _topic(request))
     places = [_place(key) for key in keys]
     found = list(letters_at(services.range_reader, redriver.topic, places))
     outcome = redriver.publish(found, request.who, again=request.value("again") == "yes")
@@ -389,8 +388,8 @@ REDRIVE: Action[SystemResources] = Action(
     meaning="Publish the original messages to their topic again, after a fix. A letter that was redriven before stays "
     "as it is; a dead task of an attachment replays the attachment.",
     parameters=(
-        Parameter("topic", "Topic of dead letters, or the topic they came from.", required=True),
-        Parameter("letters", "Only these: TOPIC/PARTITION/OFFSET of the letter, one a line.", kind="lines"),
+        Parameter("topic", "Topic of dead letters, or the topic they came from. Required without keys."),
+        Parameter("key", "TOPIC/PARTITION/OFFSET of the letter or of its original message.", kind="lines"),
         Parameter("error_class", "Only those that failed so, e.g. UnreadableMessageError."),
         Parameter("text", "Only those with this text in their reason."),
         Parameter("trace_id", "Only those of this trace."),
@@ -426,6 +425,27 @@ def _origin(letter: ConsumerRecord) -> str:
 def _names_trace(record: ConsumerRecord, letter: DeadLetter, trace_id: str) -> bool:
     """Test whether headers name a trace, or the bytes of a message that could not be read contain it."""
     return trace_id in {letter.trace_id, trace_id_in(record.headers)} or trace_id.encode() in (record.value or b"")
+
+
+def _topic(request: ActionRequest) -> str:
+    """Return the topic of a request: that of its keys where it names none."""
+    topics = {_place(key).topic for key in request.lines("key")}
+    if topic := request.value("topic"):
+        return topic
+    if len(topics) != 1:
+        raise ActionRefusedError(f"{NAME} needs a topic, or keys of one topic.")
+    return topics.pop()
+
+
+def _letters(
+    services: SystemResources, topic: str, wanted: LetterFilter
+) -> Iterator[tuple[str, Sequence[ConsumerRecord]]]:
+    """Yield letters of a topic that may be wanted, in parts, each with the topic's id."""
+    places = [_place(key) for key in wanted.places]
+    if places and all(place.topic == topic for place in places):
+        return ((topic_id, [letter]) for letter, topic_id in letters_at(services.range_reader, topic, places))
+    end = None if wanted.last is None else wanted.last + 1
+    return letters_in_order(services.range_reader, topic, wanted.partition, wanted.first, end)
 
 
 def _number(request: ActionRequest, name: str) -> int | None:

@@ -18,9 +18,11 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.baselines import SourceReport, report_sources
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
+from ingest_project.operations.pausing import Pause, read_pauses
 from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -40,6 +42,7 @@ Value = TypeVar("Value")
 SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
+MAX_SOURCES = 200
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
         work: by capability.
         totals: counters since the beginning.
         failures: the last ones, newest first.
+        paused: capabilities that an operator has paused.
     """
 
     work: Mapping[str, WorkState]
     totals: Mapping[Series, float] = {}
     failures: tuple[Failure, ...] = ()
+    paused: tuple[Pause, ...] = ()
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
@@ -140,6 +145,7 @@ class SystemSnapshot:
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
+        sources: of files, their last file next to what is usual; those that are not usual first.
         failures, intake: what alerts need to know besides.
         alerts: open incidents, and channels that fail.
     """
@@ -151,6 +157,7 @@ class SystemSnapshot:
     dagster: Sample[DagsterState] = Sample()
     tables: Sample[tuple[DeltaFigures, ...]] = Sample()
     disk: Sample[Disk] = Sample()
+    sources: Sample[tuple[SourceReport, ...]] = Sample()
     failures: Sample[DagsterFailures] = Sample()
     intake: Sample[Intake] = Sample()
     alerts: Sample[AlertState] = Sample()
@@ -170,6 +177,11 @@ class SystemSnapshot:
     def topics(self) -> tuple[TopicLag, ...]:
         """Every consumed topic; none where the broker could not be read."""
         return self.broker.present.topics if self.broker.present else ()
+
+    @property
+    def paused(self) -> tuple[Pause, ...]:
+        """Capabilities that an operator has paused, as far as is known."""
+        return self.warehouse.value.paused if self.warehouse.value else ()
 
     @property
     def going_on(self) -> list[str]:
@@ -231,7 +243,7 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
         settings=services.settings,
         at=datetime.now(UTC),
         broker=Sample(BrokerState(tuple(lags))),
-        warehouse=Sample(problem=problem) if problem else Sample(WarehouseState(work=work)),
+        warehouse=Sample(problem=problem) if problem else sample_of(lambda: _with_pauses(services, work)),
         dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
         alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),
@@ -257,7 +269,13 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     counters = totals.totals()
     work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
     with reading(services.engine) as connection:
-        return WarehouseState(work=work, totals=counters, failures=_failures(connection))
+        paused = read_pauses(connection)
+        return WarehouseState(work=work, totals=counters, failures=_failures(connection), paused=paused)
+
+
+def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> WarehouseState:
+    with reading(services.engine) as connection:
+        return WarehouseState(work=work, paused=read_pauses(connection))
 
 
 def read_dagster(records: DagsterRecords) -> DagsterState:
@@ -291,6 +309,15 @@ def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
             commits = figures.table_version + 1
             found.append(DeltaFigures(name, commits, figures.rows, figures.files, figures.size_bytes))
     return tuple(found)
+
+
+def read_sources(services: SystemResources) -> tuple[SourceReport, ...]:
+    """Compare the last file of each source of files with what is usual for it.
+
+    Raises:
+        DatabaseUnavailableError: the database does not answer.
+    """
+    return report_sources(services.engine, services.settings, datetime.now(UTC), limit=MAX_SOURCES)
 
 
 def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:

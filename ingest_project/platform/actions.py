@@ -294,6 +294,8 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
         AlreadyPerformedError: the same request was performed before.
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
     """
+    if not request.dry_run and action_record(services.engine, request.action_id):
+        raise AlreadyPerformedError(request.action_id)
     request = checked(action, request)
     selection = action.select(services, request)
     performed = Performed(

@@ -124,10 +124,19 @@ class Search(msgspec.Struct, frozen=True):
         for column in columns:
             yield column.startswith(self.text, autoescape=True) if self.by_prefix else column == self.text
 
-    def ends_key(self, key: sa.Column[str]) -> Iterator[sa.ColumnElement[bool]]:
-        """Yield the condition that the text is the hash at the end of a key."""
-        if not self.by_prefix and KEY_HASH.fullmatch(text := self.text.lower().lstrip("~")):
-            yield key_hash(key, len(text)) == text
+    def ends_key(self, key: sa.Column[str], length: int) -> Iterator[sa.ColumnElement[bool]]:
+        """Yield the condition that the text is the hash at the end of a key, or a key that is cut in its hash.
+
+        Args:
+            key: the column.
+            length: of the hash.
+        """
+        name, _, ending = self.text.rpartition("~")
+        if not self.by_prefix and not name and KEY_HASH.fullmatch(ending.lower()):
+            yield key_hash(key, length) == ending.lower()
+        elif self.by_prefix and name and ending:
+            ends = key_hash(key, length).startswith(ending, autoescape=True)
+            yield sa.and_(ends, key.startswith(self.text, autoescape=True))
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -275,7 +284,8 @@ class ItemTable:
         table: with the columns of every work queue.
         key: its primary key.
         name: column for people.
-        found_by: returns the conditions of a search; an index serves each.
+        found_by: returns the conditions of a search besides that of the key; an index serves each.
+        hash_length: of the hash at the end of a key.
     """
 
     kind: str
@@ -283,12 +293,14 @@ class ItemTable:
     key: sa.Column[str]
     name: sa.Column[str]
     found_by: Callable[[Search], Iterable[sa.ColumnElement[bool]]]
+    hash_length: int = 26
 
     def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
         """Yield what meets a search."""
-        conditions = [*self.found_by(search), *search.ends_key(self.key)]
-        if search.position and not search.by_prefix:
-            conditions.append(search.position.matches(self.table))
+        conditions = [*self.found_by(search), *search.ends_key(self.key, self.hash_length)]
+        if not search.by_prefix:
+            conditions.append(self.key == search.text)
+            conditions += [search.position.matches(self.table)] if search.position else []
         for condition in conditions:
             yield from self.where(connection, condition, limit)
 

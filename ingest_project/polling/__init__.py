@@ -55,7 +55,7 @@ QUEUE = QueueView(
 
 def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns = polling_jobs.c
-    yield from search.equals(columns.job_key, columns.job_id)
+    yield from search.equals(columns.job_id)
     if not search.by_prefix:
         yield from conditions_of_trace(polling_jobs, search.text)
 

@@ -19,7 +19,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, nearest, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
     NumberLayout,
@@ -182,15 +182,11 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
     try:
         return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        raise SettingsError(_described(path, error)) from None
+        models = (DatasetDeclaration, Column, Key, StoredIn, Measures, ReaderProfile, TimestampLayout, NumberLayout)
+        described = mistakes_in(path, "a dataset", error, *models, Quantity, within=["attributes"])
+        raise SettingsError(described) from None
     except SettingsError as error:
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: {error}") from None
-
-
-def _described(path: Path, error: ValidationError) -> str:
-    models = (DatasetDeclaration, Column, Key, StoredIn, Measures, ReaderProfile, TimestampLayout, NumberLayout)
-    line = min(line_of(path, ["attributes", *problem["loc"]]) for problem in error.errors())
-    return f"{path}, line {line}: this is not a dataset: {mistakes(error, *models, Quantity)}"
 
 
 def _require_free(

@@ -80,6 +80,7 @@ class RowsChunk:
             called `name [2]`.
         missing_columns: columns of the target that the file leaves out.
         reordered: True if the columns that are found by their own name have another order than the target's.
+        left_out: files of the archive that the profile does not choose.
     """
 
     rows: pl.DataFrame
@@ -88,6 +89,7 @@ class RowsChunk:
     unknown_columns: tuple[str, ...] = ()
     missing_columns: tuple[str, ...] = ()
     reordered: bool = False
+    left_out: tuple[str, ...] = ()
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
         """Return the records that start on these lines of `rows`, in any order; see `RawText`."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content, yaml_files
+from ingest_project.core.yaml_models import AsWritten, mistakes_in, yaml_content, yaml_files
 from ingest_project.readers.profile_parts import (
     CellRule,
     Footer,
@@ -29,8 +29,6 @@ from ingest_project.readers.profile_parts import (
 from ingest_project.readers.reader_profile import (
     DEFAULT_NULLS,
     SENSOR_READINGS,
-    Location,
-    ProfileError,
     ReaderProfile,
 )
 
@@ -174,9 +172,7 @@ def read_profile(path: Path) -> ReaderProfile:
     try:
         return ReaderProfile.model_validate(content)
     except ValidationError as error:
-        said = mistakes(error, ReaderProfile, *PROFILE_PARTS)
-        line = min(line_of(path, location) for location in _locations(error))
-        raise SettingsError(f"{path}, line {line}: this is not a reader profile: {said}") from None
+        raise SettingsError(mistakes_in(path, "a reader profile", error, ReaderProfile, *PROFILE_PARTS)) from None
 
 
 def _name_in(path: Path) -> str | None:
@@ -186,15 +182,6 @@ def _name_in(path: Path) -> str | None:
     except OSError:
         return None
     return match[1] if match else None
-
-
-def _locations(error: ValidationError) -> Iterator[Location]:
-    for problem in error.errors():
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, ProfileError):
-            yield from (location for location, _ in cause.problems)
-        else:
-            yield problem["loc"]
 
 
 def profile_problems(paths: Sequence[Path] = ()) -> list[BrokenProfile]:

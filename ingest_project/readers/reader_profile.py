@@ -71,6 +71,7 @@ class ReaderProfile(BaseModel):
         comment: beginning of lines that are left out, wherever they are.
         skip_rows: conditions on rows to leave out.
         footer: rows at the end to leave out.
+        members: of an archive, the pattern of the files to read, such as `produkt_*.txt`, in any case; all if empty.
         sheet: name or index of the sheet in a workbook; a pattern such as `*` reads all sheets that match.
         columns: column of the file to column of the dataset. Columns of a declared dataset that are not named here are
             found under their own names.
@@ -107,6 +108,7 @@ class ReaderProfile(BaseModel):
     comment: str | None = Field(None, min_length=1, max_length=10, pattern=r"^[^\s\"]")
     skip_rows: tuple[SkippedRows, ...] = ()
     footer: Footer = Footer()
+    members: str = Field("", max_length=200)
     sheet: int | str = 0
     columns: dict[str, str] = {}
     joined: dict[str, Annotated[tuple[str, ...], Field(min_length=2, max_length=10)]] = {}

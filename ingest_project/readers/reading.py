@@ -89,12 +89,12 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
     is_container = file_type in COMPRESSED_TYPES or "." in file_type or file_type == "zip"
     # A plug-in's format may be compressed by its own rules.
     unpack = is_container or (target != READINGS and file_type in SHIPPED_TYPES)
-    with closing(files_inside(path, file_type, name, limits)) as inside:
+    with closing(files_inside(path, file_type, name, limits, profile.members)) as inside:
         files = inside if unpack else [Contained(path, file_type, name)]
         for number, file in enumerate(files):
             for chunk in _read_file(file, profile, limits, target):
                 found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
-                yield _in_archive(chunk, file.member, number) if file.member else chunk
+                yield _in_archive(chunk, file, number) if file.member else chunk
     if not found:
         raise FileRejectedError("no_rows", "The file has a header and no rows.")
 
@@ -107,14 +107,15 @@ def _read_file(file: Contained, profile: ReaderProfile, limits: ReadLimits, targ
         raise in_member(error, file.member) from error
 
 
-def _in_archive(chunk: RowsChunk, member: str, number: int) -> RowsChunk:
+def _in_archive(chunk: RowsChunk, file: Contained, number: int) -> RowsChunk:
     first = number * MEMBER_LINES
     line = pl.col("line_number")
     malformed = chunk.malformed.with_columns(
-        line + first, pl.format("{}, line {}: {}", pl.lit(member), line, "raw_text").alias("raw_text")
+        line + first, pl.format("{}, line {}: {}", pl.lit(file.member), line, "raw_text").alias("raw_text")
     )
     rows = chunk.rows.with_columns(line + first)
-    return replace(chunk, rows=rows, malformed=malformed, text=_MemberText(chunk.text, member, first))
+    text = _MemberText(chunk.text, file.member, first)
+    return replace(chunk, rows=rows, malformed=malformed, text=text, left_out=file.left_out)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ DIRECTIVES = {
     "A": Directive("weekday", _any_case(WEEKDAYS)),
     "H": Directive("hour", "2[0-3]|[01]?[0-9]", "2[0-3]|[01][0-9]"),
     "I": Directive("half_day_hour", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
-    "p": Directive("half", _any_case(("am", "pm"))),
+    # strptime reads two letters; Davis's stations write one.
+    "p": Directive("half", "[AaPp][Mm]?"),
     "M": Directive("minute", "[0-5]?[0-9]", "[0-5][0-9]"),
     "S": Directive("second", "[0-5]?[0-9]", "[0-5][0-9]"),
     "f": Directive("fraction", "[0-9]{1,6}", "[0-9]{6}"),
@@ -314,7 +315,7 @@ def _number_of(part: str, numbers: dict[str, str]) -> pl.Expr:
 def _hour(has: frozenset[str]) -> pl.Expr:
     if "half_day_hour" not in has:
         return _two_digits("hour", has, "00")
-    afternoon = pl.when(pl.col("half").str.to_lowercase() == "pm").then(12).otherwise(0)
+    afternoon = pl.when(pl.col("half").str.to_lowercase().str.starts_with("p")).then(12).otherwise(0)
     return (pl.col("half_day_hour").cast(pl.Int64) % 12 + afternoon).cast(pl.String).str.zfill(2)
 
 

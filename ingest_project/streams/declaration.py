@@ -18,7 +18,7 @@ from ingest_project.contracts.columns import StreamColumn, columns_of, model_nam
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.decoders import DECODERS, TEXT
 
@@ -194,7 +194,9 @@ class StreamDeclaration(_Part):
         if self.dlq == self.topic:
             yield "dead_letter_topic: dead letters would be read again; name another topic"
         if self.decoder not in DECODERS:
-            yield f"there is no decoder {self.decoder!r}; there are {', '.join(DECODERS)}"
+            yield f"there is no decoder {self.decoder!r}; there are {', '.join(DECODERS)}" + nearest(
+                self.decoder, DECODERS
+            )
 
     def _column_problems(self) -> Iterator[str]:
         if not self.columns and not self.model:
@@ -229,7 +231,10 @@ class StreamDeclaration(_Part):
         if (sink.table or self.name) in OWN_TABLES:
             yield f"the table {sink.table or self.name!r} belongs to the system; name another one as sink.table"
         if sink.key_decoder not in DECODERS:
-            yield f"sink.key_decoder: there is no decoder {sink.key_decoder!r}; there are {', '.join(DECODERS)}"
+            yield (
+                f"sink.key_decoder: there is no decoder {sink.key_decoder!r}; there are {', '.join(DECODERS)}"
+                + nearest(sink.key_decoder, DECODERS)
+            )
         if sink.key_decoder == TEXT and len(sink.key) > 1 and sink.tombstones != "ignore":
             yield "sink.key_decoder: text is one column; name the decoder of the messages' keys, e.g. json"
 
@@ -287,11 +292,8 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     try:
         return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        # What is missing has no line of its own.
-        problems = [one for one in error.errors() if one["type"] != "missing"] or error.errors()
-        line = min(line_of(path, ["attributes", *problem["loc"]]) for problem in problems)
-        described = mistakes(error, StreamDeclaration, StreamColumn, DeltaTarget, SqlTarget)
-        raise SettingsError(f"{path}, line {line}: this is not a stream: {described}") from None
+        models = (StreamDeclaration, StreamColumn, DeltaTarget, SqlTarget)
+        raise SettingsError(mistakes_in(path, "a stream", error, *models, within=["attributes"])) from None
 
 
 def _require_distinct(one: StreamDeclaration, other: StreamDeclaration, path: Path, settings: Settings) -> None:

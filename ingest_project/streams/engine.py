@@ -95,11 +95,13 @@ class Batch(Generic[Rows]):
         found = {f"{PROCESSING.bucket}/{latency_bucket(processing)}": 1.0, PROCESSING.sum: processing}
         written = np.array(self.written_ms, np.int64)
         # Clocks of producers may be ahead of ours.
-        latencies = np.maximum(0, now.timestamp() - written[written > 0] / 1000)
-        buckets = np.bincount(np.searchsorted(LATENCY_BUCKETS, latencies))
-        for index in np.flatnonzero(buckets):
-            end = f"{LATENCY_BUCKETS[index]:g}" if index < len(LATENCY_BUCKETS) else BEYOND
-            found[f"{EVENT_TO_STORED.bucket}/{end}"] = float(buckets[index])
+        # Messages of a partition are nearly in the order of their times: sorting them is quick.
+        latencies = np.sort(np.maximum(0, now.timestamp() - written[written > 0] / 1000))
+        within = np.searchsorted(latencies, LATENCY_BUCKETS, side="right")
+        ends = (*(f"{end:g}" for end in LATENCY_BUCKETS), BEYOND)
+        for end, number in zip(ends, np.diff(within, prepend=0, append=len(latencies)), strict=True):
+            if number:
+                found[f"{EVENT_TO_STORED.bucket}/{end}"] = float(number)
         return found | {EVENT_TO_STORED.sum: float(latencies.sum())}
 
     @property

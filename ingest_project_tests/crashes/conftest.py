@@ -10,7 +10,7 @@ import pytest
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess
 
 # Every so many of them, the first included.
-TAKEN = 8
+TAKEN = 12
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

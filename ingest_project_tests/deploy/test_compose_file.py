@@ -28,7 +28,7 @@ SERVICES = services()
 OURS = ("migrate", "code-server", "daemon", "webserver", "monitor")
 ONE_SHOT = ("migrate",)
 TOP_LEVEL = {"name", "services", "volumes"}
-PINNED = re.compile(r"[a-z0-9_./-]+:\d+\.\d+[\w.-]*")
+PINNED = re.compile(r"[a-z0-9_./-]+:v?\d+\.\d+[\w.-]*")
 
 
 @pytest.fixture(params=sorted(SERVICES))

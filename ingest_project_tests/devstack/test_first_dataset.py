@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -10,12 +11,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ingest_project_tests.browser.programs import BrowserPrograms
-from ingest_project_tests.browser.window import Window, open_browser
+from ingest_project.devstack.dagster_processes import query_webserver
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
 from ingest_project_tests.test_documentation import ROOT, blocks
 
@@ -63,9 +63,7 @@ def running(command: str, folder: Path, variables: Mapping[str, str]) -> Iterato
             process.kill()
 
 
-def test_the_page_takes_a_file_to_its_rows_and_its_partition(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, programs: BrowserPrograms
-) -> None:
+def test_the_page_takes_a_file_to_its_rows_and_its_partition(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "first_dataset").symlink_to(ROOT / "examples" / "first_dataset")
     variables = {
@@ -91,21 +89,21 @@ def test_the_page_takes_a_file_to_its_rows_and_its_partition(
         said = {command: run(command, tmp_path, variables) for command in after}
         assert [text for command, text in said.items() if "psql" in command] == [shown_rows.strip()]
         page = next(text for command, text in said.items() if "files show" in command)
-        # In a short path: Chromium makes a socket below it.
-        require_partition(page, programs, tmp_path_factory.mktemp("browser"))
+        require_partition(page)
     assert wait_until_nothing_is_left(tmp_path / ".ingest") == {}
 
 
-def require_partition(page: str, programs: BrowserPrograms, folder: Path) -> None:
-    """The address that `ingest files show` prints leads to the file's partition."""
+def require_partition(page: str) -> None:
+    """The address that `ingest files show` prints leads to the file's partition, which the UI shows as materialized."""
     key = page.splitlines()[0].strip()
     address = urlsplit(next(line.split()[-1] for line in page.splitlines() if line.startswith("Dagster UI")))
-    with open_browser(programs, folder) as driver:
-        window = Window(driver, f"{address.scheme}://{address.netloc}", folder / "pictures", None)
-        window.open(f"{address.path}?{address.query}")
-        window.wait_for(r"garden_2026-01-15\.csv~")
-        window.wait_for(r"Materialized \(1\)")
-        assert key in address.query.replace("%7E", "~")
+    assert parse_qs(address.query)["partition"] == [key]
+    assert key.startswith("garden_2026-01-15.csv~")
+    path = address.path.removeprefix("/assets/").split("/")
+    query = f"""{{ assetNodeOrError(assetKey: {{path: {json.dumps(path)}}}) {{ ... on AssetNode {{
+        assetMaterializations(partitions: [{json.dumps(key)}]) {{ partition }} }} }} }}"""
+    node = query_webserver(address.port or 0, query)["assetNodeOrError"]
+    assert node["assetMaterializations"] == [{"partition": key}]
 
 
 def test_the_sample_on_the_page_is_the_file() -> None:

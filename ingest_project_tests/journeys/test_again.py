@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.file_ingest.actions import UPLOAD
 from ingest_project.file_ingest.tables import FileState
+from ingest_project.platform.actions import ActionRequest, perform
 from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed, readings
 
 SEMICOLONS = (
@@ -192,3 +194,32 @@ def test_of_selected_raw_files_one_that_is_gone_does_not_stop_the_others(system:
     assert not run.success, "a person sees that one of them is missing"
     assert system.times_materialized(RAW) == before + 2
     assert set(system.states().values()) == {"ingested"}, "what is stored of it stays"
+
+
+def test_a_corrected_upload_replaces_the_quarantined_file_and_survives_the_sources_own_version(system: System) -> None:
+    path = system.write("a.csv", "timestamp,device_id\n2026-01-15T10:30:00Z,d\n")
+    system.send_files(path)
+    system.drive()
+    bad = system.file("a.csv")
+    assert bad.state is FileState.QUARANTINED
+    fixed = system.folder.parent / "fixed.csv"
+    fixed.write_text(readings(4))
+    request = ActionRequest(
+        parameters={"key": bad.file_key, "file": str(fixed)}, reason="a column was missing", who="ada@host"
+    )
+    done = perform(system.services, UPLOAD, request)
+    key = done.created[bad.file_key]
+    # The bytes are in the landing store: neither the upload nor the source is needed any more.
+    fixed.unlink()
+    system.drive()
+    old, new = system.services.files.get_many([bad.file_key, key])
+    assert (old.state, old.replaced_by) == (FileState.REPLACED, key)
+    assert (new.state, new.rows_accepted, new.corrects) == (FileState.INGESTED, 4, bad.file_key)
+    assert system.services.warehouse.totals().rows == 4
+    # What the source still has is announced again: it is the old version, and known.
+    system.send_files(path)
+    system.drive()
+    assert system.services.warehouse.totals().rows == 4
+    system.services.files.reopen([key], datetime.now(UTC))
+    system.drive()
+    assert system.services.files.get_many([key])[0].rows_accepted == 4

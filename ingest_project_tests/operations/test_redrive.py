@@ -72,7 +72,7 @@ def redrive(
     dry: bool = False,
 ) -> Performed:
     request = ActionRequest(
-        parameters={"topic": topic, **(more or {})}, limit=limit, reason="fixed", who="test", dry_run=dry
+        parameters={"topic": topic} | dict(more or {}), limit=limit, reason="fixed", who="test", dry_run=dry
     )
     return perform(services, REDRIVE, request)
 
@@ -214,7 +214,9 @@ def test_letters_are_chosen_by_what_their_headers_say(services: SystemResources)
         ({"error_class": "Unreadable"}, 0),
         ({"since": hour_ago}, 3),
         ({"until": hour_ago}, 0),
-        ({"letters": f"{place}\nevents.raw.dlq/0/99"}, 1),
+        ({"key": f"{place}\nevents.raw.dlq/0/99"}, 1),
+        ({"key": "events.raw/2/1\nevents.raw/2/2"}, 2),
+        ({"key": place, "topic": ""}, 1),
         ({"partition": partition, "first_offset": offset, "last_offset": offset}, 1),
         ({"partition": "99"}, 0),
     ):
@@ -222,7 +224,12 @@ def test_letters_are_chosen_by_what_their_headers_say(services: SystemResources)
     limited = redrive(services, "events.raw", dry=True, limit=2)
     assert (len(limited.keys), limited.remaining) == (2, 1)
     assert on_topic(services, "events.raw") == [], "a dry run changes nothing"
-    for wrong in ({"partition": "x"}, {"first_offset": "1"}, {"letters": "a/b"}):
+    for wrong in (
+        {"partition": "x"},
+        {"first_offset": "1"},
+        {"key": "a/b"},
+        {"key": "events.raw.dlq/0/1\npolling-queue.dlq/0/1", "topic": ""},
+    ):
         with pytest.raises(ActionRefusedError):
             redrive(services, "events.raw", wrong)
     with pytest.raises(ActionRefusedError, match="ingest crm unidentified retry"):

@@ -136,6 +136,27 @@ def test_the_files_of_an_archive_are_read_one_after_the_other(tmp_path: Path) ->
     assert not (tmp_path.parent / "c.CSV").exists()
 
 
+def test_a_profile_chooses_the_files_of_an_archive_and_the_others_are_listed(tmp_path: Path) -> None:
+    content = zipped(
+        {"Metadaten/info.html": b"<p>", "produkt_1.txt": CSV, "sub/PRODUKT_2.TXT": CSV, "Metadaten.txt": b"x"}
+    )
+    path = tmp_path / "landed"
+    path.write_bytes(content)
+
+    def read(members: str) -> list[RowsChunk]:
+        profile = ReaderProfile.model_validate({"name": "own", "dataset": "own", "members": members})
+        return list(read_chunks(path, "zip", profile, ReadLimits(), "a.zip", TARGET))
+
+    chunks = read("produkt_*.txt")
+    assert [chunk.rows.height for chunk in chunks] == [2, 2]
+    assert chunks[0].left_out == ("Metadaten/info.html", "Metadaten.txt")
+    assert len(read("sub/*")) == 1
+    with pytest.raises(
+        FileRejectedError, match=r"No file of the archive matches '\*\.dat'; it has Metadaten/info\.html"
+    ):
+        read("*.dat")
+
+
 def test_an_archive_is_rejected_whole_with_the_name_of_the_file_that_is_bad(tmp_path: Path) -> None:
     inner = zipped({"deep.csv": b"x,y\n1,2\n"})
     for files, rule, name in (

@@ -40,7 +40,9 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         ({"colums": []}, "colums is unknown, did you mean columns?"),
         ({"columns": []}, "declare columns or a model, one of the two"),
         ({"columns": [*GOOD["columns"], {"name": "id", "type": "date"}]}, "the column id is declared twice"),
-        ({"columns": [{"name": "id", "type": "txt"}]}, "'txt' is no type"),
+        ({"columns": [{"name": "id", "type": "txt"}]}, "decimal places), did you mean text?"),
+        ({"columns": [{"name": "id", "type": "decimel(12,2)"}]}, "did you mean decimal?"),
+        ({"columns": [{"name": "id", "type": "float"}]}, "did you mean number?"),
         ({"measures": {"columns": ["amont"]}}, "there is no column amont, did you mean amount?"),
         ({"measures": {"columns": ["id"]}}, "id is text, not a number"),
         ({"measures": {"columns": ["amount"], "group_by": ["amount"]}}, "rows are grouped by"),
@@ -54,7 +56,7 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         ({"reader": "nothing"}, "there is no usable one of that name"),
         ({"model": "no.such:Class", "columns": []}, "cannot be imported"),
         ({"name": "file"}, "is a name of the system's own"),
-        ({"drift": "resuce"}, "drift"),
+        ({"drift": "resuce"}, "drift: Input should be 'rescue', 'evolve' or 'freeze', did you mean rescue?"),
     ],
 )
 def test_a_broken_declaration_says_what_is_wrong_and_others_stay_usable(
@@ -65,6 +67,19 @@ def test_a_broken_declaration_says_what_is_wrong_and_others_stay_usable(
     (broken,) = found.broken
     assert reason in broken.problem
     assert "bad/defs.yaml, line " in broken.problem
+
+
+def test_each_of_several_mistakes_has_a_line_of_its_own(tmp_path: Path) -> None:
+    columns = [{"name": "id", "type": "txt"}, {"name": "at", "type": "timestmap"}]
+    (broken,) = loaded(tmp_path, bad={**GOOD, "columns": columns, "drift": "evolv"}).broken
+    first, *others = broken.problem.splitlines()
+    assert first.endswith("this is not a dataset:")
+    lines = (tmp_path / "ingest_project_defs" / "bad" / "defs.yaml").read_text("utf-8").splitlines()
+    for said, written, remedy in zip(
+        others, ("txt", "timestmap", "evolv"), ("text", "timestamp", "evolve"), strict=True
+    ):
+        assert said.endswith(f"did you mean {remedy}?")
+        assert written in lines[int(said.split()[1].rstrip(":")) - 1]
 
 
 def test_files_of_a_broken_dataset_become_no_sensor_readings(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ def test_the_hour_and_the_half_second_are_kept() -> None:
         datetime(2026, 1, 15, 0, 5, tzinfo=UTC),
         datetime(2026, 1, 15, 14, 5, tzinfo=UTC),
     ]
+    # As Davis's stations write it.
+    assert moments(["1/15/26 9:00a", "1/15/26 12:30a", "1/15/26 9:00p"], "%m/%d/%y %I:%M%p") == [
+        datetime(2026, 1, 15, 9, 0, tzinfo=UTC),
+        datetime(2026, 1, 15, 0, 30, tzinfo=UTC),
+        datetime(2026, 1, 15, 21, 0, tzinfo=UTC),
+    ]
     assert moments(["2026-01-15 10:00:00.5"], "%Y-%m-%d %H:%M:%S.%f") == [
         datetime(2026, 1, 15, 10, 0, 0, 500_000, tzinfo=UTC)
     ]

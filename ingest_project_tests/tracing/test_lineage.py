@@ -15,6 +15,7 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.api import execute_run
 
+from ingest_project.core.settings import Settings
 from ingest_project.operations import SystemResources
 from ingest_project.platform.dagster import lineage
 from ingest_project.platform.dagster.executor import run_executor
@@ -250,7 +251,7 @@ def test_a_run_that_is_stopped_is_aborted(instance: DagsterInstance, backend: Ba
     def stopped() -> None:
         raise DagsterExecutionInterruptedError
 
-    @dg.job(executor_def=run_executor(lambda: lineage.catalog_of([], {}, SystemResources)))
+    @dg.job(executor_def=run_executor(lambda: lineage.catalog_of([], {}, lambda: SystemResources(Settings()))))
     def any_job() -> None:
         stopped()
 

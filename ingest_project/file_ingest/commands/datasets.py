@@ -1,16 +1,18 @@
-"""`ingest dataset`: list, check and try declared datasets, and propose one for a file.
+"""`ingest dataset`: list, check and try declared datasets, and propose one for a file; and `ingest baselines`.
 
-All of them work with nothing running: they read files and settings, and store nothing.
+Those of datasets work with nothing running: they read files and settings, and store nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from ingest_project.core.console import AsJson, add_row, complain, counted, print_json, show, table
+from ingest_project.core.console import AsJson, add_row, ago, complain, counted, print_json, say, show, table
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import load_settings
 from ingest_project.file_ingest.commands.profiles import (
@@ -33,6 +35,11 @@ dataset_app.command("try")(try_profile)
 def register_dataset(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(dataset_app, name="dataset")
+
+
+def register_baselines(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("baselines")(show_baselines)
 
 
 @dataset_app.command("guess")
@@ -89,3 +96,40 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
         except SettingsError as error:
             problems.append(str(error))
     report_check(problems, counted(len(files) - len(problems), "dataset"), as_json=as_json)
+
+
+def show_baselines(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Only sources with this text in their name.")] = "",
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="Most sources to show.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Show for each source of files its last file, next to what was usual in recent weeks."""
+    from ingest_project.file_ingest.baselines import number, report_sources, usual_range  # noqa: PLC0415
+    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
+
+    settings = load_settings().settings
+    now = datetime.now(UTC)
+    reports = report_sources(FileIngestResources(settings).engine, settings, now, search=source, limit=limit)
+    if as_json:
+        print_json({"sources": [one.as_record() for one in reports]})
+        return
+    if not reports:
+        say(
+            "No source is known: no file was ingested in recent weeks."
+            if not source
+            else f"No source has {source!r} in its name."
+        )
+        return
+    made = table(
+        "Source", "Dataset", "Last file", "Ago", "Measure", "Value", "Usual", "Files", "", numbers={"Value", "Files"}
+    )
+    for one in reports:
+        shown: tuple[object, ...] = (one.source, one.dataset, one.file, ago(one.at))
+        for judged in one.verdict.judgements:
+            usual = usual_range(judged.usual) if judged.usual else "no baseline yet"
+            files = judged.usual.files if judged.usual else one.verdict.files
+            mark = "not usual" if judged.outside else ""
+            add_row(made, *shown, judged.label, number(judged.value), usual, files, mark)
+            shown = ("", "", "", "")
+    show(made)

@@ -19,7 +19,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals
 from ingest_project.operations.alerts.channels import require_usable
 from ingest_project.operations.alerts.watch import AlertWatch, Watcher
-from ingest_project.operations.dashboard import dead_letters, items
+from ingest_project.operations.dashboard import actions, dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
@@ -45,7 +45,7 @@ STATIC = {
     "mark.svg": "image/svg+xml",
 }
 # Each page module brings its own routes.
-PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes, dead_letters.routes)
+PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes, dead_letters.routes, actions.routes)
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
@@ -70,7 +70,13 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         *pages,
     ]
     app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
-    return Guarded(app, gate, local_only=local_only, actions_per_minute=settings.monitor.actions_per_minute)
+    return Guarded(
+        app,
+        gate,
+        local_only=local_only,
+        actions_per_minute=settings.monitor.actions_per_minute,
+        uploads=actions.uploads(settings.file_ingest.max_file_bytes),
+    )
 
 
 def serve(settings: Settings, host: str, port: int, started: Callable[[str], None], *, insecure: bool = False) -> None:

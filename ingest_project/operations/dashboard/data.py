@@ -13,7 +13,10 @@ import msgspec
 
 from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES, DOWNLOADS
 from ingest_project.core.logging import printable_json
+from ingest_project.file_ingest.baselines import ROWS as ROWS_OF_FILE
+from ingest_project.file_ingest.baselines import Judgement, SourceReport, number, usual_range
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
+from ingest_project.file_ingest.tables import asset_of
 from ingest_project.operations import MinuteValue, RunningTotals
 from ingest_project.operations.dashboard.rendering import item_path
 from ingest_project.operations.monitor import readiness
@@ -26,6 +29,7 @@ from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
 
 MAX_SHOWN_REASON = 300
+SHOWN_SOURCES, MAX_SHOWN_MEASURES = 12, 6
 SHOWN = (
     FILES,
     ROWS,
@@ -172,6 +176,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
     """
     settings, site = snapshot.settings, snapshot.settings.dagster.webserver_url.rstrip("/")
     warehouse = snapshot.warehouse.value
+    works = warehouse.work.values() if warehouse else ()
     content = msgspec.json.encode(
         {
             "at": snapshot.at,
@@ -185,14 +190,54 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "retry_tiers": _retry_tiers(warehouse, settings.attachments.retry_delays_seconds, snapshot.at),
             "unidentified": warehouse.gauges[UNIDENTIFIED][()] if warehouse else None,
             "incidents": snapshot.alerts.present.incidents if snapshot.alerts.present else None,
-            "problems": [one for work in warehouse.work.values() for one in work.problems] if warehouse else [],
+            "problems": [*map(str, snapshot.paused), *(one for work in works for one in work.problems)],
+            "paused": snapshot.paused,
             "failures": [_failure(failure, site) for failure in warehouse.failures] if warehouse else None,
             "runs": _runs(snapshot.dagster.present, site),
             "history": history,
             "tables": snapshot.tables.present,
+            "sources": _sources(snapshot.sources.present, site),
         }
     )
     return printable_json(content.decode()).encode()
+
+
+def _sources(sources: Sequence[SourceReport] | None, site: str) -> dict[str, object] | None:
+    """Return the first sources: those whose last file is not usual come first."""
+    if sources is None:
+        return None
+    return {
+        "known": len(sources),
+        "outside": sum(one.outside for one in sources),
+        "first": [
+            {
+                "dataset": one.dataset,
+                "source": one.source,
+                "file": one.file,
+                "url": f"{site}/assets/{asset_of(one.dataset)}?view=partitions&partition={quote(one.file)}",
+                "at": one.at,
+                "outside": one.outside,
+                "verdict": str(one.verdict),
+                "judgements": _shown_first(one.verdict.judgements),
+                "rows": one.rows,
+            }
+            for one in sources[:SHOWN_SOURCES]
+        ],
+    }
+
+
+def _shown_first(judgements: Sequence[Judgement]) -> list[Mapping[str, object]]:
+    """Return rows, and the measures that are not usual."""
+    shown = [one for one in judgements if one.outside or one.measure == ROWS_OF_FILE]
+    return [
+        {
+            "measure": one.label,
+            "value": number(one.value),
+            "usual": usual_range(one.usual) if one.usual else None,
+            "outside": one.outside,
+        }
+        for one in shown[:MAX_SHOWN_MEASURES]
+    ]
 
 
 def _topics(broker: BrokerState | None) -> dict[str, object] | None:

@@ -21,6 +21,10 @@ it does not.
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
 - `webserver.py`: that `dagster_webserver.cli` creates its application by `create_app_from_workspace_process_context`
   (test_webserver, test_stack_dagster). Without it: `dagster-webserver`, behind a proxy with the same rules.
+- `control.py`: backfills and sensors as the UI starts and stops them: `PartitionBackfill`, `AssetGraphSubset`,
+  `InstigatorState` and the origin of a remote sensor (test_control). Without it: by hand, in the UI.
+- `executor.py`: `InProcessExecutor` and the context of a plan, where traces or lineage are exported (test_lineage,
+  test_traces). Without it: Dagster's own executor, and neither of them.
 - `instance.py`, the launcher: `DefaultRunLauncher._get_grpc_client_for_termination`; `get_current_runs` of
   `DagsterGrpcClient` (test_internals). Without it: `DefaultRunLauncher`, which cannot tell whether a process is gone.
 """

@@ -31,6 +31,7 @@ from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
+from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.object_store.store import location_of
 from ingest_project.platform.runtime import Runtime
@@ -261,15 +262,17 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
         "default_status": dg.DefaultSensorStatus.RUNNING,
     }
 
-    def report(run: dg.DagsterRun, reason: str | None, *, aborted: bool) -> None:
+    def report(context: dg.RunStatusSensorContext, *, aborted: bool) -> None:
+        run = context.dagster_run
         if REPORTED_TAG not in run.tags:
-            RunReporter(run).lost(reason or "", aborted=aborted)
+            reason = failure_of_run(context.instance, run.run_id) or context.dagster_event.message or ""
+            RunReporter(run).lost(reason, aborted=aborted)
 
     @dg.run_failure_sensor(
         name="lineage_of_lost_runs", description="Reports runs to OpenLineage that failed without doing it.", **options
     )
     def failed(context: dg.RunFailureSensorContext) -> None:
-        report(context.dagster_run, context.failure_event.message, aborted=False)
+        report(context, aborted=False)
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.CANCELED,
@@ -278,7 +281,7 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
         **options,
     )
     def canceled(context: dg.RunStatusSensorContext) -> None:
-        report(context.dagster_run, context.dagster_event.message, aborted=True)
+        report(context, aborted=True)
 
     return [failed, canceled]
 

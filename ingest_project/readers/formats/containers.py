@@ -19,7 +19,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from io import SEEK_SET, FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -39,6 +40,8 @@ DIRECTORY_ENTRY_BYTES = 1024
 # The dictionary of xz's highest level has 64 MiB.
 XZ_MEMORY_BYTES = 128 * 1024**2
 NAME_SHOWN = 200
+NAMES_SHOWN = 10
+MAX_LEFT_OUT = 50
 STARTS = (
     (re.compile(rb"\x1f\x8b\x08"), "gzip"),
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)"), "bzip2"),
@@ -64,15 +67,19 @@ class Contained(NamedTuple):
         file_type: without compression; empty if neither name nor content says it.
         file_name: its own, without folders and without the ending of a compression.
         member: its name inside the archive, for people; empty for the file itself.
+        left_out: names of the archive's files that were not chosen, up to MAX_LEFT_OUT of them.
     """
 
     path: Path
     file_type: str
     file_name: str
     member: str = ""
+    left_out: tuple[str, ...] = ()
 
 
-def files_inside(path: Path, file_type: str, file_name: str, limits: ReadLimits) -> Generator[Contained, None, None]:
+def files_inside(
+    path: Path, file_type: str, file_name: str, limits: ReadLimits, members: str = ""
+) -> Generator[Contained, None, None]:
     """Yield the files inside a container, or the file itself if it is none.
 
     Args:
@@ -80,10 +87,11 @@ def files_inside(path: Path, file_type: str, file_name: str, limits: ReadLimits)
         file_type: as `file_type_of` returns it; the compression that it names need not be the one of the content.
         file_name: its own name.
         limits: of what it may expand to.
+        members: pattern of the names of the archive's files to read, in any case; all of them if empty.
 
     Raises:
         FileRejectedError: `unreadable_container`: damaged, cut short, encrypted, or with a file that is not read;
-            `empty_file`: an archive without files.
+            `empty_file`: an archive without files, or without one that the pattern matches.
         LimitExceededError: it expands beyond a limit.
     """
     file = _named(path, file_type, file_name)
@@ -91,7 +99,7 @@ def files_inside(path: Path, file_type: str, file_name: str, limits: ReadLimits)
         yield _plain(file)
         return
     with tempfile.TemporaryDirectory(prefix="expanded-") as folder:
-        yield from _Expansion(Path(folder), limits).files(file, 0)
+        yield from _Expansion(Path(folder), limits, members).files(file, 0)
 
 
 @dataclass
@@ -100,8 +108,10 @@ class _Expansion:
 
     folder: Path
     limits: ReadLimits
+    pattern: str = ""
     expanded_bytes: int = 0
     members: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def files(self, file: Contained, depth: int) -> Iterator[Contained]:
         container = _container(_start(file.path))
@@ -140,7 +150,7 @@ class _Expansion:
                     pieces = iter(lambda content=content: content.read(PIECE_BYTES), b"")  # type: ignore[misc]
                     target = self._expanded(pieces, member.compress_size)
                 own = member.filename.rpartition("/")[2]
-                yield _named(target, file_type_of(own), own)._replace(member=name)
+                yield _named(target, file_type_of(own), own)._replace(member=name, left_out=tuple(self.left_out))
 
     def _checked(self, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         """Return the files of an archive, if all of them may be read; folders and hidden files are left out."""
@@ -155,10 +165,22 @@ class _Expansion:
         repeated = [name for name, times in Counter(member.filename for member in members).items() if times > 1]
         if repeated:
             raise _unreadable(f"The archive has more than one file called {_shown(repeated[0])}.")
-        for member in members:
+        chosen = [member for member in members if self._is_chosen(member.filename)]
+        if not chosen:
+            names = ", ".join(_shown(member.filename) for member in members[:NAMES_SHOWN])
+            raise FileRejectedError("empty_file", f"No file of the archive matches {self.pattern!r}; it has {names}.")
+        for member in chosen:
             if problem := _problem(member):
                 raise _unreadable(f"The file {_shown(member.filename)} in the archive {problem}.")
-        return members
+        others = [_shown(member.filename) for member in members if not self._is_chosen(member.filename)]
+        self.left_out = [*self.left_out, *others][:MAX_LEFT_OUT]
+        return chosen
+
+    def _is_chosen(self, name: str) -> bool:
+        """Return True for a name that matches; a pattern without a slash is that of a file in any folder."""
+        compared = name if "/" in self.pattern else name.rpartition("/")[2]
+        # An archive within the archive is opened to see what is in it.
+        return not self.pattern or fnmatchcase(compared.lower(), self.pattern.lower()) or name.lower().endswith(".zip")
 
     def _expanded(self, pieces: Iterable[bytes], compressed_bytes: int) -> Path:
         """Write what a container holds into a file, within the limits."""

@@ -37,13 +37,13 @@ DATES = (
 )
 CLOCK = re.compile(
     r"(?P<gap>[T ,_:-]*)(?P<hour>[0-9]{1,2})(?:(?P<c>[:.h])(?P<minute>[0-9]{2})"
-    r"(?:(?P=c)(?P<second>[0-9]{2})(?:(?P<point>[.,])[0-9]+)?)?)?(?P<half> ?[AaPp][Mm])?"
+    r"(?:(?P=c)(?P<second>[0-9]{2})(?:(?P<point>[.,])[0-9]+)?)?)?(?P<half> ?[AaPp][Mm]?)?"
     r"(?P<zone> ?(?:Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2}))?"
 )
 COMPACT = {10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 COMPACT_CLOCK = re.compile(r"(?P<gap>[T _-]?)(?P<digits>[0-9]{6}|[0-9]{4})(?P<zone>Z?)")
 OFFSET = r"(?:Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})$"
-TIME_OF_DAY = r"^(?:2[0-3]|[01]?[0-9])[:.][0-5][0-9](?:[:.][0-5][0-9](?:[.,][0-9]+)?)?(?: ?[AaPp][Mm])?$"
+TIME_OF_DAY = r"^(?:2[0-3]|[01]?[0-9])[:.][0-5][0-9](?:[:.][0-5][0-9](?:[.,][0-9]+)?)?(?: ?[AaPp][Mm]?)?$"
 FIRST_UNIX = datetime(1990, 1, 1, tzinfo=UTC)
 
 
@@ -160,7 +160,7 @@ def _clock_format(text: str) -> str | None:
     found += f"{match['c']}%M" if match["minute"] else ""
     found += f"{match['c']}%S" if match["second"] else ""
     found += f"{match['point']}%f" if match["point"] else ""
-    found += re.sub("[AaPp][Mm]", "%p", match["half"] or "")
+    found += re.sub("[AaPp][Mm]?", "%p", match["half"] or "")
     return found + re.sub(r"[+-].*|Z", "%z", match["zone"] or "")
 
 

@@ -92,7 +92,7 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
 def rows_with(
     store: DeltaStore, columns: Sequence[str], value: str, limit: int, shown: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return the rows that have a value in one of some columns of text, in the order in which Kafka got the messages.
+    """Return the rows that have a value in the first of some columns that has it, in the order of their messages.
 
     The columns need Bloom filters, by which files without the value are left out; without them all are read.
 
@@ -117,6 +117,8 @@ def rows_with(
         query = f'SELECT {named} FROM events WHERE "{column}" = {_text(value)} LIMIT {limit}'
         for batch in query_version(store, table, query):
             found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
+        if found:
+            break
     return sorted(found.values(), key=lambda row: (row["kafka_timestamp"] or EARLIEST, row["kafka_offset"]))
 
 

@@ -147,3 +147,24 @@ def test_sqlite_stores_the_same(
     ]
     assert system.check("contract_holds", record.file_key).passed
     system.close()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1_000_000, 400])
+def test_an_empty_column_of_a_declared_dataset_is_not_usual(
+    weather: DatasetSystem, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    rows = [f"ABC,2026-01-15T{hour:02d}:00:00Z,{hour},0.20,true,,2026-01-15\n" for hour in range(20)]
+    for number in range(10):
+        content = HEADER + "".join(rows).replace(",0.20,", f",{number}.25,")
+        weather.send_files(weather_file(weather, f"day_{number}.csv", content))
+    weather.run_due()
+    weather.send_files(weather_file(weather, "odd.csv", HEADER + "".join(rows).replace(",0.20,", ",,")))
+    weather.run_due()
+    odd = weather.check("within_baseline", weather.file("odd.csv").file_key)
+    assert (odd.passed, odd.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "share of nulls in rain 1: usual are at most 0.02 (median 0) of 10 files" in (odd.description or "")
+    assert weather.check("within_baseline", weather.file("day_3.csv").file_key).passed
+    stored = weather.rows("SELECT null_counts, source FROM file_statistics ORDER BY arrived_at DESC LIMIT 1")
+    assert stored[0][0] == {"rain": 20, "note": 20}
+    assert stored[0][1].endswith("/weather")

@@ -41,7 +41,11 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
         (
             "topic:",
             "topics:",
-            "line 3: this is not a stream: topic: Field required; topics is unknown, did you mean topic?",
+            (
+                "line 3: this is not a stream:\n"
+                "  line 2: topic: Field required\n"
+                "  line 3: topics is unknown, did you mean topic?"
+            ),
         ),
         ("type: text", "type: txt", "'txt' is no type"),
         ("name: id", "name: kafka_id", "a column of the engine's own"),
@@ -49,6 +53,8 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
         ("name: id", "name: at", "the column at is declared twice"),
         ("event_time: at", "event_time: id", "event_time: id must be a column of type timestamp"),
         ("topic: orders", "topic: orders\ndecoder: yaml", "there is no decoder 'yaml'"),
+        ("topic: orders", "topic: orders\ndecoder: jsn", "did you mean json?"),
+        ("topic: orders", "topic: orders\ndrift: evolv", "did you mean evolve?"),
         ("topic: orders", "topic: orders\ndead_letter_topic: orders", "dead letters would be read again"),
         ("topic: orders", "topic: orders\nsink: {key: [idd]}", "sink.key: there is no column idd"),
         ("required: true}\n  - {name: at", "}\n  - {name: at", None),

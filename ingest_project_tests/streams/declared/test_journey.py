@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 from google.protobuf import descriptor_pb2, timestamp_pb2
 
+from ingest_project.operations.redrive import REDRIVE
+from ingest_project.platform.actions import ActionRequest, perform
 from ingest_project.platform.capability import EVENT_TO_STORED
 from ingest_project.platform.dagster.catalog import SqlTable
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -41,6 +43,18 @@ RECORD = {"order_id": "o1", "amount": Decimal("1.50"), "placed_at": PLACED}
 
 def checks(system: DeclaredSystem, *names: str) -> list[bool]:
     return [system.check(name).passed for name in names or CHECKS]
+
+
+def test_a_redriven_message_that_fails_again_is_a_dead_letter_with_its_count(declared: Declare) -> None:
+    system = declared({**DELTA, "max_rejected_share": 1.0})
+    system.put(b"no order", order())
+    system.drive()
+    request = ActionRequest(parameters={"topic": system.topic}, reason="fixed", who="test")
+    assert len(perform(system.services, REDRIVE, request).done) == 1
+    system.drive()
+    first, again = system.dead_letters
+    assert [one.header("redrive.count") for one in (first, again)] == [None, b"1"]
+    assert (again.value, again.key, again.header("dlq.original-topic")) == (b"no order", b"one", system.topic.encode())
 
 
 def test_avro_becomes_rows_of_a_delta_table_and_what_is_no_order_a_dead_letter(

@@ -30,6 +30,15 @@ function roundUp(value) {
   return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value);
 }
 
+/** A small line of values, from the oldest to the newest, from 0 up. */
+export function sparkline(values, label) {
+  if (values.length < 2) return null;
+  const width = 120, height = 24, top = Math.max(...values, 1);
+  const points = values.map((value, i) => `${(i * width) / (values.length - 1)},${height - 1 - (value / top) * (height - 2)}`);
+  return shape("svg", { class: "sparkline", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${label}: ${values.join(", ")}` },
+    shape("polyline", { points: points.join(" ") }));
+}
+
 function moment(seconds, stepMinutes) {
   const when = new Date(seconds * 1000);
   const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });

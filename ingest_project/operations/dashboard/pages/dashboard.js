@@ -1,6 +1,6 @@
 // Fetch the data at intervals, and redraw each part of the page when its data has changed.
 
-import { bars, columns, count, element, table } from "./charts.js";
+import { bars, columns, count, element, sparkline, table } from "./charts.js";
 
 const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
@@ -57,6 +57,7 @@ function show(seen) {
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
+    sources: [[seen.sources, minuteOf(seen)], () => sources(seen.sources, seen.at)],
     incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen.incidents, seen.at)],
     problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
@@ -160,7 +161,7 @@ function latency(history) {
   const pipelines = Object.entries(history.latency).sort(([, one], [, other]) => other.count - one.count);
   if (!pipelines.length) return empty("Nothing was stored in this window.");
   return pipelines.flatMap(([name, { count: of, percentiles }]) => [
-    element("h3", {}, `${count(of)} ${name}`),
+    element("h3", {}, `${count(of)} ${name.replaceAll("_", " ")}`),
     element("dl", { class: "percentiles" }, ["half within", "95 % within", "99 % within"].map((label, i) =>
       element("div", {}, element("dt", {}, label), element("dd", {}, percentiles[i] === null ? "over a day" : length(percentiles[i]))))),
   ]);
@@ -233,6 +234,27 @@ function streams(seen) {
   return [
     messages.length ? table(["In the window", "Messages"], messages, "Messages by outcome") : null,
     tables.length ? table(["Delta table", "rows", "commits", "size"], tables, "Delta tables") : null,
+  ];
+}
+
+function sources(seen, now) {
+  if (!seen) return away("The warehouse");
+  if (!seen.known) return empty("No file of recent weeks is known yet.");
+  const measure = (one) => element("li", one.outside ? { class: "unusual" } : {},
+    `${one.measure} ${one.value}`, element("small", {}, one.usual ? ` usual: ${one.usual}` : " no baseline yet"));
+  const mark = (one) => one.outside ? ["quarantined", "not usual"] : one.judgements.some((judged) => judged.usual) ? ["started", "as usual"] : ["", "no baseline yet"];
+  const row = (one) => element("tr", {},
+    element("td", { class: "name" }, element("a", { href: one.url, title: one.file }, one.source), element("small", {}, ` ${one.dataset}`)),
+    element("td", {}, element("span", { class: `state ${mark(one)[0]}`, title: one.verdict }, mark(one)[1])),
+    element("td", { class: "reason" }, element("ul", { class: "measures" }, one.judgements.map(measure))),
+    element("td", {}, sparkline(one.rows, `Rows of the last ${one.rows.length} files`)),
+    element("td", { class: "number" }, since(one.at, now)));
+  return [
+    element("table", { class: "failures" },
+      element("caption", { class: "hidden-text" }, "Last file of each source next to what is usual"),
+      element("thead", {}, element("tr", {}, ["Source", "Last file", "Measured", "Rows lately", "Ago"].map((head, i) => element("th", i === 4 ? { scope: "col", class: "number" } : { scope: "col" }, head)))),
+      element("tbody", {}, seen.first.map(row))),
+    element("p", { class: "quiet-list" }, `${count(seen.outside)} of ${count(seen.known)} sources are not usual.${seen.known > seen.first.length ? " The others: ingest baselines." : ""}`),
   ];
 }
 

@@ -145,7 +145,7 @@ LOOKUPS_BY_ID = (
     ("attachments", "stored_path"),
 )
 # Names of which a person may know the beginning.
-LOOKUPS_BY_NAME = (("files", "file_name"), ("polling_jobs", "job_id"))
+LOOKUPS_BY_NAME = (("files", "file_name"), ("polling_jobs", "job_id"), ("attachments", "attachment_key"))
 LOOKUPS_BY_OFFSET = (
     "files",
     "polling_jobs",

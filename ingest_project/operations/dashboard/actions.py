@@ -1,0 +1,313 @@
+"""Pages of operators' actions: the list, a form with a preview, and the records of what was done.
+
+A form is sent twice: for the preview, which changes nothing, and with a reason to act. The id of the action is in the
+second form: a double click, or a page that is sent again, leads to the record of the first time.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from ingest_project.core.errors import IngestError
+from ingest_project.core.local_files import make_private_folder
+from ingest_project.core.logging import to_json
+from ingest_project.operations import SystemResources
+from ingest_project.operations.actions import ACTIONS, action_named, actions_by_capability
+from ingest_project.operations.dashboard.rendering import render, root_of
+from ingest_project.platform.actions import (
+    DEFAULT_LIMIT,
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    AlreadyPerformedError,
+    ItemOutcome,
+    Performed,
+    action_record,
+    action_records,
+    checked,
+    items_of_action,
+    perform,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from ingest_project.operations.dashboard.console import Console
+
+RECORDS_A_PAGE = 50
+MAX_PAGE = 10_000
+SHOWN_EXAMPLES = 20
+SHOWN_ITEMS = 500
+# A preview that nobody confirms leaves its upload.
+UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
+# What a form has besides the file.
+FORM_BYTES = 1024**2
+MAX_FILE_NAME_BYTES = 200
+MAX_FORM_FIELDS = 100
+_ACTION_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def routes(console: Console) -> list[Route]:
+    """Return the routes of actions and of their records."""
+    pages = ActionPages(console)
+    return [
+        Route("/actions", pages.listing),
+        Route("/actions/{name}", pages.form, methods=["GET"]),
+        Route("/actions/{name}", pages.send, methods=["POST"]),
+        Route("/audit", pages.audit),
+        Route("/audit/{action_id}", pages.record),
+    ]
+
+
+def uploads(max_file_bytes: int) -> dict[str, int]:
+    """Return the paths to which forms with a file are sent, and the most bytes that each takes."""
+    taking = (action for action in ACTIONS.values() if any(one.kind == "file" for one in action.parameters))
+    return {f"/actions/{action.name}": max_file_bytes + FORM_BYTES for action in taking}
+
+
+class ActionPages:
+    """One method for each route."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._uploads = Uploads(console.settings.state_dir / "uploads")
+
+    async def listing(self, request: Request) -> Response:
+        """List every action by capability."""
+        return render(request, "actions.html", grouped=actions_by_capability())
+
+    async def form(self, request: Request) -> Response:
+        """Return the form of an action, filled with the values of the query."""
+        action = _action(request)
+        known = {parameter.name for parameter in action.parameters}
+        values = {name: value for name, value in request.query_params.items() if name in known}
+        return _form(request, action, values)
+
+    async def send(self, request: Request) -> Response:
+        """Show what would be done, or do it and lead to the record."""
+        action = _action(request)
+        async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
+            is_final = form.get("step") == "perform"
+            try:
+                wanted = await self._request_of(request, action, form, is_final=is_final)
+                done = await run_in_threadpool(perform, self._console.services, action, wanted)
+            except AlreadyPerformedError as known:
+                return _to_record(request, known.action_id)
+            except ActionRefusedError as refusal:
+                return _refused(request, action, _texts(form), str(refusal), 400)
+            except IngestError as error:
+                return _refused(request, action, _texts(form), str(error), 503)
+        if is_final:
+            await run_in_threadpool(self._uploads.remove, wanted.action_id)
+        if _wants_json(request):
+            return Response(to_json(done), media_type="application/json")
+        if is_final:
+            return _to_record(request, done.action_id)
+        return _preview(request, action, checked(action, wanted), done)
+
+    async def audit(self, request: Request) -> Response:
+        """List the records of actions, the newest first, a page at a time."""
+        query = request.query_params
+        page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 6 else 0  # noqa: PLR2004
+        page = min(page, MAX_PAGE)
+        chosen = {"action": query.get("action", "")[:100], "who": query.get("who", "")[:200]}
+        found = await run_in_threadpool(
+            lambda: action_records(
+                self._console.services.engine,
+                **chosen,
+                limit=RECORDS_A_PAGE + 1,
+                offset=page * RECORDS_A_PAGE,
+            )
+        )
+        given = {name: value for name, value in chosen.items() if value}
+        return render(
+            request,
+            "audit.html",
+            records=found[:RECORDS_A_PAGE],
+            actions=sorted(ACTIONS),
+            chosen=chosen,
+            newer=urlencode({**given, "page": page - 1}) if page else None,
+            older=urlencode({**given, "page": page + 1}) if len(found) > RECORDS_A_PAGE else None,
+        )
+
+    async def record(self, request: Request) -> Response:
+        """Show one record, and what the action did to each item."""
+        action_id = request.path_params["action_id"]
+        record, items = await run_in_threadpool(self._record, action_id)
+        if record is None:
+            raise HTTPException(404, "There is no such record.")
+        action = ACTIONS.get(record.action)
+        left_out = max(0, record.selected - len(items))
+        return render(request, "record.html", record=record, items=items, action=action, left_out=left_out)
+
+    def _record(self, action_id: str) -> tuple[ActionRecord | None, tuple[ItemOutcome, ...]]:
+        engine = self._console.services.engine
+        return action_record(engine, action_id), items_of_action(engine, action_id, SHOWN_ITEMS)
+
+    async def _request_of(
+        self, request: Request, action: Action[SystemResources], form: FormData, *, is_final: bool
+    ) -> ActionRequest:
+        """Return the request that a form makes.
+
+        Raises:
+            ActionRefusedError: a field is wrong.
+        """
+        texts = _texts(form)
+        action_id = texts.get("action_id", "") if is_final else uuid.uuid4().hex
+        if not _ACTION_ID.fullmatch(action_id):
+            raise ActionRefusedError("The form is incomplete: begin again with the preview.")
+        values = {one.name: texts[one.name] for one in action.parameters if one.kind != "file" and one.name in texts}
+        for parameter in action.parameters:
+            if parameter.kind != "file":
+                continue
+            given = form.get(parameter.name)
+            if isinstance(given, UploadFile) and given.filename:
+                await run_in_threadpool(self._uploads.keep, action_id, given)
+            if path := self._uploads.find(action_id):
+                values[parameter.name] = str(path)
+        limit = texts.get("limit") or str(DEFAULT_LIMIT)
+        if not limit.isdecimal() or len(limit) > 9:  # noqa: PLR2004 - far more than any limit
+            raise ActionRefusedError("The limit is a number.")
+        return ActionRequest(
+            parameters=values,
+            limit=int(limit),
+            reason=texts.get("reason", ""),
+            who=request.state.viewer.name,
+            dry_run=not is_final,
+            action_id=action_id,
+        )
+
+
+class Uploads:
+    """Files that were sent with a form, kept from the preview until the action.
+
+    Args:
+        folder: one folder in it for each action, by its id.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, action_id: str, upload: UploadFile) -> None:
+        """Keep a file; remove those that nobody wants any more.
+
+        Raises:
+            ActionRefusedError: too many wait for their action.
+        """
+        make_private_folder(self._folder)
+        waiting = sorted(self._folder.iterdir())
+        expired = [one for one in waiting if _age_seconds(one) > UPLOAD_SECONDS]
+        for one in expired:
+            shutil.rmtree(one, ignore_errors=True)
+        if len(waiting) - len(expired) >= MAX_UPLOADS:
+            raise ActionRefusedError("Too many uploads wait for their action. Try again later.")
+        own = self._folder / action_id
+        make_private_folder(own)
+        with (own / _safe_file_name(upload.filename or "")).open("wb") as kept:
+            shutil.copyfileobj(upload.file, kept)
+
+    def find(self, action_id: str) -> Path | None:
+        """Return the file of an action."""
+        with suppress(OSError):
+            return next(iter((self._folder / action_id).iterdir()), None)
+        return None
+
+    def remove(self, action_id: str) -> None:
+        """Remove the file of an action; a missing one is removed already."""
+        shutil.rmtree(self._folder / action_id, ignore_errors=True)
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _safe_file_name(name: str) -> str:
+    """Return the last part of a name, without what a file system may not take; its end decides how it is read."""
+    last = re.split(r"[/\\]", name)[-1]
+    cleaned = "".join(character if character.isprintable() else "_" for character in last).lstrip(".")
+    return cleaned.encode()[-MAX_FILE_NAME_BYTES:].decode("utf-8", "ignore") or "upload"
+
+
+def _action(request: Request) -> Action[SystemResources]:
+    try:
+        return action_named(request.path_params["name"])
+    except ActionRefusedError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _texts(form: FormData) -> dict[str, str]:
+    """Return the text fields of a form; line ends as everywhere else."""
+    return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
+
+
+def _wants_json(request: Request) -> bool:
+    return "application/json" in request.headers.get("accept", "")
+
+
+def _to_record(request: Request, action_id: str) -> Response:
+    return RedirectResponse(f"{root_of(request.scope)}audit/{action_id}", 303)
+
+
+def _refused(
+    request: Request, action: Action[SystemResources], values: dict[str, str], problem: str, status: int
+) -> Response:
+    if _wants_json(request):
+        return Response(to_json({"error": problem}), status, media_type="application/json")
+    return _form(request, action, values, problem, status)
+
+
+def _form(
+    request: Request,
+    action: Action[SystemResources],
+    values: dict[str, str],
+    problem: str = "",
+    status: int = 200,
+) -> Response:
+    has_file = any(parameter.kind == "file" for parameter in action.parameters)
+    # A moment of the query may be any that the command line takes; the field takes one form.
+    times = {one.name for one in action.parameters if one.kind == "time"}
+    shown = {name: value[:16] if name in times else value for name, value in values.items()}
+    return render(
+        request, "action.html", status, action=action, values=shown, problem=problem, done=None, has_file=has_file
+    )
+
+
+def _preview(request: Request, action: Action[SystemResources], wanted: ActionRequest, done: Performed) -> Response:
+    hidden = {name: value for name, value in wanted.parameters.items() if name not in _files(action)}
+    return render(
+        request,
+        "preview.html",
+        action=action,
+        hidden=hidden,
+        shown={one.label: wanted.parameters[one.name] for one in action.parameters if one.name in hidden},
+        file_name=next((Path(wanted.parameters[name]).name for name in _files(action)), None),
+        action_id=wanted.action_id,
+        # It acts on no more items than were shown.
+        limit=max(1, len(done.keys) + len(done.failed)),
+        asked_limit=wanted.limit,
+        done=done,
+        examples=done.keys[:SHOWN_EXAMPLES],
+        refused=list(done.failed.items())[:SHOWN_EXAMPLES],
+    )
+
+
+def _files(action: Action[Any]) -> Iterable[str]:
+    return [parameter.name for parameter in action.parameters if parameter.kind == "file"]

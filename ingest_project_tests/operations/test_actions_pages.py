@@ -1,0 +1,143 @@
+"""Actions in the browser's words: a form, a preview that changes nothing, one action for any number of clicks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from html import unescape
+from pathlib import Path
+
+import pytest
+import requests
+
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.tables import FileState
+from ingest_project.operations import SystemResources
+from ingest_project.operations.actions import ACTIONS
+from ingest_project.platform.actions import action_records
+from ingest_project_tests.cli.known_files import arrive, finish
+from ingest_project_tests.operations.conftest import running
+
+BAD, WORSE, MARKUP = "bad.csv~3", "worse.csv~4", "<b>.csv~5"
+REASON = "missing_column: There is no column 'value'."
+NAME = "release-quarantined-files"
+SECONDS = 120
+
+
+class Console:
+    """The console as a browser without JavaScript uses it."""
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+
+    def get(self, path: str) -> requests.Response:
+        """Open a page."""
+        return requests.get(self.site + path, headers={"Accept": "text/html"}, timeout=SECONDS)
+
+    def fields(self, page: str) -> dict[str, str]:
+        """The hidden fields of the form that acts."""
+        (form,) = re.findall(r'<form class="card act".*?</form>', page, re.DOTALL)
+        hidden = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', form)
+        texts = re.findall(r'<textarea name="([^"]+)" hidden>([^<]*)</textarea>', form)
+        return {name: unescape(value) for name, value in [*hidden, *texts]}
+
+    def send(
+        self, name: str, fields: dict[str, str], files: dict[str, tuple[str, bytes]] | None = None
+    ) -> requests.Response:
+        """Send a form; where it leads to is not followed."""
+        address = f"{self.site}/actions/{name}"
+        headers = {"Accept": "text/html", "Origin": self.site}
+        return requests.post(address, fields, files=files, headers=headers, timeout=SECONDS, allow_redirects=False)
+
+
+@pytest.fixture
+def services(settings_of: Callable[..., Settings], postgres_url: str) -> Iterator[SystemResources]:
+    opened = SystemResources(settings_of(postgres_url))
+    arrive(opened, BAD, WORSE, MARKUP)
+    for key in (BAD, WORSE, MARKUP):
+        finish(opened, key, FileState.QUARANTINED, reason=REASON)
+    yield opened
+    opened.warehouse.close()
+    opened.engine.dispose()
+
+
+@pytest.fixture
+def console(services: SystemResources) -> Iterator[Console]:
+    with running(services.settings) as site:
+        yield Console(site)
+
+
+def test_files_are_released_by_a_preview_and_one_of_two_clicks(console: Console, services: SystemResources) -> None:
+    assert all(action.title in console.get("/actions").text for action in ACTIONS.values())
+    form = console.get(f"/actions/{NAME}?key={BAD}")
+    assert BAD in form.text
+    given = console.fields(form.text) | {"reason_text": "missing_column", "since": "2026-01-15T10:30", "limit": "2"}
+    preview = console.send(NAME, given)
+    assert preview.status_code == 200
+    assert "2 of 3 matching would be acted on" in preview.text
+    assert "1 more match beyond the limit of 2" in preview.text
+    assert "2026-01-15T10:30:00+00:00" in unescape(preview.text)
+    assert action_records(services.engine) == ()
+    final = console.fields(preview.text) | {"reason": "the source is fixed"}
+    clicks = [console.send(NAME, final) for _ in range(2)]
+    assert [click.status_code for click in clicks] == [303, 303]
+    assert clicks[0].headers["Location"] == clicks[1].headers["Location"] == f"../audit/{final['action_id']}"
+    (record,) = action_records(services.engine)
+    assert (record.who, record.reason, record.done, record.remaining) == ("local user", "the source is fixed", 2, 1)
+    assert sorted(one.state for one in services.files.get_many([BAD, WORSE, MARKUP])) == [
+        FileState.PENDING,
+        FileState.PENDING,
+        FileState.QUARANTINED,
+    ]
+    shown = console.get(f"/audit/{final['action_id']}").text
+    assert "the source is fixed" in shown
+    assert "/items/file/" in shown
+    listed = console.get(f"/audit?action={NAME}&who=local").text
+    assert f"audit/{final['action_id']}" in listed
+    assert "No action is on record" in console.get("/audit?who=bob").text
+    assert console.get("/audit?page=nonsense").status_code == 200
+    assert console.get(f"/audit/{'f' * 32}").status_code == 404
+
+
+def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
+    console: Console, services: SystemResources
+) -> None:
+    token = console.fields(console.get(f"/actions/{NAME}").text)
+    for given, said in (
+        ({"since": "yesterday"}, "is no time"),
+        ({"limit": "many"}, "The limit is a number"),
+        ({"limit": "0"}, "The limit must be between"),
+        ({"step": "perform", "action_id": "x"}, "begin again with the preview"),
+        ({"step": "perform", "action_id": "a" * 32}, "Enter a reason"),
+        ({"new_profile": "<script>"}, "no usable reader profile"),
+    ):
+        answer = console.send(NAME, token | given)
+        assert (answer.status_code, said in answer.text) == (400, True), answer.text
+        assert "<script>" not in answer.text
+    assert "<b>.csv" not in console.send(NAME, token).text
+    assert console.get("/actions/no-such-action").status_code == 404
+    assert requests.get(f"{console.site}/actions/{NAME}", {"step": "perform"}, timeout=SECONDS).status_code == 200
+    assert action_records(services.engine) == ()
+    assert {one.state for one in services.files.list()} == {FileState.QUARANTINED}
+
+
+def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
+    console: Console, services: SystemResources
+) -> None:
+    name = "upload-corrected-file"
+    fields = console.fields(console.get(f"/actions/{name}?key={BAD}").text) | {"key": BAD}
+    refused = console.send(name, fields, files={"file": ("../../fixed.xlsx", b"x")})
+    assert (refused.status_code, "type csv, not xlsx" in refused.text) == (400, True)
+    content = b"timestamp,device_id,sensor_type,value\n"
+    preview = console.send(name, fields, files={"file": ("../../fixed.csv", content)})
+    assert "1 of 1 matching" in preview.text
+    kept = [path for path in Path(services.settings.state_dir, "uploads").rglob("*") if path.is_file()]
+    assert "fixed.csv" in {path.name for path in kept}
+    final = console.fields(preview.text) | {"reason": "a column was missing"}
+    assert [console.send(name, final).status_code for _ in range(2)] == [303, 303]
+    (record,) = action_records(services.engine)
+    assert (record.outcome, record.parameters["file"]) == ("done", "fixed.csv")
+    (new,) = (one for one in services.files.list() if one.corrects == BAD)
+    with services.landing.local_path(new.uploaded_sha256 or "") as path:
+        assert path.read_bytes() == content
+    assert not Path(services.settings.state_dir, "uploads", final["action_id"]).exists()
