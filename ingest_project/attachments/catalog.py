@@ -17,6 +17,7 @@ from ingest_project.attachments.results import results_schema
 from ingest_project.attachments.storage import stored_attachment
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadStatus
+from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
@@ -80,11 +81,20 @@ def external_assets(settings: Settings) -> list[dg.AssetSpec]:
             group=GROUP,
             deps=[EVENTHOUSE] if source == "eventhouse" else [],
             cluster=EVENT_HUBS if source == "eventhub" else KAFKA,
-        ),
+        ).merge_attributes(metadata=_hub_address(settings) if source == "eventhub" else {}),
         topic(settings, "events_raw_dlq", group=GROUP, deps=[topic_key("events_raw")]),
         topic(settings, "downloads_pending", group=GROUP, deps=[ATTACHMENT_EVENTS]),
         *(topic(settings, name, group=GROUP, deps=[ONELAKE_ATTACHMENTS]) for name in WRITTEN_BY_DOWNLOADS),
     ]
+
+
+def _hub_address(settings: Settings) -> dict[str, str]:
+    """Return the address of the event hub that is read instead of the topic, once its settings are complete."""
+    try:
+        hub = AttachmentResources(settings).event_hub
+    except SettingsError:
+        return {}
+    return {"dagster/uri": f"kafka://{hub.settings.bootstrap_servers}/{hub.topic}"}
 
 
 def _event_source(settings: Settings) -> list[dg.AssetSpec]:

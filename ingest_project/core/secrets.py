@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import structlog
 from pydantic import BaseModel, SecretStr
@@ -49,6 +50,7 @@ RETRY_SECONDS = 30.0
 # Between two reads that refusals caused: a password that is wrong for good must not flood a vault.
 REFUSAL_SECONDS = 5.0
 DEFAULT_TTL_SECONDS = 300.0
+UNIONS = (Union, UnionType)
 
 
 @dataclass
@@ -237,7 +239,7 @@ def text_of(value: str | SecretStr) -> str:
 
 def is_secret(annotation: Any) -> bool:  # noqa: ANN401 - types have no common type
     """Return True for the type of a secret, which may be optional."""
-    return annotation is SecretStr or SecretStr in get_args(annotation)
+    return annotation is SecretStr or (get_origin(annotation) in UNIONS and SecretStr in get_args(annotation))
 
 
 def holds_secrets(annotation: Any) -> bool:  # noqa: ANN401 - see `is_secret`

@@ -15,7 +15,6 @@ from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
 from ingest_project.file_ingest.actions import ACTIONS
-from ingest_project.file_ingest.baselines import correct_future_arrivals
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import (
     FileState,
@@ -25,6 +24,7 @@ from ingest_project.file_ingest.tables import (
     partitions_of,
     quarantined_rows,
 )
+from ingest_project.file_ingest.warehouse.baselines import correct_future_arrivals
 from ingest_project.platform.capability import (
     Amount,
     Capability,

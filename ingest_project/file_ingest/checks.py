@@ -15,7 +15,6 @@ import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
-from ingest_project.file_ingest.baselines import read_baselines, read_statistics
 from ingest_project.file_ingest.catalog import (
     QUARANTINED_FILES,
     RAW_FILES,
@@ -45,6 +44,7 @@ from ingest_project.file_ingest.result import (
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse.baselines import read_baselines, read_statistics
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.database import reading
 

@@ -33,7 +33,6 @@ from ingest_project.core.errors import (
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.baselines import sample_order_of
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
@@ -41,6 +40,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.versions import settle
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore

@@ -21,7 +21,6 @@ from ingest_project.core.errors import FileRejectedError, TransientError
 from ingest_project.core.items import prefetch, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import detached, merge
-from ingest_project.file_ingest.baselines import Baseline, Source, read_baselines, source_of
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
@@ -55,6 +54,7 @@ from ingest_project.file_ingest.validate_files import (
     with_metrics,
 )
 from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.file_ingest.warehouse.baselines import Baseline, Source, read_baselines, source_of
 from ingest_project.platform import tracing
 from ingest_project.platform.database import reading
 from ingest_project.platform.object_store.content_store import Landed

@@ -26,12 +26,12 @@ from ingest_project.core.errors import (
     WorkerExhaustedError,
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
-from ingest_project.file_ingest.baselines import FileStatistics, Verdict, lateness_of, source_of
 from ingest_project.file_ingest.catalog import DatasetAssets
 from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, Drift, Policy, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
+from ingest_project.file_ingest.warehouse.baselines import FileStatistics, Verdict, lateness_of, source_of
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.object_store.content_store import Landed
 

@@ -99,7 +99,7 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key"),
 )
 
-# What baselines compare: one row for each ingested file, see `file_ingest.baselines`.
+# What baselines compare: one row for each ingested file, see `file_ingest.warehouse.baselines`.
 file_statistics = sa.Table(
     "file_statistics",
     metadata,

@@ -18,7 +18,7 @@ import msgspec
 
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.baselines import SourceReport
+from ingest_project.file_ingest.warehouse.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState

@@ -18,7 +18,7 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.baselines import SourceReport, report_sources
+from ingest_project.file_ingest.warehouse.baselines import SourceReport, report_sources
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts

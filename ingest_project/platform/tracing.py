@@ -306,6 +306,13 @@ def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
     return list(found)
 
 
+def finish_messages(keys: Iterable[str]) -> None:
+    """End the spans of messages that are stored, and forget them: a run of a stream may store millions."""
+    for key in keys:
+        finish(key)
+        (_spans.get() or {}).pop(key, None)
+
+
 def flush(seconds: float = FLUSH_SECONDS) -> None:
     """Export the spans that wait, for a bounded time."""
     if (provider := _provider()) is not None:

@@ -296,8 +296,7 @@ def _store(services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[
 def _store_batch(sink: Sink[Rows], batch: Batch[Rows], position: SinkPosition) -> SinkPosition:
     with tracing.step(sink.operation, batch.traced, of_run=True):
         stored = sink.store(batch, position)
-    for key in batch.traced:
-        tracing.finish(key)
+    tracing.finish_messages(batch.traced)
     return stored
 
 

@@ -15,7 +15,9 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import Settings
 from ingest_project.core.settings.capabilities import FileIngestSettings
-from ingest_project.file_ingest.baselines import (
+from ingest_project.file_ingest.capability import FileIngest
+from ingest_project.file_ingest.tables import file_statistics
+from ingest_project.file_ingest.warehouse.baselines import (
     LATENESS,
     REJECTED,
     ROWS,
@@ -31,8 +33,6 @@ from ingest_project.file_ingest.baselines import (
     usual_range,
     usual_values,
 )
-from ingest_project.file_ingest.capability import FileIngest
-from ingest_project.file_ingest.tables import file_statistics
 from ingest_project.platform.database import open_engine, reading
 from ingest_project_tests.journeys.check_results import numbers
 from ingest_project_tests.journeys.system import VALIDATED, System, changed, readings

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import FileState
@@ -141,3 +145,33 @@ def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
     with services.landing.local_path(new.uploaded_sha256 or "") as path:
         assert path.read_bytes() == content
     assert not Path(services.settings.state_dir, "uploads", final["action_id"]).exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_person_releases_a_file_and_uploads_a_corrected_one_in_a_browser(
+    console: Console, services: SystemResources, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    def act(name: str, field: str, value: str, reason: str) -> str:
+        browser.get(f"{console.site}/actions/{name}?key={BAD}")
+        browser.find_element(By.NAME, field).send_keys(value)
+        browser.find_element(By.CSS_SELECTOR, ".act button").click()
+        assert BAD in appears("examples").text
+        browser.find_element(By.NAME, "reason").send_keys(reason)
+        browser.find_element(By.CSS_SELECTOR, ".act button").click()
+        appears("t-items")
+        return browser.find_element(By.TAG_NAME, "main").text
+
+    def appears(name: str) -> WebElement:
+        WebDriverWait(browser, SECONDS).until(lambda _: browser.find_elements(By.ID, name), browser.page_source)
+        return browser.find_element(By.ID, name)
+
+    fixed = tmp_path / "fixed.csv"
+    fixed.write_text("timestamp,device_id,sensor_type,value\n")
+    shown = act("upload-corrected-file", "file", str(fixed), "a column was missing")
+    assert "The corrected version is" in shown
+    shown = act(NAME, "reason_text", "missing_column", "the source is fixed")
+    assert "the source is fixed" in shown
+    assert services.files.get_many([BAD])[0].state is FileState.PENDING
+    log: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert log == []

@@ -178,6 +178,15 @@ def test_an_answer_works_once_and_in_the_browser_that_asked(site: str, provider:
         assert person.get(f"{site}/oidc/callback", timeout=5).status_code == 400
 
 
+def test_whoever_begins_to_sign_in_all_the_time_has_to_wait(site: str) -> None:
+    with requests.Session() as person:
+        begun = 0
+        while (answer := person.get(f"{site}/oidc/login", allow_redirects=False, timeout=5)).status_code == 303:
+            begun += 1
+    assert begun >= 30
+    assert (answer.status_code, int(answer.headers["Retry-After"]) <= 2) == (429, True)
+
+
 def test_what_the_provider_says_is_shown_as_text(site: str, provider: OidcProvider) -> None:
     provider.error = "<b>access_denied</b>"
     with requests.Session() as person:

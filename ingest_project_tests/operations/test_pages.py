@@ -47,8 +47,8 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
     headers = (("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("source", b"plant-7"))
     writer.send_all("file-event-queue", [ProducerRecord(b'{"file_name": "line_7"}', b"line_7", headers)])
     writer.close()
-    _put_file(engine, now)
-    _put_actions(engine, now)
+    _put_file(engine, datetime.now(UTC))
+    _put_actions(engine, datetime.now(UTC))
     with running(settings) as address:
         yield address
 
@@ -59,7 +59,7 @@ def _put_file(engine: sa.Engine, now: datetime) -> None:
         "run_id": "0f6d3c1e-7a54-4c5d-9d0e-2f7a8b1c3d5e",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
     }
-    ended = now - timedelta(minutes=4)
+    ended = now
     row = file_row(
         KEY,
         "ingested",
@@ -117,7 +117,7 @@ def _put_actions(engine: sa.Engine, now: datetime) -> None:
             ("reprocess-files", "Profile `legacy` reads the new column."),
         )
     ):
-        began = now - timedelta(minutes=20 * number + 3)
+        began = now + timedelta(seconds=1) - timedelta(minutes=20 * number)
         record = {
             "action_id": f"{number:032d}",
             "action": name,
@@ -135,11 +135,12 @@ def _put_actions(engine: sa.Engine, now: datetime) -> None:
             "detail": "They are pending again.",
         }
         put(engine, operator_actions, [record])
-        put(
-            engine,
-            operator_action_items,
-            [{"action_id": record["action_id"], "item_key": KEY, "outcome": "done", "reason": None}],
-        )
+        if number == 0:
+            put(
+                engine,
+                operator_action_items,
+                [{"action_id": record["action_id"], "item_key": KEY, "outcome": "done", "reason": None}],
+            )
 
 
 PAGES = {
@@ -191,6 +192,6 @@ def _open(browser: webdriver.Chrome, address: str, width: int, *, dark: bool) ->
 def _keep(browser: webdriver.Chrome, name: str) -> None:
     """Take a picture of the upper part for the documentation."""
     if folder := os.environ.get("KEEP_SCREENSHOTS"):
-        box = {"x": 0, "y": 0, "scale": 1, "width": 1_400, "height": 1_000}
+        box = {"x": 0, "y": 0, "scale": 1, "width": 1_385, "height": 900}
         picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": box})
         (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(picture["data"]))

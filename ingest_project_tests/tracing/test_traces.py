@@ -28,6 +28,8 @@ from ingest_project_tests.streams.user_activity.system import ActivitySystem
 from ingest_project_tests.tracing.system import recorded
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+# Seconds, on a machine that has much else to do.
+WAIT = 30
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 
 
@@ -49,7 +51,7 @@ def test_a_polling_job_its_files_and_their_rows_are_one_trace(system: System, co
     topics = system.settings.topics
     send(system, topics.polling_queue, job_of(system))
     system.drive()
-    tracing.flush()
+    tracing.flush(WAIT)
     assert {span.trace for span in collector.spans} == {TRACE}
     tree = collector.tree(TRACE)
     polled, announced = f"{topics.polling_queue} process", f"{topics.file_event_queue} process"
@@ -80,7 +82,7 @@ def test_a_batch_of_several_traces_has_one_run_that_links_to_each(system: System
         send(system, topic, {"file_path": str(path), "file_name": path.name}, f"00-{name * 32}-{PARENT}-01")
     (request,) = system.requests()
     system.execute("file_batch", request)
-    tracing.flush()
+    tracing.flush(WAIT)
     (run,) = collector.named("run file_batch")
     assert run.trace not in {name * 32 for name in names}
     assert {trace for trace, _ in run.links} == {name * 32 for name in names}
@@ -101,7 +103,7 @@ def test_a_message_without_a_context_begins_a_trace_under_its_own_trace_id(
     send(system, topic, {"file_path": str(path), "file_name": path.name, "trace_id": own}, None)
     send(system, topic, {"file_path": "in/none.csv", "file_name": "none.csv"}, "no context")
     system.tick()
-    tracing.flush()
+    tracing.flush(WAIT)
     (consumed,) = [one for one in collector.named(" process") if one.attributes.get("ingest.trace_id") == own]
     assert (consumed.trace, consumed.parent) == (own.replace("-", ""), "")
     assert system.file("own.csv").intake.context == f"00-{consumed.trace}-{consumed.id}-01"
@@ -113,7 +115,7 @@ def test_a_dead_letter_keeps_its_trace_and_shows_the_reason(system: System, coll
     send(system, topics.polling_queue, b"{not json")
     send(system, topics.polling_queue, b"[]", None)
     system.tick(POLLING)
-    tracing.flush()
+    tracing.flush(WAIT)
     sent, begun = sorted(collector.named(f"{topics.polling_queue} process"), key=lambda span: span.trace != TRACE)
     assert (sent.trace, sent.parent) == (TRACE, PARENT)
     assert sent.failed
@@ -133,7 +135,7 @@ def test_an_attachment_is_one_trace_over_its_retries(
     event = {"trace_id": "claim-1", "domain": "claims", "event_type": "received", "attachments": [url]}
     send(system, system.settings.topics.events_raw, event)
     system.drive_to_the_end()
-    tracing.flush()
+    tracing.flush(WAIT)
     assert {span.trace for span in collector.spans} == {TRACE}
     attempts = sorted(collector.named("ingest attachment"), key=lambda span: span.attributes["ingest.attempt"])
     assert [(one.attributes["ingest.attempt"], one.failed) for one in attempts] == [(1, True), (2, False)]
@@ -211,7 +213,7 @@ def test_a_stream_message_is_traced_to_its_row_and_the_others_with_their_run(
     activity.put(event("one"), event("two"))
     send(activity, activity.topic, encoded(event("three")))
     activity.drive()
-    tracing.flush()
+    tracing.flush(WAIT)
     (consumed,) = collector.named(f"{activity.topic} process")
     assert (consumed.trace, consumed.parent) == (TRACE, PARENT)
     assert [span.name for span in collector.spans if span.parent == consumed.id] == ["decode", "append"]
@@ -226,7 +228,7 @@ def test_a_crm_message_is_traced_to_its_row(crm: CrmSystem, collector: Collector
     recorded(crm)
     send(crm, crm.topic, msgspec.json.encode(opportunity()))
     crm.drive()
-    tracing.flush()
+    tracing.flush(WAIT)
     (consumed,) = collector.named(f"{crm.topic} process")
     assert (consumed.trace, consumed.parent) == (TRACE, PARENT)
     assert [span.name for span in collector.spans if span.parent == consumed.id] == ["decode", "upsert"]
@@ -239,7 +241,7 @@ def test_a_run_that_fails_says_so(system: System, collector: Collector) -> None:
     send(system, topics.polling_queue, job_of(system) | {"source_config": source})
     (request,) = system.requests(POLLING)
     assert not system.execute("polling_batch", request).success
-    tracing.flush()
+    tracing.flush(WAIT)
     (run,), (job,) = collector.named("run polling_batch"), collector.named("poll source")
     assert run.failed
     assert job.failed
@@ -253,7 +255,7 @@ def test_opentelemetrys_own_variables_hold(monkeypatch: pytest.MonkeyPatch, trac
         monkeypatch.setenv("OTEL_SERVICE_NAME", "our-ingest")
         tracing_to("")
         headers = dict(tracing.publish("topic", None))
-        tracing.flush()
+        tracing.flush(WAIT)
         (span,) = server.spans
         assert (headers["traceparent"] or b"").decode() == f"00-{span.trace}-{span.id}-01"
         assert server.resource["service.name"] == "our-ingest"
@@ -274,7 +276,7 @@ def test_a_share_of_the_traces_is_recorded_and_the_senders_decision_kept(
         assert (own["traceparent"] or b"").endswith(b"-00")
         message = ConsumerRecord("topic", 0, 1, None, None, b"x", (("traceparent", TRACEPARENT.encode()),))
         context = tracing.receive(message, None)
-        tracing.flush()
+        tracing.flush(WAIT)
         (span,) = server.spans
         assert context == f"00-{TRACE}-{span.id}-01"
         assert (server.requests[0]["api-key"], server.requests[0]["x-more"]) == ("hidden", "1")
@@ -293,7 +295,7 @@ def test_spans_that_do_not_fit_are_dropped_and_logged_once(
         with caplog.at_level("WARNING"):
             for _ in range(100):
                 tracing.publish("topic", None)
-        tracing.flush()
+        tracing.flush(WAIT)
         assert 10 <= len(server.spans) < 100
         assert sum("spans_dropped" in str(record.msg) for record in caplog.records) == 1
 

@@ -105,8 +105,8 @@ def show_baselines(
     as_json: AsJson = False,
 ) -> None:
     """Show for each source of files its last file, next to what was usual in recent weeks."""
-    from ingest_project.file_ingest.baselines import number, report_sources, usual_range  # noqa: PLC0415
     from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
+    from ingest_project.file_ingest.warehouse.baselines import number, report_sources, usual_range  # noqa: PLC0415
 
     settings = load_settings().settings
     now = datetime.now(UTC)

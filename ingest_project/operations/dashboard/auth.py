@@ -188,7 +188,7 @@ class Gate:
         """
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
-            raise _wait(wait, "Too many wrong tokens.")
+            raise too_many(wait, "Too many wrong tokens.")
         viewer = self.opens_with(token)
         if viewer:
             self._limits.succeeded(address)
@@ -319,7 +319,7 @@ class Guarded:
             if not secrets.compare_digest(given.encode(), request.state.csrf_token.encode()):
                 raise HTTPException(403, "The form has expired. Load its page again, and send it once more.")
         if wait := self._actions.take(viewer.name):
-            raise _wait(wait, "Too many actions.")
+            raise too_many(wait, "Too many actions.")
         return body.receive
 
 
@@ -377,7 +377,8 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _wait(seconds: float, reason: str) -> HTTPException:
+def too_many(seconds: float, reason: str) -> HTTPException:
+    """Return the refusal of a request that may be sent again after some seconds."""
     seconds = math.ceil(seconds)
     return HTTPException(429, f"{reason} Try again in {seconds} s.", {"Retry-After": str(seconds)})
 

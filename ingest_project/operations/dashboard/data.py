@@ -13,10 +13,10 @@ import msgspec
 
 from ingest_project.attachments.capability import ATTACHMENTS, DOWNLOAD_FAILURES, DOWNLOADS
 from ingest_project.core.logging import printable_json
-from ingest_project.file_ingest.baselines import ROWS as ROWS_OF_FILE
-from ingest_project.file_ingest.baselines import Judgement, SourceReport, number, usual_range
 from ingest_project.file_ingest.capability import FILES, QUARANTINED_FILES, QUARANTINED_ROWS, ROWS
 from ingest_project.file_ingest.tables import asset_of
+from ingest_project.file_ingest.warehouse.baselines import ROWS as ROWS_OF_FILE
+from ingest_project.file_ingest.warehouse.baselines import Judgement, SourceReport, number, usual_range
 from ingest_project.operations import MinuteValue, RunningTotals
 from ingest_project.operations.dashboard.rendering import item_path
 from ingest_project.operations.monitor import readiness

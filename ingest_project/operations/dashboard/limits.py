@@ -49,7 +49,7 @@ class GuessLimits:
 
     def wait_seconds(self, address: str, now: float) -> float:
         """Return how long this address must wait; 0 where its attempt may be checked."""
-        who = _network(address)
+        who = network_of(address)
         failures = self._failures.get(who)
         own = failures.pause(now) if failures else 0.0
         if who in self._trusted:
@@ -59,7 +59,7 @@ class GuessLimits:
 
     def failed(self, address: str, now: float) -> None:
         """Count a wrong token."""
-        who = _network(address)
+        who = network_of(address)
         known = self._failures.pop(who, None)
         count = known.count + 1 if known and now - known.at < FORGET_SECONDS else 1
         self._failures[who] = _Failures(count, now)
@@ -70,7 +70,7 @@ class GuessLimits:
 
     def succeeded(self, address: str) -> None:
         """Forget the failures of an address that has shown the right token."""
-        who = _network(address)
+        who = network_of(address)
         self._failures.pop(who, None)
         self._trusted.pop(who, None)
         self._trusted[who] = None
@@ -87,7 +87,8 @@ def _keep_newest(entries: OrderedDict[str, Any]) -> None:
         entries.popitem(last=False)
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Return what one client has: an address, or the network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -20,7 +20,9 @@ from ingest_project.operations.dashboard.auth import (
     cookie_of,
     is_https,
     set_cookie,
+    too_many,
 )
+from ingest_project.operations.dashboard.limits import ActionLimits, network_of
 from ingest_project.operations.dashboard.oidc import SIGN_IN_SECONDS, Provider
 from ingest_project.operations.dashboard.rendering import render, root_of
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 SIGN_IN_COOKIE = "ingest_sign_in"
 CALLBACK = "oidc/callback"
 MAX_ANSWER_CHARACTERS = 8_192
+# Of one address: each has the provider asked, and takes the place of an older one.
+SIGN_INS_PER_MINUTE = 30
 
 
 class SignInPages:
@@ -46,6 +50,7 @@ class SignInPages:
         self._gate = gate
         self._provider = Provider(settings.oidc) if settings.oidc.issuer else None
         self._redirect_url = settings.oidc.redirect_url
+        self._begun = ActionLimits(SIGN_INS_PER_MINUTE)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -84,6 +89,8 @@ class SignInPages:
         """Lead the browser to the provider."""
         if self._provider is None:
             raise HTTPException(404, "No provider is configured; see INGEST_OIDC_ISSUER.")
+        if seconds := self._begun.take(network_of(address_of(request.scope))):
+            raise too_many(seconds, "Too many sign-ins have begun.")
         redirect_url = self._redirect_url or _own_address(request)
         cookie, address = await run_in_threadpool(self._provider.begin, redirect_url, _wanted(request))
         answer = RedirectResponse(address, 303)
