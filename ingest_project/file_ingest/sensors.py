@@ -128,6 +128,11 @@ class Announcement(NamedTuple):
     files: Sequence[Announced]
     error: UnreadableMessageError | None = None
 
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the message names: all files of one have the same."""
+        return self.files[0].trace_id if self.files else None
+
 
 def announcement_of(
     notification: StorageNotification, context: SourceContext, announced: Callable[[FileEvent], Announced]
