@@ -20,7 +20,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 # uv installs in seconds what takes pip minutes. Where it cannot reach the packages, e.g. with an index that only pip is
-# told of, pip installs them. What is imported is compiled then, not all there is.
+# told of, pip does it. What is imported is compiled then, not all there is.
 INSTALLER := $(VENV)/installer/bin/uv
 install = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(INSTALLER) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/$(1).txt 2> $(VENV)/uv.log \
   || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/$(1).txt
