@@ -197,7 +197,8 @@ class SystemSnapshot:
     def problems(self) -> list[str]:
         """One sentence for each part that could not be read, each failing sensor and a disk that is nearly full."""
         problems = [lag.problem for lag in self.topics if lag.problem]
-        problems += [sample.problem for sample in self.parts.values() if sample.problem]
+        samples = (*self.parts.values(), self.failures, self.intake)
+        problems += [sample.problem for sample in samples if sample.problem]
         if self.disk.present and self.disk.present.is_nearly_full:
             problems.append(str(self.disk.present))
         if self.warehouse.present:
