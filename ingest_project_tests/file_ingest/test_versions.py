@@ -27,7 +27,9 @@ def queue_with(versions: Sequence[tuple[int, int]]) -> tuple[sa.Engine, FileQueu
     """A queue of versions: location and minute of change of each."""
     # One connection for all: the database is in its memory.
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
-    metadata.create_all(engine, tables=[files, *[t for t in metadata.sorted_tables if t.name == "contents"]])
+    metadata.create_all(
+        engine, tables=[files, *[t for t in metadata.sorted_tables if t.name in {"contents", "file_statistics"}]]
+    )
     queue = FileQueue(engine)
     arrivals = []
     for number, (location, minute) in enumerate(versions):
