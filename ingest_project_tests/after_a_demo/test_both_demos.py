@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ ATTACHMENTS = {
 # Of 242 messages one is no event and one was delivered twice; a late one is counted in its hour.
 EVENTS, DELIVERIES = 240, 241
 HOURS = {"2026-01-15T09": 86, "2026-01-15T10": 72, "2026-01-15T11": 82}
+EVALUATION_SECONDS = 60.0
 EVALUATIONS = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks {
     name executionForLatestMaterialization { status } } } } } }"""
 
@@ -122,7 +124,14 @@ def test_a_second_demo_says_what_it_finds_and_where_to_look(demo: Demo) -> None:
 
 
 def evaluations(site: str) -> dict[str, str]:
-    """Return what the UI shows of each check that was evaluated."""
+    """Return what the UI shows of each check that was evaluated, once no scheduled evaluation is going on."""
+    give_up_at = time.monotonic() + EVALUATION_SECONDS
+    while "IN_PROGRESS" in (found := _evaluations(site)).values() and time.monotonic() < give_up_at:
+        time.sleep(0.5)
+    return found
+
+
+def _evaluations(site: str) -> dict[str, str]:
     nodes = query_webserver(urlsplit(site).port or 0, EVALUATIONS)["assetNodes"]
     checks = [check for node in nodes for check in node["assetChecksOrError"].get("checks", [])]
     return {

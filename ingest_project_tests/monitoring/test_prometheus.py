@@ -156,7 +156,9 @@ def test_every_rule_is_evaluated_and_every_series_of_rules_and_dashboards_exists
         found = asked(server, "query", query=re.sub(r"\$__rate_interval", "1m", expr))
         assert found is not None, f"{where}: {expr}"
     quiet = {"IngestMonitorAway", "IngestPartAway", "IngestDaemonSilent", "IngestClockSetBack"}
-    firing = {alert["labels"]["alertname"] for alert in asked(server, "alerts")["alerts"]}
+    # A scrape that took too long on a busy machine makes one pending, for a moment.
+    alerts = asked(server, "alerts")["alerts"]
+    firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
     assert not quiet & firing
 
     text = requests.get(f"{monitor}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10).content

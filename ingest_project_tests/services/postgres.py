@@ -152,7 +152,8 @@ class PostgresServer:
         self.kill()
         assert self._watcher.stdin is not None
         self._watcher.stdin.close()
-        self._watcher.wait(timeout=10)
+        # It removes what hundreds of databases have left, on a machine that is busy.
+        self._watcher.wait(timeout=60)
 
     def create_database(self, template: str = "template1") -> str:
         """A new database, a copy of the template; returns its name."""
