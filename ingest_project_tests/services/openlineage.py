@@ -5,65 +5,33 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from openlineage.client import event_v2, generated
 
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster import lineage
+from ingest_project_tests.services.receiver import Receiver
 
 
 @dataclass
-class Backend:
+class Backend(Receiver):
     """The server.
 
     Attributes:
         events: that were received, in order.
-        requests: path and headers of each request.
-        status: of the answers.
-        delay_seconds: before each answer.
     """
 
     events: list[dict[str, Any]] = field(default_factory=list)
-    requests: list[dict[str, str]] = field(default_factory=list)
     status: int = 201
-    delay_seconds: float = 0.0
 
-    def __enter__(self) -> Self:
-        backend = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                time.sleep(backend.delay_seconds)
-                backend.requests.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
-                backend.events.append(json.loads(body))
-                self.send_response(backend.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Be quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """Its address, as a setting takes it."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def take(self, body: bytes) -> None:
+        """Keep an event."""
+        self.events.append(json.loads(body))
 
     def ended(self, job: str) -> dict[str, Any]:
         """Return the event of the end of the only run of a job, after comparing it with that of the beginning."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ingest_project.core.settings import current_settings
 from ingest_project.platform import tracing
+from ingest_project_tests.services.receiver import Receiver
 
 
 @dataclass(frozen=True)
@@ -33,52 +31,21 @@ class Span:
 
 
 @dataclass
-class Collector:
+class Collector(Receiver):
     """The server.
 
     Attributes:
         spans: that were received, in order.
-        requests: headers of each request.
         resource: attributes of the process that sent last.
-        status: of the answers.
-        delay_seconds: before each answer.
     """
 
     spans: list[Span] = field(default_factory=list)
-    requests: list[dict[str, str]] = field(default_factory=list)
     resource: dict[str, Any] = field(default_factory=dict)
-    status: int = 200
-    delay_seconds: float = 0.0
 
-    def __enter__(self) -> Self:
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                time.sleep(collector.delay_seconds)
-                collector.requests.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
-                if collector.status == 200:
-                    collector.receive(ExportTraceServiceRequest.FromString(body))
-                self.send_response(collector.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Be quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """Its address, as a setting takes it."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    def take(self, body: bytes) -> None:
+        """Keep the spans of a request, unless it is refused."""
+        if self.status == 200:
+            self.receive(ExportTraceServiceRequest.FromString(body))
 
     def receive(self, request: ExportTraceServiceRequest) -> None:
         """Keep the spans of a request."""
