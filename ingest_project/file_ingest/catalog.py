@@ -13,7 +13,6 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import aggregated_metrics, partitions_of, quarantined_rows, raw_sensor_data
 from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
 from ingest_project.readers.datasets import DatasetDeclaration
-
 FILES_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
 
 
@@ -40,6 +39,11 @@ class DatasetAssets:
     metrics: dg.AssetKey
     partitions: dg.DynamicPartitionsDefinition
     job: str
+
+    @property
+    def columns_check(self) -> str:
+        """The check that compares the columns of a file with those that are declared."""
+        return "every_column_read" if self.dataset == SENSOR_READINGS else "schema_unchanged"
 
     @property
     def group(self) -> str:

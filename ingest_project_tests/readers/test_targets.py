@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import CANONICAL
@@ -82,6 +82,26 @@ def test_a_name_that_occurs_twice_is_never_chosen_from(tmp_path: Path) -> None:
 def test_cells_of_a_workbook_keep_their_kinds_and_unknown_ones_their_text(tmp_path: Path) -> None:
     rows, _ = read_rows(xlsx(tmp_path, [["amount", "x", "order_id"], [1.5, True, "7"]]))
     assert rows.row(0, named=True) == {
+def test_each_reading_of_a_wide_row_has_the_unknown_columns_of_the_row(tmp_path: Path) -> None:
+    wide = ReaderProfile.model_validate(
+        {
+            "name": "wide",
+            "columns": {"time": "timestamp"},
+            "constants": {"device_id": "d"},
+            "quantities": {"t": {"sensor_type": "temperature"}, "h": {"sensor_type": "humidity"}},
+        }
+    )
+    text = "time,t,quality,h\n2026-01-15T10:00:00Z,20,good,40\n2026-01-15T11:00:00Z,21,,41\n"
+    rows, chunk = read_rows(written(tmp_path, text), READINGS, wide)
+    assert chunk.unknown_columns == ("quality",)
+    assert rows.select("sensor_type", "value", "rescued_data").rows() == [
+        ("temperature", "20", '{"quality":"good"}'),
+        ("humidity", "40", '{"quality":"good"}'),
+        ("temperature", "21", None),
+        ("humidity", "41", None),
+    ]
+
+
         "line_number": 2,
         "order_id": "7",
         "amount": "1.5",

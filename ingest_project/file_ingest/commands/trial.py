@@ -134,7 +134,7 @@ def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, co
     counts.update(reason for reasons in rejected["reasons"] for reason in reasons)
     counts.update(malformed["reason"].to_list())
     trial.rules = dict(counts)
-    drift = drift_of(chunks[0], contract.target.columns, trial.rules, trial.rows_read)
+    drift = drift_of(chunks[0], contract.target, trial.rules, trial.rows_read)
     trial.drift = str(drift) if drift.found else ""
     contract.require_unchanged(drift)
     trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()

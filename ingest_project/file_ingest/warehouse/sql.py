@@ -40,6 +40,7 @@ from ingest_project.file_ingest.warehouse import (
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
+from ingest_project.readers.target import RESCUED
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
@@ -55,6 +56,7 @@ READINGS: Schema = {
     "unit": pl.String,
     "file_key": pl.String,
     "line_number": pl.Int64,
+    RESCUED: pl.String,
 }
 QUARANTINED: Schema = {
     "file_key": pl.String,
@@ -374,7 +376,7 @@ class SqlTransaction:
         if self._outside is not None:
             self._outside.append(fitted(rows, self._tables.row_schema))
         elif self._tables.rows is not None:
-            self._insert(self._tables.rows, fitted(rows, self._tables.row_schema))
+            self._insert(self._tables.rows, fitted_rows(rows, self._tables.row_schema))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows."""
@@ -501,6 +503,14 @@ def fitted(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     # Casting a column to the type it has costs nothing; a column of nulls alone has no type before.
     columns = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
     return _without_nul(columns)
+
+
+def fitted_rows(rows: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Return accepted rows as `fitted` does, without `rescued_data` where no row has any: to write it takes time."""
+    rescued = rows.get_column(RESCUED, default=None)
+    if rescued is None or rescued.null_count() == rows.height:
+        schema = {name: dtype for name, dtype in schema.items() if name != RESCUED}
+    return fitted(rows, schema)
 
 
 def _without_nul(frame: pl.DataFrame) -> pl.DataFrame:
