@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.tables import (
     aggregated_metrics,
     contents,
@@ -41,6 +42,8 @@ from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
 from ingest_project.readers.target import RESCUED
+
+logger = get_logger(__name__)
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
@@ -116,6 +119,8 @@ STATISTICS: Schema = {
 # A file that is ingested again keeps when it arrived, and how late it was.
 RENEWED = ("rows_read", "rows_quarantined", "null_counts")
 
+# Of files that a run may have begun to store, and did not finish.
+UNRECORDED_STATES = ("pending", "failed")
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
@@ -224,6 +229,38 @@ class SqlWarehouse:
         with self._by_index() as connection:
             found = connection.execute(query.order_by(table.c.line_number).offset(first).limit(limit + 1)).all()
         return RowPage(names, tuple(map(tuple, found[:limit])), more=len(found) > limit)
+
+    def undo_unrecorded(self) -> tuple[str, ...]:
+        """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
+
+        Returns:
+            keys of the files whose rows were deleted.
+        """
+        elsewhere, c = self._tables.elsewhere, files_table.c
+        if elsewhere is None:
+            return ()
+        # A run that is storing one of them has locked it.
+        unrecorded = sa.select(c.file_key, c.location_key).where(
+            c.dataset == self._tables.dataset, c.begun > 0, ~c.stands, c.state.in_(UNRECORDED_STATES)
+        )
+        with writing(self._engine) as connection, elsewhere.session() as session:
+            rows = connection.execute(unrecorded.with_for_update(skip_locked=True))
+            places = {row.file_key: row.location_key for row in rows}
+            written = elsewhere.counts([*places]) if places else {}
+            if not written:
+                return ()
+            current = sa.select(c.file_key).where(
+                c.location_key.in_({places[key] for key in written}), c.stands, c.rows_accepted > 0
+            )
+            stored = connection.execute(current.where(c.duplicate_of.is_(None))).scalars().all()
+            present = elsewhere.counts(stored) if stored else {}
+            lost = [key for key in stored if key not in present]
+            session.replace([*written, *lost])
+            for rows in elsewhere.rows_before(lost):
+                session.append(rows)
+            session.commit()
+        logger.warning("unrecorded_rows_deleted", dataset=self._tables.dataset, files=[*written], restored=lost)
+        return tuple(written)
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
