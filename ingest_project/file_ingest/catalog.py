@@ -95,6 +95,8 @@ def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:
         metrics = f"of {', '.join(measures.columns)}{groups} in the file" if measures else ""
     what = declaration.description and f" {declaration.description}"
     summaries = f"Min, max, mean, count and standard deviation {metrics}." if measures else "Nothing is summarised."
+    if declaration.metrics_table and declaration.name != SENSOR_READINGS:
+        summaries += f" The view `{declaration.metrics_table}_merged` merges those of all files exactly."
     store = "table" if declaration.table else "delta"
 
     def spec(

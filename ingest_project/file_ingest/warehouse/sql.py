@@ -39,6 +39,7 @@ from ingest_project.file_ingest.warehouse import (
     WarehouseTransaction,
 )
 from ingest_project.platform.database import open_engine, reading, writing
+from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
 from ingest_project.readers.target import RESCUED
@@ -135,6 +136,7 @@ class DatasetTables:
         metrics: of the summaries of each file; None where nothing is summarised.
         row_schema, metric_schema: the columns of their frames.
         elsewhere: the accepted rows outside the database.
+        view: over the metrics of all files; that of the shipped dataset is made by migrations.
     """
 
     dataset: str
@@ -143,6 +145,7 @@ class DatasetTables:
     row_schema: Schema
     metric_schema: Schema
     elsewhere: RowsElsewhere | None = None
+    view: View | None = None
 
     @property
     def stored(self) -> tuple[sa.Table, ...]:
