@@ -119,6 +119,8 @@ class DatasetDeclaration(_Part):
         max_rejected_share: a file with a greater share of bad rows is quarantined whole; else the setting.
         drift: what happens to columns that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve`
             adds them to the table as text, `freeze` quarantines the file.
+        fresh_within_hours: its assets are overdue after so long without a file, and warn at five eighths; null for
+            never.
         owners: addresses or teams, as Dagster has them.
         jobs: polling jobs whose files belong to it, as patterns.
         paths: of files that belong to it, as patterns.
@@ -135,6 +137,7 @@ class DatasetDeclaration(_Part):
     measures: Measures | None = None
     max_rejected_share: float | None = Field(None, ge=0, le=1)
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
+    fresh_within_hours: float | None = Field(48, ge=0.1, le=100_000)
     owners: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()

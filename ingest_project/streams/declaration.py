@@ -105,6 +105,8 @@ class StreamDeclaration(_Part):
         drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
             a column of text to the table, `freeze` refuses the message.
         owners: addresses or teams, as Dagster has them.
+        fresh_within_hours: its asset is overdue after so long without a message, and warns at five eighths; null for
+            never.
         batch_messages: most offsets of one run.
         max_parallel_batches: runs at a time, each over partitions of its own.
         max_unfinished_seconds: messages that wait to be stored for longer fail the check no_gap_in_offsets.
@@ -123,6 +125,7 @@ class StreamDeclaration(_Part):
     sink: Sink = DeltaTarget()
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     owners: tuple[str, ...] = ()
+    fresh_within_hours: float | None = Field(24, ge=0.1, le=100_000)
     batch_messages: int = Field(1_000_000, gt=0)
     max_parallel_batches: int = Field(2, gt=0)
     max_unfinished_seconds: int = Field(900, gt=0)
