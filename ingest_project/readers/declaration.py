@@ -264,6 +264,10 @@ class DatasetDeclaration(_Part):
                     yield f"{where}: there is no column {column}" + nearest(column, names)
         if self.own_profile:
             self.own_profile.require_fits(self.read_as)
+            exact = {column.name for column in self.typed_columns if column.kind in ("integer", "decimal")}
+            for name, rule in self.own_profile.cells.items():
+                if name in exact and rule.conversion and not rule.conversion.keeps_decimals:
+                    yield f"reader.cells.{name}: the results of its conversion are no decimals; declare type: number"
 
     def _type_problems(self) -> Iterator[str]:
         kinds = {column.name: column.kind for column in self.typed_columns} if self.name != SENSOR_READINGS else {}
