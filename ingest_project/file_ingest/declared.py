@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from ingest_project.platform.database.declared_tables import TableKind, View, en
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
+from ingest_project.readers.matching import column_name
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
@@ -226,8 +226,7 @@ def evolved_names(names: Sequence[str], declaration: DatasetDeclaration) -> dict
     taken = {*OWN_NAMES, *(column.name for column in declaration.typed_columns)}
     found: dict[str, str | None] = {}
     for name in sorted(names)[:MAX_EVOLVED_COLUMNS]:
-        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-        column = f"_{plain}" if plain[:1].isdigit() else plain
+        column = column_name(name)
         usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
         found[name] = column if usable else None
         taken.add(column)

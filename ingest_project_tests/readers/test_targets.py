@@ -42,6 +42,20 @@ def test_columns_are_found_under_their_own_names_whatever_case_and_spacing(tmp_p
     assert (chunk.unknown_columns, chunk.missing_columns, chunk.reordered) == ((), (), True)
 
 
+def test_signs_between_the_words_of_a_name_do_not_matter_unless_a_column_has_the_very_name(tmp_path: Path) -> None:
+    rows, chunk = read_rows(written(tmp_path, "Order ID,Amount (€),note\n7,1.5,x\n"))
+    assert (rows.row(0), chunk.unknown_columns) == ((2, "7", "1.5", "x", None), ())
+    rows, chunk = read_rows(written(tmp_path, "Order ID,order_id,amount\n7,8,1.5\n"))
+    assert (rows["order_id"].to_list(), chunk.unknown_columns) == (["8"], ("Order ID",))
+    with pytest.raises(FileRejectedError, match="More than one column of the file is called 'order_id'"):
+        read_rows(written(tmp_path, "Order ID,order-id,amount\n7,8,1.5\n"))
+
+
+def test_a_file_with_none_of_the_columns_is_another_kind_of_file(tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match="no column 'order_id', 'amount', 'note'"):
+        read_rows(written(tmp_path, "a,b\n1,2\n"), replace(ORDERS, required=frozenset()))
+
+
 def test_a_column_that_need_not_be_there_is_null_and_named(tmp_path: Path) -> None:
     rows, chunk = read_rows(written(tmp_path, "order_id,amount\n7,1.5\n"))
     assert rows.row(0) == (2, "7", "1.5", None, None)
@@ -68,20 +82,6 @@ def test_unknown_columns_are_kept_as_json_also_those_of_one_name(tmp_path: Path)
     ]
 
 
-def test_unknown_columns_are_not_kept_where_the_target_does_not_want_them(tmp_path: Path) -> None:
-    rows, chunk = read_rows(written(tmp_path, "order_id,amount,x\n7,1.5,1\n"), replace(ORDERS, keep_unknown=False))
-    assert rows.columns == ["line_number", "order_id", "amount", "note"]
-    assert chunk.unknown_columns == ("x",)
-
-
-def test_a_name_that_occurs_twice_is_never_chosen_from(tmp_path: Path) -> None:
-    with pytest.raises(FileRejectedError, match="More than one column of the file is called 'amount'"):
-        read_rows(written(tmp_path, "order_id,amount,Amount\n7,1.5,2\n"))
-
-
-def test_cells_of_a_workbook_keep_their_kinds_and_unknown_ones_their_text(tmp_path: Path) -> None:
-    rows, _ = read_rows(xlsx(tmp_path, [["amount", "x", "order_id"], [1.5, True, "7"]]))
-    assert rows.row(0, named=True) == {
 def test_each_reading_of_a_wide_row_has_the_unknown_columns_of_the_row(tmp_path: Path) -> None:
     wide = ReaderProfile.model_validate(
         {
@@ -102,6 +102,20 @@ def test_each_reading_of_a_wide_row_has_the_unknown_columns_of_the_row(tmp_path:
     ]
 
 
+def test_unknown_columns_are_not_kept_where_the_target_does_not_want_them(tmp_path: Path) -> None:
+    rows, chunk = read_rows(written(tmp_path, "order_id,amount,x\n7,1.5,1\n"), replace(ORDERS, keep_unknown=False))
+    assert rows.columns == ["line_number", "order_id", "amount", "note"]
+    assert chunk.unknown_columns == ("x",)
+
+
+def test_a_name_that_occurs_twice_is_never_chosen_from(tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match="More than one column of the file is called 'amount'"):
+        read_rows(written(tmp_path, "order_id,amount,Amount\n7,1.5,2\n"))
+
+
+def test_cells_of_a_workbook_keep_their_kinds_and_unknown_ones_their_text(tmp_path: Path) -> None:
+    rows, _ = read_rows(xlsx(tmp_path, [["amount", "x", "order_id"], [1.5, True, "7"]]))
+    assert rows.row(0, named=True) == {
         "line_number": 2,
         "order_id": "7",
         "amount": "1.5",
