@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import polars as pl
@@ -60,7 +61,8 @@ def _known_type(text: str) -> str:
     if found is None:
         if text not in TYPES:
             base = text.partition("(")[0].strip().lower()
-            guess = nearest(OTHER_NAMES.get(base, base), [*TYPES, "decimal"])
+            (alike,) = get_close_matches(base, [*TYPES, "decimal", *OTHER_NAMES], n=1) or [base]
+            guess = nearest(OTHER_NAMES.get(alike, alike), [*TYPES, "decimal"])
             known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
             raise ValueError(f"{text!r} is no type; {known}{guess}")
         return text
