@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ingest_project.contracts.columns import Column, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
@@ -18,7 +18,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import nearest, only_known_names
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -47,13 +47,14 @@ GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
 MEASURABLE = frozenset({"integer", "number", "decimal"})
 
 
-def _only_known_names(schema: dict[str, Any]) -> None:
-    # `dg check yaml` then lists the names there are; of itself it says only that another one was not expected.
-    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+OPTIONS_OF_READER = {
+    "type": ["string", "object"],
+    "propertyNames": {"enum": sorted(ReaderProfile.model_fields.keys() - {"name", "dataset"})},
+}
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_only_known_names)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
 
 class Key(_Part):
@@ -129,7 +130,7 @@ class DatasetDeclaration(_Part):
     name: Annotated[str, Field(pattern=NAME)] = ""
     description: str = ""
     file_types: Annotated[tuple[str, ...], Field(min_length=1)] = INGESTIBLE_TYPES
-    reader: str | dict[str, Any] = {}
+    reader: Annotated[str | dict[str, Any], WithJsonSchema(OPTIONS_OF_READER)] = {}
     columns: tuple[Column, ...] = ()
     model: str | None = None
     key: Key | None = None

@@ -18,7 +18,14 @@ from ingest_project.contracts.columns import StreamColumn, columns_of, model_nam
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
+from ingest_project.core.yaml_models import (
+    AsWritten,
+    line_of,
+    mistakes_in,
+    nearest,
+    only_known_names,
+    yaml_content,
+)
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.decoders import DECODERS, TEXT
 
@@ -38,7 +45,7 @@ MIN_RETENTION_HOURS = 168
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
 
 class DeltaTarget(_Part):
