@@ -9,8 +9,8 @@ import dagster as dg
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.tables import aggregated_metrics, partitions_of, quarantined_rows, raw_sensor_data
-from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, freshness_within, topic, topic_key
+from ingest_project.file_ingest.tables import partitions_of
+from ingest_project.platform.dagster.catalog import freshness_within, topic, topic_key
 from ingest_project.readers.datasets import DatasetDeclaration
 
 FILES = "files"
@@ -72,12 +72,6 @@ def assets_of(dataset: str) -> DatasetAssets:
 
 
 DEVICE_METRICS = "device_metrics"
-
-STORED: dict[dg.AssetKey, StoredTable] = {
-    VALIDATED_SENSOR_DATA: SqlTable(raw_sensor_data, "file_key"),
-    AGGREGATED_METRICS: SqlTable(aggregated_metrics, "file_key"),
-    QUARANTINED_FILES: SqlTable(quarantined_rows, "file_key"),
-}
 
 
 def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:

@@ -47,7 +47,7 @@ from ingest_project.platform.dagster.asset_events import (
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
+from ingest_project.readers.datasets import DatasetDeclaration, Declarations
 
 logger = get_logger(__name__)
 
@@ -225,7 +225,6 @@ def batch_job(dataset: str) -> "dg.UnresolvedAssetJobDefinition":
     )
 
 
-file_batch = batch_job(SENSOR_READINGS)
 file_checks = dg.define_asset_job(
     "file_checks",
     selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_FILES),
@@ -260,10 +259,10 @@ HOURLY_MAINTENANCE = dg.ScheduleDefinition(
 
 def definitions_of(declarations: Declarations) -> dg.Definitions:
     """Return the definitions of the shipped dataset and of all declared ones; two sensors serve them all."""
-    jobs = {SENSOR_READINGS: file_batch} | {one.name: batch_job(one.name) for one in declarations.declared}
+    jobs = {name: batch_job(name) for name in declarations}
     maintenance = [HOURLY_MAINTENANCE] if any(one.target.delta for one in declarations.declared) else []
     return dg.Definitions(
-        assets=[assets_of_dataset(SHIPPED), *map(assets_of_dataset, declarations.declared)],
+        assets=[*map(assets_of_dataset, declarations.values())],
         asset_checks=[*CHECKS, *(check for one in declarations.declared for check in checks_of_dataset(one.name))],
         jobs=[*jobs.values(), file_checks, *([dataset_maintenance] if maintenance else [])],
         schedules=[
@@ -286,7 +285,7 @@ file_ingest = definitions_of(Declarations())
 
 
 def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
-    """Return the tables of a declared dataset whose rows other assets can load."""
+    """Return the tables of a dataset whose rows other assets can load."""
     assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
     stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
     if tables.metrics is not None:

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -265,8 +264,6 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
 
 def _summaries(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
     """Return the metrics of a file; none where its dataset is not declared any more."""
-    if record.dataset == SENSOR_READINGS:
-        return services.warehouse.summaries_of(record.file_key)
     if record.dataset not in services.datasets:
         return []
     from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - imports Dagster
