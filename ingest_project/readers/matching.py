@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import polars as pl
 
@@ -222,6 +222,7 @@ class Header:
         return f"The header has no column {expected} (profile {self._profile.name}). It has {shown}{more}."
 
 
+@lru_cache(4_096)
 def column_name(name: str) -> str:
     """Return the name of a file's column as one of a table: in lower case, with underscores for all other signs."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -29,6 +29,8 @@ WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
 NUMBER = re.compile(r"-?\d{1,60}(\.\d{1,60})?")
+# msgspec would round them, and the last instant of a day be in the next one.
+BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 WHOLE = re.compile(r"-?\d{1,19}")
 MAX_SHOWN = 40
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,13 +86,13 @@ def instants_of(texts: Sequence[str | None]) -> pa.Array | None:
 
 
 def instant_of(text: str) -> datetime:
-    """Parse a time to UTC. One without zone is taken as UTC, as everywhere in this system.
+    """Parse a time to UTC, as everywhere in this system: one without zone is UTC, and no digit is rounded.
 
     Raises:
         ValueError: it is no time.
     """
     try:
-        moment = msgspec.convert(text, datetime)
+        moment = msgspec.convert(BEYOND_MICROSECONDS.sub(r"\1", text), datetime)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError):
         raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:MAX_SHOWN]!r}") from None
