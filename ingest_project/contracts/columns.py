@@ -64,6 +64,7 @@ SUPPORTED = (
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
+OWNER = re.compile(r"team:\S[^\r\n]*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
 
 
@@ -75,6 +76,8 @@ def _known_type(text: str) -> str:
             (alike,) = get_close_matches(base, [*TYPES, "decimal", *OTHER_NAMES], n=1) or [base]
             guess = nearest(OTHER_NAMES.get(alike, alike), [*TYPES, "decimal"])
             known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
+            # Between braces, YAML takes the comma for the end of the value.
+            guess = ', write it in quotes, as "decimal(12,2)"' if base == "decimal" else guess
             raise ValueError(f"{text!r} is no type; {known}{guess}")
         return text
     digits, places = int(found[1]), int(found[2])
@@ -87,6 +90,16 @@ def _free_name(name: str) -> str:
     if name in OWN_NAMES or name.startswith("kafka_"):
         raise ValueError(f"{name!r} is a column of the engine's own; choose another name")
     return name
+
+
+def _known_owner(owner: str) -> str:
+    # Dagster refuses the assets of all datasets for one such owner.
+    if not OWNER.fullmatch(owner):
+        raise ValueError(f"{owner!r} is no owner; write an address, or a team as in team:climate")
+    return owner
+
+
+Owners = tuple[Annotated[str, AfterValidator(_known_owner)], ...]
 
 
 class Column(BaseModel):
@@ -180,7 +193,8 @@ class Column(BaseModel):
             return PARSERS[self.kind](written)
         except (ValueError, TypeError, InvalidOperation):
             hint = HINTS.get(self.kind, "")
-            raise ValueError(f"{written!r} is not of type {self.type}{hint}") from None
+            shown = str(written) if isinstance(written, date) else repr(written)
+            raise ValueError(f"{shown} is not of type {self.type}{hint}") from None
 
 
 class StreamColumn(Column):

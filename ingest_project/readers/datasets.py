@@ -186,7 +186,8 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
         described = mistakes_in(path, "a dataset", error, *models, Quantity, within=["attributes"])
         raise SettingsError(described) from None
     except SettingsError as error:
-        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: {error}") from None
+        part = "model" if attributes.get("model") else "reader"
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes', part])}: {error}") from None
 
 
 def _require_free(

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-from ingest_project.contracts.columns import Column, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Column, Owners, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
     INGESTIBLE_TYPES,
     SENSOR_READINGS,
@@ -18,7 +18,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import nearest, only_known_names
+from ingest_project.core.yaml_models import ContradictionsError, nearest, only_known_names, within
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -142,14 +142,14 @@ class DatasetDeclaration(_Part):
     max_rejected_share: float | None = Field(None, ge=0, le=1)
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     fresh_within_hours: float | None = Field(48, ge=0.1, le=100_000)
-    owners: tuple[str, ...] = ()
+    owners: Owners = ()
     jobs: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if problems := [*self._name_problems(), *self._column_problems(), *self._type_problems()]:
-            raise ValueError("; ".join(problems))
+            raise ContradictionsError(problems)
         return self
 
     @cached_property
@@ -204,7 +204,10 @@ class DatasetDeclaration(_Part):
         """The reader profile that is declared here; None where another one is named."""
         if isinstance(self.reader, str):
             return None
-        return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
+        try:
+            return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
+        except ValidationError as error:
+            raise within("reader", error) from None
 
     def profile_of(self, metadata: Mapping[str, Any], default: str) -> str:
         """Return the name of a file's reader profile.
@@ -245,7 +248,8 @@ class DatasetDeclaration(_Part):
                 yield f"the table {table!r} belongs to the system; name another one as target.table"
         unknown = [kind for kind in self.file_types if not is_readable(kind)]
         for kind in unknown:
-            yield f"no reader reads the file type {kind!r}" + nearest(kind, READERS) + f"; known: {', '.join(READERS)}"
+            guess = nearest(kind, READERS)
+            yield f"file_types: no reader reads the file type {kind!r}{guess}; known: {', '.join(READERS)}"
 
     def _column_problems(self) -> Iterator[str]:
         if self.name == SENSOR_READINGS:

@@ -43,6 +43,10 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         ({"columns": [{"name": "id", "type": "txt"}]}, "decimal places), did you mean text?"),
         ({"columns": [{"name": "id", "type": "decimel(12,2)"}]}, "did you mean decimal?"),
         ({"columns": [{"name": "id", "type": "float"}]}, "did you mean number?"),
+        ({"columns": [{"name": "id", "type": "decimal"}]}, 'write it in quotes, as "decimal(12,2)"'),
+        ({"columns": [{"name": "Air Temp", "type": "text"}]}, "write it in lower case with underscores"),
+        ({"owners": ["climate"]}, "owners.0: 'climate' is no owner"),
+        ({"paths": "*/orders/*"}, "paths: write a list, like [a, b]"),
         ({"measures": {"columns": ["amont"]}}, "there is no column amont, did you mean amount?"),
         ({"measures": {"columns": ["id"]}}, "id is text, not a number"),
         ({"measures": {"columns": ["amount"], "group_by": ["amount"]}}, "rows are grouped by"),
@@ -143,3 +147,14 @@ def test_options_that_are_all_comments_are_none(tmp_path: Path) -> None:
     assert found is not None
     assert found.own_profile is not None
     assert found.own_profile.delimiter is None
+
+
+def test_a_contradiction_and_an_option_of_the_reader_have_their_lines(tmp_path: Path) -> None:
+    text = (
+        "type: ingest_project.FileDataset\nattributes:\n  columns:\n    - {name: a, type: text}\n"
+        "  reader:\n    numbers:\n      decimel: ','\n  drift: rescue\n  key: {columns: [b]}\n"
+    )
+    (broken,) = loaded(tmp_path, orders=text).broken
+    assert "line 7: this is not a dataset: reader.numbers.decimel is unknown, did you mean decimal?" in broken.problem
+    (broken,) = loaded(tmp_path, orders=text.replace("decimel", "decimal")).broken
+    assert "line 9: this is not a dataset: key.columns: there is no column b" in broken.problem
