@@ -448,7 +448,7 @@ class SqlTransaction:
             sa.update(files_table)
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
-            .values(next_attempt_at=now, updated_at=now, stands=False)
+            .values(next_attempt_at=now, updated_at=now, reopened_at=now, stands=False)
         )
         return reopened
 
