@@ -191,7 +191,7 @@ def test_with_the_broker_or_the_warehouse_away_a_page_says_so_at_once(
         assert "Kafka at (not configured) does not answer" in page.text
     with running(settings_of(f"sqlite:///{tmp_path}")) as address:
         _wait_for_first_poll(address)
-        for path in ("search?q=a.csv", "items/file/a.csv~1", "bytes/landed/file/a.csv~1"):
+        for path in ("search?q=a.csv", "items/file/a.csv~1", "bytes/landed/file/a.csv~1", "audit", f"audit/{'f' * 32}"):
             page = requests.get(f"{address}/{path}", timeout=5)
             assert page.status_code == 503, path
             assert page.elapsed.total_seconds() < 2
