@@ -37,6 +37,8 @@ UNFINISHED = ("pending", *IN_PROGRESS)
 # Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
+# The first of these that an entry has: a message without a timestamp of its own counts from when it was read.
+LATENCY_BEGINS = ("reopened_at", "kafka_timestamp", "created_at")
 
 MAX_ENTRIES_OF_TRACE = 10_000
 
@@ -272,7 +274,7 @@ class Metric(NamedTuple):
 EVENT_TO_STORED = Metric(
     "ingest_event_to_stored_seconds",
     ("pipeline",),
-    "From the Kafka message to the end of what it requests; a file that is ingested again counts from its first one.",
+    "From the Kafka message to the end of what it requests; of an item done again, from when that was requested.",
     kind="histogram",
     unit="seconds",
 )
@@ -493,6 +495,8 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
+    if row["reopened_at"]:
+        yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:
         yield Moment(row["started_at"], subject, "begun by a run", f"run {row['run_id']}")
     if row["finished_at"]:
@@ -572,7 +576,7 @@ def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
 
 def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
     """Return the columns that `latency` reads."""
-    return (table.c.kafka_timestamp, table.c.created_at, table.c.started_at, table.c.finished_at)
+    return tuple(table.c[name] for name in (*LATENCY_BEGINS, "started_at", "finished_at"))
 
 
 def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
@@ -580,11 +584,8 @@ def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
     ended = row["finished_at"]
     if ended is None:
         return
-    # A message without a timestamp of its own counts from when it was read.
-    for metric, began in (
-        (EVENT_TO_STORED, row["kafka_timestamp"] or row["created_at"]),
-        (PROCESSING, row["started_at"]),
-    ):
+    requested = next(at for name in LATENCY_BEGINS if (at := row[name]))
+    for metric, began in ((EVENT_TO_STORED, requested), (PROCESSING, row["started_at"])):
         if began is not None:
             # Clocks of producers may be ahead of ours.
             seconds = max(0.0, (ended - began).total_seconds())

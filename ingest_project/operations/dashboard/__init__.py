@@ -66,7 +66,9 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         *SignInPages(settings, gate).routes(),
         *pages,
     ]
-    app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
+    app = Starlette(
+        routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem, IngestError: problem}
+    )
     return Guarded(
         app,
         gate,

@@ -25,7 +25,8 @@ from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, Content, Ite
 # Parameter of an action that takes keys of items.
 KEY = "key"
 ROWS_A_PAGE = 25
-LAST_ROW = 1_000_000
+# Of a list: the further a page is, the more it costs.
+LAST_ROW = 100_000
 MAX_SHOWN_VALUE = 2_000
 MAX_SHOWN_MOMENTS = 500
 
@@ -56,7 +57,12 @@ class ShownRows(msgspec.Struct, frozen=True):
     @property
     def next(self) -> int | None:
         """Number of rows before the next page."""
-        return self.first + ROWS_A_PAGE if self.page.more and self.first + ROWS_A_PAGE <= LAST_ROW else None
+        return self.first + ROWS_A_PAGE if self.page.more and not self.is_last_shown else None
+
+    @property
+    def is_last_shown(self) -> bool:
+        """True where no later page is shown, whatever follows."""
+        return self.first + ROWS_A_PAGE > LAST_ROW
 
 
 def routes(console: Console) -> list[Route]:
