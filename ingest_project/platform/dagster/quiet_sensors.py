@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import dagster as dg
 from dagster import DagsterInstance
@@ -40,6 +40,8 @@ REST_SECONDS = 30.0
 # A sensor goes on ticking this long after it had something to do: more often follows soon.
 LINGER_SECONDS = 5.0
 WAIT_SECONDS = 1.0
+# Dagster's own interval between two rounds over the sensors: none with so long an interval needs shorter ones.
+RARE_SECONDS = 5.0
 # Between two looks at the work queues, and at topics that did not exist.
 LOOK_SECONDS = 2.0
 MISSING_SECONDS = 10.0
@@ -190,11 +192,13 @@ def _watch(
 
 def install(quiet: QuietSensors) -> None:
     """Have the daemon of this process rest these sensors, and launch the runs that a tick has requested at once."""
-    is_under_interval = sensor.is_under_min_interval
+    is_under_interval, alarm = sensor.is_under_min_interval, _Alarm(quiet.sensor_due)
 
     def is_not_due(state: InstigatorState, remote: RemoteSensor, least_interval: int | None = None) -> bool:
         if quiet.rests(remote.name) and not _was_turned_on(state):
             least_interval = max(least_interval or 0, int(REST_SECONDS))
+        elif (remote.min_interval_seconds or 0) < RARE_SECONDS:
+            alarm.longest_seconds = 0.0
         return is_under_interval(state, remote, least_interval)
 
     class ObservedTick(sensor.SensorLaunchContext):
@@ -219,35 +223,42 @@ def install(quiet: QuietSensors) -> None:
         """Evaluates sensors at its interval, and as soon as one has something to do."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
-            alarm: Any = _Alarm(quiet.sensor_due, shutdown_event)
-            yield from super().core_loop(workspace_process_context, alarm)
+            alarm.shutdown, waiting = shutdown_event, cast("Any", alarm)
+            yield from super().core_loop(workspace_process_context, waiting)
 
     class PromptRunQueue(QueuedRunCoordinatorDaemon):
         """Looks at the run queue at its interval, and as soon as a tick has requested a run."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
-            alarm = _Alarm(quiet.run_requested, shutdown_event)
-            while True:
+            while not shutdown_event.is_set():
                 yield SpanMarker.START_SPAN
                 yield from self.run_iteration(workspace_process_context)
                 yield SpanMarker.END_SPAN
-                alarm.wait(self.interval_seconds)
+                quiet.run_requested.wait(self.interval_seconds)
+                quiet.run_requested.clear()
 
     vars(sensor).update(is_under_min_interval=is_not_due, SensorLaunchContext=ObservedTick)
     vars(controller).update(SensorDaemon=PromptSensors, QueuedRunCoordinatorDaemon=PromptRunQueue)
 
 
 class _Alarm:
-    """In place of the event that ends the daemon, for which its loops wait at most as long as their intervals."""
+    """In place of the event that ends the daemon, for which the loop over the sensors waits between two rounds.
 
-    def __init__(self, event: threading.Event, shutdown: threading.Event) -> None:
+    A round reads the state of all sensors. While all of them rest or have long intervals, there are fewer rounds.
+    """
+
+    def __init__(self, event: threading.Event) -> None:
         self._event = event
-        self._shutdown = shutdown
+        self.shutdown = threading.Event()
+        self.longest_seconds = 0.0
 
     def wait(self, seconds: float) -> None:
-        if not self._shutdown.is_set():
-            self._event.wait(seconds)
-            self._event.clear()
+        until = time.monotonic() + max(seconds, self.longest_seconds)
+        while (left := until - time.monotonic()) > 0 and not self.shutdown.is_set():
+            if self._event.wait(min(left, WAIT_SECONDS)):
+                break
+        self._event.clear()
+        self.longest_seconds = RARE_SECONDS
 
 
 def _was_turned_on(state: InstigatorState) -> bool:
