@@ -495,7 +495,8 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
-    if row["reopened_at"]:
+    # A replay is on record by itself, with who asked for it.
+    if row["reopened_at"] and "replays" not in row:
         yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:
         yield Moment(row["started_at"], subject, "begun by a run", f"run {row['run_id']}")

@@ -20,6 +20,7 @@ from ingest_project import operations as metric_tables
 from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
+from ingest_project.operations.alerts import incidents as alert_tables
 from ingest_project.platform.database import HEAD, REVISIONS, migrate, open_engine, schema_version, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
@@ -27,7 +28,7 @@ from ingest_project.streams.crm import records as crm_tables
 from ingest_project.streams.user_activity import hours as activity_tables
 
 # Importing them registers them.
-DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)
+DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables, alert_tables)
 
 MIGRATE = """
 import sys
