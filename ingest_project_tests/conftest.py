@@ -31,6 +31,7 @@ pytest_plugins = [
     "ingest_project_tests.services.openlineage",
     "ingest_project_tests.services.otlp",
     "ingest_project_tests.journeys.system",
+    "ingest_project_tests.crashes.deadly_process",
     "ingest_project_tests.attachments.system",
 ]
 
