@@ -125,6 +125,11 @@ def line_of(path: Path, position: Position) -> int:
     return int(line) + 1
 
 
+def only_known_names(schema: dict[str, Any]) -> None:
+    """Let `dg check yaml` list the names there are: of itself it says only that another one was not expected."""
+    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a question for the most similar of some names; empty without one."""
     guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

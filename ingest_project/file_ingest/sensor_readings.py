@@ -23,29 +23,12 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
+from ingest_project.readers.target import RESCUED
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 MAX_NAME_BYTES = 200
 ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
 NAME_COLUMNS = ("device_id", "sensor_type", "unit")
-# Column types in Dagster's UI, of readings and of metrics.
-READING_COLUMN_KINDS = {
-    "line_number": "int",
-    "timestamp": "string",
-    "device_id": "string",
-    "sensor_type": "string",
-    "value": "float",
-    "unit": "string",
-}
-METRIC_COLUMNS = {
-    "device_id": "string",
-    "sensor_type": "string",
-    "min": "float",
-    "max": "float",
-    "mean": "float",
-    "count": "int",
-    "stddev": "float",
-}
 # The aspects of the contract, each with the beginnings of its rules' names; any other rule is about the whole file.
 ASPECTS = {
     "timestamps": ("timestamp_",),
@@ -199,8 +182,8 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
         rows: as `casting.cast` returns them, of any number of files.
         rules: the rules.
     """
-    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *CHECK_COLUMNS}]
-    kept = [*extra, *ACCEPTED_COLUMNS]
+    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, RESCUED, *CHECK_COLUMNS}]
+    kept = [*extra, *ACCEPTED_COLUMNS, *([RESCUED] if RESCUED in rows.columns else [])]
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)

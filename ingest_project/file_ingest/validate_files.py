@@ -297,7 +297,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         "rows_read": findings.rows_read,
         "rows_quarantined": findings.rows_bad,
         "sample": findings.sample,
-        "drift": drift_of(file.first, contract.target.columns, findings.rule_counts, findings.rows_read),
+        "drift": drift_of(file.first, contract.target, findings.rule_counts, findings.rows_read),
         "policy": contract.drift,
     }
     try:

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -28,17 +28,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.secrets import text_of
+from ingest_project.core.settings import Settings
 from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
 from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from ingest_project.core.settings import Settings
 
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000
@@ -324,16 +321,22 @@ class Guarded:
 
 
 def problem(request: Request, error: Exception) -> Response:
-    """Return the response for an HTTPException: a page for browsers, JSON or a line of text for programs."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette types its handlers for every exception
-    title, headers = HTTPStatus(error.status_code).phrase, error.headers
+    """Return the response for an error: a page for browsers, JSON or a line of text for programs.
+
+    Args:
+        request: that failed.
+        error: an HTTPException, or an IngestError of a part that does not answer.
+    """
+    status, detail, headers = 503, str(error), None
+    if isinstance(error, HTTPException):
+        status, detail, headers = error.status_code, error.detail, error.headers
     if _wants_page(request):
-        page = render(request, "problem.html", error.status_code, title=title, detail=error.detail)
+        page = render(request, "problem.html", status, title=HTTPStatus(status).phrase, detail=detail)
         page.headers.update(headers or {})
         return page
     if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse({"error": error.detail}, error.status_code, headers)
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
+        return JSONResponse({"error": detail}, status, headers)
+    return PlainTextResponse(f"{detail}\n", status, headers)
 
 
 def is_https(request: Request) -> bool:
