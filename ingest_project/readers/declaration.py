@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ingest_project.contracts.columns import Column, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
@@ -48,7 +48,7 @@ MEASURABLE = frozenset({"integer", "number", "decimal"})
 
 
 OPTIONS_OF_READER = {
-    "type": ["string", "object"],
+    "type": ["string", "object", "null"],
     "propertyNames": {"enum": sorted(ReaderProfile.model_fields.keys() - {"name", "dataset"})},
 }
 
@@ -130,7 +130,10 @@ class DatasetDeclaration(_Part):
     name: Annotated[str, Field(pattern=NAME)] = ""
     description: str = ""
     file_types: Annotated[tuple[str, ...], Field(min_length=1)] = INGESTIBLE_TYPES
-    reader: Annotated[str | dict[str, Any], WithJsonSchema(OPTIONS_OF_READER)] = {}
+    # Null where all options are comments.
+    reader: Annotated[
+        str | dict[str, Any], BeforeValidator(lambda given: given or {}), WithJsonSchema(OPTIONS_OF_READER)
+    ] = {}
     columns: tuple[Column, ...] = ()
     model: str | None = None
     key: Key | None = None

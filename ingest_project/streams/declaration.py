@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ingest_project.contracts.columns import StreamColumn, columns_of, model_named, schema_of
 from ingest_project.core.errors import SettingsError
@@ -129,7 +129,7 @@ class StreamDeclaration(_Part):
     columns: tuple[StreamColumn, ...] = ()
     model: str | None = None
     event_time: str | None = None
-    sink: Sink = DeltaTarget()
+    sink: Annotated[Sink, BeforeValidator(lambda given: {} if given is None else given)] = DeltaTarget()
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     owners: tuple[str, ...] = ()
     fresh_within_hours: float | None = Field(24, ge=0.1, le=100_000)

@@ -40,7 +40,7 @@ def test_columns_that_nobody_reads_are_named_and_counted(system: System) -> None
     assert numbers(check) == {"unknown_columns": ["lat", "note"]}
     assert system.metadata(VALIDATED, key)["unknown_columns"] == ["lat", "note"]
     with reading(system.services.engine) as connection:
-        rows = connection.execute(sa.select(raw_sensor_data.c["file_key", "rescued_data"])).all()
+        rows = connection.execute(sa.select(raw_sensor_data.c.file_key, raw_sensor_data.c.rescued_data)).all()
     assert [kept for of, kept in rows if of == key] == [{"lat": "52.1", "note": "x"}]
     assert {kept for of, kept in rows if of != key} == {None}
     assert failed_checks(system, system.file("plain.csv").file_key) == {}

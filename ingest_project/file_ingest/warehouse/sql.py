@@ -253,8 +253,8 @@ class SqlWarehouse:
             c.dataset == self._tables.dataset, c.begun > 0, ~c.stands, c.state.in_(UNRECORDED_STATES)
         )
         with writing(self._engine) as connection, elsewhere.session() as session:
-            rows = connection.execute(unrecorded.with_for_update(skip_locked=True))
-            places = {row.file_key: row.location_key for row in rows}
+            found = connection.execute(unrecorded.with_for_update(skip_locked=True))
+            places = {row.file_key: row.location_key for row in found}
             written = elsewhere.counts([*places]) if places else {}
             if not written:
                 return ()
