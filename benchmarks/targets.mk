@@ -13,7 +13,7 @@ bench-files: $(VENV)/.benchmarks-installed ## Files a second, next to Celery wit
 
 .PHONY: bench-rows
 bench-rows: $(VENV)/.benchmarks-installed ## Rows a second of one large file: ROWS=5000000
-	@$(BENCHMARK) rows $(BENCHMARK_SIZES)
+	@$(BENCHMARK) rows $(BENCHMARK_SIZES) $(if $(FLOOR),--floor)
 
 .PHONY: bench-latency
 bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idle system to its rows: EVENTS=20
