@@ -25,6 +25,8 @@ from benchmarks.baselines import FILES as BATCH_FILES
 from benchmarks.baselines import KNOWN, measure_baselines
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor, measure_floor_of_rows
+from benchmarks.growth_streams import EVENTS as EVENTS_ON_RECORD
+from benchmarks.growth_streams import measure_growth_streams
 from benchmarks.listing import FILES, measure_listing
 from benchmarks.many_datasets import DATASETS, measure_datasets
 from benchmarks.measurement import Result, measured_once, say
@@ -198,6 +200,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("commits", help=measure_commits.__doc__)
     command.set_defaults(measure=measure_commits)
     command.add_argument("--commits", type=int, default=COMMITS)
+    command = commands.add_parser("growth-streams", help=measure_growth_streams.__doc__)
+    command.set_defaults(measure=measure_growth_streams)
+    command.add_argument("--events", type=int, default=EVENTS_ON_RECORD, help="on record in the smaller system")
     command = commands.add_parser("crm", help=measure_crm.__doc__)
     command.set_defaults(measure=measure_crm)
     command.add_argument("--messages", type=int, default=MESSAGES)

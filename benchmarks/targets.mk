@@ -27,6 +27,10 @@ bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second f
 bench-commits: $(VENV)/.dev-installed ## Milliseconds of a small commit of user activity, the first and the last 100: COMMITS=1000
 	@$(BENCHMARK) commits $(if $(COMMITS),--commits $(COMMITS))
 
+.PHONY: bench-growth-streams
+bench-growth-streams: $(VENV)/.dev-installed ## What a run over new events costs with ten times as much on record: EVENTS=20000
+	@$(BENCHMARK) growth-streams $(if $(EVENTS),--events $(EVENTS))
+
 .PHONY: bench-crm
 bench-crm: $(VENV)/.benchmarks-installed ## CRM messages a second from the topic to rows in PostgreSQL: MESSAGES=100000
 	@$(BENCHMARK) crm $(if $(MESSAGES),--messages $(MESSAGES))

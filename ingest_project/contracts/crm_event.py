@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -37,6 +37,7 @@ _ANYTHING = msgspec.json.Decoder()
 
 
 OwnValue = str | Decimal | date | None
+Value = TypeVar("Value")
 
 
 class CrmKind(StrEnum):
@@ -141,7 +142,7 @@ _START = 40
 def _decode_plain(raw: bytes) -> CrmEvent | None:
     """Decode a message that has the fields of one kind and no others, each once, as most have; None for any other.
 
-    What it returns is what `decode_any_crm_event` returns, in a fifth of the time.
+    What it returns is what `decode_any_crm_event` returns, in half of the time.
     """
     has_escapes = b"\\" in raw
     if has_escapes and (b"\\\\" in raw or b"\\u0000" in raw):
@@ -163,7 +164,7 @@ def _decode_plain(raw: bytes) -> CrmEvent | None:
     if not is_id or not event.name or event.event_id.startswith(_PREFIXES[other]):
         return None
     optional = (meta.source, meta.tags, meta.notes)
-    source, tags, notes = (None if one is msgspec.UNSET else one for one in optional)
+    source, tags, notes = _given(meta.source), _given(meta.tags), _given(meta.notes)
     texts = [event.event_id, event.name, event.account_id, event.owner_id, source, notes, *(tags or ()), modified]
     texts += [value for value in own.values() if not isinstance(value, Decimal)]
     names = len(COMMON_FIELDS) + len(own) + 1 + len(optional) - optional.count(msgspec.UNSET)
@@ -203,6 +204,10 @@ def _plain_own(event: _PlainOpportunity | _PlainProject) -> tuple[CrmKind, dict[
         "probability": _plain_number(event.probability),
         "expected_close_date": event.expected_close_date,
     }
+
+
+def _given(value: Value | msgspec.UnsetType) -> Value | None:
+    return None if isinstance(value, msgspec.UnsetType) else value
 
 
 def _plain_number(number: Decimal | None) -> Decimal | None:
