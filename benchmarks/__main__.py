@@ -23,6 +23,7 @@ from benchmarks.baselines import FILES as BATCH_FILES
 from benchmarks.baselines import KNOWN, measure_baselines
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor
+from benchmarks.idle import SECONDS, measure_idle, measure_start
 from benchmarks.listing import FILES, measure_listing
 from benchmarks.many_datasets import DATASETS, measure_datasets
 from benchmarks.measurement import Result, measured_once, say
@@ -176,6 +177,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)
+    command = commands.add_parser("idle", help=measure_idle.__doc__)
+    command.set_defaults(measure=measure_idle)
+    command.add_argument("--seconds", type=float, default=SECONDS, help="of idleness")
+    command = commands.add_parser("start", help=measure_start.__doc__)
+    command.set_defaults(measure=measure_start)
+    command.add_argument("--starts", type=int, default=3, help="after the first one")
     command = commands.add_parser("console", help=console.measure_console.__doc__)
     command.set_defaults(measure=console.measure_console)
     command.add_argument("--files", type=int, default=console.FILES)

@@ -52,7 +52,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            for process in _trees(self._roots):
+            for process in trees(self._roots):
                 self._look_at(process)
             if self._stop.wait(SAMPLE_SECONDS):
                 return
@@ -67,7 +67,8 @@ class PeakMemory:
                 self._peak_kib, self._peak_command = peak_kib, command.decode("utf-8", "replace")[:100]
 
 
-def _trees(roots: frozenset[int]) -> set[int]:
+def trees(roots: frozenset[int]) -> set[int]:
+    """Process ids of these processes and of all that they started, directly or not."""
     parents = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
