@@ -27,6 +27,7 @@ from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor, measure_floor_of_rows
 from benchmarks.growth_streams import EVENTS as EVENTS_ON_RECORD
 from benchmarks.growth_streams import measure_growth_streams
+from benchmarks.idle import SECONDS, measure_idle, measure_start
 from benchmarks.listing import FILES, measure_listing
 from benchmarks.many_datasets import DATASETS, measure_datasets
 from benchmarks.measurement import Result, measured_once, say
@@ -217,6 +218,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)
+    command = commands.add_parser("idle", help=measure_idle.__doc__)
+    command.set_defaults(measure=measure_idle)
+    command.add_argument("--seconds", type=float, default=SECONDS, help="of idleness")
+    command = commands.add_parser("start", help=measure_start.__doc__)
+    command.set_defaults(measure=measure_start)
+    command.add_argument("--starts", type=int, default=3, help="after the first one")
     command = commands.add_parser("console", help=console.measure_console.__doc__)
     command.set_defaults(measure=console.measure_console)
     command.add_argument("--files", type=int, default=console.FILES)

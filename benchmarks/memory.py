@@ -70,7 +70,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            for process in _trees(self._roots):
+            for process in trees(self._roots):
                 self._look_at(process)
             for process in _trees(self._roots | self._others):
                 self._count(process)
@@ -108,7 +108,8 @@ def _name_of(process: int) -> str:
     return Path(words[0].split(" ")[0].rstrip(":")).name
 
 
-def _trees(roots: frozenset[int]) -> set[int]:
+def trees(roots: frozenset[int]) -> set[int]:
+    """Process ids of these processes and of all that they started, directly or not."""
     parents = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():

@@ -19,6 +19,14 @@ bench-rows: $(VENV)/.benchmarks-installed ## Rows a second of one large file: RO
 bench-latency: $(VENV)/.benchmarks-installed ## Seconds from one event on an idle system to its rows: EVENTS=20
 	@$(BENCHMARK) latency $(BENCHMARK_SIZES) $(if $(EVENTS),--events $(EVENTS))
 
+.PHONY: bench-idle
+bench-idle: $(VENV)/.dev-installed ## Cores and memory of an idle system, next to plain Dagster: SECONDS=120
+	@$(BENCHMARK) idle $(if $(SECONDS),--seconds $(SECONDS))
+
+.PHONY: bench-start
+bench-start: $(VENV)/.benchmarks-installed ## Seconds of a second start until a file is stored, next to plain Dagster: STARTS=3
+	@$(BENCHMARK) start $(if $(STARTS),--starts $(STARTS))
+
 .PHONY: bench-activity
 bench-activity: $(VENV)/.benchmarks-installed ## User activity events a second from Apache Kafka to Delta: EVENTS=1000000 DECLARED=1
 	@$(BENCHMARK) activity $(if $(EVENTS),--events $(EVENTS)) $(if $(DECLARED),--declared)

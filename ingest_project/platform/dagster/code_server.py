@@ -27,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -86,6 +86,7 @@ def warm_workers() -> None:
         return warm if method == "spawn" else cold_context(method)
 
     multiprocessing.get_context = context  # type: ignore[assignment]
+    resource_tracker.ensure_running()
     start_program = util.spawnv_passfds
     # Only the first one: should it be killed, this process has threads by then, and the next one is a new program.
     vars(util)["spawnv_passfds"] = _fork_program
