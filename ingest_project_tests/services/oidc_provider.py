@@ -49,6 +49,8 @@ class OidcProvider(ServedOverHttp):
         self.metadata: dict[str, Any] = {}
         self.userinfo: dict[str, Any] | None = None
         self.error = ""
+        # Those of the sign-ins that have begun; empty where none was sent.
+        self.prompts: list[str] = []
         self._codes: dict[str, dict[str, str]] = {}
         self._http = HttpServer(self._respond)
 
@@ -90,6 +92,7 @@ class OidcProvider(ServedOverHttp):
         assert "openid" in query["scope"].split()
         code = secrets.token_urlsafe(16)
         self._codes[code] = query
+        self.prompts.append(query.get("prompt", ""))
         answer = {"error": self.error} if self.error else {"code": code, "iss": self.issuer}
         return Answer(302, {"Location": f"{query['redirect_uri']}?{urlencode(answer | {'state': query['state']})}"})
 
