@@ -55,6 +55,8 @@ COMMON = {
     "reason": "Why the entry is in its state; the last real error",
     "replays": "How often the attachment was replayed, 0 at first",
     "reported_at": "When the result was reported to Dagster; until then a run holds the lease",
+    "reopened_at": "When it was last requested again after an end: by an operator, a replay, a corrected version or a "
+    "backfill; latency counts from then",
     "run_id": "Dagster run that holds or held the lease",
     "sha256": "SHA-256 of the bytes, in hexadecimal digits",
     "size_bytes": "Size in bytes",

@@ -347,13 +347,16 @@ SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 AsJson = BeforeValidator(_read_json)
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+@cache
+def leaves(model: type[BaseModel], prefix: str = "") -> tuple[tuple[str, FieldInfo], ...]:
+    """Return every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+    found: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+            found += leaves(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            found.append((f"{prefix}{name}", field))
+    return tuple(found)
 
 
 def variables_of(field: FieldInfo) -> tuple[str, ...]:

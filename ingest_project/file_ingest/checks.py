@@ -32,7 +32,6 @@ from ingest_project.file_ingest.result import (
     CONTRACT_HOLDS,
     FILE_ACCEPTED,
     ONE_READING_AN_INSTANT,
-    WITHIN_BASELINE,
     baseline_result,
     broken_contract,
     file_accepted,
@@ -42,7 +41,7 @@ from ingest_project.file_ingest.result import (
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
-from ingest_project.file_ingest.warehouse.baselines import read_baselines, read_statistics
+from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.database import reading
 

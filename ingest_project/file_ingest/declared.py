@@ -261,12 +261,14 @@ def _engine_columns() -> list[sa.Column[Any]]:
 
 def _table(name: str, columns: Sequence[sa.Column[Any]], index: str) -> sa.Table:
     """Return a table with an index of its files; of the rows one that costs nothing to write, see the migration."""
-    bloom: Any = {
-        "postgresql_using": "brin",
-        "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
-        "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
-    }
-    by_file = sa.Index(f"{name}_by_file", "file_key", **(bloom if index == "brin" else {}))
+    bloom: Any = {}
+    if index == "brin":
+        bloom = {
+            "postgresql_using": "brin",
+            "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
+            "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
+        }
+    by_file = sa.Index(f"{name}_by_file", "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
     return sa.Table(name, sa.MetaData(), *columns, by_file)
 
 

@@ -31,14 +31,19 @@ from ingest_project.file_ingest.drift import NO_DRIFT, Drift, Policy, drift_resu
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.warehouse.baselines import FileStatistics, Verdict, lateness_of, source_of
+from ingest_project.file_ingest.warehouse.baselines import (
+    WITHIN_BASELINE,
+    FileStatistics,
+    Verdict,
+    lateness_of,
+    source_of,
+)
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.object_store.content_store import Landed
 
 CONTRACT_HOLDS = "contract_holds"
 FILE_ACCEPTED = "file_accepted"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
-WITHIN_BASELINE = "within_baseline"
 WHOLE_FILE = "whole_file"
 MAX_RAW_TEXT_SHOWN = 200
 # Each Rust library has its own class of this name, which `except Exception` does not catch.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,9 @@ class SensorType(BaseModel):
         return self
 
 
+TYPES = TypeAdapter(dict[str, SensorType])
+
+
 @dataclass(frozen=True)
 class SensorTypes:
     """The known sensor types, and the treatment of readings of any other.
@@ -91,16 +94,7 @@ class SensorTypes:
         Raises:
             SettingsError: the file is missing, or not of this shape; names the line.
         """
-        path = path or SHIPPED_SENSOR_TYPES
-        content = yaml_content(path, "sensor types")
-        try:
-            types = TypeAdapter(dict[str, SensorType]).validate_python(content)
-        except ValidationError as error:
-            raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
-        same = [names for names in _same_names(types).values() if len(names) > 1]
-        if same:
-            raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
-        return cls(types, unknown)
+        return cls(_read_types(path), unknown) if path else _shipped(unknown)
 
     @cached_property
     def by_matched_name(self) -> Mapping[str, str]:
@@ -120,6 +114,24 @@ class SensorTypes:
             any_unit=pl.Series([not known.units for known in self.types.values()], dtype=pl.Boolean),
             units=pl.Series([unit in self.types[name].units for name in names for unit in units], dtype=pl.Boolean),
         )
+
+
+def _read_types(path: Path) -> Mapping[str, SensorType]:
+    content = yaml_content(path, "sensor types")
+    try:
+        types = TYPES.validate_python(content)
+    except ValidationError as error:
+        raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
+    same = [names for names in _same_names(types).values() if len(names) > 1]
+    if same:
+        raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
+    return types
+
+
+@cache
+def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
+    """Return those of the file that is part of this package, read once: each batch asks for them."""
+    return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES), unknown)
 
 
 def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:

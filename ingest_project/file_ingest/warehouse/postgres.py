@@ -66,7 +66,8 @@ OWNERS = f"""
 RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
 REOPEN_DUPLICATES = """
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
-        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
+        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
+        reopened_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 
 FINISH = """

@@ -49,6 +49,8 @@ logger = get_logger(__name__)
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
 ROWS_AT_A_TIME = 20_000
+# A page reads as far as twice its place, as most rows of a file are accepted, and so much further.
+LINES_BEYOND = 1_000
 
 Schema = Mapping[str, pl.DataType | type[pl.DataType]]
 
@@ -229,8 +231,12 @@ class SqlWarehouse:
             rows = [] if elsewhere is None else elsewhere.page_of(file_key, names, first, limit + 1)
             return RowPage(names, tuple(rows[:limit]), more=len(rows) > limit)
         query = sa.select(*(_as_read(table.c[name]) for name in names)).where(table.c.file_key == file_key)
+        query = query.order_by(table.c.line_number).offset(first).limit(limit + 1)
         with self._by_index() as connection:
-            found = connection.execute(query.order_by(table.c.line_number).offset(first).limit(limit + 1)).all()
+            # Nearly always far enough, and the rest of a large file is not read.
+            found = connection.execute(query.where(table.c.line_number <= 2 * (first + limit) + LINES_BEYOND)).all()
+            if len(found) <= limit:
+                found = connection.execute(query).all()
         return RowPage(names, tuple(map(tuple, found[:limit])), more=len(found) > limit)
 
     def undo_unrecorded(self) -> tuple[str, ...]:
@@ -490,7 +496,7 @@ class SqlTransaction:
             sa.update(files_table)
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
-            .values(next_attempt_at=now, updated_at=now, stands=False)
+            .values(next_attempt_at=now, updated_at=now, reopened_at=now, stands=False)
         )
         return reopened
 

@@ -121,14 +121,6 @@ def test_drift_evolves_the_delta_table(
     system.close()
 
 
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    """A process that is killed."""
-    process = DeadlyProcess()
-    yield process
-    process.close()
-
-
 POINTS = [
     KillPoint("rows replaced", f"{OUTSIDE}.replace"),
     KillPoint("rows committed to Delta, not to the database", f"{OUTSIDE}.commit"),

@@ -7,8 +7,8 @@ from sqlalchemy import Column as Col
 
 from ingest_project.platform.database.sql import Json
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
