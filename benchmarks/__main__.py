@@ -25,6 +25,9 @@ from benchmarks.baselines import FILES as BATCH_FILES
 from benchmarks.baselines import KNOWN, measure_baselines
 from benchmarks.crm import MESSAGES, measure_crm
 from benchmarks.floor import measure_floor, measure_floor_of_rows
+from benchmarks.growth import FILES as NEW_FILES
+from benchmarks.growth import KNOWN as FILES_ON_RECORD
+from benchmarks.growth import measure_growth
 from benchmarks.growth_streams import EVENTS as EVENTS_ON_RECORD
 from benchmarks.growth_streams import measure_growth_streams
 from benchmarks.idle import SECONDS, measure_idle, measure_start
@@ -174,10 +177,7 @@ def _tell(who: str, wrong: Sequence[str]) -> None:
         say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
-    commands = parser.add_subparsers(required=True)
+def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for name, measure, rows in (
         ("files", measure_files, 1_000),
         ("rows", measure_rows, 5_000_000),
@@ -194,6 +194,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--floor", action="store_true", help="also without any orchestration")
         if measure is measure_latency:
             command.add_argument("--events", type=int, default=20)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
+    commands = parser.add_subparsers(required=True)
+    _add_files(commands)
     command = commands.add_parser("activity", help=measure_activity.__doc__)
     command.set_defaults(measure=measure_activity)
     command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
@@ -215,6 +222,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--files", type=int, default=BATCH_FILES, help="in each batch")
     command.add_argument("--rows", type=int, default=1_000, help="in each file")
     command.add_argument("--known", type=int, default=KNOWN, help="files that are on record before")
+    command = commands.add_parser("growth", help=measure_growth.__doc__)
+    command.set_defaults(measure=measure_growth)
+    command.add_argument("--files", type=int, default=NEW_FILES, help="new ones, each time")
+    command.add_argument("--rows", type=int, default=1_000, help="in each file")
+    command.add_argument("--known", type=int, default=FILES_ON_RECORD, help="on record at first")
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)

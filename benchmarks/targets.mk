@@ -55,6 +55,10 @@ bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a secon
 bench-baselines: $(VENV)/.dev-installed ## The same batches of files with and without baselines, as a ratio: FILES=256 ROWS=1000
 	@$(BENCHMARK) baselines $(if $(ROWS),--rows $(ROWS)) $(if $(FILES),--files $(FILES))
 
+.PHONY: bench-growth
+bench-growth: $(VENV)/.dev-installed ## The same work with ten times as many files on record, as a ratio: FILES=1000 KNOWN=10000
+	@$(BENCHMARK) growth $(if $(ROWS),--rows $(ROWS)) $(if $(FILES),--files $(FILES)) $(if $(KNOWN),--known $(KNOWN))
+
 .PHONY: bench-datasets
 bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with declared datasets: DATASETS=50
 	@$(BENCHMARK) datasets $(if $(DATASETS),--datasets $(DATASETS))

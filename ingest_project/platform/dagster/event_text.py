@@ -65,14 +65,18 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
 
 
 def _parts_of(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
-    if isinstance(data, StepMaterializationData):
-        made = data.materialization
-        own, marks = _marked(partition=made.partition)
-        bare = made._replace(metadata={}, partition=None)
-        marked = partial(data._replace, materialization=bare._replace(**marks))
-        own[_NO_ENTRIES] = [_packed_entry(label, value) for label, value in made.metadata.items()]
-        return _Parts((data._replace(materialization=bare), *marks.values()), marked, own)
-    found: AssetCheckEvaluation = data
+    return _parts_of_materialization(data) if isinstance(data, StepMaterializationData) else _parts_of_check(data)
+
+
+def _parts_of_materialization(data: StepMaterializationData) -> _Parts:
+    made = data.materialization
+    own, marks = _marked(partition=made.partition)
+    own[_NO_ENTRIES] = [_packed_entry(label, value) for label, value in made.metadata.items()]
+    bare = data._replace(materialization=made._replace(metadata={}, partition=marks["partition"]))
+    return _Parts((bare,), lambda: bare, own)
+
+
+def _parts_of_check(found: AssetCheckEvaluation) -> _Parts:
     own, marks = _marked(partition=found.partition, description=found.description)
     own[_NO_METADATA] = {label: _packed(value) for label, value in found.metadata.items()}
     target = found.target_materialization_data
@@ -90,7 +94,8 @@ def _parts_of(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
         target_materialization_data=target,
         severity=found.severity,
         blocking=found.blocking,
-        **marks,
+        description=marks["description"],
+        partition=marks["partition"],
     )
     return _Parts((*shared, *marks.values()), marked, own)
 
