@@ -57,7 +57,7 @@ class PeakMemory:
         return {name: round(used, 2) for name, used in ordered if used >= 0.01}
 
     def __enter__(self) -> Self:
-        for process in _trees(self._roots | self._others):
+        for process in trees(self._roots | self._others):
             self._count(process, is_new=False)
         self._thread.start()
         return self
@@ -72,7 +72,7 @@ class PeakMemory:
         while True:
             for process in trees(self._roots):
                 self._look_at(process)
-            for process in _trees(self._roots | self._others):
+            for process in trees(self._roots | self._others):
                 self._count(process)
             if self._stop.wait(SAMPLE_SECONDS):
                 return
