@@ -1,8 +1,8 @@
 """Dagster's daemon, with more frequent sensors, restarted when the clock is set back.
 
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
-instead of every five, as a sensor reads its topic only inside its tick; and backfills every five seconds instead of
-every thirty, as a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`) everything works as
+instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
+(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. Without this module (`dagster dev`, `dagster-daemon run`) everything works as
 well, each message seen up to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
