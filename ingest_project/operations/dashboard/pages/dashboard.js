@@ -58,7 +58,7 @@ function show(seen) {
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
     sources: [[seen.sources, minuteOf(seen)], () => sources(seen.sources, seen.at)],
-    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen.incidents, seen.at)],
+    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen)],
     problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
   };
@@ -258,13 +258,25 @@ function sources(seen, now) {
   ];
 }
 
-function incidents(list, now) {
+// Texts may be a stranger's: only addresses of this site and of the configured ones become links.
+function linked(text, sites) {
+  const known = (url) => URL.canParse(url) && [location.origin, ...sites].some((site) => site && `${url}/`.startsWith(`${site.replace(/\/$/, "")}/`));
+  return text.split(/(https?:\/\/\S+)/).map((part) => (/^https?:/.test(part) && known(part) ? element("a", { href: part }, part) : part));
+}
+
+function incidents({ incidents: list, at: now, dagster_url, monitor_url }) {
   if (!list?.length) return null;
+  const sites = [dagster_url, monitor_url];
+  const named = (one) => {
+    const [, link] = linked(one.link, sites);
+    link?.replaceChildren(one.name);
+    return link ?? one.name;
+  };
   const tone = { critical: "failed", warning: "quarantined", info: "superseded" };
   const row = (one) => element("tr", {},
-    element("td", { class: "name" }, element("a", { href: one.link }, one.name)),
+    element("td", { class: "name" }, named(one)),
     element("td", {}, element("span", { class: `state ${tone[one.severity]}` }, one.severity)),
-    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, text))),
+    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, ...linked(text, sites)))),
     element("td", {}, one.owner ?? ""),
     element("td", { class: "number" }, since(one.since, now)));
   return element("table", { class: "failures" },
