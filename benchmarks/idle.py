@@ -73,8 +73,8 @@ def measure_start(options: argparse.Namespace, folder: Path) -> Result:
             if number:
                 ready.append(until_ready)
                 stored.append(time.monotonic() - began)
-                processes = [*stack.children, *([stack.warm] if stack.warm else [])]
-                cpu.append(sum(_cpu_seconds(pid) for pid in trees(frozenset(one.pid for one in processes))))
+                roots = {child.pid for child in stack.children} | ({stack.warm.pid} if stack.warm else set())
+                cpu.append(sum(_cpu_seconds(pid) for pid in trees(frozenset(roots))))
                 say(f"Ready after {ready[-1]:.1f} s, a file stored after {stored[-1]:.1f} s.")
         began = time.monotonic()
         with _plain_dagster(folder / f"plain-{number}"):

@@ -96,6 +96,12 @@ def prepare(spec: dict[str, Any]) -> None:
         _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends (on Linux)."""
+    if ON_LINUX:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def drop_privileges(user: dict[str, Any]) -> None:
     """Drop root privileges: set uid and gid, and keep the right to pass through folders if `reach_all_folders`."""
     keep = user["reach_all_folders"] and ON_LINUX

@@ -60,10 +60,12 @@ class _Become(BaseException):
 
 def main() -> None:
     """Serve requests until the socket closes; in a part, run it."""
+    # While it imports it would not see that; its forks are not concerned.
+    process_guard.end_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         for name in MODULES:
             import_module(name)
-        for name in sys.modules["ingest_project.platform.dagster.code_server"].HEAVY_MODULES:
+        for name in getattr(sys.modules.get(MODULES[0]), "HEAVY_MODULES", ()):
             import_module(name)
         gc.collect()
         # What is never collected is never written to, and stays shared.

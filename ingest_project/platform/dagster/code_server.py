@@ -55,8 +55,8 @@ HEAVY_MODULES = (
 )
 # Imported first by the workers' parent, see the end of the module.
 THIS_MODULE = "ingest_project.platform.dagster.code_server"
-# Each sensor waits for a first message inside its tick and occupies a thread of the server meanwhile. By default there
-# are four more than cores, and the launch of a run would wait for one as well.
+# Each tick occupies a thread of the server, for seconds where it reads much. By default there are four more than cores,
+# and the launch of a run would wait for one as well.
 THREADS = ("--max-workers", "32")
 PR_SET_PDEATHSIG = 1
 _workers_parent = 0

@@ -61,7 +61,7 @@ class _Sensor:
 
     topics: frozenset[str]
     watched: dict[str, float] = field(default_factory=dict)
-    busy_at: float = field(default_factory=time.monotonic)
+    busy_at: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - the clock of the moment
     resting: bool = False
 
 
