@@ -99,6 +99,8 @@ TABLES = {
             "sensor_type": "Quantity, e.g. `temperature`",
             "value": "The reading, in `unit`",
             "unit": "Unit of `value`; null where the file names none and the sensor type has none",
+            "rescued_data": "Cells of the row in columns that the reader profile does not know, by their names; null "
+            "where there are none. In a wide file each reading of the row has them",
         },
     ),
     "aggregated_metrics": Described(

@@ -11,13 +11,23 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes, nearest
+from ingest_project.core.yaml_models import mistakes, nearest, only_known_names
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -40,6 +50,8 @@ OTHER_NAMES = (
     | {"long": "integer", "datetime": "timestamp", "time": "timestamp", "numeric": "decimal", "object": "json"}
 )
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
+# Written out for `dg check yaml`, which shows it to who wrote another type.
+ANY_TYPE = rf"^({'|'.join(TYPES)}|decimal\([0-9 ]+,[0-9 ]+\))$"
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
@@ -60,7 +72,8 @@ def _known_type(text: str) -> str:
     if found is None:
         if text not in TYPES:
             base = text.partition("(")[0].strip().lower()
-            guess = nearest(OTHER_NAMES.get(base, base), [*TYPES, "decimal"])
+            (alike,) = get_close_matches(base, [*TYPES, "decimal", *OTHER_NAMES], n=1) or [base]
+            guess = nearest(OTHER_NAMES.get(alike, alike), [*TYPES, "decimal"])
             known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
             raise ValueError(f"{text!r} is no type; {known}{guess}")
         return text
@@ -91,10 +104,10 @@ class Column(BaseModel):
         description: shown to users.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"), AfterValidator(_free_name)]
-    type: Annotated[str, AfterValidator(_known_type)]
+    type: Annotated[str, AfterValidator(_known_type), WithJsonSchema({"type": "string", "pattern": ANY_TYPE})]
     required: bool = False
     min: Any = None
     max: Any = None

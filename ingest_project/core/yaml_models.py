@@ -125,6 +125,11 @@ def line_of(path: Path, position: Position) -> int:
     return int(line) + 1
 
 
+def only_known_names(schema: dict[str, Any]) -> None:
+    """Let `dg check yaml` list the names there are: of itself it says only that another one was not expected."""
+    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a question for the most similar of some names; empty without one."""
     guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -304,13 +309,16 @@ SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 AsJson = BeforeValidator(_read_json)
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+@cache
+def leaves(model: type[BaseModel], prefix: str = "") -> tuple[tuple[str, FieldInfo], ...]:
+    """Return every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+    found: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+            found += leaves(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            found.append((f"{prefix}{name}", field))
+    return tuple(found)
 
 
 def variables_of(field: FieldInfo) -> tuple[str, ...]:

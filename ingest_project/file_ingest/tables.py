@@ -73,6 +73,8 @@ raw_sensor_data = sa.Table(
     Col("unit", sa.Text),
     Col("file_key", sa.Text, nullable=False),
     Col("line_number", sa.BigInteger, nullable=False),
+    # Cells of the row in columns that the profile does not know, by their names.
+    Col("rescued_data", Json),
 )
 
 aggregated_metrics = sa.Table(

@@ -17,21 +17,23 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.attachments import attachment_key, decode_download_task
 from ingest_project.core.errors import IngestError
 from ingest_project.core.items import store_bisecting
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
 from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.items import Position
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import (
     HEADER_PREFIX,
     DeadLetter,
@@ -42,11 +44,6 @@ from ingest_project.platform.kafka.dead_letters import (
 )
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_once
-
-if TYPE_CHECKING:
-    from ingest_project.attachments.queue import AttachmentRecord
-    from ingest_project.operations import SystemResources
-    from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 NAME = "redrive-dead-letters"
 REDRIVE_PREFIX = "redrive."

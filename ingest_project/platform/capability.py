@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.core.settings import KafkaSettings
+from ingest_project.core.settings import KafkaSettings, Settings
 from ingest_project.platform import tracing
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     # Importing Dagster takes a second, which commands do not have.
     import dagster as dg
 
-    from ingest_project.core.settings import Settings
     from ingest_project.platform.dagster.catalog import StoredTable
     from ingest_project.platform.delta.table import DeltaStore
 

@@ -213,7 +213,8 @@ def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: 
 
 
 def _tables_of(declaration: DatasetDeclaration) -> Iterator[str]:
-    for table in (declaration.table, declaration.metrics_table, declaration.target.delta):
+    metrics = declaration.metrics_table
+    for table in (declaration.table, metrics, metrics and f"{metrics}_merged", declaration.target.delta):
         if table is not None:
             yield table
 

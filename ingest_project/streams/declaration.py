@@ -12,13 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ingest_project.contracts.columns import StreamColumn, columns_of, model_named, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
+from ingest_project.core.yaml_models import (
+    AsWritten,
+    line_of,
+    mistakes_in,
+    nearest,
+    only_known_names,
+    yaml_content,
+)
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files
 from ingest_project.streams.decoders import DECODERS, TEXT
 
@@ -38,7 +45,7 @@ MIN_RETENTION_HOURS = 168
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
 
 class DeltaTarget(_Part):
@@ -105,6 +112,8 @@ class StreamDeclaration(_Part):
         drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
             a column of text to the table, `freeze` refuses the message.
         owners: addresses or teams, as Dagster has them.
+        fresh_within_hours: its asset is overdue after so long without a message, and warns at five eighths; null for
+            never.
         batch_messages: most offsets of one run.
         max_parallel_batches: runs at a time, each over partitions of its own.
         max_unfinished_seconds: messages that wait to be stored for longer fail the check no_gap_in_offsets.
@@ -120,9 +129,10 @@ class StreamDeclaration(_Part):
     columns: tuple[StreamColumn, ...] = ()
     model: str | None = None
     event_time: str | None = None
-    sink: Sink = DeltaTarget()
+    sink: Annotated[Sink, BeforeValidator(lambda given: {} if given is None else given)] = DeltaTarget()
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     owners: tuple[str, ...] = ()
+    fresh_within_hours: float | None = Field(24, ge=0.1, le=100_000)
     batch_messages: int = Field(1_000_000, gt=0)
     max_parallel_batches: int = Field(2, gt=0)
     max_unfinished_seconds: int = Field(900, gt=0)

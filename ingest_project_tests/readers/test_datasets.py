@@ -13,7 +13,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, decode_fi
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.sql import metadata
-from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations
+from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations, read_declaration
 
 GOOD: dict[str, Any] = {
     "columns": [{"name": "id", "type": "text", "required": True}, {"name": "amount", "type": "decimal(8,2)"}],
@@ -130,3 +130,16 @@ def test_a_dataset_that_is_not_declared_is_refused_with_the_nearest_name() -> No
     )
     with pytest.raises(UnreadableMessageError, match="did you mean sensor_readings"):
         Declarations().require_accepted(event)
+
+
+def test_options_that_are_all_comments_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "d" / "defs.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "type: ingest_project.FileDataset\nattributes:\n  reader:\n    # delimiter: x\n"
+        "  columns:\n    - {name: a, type: text}\n"
+    )
+    found = read_declaration(path)
+    assert found is not None
+    assert found.own_profile is not None
+    assert found.own_profile.delimiter is None

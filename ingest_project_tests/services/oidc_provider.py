@@ -11,19 +11,19 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 CLIENT_ID, CLIENT_SECRET = "console", "secret-of-the-console"
 KEY, FOREIGN_KEY = (RSAKey.generate_key(2048, {"kid": "first", "use": "sig"}) for _ in range(2))
 
 
-class OidcProvider:
+class OidcProvider(ServedOverHttp):
     """Signs in whoever comes, as the person of `claims`; a context manager.
 
     Attributes:
@@ -53,13 +53,6 @@ class OidcProvider:
         self.prompts: list[str] = []
         self._codes: dict[str, dict[str, str]] = {}
         self._http = HttpServer(self._respond)
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._http.__exit__(*exc)
 
     @property
     def issuer(self) -> str:

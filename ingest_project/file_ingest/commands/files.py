@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 import typer
+from rich.table import Table
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
@@ -37,9 +38,6 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of
 from ingest_project.platform.actions import MAX_LIMIT, ActionRefusedError, ActionRequest, login_name, perform
 from ingest_project.platform.object_store.content_store import object_name
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MAX_SHOWN_TEXT = 160
 TITLES = {"device_id": "Device"}

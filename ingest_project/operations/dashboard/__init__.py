@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
@@ -28,10 +29,6 @@ from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 from ingest_project.platform.http.origin import is_loopback
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import ASGIApp
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.

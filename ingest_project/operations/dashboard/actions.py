@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -27,6 +28,7 @@ from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import to_json
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS, action_named, actions_by_capability
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.actions import (
     DEFAULT_LIMIT,
@@ -43,11 +45,6 @@ from ingest_project.platform.actions import (
     items_of_action,
     perform,
 )
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from ingest_project.operations.dashboard.console import Console
 
 RECORDS_A_PAGE = 50
 SHOWN_EXAMPLES = 20

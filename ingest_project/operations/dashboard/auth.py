@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -28,17 +28,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.secrets import text_of
+from ingest_project.core.settings import Settings
 from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
 from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from ingest_project.core.settings import Settings
 
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
+import requests
 from starlette.exceptions import HTTPException
 
 from ingest_project.core.logging import get_logger, printable
+from ingest_project.core.settings.platform import OidcSettings
 from ingest_project.operations.dashboard.auth import Role, Viewer
 from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
-    import requests
     from authlib.integrations.requests_client import OAuth2Session
 
-    from ingest_project.core.settings.platform import OidcSettings
 
 logger = get_logger(__name__)
 

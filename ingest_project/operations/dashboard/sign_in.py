@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ingest_project.core.settings import Settings
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
     MAX_RETURN_CHARACTERS,
@@ -25,11 +26,6 @@ from ingest_project.operations.dashboard.auth import (
 from ingest_project.operations.dashboard.limits import ActionLimits, network_of
 from ingest_project.operations.dashboard.oidc import SIGN_IN_SECONDS, Provider
 from ingest_project.operations.dashboard.rendering import render, root_of
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from ingest_project.core.settings import Settings
 
 SIGN_IN_COOKIE = "ingest_sign_in"
 CALLBACK = "oidc/callback"

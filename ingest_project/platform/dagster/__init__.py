@@ -4,10 +4,12 @@ Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. No
 modules or dagster-postgres. An upgrade of Dagster has to keep what this list names; the tests named with each say where
 it does not.
 
-- `instance.py`: the event log's `_event_to_row`, `_store_asset_event_tags`, `_store_asset_event`, `_connect`
-  and `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
-  `serialize_value`; the `_engine` of three storages,
+- `instance.py`: the event log's `_store_asset_event_tags`, `_store_asset_event`, `_connect` and
+  `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
+  the `_engine` of three storages,
   and that these can be copied; `_has_instigators_table`; `InstanceRef.from_dir` (test_asset_events, test_internals).
+- `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
+  metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.

@@ -29,6 +29,7 @@ from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.core.logging import get_logger
+from ingest_project.platform.dagster.quiet_sensors import QuietSensors, install
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 
 logger = get_logger(__name__)
@@ -43,17 +44,20 @@ MAX_TICKS = 1_000
 Repair = Callable[[], Sequence[str]]
 
 
-def run_daemon(program: str, arguments: Sequence[str], repair: Repair) -> None:
+def run_daemon(program: str, arguments: Sequence[str], repair: Repair, quiet: QuietSensors | None = None) -> None:
     """Run one of the daemon's commands.
 
     Args:
         program: its name in messages.
         arguments: the command line.
         repair: sets recorded times in the future to now, and returns the sensors and schedules that waited.
+        quiet: the sensors that rest while there is nothing to do.
     """
     # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
     sensor.MIN_INTERVAL_LOOP_TIME = CHECK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
+    if quiet is not None:
+        install(quiet)
     if arguments[:1] == ["run"] and "--help" not in arguments:
         repair()
         threading.Thread(target=watch_clock, args=(repair, restart), name="clock", daemon=True).start()
