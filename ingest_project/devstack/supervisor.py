@@ -319,6 +319,8 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
     stack.children.append(webserver)
     # A daemon that does not find the code server tries again only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
+    # It creates missing tables before it listens, which two processes must not do at the same time.
+    webserver.wait_until(lambda: not port_is_free(home.port), dagster_processes.START_SECONDS, "did not listen")
     stack.children.append(dagster_processes.start_daemon(home, environ, log_folder, stack.warm))
     dagster_processes.wait_until_ready(home, webserver, stack.children)
     report(DAGSTER, StepState.READY)

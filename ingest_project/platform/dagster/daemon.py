@@ -83,7 +83,7 @@ def refresh_changed_only() -> None:
         entries = self._workspace_process_context.create_request_context().get_code_location_entries()
         return time.time() if all(map(is_current, entries.values())) else refresh(self, refreshed_at)
 
-    controller.DagsterDaemonController.check_workspace_freshness = refresh_changed  # type: ignore[method-assign]
+    controller.DagsterDaemonController.check_workspace_freshness = refresh_changed  # type: ignore[method-assign,assignment]
 
 
 def is_current(entry: CodeLocationEntry) -> bool:
