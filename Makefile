@@ -55,12 +55,12 @@ dev: setup ## Start broker, PostgreSQL and Dagster, and stay
 test: $(VENV)/.dev-installed ## Set up and run every check and test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory --jobs=2 types tests
 
-# Side by side: the types take a minute of one core, and the tests wait for each other at times.
+# Side by side: types and imports take a minute of one core, and the tests wait for each other at times.
 .PHONY: types tests
 types: $(VENV)/.dev-installed
+	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
 tests: $(VENV)/.dev-installed

@@ -7,10 +7,12 @@ not exactly what should be.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,13 @@ from benchmarks.activity_commits import COMMITS, measure_commits
 from benchmarks.baselines import FILES as BATCH_FILES
 from benchmarks.baselines import KNOWN, measure_baselines
 from benchmarks.crm import MESSAGES, measure_crm
-from benchmarks.floor import measure_floor
+from benchmarks.floor import measure_floor, measure_floor_of_rows
+from benchmarks.growth import FILES as NEW_FILES
+from benchmarks.growth import KNOWN as FILES_ON_RECORD
+from benchmarks.growth import measure_growth
+from benchmarks.growth_streams import EVENTS as EVENTS_ON_RECORD
+from benchmarks.growth_streams import measure_growth_streams
+from benchmarks.idle import SECONDS, measure_idle, measure_start
 from benchmarks.listing import FILES, measure_listing
 from benchmarks.many_datasets import DATASETS, measure_datasets
 from benchmarks.measurement import Result, measured_once, say
@@ -34,6 +42,8 @@ from benchmarks.system import running_system
 from benchmarks.workload import Workload, write_workload
 
 PEER_FILES = 2_000
+# The common form of the peer stores row by row.
+COMMON_FILES = 200
 MAX_DIFFERENCES_SHOWN = 5
 # Ticks come every few seconds: an event must be as likely to arrive in the middle of that as right after a tick.
 PAUSE_SECONDS = (1.0, 6.0)
@@ -62,12 +72,31 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
             "ratio": round(files_per_second / peer.files_per_second, 2),
             "peer_exact": not peer.differences,
             "peer_peak_rss_mb": peer.peak_rss_mb,
+            "peer_cpu_s": peer.cpu_seconds,
+        }
+        common_workload = _write(folder / "common", min(peer_files, COMMON_FILES), options.rows)
+        say(f"Celery with executemany ingests {common_workload.files.height} files ...")
+        # In a process of its own: Celery's application keeps its connections to the first broker.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+            common = own.submit(measure_peer, common_workload, folder / "common-state", executemany=True).result()
+        _tell("the peer's common form", common.differences)
+        result |= {
+            "common_files": common.files,
+            "common_files_per_s": round(common.files_per_second, 1),
+            "ratio_to_common": round(files_per_second / common.files_per_second, 1),
+            "common_exact": not common.differences,
+            "common_cpu_s": common.cpu_seconds,
         }
     if options.floor:
         say("The floor: no orchestration ...")
-        seconds, wrong = measure_floor(workload, folder / "floor-state")
+        floor_seconds, wrong = measure_floor(workload, folder / "floor-state")
         _tell("the floor", wrong)
-        result |= {"floor_files_per_s": round(options.files / seconds, 1), "floor_exact": not wrong}
+        result |= {
+            "floor_files_per_s": round(options.files / floor_seconds, 1),
+            "share_of_floor": round(floor_seconds / seconds, 3),
+            "share_of_floor_once_started": round(floor_seconds / max(seconds - waited, 0.001), 3),
+            "floor_exact": not wrong,
+        }
     return result
 
 
@@ -76,11 +105,22 @@ def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
     workload = _write(folder, 1, options.rows)
     result = _by_product(options, folder, workload)
     seconds, waited = float(str(result["seconds"])), float(str(result["seconds_to_start"]))
-    return {
+    result = {
         "rows_per_s": round(options.rows / seconds),
         "rows_per_s_once_started": round(options.rows / (seconds - waited)),
         **result,
     }
+    if options.floor:
+        say("The floor: two processes, no orchestration ...")
+        floor_seconds, wrong = measure_floor_of_rows(workload, folder / "floor-state")
+        _tell("the floor", wrong)
+        result |= {
+            "floor_rows_per_s": round(options.rows / floor_seconds),
+            "share_of_floor": round(floor_seconds / seconds, 3),
+            "share_of_floor_once_started": round(floor_seconds / (seconds - waited), 3),
+            "floor_exact": not wrong,
+        }
+    return result
 
 
 def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
@@ -109,7 +149,7 @@ def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -
     say("Starting the system ...")
     with running_system(folder / "product", [workload.folder], options.partitions) as system:
         say("The product ingests ...")
-        with PeakMemory(system.processes) as memory:
+        with PeakMemory(system.processes, system.servers) as memory:
             timing = system.measure(workload)
         wrong = differences(system.warehouse_url, workload)
     _tell("the product", wrong)
@@ -117,6 +157,7 @@ def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -
         "exact": not wrong,
         "peak_rss_mb": memory.megabytes,
         "peak_rss_of": memory.command,
+        "cpu_s": memory.cpu_seconds,
         "seconds": round(timing.seconds, 2),
         "seconds_to_start": round(timing.seconds_to_start, 2),
         "files": workload.files.height,
@@ -137,10 +178,7 @@ def _tell(who: str, wrong: Sequence[str]) -> None:
         say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
-    commands = parser.add_subparsers(required=True)
+def _add_files(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for name, measure, rows in (
         ("files", measure_files, 1_000),
         ("rows", measure_rows, 5_000_000),
@@ -153,9 +191,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if measure is measure_files:
             command.add_argument("--files", type=int, default=2_000)
             command.add_argument("--peer-files", type=int, help=f"0: no peer; at most {PEER_FILES} by default")
+        if measure is not measure_latency:
             command.add_argument("--floor", action="store_true", help="also without any orchestration")
         if measure is measure_latency:
             command.add_argument("--events", type=int, default=20)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
+    commands = parser.add_subparsers(required=True)
+    _add_files(commands)
     command = commands.add_parser("activity", help=measure_activity.__doc__)
     command.set_defaults(measure=measure_activity)
     command.add_argument("--events", type=int, default=ACTIVITY_EVENTS)
@@ -163,6 +209,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("commits", help=measure_commits.__doc__)
     command.set_defaults(measure=measure_commits)
     command.add_argument("--commits", type=int, default=COMMITS)
+    command = commands.add_parser("growth-streams", help=measure_growth_streams.__doc__)
+    command.set_defaults(measure=measure_growth_streams)
+    command.add_argument("--events", type=int, default=EVENTS_ON_RECORD, help="on record in the smaller system")
     command = commands.add_parser("crm", help=measure_crm.__doc__)
     command.set_defaults(measure=measure_crm)
     command.add_argument("--messages", type=int, default=MESSAGES)
@@ -178,9 +227,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.set_defaults(measure=measure_scaling)
     command.add_argument("--files", type=int, default=1_000)
     command.add_argument("--rows", type=int, default=1_000, help="in each file")
+    command = commands.add_parser("growth", help=measure_growth.__doc__)
+    command.set_defaults(measure=measure_growth)
+    command.add_argument("--files", type=int, default=NEW_FILES, help="new ones, each time")
+    command.add_argument("--rows", type=int, default=1_000, help="in each file")
+    command.add_argument("--known", type=int, default=FILES_ON_RECORD, help="on record at first")
     command = commands.add_parser("datasets", help=measure_datasets.__doc__)
     command.set_defaults(measure=measure_datasets)
     command.add_argument("--datasets", type=int, default=DATASETS)
+    command = commands.add_parser("idle", help=measure_idle.__doc__)
+    command.set_defaults(measure=measure_idle)
+    command.add_argument("--seconds", type=float, default=SECONDS, help="of idleness")
+    command = commands.add_parser("start", help=measure_start.__doc__)
+    command.set_defaults(measure=measure_start)
+    command.add_argument("--starts", type=int, default=3, help="after the first one")
     command = commands.add_parser("console", help=console.measure_console.__doc__)
     command.set_defaults(measure=console.measure_console)
     command.add_argument("--files", type=int, default=console.FILES)

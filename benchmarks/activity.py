@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
@@ -49,9 +50,9 @@ def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, obj
     try:
         server.create_topic(TOPIC, PARTITIONS)
         _send(server.bootstrap_servers, options.events)
-        seconds, memory = {}, {}
+        seconds, memory, cpu = {}, {}, {}
         for reader, events in _readers(options):
-            seconds[reader], memory[reader] = _read(reader, server.bootstrap_servers, folder, events)
+            seconds[reader], memory[reader], cpu[reader] = _read(reader, server.bootstrap_servers, folder, events)
         product = _by_product(server.bootstrap_servers, folder / "product", options.events)
     finally:
         server.stop()
@@ -65,6 +66,9 @@ def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, obj
         "peak_rss_mb": max(product["peak_rss_mb"], memory["run"]),
         "exact": all(_is_exact(table, options.events) for table in tables),
         "events": options.events,
+        "ratio_to_floor": round(seconds["floor"] / seconds["run"], 2),
+        **({"declared_to_shipped": round(seconds["declared"] / seconds["run"], 2)} if options.declared else {}),
+        "cpu_s": cpu | {"product": product["cpu_s"]},
         "run_peak_rss_mb": memory["run"],
         "floor_peak_rss_mb": memory["floor"],
         "seconds_to_start": product["seconds_to_start"],
@@ -120,17 +124,18 @@ def _messages(events: int) -> Iterator[bytes]:
         ).encode()
 
 
-def _read(reader: str, brokers: str, folder: Path, events: int) -> tuple[float, float]:
-    """Seconds and megabytes of one of the readers."""
+def _read(reader: str, brokers: str, folder: Path, events: int) -> tuple[float, float, float]:
+    """Seconds, megabytes and seconds of processor time of one of the readers."""
     command = [sys.executable, "-m", "benchmarks.activity_readers", reader, brokers, TOPIC, str(folder), str(events)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, PeakMemory([process.pid]) as memory:
         output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"The reader {reader} failed.")
-    return float(json.loads(output.splitlines()[-1])["seconds"]), memory.megabytes
+    result = json.loads(output.splitlines()[-1])
+    return float(result["seconds"]), memory.megabytes, float(result["cpu_s"])
 
 
-def _by_product(brokers: str, folder: Path, events: int) -> dict[str, float]:
+def _by_product(brokers: str, folder: Path, events: int) -> dict[str, Any]:
     folder.mkdir()
     for name in NOT_OURS:
         os.environ.pop(name, None)
@@ -144,12 +149,17 @@ def _by_product(brokers: str, folder: Path, events: int) -> dict[str, float]:
     }
     with running_stack(load_settings(), lambda *_: None) as stack, closing(System(stack)) as system:
         migrate(open_engine(system.warehouse_url))
-        with PeakMemory(system.processes) as memory:
+        with PeakMemory(system.processes, system.servers) as memory:
             began = time.monotonic()
             switch_sensor(stack.webserver_url, SENSOR, on=True)
             started = _wait_until_stored(system, events)
             seconds = time.monotonic() - began
-    return {"seconds": seconds, "seconds_to_start": round(started - began, 2), "peak_rss_mb": memory.megabytes}
+    return {
+        "seconds": seconds,
+        "seconds_to_start": round(started - began, 2),
+        "peak_rss_mb": memory.megabytes,
+        "cpu_s": memory.cpu_seconds,
+    }
 
 
 def _wait_until_stored(system: System, events: int) -> float:

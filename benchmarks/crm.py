@@ -75,7 +75,7 @@ def _measured(server: Server, messages: list[bytes], folder: Path) -> dict[str, 
     with running_system(folder / "product", [folder], brokers=server.bootstrap_servers) as system:
         system.turn_off(SENSOR)
         _send(server, topics.sales_events, messages)
-        with PeakMemory(system.processes) as memory:
+        with PeakMemory(system.processes, system.servers) as memory:
             began = time.monotonic()
             switch_sensor(system._stack.webserver_url, SENSOR, on=True)  # noqa: SLF001 - of our own package
             waited = _wait_until_stored(system, len(messages))
@@ -90,6 +90,7 @@ def _measured(server: Server, messages: list[bytes], folder: Path) -> dict[str, 
         "seconds": round(seconds, 2),
         "seconds_to_start": round(waited, 2),
         "peak_rss_mb": memory.megabytes,
+        "cpu_s": memory.cpu_seconds,
     }
 
 

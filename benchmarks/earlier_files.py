@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import psycopg2.extensions
 
-_COPIES = "generate_series(1, %(count)s) AS number, lpad(number::text, 8, '0') AS digits"
+_COPIES = "generate_series(1 + %(after)s, %(count)s + %(after)s) AS number, lpad(number::text, 8, '0') AS digits"
 _NEW_KEY = "'earlier-' || digits || '.csv~' || right(md5(digits), 10)"
 _EVENT_TABLES = ("event_logs", "asset_check_executions")
 # An event's text names its partition.
@@ -14,7 +14,12 @@ _EVENT_TEXTS = ("event", "evaluation_event")
 
 
 def copy_file(
-    warehouse: psycopg2.extensions.connection, dagster: psycopg2.extensions.connection, key: str, count: int
+    warehouse: psycopg2.extensions.connection,
+    dagster: psycopg2.extensions.connection,
+    key: str,
+    count: int,
+    *,
+    after: int = 0,
 ) -> None:
     """Copy the queue entry, partition, materialisations and check results of an ingested file, without its rows.
 
@@ -23,8 +28,9 @@ def copy_file(
         dagster: database of the partitions and the event log.
         key: of the file.
         count: how many copies; each has a key of its own that begins with `earlier-`.
+        after: how many copies there are already.
     """
-    parameters = {"key": key, "count": count}
+    parameters = {"key": key, "count": count, "after": after}
     with warehouse.cursor() as cursor:
         cursor.execute(
             "INSERT INTO files SELECT (jsonb_populate_record(files, jsonb_build_object("

@@ -1,16 +1,19 @@
 """Measure the machine without any orchestration: two processes, Polars, COPY in transactions of 64 files.
 
-No queue, no history, no retry, no UI: the time of the work alone.
+No queue, no history, no retry, no UI: the time of the work alone. One large file is cut between two lines, and each
+process reads, checks and stores parts of it as if they were files; the metrics of the parts are merged at the end.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import adbc_driver_postgresql.dbapi
 import polars as pl
@@ -24,6 +27,15 @@ from benchmarks.workload import Workload
 PROCESSES = 2
 FILES_PER_TRANSACTION = 64
 CELLS = (*REQUIRED, "unit")
+PART_BYTES = 16 * 1024**2
+
+
+class Part(NamedTuple):
+    """Some lines of a large file: first byte, length, and the number of the first line."""
+
+    start: int
+    size_bytes: int
+    first_line: int
 
 
 def measure_floor(workload: Workload, folder: Path) -> tuple[float, list[str]]:
@@ -36,9 +48,24 @@ def measure_floor(workload: Workload, folder: Path) -> tuple[float, list[str]]:
     Returns:
         seconds it took, and how what is stored differs from what should be.
     """
-    (folder / "logs").mkdir(parents=True)
     paths = [str(path) for path in workload.paths]
     groups = [paths[start : start + FILES_PER_TRANSACTION] for start in range(0, len(paths), FILES_PER_TRANSACTION)]
+    return _timed(workload, folder, lambda url, workers: list(workers.map(ingest_group, [url] * len(groups), groups)))
+
+
+def measure_floor_of_rows(workload: Workload, folder: Path) -> tuple[float, list[str]]:
+    """Ingest the one large file of a workload; arguments and result as those of `measure_floor`.
+
+    The parts of the file are transactions of their own, so that a failure would leave some of its rows.
+    """
+    (path,) = workload.paths
+    return _timed(workload, folder, lambda url, workers: _ingest_in_parts(url, workers, path))
+
+
+def _timed(
+    workload: Workload, folder: Path, work: Callable[[str, ProcessPoolExecutor], object]
+) -> tuple[float, list[str]]:
+    (folder / "logs").mkdir(parents=True)
     spawning = multiprocessing.get_context("spawn")
     with running_postgres(folder) as database_url, ProcessPoolExecutor(PROCESSES, spawning) as processes:
         with closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
@@ -46,7 +73,7 @@ def measure_floor(workload: Workload, folder: Path) -> tuple[float, list[str]]:
         # Processes that are up and have loaded what they need, as the peer's.
         list(processes.map(ingest_group, [database_url] * PROCESSES, [[]] * PROCESSES))
         started = time.monotonic()
-        list(processes.map(ingest_group, [database_url] * len(groups), groups))
+        work(database_url, processes)
         return time.monotonic() - started, differences(database_url, workload)
 
 
@@ -68,6 +95,66 @@ def ingest_group(database_url: str, paths: list[str]) -> None:
             cursor.adbc_ingest("aggregated_metrics", _aggregate(good).to_arrow(), mode="append")
             cursor.adbc_ingest("quarantined_rows", _quarantined(kept).to_arrow(), mode="append")
         connection.commit()
+
+
+def _ingest_in_parts(database_url: str, processes: ProcessPoolExecutor, path: Path) -> None:
+    parts = list(_parts_of(path))
+    found = list(processes.map(ingest_part, [database_url] * len(parts), [str(path)] * len(parts), parts))
+    figures = pl.concat([figures for figures, _ in found])
+    keys = ["file_key", "device_id", "sensor_type"]
+    count, mean, whole_mean = pl.col("count"), pl.col("mean"), pl.col("whole_mean")
+    merged = (
+        figures.with_columns(whole_mean=((mean * count).sum() / count.sum()).over(keys))
+        .group_by(keys)
+        .agg(
+            min=pl.col("min").min(),
+            max=pl.col("max").max(),
+            mean=whole_mean.first(),
+            count=count.sum(),
+            squares=(pl.col("squares") + count * (mean - whole_mean) ** 2).sum(),
+        )
+    )
+    stddev = pl.when(count > 1).then((pl.col("squares") / (count - 1)).sqrt())
+    counts = pl.DataFrame(
+        {
+            "file_key": [path.name],
+            "rows_accepted": [int(figures["count"].sum())],
+            "rows_read": [sum(rows_read for _, rows_read in found)],
+        }
+    )
+    with adbc_driver_postgresql.dbapi.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.adbc_ingest("files", _states([str(path)], counts).to_arrow(), mode="append")
+        metrics = merged.with_columns(stddev=stddev).drop("squares")
+        cursor.adbc_ingest("aggregated_metrics", metrics.to_arrow(), mode="append")
+        connection.commit()
+
+
+def _parts_of(path: Path) -> Iterator[Part]:
+    """Cut the lines below the header into parts of similar size."""
+    with path.open("rb") as file:
+        file.readline()
+        start, line = file.tell(), 2
+        while text := file.read(PART_BYTES):
+            text += file.readline()
+            yield Part(start, len(text), line)
+            start, line = start + len(text), line + text.count(b"\n")
+
+
+def ingest_part(database_url: str, path: str, part: Part) -> tuple[pl.DataFrame, int]:
+    """Read, check and store a part of a file; return the figures of its groups, and its number of rows."""
+    with Path(path).open("rb") as file:
+        header = file.readline()
+        file.seek(part.start)
+        text = header + file.read(part.size_bytes)
+    rows = pl.read_csv(text, infer_schema=False, row_index_name="line_number", row_index_offset=part.first_line)
+    checked = _check(rows.select(pl.col("line_number").cast(pl.Int64), *CELLS, file_key=pl.lit(Path(path).name)))
+    good = checked.filter("good")
+    with adbc_driver_postgresql.dbapi.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.adbc_ingest("raw_sensor_data", good.select(_READINGS).to_arrow(), mode="append")
+        cursor.adbc_ingest("quarantined_rows", _quarantined(checked).to_arrow(), mode="append")
+        connection.commit()
+    squares = pl.col("stddev").fill_null(0.0) ** 2 * (pl.col("count") - 1)
+    return _aggregate(good).with_columns(squares=squares).drop("stddev"), checked.height
 
 
 _READINGS = ("timestamp", "device_id", "sensor_type", "value", "unit", "file_key", "line_number")

@@ -1,7 +1,8 @@
-"""The most memory that any one process used, of those that some processes started."""
+"""The most memory that any one process used, of those that some processes started, and the processor time of all."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,6 +12,8 @@ from typing import Self
 
 SAMPLE_SECONDS = 0.25
 PROC = Path("/proc")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+RUN_WORKERS = "run workers"
 
 
 class PeakMemory:
@@ -21,10 +24,14 @@ class PeakMemory:
 
     Args:
         roots: process ids at the top of the trees; the roots themselves count.
+        others: of which only the processor time counts: the database, the broker.
     """
 
-    def __init__(self, roots: Iterable[int]) -> None:
+    def __init__(self, roots: Iterable[int], others: Iterable[int] = ()) -> None:
         self._roots = frozenset(roots)
+        self._others = frozenset(others)
+        # By process: its name, and the ticks of its first and its last look.
+        self._ticks: dict[int, tuple[str, int, int]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
         self._peak_kib = 0
@@ -40,7 +47,18 @@ class PeakMemory:
         """Command line of that process, shortened."""
         return self._peak_command
 
+    @property
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time meanwhile, by program; what a process used in its last moments can be missing."""
+        seconds: dict[str, float] = {}
+        for name, first, last in self._ticks.values():
+            seconds[name] = seconds.get(name, 0.0) + (last - first) / TICKS_PER_SECOND
+        ordered = sorted(seconds.items(), key=lambda one: -one[1])
+        return {name: round(used, 2) for name, used in ordered if used >= 0.01}
+
     def __enter__(self) -> Self:
+        for process in trees(self._roots | self._others):
+            self._count(process, is_new=False)
         self._thread.start()
         return self
 
@@ -52,8 +70,10 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while True:
-            for process in _trees(self._roots):
+            for process in trees(self._roots):
                 self._look_at(process)
+            for process in trees(self._roots | self._others):
+                self._count(process)
             if self._stop.wait(SAMPLE_SECONDS):
                 return
 
@@ -66,8 +86,30 @@ class PeakMemory:
                 command = (PROC / str(process) / "cmdline").read_bytes().replace(b"\0", b" ")
                 self._peak_kib, self._peak_command = peak_kib, command.decode("utf-8", "replace")[:100]
 
+    def _count(self, process: int, *, is_new: bool = True) -> None:
+        with suppress(OSError, ValueError, IndexError):
+            user, system = (
+                (PROC / str(process) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[11:13]
+            )
+            ticks = int(user) + int(system)
+            if process not in self._ticks:
+                self._ticks[process] = (_name_of(process), 0 if is_new else ticks, ticks)
+            name, first, _ = self._ticks[process]
+            self._ticks[process] = (name, first, ticks)
 
-def _trees(roots: frozenset[int]) -> set[int]:
+
+def _name_of(process: int) -> str:
+    """Return a short name of a process's program: its module, or its file."""
+    words = (PROC / str(process) / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+    if any("multiprocessing" in word for word in words):
+        return RUN_WORKERS
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1]
+    return Path(words[0].split(" ")[0].rstrip(":")).name
+
+
+def trees(roots: frozenset[int]) -> set[int]:
+    """Process ids of these processes and of all that they started, directly or not."""
     parents = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():

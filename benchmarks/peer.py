@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg2
 
 from benchmarks.memory import PeakMemory
-from benchmarks.peer_celery import QUEUE, TABLES, app, ingest_file
+from benchmarks.peer_celery import EXECUTEMANY, QUEUE, TABLES, app, ingest_file
 from benchmarks.results import differences
 from benchmarks.workload import Workload
 from ingest_project.devstack import Child, Command, postgres, start
@@ -43,12 +43,14 @@ class PeerResult:
         files: number of files.
         seconds: for all of them.
         peak_rss_mb: of its largest worker process.
+        cpu_seconds: of the processors, by its processes and by PostgreSQL's.
         differences: between what it stored and what should be stored; empty when exact.
     """
 
     files: int
     seconds: float
     peak_rss_mb: float
+    cpu_seconds: Mapping[str, float]
     differences: list[str]
 
     @property
@@ -57,12 +59,13 @@ class PeerResult:
         return self.files / self.seconds
 
 
-def measure_peer(workload: Workload, folder: Path) -> PeerResult:
+def measure_peer(workload: Workload, folder: Path, *, executemany: bool = False) -> PeerResult:
     """Ingest files with Celery.
 
     Args:
         workload: the files.
         folder: of the database and the logs; created.
+        executemany: store rows one by one, which is the common form, not by COPY.
 
     Raises:
         ServiceFailedError: PostgreSQL, Valkey or the worker did not start, or ended.
@@ -72,31 +75,45 @@ def measure_peer(workload: Workload, folder: Path) -> PeerResult:
     if str(PACKAGES) not in sys.path:
         sys.path.append(str(PACKAGES))
     with ExitStack() as on_exit:
-        database_url = on_exit.enter_context(running_postgres(folder))
+        server = on_exit.enter_context(_postgres(folder))
+        database_url = _url(server)
         broker_url = on_exit.enter_context(_running_valkey(folder))
         app.conf.broker_url = broker_url
         _execute(database_url, TABLES)
         environ = {**os.environ, "PEER_DATABASE_URL": database_url, "PEER_BROKER_URL": broker_url}
+        environ |= {EXECUTEMANY: "1"} if executemany else {}
         worker = on_exit.enter_context(_running_worker(folder, environ))
-        memory = on_exit.enter_context(PeakMemory([worker.guard.pid]))
+        memory = on_exit.enter_context(PeakMemory([worker.guard.pid], [server.child.guard.pid]))
         for path in workload.paths:
             ingest_file.delay(str(path))
         started = time.monotonic()
         app.control.add_consumer(QUEUE, reply=True, timeout=5.0)
         _wait_until_finished(database_url, workload.files.height, worker)
         seconds = time.monotonic() - started
-        return PeerResult(workload.files.height, seconds, memory.megabytes, differences(database_url, workload))
+        used = memory.cpu_seconds
+        wrong = differences(database_url, workload)
+        return PeerResult(workload.files.height, seconds, memory.megabytes, used, wrong)
 
 
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[str]:
     """The same server with the same settings as the product's; its libpq URL."""
+    with _postgres(folder) as server:
+        yield _url(server)
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[postgres.Postgres]:
     server = postgres.start_postgres(folder, folder / "logs")
     try:
         postgres.wait_for_postgres(server)
-        yield server.url("warehouse").replace("+psycopg2", "")
+        yield server
     finally:
         server.child.stop()
+
+
+def _url(server: postgres.Postgres) -> str:
+    return server.url("warehouse").replace("+psycopg2", "")
 
 
 @contextmanager

@@ -4,7 +4,10 @@ Written as well as the design allows: rules and statistics are vectorised, each 
 one transaction, a task that is delivered twice replaces its own rows. It stores the rows, metrics, quarantine and state
 that the product stores; it has no landing store, no partitions and no history per file.
 
-`celery -A benchmarks.peer_celery worker` serves; PEER_DATABASE_URL and PEER_BROKER_URL say where.
+The common form of it, for comparison, is the same with `executemany` in place of COPY and of statements of many rows.
+
+`celery -A benchmarks.peer_celery worker` serves; PEER_DATABASE_URL and PEER_BROKER_URL say where, PEER_EXECUTEMANY=1
+selects the common form.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ HIGHEST = {name: limits[1] for name, limits in RANGES.items()}
 FUTURE_TOLERANCE = pd.Timedelta(minutes=5)
 MAX_REJECTED_SHARE = 0.5
 QUEUE = "files"
+EXECUTEMANY = "PEER_EXECUTEMANY"
 
 TABLES = """
 CREATE TABLE raw_sensor_data (
@@ -149,6 +153,11 @@ def _begin(cursor: psycopg2.extensions.cursor, key: str) -> None:
 
 def _copy_readings(cursor: psycopg2.extensions.cursor, key: str, accepted: pd.DataFrame) -> None:
     # The texts as they were read: PostgreSQL understands them, and pandas takes long to format times and numbers.
+    if EXECUTEMANY in os.environ:
+        cells = accepted[["timestamp", "device_id", "sensor_type", "value", "unit"]].to_numpy().tolist()
+        rows = [(*texts, key, int(index) + 2) for index, texts in zip(accepted.index, cells, strict=True)]
+        cursor.executemany("INSERT INTO raw_sensor_data VALUES (%s, %s, %s, %s, %s, %s, %s)", rows)
+        return
     lines = accepted[["timestamp", "device_id", "sensor_type", "value", "unit"]].assign(
         file_key=key, line_number=accepted.index + 2
     )
@@ -161,7 +170,7 @@ def _insert_metrics(cursor: psycopg2.extensions.cursor, key: str, metrics: pd.Da
         (key, *row[:-1], None if np.isnan(row[-1]) else row[-1])
         for row in zip(*(metrics[name].tolist() for name in metrics.columns), strict=True)
     ]
-    execute_values(cursor, "INSERT INTO aggregated_metrics VALUES %s", rows, page_size=1_000)
+    _insert(cursor, "aggregated_metrics", rows)
 
 
 def _insert_quarantined(cursor: psycopg2.extensions.cursor, key: str, rejected: pd.DataFrame) -> None:
@@ -172,7 +181,14 @@ def _insert_quarantined(cursor: psycopg2.extensions.cursor, key: str, rejected: 
         (key, int(index) + 2, ",".join(texts), reasons)
         for index, texts, reasons in zip(rejected.index, cells, rejected["reasons"], strict=True)
     ]
-    execute_values(cursor, "INSERT INTO quarantined_rows VALUES %s", rows, page_size=1_000)
+    _insert(cursor, "quarantined_rows", rows)
+
+
+def _insert(cursor: psycopg2.extensions.cursor, table: str, rows: list[tuple[Any, ...]]) -> None:
+    if EXECUTEMANY in os.environ:
+        cursor.executemany(f"INSERT INTO {table} VALUES ({', '.join(['%s'] * len(rows[0]))})", rows)
+    else:
+        execute_values(cursor, f"INSERT INTO {table} VALUES %s", rows, page_size=1_000)
 
 
 def _finish(cursor: psycopg2.extensions.cursor, key: str, state: str, **values: str | int) -> None:

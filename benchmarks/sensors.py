@@ -22,6 +22,18 @@ _START = """mutation($sensor: SensorSelector!) {
     ... on SensorNotFoundError { message } ... on UnauthorizedError { message } } }"""
 _STOP = """mutation($id: String!) {
   stopSensor(id: $id) { __typename ... on PythonError { message } ... on UnauthorizedError { message } } }"""
+_ASSET_PAGE = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { __typename ... on AssetNode {
+  partitionStats { numMaterialized numFailed }
+  partitionKeyConnection(limit: 100, ascending: false) { results }
+  assetPartitionStatuses { ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } } } } }"""
+
+
+def read_asset_page(webserver_url: str, asset: str) -> dict[str, Any]:
+    """Return what the UI shows of the partitions of an asset."""
+    answer = _graphql(f"{webserver_url}/graphql", _ASSET_PAGE, {"key": {"path": [asset]}})["assetNodeOrError"]
+    if answer["__typename"] != "AssetNode":
+        raise RuntimeError(f"Dagster has no asset {asset}.")
+    return dict(answer)
 
 
 def switch_sensor(webserver_url: str, name: str, *, on: bool) -> None:

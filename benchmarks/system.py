@@ -27,7 +27,7 @@ from benchmarks.earlier_files import copy_file
 from benchmarks.measurement import say
 from benchmarks.sensors import switch_sensor, wait_for_tick
 from benchmarks.workload import Workload, write_workload
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.devstack.supervisor import Stack, StepState, running_stack
 from ingest_project.platform.database import migrate, open_engine
 
@@ -77,6 +77,21 @@ class System:
     def processes(self) -> list[int]:
         """Process ids at the top of what Dagster runs; the database and the broker are left out."""
         return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
+
+    @property
+    def servers(self) -> list[int]:
+        """Process ids of the database and the broker."""
+        return [child.guard.pid for child in self._stack.children if child.name in NOT_DAGSTER]
+
+    @property
+    def settings(self) -> Settings:
+        """Of all its processes."""
+        return self._stack.settings
+
+    @property
+    def webserver_url(self) -> str:
+        """Of Dagster's UI and API."""
+        return self._stack.webserver_url
 
     def close(self) -> None:
         """Close the connections."""
@@ -133,7 +148,13 @@ class System:
     def remember_earlier_files(self, like: str, count: int) -> None:
         """Put that many files on record as if they had been ingested before, each a copy of the one of this name."""
         ((key,),) = self._ask("SELECT file_key FROM files WHERE file_name = %s", like)
+        self._earlier_files, self._like = count, key
         copy_file(self._warehouse, self._dagster, key, count)
+
+    def remember_more_files(self, count: int) -> None:
+        """Put that many more on record."""
+        copy_file(self._warehouse, self._dagster, self._like, count, after=self._earlier_files)
+        self._earlier_files += count
 
     def _wait_until_shown(self, workload: Workload) -> None:
         names = set(workload.files["file_name"])

@@ -31,6 +31,7 @@ pytest_plugins = [
     "ingest_project_tests.services.openlineage",
     "ingest_project_tests.services.otlp",
     "ingest_project_tests.journeys.system",
+    "ingest_project_tests.crashes.deadly_process",
     "ingest_project_tests.attachments.system",
 ]
 
@@ -43,6 +44,17 @@ WHOLE_SYSTEMS = (
     "devstack/test_first_dataset.py",
 )
 
+
+# These are about topics and offsets, not about SQL: one kind of database is enough in the ordinary run.
+OF_ANY_DATABASE = (
+    "test_a_log_that_cannot_be_written_stops_nothing",
+    "test_a_person_who_names_no_offsets_gets_all_also_what_waits_for_its_next_attempt",
+    "test_a_run_stores_up_to_the_offsets_that_were_requested",
+    "test_a_tick_whose_cursor_was_never_saved_and_a_run_that_never_came_lose_nothing",
+    "test_far_behind_a_run_stores_a_bounded_number_of_messages_and_the_next_continues",
+    "test_odd_headers_and_keys_do_not_keep_a_message_from_being_kept",
+    "test_the_log_of_unidentified_messages_is_bounded_and_is_where_a_setting_says",
+)
 
 # Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
 KEPT = {
@@ -60,6 +72,8 @@ KEPT = {
         "weather: files begun",
         "payments: commit made",
     ),
+    # Both load all definitions, which takes a processor 9 s.
+    "test_dg_works_in_the_project_folder": ("list",),
     "test_every_metric_of_the_contract_is_there_and_right": ("postgres",),
     "test_expanding_takes_a_bounded_amount_of_memory": ("gz", "zst"),
     "test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again": (
@@ -74,6 +88,7 @@ KEPT = {
         "deletes",
         "drops the columns of positions",
     ),
+    **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
 }
 
 

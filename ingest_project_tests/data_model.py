@@ -55,6 +55,8 @@ COMMON = {
     "reason": "Why the entry is in its state; the last real error",
     "replays": "How often the attachment was replayed, 0 at first",
     "reported_at": "When the result was reported to Dagster; until then a run holds the lease",
+    "reopened_at": "When it was last requested again after an end: by an operator, a replay, a corrected version or a "
+    "backfill; latency counts from then",
     "run_id": "Dagster run that holds or held the lease",
     "sha256": "SHA-256 of the bytes, in hexadecimal digits",
     "size_bytes": "Size in bytes",
@@ -97,6 +99,8 @@ TABLES = {
             "sensor_type": "Quantity, e.g. `temperature`",
             "value": "The reading, in `unit`",
             "unit": "Unit of `value`; null where the file names none and the sensor type has none",
+            "rescued_data": "Cells of the row in columns that the reader profile does not know, by their names; null "
+            "where there are none. In a wide file each reading of the row has them",
         },
     ),
     "aggregated_metrics": Described(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -46,6 +46,7 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database import reading, writing
+from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import (
     Content,
     ItemRef,
@@ -55,9 +56,6 @@ from ingest_project.platform.items import (
     Search,
 )
 from ingest_project.platform.work_queue.queue import JobState
-
-if TYPE_CHECKING:
-    from ingest_project.platform.delta.table import DeltaStore
 
 ATTACHMENT_EVENTS = "ingest_attachment_events"
 ATTACHMENTS = "ingest_attachments"

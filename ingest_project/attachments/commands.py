@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import quote
 
 import msgspec
 import typer
+from rich.table import Table
 
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.actions import REPLAY
@@ -48,9 +49,6 @@ from ingest_project.platform.actions import (
     time_of,
 )
 from ingest_project.platform.http import printable_url
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MAX_SHOWN_REASON = 120
 MAX_NAMED = 20

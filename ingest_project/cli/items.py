@@ -151,7 +151,7 @@ def _show(view: ItemView, rows: int) -> None:
             for row in page.rows:
                 add_row(made, *row)
             total = "" if rows_of.total is None else f" of {rows_of.total:,}"
-            show(made, f"{name.capitalize()}: first {len(page.rows):,}{total}")
+            show(made, f"{name.replace('_', ' ').capitalize()}: first {len(page.rows):,}{total}")
     for name, related in view.related.items():
         show(_hits(related.hits), name.capitalize())
     if view.contents:

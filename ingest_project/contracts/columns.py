@@ -11,13 +11,23 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes, nearest
+from ingest_project.core.yaml_models import mistakes, nearest, only_known_names
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -40,6 +50,8 @@ OTHER_NAMES = (
     | {"long": "integer", "datetime": "timestamp", "time": "timestamp", "numeric": "decimal", "object": "json"}
 )
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
+# Written out for `dg check yaml`, which shows it to who wrote another type.
+ANY_TYPE = rf"^({'|'.join(TYPES)}|decimal\([0-9 ]+,[0-9 ]+\))$"
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
@@ -52,6 +64,7 @@ SUPPORTED = (
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
+OWNER = re.compile(r"team:\S[^\r\n]*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
 
 
@@ -60,8 +73,11 @@ def _known_type(text: str) -> str:
     if found is None:
         if text not in TYPES:
             base = text.partition("(")[0].strip().lower()
-            guess = nearest(OTHER_NAMES.get(base, base), [*TYPES, "decimal"])
+            (alike,) = get_close_matches(base, [*TYPES, "decimal", *OTHER_NAMES], n=1) or [base]
+            guess = nearest(OTHER_NAMES.get(alike, alike), [*TYPES, "decimal"])
             known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
+            # Between braces, YAML takes the comma for the end of the value.
+            guess = ', write it in quotes, as "decimal(12,2)"' if base == "decimal" else guess
             raise ValueError(f"{text!r} is no type; {known}{guess}")
         return text
     digits, places = int(found[1]), int(found[2])
@@ -74,6 +90,16 @@ def _free_name(name: str) -> str:
     if name in OWN_NAMES or name.startswith("kafka_"):
         raise ValueError(f"{name!r} is a column of the engine's own; choose another name")
     return name
+
+
+def _known_owner(owner: str) -> str:
+    # Dagster refuses the assets of all datasets for one such owner.
+    if not OWNER.fullmatch(owner):
+        raise ValueError(f"{owner!r} is no owner; write an address, or a team as in team:climate")
+    return owner
+
+
+Owners = tuple[Annotated[str, AfterValidator(_known_owner)], ...]
 
 
 class Column(BaseModel):
@@ -91,10 +117,10 @@ class Column(BaseModel):
         description: shown to users.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"), AfterValidator(_free_name)]
-    type: Annotated[str, AfterValidator(_known_type)]
+    type: Annotated[str, AfterValidator(_known_type), WithJsonSchema({"type": "string", "pattern": ANY_TYPE})]
     required: bool = False
     min: Any = None
     max: Any = None
@@ -167,7 +193,8 @@ class Column(BaseModel):
             return PARSERS[self.kind](written)
         except (ValueError, TypeError, InvalidOperation):
             hint = HINTS.get(self.kind, "")
-            raise ValueError(f"{written!r} is not of type {self.type}{hint}") from None
+            shown = str(written) if isinstance(written, date) else repr(written)
+            raise ValueError(f"{shown} is not of type {self.type}{hint}") from None
 
 
 class StreamColumn(Column):

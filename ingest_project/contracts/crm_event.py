@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -37,6 +37,7 @@ _ANYTHING = msgspec.json.Decoder()
 
 
 OwnValue = str | Decimal | date | None
+Value = TypeVar("Value")
 
 
 class CrmKind(StrEnum):
@@ -95,7 +96,136 @@ def decode_crm_event(raw: bytes | None) -> CrmEvent:
     Raises:
         UnreadableMessageError: neither an opportunity nor a project, or a field of it has an invalid value.
     """
-    text = _utf8(require_readable_size(raw))
+    raw = require_readable_size(raw)
+    plain = _decode_plain(raw)
+    return decode_any_crm_event(raw) if plain is None else plain
+
+
+class _Meta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    last_modified: datetime
+    source: str | msgspec.UnsetType | None = msgspec.UNSET
+    tags: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    notes: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+    event_id: str
+    name: str
+    account_id: str | None
+    owner_id: str | None
+    meta_data: msgspec.Raw
+
+
+class _PlainOpportunity(_Plain, kw_only=True, gc=False, forbid_unknown_fields=True):
+    stage: str
+    amount: Decimal | None
+    probability: Decimal | None
+    expected_close_date: date | None
+
+
+class _PlainProject(_Plain, kw_only=True, gc=False, forbid_unknown_fields=True):
+    status: str
+    start_date: date | None
+    end_date: date | None
+    budget: Decimal | None
+
+
+_decode_opportunity = msgspec.json.Decoder(_PlainOpportunity).decode
+_decode_project = msgspec.json.Decoder(_PlainProject).decode
+_decode_meta = msgspec.json.Decoder(_Meta).decode
+MAX_PLAIN_DIGITS = 18
+_PREFIXES = {kind: prefix for prefix, kind in ID_PREFIXES.items()}
+# The first bytes, in which most messages have their id.
+_START = 40
+
+
+def _decode_plain(raw: bytes) -> CrmEvent | None:
+    """Decode a message that has the fields of one kind and no others, each once, as most have; None for any other.
+
+    What it returns is what `decode_any_crm_event` returns, in half of the time.
+    """
+    has_escapes = b"\\" in raw
+    if has_escapes and (b"\\\\" in raw or b"\\u0000" in raw):
+        return None
+    is_opportunity = b'"opp_' in raw[:_START] or (b'"proj_' not in raw[:_START] and b'"stage"' in raw)
+    try:
+        event = _decode_opportunity(raw) if is_opportunity else _decode_project(raw)
+        meta = _decode_meta(event.meta_data)
+        modified = meta.last_modified
+        modified = modified.replace(tzinfo=UTC) if modified.tzinfo is None else modified.astimezone(UTC)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
+        return None
+    try:
+        kind, own = _plain_own(event)
+    except ValueError:
+        return None
+    other = CrmKind.PROJECT if is_opportunity else CrmKind.OPPORTUNITY
+    is_id = event.event_id and not event.event_id.isspace() and len(event.event_id) <= MAX_ID_LENGTH
+    if not is_id or not event.name or event.event_id.startswith(_PREFIXES[other]):
+        return None
+    optional = (meta.source, meta.tags, meta.notes)
+    source, tags, notes = _given(meta.source), _given(meta.tags), _given(meta.notes)
+    texts = [event.event_id, event.name, event.account_id, event.owner_id, source, notes, *(tags or ()), modified]
+    texts += [value for value in own.values() if not isinstance(value, Decimal)]
+    names = len(COMMON_FIELDS) + len(own) + 1 + len(optional) - optional.count(msgspec.UNSET)
+    # With more quotes than these have, a name is there twice, of which msgspec takes the last.
+    quotes = 2 * (names + len(texts) - texts.count(None))
+    if raw.count(b'"') - (raw.count(b'\\"') if has_escapes else 0) != quotes:
+        return None
+    return CrmEvent(
+        kind=kind,
+        event_id=event.event_id,
+        name=event.name,
+        own=own,
+        account_id=event.account_id,
+        owner_id=event.owner_id,
+        source=source,
+        tags=None if tags is None else msgspec.json.encode(tags).decode(),
+        notes=notes,
+        meta_data=bytes(event.meta_data).decode(),
+        other_fields=None,
+        last_modified=modified,
+        content_sha256=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _plain_own(event: _PlainOpportunity | _PlainProject) -> tuple[CrmKind, dict[str, OwnValue]]:
+    """Return the fields of the kind of an event.
+
+    Raises:
+        ValueError: a number is written otherwise than most are.
+    """
+    if isinstance(event, _PlainProject):
+        dates: dict[str, OwnValue] = {"start_date": event.start_date, "end_date": event.end_date}
+        return CrmKind.PROJECT, {"status": event.status, **dates, "budget": _plain_number(event.budget)}
+    return CrmKind.OPPORTUNITY, {
+        "stage": event.stage,
+        "amount": _plain_number(event.amount),
+        "probability": _plain_number(event.probability),
+        "expected_close_date": event.expected_close_date,
+    }
+
+
+def _given(value: Value | msgspec.UnsetType) -> Value | None:
+    return None if isinstance(value, msgspec.UnsetType) else value
+
+
+def _plain_number(number: Decimal | None) -> Decimal | None:
+    """Return a number as it was written.
+
+    Raises:
+        ValueError: it has an exponent or many digits.
+    """
+    if number is None:
+        return None
+    if not -MAX_PLAIN_DIGITS <= int(number.as_tuple().exponent) <= 0 or number.adjusted() >= MAX_PLAIN_DIGITS:
+        raise ValueError
+    return number or number.copy_abs()
+
+
+def decode_any_crm_event(raw: bytes) -> CrmEvent:
+    """Decode a message of `sales_events` of a size that is read; see `decode_crm_event`."""
+    text = _utf8(raw)
     fields, values = _fields_of(text)
     kind = kind_of(values)
     _reject_ambiguous(text)

@@ -6,6 +6,9 @@ kept apart as JSON, so that a producer may add one before the contract has it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import attrgetter
+
 import msgspec
 from msgspec import Raw
 
@@ -73,13 +76,14 @@ KNOWN_NESTED_FIELDS = {
 MAX_CACHED_TYPES = 10_000
 
 _encoder = msgspec.json.Encoder()
-_strict_decoder = msgspec.json.Decoder(EnrichedEvent)
+# Raises a msgspec error for a field that the contract does not know.
+decode_known_fields = msgspec.json.Decoder(EnrichedEvent).decode
 _fields = msgspec.json.Decoder(dict[str, Raw])
 # Types that were checked: a few types occur in countless events.
 _checked_types: set[str] = set()
 
 
-def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]:
+def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, bytes | None]:
     """Decode a message of `user-activity-events`, except its times and the content of `event_data`.
 
     Returns:
@@ -91,17 +95,37 @@ def decode_enriched_event(raw: bytes | None) -> tuple[EnrichedEvent, str | None]
     raw = require_readable_size(raw)
     rescued = None
     try:
-        event = _strict_decoder.decode(raw)
+        event = decode_known_fields(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         event, rescued = _decode_with_unknown_fields(raw)
+    check_names(event)
+    return event, rescued
+
+
+def check_names(event: EnrichedEvent) -> None:
+    """Check the type and the id of an event.
+
+    Raises:
+        UnreadableMessageError: one of them is blank, too long or cannot be printed.
+    """
     if event.event_type not in _checked_types:
         _check_type(event.event_type)
     if not 0 < len(event.event_id) <= MAX_ID_LENGTH or event.event_id.isspace():
         raise UnreadableMessageError(f"Not an EnrichedEvent: event_id must have 1 to {MAX_ID_LENGTH} characters.")
-    return event, rescued
 
 
-def _decode_with_unknown_fields(raw: bytes) -> tuple[EnrichedEvent, str | None]:
+def have_sound_names(events: Sequence[EnrichedEvent]) -> bool:
+    """Return whether `check_names` takes each of many events. False at times for sound ones, of types not seen yet."""
+    ids = list(map(attrgetter("event_id"), events))
+    return (
+        _checked_types.issuperset(map(attrgetter("event_type"), events))
+        and all(ids)
+        and max(map(len, ids), default=0) <= MAX_ID_LENGTH
+        and not any(map(str.isspace, ids))
+    )
+
+
+def _decode_with_unknown_fields(raw: bytes) -> tuple[EnrichedEvent, bytes | None]:
     """Return the event without the fields that the contract does not know, and these fields as JSON."""
     try:
         known = _fields.decode(raw)
@@ -112,8 +136,8 @@ def _decode_with_unknown_fields(raw: bytes) -> tuple[EnrichedEvent, str | None]:
                 if more := _pop_unknown(inside, fields):
                     known[name] = Raw(_encoder.encode(inside))
                     unknown[name] = Raw(_encoder.encode(more))
-        event = _strict_decoder.decode(_encoder.encode(known))
-        return event, _encoder.encode(unknown).decode() if unknown else None
+        event = decode_known_fields(_encoder.encode(known))
+        return event, _encoder.encode(unknown) if unknown else None
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not an EnrichedEvent: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

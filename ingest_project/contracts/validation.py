@@ -209,12 +209,18 @@ def _prepared(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> pa.DataFrameSch
 def _rule_by_rule(rows: pl.DataFrame, suspects: pl.Series, rules: Sequence[pa.Check]) -> dict[str, pl.Series]:
     """Return the masks of each rule, evaluated for the few rows that break some rule."""
     bad = rows.filter(suspects)
-    # Each check costs pandera half a millisecond: those that hold for all these rows are left out.
-    holds = bad.select(_function(check).rule.all().alias(str(number)) for number, check in enumerate(rules)).row(0)
-    checks = [check for check, each in zip(rules, holds, strict=True) if not each]
-    _, broken = _outcome(bad, pa.DataFrameSchema(checks=checks))
+    # One query for all rules: each check costs pandera half a millisecond, for the same expression.
+    masks = bad.with_columns(
+        (~_function(check).rule).fill_null(value=False).alias(str(number)) for number, check in enumerate(rules)
+    ).select(map(str, range(len(rules))))
+    broken: dict[str, pl.Series] = {}
     nowhere = pl.Series([False]).new_from_index(0, rows.height)
-    return {name: nowhere.clone().scatter(suspects.arg_true(), mask) for name, mask in broken.items()}
+    for check, mask in zip(rules, masks, strict=True):
+        if mask.any():
+            found = nowhere.clone().scatter(suspects.arg_true(), mask)
+            name = str(check.name)
+            broken[name] = broken[name] | found if name in broken else found
+    return broken
 
 
 def _function(check: pa.Check) -> Any:  # noqa: ANN401 - a function, or a `Holds`

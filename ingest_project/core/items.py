@@ -6,7 +6,6 @@ nobody finds two inputs of the same key by trying; with 40 bits that took second
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -23,6 +22,10 @@ DIGEST_BYTES = 16
 NAME_BYTES = 80
 # Dagster's own format of hourly partitions, e.g. `2026-01-15-10:00`, in UTC.
 HOUR_FORMAT = "%Y-%m-%d-%H:00"
+_AS_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_TWO_LETTERS = [first + second for first in _BASE32 for second in _BASE32]
+_SHIFTS = range(120, -1, -10)
 Item = TypeVar("Item")
 
 
@@ -34,9 +37,10 @@ def digest_of(*parts: object) -> str:
     Args:
         parts: anything that JSON can hold; lone surrogates are distinguished as well.
     """
-    encoded = json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
-    digest = hashlib.sha256(encoded).digest()[:DIGEST_BYTES]
-    return base64.b32encode(digest).decode().rstrip("=").lower()
+    digest = hashlib.sha256(_AS_JSON(parts).encode()).digest()[:DIGEST_BYTES]
+    # 128 bits and two zeros, as base32 pads them. `base64` takes thrice the time, for every file that is listed.
+    bits = int.from_bytes(digest) << 2
+    return "".join([_TWO_LETTERS[bits >> shift & 1023] for shift in _SHIFTS])
 
 
 def key_of(name: str, *parts: object, keep_end: bool = True) -> str:

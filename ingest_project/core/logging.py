@@ -223,3 +223,18 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can show
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# Until `configure_logging` is called, and where it never is: structlog by itself would print the values of variables,
+# which may be secrets, with each traceback, and take a second of a processor for it.
+if not structlog.is_configured():
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _printable_values,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import (
@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, with_references
@@ -125,10 +125,46 @@ def line_of(path: Path, position: Position) -> int:
     return int(line) + 1
 
 
+def only_known_names(schema: dict[str, Any]) -> None:
+    """Let `dg check yaml` list the names there are: of itself it says only that another one was not expected."""
+    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a question for the most similar of some names; empty without one."""
     guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {guess[0]}?" if guess else ""
+
+
+# As a person writes YAML, who knows no tuples.
+SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
+SHAPES |= dict.fromkeys(
+    ("model_type", "model_attributes_type", "dict_type"), "write names and values, like {name: value}"
+)
+
+
+class ContradictionsError(ValueError):
+    """The parts of a declaration contradict each other.
+
+    Args:
+        problems: what is wrong; one with a place begins with it, as in `key.columns: there is no column x`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = [(_place_in(problem), problem) for problem in problems]
+
+
+def _place_in(problem: str) -> Position:
+    where, colon, _ = problem.partition(": ")
+    return tuple(where.split(".")) if colon and re.fullmatch(r"[a-z_.]+", where) else ()
+
+
+def within(field: str, error: ValidationError) -> ValidationError:
+    """Return the mistakes of a part as mistakes in a field of the whole."""
+    found = error.errors(include_url=False)
+    lines = [{**one, "loc": (field, *one["loc"]), "ctx": one.get("ctx", {})} for one in found]
+    return ValidationError.from_exception_data(error.title, cast("list[InitErrorDetails]", lines))
 
 
 def mistakes(error: ValidationError, *models: type[BaseModel]) -> str:
@@ -161,8 +197,10 @@ def _located(error: ValidationError, models: Sequence[type[BaseModel]]) -> Itera
     """Yield position and description of each mistake, and whether something is missing there."""
     for problem, text in _mistakes(error, models):
         cause = problem.get("ctx", {}).get("error")
-        for position, what in getattr(cause, "problems", None) or [(problem["loc"], "")]:
-            shown = f"{'.'.join(map(str, position))}: {what}" if what else text
+        for inner, what in getattr(cause, "problems", None) or [((), "")]:
+            position = (*problem["loc"], *inner)
+            where = ".".join(map(str, position))
+            shown = (what if not where or what.startswith(f"{where}: ") else f"{where}: {what}") if what else text
             yield position, shown, problem["type"] == "missing"
 
 
@@ -174,6 +212,11 @@ def _mistakes(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iter
             yield problem, f"{position} is unknown" + nearest(str(problem["loc"][-1]), names)
             continue
         message = problem["msg"].removeprefix("Value error, ")
+        message = SHAPES.get(problem["type"], message)
+        if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"].startswith("^[a-z"):
+            message = (
+                f"{str(problem['input'])[:80]!r} is no name: write it in lower case with underscores, like air_temp"
+            )
         if problem["type"] == "literal_error":
             message += nearest(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
         yield problem, f"{position}: {message}" if position else message
@@ -304,13 +347,16 @@ SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 AsJson = BeforeValidator(_read_json)
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+@cache
+def leaves(model: type[BaseModel], prefix: str = "") -> tuple[tuple[str, FieldInfo], ...]:
+    """Return every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+    found: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+            found += leaves(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            found.append((f"{prefix}{name}", field))
+    return tuple(found)
 
 
 def variables_of(field: FieldInfo) -> tuple[str, ...]:

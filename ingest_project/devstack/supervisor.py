@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ from ingest_project.devstack.state_folder import (
     remove_socket_folder,
     with_addresses,
 )
+from ingest_project.devstack.warm_start import WarmStart
 
 POLL_SECONDS = 0.5
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
@@ -80,6 +82,7 @@ class Stack:
         home: of Dagster; None without it.
         children: in the order in which they were started.
         addresses: settings that name what was started.
+        warm: starts Python parts, where it runs.
     """
 
     loaded: LoadedSettings
@@ -90,6 +93,7 @@ class Stack:
     children: list[Child] = field(default_factory=list)
     addresses: dict[str, Any] = field(default_factory=dict)
     restarts: Restarts = field(default_factory=Restarts)
+    warm: WarmStart | None = None
 
     @property
     def settings(self) -> Settings:
@@ -180,6 +184,10 @@ def running_stack(
             )
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
             on_exit.callback(_stop, stack)
+            if dagster and sys.platform == "linux":
+                # It imports while broker and database start.
+                stack.warm = WarmStart(os.environ, stack.log_folder / "warm-start.log")
+                on_exit.callback(stack.warm.close)
             _start_services(stack)
             if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
                 stack.addresses["dagster.webserver_url"] = f"http://{HOST}:{port}"
@@ -289,7 +297,8 @@ def _start_dependents(stack: Stack) -> None:
     if stack.monitor_port is not None:
         arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
         # Nothing waits for it: nothing else needs it.
-        stack.children.append(start(python_module("monitor", arguments, _environment(stack)), stack.log_folder))
+        command = python_module("monitor", arguments, _environment(stack))
+        stack.children.append(start(command, stack.log_folder, stack.warm))
 
 
 def _environment(stack: Stack) -> dict[str, str]:
@@ -304,13 +313,13 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
     if dagster_processes.storage_is_outdated(home):
         report("Dagster's storage is migrated", StepState.NOTE)
         dagster_processes.migrate_storage(home, environ, log_folder)
-    code_server = dagster_processes.start_code_server(home, environ, log_folder)
+    code_server = dagster_processes.start_code_server(home, environ, log_folder, stack.warm)
     stack.children.append(code_server)
-    webserver = dagster_processes.start_webserver(home, environ, log_folder)
+    webserver = dagster_processes.start_webserver(home, environ, log_folder, stack.warm)
     stack.children.append(webserver)
     # A daemon that does not find the code server tries again only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
-    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder))
+    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder, stack.warm))
     dagster_processes.wait_until_ready(home, webserver, stack.children)
     report(DAGSTER, StepState.READY)
 
@@ -350,7 +359,7 @@ def _start_again(stack: Stack, ended: Child) -> None:
         _start_code_server_again(stack, stack.home, ended)
     else:
         # If its port is taken, it ends soon, which counts as one more end.
-        _replace(stack, ended, start(ended.command, stack.log_folder), lambda: None)
+        _replace(stack, ended, start(ended.command, stack.log_folder, stack.warm), lambda: None)
 
 
 def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None]) -> None:
@@ -384,13 +393,13 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
     home.socket.unlink(missing_ok=True)
-    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder)
+    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder, stack.warm)
     _replace(stack, ended, code_server, lambda: dagster_processes.wait_for_code_server(home, code_server))
     # A daemon that has lost the code server tries again only after a minute.
     for number, child in enumerate(stack.children):
         if child.name == dagster_processes.DAEMON:
             child.stop()
-            stack.children[number] = start(child.command, stack.log_folder)
+            stack.children[number] = start(child.command, stack.log_folder, stack.warm)
 
 
 def _stop_all(children: Sequence[Child]) -> None:

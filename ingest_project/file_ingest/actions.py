@@ -124,6 +124,7 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
         for dataset, own in by_dataset.items():
             # Retention may have purged the partition of a file that was ingested long ago.
             instance.add_dynamic_partitions(partitions_of(dataset), own)
+        services.files.request_again(keys, datetime.now(UTC))
         launch_backfill(
             instance,
             request.action_id,

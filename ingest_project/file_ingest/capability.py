@@ -235,15 +235,11 @@ class FileIngest(Capability[FileIngestResources]):
         from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
 
         declarations = load_declarations(settings)
-        stored = catalog.STORED | {
-            key: table for one in declarations.declared for key, table in definitions.stored_of(one, settings).items()
+        stored = {
+            key: table for one in declarations.values() for key, table in definitions.stored_of(one, settings).items()
         }
         landed = dict.fromkeys(
-            (
-                catalog.assets_of(name).raw_files
-                for name in (SENSOR_READINGS, *(one.name for one in declarations.declared))
-            ),
-            printable_url(settings.landing_url),
+            (catalog.assets_of(name).raw_files for name in declarations), printable_url(settings.landing_url)
         )
         own = definitions.definitions_of(declarations)
         return {self.name: DagsterParts(own, catalog.external_assets, stored, landed)}
@@ -419,11 +415,10 @@ def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Co
 def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
     from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - brings Polars
 
-    warehouse, dataset = services.warehouse, row["dataset"]
-    if dataset != SENSOR_READINGS:
-        if dataset not in services.datasets:
-            return RowPage((), (), more=False)
-        warehouse = warehouse.of(tables_of(services.datasets[dataset], services.settings))
+    declaration = services.datasets.get(row["dataset"])
+    if declaration is None:
+        return RowPage((), (), more=False)
+    warehouse = services.warehouse.of(tables_of(declaration, services.settings))
     return warehouse.page_of(row["file_key"], first, limit)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cache
 
 import dagster as dg
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.tables import aggregated_metrics, partitions_of, quarantined_rows, raw_sensor_data
-from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
+from ingest_project.file_ingest.tables import partitions_of
+from ingest_project.platform.dagster.catalog import freshness_within, topic, topic_key
 from ingest_project.readers.datasets import DatasetDeclaration
-
-FILES_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
-
 
 FILES = "files"
 files_partitions = dg.DynamicPartitionsDefinition(name=partitions_of(SENSOR_READINGS))
@@ -40,6 +36,11 @@ class DatasetAssets:
     metrics: dg.AssetKey
     partitions: dg.DynamicPartitionsDefinition
     job: str
+
+    @property
+    def columns_check(self) -> str:
+        """The check that compares the columns of a file with those that are declared."""
+        return "every_column_read" if self.dataset == SENSOR_READINGS else "schema_unchanged"
 
     @property
     def group(self) -> str:
@@ -72,12 +73,6 @@ def assets_of(dataset: str) -> DatasetAssets:
 
 DEVICE_METRICS = "device_metrics"
 
-STORED: dict[dg.AssetKey, StoredTable] = {
-    VALIDATED_SENSOR_DATA: SqlTable(raw_sensor_data, "file_key"),
-    AGGREGATED_METRICS: SqlTable(aggregated_metrics, "file_key"),
-    QUARANTINED_FILES: SqlTable(quarantined_rows, "file_key"),
-}
-
 
 def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:
     """Describe the four assets of a dataset; each has a partition for every file."""
@@ -91,7 +86,10 @@ def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:
         metrics = f"of {', '.join(measures.columns)}{groups} in the file" if measures else ""
     what = declaration.description and f" {declaration.description}"
     summaries = f"Min, max, mean, count and standard deviation {metrics}." if measures else "Nothing is summarised."
+    if declaration.metrics_table and declaration.name != SENSOR_READINGS:
+        summaries += f" The view `{declaration.metrics_table}_merged` merges those of all files exactly."
     store = "table" if declaration.table else "delta"
+    freshness = freshness_within(declaration.fresh_within_hours)
 
     def spec(
         key: dg.AssetKey, description: str, kinds: set[str], *deps: dg.AssetKey, fresh: bool = True
@@ -105,7 +103,7 @@ def specs_of(declaration: DatasetDeclaration) -> list[dg.AssetSpec]:
             partitions_def=assets.partitions,
             owners=declaration.owners or None,
             tags={"ingest/capability": GROUP},
-            freshness_policy=FILES_FRESHNESS if fresh and declaration.name == SENSOR_READINGS else None,
+            freshness_policy=freshness if fresh else None,
             skippable=True,
         )
 

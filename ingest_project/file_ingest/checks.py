@@ -25,18 +25,15 @@ from ingest_project.file_ingest.catalog import (
     files_partitions,
 )
 from ingest_project.file_ingest.contract import Contract
-from ingest_project.file_ingest.drift import NO_DRIFT, SCHEMA_UNCHANGED, drift_of, drift_result
+from ingest_project.file_ingest.drift import NO_DRIFT, drift_of, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
     CONTRACT_HOLDS,
-    EVERY_COLUMN_READ,
     FILE_ACCEPTED,
     ONE_READING_AN_INSTANT,
-    WITHIN_BASELINE,
     baseline_result,
     broken_contract,
-    columns_result,
     file_accepted,
     instants_result,
     rows_quarantined_reason,
@@ -44,7 +41,7 @@ from ingest_project.file_ingest.result import (
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
-from ingest_project.file_ingest.warehouse.baselines import read_baselines, read_statistics
+from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.database import reading
 
@@ -102,9 +99,7 @@ def columns_of_landed(services: FileIngestResources, file_key: str, contract: Co
             file = open_file(record, landed, services.landing, contract)
             resources.push(file.resources)
             counts, rows_read = record.rule_counts or {}, record.rows_read or 0
-            drift = drift_of(file.first, contract.target.columns, counts, rows_read)
-    if assets is SENSOR_ASSETS:
-        return columns_result(drift.unknown, assets)
+            drift = drift_of(file.first, contract.target, counts, rows_read)
     return drift_result(drift, assets, contract.drift)
 
 
@@ -175,11 +170,9 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
 
     @dg.asset_check(
         asset=assets.validated,
-        name=EVERY_COLUMN_READ if assets is SENSOR_ASSETS else SCHEMA_UNCHANGED,
+        name=assets.columns_check,
         partitions_def=assets.partitions,
-        description="The file has no column that its reader profile neither reads nor leaves out on purpose."
-        if assets is SENSOR_ASSETS
-        else "The file has the columns that are declared, in their order and of their types.",
+        description="The file has the columns that its dataset or reader profile names, of their types, and no other.",
     )
     def columns_known(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]

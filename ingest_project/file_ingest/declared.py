@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
@@ -24,11 +24,12 @@ from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
-from ingest_project.file_ingest.warehouse.sql import DatasetTables, Schema
-from ingest_project.platform.database.declared_tables import TableKind, ensure_tables
+from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
+from ingest_project.platform.database.declared_tables import TableKind, View, ensure_tables
 from ingest_project.platform.database.sql import Double, Json, sql_type
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
+from ingest_project.readers.matching import column_name
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
@@ -40,6 +41,9 @@ TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
+# PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
+# counts as zero; a group with a figure above the most has no mean, or no deviation, rather than a wrong one.
+LEAST, MOST_TO_SUM, MOST_TO_SQUARE = "1e-150", "1e290", "1e145"
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
-        ensure_tables(engine, self.tables.stored, TABLES, evolving=self.drift == "evolve")
+        ensure_tables(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
         return self.tables
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
@@ -125,7 +129,7 @@ class DeclaredContract(Contract):
         if self.drift != "evolve" or not columns:
             return self.tables
         tables = with_columns(self.tables, columns)
-        ensure_tables(engine, tables.stored, TABLES, evolving=True)
+        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=True)
         return tables
 
     def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:
@@ -164,18 +168,50 @@ class DeclaredContract(Contract):
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:
-    """Return the tables of a declared dataset."""
+    """Return the tables of a dataset; migrations make those of the shipped one."""
+    if declaration.name == SENSOR_READINGS:
+        return SENSOR_TABLES
     columns = declaration.typed_columns
     row_schema: Schema = {**{column.name: column.polars_type for column in columns}, **ENGINE_COLUMNS}
-    table = declaration.table
+    table, metrics = declaration.table, _metrics_table(declaration)
     return DatasetTables(
         declaration.name,
         None if table is None else _rows_table(declaration, table),
-        _metrics_table(declaration),
+        metrics,
         row_schema,
         _metric_schema(declaration),
         None if table is not None else DeltaRows(delta_store(declaration, settings)),
+        None if metrics is None else merged_view(metrics, f"{metrics.name}_merged"),
     )
+
+
+def merged_view(metrics: sa.Table, name: str) -> View:
+    """Return the view that merges the summaries of all files exactly, as `device_metrics` does, see the migrations."""
+    keys = [column.name for column in metrics.columns if column.name not in {"file_key", *SUMMARY_COLUMNS}]
+    groups = ", ".join(f'"{key}"' for key in keys)
+    within = _square("stddev")
+    between = _square('("mean" - grand_mean)')
+    query = f"""
+        SELECT {groups}, MIN("min") AS "min", MAX("max") AS "max", MAX(grand_mean) AS "mean",
+            CAST(SUM("count") AS BIGINT) AS "count",
+            CASE WHEN SUM("count") > 1 AND MAX(ABS("mean" - grand_mean)) <= {MOST_TO_SQUARE}
+                    AND MAX(COALESCE(ABS(stddev), 0)) <= {MOST_TO_SQUARE} THEN
+                SQRT(SUM(("count" - 1) * {within} + "count" * {between}) / (SUM("count") - 1))
+            END AS stddev
+        FROM (SELECT summed.*,
+                CASE WHEN MAX(ABS("mean")) OVER merged <= {MOST_TO_SUM} THEN
+                    SUM(weight) OVER merged / SUM("count") OVER merged
+                END AS grand_mean
+            FROM (SELECT {metrics.name}.*,
+                    CASE WHEN ABS("mean") BETWEEN {LEAST} AND {MOST_TO_SUM} THEN "mean" * "count" ELSE 0 END AS weight
+                FROM {metrics.name}) AS summed
+            WINDOW merged AS (PARTITION BY {groups})) AS each_file
+        GROUP BY {groups}"""
+    return View(name, metrics.name, query, (*keys, *SUMMARY_COLUMNS))
+
+
+def _square(value: str) -> str:
+    return f"CASE WHEN ABS({value}) BETWEEN {LEAST} AND {MOST_TO_SQUARE} THEN {value} * {value} ELSE 0 END"
 
 
 def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
@@ -193,8 +229,7 @@ def evolved_names(names: Sequence[str], declaration: DatasetDeclaration) -> dict
     taken = {*OWN_NAMES, *(column.name for column in declaration.typed_columns)}
     found: dict[str, str | None] = {}
     for name in sorted(names)[:MAX_EVOLVED_COLUMNS]:
-        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-        column = f"_{plain}" if plain[:1].isdigit() else plain
+        column = column_name(name)
         usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
         found[name] = column if usable else None
         taken.add(column)
@@ -226,12 +261,14 @@ def _engine_columns() -> list[sa.Column[Any]]:
 
 def _table(name: str, columns: Sequence[sa.Column[Any]], index: str) -> sa.Table:
     """Return a table with an index of its files; of the rows one that costs nothing to write, see the migration."""
-    bloom: Any = {
-        "postgresql_using": "brin",
-        "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
-        "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
-    }
-    by_file = sa.Index(f"{name}_by_file", "file_key", **(bloom if index == "brin" else {}))
+    bloom: Any = {}
+    if index == "brin":
+        bloom = {
+            "postgresql_using": "brin",
+            "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
+            "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
+        }
+    by_file = sa.Index(f"{name}_by_file", "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
     return sa.Table(name, sa.MetaData(), *columns, by_file)
 
 

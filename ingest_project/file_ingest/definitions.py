@@ -13,11 +13,12 @@ import dagster as dg
 import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.core.errors import SchemaConflictError, SettingsError
+from ingest_project.core.errors import SchemaConflictError, SettingsError, TransientError
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
+from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.declared import tables_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
@@ -34,6 +35,7 @@ from ingest_project.file_ingest.result import (
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.file_ingest.tables import FileState, quarantined_rows
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
+from ingest_project.file_ingest.warehouse.sql import DatasetTables
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
@@ -45,7 +47,7 @@ from ingest_project.platform.dagster.asset_events import (
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.readers.datasets import SHIPPED, DatasetDeclaration, Declarations
+from ingest_project.readers.datasets import DatasetDeclaration, Declarations
 
 logger = get_logger(__name__)
 
@@ -95,6 +97,21 @@ def _ingest(
                 FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class), services
             )
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    try:
+        unfinished = _ingest_all(context, services, assets, records, contract)
+    finally:
+        _undo_unrecorded(services, contract.tables)
+    _fail_if_none_succeeded(keys, unfinished)
+
+
+def _ingest_all(
+    context: dg.AssetExecutionContext,
+    services: FileIngestResources,
+    assets: DatasetAssets,
+    records: Sequence[FileRecord],
+    contract: Contract,
+) -> list[FileResult]:
+    """Ingest and report the files; return the results of those that failed or are to be retried."""
     unfinished: list[FileResult] = []
     with tracing.items("ingest file", map(_item, records)):
         for results in ingest(records, services, contract, context.run.run_id):
@@ -103,7 +120,15 @@ def _ingest(
             for result in results:
                 _log(result)
             unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
-    _fail_if_none_succeeded(keys, unfinished)
+    return unfinished
+
+
+def _undo_unrecorded(services: FileIngestResources, tables: DatasetTables) -> None:
+    """See `Warehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
+    try:
+        services.warehouse.of(tables).undo_unrecorded()
+    except TransientError as away:
+        logger.warning("unrecorded_rows_not_deleted", dataset=tables.dataset, reason=str(away))
 
 
 def _report(
@@ -200,7 +225,6 @@ def batch_job(dataset: str) -> "dg.UnresolvedAssetJobDefinition":
     )
 
 
-file_batch = batch_job(SENSOR_READINGS)
 file_checks = dg.define_asset_job(
     "file_checks",
     selection=dg.AssetSelection.checks(*CHECKS_OF_ALL_FILES),
@@ -214,6 +238,7 @@ def maintain_dataset_tables(context: dg.OpExecutionContext, services: dg.Resourc
     limits = maintenance_limits(services.settings.delta)
     for declaration in services.datasets.declared:
         if declaration.target.delta:
+            _undo_unrecorded(services, tables_of(declaration, services.settings))
             store = delta_store(declaration, services.settings)
             context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, limits)))
 
@@ -234,10 +259,10 @@ HOURLY_MAINTENANCE = dg.ScheduleDefinition(
 
 def definitions_of(declarations: Declarations) -> dg.Definitions:
     """Return the definitions of the shipped dataset and of all declared ones; two sensors serve them all."""
-    jobs = {SENSOR_READINGS: file_batch} | {one.name: batch_job(one.name) for one in declarations.declared}
+    jobs = {name: batch_job(name) for name in declarations}
     maintenance = [HOURLY_MAINTENANCE] if any(one.target.delta for one in declarations.declared) else []
     return dg.Definitions(
-        assets=[assets_of_dataset(SHIPPED), *map(assets_of_dataset, declarations.declared)],
+        assets=[*map(assets_of_dataset, declarations.values())],
         asset_checks=[*CHECKS, *(check for one in declarations.declared for check in checks_of_dataset(one.name))],
         jobs=[*jobs.values(), file_checks, *([dataset_maintenance] if maintenance else [])],
         schedules=[
@@ -260,7 +285,7 @@ file_ingest = definitions_of(Declarations())
 
 
 def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.AssetKey, StoredTable]:
-    """Return the tables of a declared dataset whose rows other assets can load."""
+    """Return the tables of a dataset whose rows other assets can load."""
     assets, tables = assets_of(declaration.name), tables_of(declaration, settings)
     stored: dict[dg.AssetKey, StoredTable] = {assets.quarantined_files: SqlTable(quarantined_rows, "file_key")}
     if tables.metrics is not None:

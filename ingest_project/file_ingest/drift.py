@@ -6,18 +6,17 @@ a column of the table (`evolve`), or rejects the file (`freeze`); each of the th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.layout import RowsChunk
+from ingest_project.readers.layout import RowsChunk, Target
 
 if TYPE_CHECKING:
     from ingest_project.file_ingest.catalog import DatasetAssets
     from ingest_project.platform.dagster.asset_events import CheckResult
 
-SCHEMA_UNCHANGED = "schema_unchanged"
 SCHEMA_CHANGED = "schema_changed"
 MAX_COLUMNS_SHOWN = 50
 # Reasons of values that are not of the type of their column.
@@ -71,22 +70,24 @@ class Drift:
 NO_DRIFT = Drift()
 
 
-def drift_of(chunk: RowsChunk, columns: Sequence[str], rule_counts: Mapping[str, int], rows_read: int) -> Drift:
+def drift_of(chunk: RowsChunk, target: Target, rule_counts: Mapping[str, int], rows_read: int) -> Drift:
     """Return the drift of a file.
 
     Args:
         chunk: the first one of the file: a header says the same in all of them.
-        columns: the declared ones.
+        target: the declared columns.
         rule_counts: how often each rule was broken.
         rows_read: rows of the file.
     """
-    wrong = dict.fromkeys(columns, 0)
+    wrong = dict.fromkeys(target.columns, 0)
     for rule, count in rule_counts.items():
-        for column in columns:
+        for column in target.columns:
             if rule.startswith(tuple(f"{column}{end}" for end in OTHER_TYPES)):
                 wrong[column] += count
     retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
-    return Drift(chunk.unknown_columns, chunk.missing_columns, retyped, chunk.reordered, chunk.left_out)
+    # Where profiles name all columns, one that they do not name is not missing.
+    missing = chunk.missing_columns if target.by_name else ()
+    return Drift(chunk.unknown_columns, missing, retyped, chunk.reordered, chunk.left_out)
 
 
 def require_unchanged(drift: Drift) -> None:
@@ -112,7 +113,7 @@ def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckRe
     fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
     return CheckResult(
         assets.validated,
-        SCHEMA_UNCHANGED,
+        assets.columns_check,
         passed=not drift.found,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,

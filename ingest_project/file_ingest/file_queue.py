@@ -239,7 +239,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             now,
         )
         row |= {"version_at": now, "announced_at": now, "sha256": record.sha256, "landed_bytes": record.landed_bytes}
-        row["corrects"] = record.corrects
+        row |= {"corrects": record.corrects, "reopened_at": now}
         again = super()._as_new(now) | {name: row[name] for name in READING_COLUMNS} | {"updated_at": now}
         with writing(self._engine) as connection:
             if self._insert(connection, [row]):
@@ -256,8 +256,9 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
         key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
         arrival = FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
+        row = self._row(arrival, now) | {"corrects": record.file_key, "reopened_at": now}
         with writing(self._engine) as connection:
-            return key if self._insert(connection, [self._row(arrival, now) | {"corrects": record.file_key}]) else None
+            return key if self._insert(connection, [row]) else None
 
     def row_totals(self, dataset: str) -> RowTotals:
         """Return the rows of a dataset's files that count, as counted when they were stored."""
@@ -307,7 +308,8 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             standing = sa.select(files).where(files.c.location_key == own["location_key"], files.c.stands)
             if any(_is_earlier_reading(o, arrival, now) for o in self._entries(connection, standing).values()):
                 again = super()._as_new(now) | {name: own[name] for name in ANNOUNCED_COLUMNS}
-                again |= {**arrival.intake.columns(), "updated_at": now}
+                # It counts from the message that announces it now.
+                again |= {**arrival.intake.columns(), "updated_at": now, "reopened_at": None}
                 reopened |= self._update(connection, [key], again)
         return reopened
 

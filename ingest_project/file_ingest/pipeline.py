@@ -48,6 +48,7 @@ from ingest_project.file_ingest.validate_files import (
     check_group,
     check_rows,
     first_rows,
+    joined,
     judge,
     nulls_by_file,
     open_file,
@@ -58,6 +59,7 @@ from ingest_project.file_ingest.warehouse.baselines import Baseline, Source, rea
 from ingest_project.platform import tracing
 from ingest_project.platform.database import reading
 from ingest_project.platform.object_store.content_store import Landed
+from ingest_project.readers.layout import RowsChunk
 
 logger = get_logger(__name__)
 
@@ -66,6 +68,8 @@ GROUP_FILES = 128
 # Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
 FIRST_GROUP_FILES = 16
 GROUP_BYTES = 16 * 1024**2
+# Of a large file, checked and stored at a time: of each call, half the cost would not depend on the rows of one chunk.
+CHUNKS_AT_A_TIME, ROWS_AT_A_TIME = 4, 100_000
 
 
 @dataclass(frozen=True)
@@ -333,5 +337,18 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
 
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
-    for chunk in file.chunks:
+    for chunk in _in_larger_chunks(file.chunks):
         yield check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)
+
+
+def _in_larger_chunks(chunks: Iterator[RowsChunk]) -> Iterator[RowsChunk]:
+    held: list[RowsChunk] = []
+    rows = 0
+    for chunk in chunks:
+        held.append(chunk)
+        rows += chunk.rows.height
+        if len(held) == CHUNKS_AT_A_TIME or rows >= ROWS_AT_A_TIME:
+            yield joined(held)
+            held, rows = [], 0
+    if held:
+        yield joined(held)

@@ -86,9 +86,7 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
             "INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read"
         )
     with source.open(record.event.file_path) as stream:
-        return services.landing.land(
-            stream, expected_size=found.size_bytes, location=source.canonical_location(record.event.file_path)
-        )
+        return services.landing.land(stream, expected_size=found.size_bytes, location=record.location)
 
 
 def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:

@@ -27,19 +27,23 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.file_ingest.drift import MAX_COLUMNS_SHOWN, NO_DRIFT, Drift, Policy, drift_result
+from ingest_project.file_ingest.drift import NO_DRIFT, Drift, Policy, drift_result
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.warehouse.baselines import FileStatistics, Verdict, lateness_of, source_of
+from ingest_project.file_ingest.warehouse.baselines import (
+    WITHIN_BASELINE,
+    FileStatistics,
+    Verdict,
+    lateness_of,
+    source_of,
+)
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.object_store.content_store import Landed
 
 CONTRACT_HOLDS = "contract_holds"
 FILE_ACCEPTED = "file_accepted"
-EVERY_COLUMN_READ = "every_column_read"
 ONE_READING_AN_INSTANT = "one_reading_an_instant"
-WITHIN_BASELINE = "within_baseline"
 WHOLE_FILE = "whole_file"
 MAX_RAW_TEXT_SHOWN = 200
 # Each Rust library has its own class of this name, which `except Exception` does not catch.
@@ -403,8 +407,6 @@ def _sample_record(row: Mapping[str, Any]) -> dg.TableRecord:
 def warning_metadata(result: FileResult) -> dict[str, Any]:
     """Return metadata on columns that differ and on readings at shared instants, if any."""
     metadata: dict[str, Any] = result.drift.metadata()
-    if result.record.dataset == SENSOR_READINGS and result.drift.unknown:
-        metadata = {"columns_left_out": metadata["unknown_columns"]}
     if result.instants.readings:
         metadata["readings_at_shared_instants"] = result.instants.readings
     if result.verdict is not None:
@@ -414,12 +416,9 @@ def warning_metadata(result: FileResult) -> dict[str, Any]:
 
 def warning_results(result: FileResult, assets: DatasetAssets) -> list[CheckResult]:
     """Return the failed checks of columns and instants, and passed ones where an earlier result may differ."""
-    if assets.dataset != SENSOR_READINGS:
-        results = [drift_result(result.drift, assets, result.policy)]
-    elif result.state is FileState.INGESTED:
-        results = [columns_result(result.drift.unknown, assets), instants_result(result.instants, assets)]
-    else:
-        return []
+    results = [drift_result(result.drift, assets, result.policy)]
+    if assets.dataset == SENSOR_READINGS:
+        results.append(instants_result(result.instants, assets))
     if result.verdict is not None:
         results.append(baseline_result(result.verdict, assets))
     ingested_before = result.record.rows_read is not None
@@ -435,22 +434,6 @@ def baseline_result(verdict: Verdict, assets: DatasetAssets) -> CheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description=str(verdict),
         metadata=verdict.metadata(),
-    )
-
-
-def columns_result(unknown_columns: Sequence[str], assets: DatasetAssets) -> CheckResult:
-    """Judge whether the profile knows every column of the file."""
-    names = list(unknown_columns[:MAX_COLUMNS_SHOWN])
-    count = len(unknown_columns)
-    return CheckResult(
-        assets.validated,
-        EVERY_COLUMN_READ,
-        passed=not names,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{count} columns of the file are in no profile, and not stored: {', '.join(names)}."
-        if names
-        else None,
-        metadata={"columns_left_out": count, "names": names},
     )
 
 

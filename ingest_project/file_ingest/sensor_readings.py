@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,29 +23,12 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes, yaml_content
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
+from ingest_project.readers.target import RESCUED
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 MAX_NAME_BYTES = 200
 ACCEPTED_COLUMNS = ("line_number", "timestamp", "device_id", "sensor_type", "value", "unit")
 NAME_COLUMNS = ("device_id", "sensor_type", "unit")
-# Column types in Dagster's UI, of readings and of metrics.
-READING_COLUMN_KINDS = {
-    "line_number": "int",
-    "timestamp": "string",
-    "device_id": "string",
-    "sensor_type": "string",
-    "value": "float",
-    "unit": "string",
-}
-METRIC_COLUMNS = {
-    "device_id": "string",
-    "sensor_type": "string",
-    "min": "float",
-    "max": "float",
-    "mean": "float",
-    "count": "int",
-    "stddev": "float",
-}
 # The aspects of the contract, each with the beginnings of its rules' names; any other rule is about the whole file.
 ASPECTS = {
     "timestamps": ("timestamp_",),
@@ -85,6 +68,9 @@ class SensorType(BaseModel):
         return self
 
 
+TYPES = TypeAdapter(dict[str, SensorType])
+
+
 @dataclass(frozen=True)
 class SensorTypes:
     """The known sensor types, and the treatment of readings of any other.
@@ -108,16 +94,7 @@ class SensorTypes:
         Raises:
             SettingsError: the file is missing, or not of this shape; names the line.
         """
-        path = path or SHIPPED_SENSOR_TYPES
-        content = yaml_content(path, "sensor types")
-        try:
-            types = TypeAdapter(dict[str, SensorType]).validate_python(content)
-        except ValidationError as error:
-            raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
-        same = [names for names in _same_names(types).values() if len(names) > 1]
-        if same:
-            raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
-        return cls(types, unknown)
+        return cls(_read_types(path), unknown) if path else _shipped(unknown)
 
     @cached_property
     def by_matched_name(self) -> Mapping[str, str]:
@@ -137,6 +114,24 @@ class SensorTypes:
             any_unit=pl.Series([not known.units for known in self.types.values()], dtype=pl.Boolean),
             units=pl.Series([unit in self.types[name].units for name in names for unit in units], dtype=pl.Boolean),
         )
+
+
+def _read_types(path: Path) -> Mapping[str, SensorType]:
+    content = yaml_content(path, "sensor types")
+    try:
+        types = TYPES.validate_python(content)
+    except ValidationError as error:
+        raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
+    same = [names for names in _same_names(types).values() if len(names) > 1]
+    if same:
+        raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
+    return types
+
+
+@cache
+def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
+    """Return those of the file that is part of this package, read once: each batch asks for them."""
+    return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES), unknown)
 
 
 def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:
@@ -187,8 +182,8 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
         rows: as `casting.cast` returns them, of any number of files.
         rules: the rules.
     """
-    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, *CHECK_COLUMNS}]
-    kept = [*extra, *ACCEPTED_COLUMNS]
+    extra = [name for name in rows.columns if name not in {*ACCEPTED_COLUMNS, RESCUED, *CHECK_COLUMNS}]
+    kept = [*extra, *ACCEPTED_COLUMNS, *([RESCUED] if RESCUED in rows.columns else [])]
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)

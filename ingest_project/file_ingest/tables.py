@@ -73,6 +73,8 @@ raw_sensor_data = sa.Table(
     Col("unit", sa.Text),
     Col("file_key", sa.Text, nullable=False),
     Col("line_number", sa.BigInteger, nullable=False),
+    # Cells of the row in columns that the profile does not know, by their names.
+    Col("rescued_data", Json),
 )
 
 aggregated_metrics = sa.Table(
@@ -96,7 +98,7 @@ quarantined_rows = sa.Table(
     Col("line_number", sa.BigInteger, nullable=False),
     Col("raw_text", sa.Text, nullable=False),
     Col("reasons", Texts, nullable=False),
-    sa.Index("quarantined_rows_by_file", "file_key"),
+    sa.Index("quarantined_rows_by_file", "file_key", "line_number"),
 )
 
 # What baselines compare: one row for each ingested file, see `file_ingest.warehouse.baselines`.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
@@ -192,6 +193,8 @@ class _Texts:
 
 def joined(chunks: Sequence[RowsChunk]) -> RowsChunk:
     """Return the chunks of one file as one."""
+    if len(chunks) == 1:
+        return chunks[0]
     filled = [chunk for chunk in chunks if chunk.rows.height] or chunks[:1]
     rows = pl.concat([chunk.rows for chunk in filled], how="diagonal")
     return replace(
@@ -297,7 +300,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         "rows_read": findings.rows_read,
         "rows_quarantined": findings.rows_bad,
         "sample": findings.sample,
-        "drift": drift_of(file.first, contract.target.columns, findings.rule_counts, findings.rows_read),
+        "drift": drift_of(file.first, contract.target, findings.rule_counts, findings.rows_read),
         "policy": contract.drift,
     }
     try:
@@ -329,15 +332,11 @@ def check_rows(
     keys = [file_key for file_key, _, _ in chunks]
     accepted, rejected = [], []
     for profile in {profile.name: profile for _, profile, _ in chunks}.values():
-        rows = pl.concat(
-            [
-                chunk.rows.with_columns(pl.lit(index, pl.UInt32).alias("file_index"))
-                for index, (_, used, chunk) in enumerate(chunks)
-                if used.name == profile.name
-            ],
-            # Rows of workbooks have columns with the kinds of their cells, those of text do not.
-            how="diagonal",
-        )
+        own = [(index, chunk.rows) for index, (_, used, chunk) in enumerate(chunks) if used.name == profile.name]
+        # Rows of workbooks have columns with the kinds of their cells, those of text do not.
+        rows = pl.concat([each for _, each in own], how="diagonal")
+        indices = np.repeat([index for index, _ in own], [each.height for _, each in own])
+        rows = rows.with_columns(pl.Series("file_index", indices, pl.UInt32))
         checked = contract.validated(rows, profile)
         accepted.append(checked.accepted)
         rejected.append(checked.rejected)
@@ -351,15 +350,15 @@ def check_rows(
 
 
 def _quarantined_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], rejected: pl.DataFrame) -> pl.DataFrame:
-    parts = [pl.DataFrame(schema=QUARANTINED)]
-    for (index,), rows in rejected.group_by("file_index", maintain_order=True):
-        file_key, _, chunk = chunks[int(index)]
-        raw_text = chunk.raw_text(rows["line_number"].to_list())
-        parts.append(
-            rows.select(
-                pl.lit(file_key).alias("file_key"), "line_number", pl.Series("raw_text", raw_text, pl.String), "reasons"
-            )
+    rejected = rejected.sort("file_index", maintain_order=True)
+    lines_of_files = rejected.group_by("file_index", maintain_order=True).agg("line_number")
+    raw_text = [text for index, lines in lines_of_files.iter_rows() for text in chunks[index][2].raw_text(lines)]
+    keys = pl.Series("file_key", [file_key for file_key, _, _ in chunks], pl.String)
+    parts = [
+        rejected.select(
+            keys.gather(rejected["file_index"]), "line_number", pl.Series("raw_text", raw_text, pl.String), "reasons"
         )
+    ]
     parts.extend(
         chunk.malformed.select(
             pl.lit(file_key).alias("file_key"),

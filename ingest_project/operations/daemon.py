@@ -12,16 +12,25 @@ times to now, through Dagster's own interface and the work queues'.
 from __future__ import annotations
 
 import sys
+import threading
+from collections import defaultdict
 from datetime import UTC, datetime
+from functools import partial
 
+import sqlalchemy as sa
 from dagster import DagsterInstance
 
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import get_logger
-from ingest_project.core.settings import current_settings
+from ingest_project.core.settings import KafkaSettings, current_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.snapshot import consumed_topics
+from ingest_project.operations.topics import cluster_of
 from ingest_project.platform.dagster.daemon import bring_back, instigators_ahead, run_daemon
+from ingest_project.platform.dagster.quiet_sensors import QuietSensors, watch_topics
+from ingest_project.platform.database import reading
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
+from ingest_project.platform.work_queue.queue import PENDING
 
 logger = get_logger(__name__)
 
@@ -29,7 +38,52 @@ logger = get_logger(__name__)
 def main() -> None:
     """Run one of the daemon's commands."""
     keep_files_private()
-    run_daemon("ingest_project.operations.daemon", sys.argv[1:], repair_records)
+    services = SystemResources(current_settings())
+    quiet = None
+    if services.missing_services() is None:
+        quiet = QuietSensors(topics_of_sensors(services))
+        watch(quiet, services)
+    run_daemon("ingest_project.operations.daemon", sys.argv[1:], repair_records, quiet)
+
+
+def topics_of_sensors(services: SystemResources) -> dict[str, set[str]]:
+    """Return the topics that each sensor reads, by its name."""
+    topics: defaultdict[str, set[str]] = defaultdict(set)
+    for one in consumed_topics(services):
+        topics[one.sensor].add(one.topic)
+    return topics
+
+
+def watch(quiet: QuietSensors, services: SystemResources) -> None:
+    """Wake sensors as messages arrive or work is due; one thread for each cluster. Returns once all are watched."""
+    clusters: list[tuple[KafkaSettings, set[str]]] = []
+    for topic, _, kafka in (cluster_of(one, services) for one in consumed_topics(services)):
+        known = next((topics for settings, topics in clusters if settings == kafka), None)
+        if known is None:
+            clusters.append((kafka, {topic}))
+        else:
+            known.add(topic)
+    for kafka, topics in clusters:
+        arguments = (quiet, kafka, topics, partial(sensors_with_work, services))
+        threading.Thread(target=watch_topics, args=arguments, name="topics", daemon=True).start()
+
+
+def sensors_with_work(services: SystemResources) -> set[str]:
+    """Return the sensors of the capabilities whose work queues have something due.
+
+    Raises:
+        DatabaseUnavailableError, TransactionConflictError: the database does not answer.
+    """
+    now, found = datetime.now(UTC), set[str]()
+    with reading(services.engine) as connection:
+        for capability in CAPABILITIES:
+            due = [
+                sa.exists().where(queue.table.c.state == PENDING, queue.table.c.next_attempt_at <= now)
+                for queue in capability.queues
+            ]
+            if due and connection.execute(sa.select(sa.or_(*due))).scalar():
+                found.update(topic.sensor for topic in capability.topics(services))
+    return found
 
 
 def repair_records() -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ingest_project.core.settings.alerts import CONDITIONS
@@ -22,9 +23,6 @@ from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.snapshot import DagsterState, DeltaFigures, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import BEYOND, HISTOGRAMS, LATENCY_BUCKETS, Metric
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric as Family
 
 __all__ = ["ALL_METRICS", "CONTENT_TYPE_LATEST", "exposition"]
 

@@ -56,6 +56,10 @@ LONGEST_SILENCE_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 120.0
 # A poll that takes longer hangs: its part does not answer.
 LONGEST_POLL_SECONDS = 20.0
+# Nobody has looked for so long: parts are polled more rarely, until somebody looks again and waits for new samples.
+LOOKED_SECONDS = 30.0
+UNSEEN_SECONDS = 10.0
+RENEWAL_SECONDS = 1.0
 SET_BACK = "a clock was set back, and the daemon repairs that"
 
 
@@ -66,11 +70,16 @@ class Poller(Generic[Value]):
         name: for people and metrics.
         poll: reads the part; an IngestError says why it cannot be read.
         every_seconds: pause between two polls.
+        is_seen: tells whether somebody looks at the samples; the pause is longer while nobody does.
     """
 
-    def __init__(self, name: str, poll: Callable[[], Value], every_seconds: float) -> None:
+    def __init__(
+        self, name: str, poll: Callable[[], Value], every_seconds: float, is_seen: Callable[[], bool] = lambda: True
+    ) -> None:
         self.name = name
         self._every_seconds = every_seconds
+        self._is_seen = is_seen
+        self._wake = threading.Event()
         self._poll = poll
         self._sample: Sample[Value] = Sample()
         self._polled = threading.Event()
@@ -93,9 +102,16 @@ class Poller(Generic[Value]):
         """Return once there has been a poll, or after that time."""
         self._polled.wait(seconds)
 
+    def renew(self) -> None:
+        """Poll at once, if the pause is long; `wait_for_first` waits for that poll."""
+        if self._every_seconds < UNSEEN_SECONDS:
+            self._polled.clear()
+            self._wake.set()
+
     def request_stop(self) -> None:
         """Begin no further poll."""
         self._stop.set()
+        self._wake.set()
 
     def join(self, seconds: float) -> None:
         """Wait for the poll in progress."""
@@ -119,7 +135,8 @@ class Poller(Generic[Value]):
             except Exception as defect:  # noqa: BLE001 - of the log, say: a thread that ended would poll nothing
                 self._sample = replace(self._sample, problem=f"{type(defect).__name__}: {defect}")
                 self._polled.set()
-            self._stop.wait(self._every_seconds)
+            self._wake.wait(self._every_seconds if self._is_seen() else max(self._every_seconds, UNSEEN_SECONDS))
+            self._wake.clear()
 
 
 class Monitor:
@@ -136,11 +153,13 @@ class Monitor:
         # One each: storages are not shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
         records = DagsterRecords(services.settings)
-        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds)
-        self.broker: Poller[BrokerState] = Poller("broker", broker, seconds)
-        self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds)
+        self._looked_at = time.monotonic()
+        seen = self._is_seen
+        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds, seen)
+        self.broker: Poller[BrokerState] = Poller("broker", broker, seconds, seen)
+        self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds, seen)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
-        self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds)
+        self.disk: Poller[Disk] = Poller("disk", services.fullest_disk, seconds, seen)
         self.sources: Poller[tuple[SourceReport, ...]] = Poller(
             "sources", lambda: read_sources(services), TABLES_SECONDS
         )
@@ -150,7 +169,7 @@ class Monitor:
         )
         self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
         self.alert_stores = AlertStores(services.settings)
-        self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds)
+        self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds, seen)
         self._pollers: tuple[Poller[Any], ...] = (
             *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
             *(self.failures, self.intake, self.alerts, self.sources),
@@ -184,10 +203,18 @@ class Monitor:
             poller.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled, or after that time."""
+        """Return once every part has been polled, or after that time; somebody is about to look at the samples."""
+        was_seen, self._looked_at = self._is_seen(), time.monotonic()
+        if not was_seen:
+            seconds = min(seconds, RENEWAL_SECONDS)
+            for poller in self._pollers:
+                poller.renew()
         give_up_at = time.monotonic() + seconds
         for poller in self._pollers:
             poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
+
+    def _is_seen(self) -> bool:
+        return time.monotonic() - self._looked_at < LOOKED_SECONDS
 
     def stop(self) -> None:
         """End all polling and disconnect; a poll that hangs is abandoned."""
@@ -344,6 +371,6 @@ def _answers(name: str, sample: Sample[Value], now: datetime, every_seconds: flo
         return Line(name, ok=False, detail=sample.problem)
     if age is None:
         return Line(name, ok=False, detail="has not answered yet")
-    if age > LONGEST_POLL_SECONDS + every_seconds:
+    if age > LONGEST_POLL_SECONDS + max(every_seconds, UNSEEN_SECONDS):
         return Line(name, ok=False, detail=f"has not answered for {age:.0f} s")
     return Line(name, ok=True, detail=f"answered in {sample.took_seconds * 1_000:.0f} ms, {age:.0f} s ago")

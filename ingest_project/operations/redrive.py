@@ -14,24 +14,26 @@ published to. A dead task of an attachment is not published: its attachment is r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.attachments import attachment_key, decode_download_task
 from ingest_project.core.errors import IngestError
 from ingest_project.core.items import store_bisecting
+from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
 from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.items import Position
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import (
     HEADER_PREFIX,
     DeadLetter,
@@ -42,11 +44,6 @@ from ingest_project.platform.kafka.dead_letters import (
 )
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_once
-
-if TYPE_CHECKING:
-    from ingest_project.attachments.queue import AttachmentRecord
-    from ingest_project.operations import SystemResources
-    from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 NAME = "redrive-dead-letters"
 REDRIVE_PREFIX = "redrive."
@@ -95,7 +92,14 @@ def original_message(letter: ConsumerRecord) -> ProducerRecord:
     ]
     first = letter.header(FIRST_LETTER_HEADER) or str(position_of(letter)).encode()
     own += [(COUNT_HEADER, str(redrives_of(letter) + 1).encode()), (FIRST_LETTER_HEADER, first)]
-    return ProducerRecord(letter.value, letter.key, tuple(own))
+    # Another producer may have chosen it by another hash than ours: the messages of a key stay together.
+    origin = Position.parse(letter_of(letter).original_location or "")
+    return ProducerRecord(letter.value, letter.key, tuple(own), origin.partition if origin else None)
+
+
+def _placed(record: ProducerRecord, partitions: Collection[int]) -> ProducerRecord:
+    """Leave the choice to the key where the topic has no such partition: it was created again, or a header is wrong."""
+    return record if record.partition in partitions else msgspec.structs.replace(record, partition=None)
 
 
 def position_of(letter: ConsumerRecord) -> Position:
@@ -210,9 +214,11 @@ class Redriver:
             cluster = cluster_of(consumed, services)
             if consumed.cluster:
                 writer = TopicWriter(cluster.settings)
+            partitions = cluster.reader.end_offsets(cluster.topic).keys()
 
             def publish(part: Sequence[tuple[Position, tuple[str, ProducerRecord]]]) -> None:
-                publish_once(writer, cluster.reader, services.outbox, cluster.topic, [message for _, message in part])
+                records = [(message_id, _placed(record, partitions)) for _, (message_id, record) in part]
+                publish_once(writer, cluster.reader, services.outbox, cluster.topic, records)
 
             outcome |= {
                 place: reason_of(error) for (place, _), error in store_bisecting(messages, publish, is_item_fault)

@@ -380,8 +380,14 @@ def login_name() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def action_records(
-    engine: sa.Engine, *, action: str | None = None, who: str | None = None, limit: int = 50, offset: int = 0
+def action_records(  # noqa: PLR0913 - each filter is one
+    engine: sa.Engine,
+    *,
+    action: str | None = None,
+    who: str | None = None,
+    limit: int = 50,
+    before: str | None = None,
+    after: str | None = None,
 ) -> tuple[ActionRecord, ...]:
     """Return records of actions, the newest first.
 
@@ -390,17 +396,24 @@ def action_records(
         action: only those of this name.
         who: only those with this text in who performed them.
         limit: most records.
-        offset: number of records to skip first.
+        before: only those that are older than the record of this id.
+        after: only those that are newer than the record of this id; the ones next to it.
     """
     columns = operator_actions.c
-    query = sa.select(operator_actions).order_by(columns.started_at.desc(), columns.action_id)
+    place = sa.tuple_(columns.started_at, columns.action_id)
+    query = sa.select(operator_actions)
+    if edge := action_record(engine, before or after or ""):
+        # By the place, not by a number of records to skip: a page costs the same wherever it is.
+        at = sa.tuple_(edge.started_at, edge.action_id, types=[columns.started_at.type, columns.action_id.type])
+        query = query.where(place < at if before else place > at)
     if action:
         query = query.where(columns.action == action)
     if who:
         query = query.where(contains(who, columns.who))
+    order = [one.asc() if after else one.desc() for one in (columns.started_at, columns.action_id)]
     with reading(engine) as connection:
-        rows = connection.execute(query.limit(limit).offset(offset)).mappings().all()
-    return tuple(ActionRecord(**row) for row in rows)
+        rows = connection.execute(query.order_by(*order).limit(limit)).mappings().all()
+    return tuple(ActionRecord(**row) for row in (reversed(rows) if after else rows))
 
 
 def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:

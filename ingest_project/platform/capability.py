@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.core.settings import KafkaSettings
+from ingest_project.core.settings import KafkaSettings, Settings
 from ingest_project.platform import tracing
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     # Importing Dagster takes a second, which commands do not have.
     import dagster as dg
 
-    from ingest_project.core.settings import Settings
     from ingest_project.platform.dagster.catalog import StoredTable
     from ingest_project.platform.delta.table import DeltaStore
 
@@ -38,6 +37,8 @@ UNFINISHED = ("pending", *IN_PROGRESS)
 # Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
+# The first of these that an entry has: a message without a timestamp of its own counts from when it was read.
+LATENCY_BEGINS = ("reopened_at", "kafka_timestamp", "created_at")
 
 MAX_ENTRIES_OF_TRACE = 10_000
 
@@ -273,7 +274,7 @@ class Metric(NamedTuple):
 EVENT_TO_STORED = Metric(
     "ingest_event_to_stored_seconds",
     ("pipeline",),
-    "From the Kafka message to the end of what it requests; a file that is ingested again counts from its first one.",
+    "From the Kafka message to the end of what it requests; of an item done again, from when that was requested.",
     kind="histogram",
     unit="seconds",
 )
@@ -494,6 +495,9 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
+    # A replay is on record by itself, with who asked for it.
+    if row["reopened_at"] and "replays" not in row:
+        yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:
         yield Moment(row["started_at"], subject, "begun by a run", f"run {row['run_id']}")
     if row["finished_at"]:
@@ -573,7 +577,7 @@ def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
 
 def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
     """Return the columns that `latency` reads."""
-    return (table.c.kafka_timestamp, table.c.created_at, table.c.started_at, table.c.finished_at)
+    return tuple(table.c[name] for name in (*LATENCY_BEGINS, "started_at", "finished_at"))
 
 
 def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
@@ -581,11 +585,8 @@ def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
     ended = row["finished_at"]
     if ended is None:
         return
-    # A message without a timestamp of its own counts from when it was read.
-    for metric, began in (
-        (EVENT_TO_STORED, row["kafka_timestamp"] or row["created_at"]),
-        (PROCESSING, row["started_at"]),
-    ):
+    requested = next(at for name in LATENCY_BEGINS if (at := row[name]))
+    for metric, began in ((EVENT_TO_STORED, requested), (PROCESSING, row["started_at"])):
         if began is not None:
             # Clocks of producers may be ahead of ours.
             seconds = max(0.0, (ended - began).total_seconds())

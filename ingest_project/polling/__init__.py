@@ -157,7 +157,7 @@ class Polling(Capability[PollingResources]):
             "Job id": row["job_id"],
             "Source type": row["source_type"],
             "Source": request["source_config"].get("path"),
-            "File pattern": request["file_pattern"],
+            "File pattern": request.get("file_pattern"),
             "Priority": row["priority"],
             "Files found": row["files_found"],
             "Files announced": row["files_published"],

@@ -14,6 +14,8 @@ from ingest_project.readers.profile_parts import CellRule, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.units import Scale
 
+# Of a number without an exponent: the digits after the last mark.
+FRACTION = "[.,]([0-9]+)$"
 Step = tuple[str, Callable[[pl.Series], pl.Series]]
 
 
@@ -68,7 +70,9 @@ def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl
 
 def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout) -> pl.DataFrame:
     kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
-    values = conversion.apply(numbers_of_cells(cells[name], kinds, numbers))
+    fraction = cells[name].str.extract(FRACTION, 1).str.len_chars().fill_null(0)
+    places = kept(fraction, ~cells[name].str.contains("[eE]").fill_null(value=True))
+    values = conversion.apply(numbers_of_cells(cells[name], kinds, numbers), places)
     is_number = values.is_not_null()
     texts = values.cast(pl.String).str.strip_suffix(".0")
     if kinds is None:

@@ -186,7 +186,8 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
         described = mistakes_in(path, "a dataset", error, *models, Quantity, within=["attributes"])
         raise SettingsError(described) from None
     except SettingsError as error:
-        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: {error}") from None
+        part = "model" if attributes.get("model") else "reader"
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes', part])}: {error}") from None
 
 
 def _require_free(
@@ -213,7 +214,8 @@ def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: 
 
 
 def _tables_of(declaration: DatasetDeclaration) -> Iterator[str]:
-    for table in (declaration.table, declaration.metrics_table, declaration.target.delta):
+    metrics = declaration.metrics_table
+    for table in (declaration.table, metrics, metrics and f"{metrics}_merged", declaration.target.delta):
         if table is not None:
             yield table
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-from ingest_project.contracts.columns import Column, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Column, Owners, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
     INGESTIBLE_TYPES,
     SENSOR_READINGS,
@@ -18,7 +18,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import ContradictionsError, nearest, only_known_names, within
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -47,13 +47,14 @@ GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
 MEASURABLE = frozenset({"integer", "number", "decimal"})
 
 
-def _only_known_names(schema: dict[str, Any]) -> None:
-    # `dg check yaml` then lists the names there are; of itself it says only that another one was not expected.
-    schema["propertyNames"] = {"enum": [*schema["properties"]]}
+OPTIONS_OF_READER = {
+    "type": ["string", "object", "null"],
+    "propertyNames": {"enum": sorted(ReaderProfile.model_fields.keys() - {"name", "dataset"})},
+}
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_only_known_names)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
 
 class Key(_Part):
@@ -119,6 +120,8 @@ class DatasetDeclaration(_Part):
         max_rejected_share: a file with a greater share of bad rows is quarantined whole; else the setting.
         drift: what happens to columns that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve`
             adds them to the table as text, `freeze` quarantines the file.
+        fresh_within_hours: its assets are overdue after so long without a file, and warn at five eighths; null for
+            never.
         owners: addresses or teams, as Dagster has them.
         jobs: polling jobs whose files belong to it, as patterns.
         paths: of files that belong to it, as patterns.
@@ -127,7 +130,10 @@ class DatasetDeclaration(_Part):
     name: Annotated[str, Field(pattern=NAME)] = ""
     description: str = ""
     file_types: Annotated[tuple[str, ...], Field(min_length=1)] = INGESTIBLE_TYPES
-    reader: str | dict[str, Any] = {}
+    # Null where all options are comments.
+    reader: Annotated[
+        str | dict[str, Any], BeforeValidator(lambda given: given or {}), WithJsonSchema(OPTIONS_OF_READER)
+    ] = {}
     columns: tuple[Column, ...] = ()
     model: str | None = None
     key: Key | None = None
@@ -135,14 +141,15 @@ class DatasetDeclaration(_Part):
     measures: Measures | None = None
     max_rejected_share: float | None = Field(None, ge=0, le=1)
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
-    owners: tuple[str, ...] = ()
+    fresh_within_hours: float | None = Field(48, ge=0.1, le=100_000)
+    owners: Owners = ()
     jobs: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if problems := [*self._name_problems(), *self._column_problems(), *self._type_problems()]:
-            raise ValueError("; ".join(problems))
+            raise ContradictionsError(problems)
         return self
 
     @cached_property
@@ -197,7 +204,10 @@ class DatasetDeclaration(_Part):
         """The reader profile that is declared here; None where another one is named."""
         if isinstance(self.reader, str):
             return None
-        return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
+        try:
+            return ReaderProfile.model_validate({"name": self.name or "dataset", "dataset": self.name, **self.reader})
+        except ValidationError as error:
+            raise within("reader", error) from None
 
     def profile_of(self, metadata: Mapping[str, Any], default: str) -> str:
         """Return the name of a file's reader profile.
@@ -238,7 +248,8 @@ class DatasetDeclaration(_Part):
                 yield f"the table {table!r} belongs to the system; name another one as target.table"
         unknown = [kind for kind in self.file_types if not is_readable(kind)]
         for kind in unknown:
-            yield f"no reader reads the file type {kind!r}" + nearest(kind, READERS) + f"; known: {', '.join(READERS)}"
+            guess = nearest(kind, READERS)
+            yield f"file_types: no reader reads the file type {kind!r}{guess}; known: {', '.join(READERS)}"
 
     def _column_problems(self) -> Iterator[str]:
         if self.name == SENSOR_READINGS:
@@ -261,6 +272,10 @@ class DatasetDeclaration(_Part):
                     yield f"{where}: there is no column {column}" + nearest(column, names)
         if self.own_profile:
             self.own_profile.require_fits(self.read_as)
+            exact = {column.name for column in self.typed_columns if column.kind in ("integer", "decimal")}
+            for name, rule in self.own_profile.cells.items():
+                if name in exact and rule.conversion and not rule.conversion.keeps_decimals:
+                    yield f"reader.cells.{name}: the results of its conversion are no decimals; declare type: number"
 
     def _type_problems(self) -> Iterator[str]:
         kinds = {column.name: column.kind for column in self.typed_columns} if self.name != SENSOR_READINGS else {}

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import polars as pl
 
@@ -121,6 +121,14 @@ class Header:
         for index, name in enumerate(names):
             self._positions.setdefault(matched_name(name), []).append(index)
 
+    @cached_property
+    def _alike(self) -> Mapping[str, Sequence[int]]:
+        """The columns by the names that they would have in a table."""
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(column_name(name), []).append(index)
+        return found
+
     def indexes(self, selector: str) -> Sequence[int]:
         """Return the columns that are meant; a column that is called so itself wins."""
         named = self._positions.get(matched_name(selector))
@@ -166,7 +174,8 @@ class Header:
         found: dict[str, int] = {}
         ignored = self.ignored
         for column in columns:
-            indexes = [i for i in self._positions.get(matched_name(column), ()) if i not in taken and i not in ignored]
+            same = self._positions.get(matched_name(column)) or self._alike.get(column, ())
+            indexes = [i for i in same if i not in taken and i not in ignored]
             if len(indexes) > 1:
                 raise FileRejectedError("duplicate_column", f"More than one column of the file is called {column!r}.")
             if indexes:
@@ -213,6 +222,13 @@ class Header:
         return f"The header has no column {expected} (profile {self._profile.name}). It has {shown}{more}."
 
 
+@lru_cache(4_096)
+def column_name(name: str) -> str:
+    """Return the name of a file's column as one of a table: in lower case, with underscores for all other signs."""
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return f"_{plain}" if plain[:1].isdigit() else plain
+
+
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:
     """Return every column name that may be read, to recognise the delimiter of a header."""
     names = [*profile.columns_of_file, *(target.columns if target.by_name else ())]
@@ -247,6 +263,8 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     missing = tuple(column for column in target.columns if column not in found)
     header.require([column for column in missing if column in profile.required_of(target)])
     wanted |= by_name | further
+    if target.by_name and target.columns and not wanted:
+        header.require(target.columns[:NAMES_SHOWN])
     unknown = header.unknown({*wanted.values(), *conditions.values()})
     appended = _appended(header, wanted, quantities, profile)
     rescued = {f"unknown {index}": name for index, name in unknown.items()} if target.keep_unknown else {}

@@ -30,6 +30,7 @@ class Target:
 READINGS = Target(
     columns=("timestamp", "device_id", "sensor_type", "value", "unit"),
     required=frozenset({"timestamp", "device_id", "sensor_type", "value"}),
+    keep_unknown=True,
     numbers=frozenset({"value"}),
     by_name=False,
 )

@@ -31,8 +31,21 @@ class Scale(NamedTuple):
         """Return this conversion, followed by another."""
         return Scale(self.factor * other.factor, self.addend * other.factor + other.addend)
 
-    def apply(self, numbers: pl.Series) -> pl.Series:
-        """Convert a column of floats."""
+    @property
+    def keeps_decimals(self) -> bool:
+        """True if the result of every decimal number is a decimal number: no third or ninth of it."""
+        return all(10**18 % part.denominator == 0 for part in (self.factor, self.addend))
+
+    def apply(self, numbers: pl.Series, places: pl.Series | None = None) -> pl.Series:
+        """Convert a column of floats.
+
+        Args:
+            numbers: the nearest floats to decimal numbers.
+            places: how many decimal places each has; null where that is unknown.
+
+        Returns:
+            the nearest floats to the exact results, where the numbers are short.
+        """
         factor, addend = self.factor, self.addend
         divisor = lcm(factor.denominator, addend.denominator)
         parts = [int(factor * divisor), int(addend * divisor), divisor]
@@ -40,7 +53,14 @@ class Scale(NamedTuple):
             return numbers * float(factor) + float(addend)
         # Polars multiplies by the inverse of a scalar divisor: 3 / 10 would be 0.30000000000000004.
         divisors = pl.Series([float(divisor)]).new_from_index(0, len(numbers))
-        return (numbers * float(parts[0]) + float(parts[1])) / divisors
+        rounded = (numbers * float(parts[0]) + float(parts[1])) / divisors
+        if places is None:
+            return rounded
+        # In whole numbers only the division rounds: a tenth of 0.7, which no float is, would be 0.06999999999999999.
+        powers = pl.Series([10.0]).new_from_index(0, len(numbers)) ** places.cast(pl.Float64)
+        dividends = (numbers * powers).round() * float(parts[0]) + powers * float(parts[1])
+        is_exact = (dividends.abs() <= EXACT_INTEGERS) & (divisors * powers <= EXACT_INTEGERS)
+        return (dividends / (divisors * powers)).zip_with(is_exact.fill_null(value=False), rounded)
 
 
 def scale_of(scale: Fraction, offset: Fraction, unit: str | None, to: str | None) -> Scale:
@@ -58,7 +78,9 @@ def conversion(unit: str, to: str) -> Scale:
     """Return the conversion between two units; see `scale_of`."""
     source, target = _unit(unit), _unit(to)
     if source.dimensionality != target.dimensionality:
-        raise ValueError(f"{unit!r} cannot be converted to {to!r}: they measure different things")
+        # Farad and coulomb, for pint.
+        hint = "; degrees are degC and degF" if {unit, to} & {"C", "F"} else ""
+        raise ValueError(f"{unit!r} cannot be converted to {to!r}: they measure different things{hint}")
     try:
         zero, one, two = (_converted(number, source, target) for number in (0, 1, 2))
     except (TypeError, ValueError, ArithmeticError):

@@ -133,6 +133,8 @@ class AllowedRoots:
 
     def _open(self, location: Path, named: str, more_flags: int) -> int:
         require_path(named)
+        if (descriptor := self._open_plain(os.fspath(location), more_flags)) is not None:
+            return descriptor
         try:
             resolved = os.path.realpath(location)
             self._require_inside(resolved, named)
@@ -146,6 +148,18 @@ class AllowedRoots:
             raise map_error(error, named) from error
         except ValueError as error:
             raise ForbiddenPathError(named, "no file can have such a name.") from error
+
+    def _open_plain(self, path: str, more_flags: int) -> int | None:
+        """Open a regular file whose path is inside the roots as it is written; None where it must be resolved first.
+
+        Nothing but a regular file is opened, and whoever opened it checks where it really is: resolving the path
+        before would look at each folder of it once more, for every file.
+        """
+        if os.path.normpath(path) == path and any(_is_inside(folder, path) for folder in self.folders):
+            with suppress(OSError, ValueError):
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    return os.open(path, _OPEN_FLAGS | more_flags)
+        return None
 
     def _require_inside(self, resolved: str, named: str) -> None:
         if not any(_is_inside(folder, resolved) for folder in self.folders):

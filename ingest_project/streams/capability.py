@@ -22,6 +22,7 @@ from ingest_project.platform.capability import (
     WorkState,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
 from ingest_project.streams.crm.records import unidentified_messages
@@ -30,7 +31,6 @@ from ingest_project.streams.positions import SinkPosition, message_totals, strea
 from ingest_project.streams.resources import DeclaredStreamResources
 
 if TYPE_CHECKING:
-    from ingest_project.platform.delta.table import DeltaStore
     from ingest_project.streams.declaration import StreamDeclaration
 
 STREAM_MESSAGES = "ingest_stream_messages"

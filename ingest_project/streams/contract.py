@@ -21,6 +21,7 @@ from ingest_project.contracts.validation import validate
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.readers.matching import column_name
 from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
 from ingest_project.streams.values import array_of
@@ -132,10 +133,13 @@ class _Evolution:
         rows = [_fields.decode(one) if one else {} for one in unknown]
         found: dict[str, list[str | None]] = {}
         for row, fields in enumerate(rows):
-            for name in [name for name in fields if self._evolves(name)]:
-                found.setdefault(name, [None] * len(rows))[row] = _text(fields.pop(name))
-        columns = {name: pa.array(values, pa.string()) for name, values in sorted(found.items())}
-        return columns, [_encoder.encode(fields) if fields else None for fields in rows]
+            columns = {column_name(name): name for name in reversed(fields)} | {name: name for name in fields}
+            for column, name in columns.items():
+                # Of two fields that would have one column, that of its very name has it, else the first one.
+                if name in fields and self._evolves(column):
+                    found.setdefault(column, [None] * len(rows))[row] = _text(fields.pop(name))
+        evolved = {name: pa.array(values, pa.string()) for name, values in sorted(found.items())}
+        return evolved, [_encoder.encode(fields) if fields else None for fields in rows]
 
     def _evolves(self, name: str) -> bool:
         names = self.names if self.names is not None else set()

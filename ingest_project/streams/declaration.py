@@ -6,20 +6,30 @@ names the stream. A broken one disables only itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ingest_project.contracts.columns import StreamColumn, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Owners, StreamColumn, columns_of, model_named, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
-from ingest_project.readers.datasets import OWN_TABLES, declaration_files
+from ingest_project.core.yaml_models import (
+    AsWritten,
+    ContradictionsError,
+    line_of,
+    mistakes_in,
+    nearest,
+    only_known_names,
+    yaml_content,
+)
+from ingest_project.readers.datasets import OWN_TABLES, declaration_files, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 if TYPE_CHECKING:
@@ -38,7 +48,7 @@ MIN_RETENTION_HOURS = 168
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
 
 class DeltaTarget(_Part):
@@ -105,6 +115,8 @@ class StreamDeclaration(_Part):
         drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
             a column of text to the table, `freeze` refuses the message.
         owners: addresses or teams, as Dagster has them.
+        fresh_within_hours: its asset is overdue after so long without a message, and warns at five eighths; null for
+            never.
         batch_messages: most offsets of one run.
         max_parallel_batches: runs at a time, each over partitions of its own.
         max_unfinished_seconds: messages that wait to be stored for longer fail the check no_gap_in_offsets.
@@ -120,9 +132,10 @@ class StreamDeclaration(_Part):
     columns: tuple[StreamColumn, ...] = ()
     model: str | None = None
     event_time: str | None = None
-    sink: Sink = DeltaTarget()
+    sink: Annotated[Sink, BeforeValidator(lambda given: {} if given is None else given)] = DeltaTarget()
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
-    owners: tuple[str, ...] = ()
+    owners: Owners = ()
+    fresh_within_hours: float | None = Field(24, ge=0.1, le=100_000)
     batch_messages: int = Field(1_000_000, gt=0)
     max_parallel_batches: int = Field(2, gt=0)
     max_unfinished_seconds: int = Field(900, gt=0)
@@ -132,7 +145,7 @@ class StreamDeclaration(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if problems := [*self._name_problems(), *self._column_problems(), *self._sink_problems()]:
-            raise ValueError("; ".join(problems))
+            raise ContradictionsError(problems)
         return self
 
     @cached_property
@@ -194,7 +207,7 @@ class StreamDeclaration(_Part):
         if self.dlq == self.topic:
             yield "dead_letter_topic: dead letters would be read again; name another topic"
         if self.decoder not in DECODERS:
-            yield f"there is no decoder {self.decoder!r}; there are {', '.join(DECODERS)}" + nearest(
+            yield f"decoder: there is no decoder {self.decoder!r}; there are {', '.join(DECODERS)}" + nearest(
                 self.decoder, DECODERS
             )
 
@@ -263,18 +276,29 @@ def load_streams(settings: Settings) -> LoadedStreams:
     """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
     usable: dict[str, StreamDeclaration] = {}
     broken: list[BrokenStream] = []
+    # Their jobs would have the same names, and Dagster would load neither.
+    datasets = _names_of_datasets(settings)
     for path in declaration_files(settings.declarations):
         try:
             declaration = read_stream(path)
             if declaration is None:
                 continue
-            for other in usable.values():
-                _require_distinct(declaration, other, path, settings)
+            _require_distinct(declaration, usable.values(), datasets, path, settings)
             usable[declaration.name] = declaration
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
             broken.append(BrokenStream(path.parent.name, str(error)))
     return LoadedStreams(tuple(usable.values()), tuple(broken))
+
+
+def _names_of_datasets(settings: Settings) -> set[str]:
+    names = set[str]()
+    for path in declaration_files(settings.declarations):
+        # A broken one has no name to take.
+        with suppress(SettingsError):
+            if (found := read_declaration(path)) is not None:
+                names.add(found.name)
+    return names
 
 
 def read_stream(path: Path) -> StreamDeclaration | None:
@@ -296,11 +320,20 @@ def read_stream(path: Path) -> StreamDeclaration | None:
         raise SettingsError(mistakes_in(path, "a stream", error, *models, within=["attributes"])) from None
 
 
-def _require_distinct(one: StreamDeclaration, other: StreamDeclaration, path: Path, settings: Settings) -> None:
-    if one.name == other.name:
-        raise SettingsError(f"{path}, line 1: another stream is called {one.name!r}.")
-    if _stored_in(one, settings) == _stored_in(other, settings):
-        raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
+def _require_distinct(
+    one: StreamDeclaration,
+    others: Iterable[StreamDeclaration],
+    datasets: AbstractSet[str],
+    path: Path,
+    settings: Settings,
+) -> None:
+    if one.name in datasets:
+        raise SettingsError(f"{path}, line 1: a dataset is called {one.name!r}; choose another name.")
+    for other in others:
+        if one.name == other.name:
+            raise SettingsError(f"{path}, line 1: another stream is called {one.name!r}.")
+        if _stored_in(one, settings) == _stored_in(other, settings):
+            raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
 
 
 def _stored_in(one: StreamDeclaration, settings: Settings) -> str:

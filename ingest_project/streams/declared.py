@@ -8,7 +8,14 @@ import dagster as dg
 
 from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import DagsterParts
-from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, SqlTable, StoredTable, topic_uri
+from ingest_project.platform.dagster.catalog import (
+    KAFKA,
+    HourlyDeltaTable,
+    SqlTable,
+    StoredTable,
+    freshness_within,
+    topic_uri,
+)
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
 from ingest_project.streams.delta.declared import schema_of
@@ -18,7 +25,7 @@ from ingest_project.streams.hours import DAY
 from ingest_project.streams.resources import DeclaredStreamResources
 from ingest_project.streams.sensor import StreamLimits
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
-from ingest_project.streams.sql.definitions import STREAM_FRESHNESS, SqlParts, sql_definitions
+from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
 
 # Counting all that ever arrived would take longer each time, and hide what is wrong now.
 LAST_OFFSETS = 100_000
@@ -75,6 +82,7 @@ def _delta_parts(declaration: StreamDeclaration, minute: int) -> DeltaParts:
         open=lambda services: services.delta_stream(declaration),
         limits=lambda _services: StreamLimits.of(declaration),
         owners=declaration.owners,
+        freshness=freshness_within(declaration.fresh_within_hours),
         checks=(contract_holds(declaration),),
         checks_cron=f"{minute} * * * *",
         maintenance_cron=f"{(minute + 30) % 60} * * * *",
@@ -90,7 +98,7 @@ def _sql_parts(declaration: StreamDeclaration, minute: int) -> SqlParts:
         owners=list(declaration.owners),
         kinds={"kafka", "table"},
         skippable=True,
-        freshness_policy=STREAM_FRESHNESS,
+        freshness_policy=freshness_within(declaration.fresh_within_hours),
     )
     return SqlParts(
         name=declaration.name,

@@ -10,17 +10,17 @@ group `ingest_project.decoders`, whose value is a `DecoderFactory`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import compress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from ingest_project.contracts import require_readable_size
+from ingest_project.contracts import MAX_MESSAGE_BYTES, require_readable_size
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, UnreadableMessageError
 from ingest_project.core.settings import Settings
@@ -47,7 +47,9 @@ EPOCH = int | None
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _fields = msgspec.json.Decoder(dict[str, Raw])
 
+VALUE: Callable[[ConsumerRecord], bytes | None] = attrgetter("value")
 Refusal = PermanentError | UnreadableMessageError
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 # The columns by the names of their fields: the number of a column, or what is inside a field.
 Tree = dict[str, "int | Tree"]
 
@@ -69,6 +71,73 @@ class Decoded:
     unknown: list[bytes | None] = field(default_factory=list)
     refused: list[tuple[ConsumerRecord, Refusal]] = field(default_factory=list)
     is_typed: bool = False
+
+
+@dataclass
+class Structs(Generic[Struct]):
+    """Messages as structs.
+
+    Args:
+        kept: the messages that were decoded.
+        structs: one of each.
+        unknown: the fields of each that the struct lacks, a JSON object; None without any.
+        refused: the other messages, with the reason.
+    """
+
+    kept: list[ConsumerRecord]
+    structs: list[Struct]
+    unknown: list[bytes | None]
+    refused: list[tuple[ConsumerRecord, Refusal]]
+
+
+def structs_of(
+    messages: Sequence[ConsumerRecord],
+    decode: Callable[[bytes], Struct],
+    decode_alone: Callable[[bytes], tuple[Struct, bytes | None]],
+    payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
+) -> Structs[Struct]:
+    """Decode many messages, each on its own: what becomes of one depends on its own bytes alone.
+
+    Args:
+        messages: to be decoded.
+        decode: decodes what has no unknown fields; a method of msgspec's, called without a step of Python between.
+        decode_alone: decodes what `decode` refuses, into a struct and its unknown fields, or raises
+            UnreadableMessageError with the reason.
+        payload_of: returns the bytes to decode.
+    """
+    found: list[Struct | None] = []
+    unknown: list[bytes | None] = [None] * len(messages)
+    refused: list[tuple[ConsumerRecord, Refusal]] = []
+    # A loop in Python would cost as much as the decoding. `extend` keeps what came before an exception, and `map` goes
+    # on behind it, so that no message is decoded twice for another's sake.
+    decoded = map(decode, _payloads(messages, payload_of))
+    while len(found) < len(messages):
+        try:
+            found.extend(decoded)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UnreadableMessageError):
+            message = messages[len(found)]
+            try:
+                one, unknown[len(found)] = decode_alone(require_readable_size(payload_of(message)))
+                found.append(one)
+            except UnreadableMessageError as error:
+                refused.append((message, error))
+                found.append(None)
+    if not refused:
+        return Structs(list(messages), [one for one in found if one is not None], unknown, [])
+    is_kept = [one is not None for one in found]
+    structs = [one for one in found if one is not None]
+    return Structs(list(compress(messages, is_kept)), structs, list(compress(unknown, is_kept)), refused)
+
+
+def _payloads(
+    messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]
+) -> Iterable[bytes]:
+    """Return what is to be decoded; one that is empty or too large raises when its turn comes."""
+    values = list(map(VALUE, messages))
+    if payload_of is VALUE and all(values) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
+        return values
+    # Not a generator, which ends with its first exception.
+    return map(require_readable_size, map(payload_of, messages))
 
 
 class Decoder(Protocol):
@@ -102,7 +171,7 @@ class JsonDecoder:
     def __init__(
         self,
         columns: Sequence[StreamColumn],
-        payload_of: Callable[[ConsumerRecord], bytes | None] = attrgetter("value"),
+        payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
     ) -> None:
         self._tree = tree_of(columns)
         self._shape = _Shape(self._tree, columns)
@@ -112,32 +181,8 @@ class JsonDecoder:
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Decode JSON."""
-        found = Decoded(list(messages), unknown=[None] * len(messages), is_typed=True)
-        structs: list[msgspec.Struct | None] = []
-        # A loop in Python would cost as much as the decoding. `extend` keeps what came before an exception, and `map`
-        # goes on behind it, so that no message is decoded twice for another's sake.
-        decoded = map(self._decoder.decode, map(self._read, messages))
-        while len(structs) < len(messages):
-            try:
-                structs.extend(decoded)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UnreadableMessageError):
-                message = messages[len(structs)]
-                try:
-                    struct, found.unknown[len(structs)] = self._with_unknown(self._read(message))
-                    structs.append(struct)
-                except UnreadableMessageError as error:
-                    found.refused.append((message, error))
-                    structs.append(None)
-        if found.refused:
-            is_kept = [struct is not None for struct in structs]
-            found.kept = list(compress(messages, is_kept))
-            found.unknown = list(compress(found.unknown, is_kept))
-            structs = list(compress(structs, is_kept))
-        found.columns = self._shape.values(structs)
-        return found
-
-    def _read(self, message: ConsumerRecord) -> bytes:
-        return require_readable_size(self._payload_of(message))
+        found = structs_of(messages, self._decoder.decode, self._with_unknown, self._payload_of)
+        return Decoded(found.kept, self._shape.values(found.structs), found.unknown, found.refused, is_typed=True)
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
         """Decode a message, and return the fields that no column names as JSON."""

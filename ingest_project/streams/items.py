@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from ingest_project.core.errors import StoreUnavailableError
+from ingest_project.core.logging import to_json
 from ingest_project.platform.capability import kafka_position, of_trace, rows_where
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
@@ -44,9 +45,9 @@ class SqlRows(NamedTuple):
         return self.table.name
 
     def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
-        """Return the rows that a search finds."""
+        """Return the rows that a search finds; no index of these ids knows how a value begins."""
         found: list[Row] = []
-        columns = [self.table.c[name] for name in (*self.ids, *(() if search.by_prefix else ("trace_id",)))]
+        columns = [] if search.by_prefix else [self.table.c[name] for name in (*self.ids, "trace_id")]
         with reading(engine) as connection:
             for condition in search.equals(*columns):
                 found += map(dict, connection.execute(sa.select(self.table).where(condition).limit(limit)).mappings())
@@ -171,7 +172,8 @@ def describe(services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None
         moments=[moment for name, row in rows for moment in history(name, row)],
         rows={
             name: listed(
-                ("column", "value"), tuple((column, value) for column, value in row.items() if value is not None)
+                ("column", "value"),
+                tuple((column, _shown(value)) for column, value in row.items() if value is not None),
             )
             for name, row in stored
         },
@@ -218,6 +220,10 @@ def _state(row: Row) -> str:
     if "identified_at" not in row:
         return "stored"
     return "identified" if row["identified_at"] else UNIDENTIFIED
+
+
+def _shown(value: object) -> object:
+    return to_json(value) if isinstance(value, dict | list) else value
 
 
 def _at(row: Row) -> datetime | None:

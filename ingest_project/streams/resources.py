@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.sql.sink import SqlSink
 from ingest_project.streams.user_activity.resources import UserActivityResources
 
 if TYPE_CHECKING:
     # A declaration brings Polars, which most commands never need.
     from ingest_project.streams.declaration import BrokenStream, StreamDeclaration
-    from ingest_project.streams.delta.stream import DeltaStream
     from ingest_project.streams.sql.declared import KeyedRows
-    from ingest_project.streams.sql.sink import SqlSink
 
 
 @dataclass(frozen=True)

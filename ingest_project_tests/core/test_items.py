@@ -1,12 +1,23 @@
-"""Hours and their keys."""
+"""Keys of items, and of hours."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ingest_project.core.items import end_of, hour_key, parse_hour_key
+from ingest_project.core.items import digest_of, end_of, hour_key, parse_hour_key
+
+
+def test_a_digest_is_base32_of_the_first_half_of_a_sha_256() -> None:
+    for number in range(1_000):
+        parts = (number, "local:/data/Größe.csv", {"b": None, "a": [1.5]}, "\ud83d")
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        half = hashlib.sha256(text.encode()).digest()[:16]
+        assert digest_of(*parts) == base64.b32encode(half).decode().rstrip("=").lower()
 
 
 def test_an_hour_begins_where_the_one_before_it_ends() -> None:

@@ -150,3 +150,24 @@ def test_a_retry_prints_nothing_where_commands_print_results(capfd: pytest.Captu
 
     assert done_at_last() == "done"
     assert capfd.readouterr().out == ""
+
+
+def test_a_process_that_configures_no_log_shows_a_traceback_without_the_values_of_variables() -> None:
+    script = """
+from ingest_project.core.logging import get_logger
+
+def connect(password):
+    raise ValueError("refused")
+
+try:
+    connect("hunter2")
+except ValueError:
+    get_logger("daemon").exception("it_failed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}
+    )
+    said = done.stdout + done.stderr
+    assert "it_failed" in said
+    assert "ValueError: refused" in said
+    assert "hunter2" not in said

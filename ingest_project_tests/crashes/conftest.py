@@ -1,13 +1,10 @@
-"""The process that is killed. The ordinary run takes a part of the points where that happens, `make test-all` all."""
+"""The ordinary run kills at a part of the points, `make test-all` at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from ingest_project_tests.crashes.deadly_process import DeadlyProcess
 
 # Every so many of them, the first included.
 TAKEN = 12
@@ -23,11 +20,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         by_file[item.path] = index + 1
         if index % TAKEN:
             item.add_marker(pytest.mark.long)
-
-
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    """A process that a test may kill forks of; imported once for all tests of a file."""
-    process = DeadlyProcess()
-    yield process
-    process.close()

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dagster import DagsterInstance
 
 CURSORS = "cursors.json"
@@ -92,6 +93,14 @@ class DeadlyProcess:
     def close(self) -> None:
         """End it."""
         self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def deadly_process() -> Iterator[DeadlyProcess]:
+    """A process that a test may kill forks of. One for all tests: what it imports takes 5 s of a processor."""
+    process = DeadlyProcess()
+    yield process
+    process.close()
 
 
 def bury_the_dead(instance: DagsterInstance) -> None:

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
-from ingest_project_tests.crashes.conftest import deadly_process
 from ingest_project_tests.examples.system import ExampleSystem, example_environment, opened
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.services.schema_registry import SchemaRegistry
-
-__all__ = ["deadly_process"]
 
 
 @pytest.fixture(scope="session")

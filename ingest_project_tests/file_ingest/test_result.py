@@ -5,8 +5,11 @@ from __future__ import annotations
 import dagster as dg
 import polars as pl
 import pytest
+import sqlalchemy as sa
 
 from ingest_project.file_ingest import contract as validated_sensor_data
+from ingest_project.file_ingest.tables import raw_sensor_data
+from ingest_project.platform.database import reading
 from ingest_project.readers.casting import cast as real
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project_tests.journeys.check_results import numbers
@@ -34,11 +37,15 @@ def test_columns_that_nobody_reads_are_named_and_counted(system: System) -> None
     key = system.file("extra.csv").file_key
     check = failed_checks(system, key)["every_column_read"]
     assert check.severity is dg.AssetCheckSeverity.WARN
-    assert numbers(check) == {"columns_left_out": 2, "names": ["lat", "note"]}
-    assert system.metadata(VALIDATED, key)["columns_left_out"] == ["lat", "note"]
+    assert numbers(check) == {"unknown_columns": ["lat", "note"]}
+    assert system.metadata(VALIDATED, key)["unknown_columns"] == ["lat", "note"]
+    with reading(system.services.engine) as connection:
+        rows = connection.execute(sa.select(raw_sensor_data.c.file_key, raw_sensor_data.c.rescued_data)).all()
+    assert [kept for of, kept in rows if of == key] == [{"lat": "52.1", "note": "x"}]
+    assert {kept for of, kept in rows if of != key} == {None}
     assert failed_checks(system, system.file("plain.csv").file_key) == {}
     again = system.check("every_column_read", key)
-    assert (again.passed, numbers(again)["names"]) == (False, ["lat", "note"])
+    assert (again.passed, numbers(again)["unknown_columns"]) == (False, ["lat", "note"])
 
 
 def test_many_readings_at_one_instant_are_counted_with_examples(system: System) -> None:

@@ -99,7 +99,7 @@ def test_files_are_released_by_a_preview_and_one_of_two_clicks(console: Console,
     listed = console.get(f"/audit?action={NAME}&who=local").text
     assert f"audit/{final['action_id']}" in listed
     assert "No action is on record" in console.get("/audit?who=bob").text
-    assert console.get("/audit?page=nonsense").status_code == 200
+    assert console.get("/audit?before=nonsense").status_code == 200
     assert console.get(f"/audit/{'f' * 32}").status_code == 404
 
 

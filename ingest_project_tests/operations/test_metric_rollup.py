@@ -11,15 +11,17 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project import operations as counting
-from ingest_project.attachments.tables import attachments, download_outcomes
+from ingest_project.attachments.queue import AttachmentQueue
+from ingest_project.attachments.tables import AttachmentState, attachments, download_outcomes
 from ingest_project.file_ingest.file_queue import FileQueue
-from ingest_project.file_ingest.tables import files
+from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.operations import CAPABILITIES, MOST_SERIES, RunningTotals, metric_minutes
 from ingest_project.platform.capability import EVENT_TO_STORED, latency_bucket
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.capability import STREAM_MESSAGES
 from ingest_project.streams.positions import sink_positions
+from ingest_project_tests.attachments.samples import arrival
 from ingest_project_tests.operations.seeding import attachment_row, file_row, job_row, outcome_row, position_row, put
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
@@ -79,6 +81,40 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
         (EVENT_TO_STORED.sum, ("files",)): 3,
     }
     assert {series: counted.get(series) for series in expected} == expected
+
+
+def test_a_file_that_is_done_again_counts_from_when_that_was_requested(engine: sa.Engine) -> None:
+    queue, week, late = FileQueue(engine), timedelta(days=7), NOW - AGO
+    keys = [f"{way}.csv~1" for way in ("released", "renamed", "corrected", "backfill", "partition")]
+    put(engine, files, [file_row(key, "quarantined", NOW - week) for key in keys])
+    known = {record.file_key.partition(".")[0]: record for record in queue.get_many(keys)}
+    asked = late - timedelta(seconds=7)
+    queue.reopen([keys[0]], asked)
+    made = [queue.announce_again(known["renamed"], "legacy", asked), queue.correct(known["corrected"], "ab", 2, asked)]
+    queue.request_again([keys[3]], asked)
+    queue.begin([keys[4]], "of a person", asked)
+    again = [keys[0], *(key for key in made if key), *keys[3:]]
+    queue.begin(again, "run", late - timedelta(seconds=2))
+    queue.finish({key: {"rows_accepted": 1} for key in again}, FileState.INGESTED, late)
+    totals = RunningTotals(engine)
+    totals.count(NOW)
+    assert totals.totals()[EVENT_TO_STORED.bucket, ("files", "8")] == len(keys)
+    assert totals.totals()[EVENT_TO_STORED.sum, ("files",)] == 7 * len(keys)
+
+
+def test_a_replayed_attachment_counts_from_when_that_was_requested(engine: sa.Engine) -> None:
+    queue, week, late = AttachmentQueue(engine), timedelta(days=7), NOW - AGO
+    keys = ["by an action", "by a message", "by a run"]
+    put(engine, attachments, [attachment_row(key, "failed", NOW - week) for key in keys])
+    asked = late - timedelta(seconds=7)
+    queue.replay(keys[:1], "a test", 5, 1.0, asked)
+    queue.record([arrival(keys[1], repeat=True)], asked)
+    queue.begin(keys[2:], "of a person", asked)
+    queue.begin(keys, "run", late - timedelta(seconds=2))
+    queue.finish({key: {"sha256": "ab"} for key in keys}, AttachmentState.STORED, late)
+    totals = RunningTotals(engine)
+    totals.count(NOW)
+    assert totals.totals()[EVENT_TO_STORED.sum, ("attachments",)] == 7 * len(keys)
 
 
 def test_messages_of_streams_are_counted_once_and_when_their_positions_move(engine: sa.Engine) -> None:

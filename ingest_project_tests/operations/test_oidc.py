@@ -178,6 +178,57 @@ def test_an_answer_works_once_and_in_the_browser_that_asked(site: str, provider:
         assert person.get(f"{site}/oidc/callback", timeout=5).status_code == 400
 
 
+def test_the_provider_confirms_a_person_again_after_a_while_without_a_question(provider: OidcProvider) -> None:
+    gate = Gate(TOKEN, has_provider=True)
+    with (
+        serving(console(gate, Settings(oidc=settings_of(provider)))) as site,
+        requests.Session() as person,
+        requests.Session() as other,
+    ):
+        provider.claims = VERIFIED
+        sign_in(person, site)
+        other.post(f"{site}/login", {"token": TOKEN}, timeout=5)
+        csrf_token = person.get(f"{site}/", timeout=5).json()["csrf_token"]
+        age(gate)
+        acted = person.post(f"{site}/act", data={"csrf_token": csrf_token}, timeout=5)
+        assert (acted.status_code, "confirmed again" in acted.text) == (401, True)
+        assert role_of(other, site) == "viewer token: viewer", "nobody but the provider's people is asked about"
+
+        provider.claims = VERIFIED | {"email": "grace@example.com"}
+        back = person.get(f"{site}/items/file/x", headers=PAGE, timeout=5)
+        assert 'content="0;url=../items/file/x"' in back.text
+        assert role_of(person, site) == "grace@example.com: viewer"
+        assert provider.prompts == ["", "none"]
+
+        age(gate)
+        provider.error = "login_required"
+        form = person.get(f"{site}/items/file/x", headers=PAGE, timeout=5)
+        assert (form.status_code, urlsplit(form.url).path, urlsplit(form.url).query) == (
+            200,
+            "/login",
+            "next=/items/file/x",
+        )
+        assert role_of(person, site) is None
+
+
+def test_whom_no_list_names_any_more_is_signed_out(provider: OidcProvider) -> None:
+    gate = Gate(has_provider=True)
+    with serving(console(gate, Settings(oidc=settings_of(provider)))) as site, requests.Session() as person:
+        provider.claims = VERIFIED
+        sign_in(person, site)
+        age(gate)
+        provider.claims = VERIFIED | {"email": "eve@example.com"}
+        assert person.get(f"{site}/", headers=PAGE, timeout=5).status_code == 403
+        assert role_of(person, site) is None
+
+
+def age(gate: Gate) -> None:
+    """Let the time pass after which people are confirmed again."""
+    for digest, session in gate._sessions.items():
+        if session.trusted_until is not None:
+            gate._sessions[digest] = session._replace(trusted_until=0.0)
+
+
 def test_whoever_begins_to_sign_in_all_the_time_has_to_wait(site: str) -> None:
     with requests.Session() as person:
         begun = 0

@@ -15,6 +15,9 @@ import axe_core_python
 import pytest
 import sqlalchemy as sa
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
@@ -28,6 +31,23 @@ from ingest_project_tests.operations.seeding import busy_hour, file_row, put
 pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 KEY = "line_7_2026-11-29.csv~mfrggzdfmztwq2lknnwg23tpoa"
+# What moves without an action of the person.
+SHIFTS = """
+window.shifts = [];
+new PerformanceObserver(list => window.shifts.push(...list.getEntries().filter(one => !one.hadRecentInput).map(one =>
+  `${one.value}: ${one.sources.map(source => source.node?.id || source.node?.className || source.node?.nodeName)}`)))
+  .observe({ type: "layout-shift", buffered: true });
+"""
+SOME_TOKEN = "the-token-of-viewers"  # noqa: S105 - of this test
+# A part that is drawn again has other elements: the list is made each time.
+CONTROLS = """
+const all = "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0']";
+const controls = [...document.querySelectorAll(all)]
+  .filter(one => one.getClientRects().length && getComputedStyle(one).visibility !== "hidden");
+const one = document.activeElement, style = getComputedStyle(one);
+const isMarked = style.outlineStyle !== "none" || one.matches("input, select, textarea");
+return [controls.length, controls.indexOf(one), isMarked];
+"""
 AXE = """
 const done = arguments[arguments.length - 1];
 axe.run(document).then(found => done(found.violations.map(one =>
@@ -50,6 +70,13 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
     _put_file(engine, datetime.now(UTC))
     _put_actions(engine, datetime.now(UTC))
     with running(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def locked_site(settings_of: Callable[..., Settings]) -> Iterator[str]:
+    """A console that asks who somebody is."""
+    with running(settings_of(token=SOME_TOKEN)) as address:
         yield address
 
 
@@ -152,23 +179,35 @@ PAGES = {
     "message": "items/message/file-event-queue/0/0",
     "missing": "items/file/nothing",
     "actions": "actions",
+    "form": "actions/release-quarantined-files",
+    "preview": "actions/release-quarantined-files",
     "audit": "audit",
+    "record": f"audit/{0:032d}",
+    "dead-letters": "dead-letters",
 }
+BY_KEYBOARD = ("dashboard", "item", "form", "audit")
 
 # Of the documentation.
 PICTURES = ("item", "actions", "audit")
 
 
-def test_no_page_has_a_barrier_in_light_or_dark_or_on_a_phone(site: str, browser: webdriver.Chrome) -> None:
+def test_no_page_has_a_barrier_in_light_or_dark_or_on_a_phone(
+    site: str, locked_site: str, browser: webdriver.Chrome
+) -> None:
     script = (os.environ.get("AXE_CORE") and Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")) or (
         files_of(axe_core_python) / "axe.min.js"
     ).read_text(encoding="utf-8")
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SHIFTS})
     problems: list[str] = []
-    for name, path in PAGES.items():
+    for name, path in (PAGES | {"login": f"{locked_site}/login"}).items():
         for dark in (False, True):
             for width in (360, 1_400):
-                _open(browser, f"{site}/{path}", width, dark=dark)
+                _open(browser, path if "://" in path else f"{site}/{path}", width, dark=dark)
+                if name == "preview":
+                    browser.find_element(By.CSS_SELECTOR, "main form button[type=submit]").click()
+                    assert browser.find_element(By.TAG_NAME, "h1").text.endswith(": preview")
                 where = f"{name}, {width} px{', dark' if dark else ''}"
+                problems += [f"{where}: it moves by {one}" for one in browser.execute_script("return window.shifts")]
                 if browser.execute_script("return document.documentElement.scrollWidth > innerWidth"):
                     problems.append(f"{where}: it scrolls sideways")
                 # axe looks at colours and names, which the width does not change.
@@ -179,6 +218,34 @@ def test_no_page_has_a_barrier_in_light_or_dark_or_on_a_phone(site: str, browser
                 if name in PICTURES and width > 360 and not dark:
                     _keep(browser, name)
     assert problems == []
+
+
+def test_every_control_is_reached_and_used_with_the_keyboard(site: str, browser: webdriver.Chrome) -> None:
+    for name in BY_KEYBOARD:
+        _open(browser, f"{site}/{PAGES[name]}", 1_400, dark=False)
+        number, *_ = browser.execute_script(CONTROLS)
+        assert number > 8
+        for position in range(number):
+            ActionChains(browser).send_keys(Keys.TAB).perform()
+            assert browser.execute_script(CONTROLS)[1:] == [position, True], f"{name}: control {position}"
+    _open(browser, f"{site}/", 1_400, dark=False)
+    for keys, pressed in ((Keys.ENTER, "24h"), (Keys.SPACE, "1h")):
+        button = browser.find_element(By.CSS_SELECTOR, f"[data-window='{pressed}']")
+        browser.execute_script("arguments[0].focus()", button)
+        ActionChains(browser).send_keys(keys).perform()
+        assert button.get_attribute("aria-pressed") == "true"
+    summary = browser.find_element(By.TAG_NAME, "summary")
+    browser.execute_script("arguments[0].focus()", summary)
+    ActionChains(browser).send_keys(Keys.SPACE).perform()
+    assert browser.execute_script("return arguments[0].parentElement.open", summary)
+    browser.execute_script("document.querySelector('.skip').focus()")
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    assert browser.execute_script("return document.activeElement.id") == "main"
+    search = browser.find_element(By.ID, "search")
+    search.send_keys("nothing", Keys.ESCAPE)
+    assert search.get_attribute("value") == ""
+    search.send_keys(KEY, Keys.ENTER)
+    assert "/items/file/" in browser.current_url
 
 
 def _open(browser: webdriver.Chrome, address: str, width: int, *, dark: bool) -> None:

@@ -101,6 +101,16 @@ def test_the_original_bytes_key_and_headers_go_to_the_topic_they_came_from(servi
         assert len(on_topic(services, topic)) == 2
 
 
+def test_a_message_goes_back_to_its_partition_where_there_is_one(
+    services: SystemResources, embedded_broker: FaultyBroker
+) -> None:
+    for topic, partitions, expected in (("polling-queue", 4, 2), ("events.raw", 1, 0)):
+        embedded_broker.create_topic(topic, partitions)
+        put(services, *(message(topic, number) for number in range(4)))
+        redrive(services, topic)
+        assert {one.partition for one in on_topic(services, topic)} == {expected}
+
+
 def test_a_producers_own_message_id_stays_and_ours_does_not(services: SystemResources) -> None:
     own: Headers = (("message-id", b"of-the-producer"), *HEADERS)
     put(services, message("events.raw", headers=own))

@@ -106,6 +106,17 @@ def test_a_request_that_is_sent_twice_acts_once(services: Runtime) -> None:
     assert len(action_records(services.engine)) == 1
 
 
+def test_records_are_read_a_page_at_a_time_older_and_newer(services: Runtime) -> None:
+    ids = [perform(services, Painting().action(), request()).action_id for _ in range(5)]
+    newest_first = ids[::-1]
+
+    def page(**edge: str) -> list[str]:
+        return [one.action_id for one in action_records(services.engine, limit=2, **edge)]
+
+    assert (page(), page(before=ids[3]), page(before=ids[1])) == (newest_first[:2], newest_first[2:4], [ids[0]])
+    assert (page(after=ids[0]), page(after=ids[4]), page(before="unknown")) == ([ids[2], ids[1]], [], newest_first[:2])
+
+
 def test_an_action_that_raises_is_recorded_as_failed_with_the_reason(services: Runtime) -> None:
     painting = Painting()
     painting.error = ZeroDivisionError("no paint")

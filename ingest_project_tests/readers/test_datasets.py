@@ -13,7 +13,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, decode_fi
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.database.sql import metadata
-from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations
+from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations, read_declaration
 
 GOOD: dict[str, Any] = {
     "columns": [{"name": "id", "type": "text", "required": True}, {"name": "amount", "type": "decimal(8,2)"}],
@@ -43,6 +43,10 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         ({"columns": [{"name": "id", "type": "txt"}]}, "decimal places), did you mean text?"),
         ({"columns": [{"name": "id", "type": "decimel(12,2)"}]}, "did you mean decimal?"),
         ({"columns": [{"name": "id", "type": "float"}]}, "did you mean number?"),
+        ({"columns": [{"name": "id", "type": "decimal"}]}, 'write it in quotes, as "decimal(12,2)"'),
+        ({"columns": [{"name": "Air Temp", "type": "text"}]}, "write it in lower case with underscores"),
+        ({"owners": ["climate"]}, "owners.0: 'climate' is no owner"),
+        ({"paths": "*/orders/*"}, "paths: write a list, like [a, b]"),
         ({"measures": {"columns": ["amont"]}}, "there is no column amont, did you mean amount?"),
         ({"measures": {"columns": ["id"]}}, "id is text, not a number"),
         ({"measures": {"columns": ["amount"], "group_by": ["amount"]}}, "rows are grouped by"),
@@ -130,3 +134,27 @@ def test_a_dataset_that_is_not_declared_is_refused_with_the_nearest_name() -> No
     )
     with pytest.raises(UnreadableMessageError, match="did you mean sensor_readings"):
         Declarations().require_accepted(event)
+
+
+def test_options_that_are_all_comments_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "d" / "defs.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "type: ingest_project.FileDataset\nattributes:\n  reader:\n    # delimiter: x\n"
+        "  columns:\n    - {name: a, type: text}\n"
+    )
+    found = read_declaration(path)
+    assert found is not None
+    assert found.own_profile is not None
+    assert found.own_profile.delimiter is None
+
+
+def test_a_contradiction_and_an_option_of_the_reader_have_their_lines(tmp_path: Path) -> None:
+    text = (
+        "type: ingest_project.FileDataset\nattributes:\n  columns:\n    - {name: a, type: text}\n"
+        "  reader:\n    numbers:\n      decimel: ','\n  drift: rescue\n  key: {columns: [b]}\n"
+    )
+    (broken,) = loaded(tmp_path, orders=text).broken
+    assert "line 7: this is not a dataset: reader.numbers.decimel is unknown, did you mean decimal?" in broken.problem
+    (broken,) = loaded(tmp_path, orders=text.replace("decimel", "decimal")).broken
+    assert "line 9: this is not a dataset: key.columns: there is no column b" in broken.problem

@@ -151,6 +151,7 @@ def test_rows_are_left_out_by_the_text_of_a_column(tmp_path: Path) -> None:
     ("rule", "text", "expected"),
     [
         ("scale: 0.1", "3\n21\n-9999\n", [0.3, 2.1, None]),
+        ("scale: 0.1", "0.7\n1e-3\n", [0.07, 0.0001]),
         ("scale: 0.1, offset: -40", "653\n", [25.3]),
         ("unit: degF, to: °C", "50\n71.6\n-459.67\n", [10.0, 22.0, -273.15]),
         ("unit: inHg, to: hPa", "29.92\n", [pytest.approx(1013.2074811900271)]),

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import CANONICAL
@@ -42,6 +42,20 @@ def test_columns_are_found_under_their_own_names_whatever_case_and_spacing(tmp_p
     assert (chunk.unknown_columns, chunk.missing_columns, chunk.reordered) == ((), (), True)
 
 
+def test_signs_between_the_words_of_a_name_do_not_matter_unless_a_column_has_the_very_name(tmp_path: Path) -> None:
+    rows, chunk = read_rows(written(tmp_path, "Order ID,Amount (€),note\n7,1.5,x\n"))
+    assert (rows.row(0), chunk.unknown_columns) == ((2, "7", "1.5", "x", None), ())
+    rows, chunk = read_rows(written(tmp_path, "Order ID,order_id,amount\n7,8,1.5\n"))
+    assert (rows["order_id"].to_list(), chunk.unknown_columns) == (["8"], ("Order ID",))
+    with pytest.raises(FileRejectedError, match="More than one column of the file is called 'order_id'"):
+        read_rows(written(tmp_path, "Order ID,order-id,amount\n7,8,1.5\n"))
+
+
+def test_a_file_with_none_of_the_columns_is_another_kind_of_file(tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match="no column 'order_id', 'amount', 'note'"):
+        read_rows(written(tmp_path, "a,b\n1,2\n"), replace(ORDERS, required=frozenset()))
+
+
 def test_a_column_that_need_not_be_there_is_null_and_named(tmp_path: Path) -> None:
     rows, chunk = read_rows(written(tmp_path, "order_id,amount\n7,1.5\n"))
     assert rows.row(0) == (2, "7", "1.5", None, None)
@@ -65,6 +79,26 @@ def test_unknown_columns_are_kept_as_json_also_those_of_one_name(tmp_path: Path)
         {"x": "1", 'say "hi"': "a\tb", "x [2]": "2,5", "y": "9"},
         None,
         {"x": "ü"},
+    ]
+
+
+def test_each_reading_of_a_wide_row_has_the_unknown_columns_of_the_row(tmp_path: Path) -> None:
+    wide = ReaderProfile.model_validate(
+        {
+            "name": "wide",
+            "columns": {"time": "timestamp"},
+            "constants": {"device_id": "d"},
+            "quantities": {"t": {"sensor_type": "temperature"}, "h": {"sensor_type": "humidity"}},
+        }
+    )
+    text = "time,t,quality,h\n2026-01-15T10:00:00Z,20,good,40\n2026-01-15T11:00:00Z,21,,41\n"
+    rows, chunk = read_rows(written(tmp_path, text), READINGS, wide)
+    assert chunk.unknown_columns == ("quality",)
+    assert rows.select("sensor_type", "value", "rescued_data").rows() == [
+        ("temperature", "20", '{"quality":"good"}'),
+        ("humidity", "40", '{"quality":"good"}'),
+        ("temperature", "21", None),
+        ("humidity", "41", None),
     ]
 
 

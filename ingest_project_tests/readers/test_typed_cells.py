@@ -81,7 +81,7 @@ def formatted(folder: Path, rows: Sequence[Sequence[Any]], *, date_1904: bool = 
 def outcomes(path: Path, profile: ReaderProfile = GERMAN) -> tuple[list[tuple[Any, ...]], dict[int, list[str]]]:
     """Accepted readings without their line, and the reasons of each refused line."""
     found = validate(cast(read(path, profile, path.suffix[1:]).rows, profile), RULES)
-    return found.accepted.drop("line_number").rows(), dict(found.rejected.rows())
+    return found.accepted.drop("line_number", "rescued_data").rows(), dict(found.rejected.rows())
 
 
 @pytest.mark.parametrize("make", [formatted, xls])

@@ -18,8 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -41,7 +40,7 @@ from ingest_project_tests.services.dfs_calls import (
 )
 from ingest_project_tests.services.dfs_faults import Fault, Faults
 from ingest_project_tests.services.dfs_tree import DfsError, Entry, FileSystem
-from ingest_project_tests.services.http_exchange import Answer, CutError, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, CutError, HttpServer, Request, ServedOverHttp
 
 ACCOUNT_KEY = base64.b64encode(b"a key that signs nothing of value").decode()
 ITEM = "lake.Lakehouse"
@@ -54,7 +53,7 @@ def guid_of(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
-class DfsServer:
+class DfsServer(ServedOverHttp):
     """The service; a context manager.
 
     Args:
@@ -131,15 +130,6 @@ class DfsServer:
         system = self._systems[file_system]
         with system.lock:
             system.delete(path, recursive=True)
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._http.__exit__(kind, error, traceback)
 
     def _respond(self, request: Request) -> Answer:
         if request.path.startswith("/-/"):

@@ -145,3 +145,16 @@ class HttpServer(socketserver.ThreadingTCPServer):
             for connection in self._connections:
                 connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
+
+
+class ServedOverHttp:
+    """A service behind an `HttpServer`: it answers from `with` to the end of the block."""
+
+    _http: HttpServer
+
+    def __enter__(self) -> Self:
+        self._http.__enter__()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._http.__exit__()

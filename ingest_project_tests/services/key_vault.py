@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
 
 from ingest_project_tests.services.ftps_server import made_certificates
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 # A host must be below the domain that its challenge names; of an address, everything counts.
 DOMAIN_OF_THIS_HOST = "0.0.1"
 
 
-class KeyVaultServer:
+class KeyVaultServer(ServedOverHttp):
     """Gives the newest version of a secret, or a named one, to who brings a token.
 
     Attributes:
@@ -34,13 +33,6 @@ class KeyVaultServer:
         self._http.socket = certificates.server.wrap_socket(self._http.socket, server_side=True)
         self.port = self._http.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._http.__exit__()
 
     def _respond(self, request: Request) -> Answer:
         if "authorization" not in request.headers:

@@ -7,7 +7,7 @@ import socket
 import threading
 from typing import Self
 
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 WAIT_SECONDS = 0.2
 
@@ -47,7 +47,7 @@ class Listener:
                     self.received += connection.recv(65_536)
 
 
-class Redirecting:
+class Redirecting(ServedOverHttp):
     """A web server that answers every request with a redirect, and records the requests.
 
     Args:
@@ -61,13 +61,6 @@ class Redirecting:
         self._http = HttpServer(self._respond)
         self.url = self._http.url
         self.port = int(self._http.server_address[1])
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._http.__exit__(*exc)
 
     def _respond(self, request: Request) -> Answer:
         request.body()

@@ -9,16 +9,15 @@ from collections import Counter
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import quote
 
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 Style = Literal["nginx", "apache", "json", "lines"]
 
 
-class ListingServer:
+class ListingServer(ServedOverHttp):
     """Serves a folder; a context manager.
 
     Args:
@@ -43,15 +42,6 @@ class ListingServer:
     def url(self) -> str:
         """Of its root, with a slash at the end."""
         return f"{self._http.url}/"
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._http.__exit__(kind, error, traceback)
 
     def _respond(self, request: Request) -> Answer:
         self.requests[request.method] += 1

@@ -11,19 +11,19 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 CLIENT_ID, CLIENT_SECRET = "console", "secret-of-the-console"
 KEY, FOREIGN_KEY = (RSAKey.generate_key(2048, {"kid": "first", "use": "sig"}) for _ in range(2))
 
 
-class OidcProvider:
+class OidcProvider(ServedOverHttp):
     """Signs in whoever comes, as the person of `claims`; a context manager.
 
     Attributes:
@@ -49,15 +49,10 @@ class OidcProvider:
         self.metadata: dict[str, Any] = {}
         self.userinfo: dict[str, Any] | None = None
         self.error = ""
+        # Those of the sign-ins that have begun; empty where none was sent.
+        self.prompts: list[str] = []
         self._codes: dict[str, dict[str, str]] = {}
         self._http = HttpServer(self._respond)
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._http.__exit__(*exc)
 
     @property
     def issuer(self) -> str:
@@ -97,6 +92,7 @@ class OidcProvider:
         assert "openid" in query["scope"].split()
         code = secrets.token_urlsafe(16)
         self._codes[code] = query
+        self.prompts.append(query.get("prompt", ""))
         answer = {"error": self.error} if self.error else {"code": code, "iss": self.issuer}
         return Answer(302, {"Location": f"{query['redirect_uri']}?{urlencode(answer | {'state': query['state']})}"})
 

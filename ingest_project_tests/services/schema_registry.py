@@ -11,16 +11,15 @@ import json
 import re
 import uuid
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
+from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
 
 BASIC_USER = "reader:secret"
 TOKEN = "a-token"  # noqa: S105 - of a test
 
 
-class SchemaRegistry:
+class SchemaRegistry(ServedOverHttp):
     """A context manager.
 
     Args:
@@ -40,15 +39,6 @@ class SchemaRegistry:
     def url(self) -> str:
         """Its address."""
         return self._http.url
-
-    def __enter__(self) -> Self:
-        self._http.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._http.__exit__(kind, error, traceback)
 
     def register(
         self, subject: str, schema: object, kind: str = "AVRO", references: list[dict[str, Any]] | None = None

@@ -157,14 +157,20 @@ def test_a_folder_whose_name_begins_like_a_root_is_not_inside_it(source: Source,
 def test_a_symlink_out_of_the_root_is_refused_and_one_within_is_followed(
     source: Source, inbox: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "secret.csv").write_text("secret")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.csv").write_text("secret")
     (inbox / "real.csv").write_text("x")
-    (inbox / "out.csv").symlink_to(tmp_path / "secret.csv")
+    (inbox / "out.csv").symlink_to(tmp_path / "elsewhere" / "secret.csv")
     (inbox / "within.csv").symlink_to("real.csv")
+    (inbox / "folder-out").symlink_to(tmp_path / "elsewhere")
+    (inbox / "folder-within").symlink_to(inbox)
     assert taken(source) == ["real.csv", "within.csv"]
     assert "outside the folders" in skipped(source)["out.csv"].reason
-    with pytest.raises(ForbiddenPathError), source.open(str(inbox / "out.csv")):
-        pass
+    for path in ("out.csv", "folder-out/secret.csv"):
+        with pytest.raises(ForbiddenPathError, match="outside the folders"), source.open(str(inbox / path)):
+            pass
+    with source.open(str(inbox / "folder-within" / "real.csv")) as file:
+        assert file.read() == b"x"
 
 
 def test_linked_folders_are_not_followed_so_that_a_loop_ends(source: Source, inbox: Path) -> None:

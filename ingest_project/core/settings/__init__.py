@@ -67,6 +67,7 @@ from ingest_project.core.yaml_models import (
     FILE_ENDING,
     AsJson,
     Env,
+    EnvFamily,
     Section,
     descriptions,
     family_of,
@@ -416,8 +417,13 @@ def _is_foreign(name: str, value: str, nearest: str | None) -> bool:
         or bool(OF_A_BROKER.fullmatch(name) and not nearest)
         or bool(SERVICE_LINK.fullmatch(name))
         or (name.endswith("_PORT") and value.startswith(SERVICE_ADDRESS))
-        or any(family.entry(name) for _, field in leaves(Settings) if (family := family_of(field)))
+        or any(family.entry(name) for family in _families())
     )
+
+
+@cache
+def _families() -> tuple[EnvFamily, ...]:
+    return tuple(family for _, field in leaves(Settings) if (family := family_of(field)))
 
 
 @cache

@@ -81,6 +81,13 @@ CONDITIONS: Mapping[str, Condition] = {
         30 * MINUTE,
         remedy="Read the reasons with `ingest quarantine list`, correct, ingest again.",
     ),
+    "baseline": Condition(
+        "warning",
+        "measures",
+        1.0,
+        DAY,
+        remedy="Compare the file with those before it: `ingest baselines` shows every measure of every source.",
+    ),
     "failed_check": Condition(
         "warning", "checks", 1.0, HOUR, remedy="Open the check of the asset: its metadata says what did not hold."
     ),

@@ -120,7 +120,7 @@ class FileIngestSettings(Section):
     batch_files: Annotated[int, Env("INGEST_BATCH_FILES")] = Field(1_000, gt=0)
     max_parallel_batches: Annotated[int, Env("INGEST_MAX_PARALLEL_BATCHES")] = Field(2, gt=0)
     tick_max_messages: Annotated[int, Env("INGEST_TICK_MAX_MESSAGES")] = Field(4_000, gt=0)
-    tick_wait_seconds: Annotated[float, Env("INGEST_TICK_WAIT_SECONDS")] = Field(3.0, ge=0, le=30)
+    tick_wait_seconds: Annotated[float, Env("INGEST_TICK_WAIT_SECONDS")] = Field(0.0, ge=0, le=30)
     max_waiting_seconds: Annotated[int, Env("INGEST_MAX_WAITING_SECONDS")] = Field(900, gt=0)
     max_quarantine_share: Annotated[float, Env("INGEST_MAX_QUARANTINE_SHARE")] = Field(0.2, ge=0, le=1)
     baseline_weeks: Annotated[int, Env("INGEST_BASELINE_WEEKS")] = Field(4, gt=0, le=52)

@@ -363,6 +363,7 @@ class OidcSettings(Section):
         groups_claim: claim that lists a person's groups.
         operators: verified mail addresses and groups of those who act.
         viewers: verified mail addresses and groups of those who only look.
+        recheck_seconds: after which the provider has to confirm a person who has signed in, without asking them.
     """
 
     issuer: Annotated[str, Env("INGEST_OIDC_ISSUER")] = ""
@@ -373,6 +374,7 @@ class OidcSettings(Section):
     groups_claim: Annotated[str, Env("INGEST_OIDC_GROUPS_CLAIM")] = "groups"
     viewers: Annotated[CommaList, Env("INGEST_OIDC_VIEWERS")] = Field(default_factory=list)
     operators: Annotated[CommaList, Env("INGEST_OIDC_OPERATORS")] = Field(default_factory=list, validate_default=True)
+    recheck_seconds: Annotated[float, Env("INGEST_OIDC_RECHECK_SECONDS")] = Field(3_600.0, ge=1)
 
     @field_validator("issuer", "redirect_url")
     @classmethod

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 import typer
+from rich.table import Table
 
-from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -37,9 +37,6 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of
 from ingest_project.platform.actions import MAX_LIMIT, ActionRefusedError, ActionRequest, login_name, perform
 from ingest_project.platform.object_store.content_store import object_name
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MAX_SHOWN_TEXT = 160
 TITLES = {"device_id": "Device"}
@@ -265,8 +262,6 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
 
 def _summaries(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
     """Return the metrics of a file; none where its dataset is not declared any more."""
-    if record.dataset == SENSOR_READINGS:
-        return services.warehouse.summaries_of(record.file_key)
     if record.dataset not in services.datasets:
         return []
     from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - imports Dagster

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     """
     trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
     name = file_name or path.name
-    try:
+    # Text may be compressed under the name of plain text: it has no layout before it is read.
+    with suppress(FileRejectedError):
         trial.layout = ", ".join(_layout(path, profile, contract))
+    try:
         chunks = read_chunks(path, type_of(path), profile, contract.limits, name, contract.target)
         for group in _groups(chunks, contract):
             _check(trial, group, profile, contract, rows)
@@ -134,7 +137,7 @@ def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, co
     counts.update(reason for reasons in rejected["reasons"] for reason in reasons)
     counts.update(malformed["reason"].to_list())
     trial.rules = dict(counts)
-    drift = drift_of(chunks[0], contract.target.columns, trial.rules, trial.rows_read)
+    drift = drift_of(chunks[0], contract.target, trial.rules, trial.rows_read)
     trial.drift = str(drift) if drift.found else ""
     contract.require_unchanged(drift)
     trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()

@@ -173,6 +173,12 @@ class RowsElsewhere(Protocol):
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored rows in parts of bounded size, in no particular order."""
 
+    def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield the rows that these files had before the last commit that deleted any.
+
+        Of a file whose commit is out of retention there are none.
+        """
+
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> Sequence[tuple[Any, ...]]:
         """Return so many of the file's stored rows after the first so many, in the order of their lines."""
 
@@ -201,6 +207,16 @@ class Warehouse(Protocol):
 
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored rows in parts of bounded size, in no particular order, without their file_key."""
+
+    def undo_unrecorded(self) -> tuple[str, ...]:
+        """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
+
+        Rows outside are committed first, and the commit of the database may fail for good. The second time nothing
+        is left to do.
+
+        Returns:
+            keys of the files whose rows were deleted.
+        """
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""

@@ -29,6 +29,8 @@ from ingest_project.file_ingest.tables import file_statistics
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import contains, in_parts
 
+# Name of the check.
+WITHIN_BASELINE = "within_baseline"
 # Enough for a median that is off by a tenth of the spread.
 SAMPLE_FILES = 256
 # A lasting change is usual after half a week, where so many files of the last week are in the sample.

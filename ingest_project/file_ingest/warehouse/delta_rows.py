@@ -68,6 +68,18 @@ class DeltaRows:
         for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([file_key])}"):
             yield pl.DataFrame(pl.from_arrow(batch)).drop("file_key")
 
+    def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Yield the rows that these files had before the last commit that deleted any."""
+        for key in file_keys:
+            query, found = f"SELECT * FROM events WHERE {_is_of([key])}", False
+            # A commit that was tried again names the file as well, and had nothing left to delete.
+            for version in self.store.versions_before(_literal(key)):
+                for batch in query_events(self.store, query, version):
+                    found = True
+                    yield pl.DataFrame(pl.from_arrow(batch))
+                if found:
+                    break
+
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> list[tuple[Any, ...]]:
         """Return so many of the file's stored rows after the first so many, in the order of their lines."""
         table = self.store.opened()
@@ -124,5 +136,9 @@ class DeltaSession:
 
 
 def _is_of(file_keys: Sequence[str]) -> str:
-    keys = ", ".join("'" + key.replace("'", "''") + "'" for key in sorted(set(file_keys)))
+    keys = ", ".join(map(_literal, sorted(set(file_keys))))
     return f"file_key IN ({keys})" if keys else "false"
+
+
+def _literal(key: str) -> str:
+    return "'" + key.replace("'", "''") + "'"

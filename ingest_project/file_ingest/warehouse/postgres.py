@@ -35,6 +35,7 @@ from ingest_project.file_ingest.warehouse.sql import (
     DatasetTables,
     SqlWarehouse,
     fitted,
+    fitted_rows,
 )
 from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
 
@@ -65,7 +66,8 @@ OWNERS = f"""
 RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
 REOPEN_DUPLICATES = """
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
-        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz
+        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
+        reopened_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 
 FINISH = """
@@ -239,7 +241,8 @@ class PostgresTransaction:
         if self._outside is not None:
             self._outside.append(fitted(rows, self._tables.row_schema))
         elif self._tables.rows is not None:
-            self._copy(self._tables.rows.name, _as_jsonb(fitted(rows, self._tables.row_schema), self._tables.rows))
+            frame = fitted_rows(rows, self._tables.row_schema)
+            self._copy(self._tables.rows.name, _as_jsonb(frame, self._tables.rows))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows by COPY."""
@@ -300,7 +303,7 @@ class PostgresTransaction:
 
 def _as_jsonb(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
     """Return JSON texts as PostgreSQL's binary COPY takes them: after the version of the format, which is 1."""
-    names = [column.name for column in table.columns if isinstance(column.type, sa.JSON)]
+    names = [name for name in frame.columns if isinstance(table.c[name].type, sa.JSON)]
     return (
         frame.with_columns((pl.lit("\x01") + pl.col(name)).cast(pl.Binary).alias(name) for name in names)
         if names

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.tables import (
     aggregated_metrics,
     contents,
@@ -38,12 +39,18 @@ from ingest_project.file_ingest.warehouse import (
     WarehouseTransaction,
 )
 from ingest_project.platform.database import open_engine, reading, writing
+from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
+from ingest_project.readers.target import RESCUED
+
+logger = get_logger(__name__)
 
 KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
 ROWS_AT_A_TIME = 20_000
+# A page reads as far as twice its place, as most rows of a file are accepted, and so much further.
+LINES_BEYOND = 1_000
 
 Schema = Mapping[str, pl.DataType | type[pl.DataType]]
 
@@ -55,6 +62,7 @@ READINGS: Schema = {
     "unit": pl.String,
     "file_key": pl.String,
     "line_number": pl.Int64,
+    RESCUED: pl.String,
 }
 QUARANTINED: Schema = {
     "file_key": pl.String,
@@ -114,6 +122,8 @@ STATISTICS: Schema = {
 # A file that is ingested again keeps when it arrived, and how late it was.
 RENEWED = ("rows_read", "rows_quarantined", "null_counts")
 
+# Of files that a run may have begun to store, and did not finish.
+UNRECORDED_STATES = ("pending", "failed")
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
@@ -128,6 +138,7 @@ class DatasetTables:
         metrics: of the summaries of each file; None where nothing is summarised.
         row_schema, metric_schema: the columns of their frames.
         elsewhere: the accepted rows outside the database.
+        view: over the metrics of all files; that of the shipped dataset is made by migrations.
     """
 
     dataset: str
@@ -136,6 +147,7 @@ class DatasetTables:
     row_schema: Schema
     metric_schema: Schema
     elsewhere: RowsElsewhere | None = None
+    view: View | None = None
 
     @property
     def stored(self) -> tuple[sa.Table, ...]:
@@ -219,9 +231,45 @@ class SqlWarehouse:
             rows = [] if elsewhere is None else elsewhere.page_of(file_key, names, first, limit + 1)
             return RowPage(names, tuple(rows[:limit]), more=len(rows) > limit)
         query = sa.select(*(_as_read(table.c[name]) for name in names)).where(table.c.file_key == file_key)
+        query = query.order_by(table.c.line_number).offset(first).limit(limit + 1)
         with self._by_index() as connection:
-            found = connection.execute(query.order_by(table.c.line_number).offset(first).limit(limit + 1)).all()
+            # Nearly always far enough, and the rest of a large file is not read.
+            found = connection.execute(query.where(table.c.line_number <= 2 * (first + limit) + LINES_BEYOND)).all()
+            if len(found) <= limit:
+                found = connection.execute(query).all()
         return RowPage(names, tuple(map(tuple, found[:limit])), more=len(found) > limit)
+
+    def undo_unrecorded(self) -> tuple[str, ...]:
+        """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
+
+        Returns:
+            keys of the files whose rows were deleted.
+        """
+        elsewhere, c = self._tables.elsewhere, files_table.c
+        if elsewhere is None:
+            return ()
+        # A run that is storing one of them has locked it.
+        unrecorded = sa.select(c.file_key, c.location_key).where(
+            c.dataset == self._tables.dataset, c.begun > 0, ~c.stands, c.state.in_(UNRECORDED_STATES)
+        )
+        with writing(self._engine) as connection, elsewhere.session() as session:
+            found = connection.execute(unrecorded.with_for_update(skip_locked=True))
+            places = {row.file_key: row.location_key for row in found}
+            written = elsewhere.counts([*places]) if places else {}
+            if not written:
+                return ()
+            current = sa.select(c.file_key).where(
+                c.location_key.in_({places[key] for key in written}), c.stands, c.rows_accepted > 0
+            )
+            stored = connection.execute(current.where(c.duplicate_of.is_(None))).scalars().all()
+            present = elsewhere.counts(stored) if stored else {}
+            lost = [key for key in stored if key not in present]
+            session.replace([*written, *lost])
+            for rows in elsewhere.rows_before(lost):
+                session.append(rows)
+            session.commit()
+        logger.warning("unrecorded_rows_deleted", dataset=self._tables.dataset, files=[*written], restored=lost)
+        return tuple(written)
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
@@ -374,7 +422,7 @@ class SqlTransaction:
         if self._outside is not None:
             self._outside.append(fitted(rows, self._tables.row_schema))
         elif self._tables.rows is not None:
-            self._insert(self._tables.rows, fitted(rows, self._tables.row_schema))
+            self._insert(self._tables.rows, fitted_rows(rows, self._tables.row_schema))
 
     def append_quarantined(self, rows: pl.DataFrame) -> None:
         """Store rejected rows."""
@@ -448,7 +496,7 @@ class SqlTransaction:
             sa.update(files_table)
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
-            .values(next_attempt_at=now, updated_at=now, stands=False)
+            .values(next_attempt_at=now, updated_at=now, reopened_at=now, stands=False)
         )
         return reopened
 
@@ -501,6 +549,14 @@ def fitted(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     # Casting a column to the type it has costs nothing; a column of nulls alone has no type before.
     columns = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
     return _without_nul(columns)
+
+
+def fitted_rows(rows: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Return accepted rows as `fitted` does, without `rescued_data` where no row has any: to write it takes time."""
+    rescued = rows.get_column(RESCUED, default=None)
+    if rescued is None or rescued.null_count() == rows.height:
+        schema = {name: dtype for name, dtype in schema.items() if name != RESCUED}
+    return fitted(rows, schema)
 
 
 def _without_nul(frame: pl.DataFrame) -> pl.DataFrame:

@@ -12,10 +12,12 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ingest_project.core.console import counted, length_of
+from ingest_project.core.items import digest_of
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import Policy
 from ingest_project.file_ingest.tables import asset_of
+from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE
 from ingest_project.operations.alerts import plain
 from ingest_project.operations.alerts.facts import matching
 from ingest_project.operations.alerts.incidents import Finding, History
@@ -25,6 +27,8 @@ from ingest_project.operations.topics import TopicLag
 
 ALERTS_SENSOR = "alerts_sensor"
 MAX_NAME = 200
+# Of a longer name, before its hash.
+BEGINNING = 170
 PARTS = ("broker", "warehouse", "dagster storage")
 GROWTH_POINTS = 3
 
@@ -81,7 +85,7 @@ class _View:
         """Return a finding, bounded and harmless: names, reasons and keys may be a stranger's."""
         policy = self.policy(subject)
         return Finding(
-            name=printable(subject.name)[:MAX_NAME],
+            name=_bounded(printable(subject.name)),
             condition=subject.condition,
             summary=plain(summary),
             link=self.dashboard if link is None else link,
@@ -335,6 +339,25 @@ def _quarantine(view: _View) -> Iterator[Finding] | None:
     return found()
 
 
+def _baseline(view: _View) -> Iterator[Finding] | None:
+    sources = view.snapshot.sources.present
+    if sources is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for one in sources:
+            subject, unusual = _of_files("baseline", dataset=one.dataset, source=one.source), len(one.verdict.outside)
+            policy = view.policy(subject)
+            is_recent = (view.now - one.at).total_seconds() <= (policy.window_seconds or 0)
+            if is_recent and unusual and unusual >= (policy.threshold or 0):
+                summary = f"The last file of {_named(one.dataset, one.source)} deviates: {one.verdict}"
+                example = f"{one.file} {view.file(one.dataset, one.file)}"
+                link = view.file(one.dataset, one.file)
+                yield view.finding(subject, summary, link=link, value=unusual, examples=(example,))
+
+    return found()
+
+
 def _failed_checks(view: _View) -> Iterator[Finding] | None:
     failures = view.snapshot.failures.present
     if failures is None:
@@ -347,7 +370,8 @@ def _failed_checks(view: _View) -> Iterator[Finding] | None:
             policy = view.policy(subject)
             checks = failures.checks.get(policy.window_seconds or 0, ())
             one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
-            if one is None or one.failed < (policy.threshold or 0):
+            # A file that is not usual has a condition of its own.
+            if one is None or one.failed < (policy.threshold or 0) or check == WITHIN_BASELINE:
                 continue
             of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""
             where = f"{view.dagster}/assets/{quote(asset)}"
@@ -417,6 +441,11 @@ def _declarations(view: _View) -> Iterator[Finding] | None:
     )
 
 
+def _bounded(name: str) -> str:
+    """Return a name that is short enough, and still that of one subject alone."""
+    return name if len(name) <= MAX_NAME else f"{name[:BEGINNING]}~{digest_of(name)}"
+
+
 def _span(window: timedelta) -> str:
     return length_of(window).removesuffix(" 0 s")
 
@@ -437,6 +466,7 @@ _CONDITIONS: Mapping[str, Callable[[_View], Iterator[Finding] | None]] = {
     "lag_growth": _lag_growth,
     "dead_letters": _dead_letters,
     "quarantine": _quarantine,
+    "baseline": _baseline,
     "failed_check": _failed_checks,
     "freshness": _freshness,
     "declaration": _declarations,

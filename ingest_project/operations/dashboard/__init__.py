@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
@@ -28,10 +29,6 @@ from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 from ingest_project.platform.http.origin import is_loopback
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import ASGIApp
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
@@ -69,7 +66,9 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         *SignInPages(settings, gate).routes(),
         *pages,
     ]
-    app = Starlette(routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem})
+    app = Starlette(
+        routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem, IngestError: problem}
+    )
     return Guarded(
         app,
         gate,
@@ -144,7 +143,10 @@ class Answers:
 
     async def page(self, request: Request) -> Response:
         """Return the dashboard."""
-        return render(request, "dashboard.html", dagster_url=self._console.dagster_url)
+        data = await run_in_threadpool(self._data, next(iter(WINDOWS)))
+        # No text in it can end the element that it is in.
+        first = data.decode().replace("<", "\\u003c")
+        return render(request, "dashboard.html", dagster_url=self._console.dagster_url, first=first)
 
     async def data(self, request: Request) -> Response:
         """Return its data, of `?window=1h`, `24h` or `7d`."""

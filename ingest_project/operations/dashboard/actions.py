@@ -13,12 +13,13 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -27,6 +28,7 @@ from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import to_json
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS, action_named, actions_by_capability
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.actions import (
     DEFAULT_LIMIT,
@@ -44,13 +46,7 @@ from ingest_project.platform.actions import (
     perform,
 )
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from ingest_project.operations.dashboard.console import Console
-
 RECORDS_A_PAGE = 50
-MAX_PAGE = 10_000
 SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
 # A preview that nobody confirms leaves its upload.
@@ -123,26 +119,25 @@ class ActionPages:
     async def audit(self, request: Request) -> Response:
         """List the records of actions, the newest first, a page at a time."""
         query = request.query_params
-        page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 6 else 0  # noqa: PLR2004
-        page = min(page, MAX_PAGE)
         chosen = {"action": query.get("action", "")[:100], "who": query.get("who", "")[:200]}
+        before, after = (query.get(name, "")[:100] or None for name in ("before", "after"))
         found = await run_in_threadpool(
             lambda: action_records(
-                self._console.services.engine,
-                **chosen,
-                limit=RECORDS_A_PAGE + 1,
-                offset=page * RECORDS_A_PAGE,
+                self._console.services.engine, **chosen, limit=RECORDS_A_PAGE + 1, before=before, after=after
             )
         )
+        more = len(found) > RECORDS_A_PAGE
+        records = found[-RECORDS_A_PAGE:] if after else found[:RECORDS_A_PAGE]
         given = {name: value for name, value in chosen.items() if value}
+        has_newer, has_older = (more, True) if after else (before is not None, more)
         return render(
             request,
             "audit.html",
-            records=found[:RECORDS_A_PAGE],
+            records=records,
             actions=sorted(ACTIONS),
             chosen=chosen,
-            newer=urlencode({**given, "page": page - 1}) if page else None,
-            older=urlencode({**given, "page": page + 1}) if len(found) > RECORDS_A_PAGE else None,
+            newer=urlencode({**given, "after": records[0].action_id}) if records and has_newer else None,
+            older=urlencode({**given, "before": records[-1].action_id}) if records and has_older else None,
         )
 
     async def record(self, request: Request) -> Response:

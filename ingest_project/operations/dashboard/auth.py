@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -28,17 +28,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.secrets import text_of
+from ingest_project.core.settings import Settings
 from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
 from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from ingest_project.core.settings import Settings
 
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000
@@ -95,6 +92,7 @@ class Viewer(NamedTuple):
         return self.role is Role.OPERATOR
 
 
+RECHECKED = "Your sign-in has to be confirmed again: load a page of this site, and send this once more."
 NOBODY = Viewer("", Role.VIEWER, signed_in=False)
 # Without a token or a provider: on this machine alone, and with --insecure.
 LOCAL_PERSON = Viewer("local user", Role.OPERATOR, signed_in=False)
@@ -107,11 +105,13 @@ class Session(NamedTuple):
     Args:
         csrf_token: that every form and request of the session carries.
         ends: monotonic time.
+        trusted_until: monotonic time from which the provider has to confirm the person again; None without one.
     """
 
     viewer: Viewer
     csrf_token: str
     ends: float
+    trusted_until: float | None = None
 
 
 class Admission(NamedTuple):
@@ -129,6 +129,7 @@ class Gate:
         operator_token: of operators; empty without one.
         has_provider: people can sign in with OpenID Connect.
         everybody: who sends every request where nobody has to sign in.
+        recheck_seconds: after which the provider has to confirm a person again.
     """
 
     def __init__(
@@ -138,10 +139,12 @@ class Gate:
         *,
         has_provider: bool = False,
         everybody: Viewer = LOCAL_PERSON,
+        recheck_seconds: float = SESSION_SECONDS,
     ) -> None:
         of_role = {Role.VIEWER: token, Role.OPERATOR: operator_token}
         self._tokens = [(known, Viewer(f"{role} token", role)) for role, known in of_role.items() if text_of(known)]
         self._has_provider = has_provider
+        self._recheck_seconds = recheck_seconds
         self._everybody = Admission(everybody, secrets.token_urlsafe(32))
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
         self._limits = GuessLimits()
@@ -160,6 +163,7 @@ class Gate:
             operator_token or "",
             has_provider=bool(settings.oidc.issuer),
             everybody=LOCAL_PERSON if local_only else ANYBODY,
+            recheck_seconds=settings.oidc.recheck_seconds,
         )
 
     @property
@@ -196,8 +200,14 @@ class Gate:
             self._limits.failed(address, now)
         return viewer
 
-    def new_session(self, viewer: Viewer, now: float | None = None) -> str:
-        """Create a session; return the value of its cookie."""
+    def new_session(self, viewer: Viewer, now: float | None = None, *, by_provider: bool = False) -> str:
+        """Create a session; return the value of its cookie.
+
+        Args:
+            viewer: whose.
+            now: monotonic time.
+            by_provider: the provider vouches for the person, for a limited time.
+        """
         now = time.monotonic() if now is None else now
         # Sessions end in the order in which they began.
         while self._sessions and (
@@ -205,13 +215,20 @@ class Gate:
         ):
             self._sessions.popitem(last=False)
         cookie = secrets.token_urlsafe(32)
-        self._sessions[_digest(cookie)] = Session(viewer, secrets.token_urlsafe(32), now + SESSION_SECONDS)
+        until = now + self._recheck_seconds if by_provider else None
+        self._sessions[_digest(cookie)] = Session(viewer, secrets.token_urlsafe(32), now + SESSION_SECONDS, until)
         return cookie
 
     def session_of(self, cookie: str, now: float | None = None) -> Session | None:
         """Return the session of a cookie, unless it has ended."""
         session = self._sessions.get(_digest(cookie))
         return session if session and session.ends > (time.monotonic() if now is None else now) else None
+
+    def is_stale(self, cookie: str, now: float | None = None) -> bool:
+        """Test whether the provider has to confirm the person of a session before it admits anybody again."""
+        session = self.session_of(cookie, now)
+        until = session.trusted_until if session else None
+        return until is not None and until <= (time.monotonic() if now is None else now)
 
     def end_session(self, cookie: str) -> None:
         """End a session: copies of its cookie are worthless."""
@@ -229,7 +246,8 @@ class Gate:
         if kind.lower() == "bearer":
             viewer = self.try_token(token.strip(), address_of(request.scope))
             return Admission(viewer, None) if viewer else None
-        session = self.session_of(cookie_of(request))
+        cookie = cookie_of(request)
+        session = None if self.is_stale(cookie) else self.session_of(cookie)
         return Admission(session.viewer, session.csrf_token) if session else None
 
 
@@ -288,7 +306,9 @@ class Guarded:
             request.state.needs_csrf_token = admission.csrf_token is not None
             return None
         if not _wants_page(request) or request.method not in LOOKING:
-            raise HTTPException(401, "The token is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+            stale = self._gate.is_stale(cookie_of(request))
+            reason = RECHECKED if stale else "The token is missing or wrong."
+            raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
         # As the browser sent it: an encoded slash in a key is not a separator.
         address = request.scope.get("raw_path", path.encode()).decode("latin-1")
         address += f"?{request.url.query}" if request.url.query else ""
@@ -324,16 +344,22 @@ class Guarded:
 
 
 def problem(request: Request, error: Exception) -> Response:
-    """Return the response for an HTTPException: a page for browsers, JSON or a line of text for programs."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette types its handlers for every exception
-    title, headers = HTTPStatus(error.status_code).phrase, error.headers
+    """Return the response for an error: a page for browsers, JSON or a line of text for programs.
+
+    Args:
+        request: that failed.
+        error: an HTTPException, or an IngestError of a part that does not answer.
+    """
+    status, detail, headers = 503, str(error), None
+    if isinstance(error, HTTPException):
+        status, detail, headers = error.status_code, error.detail, error.headers
     if _wants_page(request):
-        page = render(request, "problem.html", error.status_code, title=title, detail=error.detail)
+        page = render(request, "problem.html", status, title=HTTPStatus(status).phrase, detail=detail)
         page.headers.update(headers or {})
         return page
     if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse({"error": error.detail}, error.status_code, headers)
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
+        return JSONResponse({"error": detail}, status, headers)
+    return PlainTextResponse(f"{detail}\n", status, headers)
 
 
 def is_https(request: Request) -> bool:

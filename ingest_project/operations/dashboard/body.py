@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import Message
+from starlette.requests import Request
+from starlette.types import Message
 
 CSRF_FIELD = "csrf_token"
 MAX_BODY_BYTES = 1024**2

@@ -182,6 +182,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
             "at": snapshot.at,
             "environment": settings.environment,
             "dagster_url": site,
+            "monitor_url": settings.monitor.url.rstrip("/"),
             "refresh_seconds": settings.monitor.refresh_seconds,
             "window": window,
             "health": readiness(snapshot),

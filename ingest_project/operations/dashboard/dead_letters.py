@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ingest_project.core.errors import IngestError
+from ingest_project.operations import SystemResources
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.rendering import render
 from ingest_project.operations.redrive import (
     NAME,
@@ -19,13 +21,6 @@ from ingest_project.operations.redrive import (
 )
 from ingest_project.operations.topics import DeadLetters, dead_letters_on
 from ingest_project.platform.actions import ActionRefusedError, ActionRequest
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from ingest_project.operations import SystemResources
-    from ingest_project.operations.dashboard.console import Console
 
 SHOWN_LETTERS = 50
 MAX_SHOWN_REASON = 500

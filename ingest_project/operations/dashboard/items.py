@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
+from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
+from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.rendering import item_path, render, root_of
 from ingest_project.operations.items import SEARCHED, describe, find
-from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, ItemRef, ItemView, RowPage
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from ingest_project.operations import SystemResources
-    from ingest_project.operations.dashboard.console import Console
-    from ingest_project.platform.actions import Action
-    from ingest_project.platform.items import Content
+from ingest_project.platform.actions import Action
+from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, Content, ItemRef, ItemView, RowPage
 
 # Parameter of an action that takes keys of items.
 KEY = "key"
 ROWS_A_PAGE = 25
-LAST_ROW = 1_000_000
+# Of a list: the further a page is, the more it costs.
+LAST_ROW = 100_000
 MAX_SHOWN_VALUE = 2_000
 MAX_SHOWN_MOMENTS = 500
 
@@ -61,7 +57,12 @@ class ShownRows(msgspec.Struct, frozen=True):
     @property
     def next(self) -> int | None:
         """Number of rows before the next page."""
-        return self.first + ROWS_A_PAGE if self.page.more and self.first + ROWS_A_PAGE <= LAST_ROW else None
+        return self.first + ROWS_A_PAGE if self.page.more and not self.is_last_shown else None
+
+    @property
+    def is_last_shown(self) -> bool:
+        """True where no later page is shown, whatever follows."""
+        return self.first + ROWS_A_PAGE > LAST_ROW
 
 
 def routes(console: Console) -> list[Route]:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
+import requests
 from starlette.exceptions import HTTPException
 
 from ingest_project.core.logging import get_logger, printable
+from ingest_project.core.settings.platform import OidcSettings
 from ingest_project.operations.dashboard.auth import Role, Viewer
 from ingest_project.platform.http.origin import is_loopback
 
 if TYPE_CHECKING:
-    import requests
     from authlib.integrations.requests_client import OAuth2Session
 
-    from ingest_project.core.settings.platform import OidcSettings
 
 logger = get_logger(__name__)
 
@@ -49,6 +49,7 @@ class SignIn(NamedTuple):
         redirect_url: to which the provider leads back.
         to: address on this site that the person wanted to see.
         ends: monotonic time.
+        silent: the provider was not to ask the person anything.
     """
 
     browser: str
@@ -57,6 +58,7 @@ class SignIn(NamedTuple):
     redirect_url: str
     to: str
     ends: float
+    silent: bool = False
 
 
 class Provider:
@@ -75,12 +77,13 @@ class Provider:
         """The provider's host, for people."""
         return urlsplit(self._settings.issuer).netloc
 
-    def begin(self, redirect_url: str, to: str) -> tuple[str, str]:
+    def begin(self, redirect_url: str, to: str, *, silent: bool = False) -> tuple[str, str]:
         """Begin a sign-in.
 
         Args:
             redirect_url: of this site, to which the provider leads back.
             to: address on this site that the person wants to see.
+            silent: confirm a person who has signed in before, without a question to them.
 
         Returns:
             value of the cookie that ties it to the browser, and the provider's address for the person.
@@ -99,11 +102,12 @@ class Provider:
                 code_verifier=verifier,
                 nonce=nonce,
                 redirect_uri=redirect_url,
+                **({"prompt": "none"} if silent else {}),
             )
-        self._begun[state] = SignIn(browser, verifier, nonce, redirect_url, to, now + SIGN_IN_SECONDS)
+        self._begun[state] = SignIn(browser, verifier, nonce, redirect_url, to, now + SIGN_IN_SECONDS, silent)
         return browser, str(address)
 
-    def finish(self, browser: str, answer: dict[str, str]) -> tuple[Viewer, str]:
+    def finish(self, browser: str, answer: dict[str, str]) -> tuple[Viewer | None, str]:
         """Finish a sign-in; each one can be finished once.
 
         Args:
@@ -111,7 +115,7 @@ class Provider:
             answer: parameters with which the provider led back.
 
         Returns:
-            the person, and the address that they wanted to see.
+            the person, and the address that they wanted to see; no person where a silent sign-in was refused.
 
         Raises:
             HTTPException: 400: it is no answer to a sign-in of this browser; 403: the person is not admitted;
@@ -123,6 +127,9 @@ class Provider:
         if answer.get("iss", self._settings.issuer) != self._settings.issuer:
             raise HTTPException(400, "The answer comes from another provider.")
         if "code" not in answer:
+            if begun.silent:
+                logger.info("monitor_session_not_renewed", provider=self.host, error=answer.get("error"))
+                return None, begun.to
             reason = answer.get("error_description") or answer.get("error") or "no reason given"
             raise HTTPException(403, f"{self.host} did not sign you in: {printable(reason[:MAX_NAME_CHARACTERS])}.")
         claims = self._claims(begun, answer["code"])

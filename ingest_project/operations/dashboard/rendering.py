@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
 
 from ingest_project.core.logging import printable, to_json
 from ingest_project.platform.items import ItemRef
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import Scope
 
 PAGES = files("ingest_project.operations.dashboard") / "pages"
 UNITS = ("B", "kB", "MB", "GB", "TB")

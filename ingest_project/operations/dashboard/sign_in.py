@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from ingest_project.core.settings import Settings
 from ingest_project.operations.dashboard.auth import (
     COOKIE,
     MAX_RETURN_CHARACTERS,
@@ -25,11 +26,6 @@ from ingest_project.operations.dashboard.auth import (
 from ingest_project.operations.dashboard.limits import ActionLimits, network_of
 from ingest_project.operations.dashboard.oidc import SIGN_IN_SECONDS, Provider
 from ingest_project.operations.dashboard.rendering import render, root_of
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from ingest_project.core.settings import Settings
 
 SIGN_IN_COOKIE = "ingest_sign_in"
 CALLBACK = "oidc/callback"
@@ -64,6 +60,8 @@ class SignInPages:
 
     async def form(self, request: Request) -> Response:
         """Return the form for the token, and the way to the provider."""
+        if self._gate.is_stale(cookie_of(request)):
+            return RedirectResponse(f"oidc/login{_next(_wanted(request))}", 303)
         if not self._gate.is_locked or self._gate.session_of(cookie_of(request)):
             return RedirectResponse(_address(request, _wanted(request)), 303)
         return self._form(request)
@@ -86,13 +84,17 @@ class SignInPages:
         return answer
 
     async def begin(self, request: Request) -> Response:
-        """Lead the browser to the provider."""
+        """Lead the browser to the provider; one whose session has to be confirmed comes back without a question."""
         if self._provider is None:
             raise HTTPException(404, "No provider is configured; see INGEST_OIDC_ISSUER.")
         if seconds := self._begun.take(network_of(address_of(request.scope))):
             raise too_many(seconds, "Too many sign-ins have begun.")
         redirect_url = self._redirect_url or _own_address(request)
-        cookie, address = await run_in_threadpool(self._provider.begin, redirect_url, _wanted(request))
+        known = cookie_of(request)
+        if silent := self._gate.is_stale(known):
+            # It admits nobody any more; without it, a refusal ends at the form.
+            self._gate.end_session(known)
+        cookie, address = await run_in_threadpool(self._provider.begin, redirect_url, _wanted(request), silent=silent)
         answer = RedirectResponse(address, 303)
         set_cookie(request, answer, cookie, SIGN_IN_SECONDS, SIGN_IN_COOKIE)
         return answer
@@ -103,14 +105,15 @@ class SignInPages:
             raise HTTPException(400, "This is no answer of a provider.")
         cookie = cookie_of(request, SIGN_IN_COOKIE)
         viewer, wanted = await run_in_threadpool(self._provider.finish, cookie, dict(request.query_params))
+        if viewer is None:
+            return RedirectResponse(f"{root_of(request.scope)}login{_next(wanted)}", 303)
         # A redirect would still count as coming from the provider, and then the browser keeps the new cookie back.
         answer = render(request, "opening.html", to=_address(request, wanted))
-        self._start_session(request, answer, viewer)
+        self._start_session(request, answer, viewer, by_provider=True)
         set_cookie(request, answer, "", 0, SIGN_IN_COOKIE)
         return answer
 
     def _form(self, request: Request, status: int = 200) -> Response:
-        wanted = quote(_wanted(request))
         return render(
             request,
             "login.html",
@@ -118,19 +121,25 @@ class SignInPages:
             refused=status != 200,  # noqa: PLR2004 - OK
             takes_tokens=self._gate.takes_tokens,
             provider=self._provider.host if self._provider else "",
-            next=f"?next={wanted}" if wanted else "",
+            next=_next(_wanted(request)),
         )
 
-    def _start_session(self, request: Request, answer: Response, viewer: Viewer) -> None:
+    def _start_session(self, request: Request, answer: Response, viewer: Viewer, *, by_provider: bool = False) -> None:
         """Give the browser a new session; one that it had before, or that somebody gave it, ends."""
         self._gate.end_session(cookie_of(request))
-        set_cookie(request, answer, self._gate.new_session(viewer), SESSION_SECONDS, COOKIE)
+        cookie = self._gate.new_session(viewer, by_provider=by_provider)
+        set_cookie(request, answer, cookie, SESSION_SECONDS, COOKIE)
 
 
 def _wanted(request: Request) -> str:
     """Return the address on this site to show after the sign-in; empty for the first page."""
     wanted = request.query_params.get("next", "")[:MAX_RETURN_CHARACTERS]
     return wanted if wanted.startswith("/") and wanted.isprintable() and "\\" not in wanted else ""
+
+
+def _next(wanted: str) -> str:
+    """Return the query that has a page of this site shown afterwards."""
+    return f"?next={quote(wanted)}" if wanted else ""
 
 
 def _address(request: Request, wanted: str) -> str:

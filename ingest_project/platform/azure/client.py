@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import stamina
-from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
@@ -26,6 +26,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
+from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
@@ -45,8 +46,6 @@ from ingest_project.platform.http.pinned_transport import BoundSession
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from azure.core.credentials import TokenCredential
-    from azure.core.pipeline import PipelineRequest, PipelineResponse
 
 # Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
 READ_BYTES = 4 * 1024**2

@@ -4,19 +4,25 @@ Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. No
 modules or dagster-postgres. An upgrade of Dagster has to keep what this list names; the tests named with each say where
 it does not.
 
-- `instance.py`: the event log's `_event_to_row`, `_store_asset_event_tags`, `_store_asset_event`, `_connect`
-  and `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
-  `serialize_value`; the `_engine` of three storages,
+- `instance.py`: the event log's `_store_asset_event_tags`, `_store_asset_event`, `_connect` and
+  `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
+  the `_engine` of three storages,
   and that these can be copied; `_has_instigators_table`; `InstanceRef.from_dir` (test_asset_events, test_internals).
+- `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
+  metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
 - `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
   `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).
-- `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
+- `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops, and how the
+  controller refreshes its workspace; the command line of
   `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon of both packages). Without it:
   `dagster-daemon run`, each message seen up to four seconds later.
+- `quiet_sensors.py`: `is_under_min_interval` and `SensorLaunchContext` of the loop over the sensors, which it finds by
+  name; `core_loop` of `SensorDaemon` and `QueuedRunCoordinatorDaemon`, which the controller creates by name; the tag of
+  a sensor's runs (test_quiet_sensors, test_internals). Without it: sensors tick at their intervals.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
 - `webserver.py`: that `dagster_webserver.cli` creates its application by `create_app_from_workspace_process_context`

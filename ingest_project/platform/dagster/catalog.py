@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -87,6 +88,14 @@ def topic(
         kinds={"kafka"},
         metadata={"topic": name, **uri},
     )
+
+
+def freshness_within(hours: float | None) -> dg.FreshnessPolicy | None:
+    """Return the policy of an asset that fails after so many hours without anything new, and warns at five eighths."""
+    if hours is None:
+        return None
+    fail_window = timedelta(hours=hours)
+    return dg.FreshnessPolicy.time_window(fail_window=fail_window, warn_window=fail_window * 5 / 8)
 
 
 def table_metadata(table: sa.Table) -> dict[str, Any]:

@@ -4,9 +4,10 @@
 
 takes the arguments of `dagster api grpc` and is the same server, except that a run worker is not a new interpreter that
 imports Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
-That process has no connections, and only imports: reading a user's declarations starts Polars' threads, which a fork
-does not have and would wait for forever. So each worker builds the definitions itself, which takes a tenth of a
-second. Without this module (`dagster dev`, `dagster api grpc`) everything works as well, each run two seconds later.
+That process is itself a fork of this one, made before it has connections or threads, so that both share the memory of
+what they import. It only imports: reading a user's declarations starts Polars' threads, which a fork does not have and
+would wait for forever. So each worker builds the definitions itself, which takes a tenth of a second. Without this
+module (`dagster dev`, `dagster api grpc`) everything works as well, each run two seconds later.
 
 A run worker must not continue once nobody can see or stop it. The kernel ensures that, in whatever order processes are
 killed: the workers' parent, which imports this module first, ends with the code server, and each worker with its
@@ -18,12 +19,15 @@ Dagster's server starts processes by the "spawn" method of `multiprocessing` and
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -51,11 +55,11 @@ HEAVY_MODULES = (
 )
 # Imported first by the workers' parent, see the end of the module.
 THIS_MODULE = "ingest_project.platform.dagster.code_server"
-# Each sensor waits for a first message inside its tick and occupies a thread of the server meanwhile. By default there
-# are four more than cores, and the launch of a run would wait for one as well.
+# Each tick occupies a thread of the server, for seconds where it reads much. By default there are four more than cores,
+# and the launch of a run would wait for one as well.
 THREADS = ("--max-workers", "32")
 PR_SET_PDEATHSIG = 1
-_own_pid = os.getpid()
+_workers_parent = 0
 
 
 def share_cores(parallel_runs: int) -> None:
@@ -69,6 +73,11 @@ def share_cores(parallel_runs: int) -> None:
 
 def warm_workers() -> None:
     """Have this process start its workers as forks of one in which the heavy modules are imported, from now on."""
+    for name in HEAVY_MODULES:
+        import_module(name)
+    # What is never collected is never written to, and stays shared.
+    gc.collect()
+    gc.freeze()
     warm = multiprocessing.get_context("forkserver")
     warm.set_forkserver_preload([THIS_MODULE, *HEAVY_MODULES])
     cold_context = multiprocessing.get_context
@@ -77,7 +86,31 @@ def warm_workers() -> None:
         return warm if method == "spawn" else cold_context(method)
 
     multiprocessing.get_context = context  # type: ignore[assignment]
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()
+    start_program = util.spawnv_passfds
+    # Only the first one: should it be killed, this process has threads by then, and the next one is a new program.
+    vars(util)["spawnv_passfds"] = _fork_program
+    try:
+        forkserver.ensure_running()
+    finally:
+        vars(util)["spawnv_passfds"] = start_program
+
+
+def _fork_program(_path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Run the program `python -c …` in a fork of this process, with these file descriptors only; return its id."""
+    if pid := os.fork():
+        return pid
+    try:
+        kept = {0, 1, 2, *descriptors}
+        for descriptor in {int(name) for name in os.listdir("/dev/fd")} - kept:  # noqa: PTH208 - names are numbers
+            with suppress(OSError):
+                os.close(descriptor)
+        prepare()
+        # It is among what the program imports, and would prepare the process once more.
+        sys.modules[THIS_MODULE] = sys.modules[__name__]
+        exec(arguments[-1], {})  # noqa: S102 - the standard library's own program
+    finally:
+        os._exit(0)
 
 
 def end_on_reload() -> None:
@@ -115,6 +148,8 @@ def end_with_parent() -> None:
 
 def prepare() -> None:
     """Tie this process to the code server, and its forks to it."""
+    global _workers_parent  # noqa: PLW0603 - of this process, for its forks
+    _workers_parent = os.getpid()
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.register_at_fork(after_in_child=_in_a_worker)
@@ -122,10 +157,10 @@ def prepare() -> None:
 
 def _in_a_worker() -> None:
     # Also called in forks of a worker. A thread may have forked them, and they would be killed when it ends.
-    if os.getppid() == _own_pid:
+    if os.getppid() == _workers_parent:
         end_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getppid() != _own_pid:
+        if os.getppid() != _workers_parent:
             os._exit(1)
 
 

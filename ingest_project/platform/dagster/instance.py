@@ -34,7 +34,7 @@ from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, serialize_value
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
@@ -43,6 +43,7 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Connection, Engine
 
 from ingest_project.core.settings import current_settings
+from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.database import follow_secret
 
 # A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
@@ -52,7 +53,7 @@ PATIENCE_SECONDS = 60.0
 # Of events, some 2 MB; larger statements gain nothing and hold more memory.
 ROWS_PER_STATEMENT = 1_000
 
-# The columns in the order of `_event_to_row`.
+# The columns in the order of `_materialization_row`.
 _INSERT_MATERIALIZATIONS = """
     INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
     VALUES %s RETURNING id
@@ -95,7 +96,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
         compile the statement as it takes to serialise the events.
         """
         # One by one: a page of them is serialised at a time.
-        rows = (tuple(self._event_to_row(event).values()) for event in events)
+        rows = (_materialization_row(*one) for one in zip(events, event_texts(events), strict=True))
         with self._cursor() as cursor:
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
             stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
@@ -116,12 +117,12 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             # Of an event about a check Dagster leaves asset and partition empty in this table.
             (
                 event.run_id,
-                serialize_value(event, sort_keys=False),
+                text,
                 event.get_dagster_event().event_type_value,
                 _utc(event),
                 event.step_key,
             )
-            for event in events
+            for event, text in zip(events, event_texts(events, sort_keys=False), strict=True)
         ]
         with self._cursor() as cursor:
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
@@ -324,6 +325,14 @@ def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[obj
     key = (result.asset_key.to_string(), result.check_name, event.run_id, result.partition)
     target = result.target_materialization_data
     return (*key, status.value, text, _utc(event), storage_id, target.storage_id if target else None)
+
+
+def _materialization_row(event: EventLogEntry, text: str) -> tuple[Any, ...]:
+    """Return what Dagster's `_event_to_row` returns, which would serialise the event once more."""
+    made = event.get_dagster_event()
+    key = made.asset_key.to_string() if made.asset_key else None
+    partition = made.partition or None
+    return event.run_id, text, made.event_type_value, _utc(event), made.step_key, key, partition
 
 
 def _utc(event: EventLogEntry) -> datetime:

@@ -6,6 +6,7 @@ DAGSTER_HOME, and while webserver and daemon are away. Nothing is created or cha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import Settings
-from ingest_project.platform.database import follow_secret, open_engine, printable, reading
+from ingest_project.platform.database import open_engine, printable, reading
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, RunRecord
@@ -32,6 +33,8 @@ MAX_FAILED_RUNS = 200
 MAX_CHECK_RESULTS = 20_000
 SHOWN_PARTITIONS = 3
 MAIN_TABLES = {"runs", "instigators"}
+# The modules of dagster_postgres import each other: two threads that begin at different ones get half a module.
+_IMPORTING = threading.Lock()
 
 
 class DagsterRecordsUnavailableError(TransientError):
@@ -292,27 +295,30 @@ class DagsterRecords:
             if not (events / "index.db").exists():
                 raise DagsterRecordsUnavailableError(self._address, "there are none")
             return SqliteEventLogStorage(str(events))
-        from dagster_postgres.event_log import PostgresEventLogStorage  # noqa: PLC0415 - the same
+        with _IMPORTING:
+            from dagster_postgres.event_log import PostgresEventLogStorage  # noqa: PLC0415 - the same
 
-        from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
+            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # noqa: PLC0415 - imports dagster
 
         self._require_tables()
         url = with_psycopg2(self._url.get_secret_value())
         storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
-        follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+        storage._engine = shared_engine(url)  # noqa: SLF001 - there is no way in from outside
         return storage
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()
-        from dagster_postgres.run_storage import PostgresRunStorage  # noqa: PLC0415 - one second to import
-        from dagster_postgres.schedule_storage import PostgresScheduleStorage  # noqa: PLC0415 - the same
+        with _IMPORTING:
+            from dagster_postgres.run_storage import PostgresRunStorage  # noqa: PLC0415 - one second to import
+            from dagster_postgres.schedule_storage import PostgresScheduleStorage  # noqa: PLC0415 - the same
 
-        from ingest_project.platform.dagster.instance import with_psycopg2  # noqa: PLC0415 - imports dagster
+            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # noqa: PLC0415 - imports dagster
 
         url = with_psycopg2(self._url.get_secret_value())
         storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
         for storage in storages:
-            follow_secret(storage._engine, self._url, {})  # noqa: SLF001 - there is no way in from outside
+            # Dagster's own opens a connection for every query.
+            storage._engine = shared_engine(url)  # noqa: SLF001 - there is no way in from outside
         return storages
 
     def _in_sqlite(self) -> tuple[RunStorage, ScheduleStorage]:

@@ -12,19 +12,17 @@ It has no login: let a proxy with one stand in front of it wherever others reach
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from dagster_webserver import app, cli
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
 GRAPHQL = "/graphql"
 # Probes address a pod or container by its number; it tells versions only.

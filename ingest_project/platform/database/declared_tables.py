@@ -1,7 +1,8 @@
 """Create the tables of declarations when they are first used, and change them without losing data.
 
 A column is added, a decimal widened and a requirement lifted. Every other difference between a declaration and its
-table is refused with the way out, and only that dataset or stream waits.
+table is refused with the way out, and only that dataset or stream waits. PostgreSQL changes no column that a view uses:
+the view of a declaration is dropped before a change and created again, in the same transaction.
 """
 
 from __future__ import annotations
@@ -32,8 +33,32 @@ class TableKind:
     setting: str
 
 
-def ensure_tables(engine: sa.Engine, tables: Sequence[sa.Table], kind: TableKind, *, evolving: bool = False) -> None:
-    """Create the tables, or bring them up to date; nothing is done where nothing differs.
+@dataclass(frozen=True)
+class View:
+    """A view over one of the tables of a declaration.
+
+    Args:
+        name: of the view.
+        of: the table.
+        query: what it shows.
+        columns: their names.
+    """
+
+    name: str
+    of: str
+    query: str
+    columns: tuple[str, ...]
+
+
+def ensure_tables(
+    engine: sa.Engine,
+    tables: Sequence[sa.Table],
+    kind: TableKind,
+    *,
+    view: View | None = None,
+    evolving: bool = False,
+) -> None:
+    """Create the tables and the view, or bring them up to date; nothing is done where nothing differs.
 
     Never call it inside a transaction that stores rows: each would wait for the other.
 
@@ -41,24 +66,51 @@ def ensure_tables(engine: sa.Engine, tables: Sequence[sa.Table], kind: TableKind
         engine: of the warehouse.
         tables: as they are declared.
         kind: of these tables.
+        view: over one of them.
         evolving: True if columns of text may have been added by drift.
 
     Raises:
-        SettingsError: a table is the system's own.
+        SettingsError: a table is the system's own, or something else has the name of the view.
         SchemaConflictError: the change would lose data; names the column and what to do.
         DatabaseUnavailableError, TransactionConflictError: run it again later.
     """
     for table in tables:
         if table.name in metadata.tables:
             raise SettingsError(f"The table {table.name!r} belongs to the system; name another one as {kind.setting}.")
+
+    def statements(connection: sa.Connection) -> list[sa.Executable]:
+        changes = [one for table in tables for one in _Changes(connection, table, kind, evolving=evolving)]
+        return changes if view is None else _around(changes, view, connection)
+
     with reading(engine) as connection:
-        if not any([*_Changes(connection, table, kind, evolving=evolving)] for table in tables):
+        if not statements(connection):
             return
     # One process at a time: the second one finds nothing left to do.
     with exclusive(engine, LOCK), writing(engine) as connection:
-        for table in tables:
-            for statement in [*_Changes(connection, table, kind, evolving=evolving)]:
+        for statement in statements(connection):
+            try:
                 connection.execute(statement)
+            except (sa.exc.NotSupportedError, sa.exc.InternalError) as error:
+                # A view of somebody else's uses the column, or our view.
+                reason, name = " ".join(str(error.orig).split()), str(statement).split('"')[1]
+                remedy = "Drop what uses it, and create it again once a file is stored"
+                raise SchemaConflictError(tables[0].name, name, f"{reason}. {remedy}") from error
+
+
+def _around(changes: list[sa.Executable], view: View, connection: sa.Connection) -> list[sa.Executable]:
+    """Return the changes with the statements that make the view anew where it is missing, or in their way."""
+    inspector = sa.inspect(connection)
+    is_there = inspector.has_table(view.name)
+    if is_there:
+        is_view = view.name in inspector.get_view_names()
+        if not is_view or view.of not in str(inspector.get_view_definition(view.name)):
+            raise SettingsError(
+                f"The view over {view.of} cannot be made: something else is called {view.name}. Rename or drop that."
+            )
+        if not changes and [column["name"] for column in inspector.get_columns(view.name)] == [*view.columns]:
+            return []
+    drop: list[sa.Executable] = [sa.text(f'DROP VIEW "{view.name}"')] if is_there else []
+    return [*drop, *changes, sa.text(f'CREATE VIEW "{view.name}" AS {view.query}')]
 
 
 def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:

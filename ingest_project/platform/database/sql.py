@@ -132,6 +132,8 @@ def work_columns() -> list[Col[Any]]:
         Col("finished_at", UtcTime),
         # When its result was reported to Dagster; until then a run leases it.
         Col("reported_at", UtcTime),
+        # When it was last requested again after an end: by an operator, a replay, a corrected version or a backfill.
+        Col("reopened_at", UtcTime),
         # Context of the trace that it is part of, see `platform.tracing`.
         Col("traceparent", sa.Text),
     ]

@@ -58,6 +58,20 @@ class ReplaceableStore(DeltaStore):
         with self._lock:
             self._retrying(delete)
 
+    def versions_before(self, part_of_predicate: str) -> list[int]:
+        """Return the versions before each replacement or deletion whose predicate has this part, the last one first.
+
+        Raises:
+            StoreUnavailableError: the store does not answer or refused.
+        """
+        table = self.opened()
+        with delta_errors(self._location):
+            history = [] if table is None else table.history()
+        predicates = (
+            (entry["version"], entry.get("operationParameters", {}).get("predicate", "")) for entry in history
+        )
+        return [int(version) - 1 for version, predicate in predicates if part_of_predicate in predicate]
+
     def _retrying(self, change: Callable[[], None]) -> None:
         """Make a change at the newest version, and again where another writer was faster."""
         for pause in (*pauses(), None):

@@ -411,14 +411,22 @@ def pauses() -> Iterator[float]:
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
-def query_events(store: DeltaStore, query: str) -> Iterator[pa.RecordBatch]:
+def query_events(store: DeltaStore, query: str, version: int | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the answer to a query over `events`, a few thousand rows at a time; nothing before the table exists.
+
+    Args:
+        store: of the table.
+        query: in SQL.
+        version: of the table; the newest one by default.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
     table = store.opened()
     if table is not None:
+        if version is not None:
+            with delta_errors(store.location):
+                table.load_as_version(version)
         yield from query_version(store, table, query)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from starlette.datastructures import Headers
+from starlette.datastructures import Headers
 
 USUAL_PORTS = (80, 443)
 

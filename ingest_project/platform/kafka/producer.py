@@ -31,16 +31,19 @@ MAX_MESSAGE_BYTES = 64 * 1024**2
 EVENT_HUBS_MESSAGE_BYTES = 1_046_528
 MESSAGES_BETWEEN_REPORTS = 500
 CLOSE_SECONDS = 2.0
+# As librdkafka calls a partition that it is to choose.
+PARTITION_BY_KEY = -1
 
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A message to send: its bytes, the key that chooses the partition, its headers."""
+    """A message to send: its bytes, the key that chooses the partition, its headers, or the partition itself."""
 
     value: bytes | None
     key: bytes | None = None
     headers: Headers = ()
+    partition: int | None = None
 
 
 class TopicWriter:
@@ -182,6 +185,7 @@ class _Call:
                     self.topic,
                     message.value,
                     message.key,
+                    PARTITION_BY_KEY if message.partition is None else message.partition,
                     headers=list(message.headers),
                     on_delivery=self._report,
                 )

@@ -244,6 +244,8 @@ class TopicReader:
         if state is None:
             return BoundedRead([], positions or Positions("", {}), [f"Topic {topic} does not exist yet."], 0)
         begin = starting_points(topic, positions, state, self._settings.auto_offset_reset)
+        if not wait_seconds and all(begin.offsets[partition] == end for partition, end in state.ends.items()):
+            return BoundedRead([], Positions(state.topic_id, begin.offsets), begin.notices, 0)
         with self._consumer(topic, state.topic_id) as consumer:
             buffer = consumer.collect(begin.offsets, state.ends, limits)
         next_offsets = {**begin.offsets, **buffer.next_offsets}

@@ -326,7 +326,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             the full entries in the order of the keys; unknown keys are left out.
         """
         change = {"state": self._queue.working, "run_id": run_id, "started_at": now, "updated_at": now}
-        change |= {"finished_at": None, "reported_at": None, **self._at_begin()}
+        change |= {"finished_at": None, "reported_at": None, "reopened_at": self._reopened_at(now), **self._at_begin()}
         found: dict[str, Entry] = {}
         with writing(self._engine) as connection:
             for part in in_parts(keys):
@@ -349,6 +349,11 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def reopen(self, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """Make finished entries pending as if they had just arrived; returns those that were finished, in order."""
         return self._change(keys, self._as_new(now), now, self._table.c.state.in_(self._queue.finished))
+
+    def request_again(self, keys: Sequence[str], now: datetime) -> None:
+        """Note that a backfill was requested of finished entries; they stay finished until its runs begin them."""
+        with writing(self._engine) as connection:
+            self._update(connection, keys, {"reopened_at": now}, self._table.c.state.in_(self._queue.finished))
 
     def requeue_later(
         self, keys: Sequence[str], reason: str, error_class: str, retries: RetryRule, now: datetime
@@ -500,7 +505,18 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         fresh: dict[str, Any] = dict.fromkeys(("batch_id", "run_id", "finished_at"))
         if self._queue.halves_lost_batches:
             fresh["retry_group"] = None
-        return {**fresh, "state": PENDING, "attempts": 0, "next_attempt_at": now}
+        return {**fresh, "state": PENDING, "attempts": 0, "next_attempt_at": now, "reopened_at": now}
+
+    def _reopened_at(self, now: datetime) -> sa.ColumnElement[datetime]:
+        """Return when an entry that a run begins was requested again.
+
+        A run begins a finished entry because a person selected its partition, unless it repeats one that was lost
+        before it reported.
+        """
+        columns = self._table.c
+        ended = sa.and_(columns.state.in_(self._queue.finished), columns.reported_at.is_not(None))
+        is_known = sa.func.coalesce(columns.reopened_at > columns.finished_at, sa.false())
+        return sa.case((sa.and_(ended, ~is_known), now), else_=columns.reopened_at)
 
     def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
         columns = self._table.c

@@ -251,9 +251,9 @@ def _shown(name: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return True for what systems add: dot files, and the folder of macOS for resource forks."""
+    """Return True for what systems add: dot files, the folder of macOS for resource forks, and files of Windows."""
     parts = [part for part in name.split("/") if part not in {".", ".."}]
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return any(part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"} for part in parts)
 
 
 def _problem(member: zipfile.ZipInfo) -> str:
@@ -265,7 +265,9 @@ def _problem(member: zipfile.ZipInfo) -> str:
     if member.compress_type not in ZIP_METHODS:
         return f"is compressed by method {member.compress_type}, which is not read; use deflate"
     file_type = file_type_of(member.filename.rpartition("/")[2])
-    return "" if is_readable(file_type) else f"is of a type that no reader reads ({file_type or 'none'})"
+    if is_readable(file_type):
+        return ""
+    return f"is of a type that no reader reads ({file_type or 'none'}); choose the files by `members` of the profile"
 
 
 class _BoundedReads(FileIO):

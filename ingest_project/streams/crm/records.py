@@ -216,7 +216,7 @@ def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
     newest: dict[str, PlacedEvent] = {}
     for one in messages:
         known = newest.setdefault(one.event.event_id, one)
-        if one.version > known.version:
+        if known is not one and one.version > known.version:
             newest[one.event.event_id] = one
     return newest.values()
 

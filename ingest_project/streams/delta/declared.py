@@ -13,6 +13,7 @@ from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
+from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.hours import DAY, FIRST_HOUR
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ingest_project.streams.contract import Contract
-    from ingest_project.streams.delta.rows import StreamRows
 
 HOUR = "event_hour"
 STRING = 'PrimitiveType("string")'

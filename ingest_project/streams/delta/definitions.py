@@ -85,6 +85,7 @@ class DeltaParts:
         open: returns the stream, given the resources of a run.
         limits: returns the bounds of its runs and the thresholds of its checks.
         owners: of the asset.
+        freshness: of the asset.
         checks: further ones.
         checks_cron: when the checks run.
         maintenance_cron: when the table is maintained.
@@ -97,6 +98,7 @@ class DeltaParts:
     open: Callable[[Any], DeltaStream]
     limits: Callable[[Any], StreamLimits]
     owners: tuple[str, ...] = ()
+    freshness: dg.FreshnessPolicy | None = EVENTS_FRESHNESS
     checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "11,26,41,56 * * * *"
     maintenance_cron: str = "4-59/10 * * * *"
@@ -164,7 +166,7 @@ def _asset(parts: DeltaParts) -> dg.AssetsDefinition:
                 owners=list(parts.owners),
                 kinds={"kafka", "deltalake"},
                 partitions_def=hourly_partitions,
-                freshness_policy=EVENTS_FRESHNESS,
+                freshness_policy=parts.freshness,
                 skippable=True,
             )
         ],

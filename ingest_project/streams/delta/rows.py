@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -81,16 +83,26 @@ def decode_bisecting(
 def position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[str, pa.Array]:
     """Return the columns that say which message a row is from."""
     count = len(messages)
-    written = [
-        None if (ms := message.timestamp_ms) is None or not 0 <= ms <= LAST_MILLISECOND else ms for message in messages
-    ]
+    topics = list(map(attrgetter("topic"), messages))
     return {
-        "kafka_topic": pa.array([message.topic for message in messages], pa.string()),
-        "kafka_topic_id": pa.repeat(pa.scalar(topic_id, pa.string()), count),
-        "kafka_partition": pa.array([message.partition for message in messages], pa.int32()),
-        "kafka_offset": pa.array([message.offset for message in messages], pa.int64()),
-        "kafka_timestamp": pa.array(written, pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+        "kafka_topic": _repeated(topics[0], count) if len(set(topics)) == 1 else pa.array(topics, pa.string()),
+        "kafka_topic_id": _repeated(topic_id, count),
+        "kafka_partition": pa.array(np.fromiter(map(attrgetter("partition"), messages), np.int32, count)),
+        "kafka_offset": pa.array(np.fromiter(map(attrgetter("offset"), messages), np.int64, count)),
+        "kafka_timestamp": pa.array(_written(messages), pa.timestamp("ms", tz="UTC")).cast(INSTANT),
     }
+
+
+def _repeated(text: str, count: int) -> pa.Array:
+    return pa.repeat(pa.scalar(text, pa.string()), count)
+
+
+def _written(messages: Sequence[ConsumerRecord]) -> Sequence[int | None]:
+    """Return when messages were written, in milliseconds since 1970; None outside the calendar."""
+    written = list(map(attrgetter("timestamp_ms"), messages))
+    if None not in written and written and min(written) >= 0 and max(written) <= LAST_MILLISECOND:
+        return written
+    return [ms if ms is not None and 0 <= ms <= LAST_MILLISECOND else None for ms in written]
 
 
 def days_of(moments: pa.Array, written: pa.Array, first: datetime) -> pa.Array:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.logging import get_logger
@@ -21,13 +20,11 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.appending import Appended, AppendTarget, append_bisecting
 from ingest_project.streams.delta.queries import rows_by_hour
 from ingest_project.streams.delta.recovery import Recovered, is_in_doubt, recover
+from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import Batch
 from ingest_project.streams.hours import add_spans, count_changes
 from ingest_project.streams.positions import PositionConflictError, SinkPosition, move
-
-if TYPE_CHECKING:
-    from ingest_project.streams.delta.rows import StreamRows
 
 logger = get_logger(__name__)
 

@@ -11,13 +11,13 @@ from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import Refused, dead_letter_message
+from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.hours import FIRST_HOUR, StreamHours
 from ingest_project.streams.positions import StreamPositions, TopicPartition
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ingest_project.streams.delta.rows import StreamRows
 
 # What is decoded at a time: the messages of a chunk are objects, those of a commit columns.
 CHUNK_MESSAGES = 10_000

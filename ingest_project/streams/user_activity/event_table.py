@@ -20,10 +20,14 @@ from ingest_project.contracts.enriched_event import (
     EnrichedEvent,
     ProcessingInfo,
     ServiceInfo,
+    check_names,
     decode_enriched_event,
+    decode_known_fields,
+    have_sound_names,
 )
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.decoders import Structs, structs_of
 from ingest_project.streams.delta.rows import (
     POSITION_FIELDS,
     RefusedMessage,
@@ -79,29 +83,45 @@ def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
 
 
 def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
-    kept: list[ConsumerRecord] = []
-    events: list[EnrichedEvent] = []
-    rescued: list[str | None] = []
-    refused: list[RefusedMessage] = []
-    for message in messages:
-        try:
-            event, more = decode_enriched_event(message.value)
-        except UnreadableMessageError as error:
-            refused.append((message, error))
-        else:
-            kept.append(message)
-            events.append(event)
-            rescued.append(more)
+    found = _with_sound_names(structs_of(messages, decode_known_fields, decode_enriched_event))
+    kept, events = found.kept, found.structs
+    refused: list[RefusedMessage] = found.refused
     problems: dict[int, str] = {}
     columns = _event_columns(events, problems) | position_columns(kept, topic_id)
-    columns["_rescued"] = pa.array(rescued, pa.string())
-    columns["trace_id"] = pa.array(list(map(_trace_of, kept, events)), pa.string())
+    columns["_rescued"] = pa.array(found.unknown, pa.binary()).cast(pa.string())
+    columns["trace_id"] = _traces(kept, events, columns["request_id"])
     columns[DAY] = days_of(columns["timestamp"], columns["kafka_timestamp"], FIRST_HOUR)
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     if problems:
         refused += [(kept[row], UnreadableMessageError(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
     return StreamRows(table, refused)
+
+
+def _with_sound_names(found: Structs[EnrichedEvent]) -> Structs[EnrichedEvent]:
+    """Refuse events whose type or id cannot be."""
+    if have_sound_names(found.structs):
+        return found
+    sound: Structs[EnrichedEvent] = Structs([], [], [], found.refused)
+    for message, event, unknown in zip(found.kept, found.structs, found.unknown, strict=True):
+        try:
+            check_names(event)
+        except UnreadableMessageError as error:
+            sound.refused.append((message, error))
+        else:
+            sound.kept.append(message)
+            sound.structs.append(event)
+            sound.unknown.append(unknown)
+    return sound
+
+
+def _traces(messages: Sequence[ConsumerRecord], events: Sequence[EnrichedEvent], requests: pa.Array) -> pa.Array:
+    """Return the traces of events; see `_trace_of`."""
+    if not any(map(attrgetter("headers"), messages)):
+        named = list(map(attrgetter("request_id"), events))
+        if all(named) and max(map(len, named), default=0) <= MAX_TRACE_LENGTH and all(map(str.isprintable, named)):
+            return requests
+    return pa.array(list(map(_trace_of, messages, events)), pa.string())
 
 
 def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
@@ -116,7 +136,7 @@ def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) ->
     values = _columns(events, EnrichedEvent)
     return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
         "timestamp": _instants(values["timestamp"], "timestamp", problems),
-        "event_data": _objects(map(bytes, values["event_data"]), "event_data", problems),
+        "event_data": _objects(values["event_data"], "event_data", problems),
         "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
         "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
         "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
@@ -132,18 +152,21 @@ def _struct(
     values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
 ) -> pa.StructArray:
     """Return a column of structs; a missing one is null and not a struct of nulls."""
-    columns = _columns([nothing if value is None else value for value in values], type(nothing))
+    is_missing = None
+    if None in values:
+        is_missing = pa.array([value is None for value in values], pa.bool_())
+        values = [nothing if value is None else value for value in values]
+    columns = _columns(values, type(nothing))
     fields = [
         _instants(columns[field.name], f"processing_info.{field.name}", problems)
         if field.type == INSTANT
         else pa.array(columns[field.name], field.type)
         for field in struct
     ]
-    is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
     return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing)
 
 
-def _objects(values: Iterable[bytes], path: str, problems: dict[int, str]) -> pa.Array:
+def _objects(values: Sequence[msgspec.Raw], path: str, problems: dict[int, str]) -> pa.Array:
     """Return JSON objects as text; null where there is nothing or null."""
     texts = raw_texts(values)
     try:

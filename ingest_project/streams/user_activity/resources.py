@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import USER_ACTIVITY, StreamResources
 from ingest_project.streams.hours import StreamHours
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from ingest_project.streams.delta.rows import StreamRows
 
 
 class UserActivityResources(StreamResources):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster.components.core.component_tree import ComponentTree
 from dagster.components.core.package_entry import get_package_objects_in_module
 from dagster.components.scaffold.scaffold import NoParams
+from jsonschema import Draft202012Validator
 
 import ingest_project
 from ingest_project.operations import components
@@ -54,3 +56,14 @@ def test_in_another_project_it_brings_all_that_a_dataset_needs() -> None:
     assert {"weather_batch", "other_batch"} <= {job.name for job in repository.get_all_jobs()}
     assert len(repository.sensor_defs) == 4
     assert {"weather", "other"} <= {*components._services().datasets}
+
+
+def test_what_dg_checks_by_lists_the_names_there_are() -> None:
+    schema = Draft202012Validator(DatasetDeclaration.model_json_schema())
+    assert not [*schema.iter_errors(yaml.safe_load(components.DATASET.format(name="orders"))["attributes"])]
+    wrong = {"reader": {"delimter": ";"}, "columns": [{"name": "id", "type": "txt", "alowed": [1]}], "target": {"x": 1}}
+    found = {(*map(str, error.absolute_path),): error.message for error in schema.iter_errors(wrong)}
+    assert "'delimiter'" in found["reader",]
+    assert "'allowed'" in found["columns", "0"]
+    assert "|number|" in found["columns", "0", "type"]
+    assert "'partition_by'" in found["target",]

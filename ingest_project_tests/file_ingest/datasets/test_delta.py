@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from dagster import DagsterInstance
 from dagster._serdes import serialize_value
 
+from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
+from ingest_project.platform.database import writing
 from ingest_project.platform.delta.table import query_events
+from ingest_project.readers.datasets import load_declarations
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess, KillPoint, bury_the_dead
 from ingest_project_tests.file_ingest.datasets.system import (
     BAD,
@@ -47,7 +51,12 @@ def delta(
 
 def stored(system: DatasetSystem) -> pl.DataFrame:
     """Return the rows of the Delta table."""
-    store = delta_store(system.declarations["weather"], system.settings)
+    return stored_at(system.settings, "weather")
+
+
+def stored_at(settings: Settings, dataset: str) -> pl.DataFrame:
+    """Return the rows of a dataset's Delta table."""
+    store = delta_store(load_declarations(settings)[dataset], settings)
     batches = list(query_events(store, "SELECT * FROM events ORDER BY file_key, line_number"))
     return pl.concat([pl.DataFrame(pl.from_arrow(batch)) for batch in batches]) if batches else pl.DataFrame()
 
@@ -112,14 +121,6 @@ def test_drift_evolves_the_delta_table(
     system.close()
 
 
-@pytest.fixture(scope="module")
-def deadly_process() -> Iterator[DeadlyProcess]:
-    """A process that is killed."""
-    process = DeadlyProcess()
-    yield process
-    process.close()
-
-
 POINTS = [
     KillPoint("rows replaced", f"{OUTSIDE}.replace"),
     KillPoint("rows committed to Delta, not to the database", f"{OUTSIDE}.commit"),
@@ -148,4 +149,56 @@ def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR091
     system.run_due()
     assert sorted(stored(system)["station"]) == ["AAA", "AAA", "BBB", "CCC"]
     assert set(system.states().values()) == {"ingested"}
+    system.close()
+
+
+NEWER = HEADER + "ZZZ,2026-01-15T10:00:00Z,1,,,,\n"
+COMMITS_FAIL = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'nothing is ingested here'; END $$;
+    CREATE CONSTRAINT TRIGGER refused AFTER UPDATE ON files DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.state = 'ingested') EXECUTE FUNCTION refuse()"""
+
+
+def test_where_the_database_never_commits_the_rows_go_and_those_that_they_replaced_come_back(
+    delta: DatasetSystem,
+) -> None:
+    delta.send_files(weather_file(delta))
+    delta.run_due()
+    before = stored(delta)
+    with writing(delta.services.engine) as connection:
+        connection.exec_driver_sql(COMMITS_FAIL)
+    delta.send_files(weather_file(delta, content=NEWER), weather_file(delta, "b.csv", NEWER + "\n"))
+    delta.run_due()
+    assert {record.state.value for record in delta.services.files.list()} == {"ingested", "failed"}
+    assert stored(delta).equals(before)
+    assert delta.check("rows_add_up").passed
+    with writing(delta.services.engine) as connection:
+        connection.exec_driver_sql("DROP TRIGGER refused ON files")
+    delta.services.files.reopen([delta.file("b.csv").file_key], datetime.now(UTC))
+    delta.run_due()
+    assert sorted(stored(delta)["station"]) == ["AAA", "AAA", "BBB", "ZZZ"]
+
+
+def test_a_file_given_up_after_a_kill_between_the_commits_leaves_no_rows_after_maintenance(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
+) -> None:
+    declare(tmp_path, "weather", **DELTA)
+    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    environ |= {"INGEST_LAUNCH_GRACE_SECONDS": "0", "MAX_RETRIES": "1"}
+    settings = settings_of(kafka_server, postgres_url, tmp_path, **environ)
+    system = opened(settings, instance, tmp_path)
+    system.send_files(weather_file(system))
+    system.run_due()
+    before = stored(system)
+    system.send_files(weather_file(system, content=NEWER))
+    system.close()
+    assert deadly_process.drive(POINTS[1], tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY) == -9
+    assert stored_at(settings, "weather")["station"].to_list() == ["ZZZ"]
+    bury_the_dead(instance)
+    system = opened(settings, instance, tmp_path)
+    system.run_due()
+    assert {record.state.value for record in system.services.files.list()} == {"ingested", "failed"}
+    assert system.definitions.resolve_job_def("dataset_maintenance").execute_in_process(instance=instance).success
+    assert stored(system).equals(before)
     system.close()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 from dagster import AssetCheckEvaluation, DagsterInstance
 
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.file_ingest.declared import DeclaredContract
+from ingest_project.file_ingest.resources import open_warehouse
+from ingest_project.file_ingest.warehouse.delta_rows import delta_store
+from ingest_project.platform.database import open_engine, reading
+from ingest_project.platform.delta.table import query_events
+from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project_tests.file_ingest.datasets.system import (
     WEATHER,
     DatasetSystem,
@@ -157,3 +166,44 @@ def test_a_change_that_would_lose_data_is_refused_and_the_files_wait(
     assert record.state.value == "pending"
     assert reason in str(record.reason)
     assert "ALTER TABLE weather" in str(record.reason)
+
+
+@pytest.mark.parametrize("target", [{}, {"delta": "places"}], ids=["table", "Delta"])
+def test_writers_that_add_columns_at_the_same_time_all_store_theirs(
+    postgres_url: str, tmp_path: Path, target: dict[str, str]
+) -> None:
+    settings = load_settings({"DATABASE_URL": postgres_url}, tmp_path).settings
+    columns = [{"name": "place", "type": "text"}]
+    declaration = DatasetDeclaration.model_validate(
+        {"name": "places", "columns": columns, "drift": "evolve", "target": target}
+    )
+    contract = DeclaredContract.of(declaration, settings)
+
+    def store(number: int) -> None:
+        # As a process of its own: nothing but the database is shared.
+        engine, warehouse = open_engine(postgres_url), open_warehouse(postgres_url)
+        contract.prepare_tables(engine)
+        names = ["Shared", f"Own {number}"]
+        row = {"place": "x", "line_number": 1, "rescued_data": None, "file_key": str(number)}
+        rows = pl.DataFrame([{**row, "shared": "s", f"own_{number}": str(number)}])
+        with warehouse.of(contract.widened(engine, names)).transaction() as transaction:
+            transaction.append_rows(rows)
+        engine.dispose()
+        warehouse.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(store, range(8)))
+    found = stored_places(settings, postgres_url, declaration)
+    assert sorted(found["file_key"]) == [str(number) for number in range(8)]
+    assert found["shared"].to_list() == ["s"] * 8
+    for number in range(8):
+        assert found[f"own_{number}"].drop_nulls().to_list() == [str(number)]
+
+
+def stored_places(settings: Settings, url: str, declaration: DatasetDeclaration) -> pl.DataFrame:
+    """Return the rows of the dataset in either target."""
+    if declaration.target.delta:
+        batches = query_events(delta_store(declaration, settings), "SELECT * FROM events")
+        return pl.concat([pl.DataFrame(pl.from_arrow(batch)) for batch in batches])
+    with reading(open_engine(url)) as connection:
+        return pl.DataFrame([*connection.exec_driver_sql("SELECT * FROM places").mappings()], infer_schema_length=None)

@@ -8,6 +8,7 @@ import zipfile
 from decimal import Decimal
 from pathlib import Path
 
+import dagster as dg
 import pyarrow as pa
 from dagster import DagsterInstance
 from pyarrow import parquet
@@ -16,6 +17,7 @@ from ingest_project_tests.file_ingest.datasets.system import declare, opened, se
 from ingest_project_tests.journeys.system import JOB_OF, POLLING
 from ingest_project_tests.services.kafka import Server
 
+VALIDATED = dg.AssetKey(["halls", "validated"])
 COLUMNS = [
     {"name": "station", "type": "text", "required": True},
     {"name": "amount", "type": "decimal(20,2)"},
@@ -29,6 +31,7 @@ def contents() -> dict[str, bytes]:
     archive, table = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened_archive:
         opened_archive.writestr("in/first.csv", f"station,amount\nzip-1,{AMOUNT}\n,1\n")
+        opened_archive.writestr("left.txt", "station\nno\n")
         opened_archive.writestr("second.jsonl.gz", gzip.compress(f'{{"station":"zip-2","amount":{AMOUNT}}}'.encode()))
     parquet.write_table(pa.table({"station": ["parquet"], "amount": [Decimal(AMOUNT)], "details": [[1, 2]]}), table)
     return {
@@ -45,7 +48,8 @@ def test_files_of_every_declared_type_become_rows(
     kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
 ) -> None:
     types = ["csv", "zip", "jsonl", "parquet"]
-    declare(tmp_path, "halls", columns=COLUMNS, file_types=types, paths=["*/halls/*"], max_rejected_share=0.9)
+    more = {"file_types": types, "reader": {"members": "*.*s*"}, "max_rejected_share": 0.9}
+    declare(tmp_path, "halls", columns=COLUMNS, paths=["*/halls/*"], **more)
     system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
     for name, content in contents().items():
         system.write(f"halls/{name}", content)
@@ -64,5 +68,9 @@ def test_files_of_every_declared_type_become_rows(
     ]
     bad = system.rows("SELECT line_number, raw_text, reasons FROM quarantined_rows ORDER BY line_number, raw_text")
     assert bad == [(2, "bad", ["not_json"]), (3, "in/first.csv, line 3: ,1", ["station_missing"])]
+    left_out = {name: system.metadata(VALIDATED, record.file_key) for name, record in system.files().items()}
+    assert {name: found["members_left_out"] for name, found in left_out.items() if "members_left_out" in found} == {
+        "b.zip": ["left.txt"]
+    }
     assert {*system.files()} == {"a.csv.gz", "b.zip", "c.jsonl", "d.parquet"}
     system.close()

@@ -14,6 +14,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.settings.alerts import CONDITIONS, QuietHours
 from ingest_project.file_ingest.tables import files
+from ingest_project.file_ingest.warehouse.baselines import Judgement, SourceReport, Usual, Verdict
 from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts.conditions import Assessment, assess, gauges, history_seconds
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, Refusals
@@ -56,6 +57,7 @@ def snapshot(settings: Settings | None = None, **parts: Any) -> SystemSnapshot: 
         "disk": Sample(Disk(Path("/data"), 2, 1), NOW),
         "failures": Sample(DagsterFailures(), NOW),
         "intake": Sample(Intake(), NOW),
+        "sources": Sample((), NOW),
     }
     return SystemSnapshot(settings=settings or settings_of(), at=NOW, **{**whole, **parts})
 
@@ -74,7 +76,7 @@ def test_a_system_that_is_well_has_no_findings_and_every_condition_is_assessed()
 
 def test_parts_that_are_away_are_found_and_what_they_hide_is_not_assessed() -> None:
     away: Sample[Any] = Sample(problem="timed out")
-    result = found(snapshot(broker=away, warehouse=away, dagster=away, failures=away, intake=away))
+    result = found(snapshot(broker=away, warehouse=away, dagster=away, failures=away, intake=away, sources=away))
     assert [(one.name, one.policy.severity) for one in result.findings] == [
         ("part_away/broker", "critical"),
         ("part_away/warehouse", "critical"),
@@ -170,6 +172,41 @@ def test_a_share_in_quarantine_is_judged_by_dataset_and_source_and_goes_to_the_o
     assert by_name["quarantine/orders"].examples == ("a~1: bad https://ops/items/file/a~1",)
     assert by_name["quarantine/orders"].value == pytest.approx(5 / 9)
     assert "1 of 10 files, 500 of 900 rows" in by_name["quarantine/orders"].summary
+
+
+def test_a_source_whose_last_file_is_not_usual_is_found_once_and_by_its_rules() -> None:
+    def report(source: str, *values: float, at: datetime = NOW) -> SourceReport:
+        usual = Usual(100.0, 90.0, 110.0, 30)
+        judgements = tuple(Judgement(f"m{n}", value, usual) for n, value in enumerate(values))
+        return SourceReport("orders", source, "a.csv~1", at, Verdict("orders", source, judgements, 30, 10))
+
+    reports = (
+        report("sftp://a", 5.0, 100.0),
+        report("sftp://b", 5.0, 500.0),
+        report("x" * 300, 5.0),
+        report("y", 99.0),
+        report("gone", 5.0, at=NOW - timedelta(days=2)),
+    )
+    checks = {3_600.0: (FailedChecks("orders", "within_baseline", 2, ("a",), "r"),)}
+    one = snapshot(sources=Sample(reports, NOW), failures=Sample(DagsterFailures(checks=checks), NOW))
+    by_name = {finding.name: finding for finding in found(one).findings}
+    assert {name[:25] for name in by_name} == {
+        "baseline/orders/sftp://a",
+        "baseline/orders/sftp://b",
+        f"baseline/orders/{'x' * 9}",
+    }
+    assert max(map(len, by_name)) <= 200
+    finding = by_name["baseline/orders/sftp://b"]
+    assert (finding.value, finding.policy.severity) == (2, "warning")
+    assert "m1 500: usual are" in finding.summary
+    assert finding.link.endswith("partition=a.csv~1")
+    rules = [
+        {"condition": "baseline", "source": "sftp*", "threshold": 2},
+        {"dataset": "orders", "source": "x*", "enabled": False},
+    ]
+    assert names(snapshot(settings_of(rules=rules), sources=one.sources)) == ["baseline/orders/sftp://b"]
+    away: Sample[Any] = Sample(problem="away")
+    assert "baseline" not in found(snapshot(sources=away)).conditions
 
 
 def test_failed_checks_and_broken_declarations_are_found() -> None:

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from ingest_project.platform.dagster import asset_events
 from ingest_project.platform.dagster import instance as dagster_parts
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report
+from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.dagster.instance import BulkEventLogStorage
 
 TOLD_AT = 1_760_000_000.123456
@@ -225,6 +226,44 @@ def test_a_check_result_is_what_dagster_would_have_written(
 
 def in_order_of_labels(text: str) -> str:
     return json.dumps(json.loads(text), sort_keys=True)
+
+
+@pytest.mark.parametrize("sort_keys", [True, False])
+def test_events_that_share_some_parts_have_the_texts_of_dagster(*, sort_keys: bool) -> None:
+    marks = ['"metadata_entries": []', '"metadata": {}', '"storage_id": -1', "null", ""]
+    later = AssetCheckEvaluationTargetMaterializationData(storage_id=7, run_id="run-2", timestamp=TOLD_AT)
+    columns = [dg.TableColumn("a", "int", description="with a text"), dg.TableColumn("b", "int", tags={"t": "1"})]
+    rows = [dg.TableRecord({"a": 1, "b": 2.5})]
+    tables = {
+        "plain": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn("a", "int"), dg.TableColumn("b")])),
+        "described": dg.MetadataValue.table(rows, dg.TableSchema(columns)),
+        "unique": dg.MetadataValue.table(
+            rows, dg.TableSchema([dg.TableColumn("a", constraints=dg.TableColumnConstraints(unique=True))])
+        ),
+        "constrained": dg.MetadataValue.table(
+            rows, dg.TableSchema([dg.TableColumn("a")], constraints=dg.TableConstraints(["sorted"]))
+        ),
+    }
+    events = [
+        materialization("a", METADATA),
+        materialization("b", tables),
+        *(materialization(mark, {mark: mark}) for mark in marks),
+        *(
+            evaluation(mark, CheckResult(ASSET, mark, passed, severity, description, METADATA | tables), target)
+            for mark, passed, severity, description, target in zip(
+                marks,
+                itertools.cycle([True, False]),
+                SEVERITIES,
+                [*marks[:-1], None],
+                [TARGET, later, None, TARGET, later],
+                strict=False,
+            )
+        ),
+        materialization("b", {})._replace(run_id="run-3"),
+        materialization("c", {"a": 1})._replace(run_id="run-3"),
+    ]
+    expected = [serialize_value(event, sort_keys=sort_keys) for event in events]
+    assert list(event_texts(events, sort_keys=sort_keys)) == expected
 
 
 def test_the_metadata_of_a_check_is_shown_in_the_order_given(dagster_instance: dg.DagsterInstance) -> None:

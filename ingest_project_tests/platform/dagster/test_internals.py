@@ -13,6 +13,7 @@ from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
+from dagster._daemon import controller, sensor
 from dagster._grpc import server
 
 import ingest_project
@@ -125,3 +126,16 @@ def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: d
 
 def test_the_code_server_starts_its_workers_in_the_way_that_is_replaced() -> None:
     assert 'multiprocessing.get_context("spawn")' in inspect.getsource(server)
+
+
+def test_dagster_finds_by_name_what_resting_sensors_replace() -> None:
+    """`quiet_sensors.install` would change nothing otherwise."""
+    assert "is_under_min_interval" in sensor._process_tick_generator.__code__.co_names
+    assert "SensorLaunchContext" in sensor._process_tick_generator.__code__.co_names
+    assert "is_under_min_interval" in sensor.execute_sensor_iteration.__code__.co_names
+    created = controller.create_daemon_of_type.__code__.co_names
+    assert {"SensorDaemon", "QueuedRunCoordinatorDaemon"} <= set(created)
+    # The loop over the sensors only waits for this event.
+    waited = sensor.execute_sensor_iteration_loop.__code__
+    assert "wait" in waited.co_names
+    assert "is_set" not in waited.co_names

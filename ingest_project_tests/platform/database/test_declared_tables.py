@@ -11,7 +11,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.platform.database import open_engine, reading, writing
-from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
+from ingest_project.platform.database.declared_tables import TableKind, View, columns_of_table, ensure_tables
 from ingest_project.platform.database.sql import ExactDecimal, metadata
 
 KIND = TableKind(proof="origin", setting="made.table")
@@ -118,3 +118,29 @@ def test_a_table_of_another_program_or_of_the_system_is_left_alone(engine: sa.En
     own = next(iter(metadata.tables))
     with pytest.raises(SettingsError, match=r"belongs to the system; name another one as made\.table"):
         ensure_tables(engine, [declared(name=own)], KIND)
+
+
+def over_orders(*columns: str) -> View:
+    """A view over the table of orders."""
+    return View("orders_seen", "orders", f"SELECT {', '.join(columns)} FROM orders", columns)
+
+
+def test_a_view_stays_over_a_table_whose_columns_change(postgres: sa.Engine) -> None:
+    ensure_tables(postgres, [declared(Col("price", ExactDecimal(8, 2)))], KIND, view=over_orders("id", "price"))
+    stored(postgres, declared(Col("price", ExactDecimal(8, 2))), price=1)
+    wider = declared(Col("price", ExactDecimal(12, 2)), Col("note", sa.Text))
+    for _ in range(2):
+        ensure_tables(postgres, [wider], KIND, view=over_orders("id", "price", "note"))
+    with reading(postgres) as connection:
+        assert connection.exec_driver_sql("SELECT id, price, note FROM orders_seen").all() == [("1", 1, None)]
+
+
+def test_a_view_of_somebody_else_is_never_dropped_and_the_refusal_names_it(postgres: sa.Engine) -> None:
+    ensure_tables(postgres, [declared(Col("price", ExactDecimal(8, 2)))], KIND)
+    with writing(postgres) as connection:
+        connection.exec_driver_sql("CREATE VIEW prices AS SELECT price FROM orders")
+        connection.exec_driver_sql("CREATE VIEW orders_seen AS SELECT 1 AS id")
+    with pytest.raises(SchemaConflictError, match=r"Column 'price' .* view prices depends on column"):
+        ensure_tables(postgres, [declared(Col("price", ExactDecimal(12, 2)))], KIND)
+    with pytest.raises(SettingsError, match="something else is called orders_seen"):
+        ensure_tables(postgres, [declared()], KIND, view=over_orders("id"))

@@ -20,14 +20,15 @@ from ingest_project import operations as metric_tables
 from ingest_project.attachments import tables as attachment_tables
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest import tables
-from ingest_project.platform.database import HEAD, migrate, open_engine, schema_version, writing
+from ingest_project.operations.alerts import incidents as alert_tables
+from ingest_project.platform.database import HEAD, REVISIONS, migrate, open_engine, schema_version, writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.streams import positions as stream_tables
 from ingest_project.streams.crm import records as crm_tables
 from ingest_project.streams.user_activity import hours as activity_tables
 
 # Importing them registers them.
-DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables)
+DESCRIBED = (tables, attachment_tables, crm_tables, stream_tables, metric_tables, activity_tables, alert_tables)
 
 MIGRATE = """
 import sys
@@ -61,7 +62,9 @@ def test_the_migrations_make_the_tables_that_the_code_sees(database_url: str) ->
 def test_the_newest_revision_is_head() -> None:
     config = Config()
     config.set_main_option("script_location", "ingest_project.platform.database:migrations")
-    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+    scripts = ScriptDirectory.from_config(config)
+    assert scripts.get_current_head() == HEAD
+    assert {one.revision for one in scripts.walk_revisions()} == REVISIONS
 
 
 def test_a_current_database_costs_one_quick_query(database_url: str) -> None:

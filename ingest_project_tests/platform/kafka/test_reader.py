@@ -6,11 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka.consumer import ReadBounds, ReadBuffer
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
@@ -297,3 +301,52 @@ def with_fresh_writer(broker: Server, topic: str, count: int) -> None:
     writer = TopicWriter(settings_for(broker.bootstrap_servers))
     writer.send_all(topic, numbered(count))
     writer.close()
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(1, 3),
+        st.sampled_from([None, b"", b"k"]),
+        st.sampled_from([None, b"", b"x" * 10]),
+        st.sampled_from([None, [("a", b"1")]]),
+        st.integers(0, 9),
+    ),
+    max_size=12,
+)
+
+
+@given(
+    ARRIVALS,
+    st.integers(1, 14),
+    st.integers(1, 14),
+    st.integers(1, 120),
+    st.one_of(st.none(), st.integers(1, 30)),
+    st.integers(0, 5),
+)
+def test_messages_kept_together_leave_what_keeping_each_of_them_does(  # noqa: PLR0913, PLR0917 - all that bounds a read
+    arrivals: list[tuple[int, bytes | None, bytes | None, Any, int]],
+    share: int,
+    max_messages: int,
+    max_bytes: int,
+    end: int | None,
+    first: int,
+) -> None:
+    arrived, offset = [], first
+    for step, key, value, headers, kind in arrivals:
+        if kind == 0:
+            arrived.append(Message("t", 0, offset, error=KafkaError(KafkaError._PARTITION_EOF)))
+            continue
+        partition = 1 if kind == 1 and step == 1 else 0
+        arrived.append(
+            Message("t", partition, offset, key=key, value=value, headers=headers, timestamp=(kind % 3, 1_000 + offset))
+        )
+        offset += step
+    bounds = ReadBounds(max_messages, max_bytes, 0)
+    ends = None if end is None else {0: end}
+    together, each = (ReadBuffer({0: first}, {0: share}, bounds, ends) for _ in range(2))
+    count = together.take_first(arrived)
+    assert all(each.take(message) for message in arrived[:count])
+    for message in arrived[count:]:
+        if message.error() is None:
+            assert together.take(message) == each.take(message)
+    assert vars(together) == vars(each)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.extraction import EventQueue
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.file_ingest.file_queue import FileQueue
-from ingest_project.platform.database import open_engine
+from ingest_project.platform.database import open_engine, reading
 from ingest_project.platform.database.sql import kafka_columns, work_columns
 from ingest_project.platform.work_queue.queue import (
     Due,
@@ -32,6 +32,7 @@ from ingest_project_tests.file_ingest import samples as files
 from ingest_project_tests.file_ingest.samples import NOW, retries
 
 LATER = NOW + timedelta(minutes=1)
+AFTER = NOW + timedelta(minutes=2)
 
 
 class Thing(NamedTuple):
@@ -97,6 +98,13 @@ class Case:
     def due(self, now: datetime) -> set[str]:
         """Keys that are due."""
         return {entry.key for entry in self.queue.due(self.name, 10, now)}
+
+    def reopened_at(self, key: str) -> datetime | None:
+        """When the entry was last requested again."""
+        table = self.queue._table
+        with reading(self.queue._engine) as connection:
+            found = connection.execute(sa.select(table.c.reopened_at).where(next(iter(table.primary_key)) == key))
+            return found.scalar_one()  # type: ignore[no-any-return]
 
     def entry(self, key: str) -> Any:  # noqa: ANN401 - each queue has its own
         """The entry, which is known."""
@@ -260,6 +268,27 @@ def test_a_person_reopens_finished_entries_only(case: Case) -> None:
     entry = case.entry("a")
     assert (entry.state, entry.attempts, entry.batch_id, entry.finished_at) == ("pending", 0, None, None)
     assert case.due(LATER) == {"a", "b"}
+
+
+def test_the_time_at_which_a_finished_entry_is_requested_again_is_kept(case: Case) -> None:
+    case.record("a", "b", "lost")
+    case.begin("a", "b", "lost")
+    case.queue.fail(["a", "b", "lost"], "why", "Error", NOW)
+    case.queue.mark_reported(["a", "b"], NOW)
+    case.queue.requeue_lost("batch", "run", "killed", retries(5), LATER)
+    case.begin("lost", now=LATER)
+    assert [case.reopened_at(key) for key in ("a", "b", "lost")] == [None] * 3
+    # By hand; by a backfill whose run begins later; by a run that a person started on its partition.
+    case.queue.reopen(["a"], LATER)
+    case.queue.request_again(["b"], LATER)
+    case.begin("a", now=AFTER)
+    case.queue.begin(["b"], "run of a backfill", AFTER)
+    # A run that begins a finished attachment replays it.
+    assert [case.reopened_at(key) for key in ("a", "b")] == [LATER, AFTER if case.name == "pending" else LATER]
+    case.queue.fail(["a", "b"], "why", "Error", AFTER)
+    case.queue.mark_reported(["a", "b"], AFTER)
+    case.queue.begin(["a"], "of a person", AFTER + timedelta(hours=1))
+    assert case.reopened_at("a") == AFTER + timedelta(hours=1)
 
 
 def test_entries_are_listed_and_counted(case: Case) -> None:

@@ -172,6 +172,26 @@ def test_any_order_any_chunks_and_any_repetition_of_the_same_messages_equal_the_
     assert {row["event_id"]: tuple(row[name] for name in places) for row in rows(engine)} == model(events)
 
 
+def test_many_rows_are_stored_as_a_few_are_however_their_json_is_laid_out(engine: sa.Engine) -> None:
+    meta = '{\n\t"last_modified": "2024-03-24T20:40:35Z",\r\n "notes": "a\\\\b\\n\\t\\"c\\\\.", "tags": null}'
+    raws = [
+        encoded(opportunity(f"opp_{number:04}", name=f"deal\t{number}\\N", meta_data=None, region="\\."))
+        .replace(b'"meta_data": null', b'"meta_data": ' + meta.encode())
+        .replace(b"50000", b"%d.5" % number)
+        for number in range(600)
+    ]
+    events = [placed(raw, offset) for offset, raw in enumerate(raws)]
+    assert store(engine, *events) == Upserted(600, 600)
+    together = rows(engine)
+    with writing(engine) as connection:
+        connection.execute(sa.delete(opportunities))
+    for first in range(0, 600, 100):
+        store(engine, *events[first : first + 100])
+    assert rows(engine) == together
+    assert together[7]["meta_data"]["notes"] == 'a\\b\n\t"c\\.'
+    assert (together[7]["name"], together[7]["other_fields"]) == ("deal\t7\\N", {"region": "\\."})
+
+
 def test_amounts_and_probabilities_out_of_range_are_counted(engine: sa.Engine) -> None:
     store(
         engine,

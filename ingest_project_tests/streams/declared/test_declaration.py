@@ -85,3 +85,14 @@ def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:
     found = load_streams(Settings(declarations=tmp_path))
     assert [one.name for one in found.usable] == ["a"]
     assert "the stream a stores in shared" in found.broken[0].problem
+
+
+def test_a_stream_with_the_name_of_a_dataset_does_not_take_dagster_down_with_it(tmp_path: Path) -> None:
+    declare(tmp_path, "a", GOOD + "name: weather")
+    (tmp_path / "weather").mkdir()
+    (tmp_path / "weather" / "defs.yaml").write_text(
+        "type: ingest_project.FileDataset\nattributes:\n  columns: [{name: id, type: text}]\n"
+    )
+    found = load_streams(Settings(declarations=tmp_path))
+    assert found.usable == ()
+    assert "a dataset is called 'weather'" in found.broken[0].problem

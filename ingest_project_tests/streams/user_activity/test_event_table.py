@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.rows import MAX_DAYS_PER_COMMIT, hours_in, of_hour, with_few_days
 from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
+from ingest_project_tests.streams import hostile
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data" / "json"
@@ -63,6 +68,38 @@ def test_each_message_is_a_row_or_refused_whatever_is_around_it(payloads: list[b
     assert rows == [row for found, _ in alone for row in found]
     assert reasons == {offset: reason for _, refused in alone for offset, reason in refused.items()}
     assert len(rows) + len(reasons) == len(messages)
+
+
+def alone(raw: bytes | None) -> tuple[EnrichedEvent | None, bytes | None, str]:
+    try:
+        return *decode_enriched_event(raw), ""
+    except UnreadableMessageError as error:
+        return None, None, str(error)
+
+
+GOOD = [event(), event("e2", event_data=None, client_info=None), event("e3", request_id=None, processing_info={})]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(hostile.messages(GOOD), min_size=1, max_size=6))
+def test_many_messages_are_decoded_as_each_is_on_its_own(payloads: list[bytes]) -> None:
+    rows, reasons = rows_of(received(*payloads))
+    by_offset = {row["kafka_offset"]: row for row in rows}
+    for offset, raw in enumerate(payloads):
+        found, unknown, reason = alone(raw)
+        if found is None:
+            assert reasons[offset] == reason
+            continue
+        row = by_offset.get(offset)
+        if row is None:
+            # What is looked at in columns: times, and the text of the data.
+            assert re.search(r"timestamp|received_at|processed_at|event_data", reasons[offset])
+            continue
+        texts = ("event_id", "event_type", "request_id", "user_id", "session_id", "page_url")
+        assert [row[name] for name in texts] == [getattr(found, name) for name in texts]
+        assert (row["event_data"] or "null") == (bytes(found.event_data) or b"null").decode()
+        assert row["client_info"] == (found.client_info and msgspec.structs.asdict(found.client_info))
+        assert row["_rescued"] == (unknown and unknown.decode())
 
 
 def test_times_without_zone_are_utc_and_others_are_brought_to_it() -> None:

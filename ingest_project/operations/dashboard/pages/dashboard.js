@@ -21,16 +21,19 @@ async function refresh() {
     const answer = await fetch(`dashboard.json?window=${chosen}`, { signal: mine.signal, headers: { accept: "application/json" } });
     if (answer.status === 401) return location.assign("login");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
-    const seen = await answer.json();
-    lastAnswer = Date.now();
-    pause = seen.refresh_seconds * 1000;
-    show(seen);
+    receive(await answer.json());
   } catch (error) {
     if (error.name === "AbortError") return;
     console.warn("The monitor does not answer:", error);
   }
   if (mine === request && !document.hidden) timer = setTimeout(refresh, pause);
   showLiveness();
+}
+
+function receive(seen) {
+  lastAnswer = Date.now();
+  pause = seen.refresh_seconds * 1000;
+  show(seen);
 }
 
 function showLiveness() {
@@ -58,7 +61,7 @@ function show(seen) {
     dead: [[seen.topics?.dead_letters, seen.unidentified], () => dead(seen)],
     streams: [[seen.history?.messages, seen.tables], () => streams(seen)],
     sources: [[seen.sources, minuteOf(seen)], () => sources(seen.sources, seen.at)],
-    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen.incidents, seen.at)],
+    incidents: [[seen.incidents, minuteOf(seen)], () => incidents(seen)],
     problems: [[seen.problems], () => problems(seen.problems)],
     failures: [[seen.failures, minuteOf(seen)], () => failures(seen.failures, seen.at)],
   };
@@ -66,10 +69,18 @@ function show(seen) {
     const text = JSON.stringify([seen.window, what]);
     if (shown.get(id) === text) continue;
     shown.set(id, text);
-    find(id).replaceChildren(...[make()].flat().filter(Boolean));
+    redraw(find(id), [make()].flat().filter(Boolean));
   }
   find("dagster").href = seen.dagster_url;
   find("at").textContent = `Seen at ${new Date(seen.at).toLocaleTimeString([], { hour12: false })}`;
+}
+
+// Who moves through the page with the keyboard stays at the same control.
+function redraw(part, nodes) {
+  const controls = () => [...part.querySelectorAll("a[href], button, summary, [tabindex]")];
+  const at = controls().indexOf(document.activeElement);
+  part.replaceChildren(...nodes);
+  if (at >= 0) controls().slice(0, at + 1).at(-1)?.focus({ preventScroll: true });
 }
 
 // Ages are shown in coarse steps: no need to redraw each second.
@@ -258,13 +269,25 @@ function sources(seen, now) {
   ];
 }
 
-function incidents(list, now) {
+// Texts may be a stranger's: only addresses of this site and of the configured ones become links.
+function linked(text, sites) {
+  const known = (url) => URL.canParse(url) && [location.origin, ...sites].some((site) => site && `${url}/`.startsWith(`${site.replace(/\/$/, "")}/`));
+  return text.split(/(https?:\/\/\S+)/).map((part) => (/^https?:/.test(part) && known(part) ? element("a", { href: part }, part) : part));
+}
+
+function incidents({ incidents: list, at: now, dagster_url, monitor_url }) {
   if (!list?.length) return null;
+  const sites = [dagster_url, monitor_url];
+  const named = (one) => {
+    const [, link] = linked(one.link, sites);
+    link?.replaceChildren(one.name);
+    return link ?? one.name;
+  };
   const tone = { critical: "failed", warning: "quarantined", info: "superseded" };
   const row = (one) => element("tr", {},
-    element("td", { class: "name" }, element("a", { href: one.link }, one.name)),
+    element("td", { class: "name" }, named(one)),
     element("td", {}, element("span", { class: `state ${tone[one.severity]}` }, one.severity)),
-    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, text))),
+    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, ...linked(text, sites)))),
     element("td", {}, one.owner ?? ""),
     element("td", { class: "number" }, since(one.since, now)));
   return element("table", { class: "failures" },
@@ -304,4 +327,6 @@ for (const button of document.querySelectorAll("[data-window]")) {
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
 setInterval(showLiveness, 1_000);
 choose(document.querySelector(`[data-window="${chosen}"]`) ? chosen : "1h");
+// What the page came with is drawn before it is first shown: nothing moves when the next answer comes.
+receive(JSON.parse(find("first").textContent));
 refresh();
