@@ -70,6 +70,10 @@ tests: $(VENV)/.dev-installed
 test-all: $(VENV)/.dev-installed ## Run every test, those that take minutes included
 	@$(BIN)/python -m pytest -m "long or not long"
 
+.PHONY: image-test
+image-test: $(VENV)/.dev-installed ## Build the image without a registry and run the Compose file's processes in it (root, Debian)
+	@$(BIN)/python -m ingest_project_tests.image.building
+
 .PHONY: fuzz
 fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs; MINUTES=10
 	@$(BIN)/python -m ingest_project_tests.fuzz --minutes $(or $(MINUTES),10)

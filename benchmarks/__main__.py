@@ -37,6 +37,7 @@ from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
 from benchmarks.peer import measure_peer
 from benchmarks.results import differences
+from benchmarks.scaling import measure_scaling
 from benchmarks.system import running_system
 from benchmarks.workload import Workload, write_workload
 
@@ -222,6 +223,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--files", type=int, default=BATCH_FILES, help="in each batch")
     command.add_argument("--rows", type=int, default=1_000, help="in each file")
     command.add_argument("--known", type=int, default=KNOWN, help="files that are on record before")
+    command = commands.add_parser("scaling", help=measure_scaling.__doc__)
+    command.set_defaults(measure=measure_scaling)
+    command.add_argument("--files", type=int, default=1_000)
+    command.add_argument("--rows", type=int, default=1_000, help="in each file")
     command = commands.add_parser("growth", help=measure_growth.__doc__)
     command.set_defaults(measure=measure_growth)
     command.add_argument("--files", type=int, default=NEW_FILES, help="new ones, each time")

@@ -66,3 +66,7 @@ bench-datasets: $(VENV)/.dev-installed ## Seconds to load the code location with
 .PHONY: bench-console
 bench-console: $(VENV)/.dev-installed ## Milliseconds of every page of the operations console: FILES=100000 EVENTS=10000000
 	@$(BENCHMARK) console $(if $(FILES),--files $(FILES)) $(if $(EVENTS),--events $(EVENTS))
+
+.PHONY: bench-scaling
+bench-scaling: $(VENV)/.benchmarks-installed ## Files a second with 1, 2 and 4 runs; limits of PostgreSQL and Kafka alone: FILES=1000 ROWS=1000
+	@$(BENCHMARK) scaling $(if $(ROWS),--rows $(ROWS)) $(if $(FILES),--files $(FILES))
