@@ -5,6 +5,7 @@ The Dockerfile's builder runs it with the Python of the environment: python slim
 
 import ast
 import importlib
+import os
 import py_compile
 import shutil
 import subprocess
@@ -91,6 +92,8 @@ def compile_imported(packages: Path) -> int:
             importlib.import_module(name)
     loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     files = {*sources, *(Path(file) for file in loaded if file and file.endswith(".py"))}
+    # Some of what was imported keeps new files to their owner; another user runs the image.
+    os.umask(0o022)
     # By content, not by time: whoever copies the layer may change the times, and no file of an image changes.
     for file in (file for file in files if file.is_relative_to(packages)):
         py_compile.compile(str(file), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
