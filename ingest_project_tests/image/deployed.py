@@ -30,11 +30,12 @@ DONE_SECONDS = 600.0
 STAY = ("code-server", "daemon", "webserver", "monitor")
 IMAGE_USER = 10_001
 ROWS = 20
-# Prints the modules that were compiled while the definitions were imported.
+# Prints the modules of which there is no bytecode to read once all is imported.
 NOT_COMPILED = """
 import os, sys, ingest_project.platform.dagster.code_server, ingest_project.definitions, dagster._cli.api
-modules = [module for module in list(sys.modules.values()) if (getattr(module, "__file__", None) or "").endswith(".py")]
-print([m.__name__ for m in modules if "/opt/venv" in m.__file__ and not os.access(m.__cached__ or "", os.R_OK)])
+specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
+specs = [spec for spec in specs if (spec.origin or "").startswith("/opt/venv") and spec.origin.endswith(".py")]
+print([spec.name for spec in specs if not os.access(spec.cached, os.R_OK)])
 """
 SAMPLE_STREAM = ROOT / "dummy_data" / "streams" / "user_activity_events.jsonl"
 
