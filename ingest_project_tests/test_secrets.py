@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import psycopg2
 import pytest
 from dagster import DagsterError, DagsterInstance, build_sensor_context
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ingest_project.cli.main import run
@@ -81,7 +82,7 @@ COMMANDS = (
 )
 
 
-def secret_fields(model: type[Any]) -> Iterator[tuple[str, FieldInfo]]:
+def secret_fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for path, field in leaves(model):
         if "SecretStr" in str(field.annotation):
             yield path, field

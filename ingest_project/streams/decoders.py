@@ -133,9 +133,10 @@ def _payloads(
     messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]
 ) -> Iterable[bytes]:
     """Return what is to be decoded; one that is empty or too large raises when its turn comes."""
-    values = list(map(VALUE, messages))
-    if payload_of is VALUE and all(values) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
-        return values
+    if payload_of is VALUE:
+        values = [value for value in map(VALUE, messages) if value]
+        if len(values) == len(messages) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
+            return values
     # Not a generator, which ends with its first exception.
     return map(require_readable_size, map(payload_of, messages))
 
