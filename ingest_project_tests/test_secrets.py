@@ -251,7 +251,7 @@ def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -
 
 
 def test_no_tick_that_fails_says_a_secret(instance: DagsterInstance, tmp_path: Path, log_file: Path) -> None:
-    from ingest_project.definitions import defs  # noqa: PLC0415 - reads the settings of the process
+    from ingest_project.definitions import defs  # reads the settings of the process
 
     environ = {**variables(), "INGEST_STATE_DIR": str(tmp_path), "INGEST_EVENTHOUSE_QUERIES": str(tmp_path)}
     settings = load_settings(environ, tmp_path).settings

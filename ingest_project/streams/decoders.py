@@ -260,21 +260,21 @@ def _json(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
 
 
 def _json_schema(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.registry import json_payload_of, registry_of  # noqa: PLC0415 - heavy
+    from ingest_project.streams.registry import json_payload_of, registry_of  # heavy
 
     return JsonDecoder(columns, json_payload_of(registry_of(settings)))
 
 
 def _avro(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.avro import AvroRecords  # noqa: PLC0415 - heavy
-    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+    from ingest_project.streams.avro import AvroRecords  # heavy
+    from ingest_project.streams.registry import registry_of
 
     return RecordDecoder(columns, AvroRecords(registry_of(settings)).record_of)
 
 
 def _protobuf(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.protobuf import ProtobufRecords  # noqa: PLC0415 - heavy
-    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+    from ingest_project.streams.protobuf import ProtobufRecords  # heavy
+    from ingest_project.streams.registry import registry_of
 
     return RecordDecoder(columns, ProtobufRecords(registry_of(settings)).record_of)
 
