@@ -73,8 +73,8 @@ def measure_start(options: argparse.Namespace, folder: Path) -> Result:
             if number:
                 ready.append(until_ready)
                 stored.append(time.monotonic() - began)
-                roots = {child.pid for child in stack.children} | ({stack.warm.pid} if stack.warm else set())
-                cpu.append(sum(_cpu_seconds(pid) for pid in trees(frozenset(roots))))
+                roots = frozenset(child.guard.pid for child in stack.children)
+                cpu.append(sum(_cpu_seconds(pid) for pid in trees(roots)))
                 say(f"Ready after {ready[-1]:.1f} s, a file stored after {stored[-1]:.1f} s.")
         began = time.monotonic()
         with _plain_dagster(folder / f"plain-{number}"):
@@ -107,8 +107,7 @@ def _environment(folder: Path, inbox: Path | None = None) -> None:
 def _product(folder: Path) -> Iterator[Mapping[str, int]]:
     _environment(folder)
     with running_stack(load_settings(), report_restarts, monitor=True) as stack:
-        parts = {child.name: child.pid for child in stack.children}
-        yield parts | ({"warm start": stack.warm.pid} if stack.warm else {})
+        yield {child.name: child.guard.pid for child in stack.children}
 
 
 @contextmanager
@@ -135,7 +134,7 @@ def _plain_dagster(folder: Path) -> Iterator[Mapping[str, int]]:
             children.append(child)
         home = DagsterHome(folder, folder / "no.sock", "plain", port)
         wait_until_ready(home, next(child for child in children if child.name == "webserver"), children)
-        yield {child.name: child.pid for child in children}
+        yield {child.name: child.guard.pid for child in children}
 
 
 def _observed(who: str, parts: Mapping[str, int], seconds: float) -> dict[str, tuple[float, float]]:

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import psycopg2
 import pytest
 from dagster import DagsterError, DagsterInstance, build_sensor_context
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ingest_project.cli.main import run
@@ -81,7 +82,7 @@ COMMANDS = (
 )
 
 
-def secret_fields(model: type[Any]) -> Iterator[tuple[str, FieldInfo]]:
+def secret_fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for path, field in leaves(model):
         if "SecretStr" in str(field.annotation):
             yield path, field
@@ -250,7 +251,7 @@ def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -
 
 
 def test_no_tick_that_fails_says_a_secret(instance: DagsterInstance, tmp_path: Path, log_file: Path) -> None:
-    from ingest_project.definitions import defs  # noqa: PLC0415 - reads the settings of the process
+    from ingest_project.definitions import defs  # reads the settings of the process
 
     environ = {**variables(), "INGEST_STATE_DIR": str(tmp_path), "INGEST_EVENTHOUSE_QUERIES": str(tmp_path)}
     settings = load_settings(environ, tmp_path).settings

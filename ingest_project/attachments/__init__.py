@@ -107,7 +107,7 @@ class AttachmentResources(Runtime):
         Raises:
             SettingsError: its address or credentials are missing, or it is not trusted.
         """
-        from ingest_project.attachments.eventhouse.client import EventhouseClient  # noqa: PLC0415 - half a second
+        from ingest_project.attachments.eventhouse.client import EventhouseClient  # half a second
 
         return EventhouseClient(self.settings.eventhouse)
 

@@ -178,9 +178,9 @@ class Attachments(Capability[AttachmentResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        from ingest_project.attachments import catalog, definitions  # noqa: PLC0415 - imports dagster
-        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - as above
-        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
+        from ingest_project.attachments import catalog, definitions  # imports dagster
+        from ingest_project.platform.dagster.catalog import topic_uri  # as above
+        from ingest_project.platform.http import printable_url  # brings requests
 
         locations = {
             catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),

@@ -178,14 +178,14 @@ def results_table(outcomes: Sequence[AttemptResult]) -> pa.Table:
 
     Times are UTC; `day` is the day on which the attempt ended, `yyyy-mm-dd`.
     """
-    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow as pa  # heavy
 
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=results_schema())
 
 
 def results_schema() -> pa.Schema:
     """Return the columns of the Delta table."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow as pa  # heavy
 
     return pa.schema(
         [

@@ -177,13 +177,13 @@ def _migrate_dagster(settings: Settings) -> None:
 
 
 def _upgrade_dagster() -> None:
-    from ingest_project.platform.dagster.instance import upgrade_tables  # noqa: PLC0415 - the other commands need not load it
+    from ingest_project.platform.dagster.instance import upgrade_tables  # the other commands need not load it
 
     say(f"Dagster's tables are those of version {upgrade_tables()}.")
 
 
 def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
-    from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
+    from ingest_project.streams.declaration import load_streams  # brings Polars
 
     declared = [topic for one in load_streams(settings).usable for topic in (one.topic, one.dlq)]
     names = list(dict.fromkeys([*settings.topics.model_dump().values(), *declared]))

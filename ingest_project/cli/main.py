@@ -191,7 +191,7 @@ def _no_options() -> None:
 
 
 def _misused(problem: Any) -> int:  # noqa: ANN401 - of Typer's own Click, which has no public name
-    from typer.rich_utils import rich_format_error  # noqa: PLC0415 - for misspelt commands alone
+    from typer.rich_utils import rich_format_error  # for misspelt commands alone
 
     # The message repeats arguments, which may contain control characters.
     problem.message = printable_lines(problem.message)

@@ -51,8 +51,8 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Purge expired partitions, runs, landed bytes and message ids, as a job does every night."""
-    from ingest_project.operations.definitions import plan_purge  # noqa: PLC0415 - imports dagster: one second
-    from ingest_project.platform.dagster.control import open_instance  # noqa: PLC0415 - the same
+    from ingest_project.operations.definitions import plan_purge  # imports dagster: one second
+    from ingest_project.platform.dagster.control import open_instance  # the same
 
     settings = load_settings().settings
     with open_instance(settings) as instance:
@@ -90,8 +90,8 @@ def monitor(
 
     Beyond this machine it requires a token or a sign-in provider, and does not start without one.
     """
-    from ingest_project.core.logging import configure_logging, log_ignored  # noqa: PLC0415 - with the next
-    from ingest_project.operations.dashboard import serve  # noqa: PLC0415 - no other command serves
+    from ingest_project.core.logging import configure_logging, log_ignored  # with the next
+    from ingest_project.operations.dashboard import serve  # no other command serves
 
     loaded = load_settings()
     settings = loaded.settings

@@ -171,7 +171,7 @@ class Column(BaseModel):
     @property
     def arrow_type(self) -> pa.DataType:
         """The type in Arrow and Delta."""
-        import pyarrow as pa  # noqa: PLC0415 - only a Delta table needs it
+        import pyarrow as pa  # only a Delta table needs it
 
         if self.digits:
             return pa.decimal128(*self.digits)
@@ -304,7 +304,7 @@ HINTS = {
 
 def schema_of(columns: Sequence[Column]) -> pandera.DataFrameSchema:
     """Return the pandera schema of declared columns, whose names are distinct."""
-    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
+    import pandera.polars as pandera  # half a second that most commands never need
 
     return pandera.DataFrameSchema(
         {
@@ -321,7 +321,7 @@ def schema_of(columns: Sequence[Column]) -> pandera.DataFrameSchema:
 
 
 def _checks(column: Column) -> list[pandera.Check]:
-    import pandera.polars as pandera  # noqa: PLC0415 - as above
+    import pandera.polars as pandera  # as above
 
     checks: list[pandera.Check] = []
     if column.min is not None:
@@ -344,7 +344,7 @@ def model_named(name: str) -> type[pandera.DataFrameModel]:
     Raises:
         ValueError: there is no such class.
     """
-    import pandera.polars as pandera  # noqa: PLC0415 - half a second that most commands never need
+    import pandera.polars as pandera  # half a second that most commands never need
 
     module, _, attribute = name.partition(":")
     try:
@@ -364,7 +364,7 @@ def columns_of(model: type[pandera.DataFrameModel]) -> tuple[Column, ...]:
     Raises:
         SettingsError: the model cannot be built, or has a column of another type; names it and the supported types.
     """
-    from pandera.errors import SchemaInitError  # noqa: PLC0415 - as above
+    from pandera.errors import SchemaInitError  # as above
 
     try:
         schema = model.to_schema()

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from ingest_project.core.errors import IngestError
-from ingest_project.devstack.warm_start import Forked, WarmStart
 
 HOST = "127.0.0.1"
 GUARD = Path(__file__).with_name("process_guard.py")
@@ -128,17 +127,12 @@ class Child:
 
     command: Command
     log_path: Path
-    guard: subprocess.Popen[bytes] | Forked = field(repr=False)
+    guard: subprocess.Popen[bytes] = field(repr=False)
 
     @property
     def name(self) -> str:
         """For people."""
         return self.command.name
-
-    @property
-    def pid(self) -> int:
-        """Process id of its guard, the root of its process tree."""
-        return self.guard.pid
 
     @property
     def running(self) -> bool:
@@ -197,29 +191,21 @@ class Child:
             self.guard.wait()
 
 
-def start(command: Command, log_folder: Path, warm: WarmStart | None = None) -> Child:
-    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`.
-
-    Args:
-        command: to start.
-        log_folder: of its log.
-        warm: starts it, where it can.
-    """
+def start(command: Command, log_folder: Path) -> Child:
+    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`."""
     log_path = log_folder / f"{command.name.replace(' ', '-')}.log"
     with suppress(FileNotFoundError):
         log_path.replace(log_path.with_suffix(".log.1"))
     spec = asdict(replace(command, environ=None))
     # The log shows what is processed, and ends up in error messages.
     with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
-        environ = os.environ if command.environ is None else command.environ
-        forked = warm.guard(spec, environ, log.fileno()) if warm else None
-        guard = forked or subprocess.Popen(  # noqa: S603 - our own script
+        guard = subprocess.Popen(  # noqa: S603 - our own script
             # -I and -S: it needs the standard library only, and must not read other people's site-packages.
             [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=dict(environ),
+            env=dict(command.environ) if command.environ is not None else None,
             start_new_session=True,
         )
     return Child(command, log_path, guard)

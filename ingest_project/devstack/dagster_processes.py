@@ -23,7 +23,6 @@ import yaml
 from ingest_project.core.errors import PermanentError
 from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
-from ingest_project.devstack.warm_start import WarmStart
 
 LOCATION_NAME = "ingest_project"
 CODE_SERVER, DAEMON = "code server", "daemon"
@@ -99,9 +98,7 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
     home.version_file.write_text(version("dagster"), "ascii")
 
 
-def start_code_server(
-    home: DagsterHome, environ: Mapping[str, str], log_folder: Path, warm: WarmStart | None = None
-) -> Child:
+def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that loads the definitions and runs sensors and runs; does not wait."""
     arguments = ["--module-name", home.definitions_module, "--socket", str(home.socket)]
     command = replace(
@@ -117,24 +114,20 @@ def start_code_server(
         # Without a guard it would wait in the same way, and start further runs.
         orphan_signal=signal.SIGKILL,
     )
-    return start(command, log_folder, warm)
+    return start(command, log_folder)
 
 
-def start_daemon(
-    home: DagsterHome, environ: Mapping[str, str], log_folder: Path, warm: WarmStart | None = None
-) -> Child:
+def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the process that ticks sensors and dequeues runs; does not wait."""
     arguments = ["run", "--workspace", str(home.workspace)]
-    return start(_server(DAEMON, "ingest_project.operations.daemon", arguments, environ), log_folder, warm)
+    return start(_server(DAEMON, "ingest_project.operations.daemon", arguments, environ), log_folder)
 
 
-def start_webserver(
-    home: DagsterHome, environ: Mapping[str, str], log_folder: Path, warm: WarmStart | None = None
-) -> Child:
+def start_webserver(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
     """Start the UI; does not wait."""
     arguments = ["--host", HOST, "--port", str(home.port), "--workspace", str(home.workspace)]
     module = "ingest_project.platform.dagster.webserver"
-    return start(_server("webserver", module, arguments, environ), log_folder, warm)
+    return start(_server("webserver", module, arguments, environ), log_folder)
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:

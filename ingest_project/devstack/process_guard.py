@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -33,41 +32,27 @@ ORPHAN_GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.05
 
 
-def guard(spec: dict[str, Any], start: Callable[[], Any]) -> int:
-    """Run the command until it ends or the pipe closes; return its exit code, 128 + signal when a signal ended it.
-
-    Args:
-        spec: of the command, see above.
-        start: starts it, and returns it as `subprocess.Popen` does.
-    """
+def main() -> int:
+    """Run the command until it ends or the pipe closes; return its exit code, 128 + signal when a signal ended it."""
+    spec: dict[str, Any] = json.loads(sys.argv[1])
     os.umask(0o077)
     if ON_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    command = start()
+    command = subprocess.Popen(  # noqa: S603 - the command comes from our own stack
+        spec["arguments"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: _prepare(spec),  # noqa: PLW1509 - this process has one thread
+    )
     reason = None
     while command.poll() is None and reason is None:
         reason = _wait_for_reason_to_stop(wake)
         _collect_orphans(command.pid)
     _end_command(command, spec, spec["abandoned_grace_seconds" if reason == "abandoned" else "grace_seconds"])
     _end_orphans()
-    code: int = command.returncode
+    code = command.returncode
     return 128 - code if code < 0 else code
-
-
-def main() -> int:
-    """Guard the command of the arguments."""
-    spec: dict[str, Any] = json.loads(sys.argv[1])
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the command comes from our own stack
-            spec["arguments"],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: prepare(spec),  # noqa: PLW1509 - this process has one thread
-        )
-
-    return guard(spec, start)
 
 
 def _wake_on(*signals: int) -> int:
@@ -88,18 +73,12 @@ def _wait_for_reason_to_stop(wake: int) -> str | None:
     return "stop" if any(number != signal.SIGCHLD for number in os.read(wake, 1024)) else None
 
 
-def prepare(spec: dict[str, Any]) -> None:
-    """Run in the child before the command: drop privileges, and request a signal if this guard dies."""
+def _prepare(spec: dict[str, Any]) -> None:
+    """Run in the child before exec: drop privileges, and request a signal if this guard dies."""
     if spec["run_as"]:
         drop_privileges(spec["run_as"])
     if ON_LINUX:
         _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends (on Linux)."""
-    if ON_LINUX:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def drop_privileges(user: dict[str, Any]) -> None:
@@ -131,7 +110,7 @@ def _has_capability(capability: int) -> bool:
     return bool(permitted >> capability & 1)
 
 
-def _end_command(command: Any, spec: dict[str, Any], grace_seconds: float) -> None:  # noqa: ANN401 - as Popen
+def _end_command(command: subprocess.Popen[bytes], spec: dict[str, Any], grace_seconds: float) -> None:
     if command.poll() is None:
         for pid in _descendants(command.pid) if spec["stop_descendants"] else []:
             _signal(pid, spec["stop_signal"])

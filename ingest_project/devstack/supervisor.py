@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +49,6 @@ from ingest_project.devstack.state_folder import (
     remove_socket_folder,
     with_addresses,
 )
-from ingest_project.devstack.warm_start import WarmStart
 
 POLL_SECONDS = 0.5
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
@@ -82,7 +80,6 @@ class Stack:
         home: of Dagster; None without it.
         children: in the order in which they were started.
         addresses: settings that name what was started.
-        warm: starts Python parts, where it runs.
     """
 
     loaded: LoadedSettings
@@ -93,7 +90,6 @@ class Stack:
     children: list[Child] = field(default_factory=list)
     addresses: dict[str, Any] = field(default_factory=dict)
     restarts: Restarts = field(default_factory=Restarts)
-    warm: WarmStart | None = None
 
     @property
     def settings(self) -> Settings:
@@ -184,10 +180,6 @@ def running_stack(
             )
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
             on_exit.callback(_stop, stack)
-            if dagster and sys.platform == "linux":
-                # It imports while broker and database start.
-                stack.warm = WarmStart(os.environ, stack.log_folder / "warm-start.log")
-                on_exit.callback(stack.warm.close)
             _start_services(stack)
             if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
                 stack.addresses["dagster.webserver_url"] = f"http://{HOST}:{port}"
@@ -297,8 +289,7 @@ def _start_dependents(stack: Stack) -> None:
     if stack.monitor_port is not None:
         arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
         # Nothing waits for it: nothing else needs it.
-        command = python_module("monitor", arguments, _environment(stack))
-        stack.children.append(start(command, stack.log_folder, stack.warm))
+        stack.children.append(start(python_module("monitor", arguments, _environment(stack)), stack.log_folder))
 
 
 def _environment(stack: Stack) -> dict[str, str]:
@@ -313,15 +304,13 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
     if dagster_processes.storage_is_outdated(home):
         report("Dagster's storage is migrated", StepState.NOTE)
         dagster_processes.migrate_storage(home, environ, log_folder)
-    code_server = dagster_processes.start_code_server(home, environ, log_folder, stack.warm)
+    code_server = dagster_processes.start_code_server(home, environ, log_folder)
     stack.children.append(code_server)
-    webserver = dagster_processes.start_webserver(home, environ, log_folder, stack.warm)
+    webserver = dagster_processes.start_webserver(home, environ, log_folder)
     stack.children.append(webserver)
     # A daemon that does not find the code server tries again only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
-    # It creates missing tables before it listens, which two processes must not do at the same time.
-    webserver.wait_until(lambda: not port_is_free(home.port), dagster_processes.START_SECONDS, "did not listen")
-    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder, stack.warm))
+    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder))
     dagster_processes.wait_until_ready(home, webserver, stack.children)
     report(DAGSTER, StepState.READY)
 
@@ -361,7 +350,7 @@ def _start_again(stack: Stack, ended: Child) -> None:
         _start_code_server_again(stack, stack.home, ended)
     else:
         # If its port is taken, it ends soon, which counts as one more end.
-        _replace(stack, ended, start(ended.command, stack.log_folder, stack.warm), lambda: None)
+        _replace(stack, ended, start(ended.command, stack.log_folder), lambda: None)
 
 
 def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None]) -> None:
@@ -395,13 +384,13 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
     home.socket.unlink(missing_ok=True)
-    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder, stack.warm)
+    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder)
     _replace(stack, ended, code_server, lambda: dagster_processes.wait_for_code_server(home, code_server))
     # A daemon that has lost the code server tries again only after a minute.
     for number, child in enumerate(stack.children):
         if child.name == dagster_processes.DAEMON:
             child.stop()
-            stack.children[number] = start(child.command, stack.log_folder, stack.warm)
+            stack.children[number] = start(child.command, stack.log_folder)
 
 
 def _stop_all(children: Sequence[Child]) -> None:

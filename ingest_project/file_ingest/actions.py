@@ -56,7 +56,7 @@ PARAMETERS = tuple(one.parameter for one in FILTERS)
 def _select_quarantined(services: FileIngestResources, request: ActionRequest) -> Selection:
     profile = request.value(NEW_PROFILE.name)
     if profile is not None:
-        from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - the others need none
+        from ingest_project.readers.profiles import load_profiles  # the others need none
 
         known = load_profiles(services.settings.file_ingest.profiles)
         if profile not in known:
@@ -92,7 +92,7 @@ RELEASE = Action(
 
 
 def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) -> Selection:
-    from ingest_project.platform.dagster.control import open_instance, partitions_in_backfills  # noqa: PLC0415 - Dagster
+    from ingest_project.platform.dagster.control import open_instance, partitions_in_backfills  # Dagster
 
     state = request.value(STATE.name)
     states = REPROCESSED if state is None else (state,)
@@ -108,8 +108,8 @@ def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) 
 
 
 def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
-    from ingest_project.file_ingest.catalog import assets_of  # noqa: PLC0415 - imports Dagster
-    from ingest_project.platform.dagster.control import launch_backfill, open_instance  # noqa: PLC0415 - the same
+    from ingest_project.file_ingest.catalog import assets_of  # imports Dagster
+    from ingest_project.platform.dagster.control import launch_backfill, open_instance  # the same
 
     by_dataset: dict[str, list[str]] = {}
     for record in services.files.get_many(keys):
@@ -139,9 +139,9 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
 
 
 def _definitions(services: FileIngestResources) -> dg.Definitions:
-    import dagster as dg  # noqa: PLC0415 - one second to import
+    import dagster as dg  # one second to import
 
-    from ingest_project.file_ingest.definitions import definitions_of  # noqa: PLC0415 - imports Dagster
+    from ingest_project.file_ingest.definitions import definitions_of  # imports Dagster
 
     return dg.Definitions.merge(definitions_of(services.datasets), dg.Definitions(resources={"services": services}))
 

@@ -92,8 +92,8 @@ def _stamps(settings: Settings) -> Iterator[tuple[Path, int]]:
 
 def _problems(settings: Settings) -> tuple[str, ...]:
     # Both bring Polars, which a system without declarations of its own does not need here.
-    from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415
-    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415
+    from ingest_project.readers.datasets import load_declarations
+    from ingest_project.readers.profiles import load_profiles
 
     broken = [one.problem for one in load_profiles(settings.file_ingest.profiles).broken]
     broken += [one.problem for one in load_declarations(settings).broken]
@@ -230,9 +230,9 @@ class FileIngest(Capability[FileIngestResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return the definitions for Dagster."""
-        from ingest_project.file_ingest import catalog, definitions  # noqa: PLC0415 - imports dagster
-        from ingest_project.platform.http import printable_url  # noqa: PLC0415 - brings requests
-        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+        from ingest_project.file_ingest import catalog, definitions  # imports dagster
+        from ingest_project.platform.http import printable_url  # brings requests
+        from ingest_project.readers.datasets import load_declarations  # brings Polars
 
         declarations = load_declarations(settings)
         stored = {
@@ -253,7 +253,7 @@ class FileIngest(Capability[FileIngestResources]):
         """Return the Delta tables of declared datasets."""
         if not services.settings.declarations.is_dir():
             return {}
-        from ingest_project.file_ingest.warehouse.delta_rows import delta_store  # noqa: PLC0415 - brings Polars
+        from ingest_project.file_ingest.warehouse.delta_rows import delta_store  # brings Polars
 
         in_delta = [one for one in services.datasets.declared if one.target.delta]
         return {one.name: partial(delta_store, one, services.settings) for one in in_delta}
@@ -413,7 +413,7 @@ def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Co
 
 
 def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
-    from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - brings Polars
+    from ingest_project.file_ingest.declared import tables_of  # brings Polars
 
     declaration = services.datasets.get(row["dataset"])
     if declaration is None:

@@ -106,9 +106,9 @@ def require_unchanged(drift: Drift) -> None:
 def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
     """Judge whether a file has the columns that its dataset declares."""
     # Commands judge drift without Dagster.
-    import dagster as dg  # noqa: PLC0415
+    import dagster as dg
 
-    from ingest_project.platform.dagster.asset_events import CheckResult  # noqa: PLC0415
+    from ingest_project.platform.dagster.asset_events import CheckResult
 
     fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
     return CheckResult(

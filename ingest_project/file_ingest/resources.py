@@ -30,10 +30,10 @@ def open_warehouse(database_url: str | SecretStr, connect_timeout_seconds: float
         SettingsError: the URL is empty or cannot be understood.
     """
     if database_address(text_of(database_url)).get_backend_name() == "postgresql":
-        from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # noqa: PLC0415 - loads the driver
+        from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # loads the driver
 
         return PostgresWarehouse(database_url, connect_timeout_seconds)
-    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse  # noqa: PLC0415 - one of the two is used
+    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse  # one of the two is used
 
     return SqlWarehouse(database_url, connect_timeout_seconds)
 
@@ -69,9 +69,9 @@ class FileIngestResources(SourceResources):
             SettingsError: its reader profile, or the file of sensor types, cannot be used.
         """
         if dataset == SENSOR_READINGS:
-            from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415 - brings Dagster
+            from ingest_project.file_ingest.contract import SensorContract  # brings Dagster
 
             return SensorContract.from_settings(self.settings.file_ingest)
-        from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415 - as above
+        from ingest_project.file_ingest.declared import DeclaredContract  # as above
 
         return DeclaredContract.of(self.datasets[dataset], self.settings)

@@ -71,7 +71,7 @@ def _select_to_pause(services: SystemResources, request: ActionRequest) -> Selec
 
 
 def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
-    from ingest_project.platform.dagster.control import open_instance, running_sensors, stop_sensors  # noqa: PLC0415 - Dagster
+    from ingest_project.platform.dagster.control import open_instance, running_sensors, stop_sensors  # Dagster
 
     (name,) = keys
     sensors, earlier = _sensors_of(services, name), _pause_of(services, name)
@@ -96,7 +96,7 @@ def _select_to_resume(services: SystemResources, request: ActionRequest) -> Sele
 
 
 def _resume(services: SystemResources, _request: ActionRequest, keys: Sequence[str]) -> Outcome:
-    from ingest_project.platform.dagster.control import open_instance, start_sensors  # noqa: PLC0415 - Dagster
+    from ingest_project.platform.dagster.control import open_instance, start_sensors  # Dagster
 
     (name,) = keys
     pause = _pause_of(services, name)

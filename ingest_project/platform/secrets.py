@@ -33,7 +33,7 @@ def read_key_vault(location: str) -> str:
         PermanentError: no such secret, or it has no value.
         SecretUnavailableError: the vault does not answer, or refuses this host's identity.
     """
-    from azure.core.exceptions import AzureError, ResourceNotFoundError  # noqa: PLC0415 - see the module's docstring
+    from azure.core.exceptions import AzureError, ResourceNotFoundError  # see the module's docstring
 
     vault, name, *version = location.split("/")
     try:
@@ -57,9 +57,9 @@ def read_secrets_manager(secret_id: str) -> str:
         PermanentError: no such secret, or it is binary.
         SecretUnavailableError: the service does not answer, or refuses this host's identity.
     """
-    import boto3  # noqa: PLC0415 - see the module's docstring
-    from botocore.config import Config  # noqa: PLC0415
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    import boto3  # see the module's docstring
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
 
     config = Config(
         connect_timeout=CONNECT_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": ATTEMPTS}
@@ -84,9 +84,9 @@ def read_secrets_manager(secret_id: str) -> str:
 
 @cache
 def _key_vault(vault: str) -> SecretClient:
-    from azure.keyvault.secrets import SecretClient  # noqa: PLC0415 - see the module's docstring
+    from azure.keyvault.secrets import SecretClient  # see the module's docstring
 
-    from ingest_project.platform.azure import default_credential  # noqa: PLC0415
+    from ingest_project.platform.azure import default_credential
 
     # The SDK logs every request's headers at INFO.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)

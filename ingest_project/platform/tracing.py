@@ -136,7 +136,7 @@ def publish(topic: str, trace_id: str | None) -> Headers:
     own = ((TRACE_HEADER, trace_id.encode()),) if trace_id else ()
     if (tracer := _tracer()) is None:
         return own
-    from opentelemetry.trace import SpanKind  # noqa: PLC0415 - see the beginning
+    from opentelemetry.trace import SpanKind  # see the beginning
 
     span = _message_span(tracer, topic, "send", SpanKind.PRODUCER, None, trace_id)
     span.end()
@@ -394,7 +394,7 @@ def _working(work: _Work) -> Iterator[_Work]:
 
 @contextmanager
 def _step(name: str, spans: Mapping[str, Span], keys: Iterable[str], *, of_run: bool) -> Iterator[None]:
-    from opentelemetry.trace import set_span_in_context  # noqa: PLC0415 - see the beginning
+    from opentelemetry.trace import set_span_in_context  # see the beginning
 
     parents = [span for key in keys if (span := spans.get(key)) is not None]
     if of_run and (work := _work.get()) is not None:
@@ -416,7 +416,7 @@ def _step(name: str, spans: Mapping[str, Span], keys: Iterable[str], *, of_run: 
 def _received(
     tracer: Tracer, message: ConsumerRecord, context: str | None, trace_id: str | None, links: Sequence[str] = ()
 ) -> Span:
-    from opentelemetry.trace import SpanKind  # noqa: PLC0415
+    from opentelemetry.trace import SpanKind
 
     span = _message_span(tracer, message.topic, "process", SpanKind.CONSUMER, context, trace_id, links)
     span.set_attribute("messaging.destination.partition.id", str(message.partition))
@@ -454,7 +454,7 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fail(span: Span, error_class: str, reason: str) -> None:
-    from opentelemetry.trace import StatusCode  # noqa: PLC0415
+    from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", error_class)
     span.set_status(StatusCode.ERROR, reason)
@@ -473,8 +473,8 @@ def _text_of(span: Span) -> str:
 
 def _otel_context(context: str | None) -> Context:
     """Return the context as OpenTelemetry has it; an empty one, which begins a trace, for None."""
-    from opentelemetry.context import Context  # noqa: PLC0415
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     if context is None:
         return Context()
@@ -483,7 +483,7 @@ def _otel_context(context: str | None) -> Context:
 
 
 def _links(contexts: Sequence[str]) -> list[Link]:
-    from opentelemetry.trace import Link, get_current_span  # noqa: PLC0415
+    from opentelemetry.trace import Link, get_current_span
 
     return [Link(get_current_span(_otel_context(one)).get_span_context()) for one in dict.fromkeys(contexts)]
 
@@ -509,7 +509,7 @@ def _provider() -> TracerProvider | None:
     off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
     if off or not (settings.traces.endpoint or standard):
         return None
-    from ingest_project.platform.span_export import create_provider  # noqa: PLC0415 - imports OpenTelemetry
+    from ingest_project.platform.span_export import create_provider  # imports OpenTelemetry
 
     provider = create_provider(settings, _wanted_trace_id.get)
     # Run workers are children of multiprocessing, which end without Python's own handlers at exit.

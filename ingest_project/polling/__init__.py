@@ -124,8 +124,8 @@ class Polling(Capability[PollingResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads."""
-        from ingest_project.platform.dagster.catalog import topic_uri  # noqa: PLC0415 - imports dagster
-        from ingest_project.polling import definitions  # noqa: PLC0415 - as above
+        from ingest_project.platform.dagster.catalog import topic_uri  # imports dagster
+        from ingest_project.polling import definitions  # as above
 
         announced = {definitions.DISCOVERED_FILES: topic_uri(settings, settings.topics.file_event_queue)}
         return {self.name: DagsterParts(definitions.polling, definitions.external_assets, locations=announced)}

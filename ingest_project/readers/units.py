@@ -97,13 +97,13 @@ def _converted(number: int, source: pint.Unit, target: pint.Unit) -> Fraction | 
 
 @cache
 def _registry() -> pint.UnitRegistry[Fraction]:
-    import pint  # noqa: PLC0415 - a second of import that most processes never need
+    import pint  # a second of import that most processes never need
 
     return pint.UnitRegistry(non_int_type=Fraction)
 
 
 def _unit(name: str) -> pint.Unit:
-    import pint  # noqa: PLC0415 - as above
+    import pint  # as above
 
     if not UNIT.fullmatch(name) or HUGE_POWER.search(name):
         raise ValueError(f"{name!r} is no unit")

@@ -388,7 +388,7 @@ def _path_of(descriptor: int) -> str:
     link = f"/proc/self/fd/{descriptor}"
     if os.path.exists(link):  # noqa: PTH110 - pathlib would add an object per file
         return os.readlink(link)  # noqa: PTH115
-    import fcntl  # noqa: PLC0415 - only where there is no /proc (macOS)
+    import fcntl  # only where there is no /proc (macOS)
 
     getpath = 50  # F_GETPATH
     return fcntl.fcntl(descriptor, getpath, bytes(1024)).rstrip(b"\x00").decode("utf-8", "surrogateescape")

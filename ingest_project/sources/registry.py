@@ -166,7 +166,7 @@ class SourceResources(Runtime):
     @cached_property
     def datasets(self) -> Declarations:
         """The declared datasets, and the shipped one."""
-        from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415 - brings Polars
+        from ingest_project.readers.datasets import load_declarations  # brings Polars
 
         return load_declarations(self.settings)
 

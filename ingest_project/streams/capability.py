@@ -61,10 +61,10 @@ class Streams(Capability[DeclaredStreamResources]):
 
     def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
         """Import and return what Dagster loads of each stream; a declared one that fails is left out."""
-        from ingest_project.streams.crm import definitions as crm  # noqa: PLC0415 - imports dagster
-        from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
-        from ingest_project.streams.declared import parts_of_stream  # noqa: PLC0415 - the same
-        from ingest_project.streams.user_activity import definitions as activity  # noqa: PLC0415 - the same
+        from ingest_project.streams.crm import definitions as crm  # imports dagster
+        from ingest_project.streams.declaration import load_streams  # brings Polars
+        from ingest_project.streams.declared import parts_of_stream  # the same
+        from ingest_project.streams.user_activity import definitions as activity  # the same
 
         return {
             "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),

@@ -209,7 +209,7 @@ def _replay_or_help(context: typer.Context, stream: str, wanted: bool) -> None: 
 
 
 def _read_from_beginning(stream: str, *, as_json: bool) -> None:
-    from ingest_project.streams.from_beginning import read_from_beginning  # noqa: PLC0415 - brings Kafka's client
+    from ingest_project.streams.from_beginning import read_from_beginning  # brings Kafka's client
 
     read = ReadAgain(read_from_beginning(_services(), stream))
     if as_json:
@@ -306,7 +306,7 @@ def retry_unidentified(
     services = _services()
     # Every id is looked up before anything changes: a misspelt one changes nothing.
     chosen = [_find(services, message_id).message_id for message_id in message_ids] if message_ids else None
-    from ingest_project.streams.crm.sink import retry as try_again  # noqa: PLC0415 - heavy
+    from ingest_project.streams.crm.sink import retry as try_again  # heavy
 
     done = try_again(services.engine, chosen)
     if as_json:

@@ -133,9 +133,10 @@ def _payloads(
     messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]
 ) -> Iterable[bytes]:
     """Return what is to be decoded; one that is empty or too large raises when its turn comes."""
-    values = list(map(VALUE, messages))
-    if payload_of is VALUE and all(values) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
-        return values
+    if payload_of is VALUE:
+        values = [value for value in map(VALUE, messages) if value]
+        if len(values) == len(messages) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
+            return values
     # Not a generator, which ends with its first exception.
     return map(require_readable_size, map(payload_of, messages))
 
@@ -259,21 +260,21 @@ def _json(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
 
 
 def _json_schema(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.registry import json_payload_of, registry_of  # noqa: PLC0415 - heavy
+    from ingest_project.streams.registry import json_payload_of, registry_of  # heavy
 
     return JsonDecoder(columns, json_payload_of(registry_of(settings)))
 
 
 def _avro(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.avro import AvroRecords  # noqa: PLC0415 - heavy
-    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+    from ingest_project.streams.avro import AvroRecords  # heavy
+    from ingest_project.streams.registry import registry_of
 
     return RecordDecoder(columns, AvroRecords(registry_of(settings)).record_of)
 
 
 def _protobuf(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
-    from ingest_project.streams.protobuf import ProtobufRecords  # noqa: PLC0415 - heavy
-    from ingest_project.streams.registry import registry_of  # noqa: PLC0415
+    from ingest_project.streams.protobuf import ProtobufRecords  # heavy
+    from ingest_project.streams.registry import registry_of
 
     return RecordDecoder(columns, ProtobufRecords(registry_of(settings)).record_of)
 

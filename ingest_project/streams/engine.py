@@ -89,7 +89,7 @@ class Batch(Generic[Rows]):
 
     def seconds(self, now: datetime) -> dict[str, float]:
         """Return what the batch adds to the histograms if it is stored now, see `positions.sink_positions`."""
-        import numpy as np  # noqa: PLC0415 - heavy
+        import numpy as np  # heavy
 
         processing = time.monotonic() - self.began
         found = {f"{PROCESSING.bucket}/{latency_bucket(processing)}": 1.0, PROCESSING.sum: processing}

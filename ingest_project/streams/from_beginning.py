@@ -43,7 +43,7 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
     with _sensor_stopped(services.settings, SHIPPED.get(name, f"{name}_sensor"), positions):
         declared = next((one for one in services.declared_streams.usable if one.name == name), None)
         if name == services.activity_positions.stream or (declared is not None and declared.is_delta):
-            from ingest_project.streams.delta.rebuild import read_again_from_beginning  # noqa: PLC0415 - brings pyarrow
+            from ingest_project.streams.delta.rebuild import read_again_from_beginning  # brings pyarrow
 
             table = services.user_activity if declared is None else services.delta_stream(declared)
             return read_again_from_beginning(table)
@@ -67,14 +67,14 @@ def _sensor_stopped(settings: Settings, sensor: str, positions: StreamPositions)
 
     Without Dagster's records in reach nothing is stopped: then no run may be storing the stream.
     """
-    from ingest_project.platform.dagster.control import (  # noqa: PLC0415 - one second to import
+    from ingest_project.platform.dagster.control import (  # one second to import
         open_instance,
         running_sensors,
         start_sensors,
         stop_sensors,
         unfinished_runs,
     )
-    from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError  # noqa: PLC0415 - as above
+    from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError  # as above
 
     with ExitStack() as stack:
         try:

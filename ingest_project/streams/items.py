@@ -109,7 +109,7 @@ def tables_of(services: DeclaredStreamResources) -> Iterator[SqlRows | DeltaRows
     declared = services.declared_streams.usable
     for one in declared:
         if not one.is_delta:
-            from ingest_project.streams.sql.declared import table_of  # noqa: PLC0415 - brings Polars
+            from ingest_project.streams.sql.declared import table_of  # brings Polars
 
             table = table_of(one)
             if columns_of_table(services.engine, table.name):

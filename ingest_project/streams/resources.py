@@ -39,7 +39,7 @@ class DeclaredStreamResources(UserActivityResources):
         """The streams that are declared in the folder of declarations."""
         if not self.settings.declarations.is_dir():
             return DeclaredStreams()
-        from ingest_project.streams.declaration import load_streams  # noqa: PLC0415 - brings Polars
+        from ingest_project.streams.declaration import load_streams  # brings Polars
 
         return DeclaredStreams(*load_streams(self.settings))
 
@@ -55,7 +55,7 @@ class DeclaredStreamResources(UserActivityResources):
 
     def delta_stream(self, declaration: StreamDeclaration) -> DeltaStream:
         """Return a declared stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
-        from ingest_project.streams.delta.declared import declared_delta_stream  # noqa: PLC0415 - brings Polars
+        from ingest_project.streams.delta.declared import declared_delta_stream  # brings Polars
 
         if declaration.name not in self._delta_streams:
             self._delta_streams[declaration.name] = declared_delta_stream(declaration, self)
@@ -63,8 +63,8 @@ class DeclaredStreamResources(UserActivityResources):
 
     def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
         """Return the sink of a declared stream whose rows are stored by key."""
-        from ingest_project.streams.sql.declared import DeclaredTable  # noqa: PLC0415 - brings Polars
-        from ingest_project.streams.sql.sink import SqlSink  # noqa: PLC0415
+        from ingest_project.streams.sql.declared import DeclaredTable  # brings Polars
+        from ingest_project.streams.sql.sink import SqlSink
 
         return SqlSink(self, DeclaredTable(declaration, self))
 

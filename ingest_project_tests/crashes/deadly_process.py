@@ -105,7 +105,7 @@ def deadly_process() -> Iterator[DeadlyProcess]:
 
 def bury_the_dead(instance: DagsterInstance) -> None:
     """What Dagster's run monitoring does with runs whose process is gone."""
-    from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - see `_drive`
+    from dagster import DagsterRunStatus, RunsFilter  # see `_drive`
 
     unfinished = [DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
     for run in instance.get_runs(RunsFilter(statuses=unfinished)):
@@ -149,11 +149,11 @@ def _obey(order: dict[str, Any]) -> None:
 
 def _drive(order: dict[str, Any]) -> None:
     # Imported here: the tests import this module without any of it.
-    from dagster import DagsterInstance  # noqa: PLC0415
-    from dagster._core.instance import InstanceRef  # noqa: PLC0415
-    from dagster._serdes import deserialize_value  # noqa: PLC0415
+    from dagster import DagsterInstance
+    from dagster._core.instance import InstanceRef
+    from dagster._serdes import deserialize_value
 
-    from ingest_project.core.settings import load_settings  # noqa: PLC0415
+    from ingest_project.core.settings import load_settings
 
     os.environ.update(order["environ"])
     folder = Path(order["folder"])

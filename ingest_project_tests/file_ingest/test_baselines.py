@@ -276,8 +276,8 @@ def test_an_arrival_in_the_future_is_set_to_now(engine: sa.Engine, settings_of_d
 @pytest.fixture
 def settings_of_database(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[sa.Engine], Any]:
     """Makes resources on a database."""
-    from ingest_project.core.settings import load_settings  # noqa: PLC0415
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
+    from ingest_project.core.settings import load_settings
+    from ingest_project.file_ingest.resources import FileIngestResources
 
     def made(engine: sa.Engine) -> FileIngestResources:
         url = engine.url.render_as_string(hide_password=False)

@@ -11,16 +11,18 @@ import dagster as dg
 import pytest
 
 from examples.device_days.assets import device_days
-from ingest_project.file_ingest import catalog
+from ingest_project.file_ingest.definitions import stored_of
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
+from ingest_project.readers.datasets import SHIPPED
 from ingest_project_tests.journeys.system import System, readings
 
 
 def below(system: System) -> dg.Definitions:
     """The project's file assets, and the example's asset that is made of them."""
-    resources = {IO_MANAGER_KEY: StoredRowsIOManager(catalog.STORED, lambda: system.services)}
+    stored = stored_of(SHIPPED, system.services.settings)
+    resources = {IO_MANAGER_KEY: StoredRowsIOManager(stored, lambda: system.services)}
     assets = dg.map_asset_specs(
-        lambda spec: spec.with_io_manager_key(IO_MANAGER_KEY) if spec.key in catalog.STORED else spec,
+        lambda spec: spec.with_io_manager_key(IO_MANAGER_KEY) if spec.key in stored else spec,
         [asset for asset in system.definitions.assets or () if isinstance(asset, dg.AssetsDefinition)],
     )
     return dg.Definitions(

@@ -118,7 +118,7 @@ def test_the_short_form_means_the_file_that_is_there_now(system: System) -> None
 
 
 def test_with_nothing_configured_a_tick_says_in_one_line_what_to_set(instance: DagsterInstance) -> None:
-    from ingest_project.definitions import defs  # noqa: PLC0415 - reads the settings of the process
+    from ingest_project.definitions import defs  # reads the settings of the process
 
     for name in (FILE_EVENTS, SHORT_FILE_EVENTS, "polling_queue_sensor"):
         repository = defs.get_repository_def()

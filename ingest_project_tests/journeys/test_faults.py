@@ -42,7 +42,7 @@ def assert_all_stored_once(system: System, count: int = 3) -> None:
 def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
     impatient: System, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # noqa: PLC0415 - loads the driver
+    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # loads the driver
 
     system = impatient
     database = system.settings.warehouse.database_url.get_secret_value().rpartition("/")[2]
@@ -82,7 +82,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
 def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_it_is_back(
     impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # noqa: PLC0415 - loads the driver
+    from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # loads the driver
 
     system = impatient
     system.settings = changed(system.settings, "warehouse", database_url=SecretStr(own_postgres_server.url()))

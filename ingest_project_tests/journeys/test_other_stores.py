@@ -89,7 +89,7 @@ def test_a_file_in_many_chunks_ends_as_it_would_in_one(
     whole = system.file("once.csv")
     metrics = system.services.warehouse.metrics_of(whole.file_key)
 
-    from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
+    from ingest_project.readers.layout import ReadLimits
 
     monkeypatch.setattr(ReadLimits, "from_settings", lambda _settings: ReadLimits(chunk_bytes=1_000))
     with system.services.warehouse.transaction() as transaction:

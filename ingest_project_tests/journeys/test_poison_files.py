@@ -189,7 +189,7 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
 
 
 def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ingest_project.file_ingest import load as storing  # noqa: PLC0415 - patched here alone
+    from ingest_project.file_ingest import load as storing  # patched here alone
 
     calls = []
 

@@ -208,6 +208,6 @@ def seen(
 def on_record(settings: Settings, instance: DagsterInstance) -> Settings:
     """Settings that lead to the instance's storage as well."""
     del instance
-    from ingest_project.core.settings import current_settings  # noqa: PLC0415 - as the instance's fixture left them
+    from ingest_project.core.settings import current_settings  # as the instance's fixture left them
 
     return settings.model_copy(update={"dagster": current_settings().dagster})

@@ -103,7 +103,7 @@ def test_a_source_with_thousands_of_waiting_files_keeps_no_other_waiting(system:
 
 
 def test_with_a_disk_nearly_full_every_sensor_says_so_in_one_line(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    from ingest_project.definitions import defs  # noqa: PLC0415 - reads the settings of the process
+    from ingest_project.definitions import defs  # reads the settings of the process
 
     settings = with_room_for_nothing(Settings(state_dir=tmp_path))
     settings = changed(settings, "kafka", bootstrap_servers="127.0.0.1:9")

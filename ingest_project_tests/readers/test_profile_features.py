@@ -310,7 +310,7 @@ def test_the_device_comes_from_the_folder_or_from_a_line_above_the_header(tmp_pa
 
 
 def test_all_sheets_of_a_workbook_are_read_and_name_their_device(tmp_path: Path) -> None:
-    import openpyxl  # noqa: PLC0415
+    import openpyxl
 
     workbook = openpyxl.Workbook()
     for name, number in (("Log A", 1), ("Log B", 2), ("Notes", 9)):

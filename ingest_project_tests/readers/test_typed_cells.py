@@ -257,11 +257,11 @@ def test_a_null_spelling_never_hides_a_row_or_the_kinds_of_its_cells(tmp_path: P
 
 
 def test_workbooks_and_text_are_validated_together(tmp_path: Path) -> None:
-    from ingest_project.core.settings import Settings  # noqa: PLC0415
-    from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415
-    from ingest_project.file_ingest.validate_files import check_rows  # noqa: PLC0415
-    from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
-    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415
+    from ingest_project.core.settings import Settings
+    from ingest_project.file_ingest.contract import SensorContract
+    from ingest_project.file_ingest.validate_files import check_rows
+    from ingest_project.readers.layout import ReadLimits
+    from ingest_project.readers.profiles import load_profiles
 
     contract = SensorContract(load_profiles(), SensorTypes.load(), ReadLimits(), Settings().file_ingest)
     text = tmp_path / "a.csv"

@@ -306,7 +306,7 @@ def _trust(host: str) -> None:
 
 
 def _credential(settings: EventhouseSettings, authority: str) -> TokenCredential:
-    from azure.identity import ClientSecretCredential, DefaultAzureCredential  # noqa: PLC0415 - not for local servers
+    from azure.identity import ClientSecretCredential, DefaultAzureCredential  # not for local servers
 
     authority = check_login(authority, settings)
     if settings.authentication == "application" and settings.client_secret is not None:

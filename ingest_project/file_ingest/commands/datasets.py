@@ -45,9 +45,9 @@ def register_baselines(app: typer.Typer) -> None:
 @dataset_app.command("guess")
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
-    from ingest_project.contracts.files import type_inside  # noqa: PLC0415
-    from ingest_project.file_ingest.commands.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guessing.dataset import guess_dataset  # noqa: PLC0415
+    from ingest_project.contracts.files import type_inside
+    from ingest_project.file_ingest.commands.trial import type_of
+    from ingest_project.readers.guessing.dataset import guess_dataset
 
     settings = load_settings().settings
     named = name or name_of(file)
@@ -64,7 +64,7 @@ def guess_a_dataset(file: File, *, name: Name = None) -> None:
 @dataset_app.command("list")
 def list_datasets(*, as_json: AsJson = False) -> None:
     """List the datasets, the shipped one and the declared ones, and those that are broken."""
-    from ingest_project.readers.datasets import load_declarations  # noqa: PLC0415
+    from ingest_project.readers.datasets import load_declarations
 
     found = load_declarations(load_settings().settings)
     if as_json:
@@ -82,7 +82,7 @@ def list_datasets(*, as_json: AsJson = False) -> None:
 @dataset_app.command("check")
 def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Check the declarations of the settings, or these. Exit code 1 when one is broken."""
-    from ingest_project.readers.datasets import load_declarations, read_declaration  # noqa: PLC0415
+    from ingest_project.readers.datasets import load_declarations, read_declaration
 
     if not paths:
         found = load_declarations(load_settings().settings)
@@ -105,8 +105,8 @@ def show_baselines(
     as_json: AsJson = False,
 ) -> None:
     """Show for each source of files its last file, next to what was usual in recent weeks."""
-    from ingest_project.file_ingest.resources import FileIngestResources  # noqa: PLC0415
-    from ingest_project.file_ingest.warehouse.baselines import number, report_sources, usual_range  # noqa: PLC0415
+    from ingest_project.file_ingest.resources import FileIngestResources
+    from ingest_project.file_ingest.warehouse.baselines import number, report_sources, usual_range
 
     settings = load_settings().settings
     now = datetime.now(UTC)

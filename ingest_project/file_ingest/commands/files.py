@@ -264,7 +264,7 @@ def _summaries(services: FileIngestResources, record: FileRecord) -> list[dict[s
     """Return the metrics of a file; none where its dataset is not declared any more."""
     if record.dataset not in services.datasets:
         return []
-    from ingest_project.file_ingest.declared import tables_of  # noqa: PLC0415 - imports Dagster
+    from ingest_project.file_ingest.declared import tables_of  # imports Dagster
 
     tables = tables_of(services.datasets[record.dataset], services.settings)
     return services.warehouse.of(tables).summaries_of(record.file_key)

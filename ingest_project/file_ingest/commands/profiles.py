@@ -59,7 +59,7 @@ def register_profile(app: typer.Typer) -> None:
 @profile_app.command("list")
 def list_profiles(*, as_json: AsJson = False) -> None:
     """List the reader profiles, shipped ones and yours, and those that are broken."""
-    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415 - as in all commands: only what they need
+    from ingest_project.readers.profiles import load_profiles  # as in all commands: only what they need
 
     profiles = load_profiles(load_settings().settings.file_ingest.profiles)
     if as_json:
@@ -79,7 +79,7 @@ def list_profiles(*, as_json: AsJson = False) -> None:
 @profile_app.command("show")
 def show_profile(name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the profile.")]) -> None:
     """Print a reader profile as it is written."""
-    from ingest_project.readers.profiles import SHIPPED_PROFILES, load_profiles, read_profile  # noqa: PLC0415
+    from ingest_project.readers.profiles import SHIPPED_PROFILES, load_profiles, read_profile
 
     own = load_settings().settings.file_ingest.profiles
     known = load_profiles(own)
@@ -98,7 +98,7 @@ def show_profile(name: Annotated[str, typer.Argument(metavar="NAME", help="Name 
 @profile_app.command("check")
 def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Check reader profiles without any file: those of the settings, or these. Exit code 1 when one is broken."""
-    from ingest_project.readers.profiles import load_profiles  # noqa: PLC0415
+    from ingest_project.readers.profiles import load_profiles
 
     profiles = load_profiles(paths or load_settings().settings.file_ingest.profiles)
     report_check([one.problem for one in profiles.broken], counted(len(profiles), "profile"), as_json=as_json)
@@ -107,9 +107,9 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 @profile_app.command("guess")
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
-    from ingest_project.file_ingest.sensor_readings import SensorTypes  # noqa: PLC0415
-    from ingest_project.readers.guessing.proposal import guess_profile  # noqa: PLC0415
-    from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
+    from ingest_project.file_ingest.sensor_readings import SensorTypes
+    from ingest_project.readers.guessing.proposal import guess_profile
+    from ingest_project.readers.profiles import read_profile
 
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
@@ -131,7 +131,7 @@ def try_profile(
 
     Exit code 1 when the file would be quarantined as a whole.
     """
-    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file
 
     settings = load_settings().settings
     contract = contract_of(dataset or SENSOR_READINGS, settings)
@@ -146,7 +146,7 @@ def try_profile(
 
 def name_of(file: Path) -> str:
     """Return a name for the proposal for a file: its own, without dates and what names cannot hold."""
-    from ingest_project.readers.guessing.names import slug  # noqa: PLC0415
+    from ingest_project.readers.guessing.names import slug
 
     words = slug(re.sub(r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?", "", file.name.partition(".")[0]))
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
@@ -154,18 +154,18 @@ def name_of(file: Path) -> str:
 
 def looked_at(file: Path, settings: Settings) -> Found:
     """Find the table in a file, within the limits of the settings."""
-    from ingest_project.file_ingest.commands.trial import type_of  # noqa: PLC0415
-    from ingest_project.readers.guessing.proposal import look_at  # noqa: PLC0415
-    from ingest_project.readers.layout import ReadLimits  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import type_of
+    from ingest_project.readers.guessing.proposal import look_at
+    from ingest_project.readers.layout import ReadLimits
 
     return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
 
 
 def contract_of(dataset: str, settings: Settings) -> Contract:
     """Return the contract of a dataset by its name, or of the declaration in a file."""
-    from ingest_project.file_ingest.contract import SensorContract  # noqa: PLC0415
-    from ingest_project.file_ingest.declared import DeclaredContract  # noqa: PLC0415
-    from ingest_project.readers.datasets import load_declarations, read_declaration  # noqa: PLC0415
+    from ingest_project.file_ingest.contract import SensorContract
+    from ingest_project.file_ingest.declared import DeclaredContract
+    from ingest_project.readers.datasets import load_declarations, read_declaration
 
     if dataset == SENSOR_READINGS:
         return SensorContract.from_settings(settings.file_ingest)
@@ -184,7 +184,7 @@ def contract_of(dataset: str, settings: Settings) -> Contract:
 
 
 def _profile_of(name: str | None, contract: Contract, settings: Settings) -> ReaderProfile:
-    from ingest_project.readers.profiles import read_profile  # noqa: PLC0415
+    from ingest_project.readers.profiles import read_profile
 
     if name is not None and name.endswith(YAML_ENDINGS):
         profile = read_profile(Path(name))
@@ -199,15 +199,15 @@ def _profile_of(name: str | None, contract: Contract, settings: Settings) -> Rea
 
 def excerpt_of(file: Path, folder: Path) -> Path:
     """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.commands.trial import TEXT_TYPES, type_of  # noqa: PLC0415
-    from ingest_project.readers.guessing.encoding import excerpt  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import TEXT_TYPES, type_of
+    from ingest_project.readers.guessing.encoding import excerpt
 
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
 
 def _installed(file: Path, contract: Contract) -> Iterator[str]:
     """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
-    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file
 
     for name, profile in contract.profiles.items():
         trial = try_file(file, profile, contract, 0)
@@ -218,7 +218,7 @@ def _installed(file: Path, contract: Contract) -> Iterator[str]:
 
 def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
     """Read the sample of a file by a proposal, and say how that went."""
-    from ingest_project.file_ingest.commands.trial import try_file  # noqa: PLC0415
+    from ingest_project.file_ingest.commands.trial import try_file
 
     trial = try_file(sample, profile, contract, 0, file.name)
     where = file.name if sample == file else f"the beginning and the end of {file.name}"

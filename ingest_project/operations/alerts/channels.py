@@ -129,10 +129,10 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
     Raises:
         AlertDeliveryError: no response, or one that rejects them.
     """
-    import requests  # noqa: PLC0415 - most processes have nothing to send
+    import requests  # most processes have nothing to send
 
-    from ingest_project.platform.http import parse_url  # noqa: PLC0415
-    from ingest_project.platform.http.pinned_transport import BoundSession  # noqa: PLC0415 - as above
+    from ingest_project.platform.http import parse_url
+    from ingest_project.platform.http.pinned_transport import BoundSession  # as above
 
     body = {"environment": environment, "text": text_of(environment, alerts), "alerts": msgspec.to_builtins(alerts)}
     try:
@@ -157,7 +157,7 @@ def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> 
         AlertDeliveryError: the service did not accept them, with the reason that Apprise logs.
         SettingsError: Apprise cannot use the address.
     """
-    import apprise  # noqa: PLC0415 - half a second, and many packages that most systems do not need
+    import apprise  # half a second, and many packages that most systems do not need
 
     if problem := _problem(url):
         raise SettingsError(problem)
@@ -182,7 +182,7 @@ def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> 
 
 def _problem(url: SecretStr) -> str:
     """Return why Apprise cannot use an address, without its text; empty if it can."""
-    import apprise  # noqa: PLC0415 - see above
+    import apprise  # see above
 
     _reasons()
     if (
@@ -204,7 +204,7 @@ def _schemas(details: Mapping[str, object]) -> list[str]:
 
 @cache
 def _asset() -> AppriseAsset:
-    import apprise  # noqa: PLC0415 - see above
+    import apprise  # see above
 
     # What strangers chose is not read as an escape, an emoji or a template; an answer leads nowhere else.
     return apprise.AppriseAsset(

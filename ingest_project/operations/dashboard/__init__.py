@@ -91,7 +91,7 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
     Raises:
         SettingsError: it would be open to others without a token, the port is taken, or an alert address is wrong.
     """
-    import uvicorn  # noqa: PLC0415 - only this command serves
+    import uvicorn  # only this command serves
 
     require_protection(settings, host, insecure=insecure)
     require_usable(settings)

@@ -165,8 +165,8 @@ class Provider:
         return claims
 
     def _verified(self, id_token: str, keys: dict[str, Any], nonce: str) -> dict[str, Any]:
-        from joserfc import errors, jwt  # noqa: PLC0415 - only where people sign in
-        from joserfc.jwk import KeySet  # noqa: PLC0415
+        from joserfc import errors, jwt  # only where people sign in
+        from joserfc.jwk import KeySet
 
         issuer, client_id = self._settings.issuer, self._settings.client_id
         expected = jwt.JWTClaimsRegistry(
@@ -207,7 +207,7 @@ class Provider:
         )
 
     def _client(self) -> OAuth2Session:
-        from authlib.integrations.requests_client import OAuth2Session  # noqa: PLC0415 - only where people sign in
+        from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
 
         secret = self._settings.client_secret
         return OAuth2Session(
@@ -237,7 +237,7 @@ class Provider:
         Raises:
             HTTPException: 502: there is none.
         """
-        import requests  # noqa: PLC0415 - only where people sign in
+        import requests  # only where people sign in
 
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"} | options.pop("headers", {})
         options |= {"timeout": TIMEOUT_SECONDS, "stream": True, "allow_redirects": False, "withhold_token": True}

@@ -305,7 +305,7 @@ def accounts_of(addresses: Iterable[str], endpoint: str = DEFAULT_ENDPOINT) -> l
 @cache
 def default_credential() -> TokenCredential:
     """Return the credential of this process, which keeps the tokens it got."""
-    from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - takes 0.3 s, and a SAS or key does without
+    from azure.identity import DefaultAzureCredential  # takes 0.3 s, and a SAS or key does without
 
     return DefaultAzureCredential()
 

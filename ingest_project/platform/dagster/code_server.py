@@ -118,8 +118,8 @@ def end_on_reload() -> None:
 
     Dagster's own server ignores reloads, and an edited declaration would never be read.
     """
-    from dagster._grpc.__generated__ import dagster_api_pb2  # noqa: PLC0415 - as in `main`
-    from dagster._grpc.server import DagsterApiServer  # noqa: PLC0415
+    from dagster._grpc.__generated__ import dagster_api_pb2  # as in `main`
+    from dagster._grpc.server import DagsterApiServer
 
     def reload_code(server: DagsterApiServer, request: Any, context: Any) -> Any:  # noqa: ANN401 - gRPC's messages
         server.ShutdownServer(request, context)
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     keep_files_private()
     share_cores(current_settings().file_ingest.max_parallel_batches)
     warm_workers()
-    from dagster._cli.api import grpc_command  # noqa: PLC0415 - the workers' parent should be on its way first
+    from dagster._cli.api import grpc_command  # the workers' parent should be on its way first
 
     end_on_reload()
     threads = () if THREADS[0] in arguments else THREADS

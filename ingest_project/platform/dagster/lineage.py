@@ -214,7 +214,7 @@ class RunReporter:
             logger.exception("lineage_not_described", run_id=self._run.run_id)
 
     def _event(self, state: str, inputs: list[Any], outputs: list[Any], error: str | None) -> event_v2.RunEvent:
-        from openlineage.client import event_v2, facet_v2  # noqa: PLC0415 - only where lineage is exported
+        from openlineage.client import event_v2, facet_v2  # only where lineage is exported
 
         facets: dict[str, Any] = {"jobType": facet_v2.job_type_job.JobTypeJobFacet("BATCH", "DAGSTER", "JOB")}
         if self._description:
@@ -230,8 +230,8 @@ class RunReporter:
         )
 
     def _run_facets(self, error: str | None) -> dict[str, Any]:
-        from openlineage.client import facet_v2  # noqa: PLC0415 - as above
-        from openlineage.client.facet_v2 import nominal_time_run, parent_run  # noqa: PLC0415
+        from openlineage.client import facet_v2  # as above
+        from openlineage.client.facet_v2 import nominal_time_run, parent_run
 
         engine = facet_v2.processing_engine_run.ProcessingEngineRunFacet(dg.__version__, "Dagster")
         facets: dict[str, Any] = {"processing_engine": engine}
@@ -323,7 +323,7 @@ def catalog_of(
 
 def of_table(table: sa.Table, database_url: str, columns: Columns = ()) -> Dataset:
     """Return the dataset of a table of the warehouse."""
-    from openlineage.client.naming import dataset as naming  # noqa: PLC0415 - as above
+    from openlineage.client.naming import dataset as naming  # as above
 
     url = sa.make_url(database_url)
     if url.get_backend_name() == "sqlite":
@@ -343,7 +343,7 @@ def of_address(address: str, columns: Columns = ()) -> Dataset | None:
         address: `kafka://server,…/topic`, `local:/path`, a path, or a URL; user and query are left out.
         columns: of the dataset.
     """
-    from openlineage.client.naming import dataset as naming  # noqa: PLC0415 - as above
+    from openlineage.client.naming import dataset as naming  # as above
 
     scheme, _, rest = address.partition(":")
     if scheme == "local" or "://" not in address or scheme == "file":
@@ -375,7 +375,7 @@ def _named(name: DatasetNaming, columns: Columns) -> Dataset:
 
 def _datasets(found: RunLineage, catalog: Catalog) -> tuple[list[Any], list[Any]]:
     """Return the inputs and outputs of a run; checks of a partition belong to the source it was read from."""
-    from openlineage.client import event_v2, facet_v2  # noqa: PLC0415 - as above
+    from openlineage.client import event_v2, facet_v2  # as above
 
     outputs: dict[Dataset, Any] = {}
     inputs: dict[Dataset, list[Any]] = {one: [] for one in inputs_of(list(found.written), catalog)}
@@ -406,20 +406,20 @@ def _datasets(found: RunLineage, catalog: Catalog) -> tuple[list[Any], list[Any]
 
 
 def _input(dataset: Dataset, assertions: Sequence[Any] = ()) -> event_v2.InputDataset:
-    from openlineage.client import event_v2  # noqa: PLC0415 - as above
+    from openlineage.client import event_v2  # as above
 
     own: dict[str, Any] = {"dataQualityAssertions": _assertions(assertions)} if assertions else {}
     return event_v2.InputDataset(dataset.namespace, dataset.name, facets=_facets(dataset), inputFacets=own)
 
 
 def _assertions(assertions: Sequence[Any]) -> Any:  # noqa: ANN401 - the client's own class
-    from openlineage.client.facet_v2 import data_quality_assertions_dataset as quality  # noqa: PLC0415
+    from openlineage.client.facet_v2 import data_quality_assertions_dataset as quality
 
     return quality.DataQualityAssertionsDatasetFacet(list(assertions))
 
 
 def _assertion(result: Checked) -> Any:  # noqa: ANN401 - as above
-    from openlineage.client.facet_v2 import data_quality_assertions_dataset as quality  # noqa: PLC0415
+    from openlineage.client.facet_v2 import data_quality_assertions_dataset as quality
 
     severity = "error" if result.severity is dg.AssetCheckSeverity.ERROR else "warn"
     description = (result.description or "")[:MAX_REASON] or None
@@ -427,7 +427,7 @@ def _assertion(result: Checked) -> Any:  # noqa: ANN401 - as above
 
 
 def _facets(dataset: Dataset) -> dict[str, Any]:
-    from openlineage.client import facet_v2  # noqa: PLC0415 - as above
+    from openlineage.client import facet_v2  # as above
 
     source = facet_v2.datasource_dataset.DatasourceDatasetFacet(dataset.namespace, dataset.namespace)
     facets: dict[str, Any] = {"dataSource": source}
@@ -528,8 +528,8 @@ def _sender() -> _Sender:
 
 
 def _client(settings: Settings) -> OpenLineageClient:
-    from openlineage.client import OpenLineageClient, set_producer  # noqa: PLC0415 - as above
-    from openlineage.client.transport.http import HttpConfig, HttpTransport  # noqa: PLC0415
+    from openlineage.client import OpenLineageClient, set_producer  # as above
+    from openlineage.client.transport.http import HttpConfig, HttpTransport
 
     set_producer(PRODUCER)
     if not settings.lineage.url:

@@ -149,7 +149,7 @@ class DagsterRecords:
 
     def sensors(self) -> dict[str, SensorOnRecord]:
         """Return every sensor that has ticked, or that a person has started or stopped, by name."""
-        from dagster._core.definitions.run_request import InstigatorType  # noqa: PLC0415 - one second to import
+        from dagster._core.definitions.run_request import InstigatorType  # one second to import
 
         with self._mapped_errors():
             states = self._storages[1].all_instigator_state(instigator_type=InstigatorType.SENSOR)
@@ -163,8 +163,8 @@ class DagsterRecords:
         Args:
             schedules: the schedules as well, which takes a query for each.
         """
-        from dagster._core.definitions.run_request import InstigatorType  # noqa: PLC0415 - one second to import
-        from dagster._core.scheduler.instigation import TickStatus  # noqa: PLC0415 - the same
+        from dagster._core.definitions.run_request import InstigatorType  # one second to import
+        from dagster._core.scheduler.instigation import TickStatus  # the same
 
         ended = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
         storage = self._storages[1]
@@ -186,8 +186,8 @@ class DagsterRecords:
 
     def unfinished_runs(self, limit: int) -> tuple[RunOnRecord, ...]:
         """Return runs that wait or work, the newest first."""
-        from dagster import RunsFilter  # noqa: PLC0415 - one second to import
-        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # noqa: PLC0415 - the same
+        from dagster import RunsFilter  # one second to import
+        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # the same
 
         with self._mapped_errors():
             records = self._storages[0].get_run_records(RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=limit)
@@ -195,8 +195,8 @@ class DagsterRecords:
 
     def runs_in_flight(self) -> RunsInFlight:
         """Count the runs that are not finished."""
-        from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - one second to import
-        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # noqa: PLC0415 - the same
+        from dagster import DagsterRunStatus, RunsFilter  # one second to import
+        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # the same
 
         waiting = [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED]
         working = [status for status in NOT_FINISHED_STATUSES if status not in waiting]
@@ -209,7 +209,7 @@ class DagsterRecords:
 
     def failed_runs(self, since: datetime) -> tuple[FailedRun, ...]:
         """Return the last ended run of each job where it has failed, of those that failed after a moment."""
-        from dagster import DagsterRunStatus, RunsFilter  # noqa: PLC0415 - one second to import
+        from dagster import DagsterRunStatus, RunsFilter  # one second to import
 
         ended = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE]
         found: list[FailedRun] = []
@@ -229,8 +229,8 @@ class DagsterRecords:
 
         Only the last results are searched: there is one for each check of each file, and no index over their time.
         """
-        from dagster import AssetKey  # noqa: PLC0415 - one second to import
-        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable  # noqa: PLC0415 - the same
+        from dagster import AssetKey  # one second to import
+        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable  # the same
 
         columns = AssetCheckExecutionsTable.c
         check = (columns.asset_key, columns.check_name)
@@ -283,7 +283,7 @@ class DagsterRecords:
 
     @cached_property
     def _events(self) -> SqlEventLogStorage:
-        from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage  # noqa: PLC0415 - one second to import
+        from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage  # one second to import
 
         if self._instance:
             storage = self._instance.event_log_storage
@@ -296,9 +296,9 @@ class DagsterRecords:
                 raise DagsterRecordsUnavailableError(self._address, "there are none")
             return SqliteEventLogStorage(str(events))
         with _IMPORTING:
-            from dagster_postgres.event_log import PostgresEventLogStorage  # noqa: PLC0415 - the same
+            from dagster_postgres.event_log import PostgresEventLogStorage  # the same
 
-            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # noqa: PLC0415 - imports dagster
+            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # imports dagster
 
         self._require_tables()
         url = with_psycopg2(self._url.get_secret_value())
@@ -309,10 +309,10 @@ class DagsterRecords:
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()
         with _IMPORTING:
-            from dagster_postgres.run_storage import PostgresRunStorage  # noqa: PLC0415 - one second to import
-            from dagster_postgres.schedule_storage import PostgresScheduleStorage  # noqa: PLC0415 - the same
+            from dagster_postgres.run_storage import PostgresRunStorage  # one second to import
+            from dagster_postgres.schedule_storage import PostgresScheduleStorage  # the same
 
-            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # noqa: PLC0415 - imports dagster
+            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # imports dagster
 
         url = with_psycopg2(self._url.get_secret_value())
         storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
@@ -325,14 +325,14 @@ class DagsterRecords:
         runs, schedules = self._folder / "history", self._folder / "schedules"
         if not (runs / "runs.db").exists() or not (schedules / "schedules.db").exists():
             raise DagsterRecordsUnavailableError(self._address, "there are none")
-        from dagster._core.storage.runs import SqliteRunStorage  # noqa: PLC0415 - one second to import
-        from dagster._core.storage.schedules import SqliteScheduleStorage  # noqa: PLC0415 - the same
+        from dagster._core.storage.runs import SqliteRunStorage  # one second to import
+        from dagster._core.storage.schedules import SqliteScheduleStorage  # the same
 
         return SqliteRunStorage.from_local(str(runs)), SqliteScheduleStorage.from_local(str(schedules))
 
     def _require_tables(self) -> None:
         """Fail fast and without log lines: Dagster itself would try for six seconds and log each time."""
-        from sqlalchemy import inspect  # noqa: PLC0415 - with the rest
+        from sqlalchemy import inspect  # with the rest
 
         engine = open_engine(self._url, self._settings.warehouse.connect_timeout_seconds)
         try:
@@ -345,8 +345,8 @@ class DagsterRecords:
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
-        from dagster_postgres.utils import DagsterPostgresException  # noqa: PLC0415 - one second to import
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - with the rest
+        from dagster_postgres.utils import DagsterPostgresException  # one second to import
+        from sqlalchemy.exc import SQLAlchemyError  # with the rest
 
         try:
             yield
@@ -359,9 +359,9 @@ class DagsterRecords:
 
 def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
     """Return what Dagster recorded of the end of a run: an exception, or how its process died; else nothing."""
-    from dagster import DagsterEventType  # noqa: PLC0415 - one second to import
-    from dagster._core.events import JobFailureData  # noqa: PLC0415 - the same
-    from dagster._core.execution.plan.objects import StepFailureData  # noqa: PLC0415 - the same
+    from dagster import DagsterEventType  # one second to import
+    from dagster._core.events import JobFailureData  # the same
+    from dagster._core.execution.plan.objects import StepFailureData  # the same
 
     kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
     records = instance.get_records_for_run(run_id, of_type=kinds, limit=1).records
@@ -380,7 +380,7 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
-    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # one second to import
 
     stopped = state.status is InstigatorStatus.STOPPED
     data = state.instigator_data
@@ -393,7 +393,7 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 def _may_have_failed(state: InstigatorState) -> bool:
     """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
-    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # noqa: PLC0415 - one second to import
+    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # one second to import
 
     data = state.instigator_data
     succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp

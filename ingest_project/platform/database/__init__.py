@@ -345,8 +345,8 @@ def schema_version(engine: sa.Engine) -> str | None:
 
 
 def _upgrade(connection: sa.Connection) -> None:
-    from alembic import command  # noqa: PLC0415 - only needed when there is something to upgrade
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command  # only needed when there is something to upgrade
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", "ingest_project.platform.database:migrations")

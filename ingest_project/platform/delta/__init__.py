@@ -195,7 +195,7 @@ def delta_errors(location: DeltaLocation) -> Iterator[None]:
         TransactionConflictError: another writer conflicted.
         StoreUnavailableError: not reached, refused, full, or not a Delta table.
     """
-    from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+    from deltalake.exceptions import CommitFailedError, DeltaError  # heavy, and loaded already here
 
     try:
         yield

@@ -139,8 +139,8 @@ def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = No
 
 def _partitions_to_compact(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
     """Return the partitions with many small files, the ones with the most first."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa  # heavy
+    import pyarrow.compute as pc
 
     columns = list(table.metadata().partition_columns)
     adds = pa.table(table.get_add_actions(flatten=True))
@@ -194,7 +194,7 @@ def _claimed(table: DeltaTable) -> str:
 def _compact(
     store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits
 ) -> None:
-    from deltalake import PostCommitHookProperties  # noqa: PLC0415 - heavy
+    from deltalake import PostCommitHookProperties  # heavy
 
     table.update_incremental()
     if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:

@@ -87,7 +87,7 @@ class ReplaceableStore(DeltaStore):
                 return
 
     def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> None:
-        from deltalake import write_deltalake  # noqa: PLC0415 - heavy
+        from deltalake import write_deltalake  # heavy
 
         _, other_columns = rows_to_append(schema.empty_table(), table.schema(), self.url)
         rows = pa.RecordBatchReader.from_batches(schema, batches())

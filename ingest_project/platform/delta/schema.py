@@ -187,8 +187,8 @@ class TableFigures:
 
 def figures_of(table: DeltaTable) -> TableFigures:
     """Return the figures of an open handle; reads nothing from the store."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa  # heavy
+    import pyarrow.compute as pc
 
     adds = pa.table(table.get_add_actions(flatten=True))
     counts = adds["num_records"]

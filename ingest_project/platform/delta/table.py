@@ -213,7 +213,7 @@ class DeltaStore:
             TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused.
         """
-        import pyarrow as pa  # noqa: PLC0415 - heavy
+        import pyarrow as pa  # heavy
 
         with self._lock:
             table = self._refreshed()
@@ -236,7 +236,7 @@ class DeltaStore:
 
         A query for one value then reads the files that have it, and of all others a few kilobytes.
         """
-        from deltalake import BloomFilterProperties, ColumnProperties, WriterProperties  # noqa: PLC0415 - heavy
+        from deltalake import BloomFilterProperties, ColumnProperties, WriterProperties  # heavy
 
         in_group = max(FEWEST_DISTINCT, min(rows, ROWS_OF_GROUP))
         bloom = ColumnProperties(bloom_filter_properties=BloomFilterProperties(True, FALSE_POSITIVES, in_group))
@@ -259,7 +259,7 @@ class DeltaStore:
         if self._table is None or self._options.ended or self._log_identity != self._identity_now():
             return self._reopened()
         with delta_errors(self._location):
-            from deltalake.exceptions import DeltaError  # noqa: PLC0415 - heavy, and loaded already here
+            from deltalake.exceptions import DeltaError  # heavy, and loaded already here
 
             try:
                 self._table.update_incremental()
@@ -291,10 +291,10 @@ class DeltaStore:
         return tuple(_identity_of(path) for path in (log, entry))
 
     def _created(self, data: pa.Table) -> DeltaTable:
-        from deltalake import CommitProperties, DeltaTable  # noqa: PLC0415 - heavy
-        from deltalake.exceptions import DeltaError  # noqa: PLC0415
+        from deltalake import CommitProperties, DeltaTable  # heavy
+        from deltalake.exceptions import DeltaError
 
-        from ingest_project.platform.delta.schema import delta_schema  # noqa: PLC0415 - brings pyarrow
+        from ingest_project.platform.delta.schema import delta_schema  # brings pyarrow
 
         schema = delta_schema(data.schema, self.url)
         with delta_errors(self._location):
@@ -339,9 +339,9 @@ class DeltaStore:
         return Committed(table.version(), data.num_rows)
 
     def _commit(self, table: DeltaTable, data: pa.Table, transactions: Mapping[str, int]) -> None:
-        from deltalake import CommitProperties, Transaction, write_deltalake  # noqa: PLC0415 - heavy
+        from deltalake import CommitProperties, Transaction, write_deltalake  # heavy
 
-        from ingest_project.platform.delta.schema import rows_to_append  # noqa: PLC0415 - brings pyarrow
+        from ingest_project.platform.delta.schema import rows_to_append  # brings pyarrow
 
         rows, other_columns = rows_to_append(data, table.schema(), self.url)
         now_ms = int(time.time() * 1000)
@@ -394,8 +394,8 @@ def open_delta_table(
 
 
 def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None:
-    from deltalake import DeltaTable  # noqa: PLC0415 - heavy
-    from deltalake.exceptions import TableNotFoundError  # noqa: PLC0415
+    from deltalake import DeltaTable  # heavy
+    from deltalake.exceptions import TableNotFoundError
 
     with delta_errors(location):
         try:
@@ -436,8 +436,8 @@ def query_version(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    from deltalake import QueryBuilder  # noqa: PLC0415
+    import pyarrow as pa  # heavy
+    from deltalake import QueryBuilder
 
     try:
         with delta_errors(store.location):

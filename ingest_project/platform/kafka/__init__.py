@@ -92,7 +92,7 @@ class TokenSource:
         return token.token, float(token.expires_on)
 
     def _get(self) -> AccessToken:
-        from azure.core.exceptions import AzureError  # noqa: PLC0415 - half a second, for these brokers alone
+        from azure.core.exceptions import AzureError  # half a second, for these brokers alone
 
         try:
             return default_credential().get_token(self.scope)

@@ -125,7 +125,7 @@ def sheets_file(rows: Path) -> Path:
 
 def _sheets(options: argparse.Namespace) -> Iterable[Sheet]:
     # Imported with the limits in force, so that they apply to these libraries as well.
-    from ingest_project.readers.formats.excel_sheets import xls_sheets, xlsx_sheets  # noqa: PLC0415
+    from ingest_project.readers.formats.excel_sheets import xls_sheets, xlsx_sheets
 
     sheets = xlsx_sheets if options.kind == "xlsx" else xls_sheets
     return sheets(options.workbook, options.sheet, options.max_cells)

@@ -75,8 +75,8 @@ def _reason(error: Exception) -> dict[str, str | None]:
 def _convert(options: argparse.Namespace) -> None:
     # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
-    import pyarrow as pa  # noqa: PLC0415 - with the limits in force
-    from pyarrow import parquet  # noqa: PLC0415
+    import pyarrow as pa  # with the limits in force
+    from pyarrow import parquet
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
@@ -128,7 +128,7 @@ def _type_at(schema: Any, path: str) -> Any:  # noqa: ANN401 - as above
 
 
 def _column_at(batch: Any, path: str) -> Any:  # noqa: ANN401 - as above
-    from pyarrow import compute  # noqa: PLC0415 - as above
+    from pyarrow import compute  # as above
 
     first, *rest = path.split(".")
     return compute.struct_field(batch.column(first), rest)
@@ -136,7 +136,7 @@ def _column_at(batch: Any, path: str) -> Any:  # noqa: ANN401 - as above
 
 def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
     """Return the kind of the cells of a column, see `excel_cells`; a time with a zone is a text in ISO 8601."""
-    from pyarrow import types  # noqa: PLC0415 - as above
+    from pyarrow import types  # as above
 
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -151,8 +151,8 @@ def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
 
 def _texts(values: Any, name: str) -> Any:  # noqa: ANN401 - as above
     """Return the exact text of each value; null where it is missing."""
-    import pyarrow as pa  # noqa: PLC0415 - as above
-    from pyarrow import compute, types  # noqa: PLC0415
+    import pyarrow as pa  # as above
+    from pyarrow import compute, types
 
     if isinstance(values, pa.ExtensionArray):
         values = values.storage

@@ -120,7 +120,7 @@ def _single_byte_encoding(text: bytes) -> Encoding:
     if high <= WESTERN:
         letters = "".join(sorted(high))
         return Encoding("cp1252", f"not UTF-8; its letters beyond ASCII would be {letters} in Windows-1252")
-    from charset_normalizer import from_bytes  # noqa: PLC0415 - for files that are not UTF-8 alone
+    from charset_normalizer import from_bytes  # for files that are not UTF-8 alone
 
     lines = [line for line in text.splitlines() if not line.isascii()]
     best = from_bytes(b"\n".join(lines)[:SAMPLED_BYTES]).best()

@@ -154,8 +154,8 @@ class _Append:
 def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
     if not offsets:
         return table
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa  # heavy
+    import pyarrow.compute as pc
 
     return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
 

@@ -52,10 +52,10 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
 
 def schema_of(declaration: StreamDeclaration) -> pa.Schema:
     """Return the columns of the table, those that were evolved left out."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow as pa  # heavy
 
-    from ingest_project.streams.contract import RESCUED  # noqa: PLC0415
-    from ingest_project.streams.delta.rows import POSITION_FIELDS  # noqa: PLC0415
+    from ingest_project.streams.contract import RESCUED
+    from ingest_project.streams.delta.rows import POSITION_FIELDS
 
     declared = [(column.name, column.arrow_type) for column in declaration.typed_columns]
     by_hour = isinstance(declaration.sink, DeltaTarget) and declaration.sink.partition_by == "hour"
@@ -70,7 +70,7 @@ class _Rows:
 
     @cached_property
     def _contract(self) -> Contract:
-        from ingest_project.streams.contract import Contract  # noqa: PLC0415 - heavy
+        from ingest_project.streams.contract import Contract  # heavy
 
         return Contract(self._declaration, self._settings, self._columns_of_table)
 
@@ -85,15 +85,15 @@ class _Rows:
 
     def decode(self, messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
         """Turn messages of a topic, given by its id, into rows."""
-        from ingest_project.streams.delta.rows import decode_bisecting  # noqa: PLC0415 - heavy
+        from ingest_project.streams.delta.rows import decode_bisecting  # heavy
 
         filled = [message for message in messages if message.value is not None]
         return decode_bisecting(filled, self._schema, lambda part: self._decode(part, topic_id))
 
     def _decode(self, messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
-        import pyarrow as pa  # noqa: PLC0415 - heavy
+        import pyarrow as pa  # heavy
 
-        from ingest_project.streams.delta.rows import (  # noqa: PLC0415
+        from ingest_project.streams.delta.rows import (
             StreamRows,
             days_of,
             hours_in,

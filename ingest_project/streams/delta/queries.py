@@ -53,7 +53,7 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange, time_column: str = "ti
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    import pyarrow.compute as pc  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # heavy
 
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
@@ -174,8 +174,8 @@ def replace(
 def _replace(
     store: DeltaStore, condition: str, rows: Callable[[], tuple[pa.Schema, Iterator[pa.RecordBatch]]]
 ) -> int | None:
-    import pyarrow as pa  # noqa: PLC0415 - heavy
-    from deltalake import write_deltalake  # noqa: PLC0415
+    import pyarrow as pa  # heavy
+    from deltalake import write_deltalake
 
     table = store.opened()
     if table is None:

@@ -233,7 +233,7 @@ def _read_again(
 
 def _append(stream: DeltaStream, piece: OffsetRange, table: pa.Table) -> pa.Table:
     """Commit rows; returns those that are in the table then."""
-    from ingest_project.streams.delta.rows import with_few_days  # noqa: PLC0415 - brings pyarrow
+    from ingest_project.streams.delta.rows import with_few_days  # brings pyarrow
 
     store, app_id = stream.store, f"{stream.app_id_of(piece.topic_partition)}/recovered"
     hours, before = stream.hours_of(table), store.committed_version(app_id)

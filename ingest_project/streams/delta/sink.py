@@ -103,9 +103,9 @@ class DeltaSink:
         return self._record(position, batch.next_offset, self.stream.hours_of(done.rows), outcome, seconds)
 
     def _append(self, batch: Batch[StreamRows], position: SinkPosition) -> Appended:
-        import pyarrow as pa  # noqa: PLC0415 - heavy
+        import pyarrow as pa  # heavy
 
-        from ingest_project.streams.delta.rows import with_few_days  # noqa: PLC0415
+        from ingest_project.streams.delta.rows import with_few_days
 
         tables = [rows.table for rows in batch.rows] or [self.stream.no_rows()]
         table = with_few_days(pa.concat_tables(tables, promote_options="default"))

@@ -80,12 +80,12 @@ class DeltaStream:
 
     def schema_with_evolved(self) -> pa.Schema:
         """Return the columns of the rows, those that drift has added to the table included."""
-        import pyarrow as pa  # noqa: PLC0415 - heavy
+        import pyarrow as pa  # heavy
 
         return pa.schema([*self.schema_of(), *((name, pa.string()) for name in self.evolved())])
 
     def hours_of(self, table: pa.Table) -> dict[datetime, int]:
         """Count the rows of each hour that is, or soon will be, a partition."""
-        from ingest_project.streams.delta.rows import hours_in  # noqa: PLC0415 - brings pyarrow
+        from ingest_project.streams.delta.rows import hours_in  # brings pyarrow
 
         return hours_in(table, self.time_column, self.first_hour)

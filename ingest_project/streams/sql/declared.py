@@ -140,7 +140,7 @@ class DeclaredTable:
 
     @cached_property
     def _contract(self) -> Contract:
-        from ingest_project.streams.contract import Contract  # noqa: PLC0415 - heavy
+        from ingest_project.streams.contract import Contract  # heavy
 
         return Contract(self._declaration, self._services.settings, self._columns_of_table)
 
@@ -161,7 +161,7 @@ class DeclaredTable:
         """Return the keys of messages without a value, and the messages whose key cannot be read."""
         if self._sink.tombstones == "ignore" or not messages:
             return [], []
-        from ingest_project.streams.values import array_of  # noqa: PLC0415 - heavy
+        from ingest_project.streams.values import array_of  # heavy
 
         by_name = {column.name: column for column in self._declaration.typed_columns}
         columns = [by_name[name] for name in self._sink.key]

@@ -63,8 +63,8 @@ def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], ro
         statement = _statement(table, names, order, f"SELECT {listed_there} FROM {source}", collation=' COLLATE "C"')
         return connection.execute(sa.text(statement), parameters).rowcount
     values = ", ".join(f":{name}" for name in names)
-    statement = sa.text(_statement(table, names, order, f"VALUES ({values})"))
-    return connection.execute(statement, written(table, rows)).rowcount
+    each = sa.text(_statement(table, names, order, f"VALUES ({values})"))
+    return connection.execute(each, written(table, rows)).rowcount
 
 
 def _copies(connection: sa.Connection, texts: Sequence[bytes]) -> bool:

@@ -152,11 +152,8 @@ def _struct(
     values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
 ) -> pa.StructArray:
     """Return a column of structs; a missing one is null and not a struct of nulls."""
-    is_missing = None
-    if None in values:
-        is_missing = pa.array([value is None for value in values], pa.bool_())
-        values = [nothing if value is None else value for value in values]
-    columns = _columns(values, type(nothing))
+    is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
+    columns = _columns([nothing if value is None else value for value in values], type(nothing))
     fields = [
         _instants(columns[field.name], f"processing_info.{field.name}", problems)
         if field.type == INSTANT

@@ -171,7 +171,7 @@ def _value_at(counts: Counter[float], rank: int) -> float:
 
 def _share(store: DeltaStore, where: str, share: int, shares: int) -> pl.DataFrame:
     """Return the rows of the event ids whose hash falls to this share, in the order in which they came."""
-    import polars as pl  # noqa: PLC0415 - heavy
+    import polars as pl  # heavy
 
     def chosen() -> Iterator[pl.DataFrame]:
         for batch in query_events(store, f"SELECT {COLUMNS} FROM events WHERE {where}"):

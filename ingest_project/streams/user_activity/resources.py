@@ -57,12 +57,12 @@ class UserActivityResources(StreamResources):
 
 
 def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
-    from ingest_project.streams.user_activity.event_table import event_rows  # noqa: PLC0415 - brings pyarrow
+    from ingest_project.streams.user_activity.event_table import event_rows  # brings pyarrow
 
     return event_rows(messages, topic_id)
 
 
 def _schema() -> pa.Schema:
-    from ingest_project.streams.user_activity.event_table import SCHEMA  # noqa: PLC0415 - brings pyarrow
+    from ingest_project.streams.user_activity.event_table import SCHEMA  # brings pyarrow
 
     return SCHEMA

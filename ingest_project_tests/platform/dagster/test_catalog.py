@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.file_ingest import catalog as file_ingest
 from ingest_project.file_ingest.catalog import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
@@ -21,14 +20,16 @@ from ingest_project.file_ingest.catalog import (
     VALIDATED_SENSOR_DATA,
     files_partitions,
 )
+from ingest_project.file_ingest.definitions import stored_of
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
+from ingest_project.readers.datasets import SHIPPED
 from ingest_project.streams.crm import definitions as crm
 from ingest_project.streams.crm.definitions import OPPORTUNITIES
 from ingest_project.streams.crm.records import opportunities
 from ingest_project.streams.user_activity import definitions as user_activity
 from ingest_project_tests.journeys.system import System, readings
 
-TABLES = {**file_ingest.STORED, **user_activity.STORED, **crm.STORED}
+TABLES = {**user_activity.STORED, **crm.STORED}
 
 
 def loaded(
@@ -51,7 +52,11 @@ def loaded(
         ins={"rows": dg.AssetIn(upstream)},
         backfill_policy=dg.BackfillPolicy.single_run(),
     )(compute)
-    resources = {IO_MANAGER_KEY: StoredRowsIOManager(TABLES, lambda: system.services)}
+    resources = {
+        IO_MANAGER_KEY: StoredRowsIOManager(
+            stored_of(SHIPPED, system.services.settings) | TABLES, lambda: system.services
+        )
+    }
     dg.materialize([spec, below], instance=system.instance, resources=resources, selection=[below], **run)
     return got[0]
 

@@ -271,7 +271,7 @@ def test_many_small_commits_are_merged_and_the_rows_stay(activity: ActivitySyste
 def test_another_engine_reads_the_table(activity: ActivitySystem) -> None:
     activity.put(*(event(f"e{number}", colour="red") for number in range(5)))
     activity.drive()
-    import polars as pl  # noqa: PLC0415 - heavy
+    import polars as pl  # heavy
 
     found = pl.read_delta(activity.settings.user_activity_url)
     assert found["client_info"].struct.field("language").to_list() == ["en-US"] * 5
