@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from ingest_project_tests.fuzz import PROFILE
 
+# A busy machine is no fault of the code.
+settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ordinary")
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
 settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

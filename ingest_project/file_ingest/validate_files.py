@@ -34,7 +34,7 @@ from ingest_project.platform.object_store.content_store import Landed, LandingSt
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
-from ingest_project.readers.target import RESCUED
+from ingest_project.readers.target import RESCUED, without_empty_rescue
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3
@@ -115,7 +115,7 @@ def first_rows(rows: pl.DataFrame, limit: int) -> dict[str, list[dict[str, objec
     first: dict[str, list[dict[str, object]]] = {}
     for row in rows.group_by("file_key", maintain_order=True).head(limit).iter_rows(named=True):
         first.setdefault(row.pop("file_key"), []).append(row)
-    return first
+    return {key: without_empty_rescue(shown) for key, shown in first.items()}
 
 
 @dataclass(frozen=True)

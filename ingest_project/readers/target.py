@@ -34,3 +34,10 @@ READINGS = Target(
     numbers=frozenset({"value"}),
     by_name=False,
 )
+
+
+def without_empty_rescue(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return rows for people: without `rescued_data` where none of them has any."""
+    if any(row.get(RESCUED) for row in rows):
+        return rows
+    return [{name: value for name, value in row.items() if name != RESCUED} for row in rows]

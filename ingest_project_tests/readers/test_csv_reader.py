@@ -26,15 +26,15 @@ ROW = "2024-01-15T10:30:45Z,pump-1,temperature,21.5,C\n"
 def test_a_canonical_file_becomes_readings_with_line_numbers(tmp_path: Path) -> None:
     outcome = read_text(tmp_path, HEADER + ROW + ROW.replace("pump-1", "pump-2"))
     assert outcome.rows.rows() == [
-        (2, "2024-01-15T10:30:45Z", "pump-1", "temperature", "21.5", "C"),
-        (3, "2024-01-15T10:30:45Z", "pump-2", "temperature", "21.5", "C"),
+        (2, "2024-01-15T10:30:45Z", "pump-1", "temperature", "21.5", "C", None),
+        (3, "2024-01-15T10:30:45Z", "pump-2", "temperature", "21.5", "C", None),
     ]
     assert outcome.malformed == []
 
 
-def test_columns_are_found_in_any_order_case_and_spacing_and_others_are_left_out(tmp_path: Path) -> None:
+def test_columns_are_found_in_any_order_case_and_spacing_and_others_are_kept_aside(tmp_path: Path) -> None:
     outcome = read_text(tmp_path, "note, Value ,TIMESTAMP,Device_ID,sensor_type\nx,1.5,2024-01-15T10:30:45Z,d,t\n")
-    assert outcome.rows.rows() == [(2, "2024-01-15T10:30:45Z", "d", "t", "1.5", None)]
+    assert outcome.rows.rows() == [(2, "2024-01-15T10:30:45Z", "d", "t", "1.5", None, '{"note":"x"}')]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -101,7 +101,7 @@ def test_rows_with_nul_bytes_are_kept_apart(tmp_path: Path) -> None:
 
 def test_null_spellings_and_empty_cells_are_missing(tmp_path: Path) -> None:
     outcome = read_text(tmp_path, HEADER + 'NA,"",  ,null,\n')
-    assert outcome.rows.row(0)[1:] == (None,) * 5
+    assert outcome.rows.row(0)[1:] == (None,) * 6
 
 
 def test_cells_longer_than_a_view_come_through_whole(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_invisible_characters_at_the_ends_of_a_cell_are_stripped(tmp_path: Path,
     row = f"{unseen}2024-01-15T10:30:45Z,{unseen}pump-1{unseen},temperature{unseen}, {unseen}21.5,{unseen} {unseen}\n"
     for text in (HEADER + ROW + row, HEADER + ROW + row + 'a,"b,c,1,\n'):
         outcome = read_text(tmp_path, text)
-        assert outcome.rows.rows()[1] == (3, "2024-01-15T10:30:45Z", "pump-1", "temperature", "21.5", None)
+        assert outcome.rows.rows()[1] == (3, "2024-01-15T10:30:45Z", "pump-1", "temperature", "21.5", None, None)
 
 
 def test_column_names_match_whatever_is_unseen_about_them(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_a_profile_without_header_names_columns_by_number(tmp_path: Path) -> Non
     )
     outcome = read_text(tmp_path, "\n2024-01-15T10:30:45Z,x,1\n2024-01-15T10:30:46Z,x,2\n", profile)
     assert outcome.rows.rows() == [
-        (2, "2024-01-15T10:30:45Z", "sample", "level", "1", "m"),
-        (3, "2024-01-15T10:30:46Z", "sample", "level", "2", "m"),
+        (2, "2024-01-15T10:30:45Z", "sample", "level", "1", "m", '{"2":"x"}'),
+        (3, "2024-01-15T10:30:46Z", "sample", "level", "2", "m", '{"2":"x"}'),
     ]
 
 
@@ -390,7 +390,7 @@ def test_whatever_the_bytes_a_file_is_read_or_refused(
     if isinstance(outcome, str):
         assert outcome in {"no_rows", "encoding"}
     else:
-        assert all(len(row) == 6 for row in casted(outcome).select(outcome.rows.columns).iter_rows())
+        assert all(len(row) == 7 for row in casted(outcome).select(outcome.rows.columns).iter_rows())
         assert all(reason for _, _, reason in outcome.malformed)
 
 

@@ -29,6 +29,7 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import yaml_files
+from ingest_project.readers.target import without_empty_rescue
 
 if TYPE_CHECKING:
     from ingest_project.file_ingest.commands.trial import Trial
@@ -255,8 +256,9 @@ def _show(trial: Trial) -> None:
         ]
     )
     if trial.accepted:
-        made = table(*trial.accepted[0])
-        for row in trial.accepted:
+        accepted = without_empty_rescue(trial.accepted)
+        made = table(*accepted[0])
+        for row in accepted:
             add_row(made, *row.values())
         show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
     if trial.rejected:
