@@ -172,7 +172,8 @@ def test_a_change_that_would_lose_data_is_refused_and_the_files_wait(
 def test_writers_that_add_columns_at_the_same_time_all_store_theirs(
     postgres_url: str, tmp_path: Path, target: dict[str, str]
 ) -> None:
-    settings = load_settings({"DATABASE_URL": postgres_url}, tmp_path).settings
+    environ = {"DATABASE_URL": postgres_url, "INGEST_STATE_DIR": str(tmp_path / "state")}
+    settings = load_settings(environ, tmp_path).settings
     columns = [{"name": "place", "type": "text"}]
     declaration = DatasetDeclaration.model_validate(
         {"name": "places", "columns": columns, "drift": "evolve", "target": target}
