@@ -2,9 +2,8 @@
 
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
 instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
-(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. It loads the
-definitions anew every minute only where the code server has been started again. Without this module (`dagster dev`,
-`dagster-daemon run`) everything works as well, each message seen up to four seconds later.
+(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. Without this
+module (`dagster dev`, `dagster-daemon run`) everything works as well, each message seen up to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
 a sensor or schedule whose recorded times lie in the future. This daemon detects that, has the records repaired and
@@ -20,15 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from dagster import DagsterInstance
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.remote_representation.code_location import GrpcServerCodeLocation
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorTick,
     ScheduleInstigatorData,
     SensorInstigatorData,
 )
-from dagster._core.workspace.workspace import CodeLocationEntry
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
@@ -40,7 +36,6 @@ logger = get_logger(__name__)
 
 CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
-ANSWER_SECONDS = 5
 # How often the records are checked: only they show another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 10.0
 # One tick each second of ten minutes, and more than any schedule makes in a year ahead.
@@ -61,40 +56,12 @@ def run_daemon(program: str, arguments: Sequence[str], repair: Repair, quiet: Qu
     # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
     sensor.MIN_INTERVAL_LOOP_TIME = CHECK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
-    refresh_changed_only()
     if quiet is not None:
         install(quiet)
     if arguments[:1] == ["run"] and "--help" not in arguments:
         repair()
         threading.Thread(target=watch_clock, args=(repair, restart), name="clock", daemon=True).start()
     create_dagster_daemon_cli()(args=list(arguments), prog_name=program, obj={})
-
-
-def refresh_changed_only() -> None:
-    """Have the daemon keep the definitions of a code server that has not been started again.
-
-    Loading them costs a second of processor time, every minute.
-    """
-    refresh = controller.DagsterDaemonController.check_workspace_freshness
-
-    def refresh_changed(self: controller.DagsterDaemonController, refreshed_at: float) -> float:
-        if time.time() - refreshed_at <= controller.RELOAD_WORKSPACE_INTERVAL:
-            return refreshed_at
-        entries = self._workspace_process_context.create_request_context().get_code_location_entries()
-        return time.time() if all(map(is_current, entries.values())) else refresh(self, refreshed_at)
-
-    controller.DagsterDaemonController.check_workspace_freshness = refresh_changed  # type: ignore[method-assign,assignment]
-
-
-def is_current(entry: CodeLocationEntry) -> bool:
-    """Tell whether a code location was loaded from the code server that answers now."""
-    location = entry.code_location
-    if not isinstance(location, GrpcServerCodeLocation):
-        return False
-    try:
-        return bool(location.client.get_server_id(timeout=ANSWER_SECONDS) == location.server_id)
-    except DagsterUserCodeUnreachableError:
-        return False
 
 
 def watch_clock(repair: Repair, on_set_back: Callable[[], object]) -> None:
