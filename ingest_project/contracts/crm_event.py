@@ -153,11 +153,8 @@ def _decode_plain(raw: bytes) -> CrmEvent | None:
         meta = _decode_meta(event.meta_data)
         modified = meta.last_modified
         modified = modified.replace(tzinfo=UTC) if modified.tzinfo is None else modified.astimezone(UTC)
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
-        return None
-    try:
         kind, own = _plain_own(event)
-    except ValueError:
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
         return None
     other = CrmKind.PROJECT if is_opportunity else CrmKind.OPPORTUNITY
     is_id = event.event_id and not event.event_id.isspace() and len(event.event_id) <= MAX_ID_LENGTH

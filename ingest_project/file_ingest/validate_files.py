@@ -112,10 +112,12 @@ def first_rows(rows: pl.DataFrame, limit: int) -> dict[str, list[dict[str, objec
         rows: of many files, with their `file_key`.
         limit: of rows of one file.
     """
+    if RESCUED in rows.columns and rows[RESCUED].null_count() == rows.height:
+        rows = rows.drop(RESCUED)
     first: dict[str, list[dict[str, object]]] = {}
     for row in rows.group_by("file_key", maintain_order=True).head(limit).iter_rows(named=True):
         first.setdefault(row.pop("file_key"), []).append(row)
-    return {key: without_empty_rescue(shown) for key, shown in first.items()}
+    return {key: without_empty_rescue(shown) for key, shown in first.items()} if RESCUED in rows.columns else first
 
 
 @dataclass(frozen=True)
