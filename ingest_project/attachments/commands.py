@@ -115,11 +115,6 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
     more: bool = False
 
 
-def register_attachments(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(attachments_app, name="attachments")
-
-
 @attachments_app.command("list")
 def list_attachments(
     *,

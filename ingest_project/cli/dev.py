@@ -39,11 +39,6 @@ PAUSE_SECONDS = 1.0
 LOCK_SECONDS = 1_800.0
 
 
-def register_dev(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("dev")(dev)
-
-
 def dev(
     *,
     services_only: Annotated[
@@ -112,11 +107,6 @@ def _line(step: str, state: StepState, seconds: float) -> str:
             return f"[dim]Stopping {step} …[/]"
         case StepState.STOPPED:
             return f"[green]✓[/] {step} has stopped [dim]({seconds:.1f} s)[/]"
-
-
-def register_migrate(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("migrate")(migrate)
 
 
 def migrate(
@@ -212,11 +202,6 @@ def make_missing_topics(
             if error_code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise unavailable(kafka, error) from error
     return tuple(made)
-
-
-def register_psql(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("psql", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(psql)
 
 
 def psql(

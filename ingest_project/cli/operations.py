@@ -40,11 +40,6 @@ PAUSE_SECONDS = 0.5
 REPEAT_SECONDS = 30.0
 
 
-def register_retention(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("retention")(purge)
-
-
 def purge(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
@@ -69,11 +64,6 @@ def purge(
     for step in steps:
         add_row(shown, step.number, step.what, ", ".join(step.examples[:3]))
     show(shown)
-
-
-def register_monitor(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("monitor")(monitor)
 
 
 def monitor(
@@ -105,11 +95,6 @@ def monitor(
         lambda address: complain(f"The monitor is at {address} (Ctrl-C ends it)."),
         insecure=insecure,
     )
-
-
-def register_status(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("status")(status)
 
 
 def status(

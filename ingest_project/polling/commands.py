@@ -23,11 +23,6 @@ MAX_ENTRIES = 10_000
 READ_BYTES = 64 * 1024
 
 
-def register(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(app, name="sources")
-
-
 class SourceSample(msgspec.Struct, kw_only=True):
     """Result of trying a source.
 
