@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -31,9 +31,6 @@ from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
 from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.run_records import DagsterRecords
-
-if TYPE_CHECKING:
-    pass
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, unchanged progress is repeated at this interval.

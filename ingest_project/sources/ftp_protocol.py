@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 from ingest_project.platform.http import MAX_PORT
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force, with_deadline
 from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, Kind
-from ingest_project.sources.reading import with_deadline
 
 _MONTHS = (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec")
 _MODE = re.compile(rb"[A-Za-z-][-rwxsStTlL]{9}[.+@]?")

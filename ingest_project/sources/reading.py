@@ -8,7 +8,6 @@ resumes where it stopped when its connection breaks, as long as it is the same v
 from __future__ import annotations
 
 import io
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing_extensions import Buffer
 
 from ingest_project.core.errors import PermanentError, SourceChangedError, SourceUnreachableError
 from ingest_project.core.settings import PollingSettings
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 
 MIN_BYTES_PER_SECOND = 1_024
 Item = TypeVar("Item")
@@ -133,16 +132,6 @@ class ListingBudget:
     def page_time(self) -> timedelta:
         """Return the time for the next page, at most what is left of the whole."""
         return min(self._limits.page_time, timedelta(seconds=self.seconds_left()))
-
-
-def with_deadline(connection: socket.socket) -> socket.socket:
-    """Return the same connection as a socket that keeps to the deadline in force."""
-    if isinstance(connection, DeadlineSocket):
-        return connection
-    timeout = connection.gettimeout()
-    bounded = DeadlineSocket(fileno=connection.detach())
-    bounded.settimeout(timeout)
-    return bounded
 
 
 class OpenedFile(Protocol):

@@ -7,7 +7,6 @@ connections that keep to the deadline in force and, given a connector, go to the
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,14 +45,10 @@ from ingest_project.core.errors import (
 )
 from ingest_project.platform.http import WebAddress, parse_url
 from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
+from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, PinnedHTTPConnection
 from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.reading import with_deadline
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -88,22 +83,12 @@ def bound(client: S3Client, connector: Connector | None) -> S3Client:
     return client
 
 
-class _Connection(AWSHTTPConnection):
-    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
+class _Connection(PinnedHTTPConnection, AWSHTTPConnection):
+    pass
 
 
-class _TlsConnection(AWSHTTPSConnection):
-    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
+class _TlsConnection(PinnedHTTPConnection, AWSHTTPSConnection):
+    pass
 
 
 def _pools(pool_class: type, connection_class: type, connector: Connector | None) -> Callable[..., Any]:

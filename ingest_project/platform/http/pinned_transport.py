@@ -120,6 +120,16 @@ def _shorten(connected: socket.socket) -> None:
         connected.settimeout(now)
 
 
+def with_deadline(connection: socket.socket) -> socket.socket:
+    """Return the same connection as a socket that keeps to the deadline in force."""
+    if isinstance(connection, DeadlineSocket):
+        return connection
+    timeout = connection.gettimeout()
+    bounded = DeadlineSocket(fileno=connection.detach())
+    bounded.settimeout(timeout)
+    return bounded
+
+
 def system_addresses(host: str, port: int) -> list[str]:
     """Resolve a host by the system: its addresses, best first, each once.
 
@@ -202,25 +212,24 @@ def new_connection(connection: HTTPConnection, connector: Connector) -> socket.s
 
 
 class PinnedHTTPConnection(HTTPConnection):
-    """A connection over plain HTTP to a checked address."""
+    """A connection of urllib3 that a connector makes, to a checked address.
 
-    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+    Args:
+        args: of urllib3.
+        connector: None for a server that may be reached at any address.
+        kwargs: of urllib3.
+    """
+
+    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
         super().__init__(*args, **kwargs)
         self._connector = connector
 
     def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector)
+        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
 
 
-class PinnedHTTPSConnection(HTTPSConnection):
+class PinnedHTTPSConnection(PinnedHTTPConnection, HTTPSConnection):
     """A connection over TLS to a checked address; the certificate is checked against the name."""
-
-    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector)
 
 
 class _PinnedPools(PoolManager):
