@@ -24,7 +24,7 @@ import msgspec
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at
-from ingest_project.attachments.scheduler import DownloadScheduler, host_of
+from ingest_project.attachments.scheduler import DownloadScheduler
 from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
@@ -141,7 +141,7 @@ def attempts(  # noqa: PLR0913 - each is passed by name
         the results since the last time, about once a second. Attempts that did not begin in time are postponed to now.
     """
     scheduler: DownloadScheduler[Callable[[], End]] = DownloadScheduler(
-        hosts_in_turn(records),
+        records,
         max_per_host=per_host,
         max_unfinished=RESULTS_PER_WORKER * concurrency,
         max_unstored_bytes=MAX_UNSTORED_BYTES,
@@ -235,17 +235,6 @@ def _not_begun(scheduler: DownloadScheduler[Callable[[], End]]) -> list[End]:
     scheduler.processed(-len(left))
     now = datetime.now(UTC)
     return [Postponed(record.attachment_key, "Its run ended before its turn.", now) for record in left]
-
-
-def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
-    """Order records so that hosts take turns: a host with many must not occupy all workers."""
-    scheduler: dict[str, int] = {}
-    ordered = []
-    for index, record in enumerate(records):
-        host = host_of(record.attachment_url)
-        scheduler[host] = scheduler.get(host, 0) + 1
-        ordered.append((scheduler[host], index, record))
-    return [record for _, _, record in sorted(ordered, key=lambda entry: entry[:2])]
 
 
 def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
