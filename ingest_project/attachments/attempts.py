@@ -74,14 +74,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.convert({**row["result"], **{name: row[name] for name in names}}, cls)
 
 
-class HourOfResults(msgspec.Struct, frozen=True):
-    """Counts of the attempts that ended in a period, by status."""
-
-    success: int
-    failed_transient: int
-    failed_permanent: int
-
-
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Result of one attempt, as people see it.
 
@@ -217,22 +209,17 @@ class AttemptResults:
         query = sa.select(download_outcomes).where(COLUMNS.commit_number == number, COLUMNS.committed_at.is_(None))
         return tuple(sorted(self._select(query), key=lambda result: result.identity))
 
-    def ended_between(self, since: datetime, until: datetime) -> HourOfResults:
+    def ended_between(self, since: datetime, until: datetime) -> dict[str, int]:
         """Count the attempts that ended in a period, by status."""
         status = COLUMNS.result["status"].as_string()
-        counted = [
-            sa.func.count().filter(status == kind.value).label(kind.value)
-            for kind in (DownloadStatus.SUCCESS, DownloadStatus.FAILED_TRANSIENT, DownloadStatus.FAILED_PERMANENT)
-        ]
+        counted = [sa.func.count().filter(status == kind.value).label(kind.value) for kind in DownloadStatus]
         query = sa.select(*counted).where(COLUMNS.completed_at >= since, COLUMNS.completed_at < until)
         with reading(self._engine) as connection:
-            return HourOfResults(**connection.execute(query).mappings().one())
+            return dict(connection.execute(query).mappings().one())
 
-    def totals(self) -> dict[str, int]:
-        """Count all results, and of those the ones that are in the Delta table."""
-        query = sa.select(sa.func.count().label("outcomes"), sa.func.count(COLUMNS.committed_at).label("committed"))
-        with reading(self._engine) as connection:
-            return {name: int(value) for name, value in connection.execute(query).mappings().one().items()}
+    def committed(self) -> int:
+        """Count results that are in the Delta table."""
+        return self._count(COLUMNS.committed_at.is_not(None))
 
     def unpublished(self) -> int:
         """Count results that may not be published to Kafka and Dagster."""

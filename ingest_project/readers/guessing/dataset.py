@@ -12,9 +12,8 @@ from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.guessing.columns import Column
 from ingest_project.readers.guessing.names import read_name, slug, without_serial
-from ingest_project.readers.guessing.proposal import Found, write_notation, write_text_layout
+from ingest_project.readers.guessing.proposal import Draft, Found, write_notation, write_text_layout
 from ingest_project.readers.guessing.times import TimeGuess, guess_times
-from ingest_project.readers.guessing.yaml_text import Draft
 
 COMPONENT = "ingest_project.FileDataset"
 MONEY = re.compile(
