@@ -103,6 +103,8 @@ class Cached:
 
 
 End = AttemptResult | Postponed
+Scheduler = DownloadScheduler[Callable[[], End]]
+Results = SimpleQueue[End | Cached | BaseException]
 
 
 class RunLostError(PermanentError):
@@ -140,13 +142,13 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     Yields:
         the results since the last time, about once a second. Attempts that did not begin in time are postponed to now.
     """
-    scheduler: DownloadScheduler[Callable[[], End]] = DownloadScheduler(
+    scheduler: Scheduler = DownloadScheduler(
         records,
         max_per_host=per_host,
         max_unfinished=RESULTS_PER_WORKER * concurrency,
         max_unstored_bytes=MAX_UNSTORED_BYTES,
     )
-    results: SimpleQueue[End | Cached | BaseException] = SimpleQueue()
+    results: Results = SimpleQueue()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="download")
     try:
         for _ in range(concurrency):
@@ -159,11 +161,7 @@ def attempts(  # noqa: PLR0913 - each is passed by name
         pool.shutdown(cancel_futures=True)
 
 
-def _work(
-    scheduler: DownloadScheduler[Callable[[], End]],
-    attempt: Callable[[AttachmentRecord], End | Cached],
-    results: SimpleQueue[End | Cached | BaseException],
-) -> None:
+def _work(scheduler: Scheduler, attempt: Callable[[AttachmentRecord], End | Cached], results: Results) -> None:
     while (job := scheduler.next()) is not None:
         try:
             if callable(job):
@@ -178,8 +176,8 @@ def _work(
 
 
 def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
-    scheduler: DownloadScheduler[Callable[[], End]],
-    results: SimpleQueue[End | Cached | BaseException],
+    scheduler: Scheduler,
+    results: Results,
     outstanding: int,
     store: Callable[[Cached], End] | None,
     announce: Callable[[Sequence[Cached]], None],
@@ -209,15 +207,13 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
             last = time.monotonic()
 
 
-def _acknowledge(
-    scheduler: DownloadScheduler[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]
-) -> None:
+def _acknowledge(scheduler: Scheduler, ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
     """Count results as processed: of attempts with a second half, the first one was counted before."""
     sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
     scheduler.processed(sizes.count(None), sum(size or 0 for size in sizes))
 
 
-def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float) -> list[End | Cached]:
+def _drained(results: Results, seconds: float) -> list[End | Cached]:
     """Return every present result, after waiting up to this long for a first one."""
     found: list[End | Cached] = []
     with contextlib.suppress(Empty):
@@ -230,7 +226,7 @@ def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float)
     return found
 
 
-def _not_begun(scheduler: DownloadScheduler[Callable[[], End]]) -> list[End]:
+def _not_begun(scheduler: Scheduler) -> list[End]:
     left = scheduler.withdraw()
     scheduler.processed(-len(left))
     now = datetime.now(UTC)

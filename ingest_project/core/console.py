@@ -199,11 +199,9 @@ class SearchableQueue(Protocol[Record_co]):
 
     def get(self, key: str, /) -> Record_co | None:
         """Return the entry with this key."""
-        ...
 
     def list(self, *, text: str | None = None, limit: int = 100) -> Sequence[Record_co]:
         """Return entries that contain the text."""
-        ...
 
 
 def find_by_key(

@@ -17,9 +17,9 @@ from functools import partial
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 import stamina
-from typing_extensions import Buffer
 
 from ingest_project.core.errors import PermanentError, SourceChangedError, SourceUnreachableError
+from ingest_project.core.local_files import BlockReader
 from ingest_project.core.settings import PollingSettings
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 
@@ -146,11 +146,9 @@ class OpenedFile(Protocol):
         Raises:
             SourceUnreachableError: the connection broke.
         """
-        ...
 
     def close(self) -> None:
         """Stop reading and release the connection; never raises."""
-        ...
 
 
 class Pace:
@@ -209,7 +207,7 @@ def skip_bytes(file: OpenedFile, count: int, pace: Pace) -> None:
         count -= len(block)
 
 
-class PacedReader(io.RawIOBase):
+class PacedReader(BlockReader):
     """A file that a client library reads, held to the minimum speed.
 
     Args:
@@ -223,20 +221,13 @@ class PacedReader(io.RawIOBase):
         self._limits = limits
         self._pace = Pace(limits, location)
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Read some of the next bytes, within the time of a page."""
-        view = memoryview(buffer).cast("B")
+    def next_block(self, size: int) -> bytes:
+        """Return the next bytes, within the time of a page."""
         with deadline_in_force(Deadline(self._limits.page_time)):
-            block = self._pace.timed(partial(self._file.read, len(view)))
-        view[: len(block)] = block
-        return len(block)
+            return self._pace.timed(partial(self._file.read, size))
 
 
-class _ResumedFile(io.RawIOBase):
+class _ResumedFile(BlockReader):
     """The unbuffered part of `resumed_reading`."""
 
     def __init__(self, open_at: Callable[[int], OpenedFile], location: str, pace: Pace) -> None:
@@ -248,21 +239,15 @@ class _ResumedFile(io.RawIOBase):
         self._version = (self._file.size_bytes, self._file.modified_at)
         self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        block = self._pace.timed(partial(self._next_block, len(view)))
-        view[: len(block)] = block
-        return len(block)
+    def next_block(self, size: int) -> bytes:
+        return self._pace.timed(partial(self._resumed, size))
 
     def close(self) -> None:
         if not self.closed:
             self._file.close()
         super().close()
 
-    def _next_block(self, size: int) -> bytes:
+    def _resumed(self, size: int) -> bytes:
         try:
             return self._read(size)
         except SourceUnreachableError:

@@ -249,27 +249,25 @@ class _ObjectReader:
             return _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
 
 
+@dataclass
 class _OpenedObject:
     """One answer of S3 that is being read."""
 
-    def __init__(
-        self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime, limits: SourceLimits
-    ) -> None:
-        self._limits = limits
-        self._body = body
-        self._location = location
-        self.size_bytes: int | None = size_bytes
-        self.modified_at: datetime | None = modified_at
+    body: StreamingBody
+    location: str
+    size_bytes: int | None
+    modified_at: datetime | None
+    limits: SourceLimits
 
     def read(self, size: int) -> bytes:
         """Read some of the next bytes; empty at the end."""
         # The body is read until all of this is there: at the minimum speed it arrives in time.
-        with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
-            return self._body.read(min(size, READ_BYTES))
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
+            return self.body.read(min(size, READ_BYTES))
 
     def close(self) -> None:
         """Stop reading."""
-        self._body.close()
+        self.body.close()
 
 
 class _NamedBucket(NamedTuple):

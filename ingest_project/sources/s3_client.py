@@ -29,7 +29,6 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
-from pydantic import SecretStr
 from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
@@ -152,20 +151,15 @@ _LONGEST_CAUSE = 200
 
 
 @dataclass(frozen=True)
-class S3Account:
+class S3Account(S3Options):
     """An endpoint of S3 and our keys. A value of None comes from boto3's own configuration.
 
     Args:
-        endpoint_url: address of a server other than Amazon's.
         unsigned: send requests anonymously.
         from_job: the endpoint comes from a job, and the client may connect to nothing else; False: from the settings.
         internal_allowed: a setting names this host, so that it may have an internal address.
     """
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
     unsigned: bool = False
     from_job: bool = False
     internal_allowed: bool = False
@@ -194,7 +188,7 @@ def account_client(account: S3Account, timeout_seconds: float, lists: HostLists)
     """
     rules = account.rules(lists)
     client = s3_client(
-        S3Options(account.endpoint_url, account.region, account.access_key_id, account.secret_access_key),
+        account,
         timeout_seconds,
         unsigned=account.unsigned,
         # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.

@@ -152,11 +152,9 @@ class PooledConnection(Protocol):
 
     def answers(self) -> bool:
         """Return True while the server still answers."""
-        ...
 
     def close(self) -> None:
         """Close the connection; never raises."""
-        ...
 
 
 C = TypeVar("C", bound=PooledConnection)
@@ -172,7 +170,6 @@ class Login(Protocol[C_co]):
     @property
     def location(self) -> str:
         """Server and user, for messages."""
-        ...
 
     def connect(self) -> C_co:
         """Open a new connection, logged in.
@@ -180,7 +177,6 @@ class Login(Protocol[C_co]):
         Raises:
             SourceUnreachableError: the server does not answer. Also raises the permanent errors of a source.
         """
-        ...
 
 
 @dataclass(frozen=True)

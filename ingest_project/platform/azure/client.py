@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import stamina
 from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
@@ -32,6 +32,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
 
 from ingest_project.core.errors import IngestError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.local_files import BlockReader
 from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.azure import (
     OneLakeAddress,
@@ -43,9 +44,6 @@ from ingest_project.platform.azure import (
 )
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 # Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
 READ_BYTES = 4 * 1024**2
@@ -356,19 +354,13 @@ def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential 
     return default_credential()
 
 
-class _DownloadedBytes(io.RawIOBase):
+class _DownloadedBytes(BlockReader):
     """A download of the SDK as a binary file."""
 
     def __init__(self, download: Download, address: str) -> None:
         self._download = download
         self._address = address
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
+    def next_block(self, size: int) -> bytes:
         with onelake_errors(self._address):
-            data = self._download.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+            return self._download.read(size)
