@@ -180,7 +180,7 @@ class Attachments(Capability[AttachmentResources]):
         """Import and return what Dagster loads."""
         from ingest_project.attachments import catalog, definitions  # imports dagster
         from ingest_project.platform.dagster.catalog import topic_uri  # as above
-        from ingest_project.platform.http import printable_url  # brings requests
+        from ingest_project.platform.http import printable_url  # imports requests
 
         locations = {
             catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),

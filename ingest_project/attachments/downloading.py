@@ -317,7 +317,7 @@ def _store(
         file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)
         return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
     except StoreRejectedError as error:
-        # A missing permission is granted in minutes; the file's own server may not keep it for ever.
+        # A missing permission is granted in minutes; the file's own server may delete it.
         raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
 
 

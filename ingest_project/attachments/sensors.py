@@ -35,7 +35,7 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.core.errors import PermanentError, SettingsError
+from ingest_project.core.errors import PermanentError
 from ingest_project.core.items import digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
@@ -259,8 +259,7 @@ def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> 
     now = datetime.now(UTC)
     if not is_due(context.cursor, now, settings.eventhouse.poll_seconds):
         return dg.SkipReason("The next poll is not due yet.")
-    problems: list[SettingsError] = []
-    queries = load_queries(settings.eventhouse.queries, problems)
+    queries, problems = load_queries(settings.eventhouse.queries)
     for problem in problems:
         logger.error("eventhouse_query_left_out", reason=str(problem))
     if problems and not queries:

@@ -84,17 +84,6 @@ Raw = Annotated[bool, typer.Option("--raw", help="Write the letter's bytes as th
 app.command("replay")(of_attachments.replay_dead)
 
 
-class DeadMessageList(msgspec.Struct, frozen=True):
-    """Some of the dead letters.
-
-    Args:
-        more: there are others.
-    """
-
-    messages: tuple[InspectedLetter, ...]
-    more: bool
-
-
 @app.command("topics")
 def list_topics(*, as_json: AsJson = False) -> None:
     """List the topics of dead letters, how many each has, and which topics' letters these are."""
@@ -279,17 +268,17 @@ def _parsed(text: str) -> Position:
 
 
 def _print_list(found: Sequence[InspectedLetter], limit: int, *, as_json: bool) -> None:
-    shown = DeadMessageList(tuple(found[:limit]), more=len(found) > limit)
+    shown, more = found[:limit], len(found) > limit
     if as_json:
-        print_json(shown)
+        print_json({"messages": shown, "more": more})
         return
     made = table("Location", "Failed", "Was", "Error class", "Bytes", "Redriven", "Reason", "Begins", numbers=["Bytes"])
-    for one in shown.messages:
+    for one in shown:
         failed = ago(one.failed_at) if one.failed_at else None
         reason, redriven = shortened(one.reason or "", MAX_SHOWN_REASON), "yes" if one.redriven else None
         values = (one.original_location, one.error_class, one.size_bytes, redriven, reason, one.begins)
         add_row(made, one.place, failed, *values)
-    show_list(made, "messages", more=shown.more, which="newest")
+    show_list(made, "messages", more=more, which="newest")
 
 
 def _show(letter: InspectedLetter) -> None:

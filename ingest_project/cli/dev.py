@@ -173,7 +173,7 @@ def _upgrade_dagster() -> None:
 
 
 def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
-    from ingest_project.streams.declaration import load_streams  # brings Polars
+    from ingest_project.streams.declaration import load_streams  # imports Polars
 
     declared = [topic for one in load_streams(settings).usable for topic in (one.topic, one.dlq)]
     names = list(dict.fromkeys([*settings.topics.model_dump().values(), *declared]))

@@ -160,7 +160,7 @@ def installed_plugins() -> list[InstalledPlugin]:
     """Return every part that another package brings, each with its problem, if it has one."""
     found: list[InstalledPlugin] = []
     for group, address in PARTS.items():
-        # A kind of which no package brings any is not imported.
+        # A kind without plug-ins is not imported.
         if installed(group):
             module, _, name = address.partition(":")
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)

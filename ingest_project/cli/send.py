@@ -104,7 +104,7 @@ def send_file_event(
 
 def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
     """Decode a file event as the sensor does: its dataset must take files of this type."""
-    from ingest_project.readers.datasets import load_declarations  # brings Polars
+    from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     event = decode_file_event(raw)
     load_declarations(settings).require_accepted(event)

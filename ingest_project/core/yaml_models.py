@@ -136,7 +136,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {guess[0]}?" if guess else ""
 
 
-# As a person writes YAML, who knows no tuples.
+# The shapes as people write them in YAML, in place of the names of Python's types.
 SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(
     ("model_type", "model_attributes_type", "dict_type"), "write names and values, like {name: value}"

@@ -1,4 +1,4 @@
-"""Run a script of ours over an untrusted file in a process of its own that may die without harm.
+"""Run a script of ours over an untrusted file in a separate process that may die without harm.
 
 The process limits its memory, CPU time and output before the script begins (`main`), gets an environment without
 secrets, and is killed when it exceeds its time. A worker that converts a file reports why it rejects one, see

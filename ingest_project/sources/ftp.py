@@ -35,7 +35,6 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.sources.file_server import Entry, FileServerSource, file_server_source
 from ingest_project.sources.ftp_protocol import (
@@ -50,7 +49,7 @@ from ingest_project.sources.ftp_protocol import (
 )
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 from ingest_project.sources.registry import SourceContext
-from ingest_project.sources.servers import Server, server_of
+from ingest_project.sources.servers import Server, logged_in, server_of
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
 READ_BYTES = 256 * 1024
@@ -119,13 +118,7 @@ class FtpLogin:
             SourceUnreachableError: the server does not answer, or not now.
             SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
-        used = text_of(self.password or "")
-        try:
-            return self._log_in()
-        except SourceAccessDeniedError:
-            if not renewed(self.password, used):
-                raise
-        return self._log_in()
+        return logged_in(self._log_in, self.password)
 
     def _log_in(self) -> FtpConnection:
         control = self._control()

@@ -47,7 +47,7 @@ _FIRST_TWO_DIGIT_YEAR = 70
 
 
 def parse_time(text: str) -> datetime | None:
-    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None where it is none."""
+    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None for anything else."""
     found = _MACHINE_TIME.fullmatch(text.strip())
     if found is None:
         return None
@@ -59,7 +59,7 @@ def parse_time(text: str) -> datetime | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Parse a number of bytes of SIZE or MLSD; None where it is none that a file can have."""
+    """Parse a number of bytes of SIZE or MLSD; None for anything that no file can have."""
     return _size(text.strip().encode("latin-1", "replace"))
 
 

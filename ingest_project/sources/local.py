@@ -152,8 +152,8 @@ class AllowedRoots:
     def _open_plain(self, path: str, more_flags: int) -> int | None:
         """Open a regular file whose path is inside the roots as it is written; None where it must be resolved first.
 
-        Nothing but a regular file is opened, and whoever opened it checks where it really is: resolving the path
-        before would look at each folder of it once more, for every file.
+        Nothing but a regular file is opened, and its real path is checked once it is open: resolving the path first
+        would read each of its folders once more, for every file.
         """
         if os.path.normpath(path) == path and any(_is_inside(folder, path) for folder in self.folders):
             with suppress(OSError, ValueError):

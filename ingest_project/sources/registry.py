@@ -115,7 +115,7 @@ ROOT_PARTS = {"s3": 3, "onelake": 4}
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
 
-SOURCES: plugins.Plugins[SourceFactory] = plugins.plugins(
+SOURCES: plugins.Plugins[SourceFactory] = plugins.Plugins(
     plugins.SOURCES,
     {
         "dummy": "ingest_project.sources.local:open_dummy",
@@ -222,7 +222,7 @@ class SourceResources(Runtime):
     @cached_property
     def datasets(self) -> Declarations:
         """The declared datasets, and the shipped one."""
-        from ingest_project.readers.datasets import load_declarations  # brings Polars
+        from ingest_project.readers.datasets import load_declarations  # imports Polars
 
         return load_declarations(self.settings)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from botocore.response import StreamingBody
@@ -270,13 +270,8 @@ class _OpenedObject:
         self.body.close()
 
 
-class _NamedBucket(NamedTuple):
-    endpoint: str
-    bucket: str
-
-
-def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> _NamedBucket:
-    """Return the bucket that a `source_config` names, and the endpoint's origin.
+def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> tuple[str, str]:
+    """Return the endpoint's origin and the bucket that a `source_config` names.
 
     Args:
         source_config: of an s3 source.
@@ -286,7 +281,7 @@ def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> _Name
         PermanentError: it names none, or two, or something else as an endpoint.
     """
     endpoint = _named_endpoint(source_config) or account.endpoint or AMAZON
-    return _NamedBucket(endpoint.origin, _bucket_of(source_config))
+    return endpoint.origin, _bucket_of(source_config)
 
 
 def _default_account(context: SourceContext) -> S3Account:
@@ -296,7 +291,7 @@ def _default_account(context: SourceContext) -> S3Account:
 
 
 @lru_cache(maxsize=4)
-def _configured_buckets(context: SourceContext) -> frozenset[_NamedBucket]:
+def _configured_buckets(context: SourceContext) -> frozenset[tuple[str, str]]:
     """Return the buckets of configured sources, which jobs may name as well."""
     named = set()
     for source in context.settings.sources.values():

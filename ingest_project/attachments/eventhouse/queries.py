@@ -189,34 +189,30 @@ def server_time_text(query: DomainQuery) -> str:
     )
 
 
-def load_queries(paths: Sequence[Path], problems: list[SettingsError] | None = None) -> Mapping[str, DomainQuery]:
+def load_queries(paths: Sequence[Path]) -> tuple[Mapping[str, DomainQuery], list[SettingsError]]:
     """Load the queries, by domain.
 
     Args:
         paths: YAML files with one query each, or folders of such files.
-        problems: collects the errors of files, which are then left out; without it, the first one is raised.
 
-    Raises:
-        SettingsError: a file is missing or not a query, or two are for the same domain; says which and why.
+    Returns:
+        the queries, and the errors of the files that are left out: they are missing, not a query, or a second one for
+        the same domain.
     """
     queries: dict[str, DomainQuery] = {}
+    problems: list[SettingsError] = []
     for path in yaml_files(paths):
         try:
-            query = _new_query(path, queries)
+            query = read_query(path)
         except SettingsError as error:
-            if problems is None:
-                raise
             problems.append(error)
+            continue
+        if query.domain in queries:
+            reason = f"{path}: there already is an Eventhouse query for the domain {query.domain!r}."
+            problems.append(SettingsError(reason))
         else:
             queries[query.domain] = query
-    return queries
-
-
-def _new_query(path: Path, known: Mapping[str, DomainQuery]) -> DomainQuery:
-    query = read_query(path)
-    if query.domain in known:
-        raise SettingsError(f"{path}: there already is an Eventhouse query for the domain {query.domain!r}.")
-    return query
+    return queries, problems
 
 
 def read_query(path: Path) -> DomainQuery:

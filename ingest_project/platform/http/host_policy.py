@@ -227,9 +227,6 @@ class HostLists:
         return HostRules(own, self.denied, internal, allowed_setting=None)
 
 
-NO_LISTS = HostLists()
-
-
 def host_lists(settings: Settings) -> HostLists:
     """Return the lists of hosts that hold for every client."""
     downloads = settings.downloads

@@ -34,7 +34,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http import WebAddress, parse_url, printable_url, split_address
-from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
+from ingest_project.platform.http.host_policy import HostLists, HostRules, IpAddress, parse_address
 
 _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
@@ -303,10 +303,9 @@ class BoundSession(Session):
     Args:
         servers: the origins that may be contacted; the environment's proxy and certificates are those for the first.
         pool_connections: idle connections kept for each.
-        lists: hosts that are never contacted.
     """
 
-    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists = NO_LISTS) -> None:
+    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1) -> None:
         super().__init__()
         self._origins = frozenset(server.origin for server in servers)
         # Resolved once: requests searches the whole environment at every request, which takes a quarter of the
@@ -320,7 +319,7 @@ class BoundSession(Session):
             adapter = HTTPAdapter(pool_connections=len(servers), pool_maxsize=pool_connections)
         else:
             own = [(server.host, server.port) for server in servers]
-            rules = lists.rules_for(*own, internal_allowed=True)
+            rules = HostLists().rules_for(*own, internal_allowed=True)
             authorities = Path(self.verify) if isinstance(self.verify, str) else None
             adapter = PinnedAdapter(Connector(rules), len(servers), pool_connections, authorities)
         self.mount("http://", adapter)

@@ -61,7 +61,7 @@ NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, 
 
 
 _ONELAKE = "ingest_project.platform.object_store.onelake:open_onelake"
-STORES: plugins.Plugins[StoreFactory] = plugins.plugins(
+STORES: plugins.Plugins[StoreFactory] = plugins.Plugins(
     plugins.STORES,
     {
         "file": "ingest_project.platform.object_store:open_folder",
@@ -163,7 +163,7 @@ class FolderStore:
         temporary = self._temporary()
         try:
             with self._errors(name):
-                _make_folder(os.path.dirname(path))  # noqa: PTH120
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
                 self._store_temporary(content, temporary)
                 if metadata:
                     self._describe(path, temporary, metadata, may_replace)
@@ -316,17 +316,6 @@ def _write_new(path: str, pieces: Iterable[bytes]) -> None:
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)  # noqa: PTH108
-
-
-def _make_folder(folder: str) -> None:
-    if os.path.isdir(folder):  # noqa: PTH112
-        return
-    try:
-        os.mkdir(folder)  # noqa: PTH102
-    except FileExistsError:
-        return  # or a file, which the rename reports
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
 
 
 def _status(path: str) -> os.stat_result | None:

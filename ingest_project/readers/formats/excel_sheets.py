@@ -135,7 +135,7 @@ class Marks:
     def _tree(self, part: str) -> ET.Element:
         try:
             with self._archive.open(self._parts[part.lower()]) as file:
-                return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a process of its own
+                return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a confined process
         except KeyError:
             raise ContentRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
 

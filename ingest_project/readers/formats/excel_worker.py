@@ -1,4 +1,4 @@
-"""Open one workbook in a process of its own, so that a hostile workbook affects only this process.
+"""Open one workbook in a separate process, so that a hostile workbook affects only this process.
 
 Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
 environment, and limits of memory, CPU time and output in force. Writes each chosen sheet's rows as tab-separated text,

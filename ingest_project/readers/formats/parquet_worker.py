@@ -1,4 +1,4 @@
-"""Open one Parquet file in a process of its own, so that a hostile file affects only this process.
+"""Open one Parquet file in a separate process, so that a hostile file affects only this process.
 
 Run by `parquet_reader` as a script in a confined process, see `excel_worker`. Writes all rows as an Arrow stream of
 texts, row group by row group; the names of the columns and the kinds of their cells are in the metadata of its schema.
