@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
-from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus
+from ingest_project.contracts.attachments import DownloadResult, DownloadStatus
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, insert_missing
 
@@ -29,7 +29,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         next_attempt_at: when it is tried again; None: this was the last attempt.
         content_type: of what was downloaded.
-        cached: the download, where it went that far.
     """
 
     attachment_key: str
@@ -38,7 +37,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str
     result: DownloadResult
     content_type: str | None = None
-    cached: CachedDownload | None = None
     next_attempt_at: datetime | None = None
 
     @property
@@ -54,7 +52,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     def row(self, run_id: str) -> dict[str, Any]:
         """Return the row of the table `download_outcomes`."""
         own = msgspec.to_builtins(self)
-        rest = {name: own[name] for name in ("content_type", "cached", "next_attempt_at")}
+        rest = {name: own[name] for name in ("content_type", "next_attempt_at")}
         return {
             "attachment_key": self.attachment_key,
             "replays": self.replays,

@@ -256,7 +256,7 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
             pause = error.retry_after or timedelta(seconds=services.settings.downloads.pause_seconds)
             return Postponed(record.attachment_key, str(error), datetime.now(UTC) + pause)
         except Exception as error:  # noqa: BLE001 - an error of one attachment must not fail the others
-            return _failed(record, task, error, services, None)
+            return _failed(record, task, error, services)
         return Cached(record, task, downloaded)
 
 
@@ -270,8 +270,8 @@ def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
         try:
             stored = _store(services, record, task, cached.downloaded)
         except Exception as error:  # noqa: BLE001 - as above
-            return _failed(record, task, error, services, cached.message)
-        return _succeeded(record, task, cached.downloaded, stored, cached.message)
+            return _failed(record, task, error, services, cached.downloaded.content_type)
+        return _succeeded(record, task, cached.downloaded, stored)
 
 
 def cache_path(services: AttachmentResources, attachment_key: str) -> Path:
@@ -326,11 +326,10 @@ def _succeeded(
     task: DownloadTask,
     downloaded: Downloaded,
     stored: StoredAttachment,
-    cached: CachedDownload,
 ) -> AttemptResult:
     facts = {"size_bytes": stored.size_bytes, "sha256": stored.sha256, "onelake_path": stored.path}
     result = _result(task, DownloadStatus.SUCCESS, http_status=downloaded.http_status, **facts)
-    return _outcome(record, task, result, cached)
+    return _outcome(record, task, result, downloaded.content_type)
 
 
 def _failed(
@@ -338,7 +337,7 @@ def _failed(
     task: DownloadTask,
     error: Exception,
     services: AttachmentResources,
-    cached: CachedDownload | None,
+    content_type: str | None = None,
 ) -> AttemptResult:
     if not isinstance(error, IngestError):
         logger.error("attachment_not_stored", exc_info=error)
@@ -351,7 +350,7 @@ def _failed(
         delays = services.settings.attachments.retry_delays
         due_at = next_attempt_at(datetime.now(UTC), task.attempt, delays, getattr(error, "retry_after", None))
     status = DownloadStatus.FAILED_TRANSIENT if due_at else DownloadStatus.FAILED_PERMANENT
-    outcome = _outcome(record, task, _result(task, status, **_facts_of(error)), cached)
+    outcome = _outcome(record, task, _result(task, status, **_facts_of(error)), content_type)
     return msgspec.structs.replace(outcome, next_attempt_at=due_at)
 
 
@@ -370,14 +369,14 @@ def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> A
     """Return the result of a failed attempt at a stored attachment: its bytes stay, and so does its state."""
     stored = {"size_bytes": record.size_bytes, "sha256": record.sha256, "onelake_path": record.stored_path}
     result = _result(task, DownloadStatus.FAILED_TRANSIENT, **_facts_of(error), **stored)
-    return msgspec.structs.replace(_outcome(record, task, result, None), content_type=record.content_type)
+    return _outcome(record, task, result, record.content_type)
 
 
 def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
     """Return a failed result in place of one that the work queue refused, with the reason and without its content."""
     facts = NO_FACTS | {"error_class": error_class_of(error), "error": reason_of(error)}
     result = msgspec.structs.replace(outcome.result, status=DownloadStatus.FAILED_PERMANENT, **facts)
-    return msgspec.structs.replace(outcome, result=result, content_type=None, cached=None, next_attempt_at=None)
+    return msgspec.structs.replace(outcome, result=result, content_type=None, next_attempt_at=None)
 
 
 def _facts_of(error: IngestError) -> dict[str, Any]:
@@ -400,7 +399,7 @@ def _result(task: DownloadTask, status: DownloadStatus, **facts: Any) -> Downloa
 
 
 def _outcome(
-    record: AttachmentRecord, task: DownloadTask, result: DownloadResult, cached: CachedDownload | None
+    record: AttachmentRecord, task: DownloadTask, result: DownloadResult, content_type: str | None
 ) -> AttemptResult:
     return AttemptResult(
         attachment_key=record.attachment_key,
@@ -408,6 +407,5 @@ def _outcome(
         domain=record.domain,
         event_type=task.event_type,
         result=result,
-        content_type=cached.content_type if cached else None,
-        cached=cached,
+        content_type=content_type,
     )
