@@ -304,7 +304,7 @@ def _is_one_of(connection: sa.Connection, identities: Sequence[Identity]) -> sa.
     identity = sa.tuple_(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt)
     if connection.dialect.name != "postgresql":
         return identity.in_(identities)
-    # Three parameters, however many there are: SQLAlchemy takes longer to spell out thousands than the update takes.
+    # Arrays in three parameters: compiling thousands of parameters takes SQLAlchemy longer than the update.
     keys, replays, attempts = (list(column) for column in zip(*identities, strict=True))
     return identity.in_(sa.select(_unnest(keys, sa.Text), _unnest(replays, sa.Integer), _unnest(attempts, sa.Integer)))
 

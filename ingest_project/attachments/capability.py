@@ -368,7 +368,7 @@ def _attachment_view(
         **intake_of(row),
         facts={
             "Domain": row["domain"],
-            # A signed address is a secret while it works.
+            # A signed address is a secret as long as it is valid.
             "Address": without_secrets(row["attachment_url"]),
             "Event": ItemRef("event", row["event_key"]) if row["event_key"] else None,
             "Attempt": attempts,

@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 
 # Results are recorded and published in groups: a transaction and an acknowledgement each cost more than a download.
 GROUP_SECONDS = 1.0
-# Results that may wait to be recorded, for each worker; and what the cache may hold besides running downloads.
+# Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
 # Of a result: what is not known, or not so.
@@ -156,7 +156,7 @@ def attempts(  # noqa: PLR0913 - each is passed by name
             pool.submit(copy_context().run, _work, scheduler, attempt, results)
         yield from _gathered(scheduler, results, len(records), store, announce, begin_within)
     finally:
-        # If the run fails, its database being away perhaps, another one does what has not begun.
+        # If the run fails (database unavailable, for example), another run does what has not begun.
         scheduler.close()
         pool.shutdown(cancel_futures=True)
 

@@ -21,10 +21,10 @@ from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
-# Names of the two parts of the queue: first attempts, and the others.
+# The two parts of the queue: first attempts, and later ones.
 PENDING_QUEUE = "pending"
 RETRY_QUEUE = "retry"
-# Of those that are due, the ones that are ranked for fair shares: bounds what a tick costs.
+# Most due attachments that are ranked for fair shares; bounds the cost of a tick.
 MAX_DUE = 100_000
 COLUMNS = attachments.c
 

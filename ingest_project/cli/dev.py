@@ -35,7 +35,7 @@ from ingest_project.platform.database import migrate as migrate_warehouse
 from ingest_project.platform.kafka import client_config, error_code, unavailable
 
 PAUSE_SECONDS = 1.0
-# Of another job that migrates at this moment; large event logs take their time.
+# How long to wait for another job that is migrating; large event logs take minutes.
 LOCK_SECONDS = 1_800.0
 
 

@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, str] = {
     "psql": "cli.dev:psql",
     "monitor": "cli.operations:monitor",
 }
-# What `ingest psql` does not know is for psql.
+# `ingest psql` passes unknown options on to psql.
 CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {
     "psql": {"ignore_unknown_options": True, "allow_interspersed_args": False}
 }
@@ -70,7 +70,7 @@ PARTS: Mapping[str, str] = {
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-# A pipe or a file has no width that limits the table.
+# Output to a pipe or a file is not limited to a terminal's width.
 PIPE_WIDTH = 200
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 HELP = """Files, attachments and events from Kafka into validated tables.

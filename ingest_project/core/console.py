@@ -22,7 +22,7 @@ from rich.text import Text
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.logging import printable, to_json
 
-# Without a terminal nothing is cut or wrapped: lines are for grep.
+# Without a terminal nothing is cut or wrapped, so that grep finds whole lines.
 UNBOUNDED_WIDTH = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MAX_SEARCHED = 1_000

@@ -47,7 +47,7 @@ MAX_SECRET_BYTES = 64 * 1024
 # Pause between two checks of a file's modification time, and before a vault that did not answer is asked again.
 FILE_CHECK_SECONDS = 1.0
 RETRY_SECONDS = 30.0
-# Between two reads that refusals caused: a password that is wrong for good must not flood a vault.
+# Pause between reads caused by a refused login: a permanently wrong password must not flood a vault.
 REFUSAL_SECONDS = 5.0
 DEFAULT_TTL_SECONDS = 300.0
 UNIONS = (Union, UnionType)

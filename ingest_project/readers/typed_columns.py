@@ -32,7 +32,7 @@ from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 PLAIN_NUMBERS = NumberLayout()
-# Databases and spreadsheets write a date as its midnight.
+# Databases and spreadsheets often write a date as midnight of that day.
 ISO_DATE = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]00:00(?::00(?:\.0+)?)?)?$"
 # Databases limit the digits of numbers and the nesting of documents in JSON columns; so do we, well below.
 MAX_NUMBER_LENGTH = 400

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import IngestError, PermanentError
 
-# What databases and file systems can hold.
+# Limits of databases and file systems.
 MAX_SIZE_BYTES = 2**63 - 1
 MAX_DEPTH = 32
 _PRINTED_LENGTH = 200

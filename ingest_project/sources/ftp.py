@@ -56,7 +56,7 @@ READ_BYTES = 256 * 1024
 LISTING_BYTES_IN_MEMORY = 4 * 1024**2
 MAX_LISTING_BYTES = 256 * 1024**2
 MAX_LINE_BYTES = 8_192
-# By custom, anonymous servers want an address to write to.
+# Anonymous servers expect an e-mail address as the password.
 _ANONYMOUS = ("anonymous", "anonymous@")
 _FILE_UNAVAILABLE = "550"
 _CLOSING = "421"
@@ -276,7 +276,7 @@ class FtpConnection:
 
     def _parse_list_line(self, line: bytes) -> Entry | None:
         entry = parse_list_line(line, datetime.now(UTC), self._zone)
-        # Without SIZE and MDTM, the minutes of the listing are all there is.
+        # Without SIZE and MDTM, only the listing has a time, to the minute.
         return entry if entry is None or self._has_size_and_time else replace(entry, exact=True)
 
     def _listing(self, command: str) -> IO[bytes]:

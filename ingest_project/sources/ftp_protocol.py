@@ -40,9 +40,9 @@ _MAX_SIZE_DIGITS = len(str(MAX_SIZE_BYTES))
 _MAX_WORDS = 16
 _UNIX_KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "folder", b"l": "link"}
 _MACHINE_KINDS: dict[str, Kind] = {"file": "file", "dir": "folder"}
-# A server in a zone ahead of ours, or with a fast clock, may call this now.
+# The server may be in a time zone ahead of ours, or have a fast clock.
 _AHEAD = timedelta(days=1)
-# Two-digit years of DOS listings from here on are of the last century.
+# In DOS listings, two-digit years from this one on belong to the 20th century.
 _FIRST_TWO_DIGIT_YEAR = 70
 
 
@@ -216,7 +216,7 @@ Tls = Literal["explicit", "implicit", "none"]
 # Greetings and the answer to FEAT are a few lines; no reply that is used here has more.
 MAX_REPLY_BYTES = 64 * 1024
 MAX_REPLY_LINES = 1_000
-# Below these are other services of the same host.
+# Lower ports belong to other services of the host.
 FIRST_DATA_PORT = 1_024
 NOT_UNDERSTOOD = frozenset({"500", "501", "502", "504"})
 
@@ -315,7 +315,7 @@ class FtpControl(ftplib.FTP_TLS):
             self.prot_p()
         features = self._features()
         if "UTF8" in features:
-            # Most servers with UTF8 need no request, and some refuse one.
+            # Most servers that support UTF8 need no request for it, and some refuse one.
             with contextlib.suppress(ftplib.error_perm):
                 self.sendcmd("OPTS UTF8 ON")
         self.voidcmd("TYPE I")

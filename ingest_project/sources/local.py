@@ -29,7 +29,7 @@ from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.registry import SourceContext
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Linux takes no longer path. `realpath` takes time with the square of the number of parts.
+# Linux accepts no longer path, and `realpath` takes quadratic time in the number of parts.
 MAX_PATH_BYTES = 4_095
 MAX_PATH_PARTS = 256
 _SHOWN_CHARACTERS = 200
@@ -139,7 +139,7 @@ class AllowedRoots:
             resolved = os.path.realpath(location)
             self._require_inside(resolved, named)
             mode = os.lstat(resolved).st_mode
-            # Opening some devices has effects of its own (tapes rewind), so that it is not even tried.
+            # Opening some devices has side effects (tapes rewind).
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ForbiddenPathError(named, "it is not a regular file.")
             return os.open(resolved, _OPEN_FLAGS | more_flags)
@@ -356,7 +356,7 @@ def map_error(error: OSError, named: str) -> IngestError:
 def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
     """Describe a file by its status."""
     modified_at = None
-    # File systems hold times that a datetime cannot.
+    # File systems can store times outside a datetime's range.
     with suppress(OverflowError):
         modified_at = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
     name = path.rpartition("/")[2]

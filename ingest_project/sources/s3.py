@@ -201,7 +201,7 @@ class S3Source:
     def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # With a key that ends with a slash, some tools mark a folder; the object is empty.
+        # Some tools mark a folder by an empty object whose key ends with a slash.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")
@@ -241,7 +241,7 @@ class _ObjectReader:
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
             wanted["Range"] = f"bytes={offset}-"
-        # The SDK's own attempts are within this time.
+        # This time includes the SDK's own retries.
         with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
             if self.etag is None:

@@ -114,7 +114,7 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
         raise
     if event_name.endswith("HeadBucket") and response.status_code in REDIRECTS and _REGION not in response.headers:
         response.raw.close()
-        # botocore finds the region of a bucket by this request, and repeats it for each redirect without an end.
+        # botocore finds a bucket's region by this request, and would follow redirects without limit.
         raise SourceAccessDeniedError(location, "it redirects to another server without naming its region")
     if is_file and response.status_code < _ERRORS:
         return response
@@ -141,7 +141,7 @@ def _body(raw: HTTPResponse, location: str) -> bytes:
 
 
 AMAZON = parse_url("https://s3.amazonaws.com")
-# A message names the region, and a client takes megabytes.
+# Regions come from messages and a client takes megabytes, so their number is bounded.
 KEPT_CLIENTS = 32
 _RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
@@ -224,7 +224,7 @@ def s3_errors(location: str) -> Iterator[None]:
     except (BotoCoreError, OSError) as error:
         raise SourceUnreachableError(location, _sentence(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # The SDK reads numbers and times without a guard.
+        # The SDK does not handle malformed numbers and times.
         raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
 
 

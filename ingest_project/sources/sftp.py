@@ -64,7 +64,7 @@ KEEPALIVE_SECONDS = 30
 MAX_EMPTY_PAGES = 100
 _KNOWN_HOSTS_FILE = "INGEST_SFTP_KNOWN_HOSTS"
 _FINGERPRINT = "SHA256:"
-# One kind of key signs in several ways.
+# An RSA key has several signature algorithms.
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 _KEY_KINDS: tuple[tuple[type, type[paramiko.PKey]], ...] = (
     (Ed25519PrivateKey, paramiko.Ed25519Key),

@@ -45,16 +45,16 @@ from ingest_project.platform.azure import (
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
 
-# Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
+# Size of one read request: the SDK's default for the first is 32 MiB, held in memory.
 READ_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
 # Callers split what they write themselves: the SDK must not split it again.
 MAX_PUT_BYTES = 256 * 1024**2
-# The most entries that the service gives in one answer.
+# The service's maximum for one page.
 PAGE = 5_000
 CALLERS_PER_APPEND = 4
 REFUSALS = frozenset({401, 403})
-# A message names the file system, and a client takes megabytes.
+# File systems come from messages and a client takes megabytes, so their number is bounded.
 KEPT_CLIENTS = 32
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.25
@@ -239,7 +239,7 @@ def list_folder(
     """
     with onelake_errors(folder.url):
         for found in files.get_paths(folder.path or None, recursive=recursive, max_results=page):
-            # The SDK gives times in UTC that do not say so.
+            # The SDK returns naive times in UTC.
             modified_at = found.last_modified.replace(tzinfo=UTC)
             size_bytes = found.content_length or 0
             yield Listed(found.name, bool(found.is_directory), size_bytes, modified_at, (found.etag or "").strip('"'))

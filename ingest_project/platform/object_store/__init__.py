@@ -54,7 +54,7 @@ from ingest_project.platform.object_store.store import (
 INCOMING = ".uploading"
 # No writer needs a day.
 ORPHANED_AFTER = timedelta(days=1)
-# A link shares its bytes with its original: they must not change in place.
+# A hard link shares its bytes with the original, which must not be changed in place.
 READ_ONLY = 0o400
 # Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
@@ -207,7 +207,7 @@ class FolderStore:
         with folder_errors(self._root), os.scandir(self.scratch) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    # The time of change: a link has the time its content was written, long ago perhaps.
+                    # ctime: a link's mtime is when its content was written, possibly long ago.
                     if entry.stat().st_ctime < oldest:
                         Path(entry.path).unlink()
                         removed += 1

@@ -31,7 +31,7 @@ MAX_NAME = 48
 # Some damaged values do not decide the type of a column.
 TYPED_SHARE = 0.95
 LEAST_DIGITS = 12
-# Of 64 bits; more are rather the name of something.
+# Integers have 64 bits; longer digit strings are probably identifiers.
 MOST_DIGITS = 18
 
 

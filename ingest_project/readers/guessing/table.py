@@ -93,7 +93,7 @@ def find_table(grid: Grid) -> Table:
     first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
     header_rows = _rows_above(rows, first, width)
     if not typed:
-        # Text all over: nothing tells a header from a record but its position.
+        # All cells are text: only its position tells the header from a record.
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
         header_rows = [rows[first - 1]]
     header, groups, below = _parts_of_header(header_rows)
