@@ -82,11 +82,11 @@ def bound(client: S3Client, connector: Connector | None) -> S3Client:
     return client
 
 
-class _Connection(PinnedHTTPConnection, AWSHTTPConnection):
+class _Connection(PinnedHTTPConnection, AWSHTTPConnection):  # type: ignore[misc]  # botocore's signatures are looser
     pass
 
 
-class _TlsConnection(PinnedHTTPConnection, AWSHTTPSConnection):
+class _TlsConnection(PinnedHTTPConnection, AWSHTTPSConnection):  # type: ignore[misc]  # as above
     pass
 
 
