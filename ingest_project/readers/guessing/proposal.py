@@ -311,4 +311,7 @@ def _write_zone(draft: Draft, columns: Columns, has_offset: float) -> None:
     elif re.search(r"(?i)\b(?:utc|gmt)\b(?! ?[+-])|_utc|[(]z[)]", names):
         draft.add("zone", "UTC", f"the column is called {names}", depth=1)
     else:
-        draft.add("zone", "UTC", question="times carry no offset: in which zone are they? UTC is assumed", depth=1)
+        question = "times carry no offset: in which zone are they? UTC is assumed"
+        draft.add("zone", "UTC", question=question, depth=1)
+        question = "if its clocks change, is the hour that they pass twice rejected, or is earliest or latest meant?"
+        draft.add("ambiguous", "reject", question=question, depth=1)
