@@ -199,3 +199,12 @@ def test_a_time_that_clocks_pass_twice_or_skip_has_its_own_reason_and_remedy(ing
     # As every database shows it.
     assert " 1234.5" in shown
     assert "timestamps.ambiguous of the reader" in shown
+
+
+def test_a_header_that_another_delimiter_divides_is_asked_about(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "weir.csv").write_text(LOCAL, encoding="utf-8")
+    (tmp_path / "weir").mkdir()
+    declared = WEIR.replace("  reader:", "  reader:\n    delimiter: ','")
+    (tmp_path / "weir" / "defs.yaml").write_text(declared, encoding="utf-8")
+    done = ingest("dataset", "try", "weir.csv", "--dataset", "weir/defs.yaml", "--json")
+    assert done.json["refusal"].endswith("Is the delimiter ';'?")

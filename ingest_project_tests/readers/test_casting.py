@@ -120,7 +120,7 @@ def test_a_reading_tells_a_time_that_clocks_pass_twice_or_skip_from_nonsense(
 ) -> None:
     zone = TimestampLayout(zone="Europe/Berlin")
     texts = pl.Series(["2024-10-27T12:00:00", text, None])
-    kinds = kind and pl.Series([TEXT, kind, None])
+    kinds = pl.Series([TEXT, kind, None]) if kind else None
     faults = clock_faults(texts, kinds, moments_of_cells(texts, kinds, zone), zone)
     assert (None if faults is None else faults.to_list()) == (fault and [None, fault, None])
 
