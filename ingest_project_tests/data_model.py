@@ -216,7 +216,8 @@ TABLES = {
             "destination_path": "Where to store it, relative to the attachment store",
             "event_key": "The event it was found in; null for a task that came over Kafka",
             "queue_name": "`pending` for a first attempt, `retry` for later ones",
-            "attempt": "The next or last attempt, the first being 1",
+            "attempt": "The next or last download attempt, the first being 1; `attempts` counts the claims since the "
+            "last one ended, more than one where runs were lost",
             "first_failed_at": "When the first attempt failed",
             "stored_path": "Address of the stored file",
         },
@@ -525,8 +526,9 @@ DELTA_TABLES = {
 
 INTRODUCTION = """# Data model
 
-The relational tables are in the database of `DATABASE_URL`; types are PostgreSQL's. The two Delta tables are at
-`INGEST_ATTACHMENT_RESULTS_URL` and `INGEST_USER_ACTIVITY_TABLE_URL`, by default in `delta/` of the state folder.
+The relational tables are in the database of `DATABASE_URL`; types are PostgreSQL's. The shipped Delta tables are at
+`INGEST_ATTACHMENT_RESULTS_URL` and `INGEST_USER_ACTIVITY_TABLE_URL`, by default in `delta/` of the state folder;
+declared datasets and streams name their own.
 All times are UTC.
 `make data-model` writes this page from the code; a test holds it against the code.
 

@@ -224,8 +224,9 @@ MESSAGES = (
     ),
     Message(
         "FileEvent",
-        "Announces one version of one file. Only csv, xlsx and xls files are taken. The notifications of S3, MinIO and "
-        "Azure Event Grid are taken as well: [sources.md](sources.md#storage-notifications).",
+        "Announces one version of one file. Files of csv, xlsx and xls are taken, and the other types that the file's "
+        "declared dataset takes. The notifications of S3, MinIO and Azure Event Grid are taken as well: "
+        "[sources.md](sources.md#storage-notifications).",
         decode_file_event,
         schema_of(FileEvent),
         {

@@ -57,6 +57,8 @@ EVENTS = "attachment_events"
 SMALLER_AFTER_A_LOST_RUN = 8
 # A lost run does not count as a download attempt; `downloading.RunLostError` limits how often it may happen.
 NEVER = 2**31 - 1
+# Interval of the sensors that work by minutes: retries that are due, and polls of Eventhouse.
+UNHURRIED_SECONDS = 5
 # How much the clock of a task's sender may be ahead of ours.
 CLOCK_SKEW = timedelta(minutes=10)
 # Characters of an ISO 8601 time, microseconds and zone included.
@@ -129,7 +131,7 @@ def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefi
         f"Requests runs over downloads that are {'due again' if queue_name == RETRY_QUEUE else 'new'}.",
         tick,
         # Those that wait for a first message inside the tick take longer than a second anyway.
-        every_seconds=5 if queue_name == RETRY_QUEUE else 1,
+        every_seconds=UNHURRIED_SECONDS if queue_name == RETRY_QUEUE else 1,
     )
 
 
@@ -274,7 +276,7 @@ eventhouse_sensor = queue_sensor(
     None,
     "Reads new events from Eventhouse and publishes them on events.raw, where EVENT_SOURCE=eventhouse.",
     tick,
-    every_seconds=5,
+    every_seconds=UNHURRIED_SECONDS,
 )
 
 

@@ -138,7 +138,7 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
 
 @app.command("messages")
 def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJson = False) -> None:
-    """List messages that could not be read at all, the newest first, with location, reason and first bytes."""
+    """List messages that became dead letters, the newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
     wanted = LetterFilter.of(ActionRequest())
     found: list[InspectedLetter] = []

@@ -142,7 +142,9 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
     results = {key: result_of(key) for key in keys}
     report_each(context, results)
     failed = [result for result in results.values() if not result.passed]
-    first = failed[0] if failed else next(iter(results.values()))
+    errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
+    # A warning in front must not hide an error, which blocks.
+    first = next(iter([*errors, *failed, *results.values()]))
     return dg.AssetCheckResult(
         passed=not failed,
         severity=first.severity,

@@ -82,7 +82,11 @@ def _consumed_topic(services: SystemResources, name: str) -> ConsumedTopic:
     found = next((topic for topic in topics if topic.topic == name), None)
     if found is None:
         known = ", ".join(topic.topic for topic in topics if topic.skippable)
-        raise IngestError(f"{name} is not read here. Read are: {known}.")
+        streams = ", ".join(topic.topic for topic in topics if not topic.skippable)
+        raise IngestError(
+            f"{name} is not read here. Messages of these topics can be skipped: {known}. Those of streams "
+            f"({streams}) need not be: what cannot be stored becomes a dead letter or is kept apart."
+        )
     if not found.skippable:
         raise IngestError(
             f"{name} is a stream, where a message that cannot be stored becomes a dead letter or is kept apart. "
