@@ -217,7 +217,7 @@ def partition_report(result: FileResult, assets: DatasetAssets) -> PartitionEven
 def validated_metadata(result: FileResult) -> dict[str, Any]:
     """Return the counts of rows, and the reason if none was accepted."""
     return {
-        "dagster/row_count": result.rows_accepted,
+        **_row_count(result, result.rows_accepted),
         "rows_read": result.rows_read,
         "rows_quarantined": result.rows_quarantined,
         "rejected_share": round(result.rows_quarantined / result.rows_read, 4) if result.rows_read else 0.0,
@@ -231,11 +231,16 @@ def validated_metadata(result: FileResult) -> dict[str, Any]:
     }
 
 
+def _row_count(result: FileResult, rows: int) -> dict[str, int]:
+    """Return the count that the page of an asset shows; a duplicate as its last file would make it 0."""
+    return {} if result.state is FileState.DUPLICATE else {"dagster/row_count": rows}
+
+
 def metrics_metadata(result: FileResult) -> dict[str, Any]:
     """Return the counts of summaries: zero if the rows of the file are not stored."""
     stored = result.state is FileState.INGESTED
     return {
-        "dagster/row_count": result.summaries.rows if stored else 0,
+        **_row_count(result, result.summaries.rows if stored else 0),
         **{name: number if stored else 0 for name, number in result.summaries.distinct.items()},
         **_reason(result),
         **(_table("metrics", result.metrics_shown) if stored else {}),
@@ -262,7 +267,7 @@ def raw_file_metadata(result: FileResult) -> dict[str, Any]:
 def quarantine_metadata(result: FileResult) -> dict[str, Any]:
     """Return the counts of rejected rows and the reasons, with a sample of the rows."""
     metadata: dict[str, Any] = {
-        "dagster/row_count": result.rows_quarantined,
+        **_row_count(result, result.rows_quarantined),
         "whole_file": result.state is FileState.QUARANTINED,
         **_reason(result),
     }

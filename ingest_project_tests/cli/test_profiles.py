@@ -208,3 +208,12 @@ def test_a_header_that_another_delimiter_divides_is_asked_about(ingest: Ingest, 
     (tmp_path / "weir" / "defs.yaml").write_text(declared, encoding="utf-8")
     done = ingest("dataset", "try", "weir.csv", "--dataset", "weir/defs.yaml", "--json")
     assert done.json["refusal"].endswith("Is the delimiter ';'?")
+
+
+def test_checking_datasets_counts_no_stream(ingest: Ingest, tmp_path: Path) -> None:
+    stream = tmp_path / "orders" / "defs.yaml"
+    stream.parent.mkdir()
+    stream.write_text("type: ingest_project.TopicStream\nattributes: {topic: orders}\n", encoding="utf-8")
+    done = ingest("dataset", "check", str(stream))
+    assert (done.exit_code, done.out) == (0, "0 datasets usable, 0 problems.\n")
+    assert "declares no dataset" in done.err

@@ -71,7 +71,10 @@ def list_datasets(*, as_json: AsJson = False) -> None:
 
 @dataset_app.command("check")
 def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
-    """Check the declarations of the settings, or these. Exit code 1 when one is broken."""
+    """Check the declared datasets of the settings, or these. Exit code 1 when one is broken.
+
+    Declared streams are not checked here: `ingest status` names those that are broken.
+    """
     from ingest_project.readers.datasets import load_declarations, read_declaration
 
     if not paths:
@@ -79,13 +82,17 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
         report_check([one.problem for one in found.broken], counted(len(found), "dataset"), as_json=as_json)
         return
     files = [path / "defs.yaml" if path.is_dir() else path for path in paths]
-    problems = []
+    problems, usable = [], 0
     for path in files:
         try:
-            read_declaration(path)
+            declared = read_declaration(path)
         except SettingsError as error:
             problems.append(str(error))
-    report_check(problems, counted(len(files) - len(problems), "dataset"), as_json=as_json)
+            continue
+        usable += declared is not None
+        if declared is None:
+            complain(f"{path} declares no dataset. `ingest status` names broken streams.")
+    report_check(problems, counted(usable, "dataset"), as_json=as_json)
 
 
 def show_baselines(
