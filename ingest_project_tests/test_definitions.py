@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from itertools import pairwise
@@ -23,6 +24,7 @@ SOURCES = f"""{{
 }}"""
 
 
+@functools.cache
 def graph(**variables: str) -> dg.AssetGraph:
     """The asset graph of a host with these variables."""
     return definitions(load_settings(variables, Path("/nonexistent")).settings).resolve_asset_graph()
