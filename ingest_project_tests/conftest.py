@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, settings
 from ingest_project_tests.fuzz import PROFILE
 
 # A busy machine is no fault of the code.
-settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ordinary")
+settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Each run draws other examples; the many are for the long run and for `make fuzz`.
+settings.register_profile("ordinary", settings.get_profile("long"), max_examples=40)
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
-settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(PROFILE, settings.get_profile("long"), max_examples=1_000)
 
 # Dagster's modules are a million objects, and all tests are imported before the first begins.
 gc.set_threshold(50_000, 10, 10)
@@ -93,6 +94,11 @@ KEPT = {
     ),
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of examples before tests are imported; an option of Hypothesis comes after it."""
+    settings.load_profile("ordinary" if config.option.markexpr == "not long" else "long")
 
 
 def pytest_xdist_auto_num_workers() -> int:
