@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -28,6 +29,7 @@ from psycopg2.extensions import cursor
 from ingest_project.devstack import RunAs, free_port, process_guard
 from ingest_project.devstack.postgres import server_user
 from ingest_project.platform.database import migrate, open_engine
+from ingest_project_tests.services.shared import made_once, shared_server
 
 # Becomes another user and then the command that follows.
 BECOME = """
@@ -38,7 +40,7 @@ process_guard.drop_privileges(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0
-SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
+SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=300", "autovacuum=off", "max_wal_size=4GB")
 DISCONNECT_OTHERS = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -99,25 +101,17 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 class PostgresServer:
-    """One server with its own data folder and port, run by the user that `ingest dev` would choose.
+    """A server with its data folder and port, on which test processes make databases of their own."""
 
-    Ends with its `close`, and also, by its watcher, when the test process is killed.
-    """
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ingest-pg-"))
-        self.port = free_port()
-        self._binaries = postgres_binaries()
-        user = server_user(self.data)
-        self._as_user = _prefix(user)
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: str, port: int) -> None:
+        self.folder = Path(folder)
+        self.port = port
         self._numbers = itertools.count()
-        self._watcher = subprocess.Popen(
-            [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        if user:
-            os.chown(self.folder, user.uid, user.gid)
-        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """The arguments with which another process gets the same."""
+        return {"folder": str(self.folder), "port": self.port}
 
     @property
     def data(self) -> Path:
@@ -128,37 +122,9 @@ class PostgresServer:
         """Address of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def start(self) -> None:
-        """Start, or start again after `stop` or `kill`, on the same data and port."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
-        self._wait_until_ready()
-
-    @property
-    def _command(self) -> list[str]:
-        options = [part for option in SERVER_OPTIONS for part in ("-c", option)]
-        server = (str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port))
-        return [*self._as_user, *server, "-h", "127.0.0.1", "-k", "", *options]
-
-    def stop(self) -> None:
-        """End in order, as an operator would."""
-        self._end(signal.SIGINT)
-
-    def kill(self) -> None:
-        """End at once, as a crash would: its processes are gone, its data stay."""
-        self._end(signal.SIGQUIT)
-
-    def close(self) -> None:
-        """End the server, its watcher and remove its folder."""
-        self.kill()
-        assert self._watcher.stdin is not None
-        self._watcher.stdin.close()
-        # It removes what hundreds of databases have left, on a machine that is busy.
-        self._watcher.wait(timeout=60)
-
     def create_database(self, template: str = "template1") -> str:
         """A new database, a copy of the template; returns its name."""
-        name = f"test_{next(self._numbers)}"
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return name
 
@@ -204,6 +170,54 @@ class PostgresServer:
                 yield opened
         finally:
             connection.close()
+
+
+class PostgresProcess(PostgresServer):
+    """A server that this process starts, run by the user that `ingest dev` would choose.
+
+    Ends with its `close`, and also, by its watcher, when the test process is killed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tempfile.mkdtemp(prefix="ingest-pg-"), free_port())
+        self._binaries = postgres_binaries()
+        user = server_user(self.data)
+        self._as_user = _prefix(user)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        if user:
+            os.chown(self.folder, user.uid, user.gid)
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
+
+    def start(self) -> None:
+        """Start, or start again after `stop` or `kill`, on the same data and port."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        self._wait_until_ready()
+
+    @property
+    def _command(self) -> list[str]:
+        options = [part for option in SERVER_OPTIONS for part in ("-c", option)]
+        server = (str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port))
+        return [*self._as_user, *server, "-h", "127.0.0.1", "-k", "", *options]
+
+    def stop(self) -> None:
+        """End in order, as an operator would."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End at once, as a crash would: its processes are gone, its data stay."""
+        self._end(signal.SIGQUIT)
+
+    def close(self) -> None:
+        """End the server, its watcher and remove its folder."""
+        self.kill()
+        assert self._watcher.stdin is not None
+        self._watcher.stdin.close()
+        # It removes what hundreds of databases have left, on a machine that is busy.
+        self._watcher.wait(timeout=60)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -259,38 +273,37 @@ def _prefix(user: RunAs | None) -> list[str]:
     return [sys.executable, "-c", BECOME, str(Path(process_guard.__file__).parent), json.dumps(whom)]
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """The server all tests share. A test that stops or kills it takes `own_postgres_server` instead."""
-    server = PostgresServer()
+@contextmanager
+def running_server() -> Iterator[PostgresProcess]:
+    """A server until the end of the block."""
+    server = PostgresProcess()
     try:
         server.start()
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The server that all tests share, also those of other processes."""
+    with shared_server(__name__, tmp_path_factory) as address:
+        yield PostgresServer(**address)
 
 
 @pytest.fixture
-def own_postgres_server() -> Iterator[PostgresServer]:
+def own_postgres_server() -> Iterator[PostgresProcess]:
     """A running server that the test may stop, kill and start again."""
-    server = PostgresServer()
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.close()
 
 
 class MigratedDatabases:
     """Databases with all tables and no rows, which tests take and give back."""
 
-    def __init__(self, server: PostgresServer) -> None:
+    def __init__(self, server: PostgresServer, template: str, shape: str) -> None:
         self._server = server
-        self._template = server.create_database()
-        engine = open_engine(server.url(self._template))
-        migrate(engine)
-        engine.dispose()
-        self._shape = server.shape(self._template)
+        self._template, self._shape = template, shape
         self._free: list[str] = []
 
     def take(self) -> str:
@@ -306,9 +319,17 @@ class MigratedDatabases:
 
 
 @pytest.fixture(scope="session")
-def migrated_databases(postgres_server: PostgresServer) -> MigratedDatabases:
+def migrated_databases(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> MigratedDatabases:
     """Databases for one test after the other."""
-    return MigratedDatabases(postgres_server)
+
+    def make() -> str:
+        name = postgres_server.create_database()
+        engine = open_engine(postgres_server.url(name))
+        migrate(engine)
+        engine.dispose()
+        return f"{name} {postgres_server.shape(name)}"
+
+    return MigratedDatabases(postgres_server, *made_once("migrated", tmp_path_factory, make).split())
 
 
 @pytest.fixture
