@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import BinaryIO, Protocol
+
+import msgspec
 
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import IngestError, PermanentError
@@ -23,9 +25,8 @@ MAX_DEPTH = 32
 _PRINTED_LENGTH = 200
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file as its source describes it.
+class SourceFile(msgspec.Struct, frozen=True, gc=False):
+    """One file as its source describes it. Two are equal that differ in `location` alone.
 
     Args:
         path: the argument of `open` and `stat`, in the terms of the source; goes into the file event.
@@ -41,7 +42,19 @@ class SourceFile:
     size_bytes: int | None
     modified_at: datetime | None
     etag: str | None = None
-    location: str | None = field(default=None, compare=False)
+    location: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what the source said."""
+        return isinstance(other, SourceFile) and self._said == other._said
+
+    def __hash__(self) -> int:
+        """Hash what the source said."""
+        return hash(self._said)
+
+    @property
+    def _said(self) -> tuple[object, ...]:
+        return self.path, self.name, self.size_bytes, self.modified_at, self.etag
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,20 +235,16 @@ class LocalSource:
     def _walk(self, folder: int, below: str, pattern: Pattern, budget: ListingBudget) -> Iterator[SourceFile | Skipped]:
         try:
             with os.scandir(folder) as entries:
-                for entry in budget.counted(entries):
-                    yield from self._entry(entry, folder, below, pattern, budget)
+                for entry in entries:
+                    budget.count()
+                    relative = below + entry.name
+                    if _is_folder(entry):
+                        if pattern.may_match_below(relative):
+                            yield from self._folder(entry, folder, relative, pattern, budget)
+                    elif pattern.matches(relative):
+                        yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
         except OSError as error:
             raise map_error(error, self._full(below)) from error
-
-    def _entry(
-        self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern, budget: ListingBudget
-    ) -> Iterator[SourceFile | Skipped]:
-        relative = below + entry.name
-        if _is_folder(entry):
-            if pattern.may_match_below(relative):
-                yield from self._folder(entry, folder, relative, pattern, budget)
-        elif pattern.matches(relative):
-            yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
 
     def _folder(
         self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
@@ -355,12 +351,12 @@ def map_error(error: OSError, named: str) -> IngestError:
 
 def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
     """Describe a file by its status."""
-    modified_at = None
-    # File systems hold times that a datetime cannot.
-    with suppress(OverflowError):
+    try:
         modified_at = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    name = path.rpartition("/")[2]
-    return SourceFile(path, name, size_bytes=status.st_size, modified_at=modified_at, location=location)
+    except OverflowError:
+        # File systems hold times that a datetime cannot.
+        modified_at = None
+    return SourceFile(path, path.rpartition("/")[2], status.st_size, modified_at, None, location)
 
 
 def _is_inside(folder: str, resolved: str) -> bool:
