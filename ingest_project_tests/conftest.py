@@ -76,8 +76,6 @@ KEPT = {
         "weather: files begun",
         "payments: commit made",
     ),
-    # Both load all definitions, which takes a processor 9 s.
-    "test_dg_works_in_the_project_folder": ("list",),
     "test_every_metric_of_the_contract_is_there_and_right": ("postgres",),
     "test_expanding_takes_a_bounded_amount_of_memory": ("gz", "zst"),
     "test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again": (
