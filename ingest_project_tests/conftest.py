@@ -8,12 +8,12 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ingest_project_tests.fuzz import PROFILE
+from ingest_project_tests.fuzz import EXAMPLES, FEW_EXAMPLES, PROFILE
 
 # A busy machine is no fault of the code.
-settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # Each run draws other examples; the many are for the long run and for `make fuzz`.
-settings.register_profile("ordinary", settings.get_profile("long"), max_examples=40)
+settings.register_profile("ordinary", settings.get_profile("long"), max_examples=FEW_EXAMPLES)
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
 settings.register_profile(PROFILE, settings.get_profile("long"), max_examples=1_000)
 
