@@ -105,12 +105,19 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of whole systems first, the others stay in their order; leave further instances to the long run."""
+    """Put the tests of whole systems first, then those that kill; leave further instances to the long run."""
     for item in items:
         kept = KEPT.get(getattr(item, "originalname", ""))
         if kept and isinstance(item, pytest.Function) and item.callspec.id not in kept:
             item.add_marker(pytest.mark.long)
-    items.sort(key=lambda item: not any(path in item.nodeid for path in WHOLE_SYSTEMS))
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    if any(path in item.nodeid for path in WHOLE_SYSTEMS):
+        return 0
+    # So that they are in one process as well: what has to be imported before the first kill takes a processor 5 s.
+    return 1 if "deadly_process" in getattr(item, "fixturenames", ()) else 2
 
 
 def pytest_collection_finish() -> None:
