@@ -69,7 +69,7 @@ class DownloadScheduler(Generic[Job]):
                 record = self._chosen()
                 if record is not None:
                     return record
-                # Without a notification a host only becomes slow; everything that frees a slot notifies.
+                # Without a timeout: everything that frees a slot notifies, and time alone only makes a host slower.
                 self._changed.wait()
         return None
 

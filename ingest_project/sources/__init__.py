@@ -19,7 +19,7 @@ import msgspec
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import IngestError, PermanentError
 
-# What databases and file systems can hold.
+# Limits of databases and file systems.
 MAX_SIZE_BYTES = 2**63 - 1
 MAX_DEPTH = 32
 _PRINTED_LENGTH = 200
@@ -84,7 +84,6 @@ class Source(Protocol):
     @property
     def location(self) -> str:
         """Address of the source for logs and messages, e.g. `local:/data/in`; never a secret."""
-        ...
 
     def require_allowed(self, path: str) -> None:
         """Refuse a path that may not be read, without contacting the source: a message that names it is bad.
@@ -92,7 +91,6 @@ class Source(Protocol):
         Raises:
             ForbiddenPathError: outside what this system may read.
         """
-        ...
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
         """Yield the files that match, one by one as they are read, in no particular order.
@@ -105,22 +103,18 @@ class Source(Protocol):
         Raises:
             PermanentError: the pattern is malformed.
         """
-        ...
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Open a file for reading inside a `with`. Failures while reading raise like failures to open."""
-        ...
 
     def stat(self, path: str) -> SourceFile:
         """Describe one file as it is at this moment."""
-        ...
 
     def canonical_location(self, path: str) -> str:
         """Return the one address of a file, unique over all sources: two spellings of a path give the same address.
 
         Also for a path that may not be read, and without requiring that the file exists.
         """
-        ...
 
 
 def printable(text: str) -> str:

@@ -176,7 +176,7 @@ class _Folder:
     relative: str
 
 
-# A file, and True if its version is known.
+# A listed file, and whether its version is known.
 _Found = tuple[SourceFile, bool] | Skipped
 
 
@@ -417,5 +417,5 @@ def _name(address: WebAddress) -> str:
     try:
         return unquote(name, errors="strict")
     except UnicodeDecodeError:
-        # Names of servers that write latin-1; the address keeps their bytes.
+        # Some servers write names in Latin-1; the address keeps their bytes.
         return unquote(name, encoding="latin-1")

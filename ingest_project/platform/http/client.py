@@ -147,7 +147,7 @@ class HostLimits:
             self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
             raise
         except BaseException as error:
-            # A refusal is a response; a full disk or a stopped process is no failure of the host.
+            # A refusal is a response, and a full disk or a stopped process is not the host's failure.
             self._leave(
                 host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
             )
@@ -330,7 +330,7 @@ class WebClient:
         )
 
     def _request(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
-        # A server that sends the headers byte by byte is no better than a silent one.
+        # A server that sends headers byte by byte is treated like a silent one.
         until_headers = deadline.within(timedelta(seconds=sum(self._timeouts)))
         try:
             with deadline_in_force(until_headers):
