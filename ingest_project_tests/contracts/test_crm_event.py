@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ingest_project.contracts import MAX_MESSAGE_BYTES
 from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_any_crm_event, decode_crm_event
 from ingest_project.core.errors import UnreadableMessageError
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams import hostile
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 
@@ -38,7 +39,7 @@ def outcome(decode: Callable[[bytes], CrmEvent], raw: bytes) -> tuple[object, ..
     return event, [str(value) for value in event.own.values()], str(event.last_modified)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(
     hostile.messages([opportunity(), project(), opportunity("42"), project(account_id=None), opportunity(amount=None)])
 )

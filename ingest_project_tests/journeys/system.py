@@ -27,7 +27,7 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import OwnServer, Server
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
 SENSORS = (POLLING, FILE_EVENTS, SHORT_FILE_EVENTS)
@@ -338,8 +338,16 @@ def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, t
     system.close()
 
 
+def move_to(system: System, server: Server) -> None:
+    """Begin again at another broker."""
+    system.settings = changed(
+        system.settings, "kafka", bootstrap_servers=server.bootstrap_servers, request_timeout_seconds=1.0
+    )
+    system.restart()
+
+
 @contextmanager
-def paused(server: Server, system: System) -> Iterator[None]:
+def paused(server: OwnServer, system: System) -> Iterator[None]:
     """The broker does not answer; afterwards it does again, and the ticks that failed meanwhile are over."""
     server.pause()
     try:

@@ -211,7 +211,7 @@ def test_new_connections_to_postgresql_use_the_new_password(
 
     works()
     key_vault.versions["db"].append(login("second"))
-    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
+    end_all = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'rotated'"
     postgres_server.execute(end_all)
     works()
     assert len(key_vault.reads) == 2, "the refusal was the reason to look"

@@ -18,6 +18,7 @@ from dagster._grpc import server
 
 import ingest_project
 from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine, shared_storage
+from ingest_project_tests.services.postgres import PostgresServer
 
 PACKAGE = Path(ingest_project.__file__).parent
 ROOM = PACKAGE / "platform" / "dagster"
@@ -107,6 +108,17 @@ def test_dagster_stores_a_batch_of_materialisations_by_one_statement(dagster_ins
 def test_all_storages_of_all_instances_share_one_pool(dagster_instance: dg.DagsterInstance) -> None:
     storages = (dagster_instance.event_log_storage, dagster_instance.run_storage, dagster_instance.schedule_storage)
     assert all(storage._engine is shared_engine(url_of(dagster_instance)) for storage in storages)  # type: ignore[union-attr]
+
+
+def test_connections_that_the_server_ended_are_replaced_before_they_are_used(
+    dagster_instance: dg.DagsterInstance, postgres_server: PostgresServer
+) -> None:
+    assert dagster_instance.get_runs_count() == 0
+    postgres_server.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        f" WHERE datname = '{shared_engine(url_of(dagster_instance)).url.database}'"
+    )
+    assert dagster_instance.get_runs_count() == 0
 
 
 def test_what_the_catalogue_said_once_is_remembered(dagster_instance: dg.DagsterInstance) -> None:

@@ -24,6 +24,7 @@ from ingest_project.streams.crm.records import (
     projects,
     upsert,
 )
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
@@ -152,7 +153,9 @@ def model(events: Sequence[PlacedEvent]) -> dict[str, tuple[str, Decimal, int, i
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(messages=st.dictionaries(PLACES, VERSIONS, min_size=1, max_size=8), data=st.data())
 def test_any_order_any_chunks_and_any_repetition_of_the_same_messages_equal_the_total_order(
