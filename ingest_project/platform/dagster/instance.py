@@ -40,8 +40,10 @@ from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from psycopg2 import extensions
 from psycopg2.extras import execute_values
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.database import follow_secret
@@ -182,12 +184,13 @@ class _RememberingScheduleStorage(PostgresScheduleStorage):
 class _PooledPostgresStorage(DagsterPostgresStorage):
     """Dagster's PostgreSQL storage with the event log above, over connections that stay open."""
 
-    def __init__(self, postgres_url: str) -> None:
+    def __init__(self, address: SecretStr) -> None:
+        postgres_url = with_psycopg2(address.get_secret_value())
         super().__init__(postgres_url)
         self._event_log_storage = BulkEventLogStorage(postgres_url)
         self._schedule_storage = _RememberingScheduleStorage(postgres_url)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
-            storage._engine = shared_engine(postgres_url)  # noqa: SLF001 - there is no way in from outside
+            storage._engine = shared_engine(address)  # noqa: SLF001 - there is no way in from outside
 
     def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
         """Return the same for one more instance: each registers with its storages, and those cannot be shared."""
@@ -200,17 +203,31 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
 
 
 @cache
-def shared_storage(postgres_url: str) -> _PooledPostgresStorage:
+def shared_storage(address: SecretStr) -> _PooledPostgresStorage:
     """Return the storage that the instances of this process share; creates missing tables.
 
     An instance is created for every tick of a sensor, and would check the tables through new connections each time.
     """
-    return _PooledPostgresStorage(postgres_url)
+    return _PooledPostgresStorage(address)
 
 
-@cache
-def shared_engine(postgres_url: str) -> Engine:
-    """Return the one pool of this process: by default Dagster opens a connection for every query."""
+_engines: dict[str, Engine] = {}
+
+
+def shared_engine(address: SecretStr) -> Engine:
+    """Return the one pool of this process for a database: by default Dagster opens a connection for every query.
+
+    Args:
+        address: of the database. A reference has one pool, whose new connections use what it gives then.
+    """
+    url = with_psycopg2(address.get_secret_value())
+    key = address.reference if isinstance(address, SecretReference) else url
+    if key not in _engines:
+        _engines.setdefault(key, _pool(address, url))
+    return _engines[key]
+
+
+def _pool(address: SecretStr, postgres_url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
@@ -220,7 +237,7 @@ def shared_engine(postgres_url: str) -> Engine:
         # A connection that a restarted server has forgotten is replaced before it is used.
         pool_pre_ping=True,
     )
-    follow_secret(engine, current_settings().dagster.postgres_url, {})
+    follow_secret(engine, address, {})
     return engine
 
 
@@ -242,9 +259,9 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
     ) -> DagsterStorage:
         """Create the storage that the settings name."""
         del config_value
-        url = current_settings().dagster.postgres_url.get_secret_value()
-        if url:
-            return shared_storage(with_psycopg2(url)).for_instance(inst_data)
+        address = current_settings().dagster.postgres_url
+        if address:
+            return shared_storage(address).for_instance(inst_data)
         return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
 
     @property
