@@ -65,5 +65,5 @@ def install(held: HeldRuns) -> None:
         def is_blocked(self, item: Any) -> bool:  # noqa: ANN401 - a run, or a step where Dagster uses it elsewhere
             return held.holds(item, workspaces[0]) or super().is_blocked(item)
 
-    run_queue.QueuedRunCoordinatorDaemon.run_iteration = noting_workspace  # type: ignore[method-assign]
+    run_queue.QueuedRunCoordinatorDaemon.run_iteration = noting_workspace  # type: ignore[assignment, method-assign]
     vars(run_queue).update(TagConcurrencyLimitsCounter=HoldingCounter)
