@@ -64,7 +64,7 @@ def test_an_event_is_found_by_its_id_its_trace_and_its_position_and_its_page_sho
     assert (view.ref.kind, view.state, view.trace_id) == ("message", "stored", trace_id)
     assert view.contents["message"].open() == encoded(event("e-7"))
     assert ("event_id", "e-7") in view.rows["user_activity_events"].page(0, 100).rows
-    assert {moment.what for moment in view.moments} == {"written to Kafka", "page_view"}
+    assert [moment.what for moment in view.history] == ["written to Kafka", "page_view"]
     assert activity.services.user_activity_events.opened() is not None
 
 
