@@ -64,6 +64,11 @@ OF_ANY_DATABASE = (
 KEPT = {
     "test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_table": ("file-60", "table-1048576"),
     "test_a_key_lets_us_in_with_and_without_a_passphrase": ("open sesame-ssh-ed25519", "None-ssh-rsa"),
+    "test_a_killed_action_is_found_with_what_it_had_done_and_performing_it_again_doubles_nothing": (
+        "release-quarantined-files: second one queued, by_another_profile",
+        "reprocess-files: requested, quarantined",
+        "redrive-dead-letters: sent, letters",
+    ),
     "test_a_megabyte_of_what_is_never_closed_is_parsed_at_once": ("<a ", "<!", "<script>", "</"),
     "test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy": ("logs", "lock"),
     "test_a_writer_killed_at_any_moment_leaves_each_row_once_after_it_ran_again": ("first file", "committed"),

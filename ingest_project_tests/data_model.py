@@ -179,6 +179,15 @@ TABLES = {
         "SELECT file_key FROM contents WHERE sha256 = '...'",
         {"meaning": "Hash of everything but the bytes that decides which rows they are"},
     ),
+    "ignored_notifications": Described(
+        "Records of storage notifications that announce no file, counted once however often a tick reads them.",
+        "SELECT reason, sum(number) FROM ignored_notifications GROUP BY reason",
+        {
+            "reason": "`deleted`, `test`, `subscription`, `folder`, `incomplete_write` or `other_event`",
+            "number": "Records since the beginning",
+            "next_offset": "Offset of the first message that is not counted",
+        },
+    ),
     "polling_jobs": Described(
         "One request to look in a source: an entry of the work queue.",
         "SELECT job_id, state, files_found, files_published FROM polling_jobs ORDER BY created_at DESC LIMIT 20",
@@ -398,8 +407,8 @@ TABLES = {
             "parameters": "Values of the action's parameters, by name",
             "item_limit": "Most items that it was to act on",
             "started_at": "When it began",
-            "finished_at": "When it ended; null while it is going on, and for ever where it was killed",
-            "outcome": "`started`, `done`, `partly done` or `failed`",
+            "finished_at": "When it ended; of an interrupted one, when what it had done was found out; null until then",
+            "outcome": "`started`, `done`, `partly done`, `failed`, `not done` or `interrupted`",
             "selected": "Number of items that it was to act on",
             "remaining": "Number of items that matched beyond the limit",
             "done": "Number of items that it acted on",
@@ -413,8 +422,8 @@ TABLES = {
         {
             "action_id": "The action",
             "item_key": "Key of the item, e.g. of a file",
-            "outcome": "`done` or `failed`; null until the action has ended",
-            "reason": "Why it failed",
+            "outcome": "`done`, `failed`, `in progress` or `not done`; null until the action has ended",
+            "reason": "Why it was not done",
         },
     ),
     "paused_capabilities": Described(

@@ -101,6 +101,20 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key", "line_number"),
 )
 
+# Records of storage notifications that announce no file, in running totals.
+ignored_notifications = sa.Table(
+    "ignored_notifications",
+    metadata,
+    Col("topic", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
+    Col("partition", sa.Integer, primary_key=True, autoincrement=False),
+    # One of `Ignored`: a record's own name of its event is a stranger's.
+    Col("reason", sa.Text, primary_key=True),
+    Col("number", sa.BigInteger, nullable=False),
+    # Messages before it were counted: a tick that was killed reads them again.
+    Col("next_offset", sa.BigInteger, nullable=False),
+)
+
 # What baselines compare: one row for each ingested file, see `file_ingest.warehouse.baselines`.
 file_statistics = sa.Table(
     "file_statistics",
