@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from ingest_project.contracts.columns import Column, Owners, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
@@ -18,7 +18,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import ContradictionsError, nearest, only_known_names, within
+from ingest_project.core.yaml_models import ContradictionsError, Declared, nearest, within
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -53,11 +53,7 @@ OPTIONS_OF_READER = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
-
-
-class Key(_Part):
+class Key(Declared):
     """The columns that identify a row.
 
     Args:
@@ -70,7 +66,7 @@ class Key(_Part):
     unique: Literal["file", "table"] = "file"
 
 
-class StoredIn(_Part):
+class StoredIn(Declared):
     """Where the rows go: a table of the warehouse, or a Delta table.
 
     Args:
@@ -92,7 +88,7 @@ class StoredIn(_Part):
         return self
 
 
-class Measures(_Part):
+class Measures(Declared):
     """Numbers that are summarised for each file.
 
     Args:
@@ -104,7 +100,7 @@ class Measures(_Part):
     group_by: tuple[str, ...] = ()
 
 
-class DatasetDeclaration(_Part):
+class DatasetDeclaration(Declared):
     """A kind of file: what its rows are, where they go, and which files belong to it.
 
     Args:
@@ -133,7 +129,7 @@ class DatasetDeclaration(_Part):
     # Null where all options are comments.
     reader: Annotated[
         str | dict[str, Any], BeforeValidator(lambda given: given or {}), WithJsonSchema(OPTIONS_OF_READER)
-    ] = {}
+    ] = Field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     model: str | None = None
     key: Key | None = None
