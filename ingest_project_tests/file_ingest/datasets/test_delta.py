@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +151,39 @@ def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR091
     system.run_due()
     assert sorted(stored(system)["station"]) == ["AAA", "AAA", "BBB", "CCC"]
     assert set(system.states().values()) == {"ingested"}
+    system.close()
+
+
+PARTS = [
+    *("a b", "a/b", "k=v", "100%", "%2F", "\u00fc\u4e2d", ".", "..", "a\\b", "a:b", "#?&", "'", '"', "*", "+", "~"),
+    *("\U0001f600", "1", "CON", "_x"),
+]
+NO_PARTS = ["__HIVE_DEFAULT_PARTITION__", "a" * 300, "\u00e4" * 200]
+
+
+def test_any_text_is_a_partition_and_comes_back_as_it_was(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    columns = [{"name": "part", "type": "text"}, {"name": "n", "type": "integer"}]
+    declare(
+        tmp_path,
+        "weather",
+        columns=columns,
+        paths=["*/weather/*"],
+        max_rejected_share=0.5,
+        target=DELTA["target"] | {"partition_by": ["part"]},
+    )
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [("part", "n"), *((part, number) for number, part in enumerate([*PARTS, "", *NO_PARTS]))]
+    )
+    system.send_files(weather_file(system, content=text.getvalue()))
+    system.run_due()
+    assert system.states() == {"a.csv": "ingested"}, system.file("a.csv").reason
+    assert stored(system).sort("n")["part"].to_list() == [*PARTS, None]
+    rejected = system.rows("SELECT reasons FROM quarantined_rows")
+    assert rejected == [(["part_not_a_partition"],)] * len(NO_PARTS)
     system.close()
 
 
