@@ -215,6 +215,34 @@ def test_where_the_database_never_commits_the_rows_go_and_those_that_they_replac
     assert sorted(stored(delta)["station"]) == ["AAA", "AAA", "BBB", "ZZZ"]
 
 
+def test_a_stored_file_whose_next_attempt_is_given_up_between_the_commits_has_its_recorded_rows(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
+) -> None:
+    declare(tmp_path, "weather", **DELTA)
+    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    environ |= {"INGEST_LAUNCH_GRACE_SECONDS": "0", "MAX_RETRIES": "1"}
+    settings = settings_of(kafka_server, postgres_url, tmp_path, **environ)
+    system = opened(settings, instance, tmp_path)
+    system.send_files(weather_file(system))
+    system.run_due()
+    before = stored(system)
+    # The same file, whose newer parse has as many rows.
+    (tmp_path / "in" / "weather" / "a.csv").write_text((HEADER + GOOD).replace("AAA", "XXX"), encoding="utf-8")
+    system.services.files.reopen([system.file("a.csv").file_key], datetime.now(UTC))
+    system.close()
+    assert deadly_process.drive(POINTS[1], tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY) == -9
+    assert "XXX" in stored_at(settings, "weather")["station"].to_list()
+    bury_the_dead(instance)
+    system = opened(settings, instance, tmp_path)
+    system.run_due()
+    assert system.file("a.csv").stands
+    for _ in range(2):
+        assert system.definitions.resolve_job_def("dataset_maintenance").execute_in_process(instance=instance).success
+        assert stored(system).equals(before)
+    assert system.check("rows_add_up").passed
+    system.close()
+
+
 def test_a_file_given_up_after_a_kill_between_the_commits_leaves_no_rows_after_maintenance(
     kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
 ) -> None:
