@@ -30,7 +30,7 @@ __all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures"
 logger = get_logger(__name__)
 
 COMPONENT = "ingest_project.FileDataset"
-COMPONENTS = (COMPONENT, "ingest_project.TopicStream")
+COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
 
 

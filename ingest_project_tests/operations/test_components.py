@@ -9,7 +9,7 @@ import pytest
 from dagster.components.core.component_tree import ComponentTree
 from pydantic import BaseModel, ValidationError
 
-from ingest_project.operations.components import FileDataset, TopicStream
+from ingest_project.operations.components import FileDataset, Maintenance, TopicStream
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project_tests.file_ingest.datasets.system import WEATHER
@@ -45,11 +45,12 @@ def test_datasets_and_streams_share_one_object_of_resources_in_another_project()
         TopicStream(StreamDeclaration.model_validate({"name": "orders", "topic": "orders", **KEYED})).build_defs(
             context
         ),
+        Maintenance.load(None, context).build_defs(context),
         dg.Definitions(assets=[dg.AssetSpec("own", deps=["weather", "clicks"])]),
     )
     dg.Definitions.validate_loadable(definitions)
     jobs = {job.name for job in definitions.get_repository_def().get_all_jobs()}
-    assert {"weather_batch", "clicks_batch", "orders_batch"} <= jobs
+    assert {"weather_batch", "clicks_batch", "orders_batch", "retention", "dataset_maintenance"} <= jobs
     schedules = {schedule.name for schedule in definitions.get_repository_def().schedule_defs}
     assert {
         "retention_every_night",
