@@ -198,11 +198,12 @@ class StreamColumn(Column):
 
     Args:
         path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
-        epoch: of a timestamp that is sent as a number: what the number counts since 1970, UTC.
+        epoch: of a timestamp that is sent as a number, or a text of one: what it counts since 1970, UTC. Digits beyond
+            the microsecond are left out.
     """
 
     path: str = ""
-    epoch: Literal["seconds", "milliseconds", "microseconds"] | None = None
+    epoch: Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None = None
 
     @field_validator("path")
     @classmethod
