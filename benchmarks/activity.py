@@ -29,7 +29,6 @@ from benchmarks.sensors import switch_sensor
 from benchmarks.system import NOT_OURS, System
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.supervisor import running_stack
-from ingest_project.platform.database import migrate, open_engine
 from ingest_project_tests.services.kafka import start_server, why_not_apache_kafka
 
 SENSOR = "user_activity_events_sensor"
@@ -147,13 +146,15 @@ def _by_product(brokers: str, folder: Path, events: int) -> dict[str, Any]:
         # The topic is read once the clock runs.
         "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": TOPIC,
     }
-    with running_stack(load_settings(), lambda *_: None) as stack, closing(System(stack)) as system:
-        migrate(open_engine(system.warehouse_url))
-        with PeakMemory(system.processes, system.servers) as memory:
-            began = time.monotonic()
-            switch_sensor(stack.webserver_url, SENSOR, on=True)
-            started = _wait_until_stored(system, events)
-            seconds = time.monotonic() - began
+    with (
+        running_stack(load_settings(), lambda *_: None) as stack,
+        closing(System(stack)) as system,
+        PeakMemory(system.processes, system.servers) as memory,
+    ):
+        began = time.monotonic()
+        switch_sensor(stack.webserver_url, SENSOR, on=True)
+        started = _wait_until_stored(system, events)
+        seconds = time.monotonic() - began
     return {
         "seconds": seconds,
         "seconds_to_start": round(started - began, 2),

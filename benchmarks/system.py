@@ -62,6 +62,8 @@ class System:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
+        # Otherwise the first tick creates the tables, and they are queried before.
+        migrate(open_engine(stack.settings.warehouse.database_url.get_secret_value()))
         self._producer = Producer(
             {"bootstrap.servers": stack.settings.kafka.bootstrap_servers, "linger.ms": 5, "log_level": 2}
         )
@@ -228,8 +230,6 @@ def running_system(
         **({"KAFKA_BOOTSTRAP_SERVERS": brokers} if brokers else {}),
     }
     with running_stack(load_settings(), report_restarts) as stack, closing(System(stack)) as system:
-        # Otherwise the first tick creates the tables, and they are queried before.
-        migrate(open_engine(system.warehouse_url))
         first = write_workload(warm_up, 1, 1_000, name="warm-up", seed=0)
         system.measure(first)
         if earlier_files:

@@ -17,10 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from benchmarks.attachments.file_host import expected_sha256, file_host
+from benchmarks.attachments.plain_loop import measure_loop
 from benchmarks.attachments.system import AttachmentSystem, Timing, running_attachments
 from benchmarks.measurement import Result, measured_once, say
 from benchmarks.memory import PeakMemory
+from ingest_project.attachments.tables import download_outcomes
 from ingest_project.operations import SystemResources
 
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
@@ -29,11 +33,14 @@ CURL_AT_A_TIME = 8
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Both kinds, and curl."""
+    """Both kinds, curl, and a loop without queue, history and retries."""
     with _store(options, folder) as more, file_host(folder) as host:
         small, large = _names("small", options.small), _names("large", options.large)
         say("Starting the system ...")
-        with running_attachments(folder / "product", more) as system, PeakMemory(system.processes) as memory:
+        with (
+            running_attachments(folder / "product", more) as system,
+            PeakMemory(system.processes, system.servers) as memory,
+        ):
             # Tables, topics, and the modules of the worker's parent: none of these is new to what is measured.
             system.measure(_addresses(host, SMALL_BYTES, _names("first", 20)), "first")
             say(f"{len(small)} small ones ...")
@@ -44,6 +51,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             wrong = _wrong(system, SMALL_BYTES, small, "small") + _wrong(system, LARGE_BYTES, large, "large")
         say("curl ...")
         curl_seconds = _curl(folder, _addresses(host, LARGE_BYTES, large)) if large else 1.0
+        say("A plain loop ...")
+        small_loop = measure_loop(folder / "small-loop", _addresses(host, SMALL_BYTES, small), more) if small else 1.0
+        large_loop = measure_loop(folder / "large-loop", _addresses(host, LARGE_BYTES, large), more) if large else 1.0
     megabytes = len(large) * LARGE_BYTES / MEGABYTE
     for complaint in wrong[:5]:
         say(complaint)
@@ -53,6 +63,11 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         "curl_mb_per_s": round(megabytes / curl_seconds, 1),
         "ratio": round(curl_seconds / large_timing.total, 2),
         "ratio_from_first_download": round(curl_seconds / (large_timing.total - large_timing.to_first_download), 2),
+        "loop_files_per_s": round(len(small) / small_loop, 1),
+        "loop_mb_per_s": round(megabytes / large_loop, 1),
+        "small_share_of_loop": round(small_loop / small_timing.total, 2),
+        "large_share_of_loop": round(large_loop / large_timing.total, 2),
+        "cpu_s": memory.cpu_seconds,
         "peak_rss_mb": memory.megabytes,
         "peak_rss_of": memory.command,
         "exact": not wrong,
@@ -105,9 +120,10 @@ def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -
     with ThreadPoolExecutor(2) as pool:
         problems += filter(None, pool.map(complaint, [record.destination_path for record in records]))
     rows = services.attachment_results.figures()
-    committed = services.outcomes.totals()["outcomes"]
-    if rows is None or rows.rows != committed:
-        problems.append(f"The Delta table has {rows and rows.rows} rows, not {committed}.")
+    with services.engine.connect() as connection:
+        attempts = connection.execute(sa.select(sa.func.count()).select_from(download_outcomes)).scalar_one()
+    if rows is None or rows.rows != attempts:
+        problems.append(f"The Delta table has {rows and rows.rows} rows, not {attempts}.")
     services.engine.dispose()
     return problems
 

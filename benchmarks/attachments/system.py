@@ -60,6 +60,11 @@ class AttachmentSystem:
         """Process ids at the top of what Dagster runs; the database and the broker are left out."""
         return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
 
+    @property
+    def servers(self) -> list[int]:
+        """Process ids of the database and the broker."""
+        return [child.guard.pid for child in self._stack.children if child.name in NOT_DAGSTER]
+
     def close(self) -> None:
         """Close the connections."""
         self._warehouse.close()

@@ -37,6 +37,11 @@ FILTERS = (
 )
 
 
+def conditions_of(request: ActionRequest) -> list[sa.ColumnElement[bool]]:
+    """Return the condition of each filter that a request sets."""
+    return [condition(value) for parameter, condition in FILTERS if (value := request.typed(parameter))]
+
+
 def _select(services: AttachmentResources, request: ActionRequest) -> Selection:
     _rate(services, request)
     state = request.value(STATE.name) or AttachmentState.FAILED.value
@@ -55,7 +60,7 @@ def _select(services: AttachmentResources, request: ActionRequest) -> Selection:
 def _replay(services: AttachmentResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
     settings, now, rate = services.settings.attachments, datetime.now(UTC), _rate(services, request)
     finished = ATTACHMENT_QUEUE.finished
-    done = services.attachments.replay(keys, request.who, settings.max_replays, rate, now, finished).keys
+    done = services.attachments.replay(keys, request.who, settings.max_replays, rate, now, finished)
     failed = {key: IN_PROGRESS for key in keys if key not in set(done)}
     last = now + timedelta(seconds=max(0, len(done) - 1) / rate)
     return Outcome(done, failed, f"{rate:g} a second; the last one is due at {moment(last)}." if done else "")

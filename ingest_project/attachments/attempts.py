@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
-from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus
+from ingest_project.contracts.attachments import DownloadResult, DownloadStatus
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, insert_missing
 
@@ -29,7 +29,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         next_attempt_at: when it is tried again; None: this was the last attempt.
         content_type: of what was downloaded.
-        cached: the download, where it went that far.
     """
 
     attachment_key: str
@@ -38,7 +37,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str
     result: DownloadResult
     content_type: str | None = None
-    cached: CachedDownload | None = None
     next_attempt_at: datetime | None = None
 
     @property
@@ -54,7 +52,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     def row(self, run_id: str) -> dict[str, Any]:
         """Return the row of the table `download_outcomes`."""
         own = msgspec.to_builtins(self)
-        rest = {name: own[name] for name in ("content_type", "cached", "next_attempt_at")}
+        rest = {name: own[name] for name in ("content_type", "next_attempt_at")}
         return {
             "attachment_key": self.attachment_key,
             "replays": self.replays,
@@ -72,14 +70,6 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
         """Return the result that a row of the table `download_outcomes` holds."""
         names = ("attachment_key", "replays", "domain", "event_type", "result")
         return msgspec.convert({**row["result"], **{name: row[name] for name in names}}, cls)
-
-
-class HourOfResults(msgspec.Struct, frozen=True):
-    """Counts of the attempts that ended in a period, by status."""
-
-    success: int
-    failed_transient: int
-    failed_permanent: int
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,22 +207,17 @@ class AttemptResults:
         query = sa.select(download_outcomes).where(COLUMNS.commit_number == number, COLUMNS.committed_at.is_(None))
         return tuple(sorted(self._select(query), key=lambda result: result.identity))
 
-    def ended_between(self, since: datetime, until: datetime) -> HourOfResults:
+    def ended_between(self, since: datetime, until: datetime) -> dict[str, int]:
         """Count the attempts that ended in a period, by status."""
         status = COLUMNS.result["status"].as_string()
-        counted = [
-            sa.func.count().filter(status == kind.value).label(kind.value)
-            for kind in (DownloadStatus.SUCCESS, DownloadStatus.FAILED_TRANSIENT, DownloadStatus.FAILED_PERMANENT)
-        ]
+        counted = [sa.func.count().filter(status == kind.value).label(kind.value) for kind in DownloadStatus]
         query = sa.select(*counted).where(COLUMNS.completed_at >= since, COLUMNS.completed_at < until)
         with reading(self._engine) as connection:
-            return HourOfResults(**connection.execute(query).mappings().one())
+            return dict(connection.execute(query).mappings().one())
 
-    def totals(self) -> dict[str, int]:
-        """Count all results, and of those the ones that are in the Delta table."""
-        query = sa.select(sa.func.count().label("outcomes"), sa.func.count(COLUMNS.committed_at).label("committed"))
-        with reading(self._engine) as connection:
-            return {name: int(value) for name, value in connection.execute(query).mappings().one().items()}
+    def committed(self) -> int:
+        """Count results that are in the Delta table."""
+        return self._count(COLUMNS.committed_at.is_not(None))
 
     def unpublished(self) -> int:
         """Count results that may not be published to Kafka and Dagster."""
@@ -319,7 +304,7 @@ def _is_one_of(connection: sa.Connection, identities: Sequence[Identity]) -> sa.
     identity = sa.tuple_(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt)
     if connection.dialect.name != "postgresql":
         return identity.in_(identities)
-    # Three parameters, however many there are: SQLAlchemy takes longer to spell out thousands than the update takes.
+    # Arrays in three parameters: compiling thousands of parameters takes SQLAlchemy longer than the update.
     keys, replays, attempts = (list(column) for column in zip(*identities, strict=True))
     return identity.in_(sa.select(_unnest(keys, sa.Text), _unnest(replays, sa.Integer), _unnest(attempts, sa.Integer)))
 

@@ -180,7 +180,7 @@ class Attachments(Capability[AttachmentResources]):
         """Import and return what Dagster loads."""
         from ingest_project.attachments import catalog, definitions  # imports dagster
         from ingest_project.platform.dagster.catalog import topic_uri  # as above
-        from ingest_project.platform.http import printable_url  # brings requests
+        from ingest_project.platform.http import printable_url  # imports requests
 
         locations = {
             catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
@@ -368,7 +368,7 @@ def _attachment_view(
         **intake_of(row),
         facts={
             "Domain": row["domain"],
-            # A signed address is a secret while it works.
+            # A signed address is a secret as long as it is valid.
             "Address": without_secrets(row["attachment_url"]),
             "Event": ItemRef("event", row["event_key"]) if row["event_key"] else None,
             "Attempt": attempts,

@@ -203,12 +203,7 @@ def results_reports(services: AttachmentResources, hours: Sequence[str]) -> list
 def _hour(services: AttachmentResources, hour: str) -> dict[str, int]:
     begin = parse_hour_key(hour)
     ended = services.outcomes.ended_between(begin, end_of(begin))
-    return {
-        "dagster/row_count": ended.success + ended.failed_transient + ended.failed_permanent,
-        "success": ended.success,
-        "failed_transient": ended.failed_transient,
-        "failed_permanent": ended.failed_permanent,
-    }
+    return {"dagster/row_count": sum(ended.values()), **ended}
 
 
 @dg.asset_check(
@@ -279,7 +274,7 @@ def every_event_accounted(services: dg.ResourceParam[AttachmentResources]) -> dg
 )
 def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.AssetCheckResult:
     """Compare the work queue's committed attempts with the table's rows."""
-    committed = services.outcomes.totals()["committed"]
+    committed = services.outcomes.committed()
     figures = services.attachment_results.figures()
     rows = (figures.rows or 0) if figures else 0
     return dg.AssetCheckResult(passed=rows == committed, metadata={"rows": rows, "attempts_committed": committed})

@@ -15,9 +15,9 @@ import typer
 from rich.table import Table
 
 from ingest_project.attachments import AttachmentResources
-from ingest_project.attachments.actions import REPLAY
+from ingest_project.attachments.actions import COLUMNS, REPLAY, conditions_of
 from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
-from ingest_project.attachments.queue import AttachmentRecord, FailedFilter
+from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode
 from ingest_project.core.console import (
@@ -115,11 +115,6 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
     more: bool = False
 
 
-def register_attachments(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(attachments_app, name="attachments")
-
-
 @attachments_app.command("list")
 def list_attachments(
     *,
@@ -165,8 +160,8 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     as_json: AsJson = False,
 ) -> None:
     """List dead attachments, those that failed first in front."""
-    wanted = _filter(trace_id, domain, error_class, since, until)
     services = AttachmentResources(load_settings().settings)
+    wanted = conditions_of(ActionRequest(parameters=_chosen(trace_id, domain, error_class, since, until)))
     found = _shortened_list(services.attachments.failed(wanted, limit=limit + 1), limit)
     if as_json:
         print_json(found)
@@ -220,21 +215,14 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
     Attachments must match all given options. Each replay is recorded with who requested it. Exit code 1 when nothing
     was found, or one of them has been replayed as often as is allowed.
     """
-    times = {"since": _iso(since, "--since"), "until": _iso(until, "--until")}
-    given = {"trace_id": trace_id, "domain": domain, "error_class": error_class, **times}
-    if everything == (bool(keys) or any(given.values())):
+    given = _chosen(trace_id, domain, error_class, since, until)
+    if everything == (bool(keys) or bool(given)):
         raise typer.BadParameter("Name keys, say which by options, or say --all.")
     services = AttachmentResources(load_settings().settings)
     # Every key is looked up before anything changes: a misspelt one changes nothing.
     dead = _dead_keys([record for key in keys or () for record in _named(services, key)])
     given |= {"key": "\n".join(dead), "per_second": str(per_second or "")}
-    request = ActionRequest(
-        parameters={name: value or "" for name, value in given.items()},
-        limit=limit,
-        reason=reason,
-        who=login_name(),
-        dry_run=dry_run,
-    )
+    request = ActionRequest(parameters=given, limit=limit, reason=reason, who=login_name(), dry_run=dry_run)
     # Keys of which none is dead select nothing.
     found = perform(services, REPLAY, request) if dead or not keys else None
     done = _replay_result(services, found, per_second)
@@ -269,9 +257,14 @@ def _replay_result(services: AttachmentResources, found: Performed | None, per_s
     )
 
 
-def _iso(text: str | None, option: str) -> str | None:
-    at = moment_of(text, option)
-    return at.isoformat() if at else None
+def _chosen(
+    trace_id: str | None, domain: str | None, error_class: str | None, since: str | None, until: str | None
+) -> dict[str, str]:
+    """Return the parameters of the action `replay-attachments` that these options set."""
+    given = {"trace_id": trace_id, "domain": domain, "error_class": error_class}
+    times = {"since": moment_of(since, "--since"), "until": moment_of(until, "--until")}
+    given |= {name: time.isoformat() for name, time in times.items() if time}
+    return {name: value for name, value in given.items() if value}
 
 
 def moment_of(text: str | None, option: str) -> datetime | None:
@@ -333,7 +326,7 @@ def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> Attachme
 
 def _named(services: AttachmentResources, name: str) -> Sequence[AttachmentRecord]:
     """Return the attachments of the trace of that name, the dead ones if there are any; else that of the key."""
-    if dead := services.attachments.failed(FailedFilter(trace_id=name), MAX_LIMIT):
+    if dead := services.attachments.failed([COLUMNS.trace_id == name], MAX_LIMIT):
         return dead
     same = [record for record in services.attachments.list(text=name, limit=MAX_NAMED) if record.trace_id == name]
     return same or [_find(services, name)]
@@ -342,18 +335,6 @@ def _named(services: AttachmentResources, name: str) -> Sequence[AttachmentRecor
 def _find(services: AttachmentResources, key: str) -> AttachmentRecord:
     return find_by_key(
         services.attachments, key, lambda record: record.attachment_key, "attachment", "ingest attachments list"
-    )
-
-
-def _filter(
-    trace_id: str | None, domain: str | None, error_class: str | None, since: str | None, until: str | None
-) -> FailedFilter:
-    return FailedFilter(
-        trace_id=trace_id,
-        domain=domain,
-        error_class=error_class,
-        since=moment_of(since, "--since"),
-        until=moment_of(until, "--until"),
     )
 
 

@@ -100,7 +100,7 @@ def attachments_maintenance() -> None:
     remove_abandoned_downloads()
 
 
-# Without the checks: a batch reports on each attachment itself, see `checks`.
+# Excludes the checks: a batch reports on each attachment itself, see `checks`.
 downloads_batch = dg.define_asset_job(
     "downloads_batch",
     selection=dg.AssetSelection.assets(ONELAKE_ATTACHMENTS).without_checks(),

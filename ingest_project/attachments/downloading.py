@@ -24,7 +24,7 @@ import msgspec
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult
 from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at
-from ingest_project.attachments.scheduler import DownloadScheduler, host_of
+from ingest_project.attachments.scheduler import DownloadScheduler
 from ingest_project.attachments.storage import OWNER, StoredAttachment, put_attachment, stored_attachment
 from ingest_project.contracts.attachments import CachedDownload, DownloadResult, DownloadStatus, DownloadTask
 from ingest_project.core.errors import (
@@ -47,7 +47,9 @@ logger = get_logger(__name__)
 
 # Results are recorded and published in groups: a transaction and an acknowledgement each cost more than a download.
 GROUP_SECONDS = 1.0
-# Results that may wait to be recorded, for each worker; and what the cache may hold besides running downloads.
+# So are announcements of cached files, which are then stored: one after a pause is sent at once.
+ANNOUNCEMENT_SECONDS = 0.2
+# Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
 # Of a result: what is not known, or not so.
@@ -103,6 +105,8 @@ class Cached:
 
 
 End = AttemptResult | Postponed
+Scheduler = DownloadScheduler[Callable[[], End]]
+Results = SimpleQueue[End | Cached | BaseException]
 
 
 class RunLostError(PermanentError):
@@ -140,13 +144,13 @@ def attempts(  # noqa: PLR0913 - each is passed by name
     Yields:
         the results since the last time, about once a second. Attempts that did not begin in time are postponed to now.
     """
-    scheduler: DownloadScheduler[Callable[[], End]] = DownloadScheduler(
-        hosts_in_turn(records),
+    scheduler: Scheduler = DownloadScheduler(
+        records,
         max_per_host=per_host,
         max_unfinished=RESULTS_PER_WORKER * concurrency,
         max_unstored_bytes=MAX_UNSTORED_BYTES,
     )
-    results: SimpleQueue[End | Cached | BaseException] = SimpleQueue()
+    results: Results = SimpleQueue()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="download")
     try:
         for _ in range(concurrency):
@@ -154,16 +158,12 @@ def attempts(  # noqa: PLR0913 - each is passed by name
             pool.submit(copy_context().run, _work, scheduler, attempt, results)
         yield from _gathered(scheduler, results, len(records), store, announce, begin_within)
     finally:
-        # If the run fails, its database being away perhaps, another one does what has not begun.
+        # If the run fails (database unavailable, for example), another run does what has not begun.
         scheduler.close()
         pool.shutdown(cancel_futures=True)
 
 
-def _work(
-    scheduler: DownloadScheduler[Callable[[], End]],
-    attempt: Callable[[AttachmentRecord], End | Cached],
-    results: SimpleQueue[End | Cached | BaseException],
-) -> None:
+def _work(scheduler: Scheduler, attempt: Callable[[AttachmentRecord], End | Cached], results: Results) -> None:
     while (job := scheduler.next()) is not None:
         try:
             if callable(job):
@@ -178,24 +178,29 @@ def _work(
 
 
 def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
-    scheduler: DownloadScheduler[Callable[[], End]],
-    results: SimpleQueue[End | Cached | BaseException],
+    scheduler: Scheduler,
+    results: Results,
     outstanding: int,
     store: Callable[[Cached], End] | None,
     announce: Callable[[Sequence[Cached]], None],
     begin_within: timedelta,
 ) -> Iterator[list[End]]:
     begun = last = time.monotonic()
+    announced = begun - ANNOUNCEMENT_SECONDS
     ends: list[End] = []
+    halfway: list[Cached] = []
     stored_bytes: dict[str, int] = {}
     while outstanding:
-        found = _drained(results, max(0.0, last + GROUP_SECONDS - time.monotonic()))
-        halfway = [one for one in found if isinstance(one, Cached)]
-        if halfway and store is not None:
+        next_group = announced + ANNOUNCEMENT_SECONDS if halfway else last + GROUP_SECONDS
+        found = _drained(results, max(0.0, min(next_group, last + GROUP_SECONDS) - time.monotonic()))
+        halfway += [one for one in found if isinstance(one, Cached)]
+        if halfway and store is not None and time.monotonic() - announced >= ANNOUNCEMENT_SECONDS:
             announce(halfway)
+            announced = time.monotonic()
             stored_bytes.update({one.record.attachment_key: one.size_bytes for one in halfway})
             scheduler.processed(len(halfway))
             scheduler.put_first([partial(store, one) for one in halfway])
+            halfway = []
         new = [one for one in found if not isinstance(one, Cached)]
         if time.monotonic() - begun > begin_within.total_seconds():
             new += _not_begun(scheduler)
@@ -209,15 +214,13 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
             last = time.monotonic()
 
 
-def _acknowledge(
-    scheduler: DownloadScheduler[Callable[[], End]], ends: Sequence[End], stored_bytes: dict[str, int]
-) -> None:
+def _acknowledge(scheduler: Scheduler, ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
     """Count results as processed: of attempts with a second half, the first one was counted before."""
     sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
     scheduler.processed(sizes.count(None), sum(size or 0 for size in sizes))
 
 
-def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float) -> list[End | Cached]:
+def _drained(results: Results, seconds: float) -> list[End | Cached]:
     """Return every present result, after waiting up to this long for a first one."""
     found: list[End | Cached] = []
     with contextlib.suppress(Empty):
@@ -230,22 +233,11 @@ def _drained(results: SimpleQueue[End | Cached | BaseException], seconds: float)
     return found
 
 
-def _not_begun(scheduler: DownloadScheduler[Callable[[], End]]) -> list[End]:
+def _not_begun(scheduler: Scheduler) -> list[End]:
     left = scheduler.withdraw()
     scheduler.processed(-len(left))
     now = datetime.now(UTC)
     return [Postponed(record.attachment_key, "Its run ended before its turn.", now) for record in left]
-
-
-def hosts_in_turn(records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
-    """Order records so that hosts take turns: a host with many must not occupy all workers."""
-    scheduler: dict[str, int] = {}
-    ordered = []
-    for index, record in enumerate(records):
-        host = host_of(record.attachment_url)
-        scheduler[host] = scheduler.get(host, 0) + 1
-        ordered.append((scheduler[host], index, record))
-    return [record for _, _, record in sorted(ordered, key=lambda entry: entry[:2])]
 
 
 def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
@@ -271,7 +263,7 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
             pause = error.retry_after or timedelta(seconds=services.settings.downloads.pause_seconds)
             return Postponed(record.attachment_key, str(error), datetime.now(UTC) + pause)
         except Exception as error:  # noqa: BLE001 - an error of one attachment must not fail the others
-            return _failed(record, task, error, services, None)
+            return _failed(record, task, error, services)
         return Cached(record, task, downloaded)
 
 
@@ -285,8 +277,8 @@ def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
         try:
             stored = _store(services, record, task, cached.downloaded)
         except Exception as error:  # noqa: BLE001 - as above
-            return _failed(record, task, error, services, cached.message)
-        return _succeeded(record, task, cached.downloaded, stored, cached.message)
+            return _failed(record, task, error, services, cached.downloaded.content_type)
+        return _succeeded(record, task, cached.downloaded, stored)
 
 
 def cache_path(services: AttachmentResources, attachment_key: str) -> Path:
@@ -332,7 +324,7 @@ def _store(
         file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)
         return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
     except StoreRejectedError as error:
-        # A missing permission is granted in minutes; the file's own server may not keep it for ever.
+        # A missing permission is granted in minutes; the file's own server may delete it.
         raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
 
 
@@ -341,11 +333,10 @@ def _succeeded(
     task: DownloadTask,
     downloaded: Downloaded,
     stored: StoredAttachment,
-    cached: CachedDownload,
 ) -> AttemptResult:
     facts = {"size_bytes": stored.size_bytes, "sha256": stored.sha256, "onelake_path": stored.path}
     result = _result(task, DownloadStatus.SUCCESS, http_status=downloaded.http_status, **facts)
-    return _outcome(record, task, result, cached)
+    return _outcome(record, task, result, downloaded.content_type)
 
 
 def _failed(
@@ -353,7 +344,7 @@ def _failed(
     task: DownloadTask,
     error: Exception,
     services: AttachmentResources,
-    cached: CachedDownload | None,
+    content_type: str | None = None,
 ) -> AttemptResult:
     if not isinstance(error, IngestError):
         logger.error("attachment_not_stored", exc_info=error)
@@ -366,7 +357,7 @@ def _failed(
         delays = services.settings.attachments.retry_delays
         due_at = next_attempt_at(datetime.now(UTC), task.attempt, delays, getattr(error, "retry_after", None))
     status = DownloadStatus.FAILED_TRANSIENT if due_at else DownloadStatus.FAILED_PERMANENT
-    outcome = _outcome(record, task, _result(task, status, **_facts_of(error)), cached)
+    outcome = _outcome(record, task, _result(task, status, **_facts_of(error)), content_type)
     return msgspec.structs.replace(outcome, next_attempt_at=due_at)
 
 
@@ -385,14 +376,14 @@ def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> A
     """Return the result of a failed attempt at a stored attachment: its bytes stay, and so does its state."""
     stored = {"size_bytes": record.size_bytes, "sha256": record.sha256, "onelake_path": record.stored_path}
     result = _result(task, DownloadStatus.FAILED_TRANSIENT, **_facts_of(error), **stored)
-    return msgspec.structs.replace(_outcome(record, task, result, None), content_type=record.content_type)
+    return _outcome(record, task, result, record.content_type)
 
 
 def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
     """Return a failed result in place of one that the work queue refused, with the reason and without its content."""
     facts = NO_FACTS | {"error_class": error_class_of(error), "error": reason_of(error)}
     result = msgspec.structs.replace(outcome.result, status=DownloadStatus.FAILED_PERMANENT, **facts)
-    return msgspec.structs.replace(outcome, result=result, content_type=None, cached=None, next_attempt_at=None)
+    return msgspec.structs.replace(outcome, result=result, content_type=None, next_attempt_at=None)
 
 
 def _facts_of(error: IngestError) -> dict[str, Any]:
@@ -415,7 +406,7 @@ def _result(task: DownloadTask, status: DownloadStatus, **facts: Any) -> Downloa
 
 
 def _outcome(
-    record: AttachmentRecord, task: DownloadTask, result: DownloadResult, cached: CachedDownload | None
+    record: AttachmentRecord, task: DownloadTask, result: DownloadResult, content_type: str | None
 ) -> AttemptResult:
     return AttemptResult(
         attachment_key=record.attachment_key,
@@ -423,6 +414,5 @@ def _outcome(
         domain=record.domain,
         event_type=task.event_type,
         result=result,
-        content_type=cached.content_type if cached else None,
-        cached=cached,
+        content_type=content_type,
     )

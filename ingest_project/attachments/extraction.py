@@ -134,7 +134,7 @@ class EventQueue(WorkQueue[EventArrival, EventRecord, JobState]):
 logger = get_logger(__name__)
 
 EVERY_DOMAIN = "*"
-# Bound of one event: its payload comes from untrusted senders, and a path may match anything in it.
+# Limit for one event: senders are untrusted, and a path may match any number of values.
 MAX_ADDRESSES = 10_000
 # Time of an event where neither it nor Kafka has one.
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,10 +21,10 @@ from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
-# Names of the two parts of the queue: first attempts, and the others.
+# The two parts of the queue: first attempts, and later ones.
 PENDING_QUEUE = "pending"
 RETRY_QUEUE = "retry"
-# Of those that are due, the ones that are ranked for fair shares: bounds what a tick costs.
+# Most due attachments that are ranked for fair shares; bounds the cost of a tick.
 MAX_DUE = 100_000
 COLUMNS = attachments.c
 
@@ -115,41 +115,6 @@ class AttachmentRecord(QueueEntry, frozen=True, kw_only=True):
         """
         task = decode(self.task.encode(), DownloadTask)
         return msgspec.structs.replace(task, destination_path=self.destination_path, attempt=attempt)
-
-
-class Replayed(NamedTuple):
-    """Result of a replay.
-
-    Args:
-        keys: attachments that are tried again, in the order they will be.
-        exhausted: attachments that have been replayed as often as is allowed.
-    """
-
-    keys: tuple[str, ...]
-    exhausted: tuple[str, ...]
-
-
-class FailedFilter(NamedTuple):
-    """Selects failed attachments; a field that is None selects all."""
-
-    trace_id: str | None = None
-    domain: str | None = None
-    error_class: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    keys: tuple[str, ...] | None = None
-
-    def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """Return the SQL conditions."""
-        equal = {"trace_id": self.trace_id, "domain": self.domain, "error_class": self.error_class}
-        conditions = [COLUMNS[name] == value for name, value in equal.items() if value is not None]
-        if self.since is not None:
-            conditions.append(COLUMNS.updated_at >= self.since)
-        if self.until is not None:
-            conditions.append(COLUMNS.updated_at < self.until)
-        if self.keys is not None:
-            conditions.append(COLUMNS.attachment_key.in_(self.keys))
-        return conditions
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -257,8 +222,8 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         per_second: float,
         now: datetime,
         states: Collection[AttachmentState] = (AttachmentState.FAILED,),
-    ) -> Replayed:
-        """Replay attachments, a bounded number a second.
+    ) -> tuple[str, ...]:
+        """Replay attachments, a bounded number a second, and return their keys in order.
 
         Args:
             keys: of attachments; those in other states stay unchanged.
@@ -268,14 +233,11 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
             now: the first is due.
             states: of those that are replayed.
         """
-        finished, exhausted = COLUMNS.state.in_(states), COLUMNS.replays >= max_replays
+        replayable = (COLUMNS.state.in_(states), COLUMNS.replays < max_replays)
         replayed: list[str] = []
-        left: list[str] = []
         with writing(self._engine) as connection:
             for part in in_parts(keys):
-                unchanged = self._select_keys(connection, part, finished, exhausted)
-                left += [key for key in part if key in unchanged]
-                begun = self._begin_again(connection, part, asked_by, now, finished, ~exhausted)
+                begun = self._begin_again(connection, part, asked_by, now, *replayable)
                 in_order = [key for key in part if key in begun]
                 due = [
                     {"attachment_key": key, "next_attempt_at": now + timedelta(seconds=number / per_second)}
@@ -283,11 +245,13 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
                 ]
                 update_each(connection, attachments, COLUMNS.attachment_key, due)
                 replayed += in_order
-        return Replayed(tuple(replayed), tuple(left))
+        return tuple(replayed)
 
-    def failed(self, wanted: FailedFilter, limit: int = 100) -> tuple[AttachmentRecord, ...]:
-        """Return failed attachments, those that failed first in front."""
-        query = sa.select(attachments).where(COLUMNS.state == AttachmentState.FAILED, *wanted.conditions())
+    def failed(
+        self, conditions: Sequence[sa.ColumnElement[bool]] = (), limit: int = 100
+    ) -> tuple[AttachmentRecord, ...]:
+        """Return the failed attachments for which all conditions hold, those that failed first in front."""
+        query = sa.select(attachments).where(COLUMNS.state == AttachmentState.FAILED, *conditions)
         return self._select(query.order_by(COLUMNS.updated_at, COLUMNS.attachment_key).limit(limit))
 
     def most_overdue(self, queue_name: str) -> AttachmentRecord | None:

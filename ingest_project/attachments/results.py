@@ -45,9 +45,9 @@ DUE_HEADER = "due-at"
 REPLAYS_HEADER = "replays"
 APPLICATION_ID = "ingest_project/attachment_results"
 LOCK = "attachment_results"
-# Commits in a row that the table refused: more are not the fault of single rows.
+# After this many refused commits in a row, single rows are not the cause.
 MAX_FAILED_COMMITS = 200
-# Full, not writable, or too many open files.
+# Disk full, not writable, or too many open files.
 _OF_THE_STORE = re.compile(r"No space left|Disk quota|Read-only file system|Permission denied|Too many open files")
 
 Addressed = tuple[str, str, ProducerRecord]

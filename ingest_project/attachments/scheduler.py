@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -68,7 +69,7 @@ class DownloadScheduler(Generic[Job]):
                 record = self._chosen()
                 if record is not None:
                     return record
-                # Without a notification a host only becomes slow; everything that frees a slot notifies.
+                # Without a timeout: everything that frees a slot notifies, and time alone only makes a host slower.
                 self._changed.wait()
         return None
 
@@ -76,7 +77,7 @@ class DownloadScheduler(Generic[Job]):
         """Add jobs that are done before any further download."""
         with self._changed:
             self._first.extend(jobs)
-            self._changed.notify_all()
+            self._changed.notify(len(self._first))
 
     def ended(self, record: AttachmentRecord, unstored_bytes: int = 0) -> None:
         """Free the slot of a download that ended; its result is unprocessed.
@@ -87,14 +88,18 @@ class DownloadScheduler(Generic[Job]):
         """
         host = host_of(record.attachment_url)
         with self._changed:
-            took = time.monotonic() - self._begun[host].pop(record.attachment_key)
+            begun = self._begun[host]
+            took = time.monotonic() - begun.pop(record.attachment_key)
+            if not begun:
+                del self._begun[host]
             slots = self._slots.get(host, FIRST_SLOTS)
             self._slots[host] = FIRST_SLOTS if took > SLOW_SECONDS else min(slots + 1, self._max_per_host)
             for share in _shares(record):
                 self._held[share] -= 1
             self._unfinished += 1
             self._unstored_bytes += unstored_bytes
-            self._changed.notify_all()
+            # Two: the slot that is free again, and the one that the host got in addition.
+            self._changed.notify(2)
 
     def processed(self, results: int, stored_bytes: int = 0) -> None:
         """Count results as processed, and the bytes of their files as gone from the disk."""
@@ -127,20 +132,28 @@ class DownloadScheduler(Generic[Job]):
         if self._unfinished >= self._max_unfinished or self._unstored_bytes >= self._max_unstored_bytes:
             return None
         now = time.monotonic()
-        open_hosts = {host for host in self._waiting_of_host if self._has_slot(host, now)}
-        if not open_hosts:
+        # Only a host that holds slots can have none left: a few, however many wait.
+        full = {host for host in self._begun if not self._has_slot(host, now)}
+        if self._waiting_of_host.keys() <= full:
             return None
         for domain in self._by_share(self._waiting):
             for trace in self._by_share(self._waiting[domain], domain):
                 hosts = self._waiting[domain][trace]
-                candidates = [host for host in hosts if host in open_hosts]
+                candidates = [host for host in hosts if host not in full]
                 if candidates:
                     fewest = min(candidates, key=lambda host: len(self._begun.get(host, ())))
                     return self._taken(domain, trace, fewest, now)
         return None
 
     def _by_share(self, names: Iterable[str], *above: str) -> Iterator[str]:
-        return iter(sorted(names, key=lambda name: self._held[*above, name]))
+        """Yield names, those that hold the fewest slots first; of thousands, only the few that hold any are sorted."""
+        holding: list[tuple[int, str]] = []
+        for name in names:
+            if slots := self._held[*above, name]:
+                holding.append((slots, name))
+            else:
+                yield name
+        yield from (name for _, name in sorted(holding, key=itemgetter(0)))
 
     def _has_slot(self, host: str, now: float) -> bool:
         begun = self._begun.get(host, {})

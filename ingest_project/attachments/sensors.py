@@ -35,7 +35,7 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.core.errors import PermanentError, SettingsError
+from ingest_project.core.errors import PermanentError
 from ingest_project.core.items import digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
@@ -55,7 +55,7 @@ EVENTS = "attachment_events"
 # One attachment may kill its run: each lost run makes the next ones smaller by this factor, until the attachment is
 # alone. Alone at once would make thousands of runs of one batch that a database's hiccup took down.
 SMALLER_AFTER_A_LOST_RUN = 8
-# A lost run is no attempt of the server's: the run limits how often that may happen, see `downloading.RunLostError`.
+# A lost run does not count as a download attempt; `downloading.RunLostError` limits how often it may happen.
 NEVER = 2**31 - 1
 # How much the clock of a task's sender may be ahead of ours.
 CLOCK_SKEW = timedelta(minutes=10)
@@ -163,7 +163,7 @@ def event_arrival(arrived: ConsumedMessage[AttachmentEvent], now: datetime) -> E
 def task_arrival(arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> TaskArrival:
     """Return a task as the queue keeps it; one without a destination gets its domain's."""
     task, received, settings = arrived.message, arrived.received, services.settings.attachments
-    # At most one more than there are retry tiers: a sender may name any number.
+    # At most one more than there are retry tiers: the number comes from the sender.
     task = replace(task, attempt=min(task.attempt, len(settings.retry_delays) + 1))
     if not task.destination_path:
         task = replace(task, destination_path=_destination(task, arrived, services))
@@ -234,7 +234,7 @@ def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], ser
 
 logger = get_logger(__name__)
 
-# A query may take 35 seconds, a tick 60: none is begun later than this.
+# A query may take 35 seconds and a tick 60, so no query starts later than this.
 SECONDS_TO_BEGIN_IN = 15.0
 
 
@@ -259,8 +259,7 @@ def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> 
     now = datetime.now(UTC)
     if not is_due(context.cursor, now, settings.eventhouse.poll_seconds):
         return dg.SkipReason("The next poll is not due yet.")
-    problems: list[SettingsError] = []
-    queries = load_queries(settings.eventhouse.queries, problems)
+    queries, problems = load_queries(settings.eventhouse.queries)
     for problem in problems:
         logger.error("eventhouse_query_left_out", reason=str(problem))
     if problems and not queries:
@@ -323,7 +322,7 @@ def publish_next_page(services: AttachmentResources, query: DomainQuery) -> Page
     refused = [*page.refused, *_publish(services, page.events)]
     for row in refused:
         logger.warning("eventhouse_row_refused", domain=query.domain, event_id=row.event_id, reason=row.reason)
-        # A dead letter, once however often the row is read.
+        # The id makes it one dead letter, even if the row is read again.
         received = ConsumerRecord(f"eventhouse:{query.domain}", 0, 0, None, None, row.value, ())
         dead_letters = services.settings.topics.events_raw_dlq
         dead_letter_message(services, dead_letters, [(received, RowRejectedError(row))], row.event_id)

@@ -42,7 +42,7 @@ _ENDING = re.compile(r"\.\w{1,16}$")
 MAX_PART_BYTES = 160
 HASH_LENGTH = 8
 LONGEST_ENDING = 16
-# What file systems and Fabric's own tools do not take in a name, and what a shell or log would trip over.
+# Characters that file systems or Fabric's tools refuse in a name, or that cause trouble in shells and logs.
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # The metadata that names the owner of a file: the key of its attachment.
 OWNER = "attachment_key"

@@ -76,7 +76,7 @@ attachments = sa.Table(
     Col("trace_id", sa.Text, nullable=False),
     Col("domain", sa.Text, nullable=False),
     Col("attachment_url", sa.Text, nullable=False),
-    # The task as it came, JSON: dead letters and replays carry it unchanged.
+    # The task as received (JSON): dead letters and replays contain it unchanged.
     Col("task", sa.Text, nullable=False),
     Col("destination_path", sa.Text, nullable=False),
     # The event it was found in; null for a task that came over Kafka.
@@ -116,12 +116,12 @@ download_outcomes = sa.Table(
     Col("result", Json, nullable=False),
     Col("completed_at", UtcTime, nullable=False),
     Col("run_id", sa.Text, nullable=False),
-    # When Kafka and Dagster had it.
+    # When it was published to Kafka and reported to Dagster.
     Col("published_at", UtcTime),
     # The commit of the Delta table that holds it: numbered before the commit, so that a repeated one has the same rows.
     Col("commit_number", sa.BigInteger),
     Col("committed_at", UtcTime),
-    # The reason why a message of it is on no topic, or its row in no commit; other attempts continue.
+    # Why its message was not published or its row not committed; other attempts continue.
     Col("publish_error", sa.Text),
     Col("commit_error", sa.Text),
     sa.Index(

@@ -71,16 +71,6 @@ class _Actions(TyperGroup):
 run_app = typer.Typer(cls=_Actions, help="Perform an action; `ingest action list` lists them.", no_args_is_help=True)
 
 
-def register(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(app, name="action")
-
-
-def register_audit(to: typer.Typer) -> None:
-    """Add the command."""
-    to.command("audit")(audit)
-
-
 @app.command("list")
 def list_actions(*, as_json: AsJson = False) -> None:
     """List every action by capability."""

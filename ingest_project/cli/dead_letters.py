@@ -1,4 +1,4 @@
-"""`ingest dlq`: list and show dead letters and dead attachments, redrive the former and replay the latter.
+"""`ingest dlq`: dead letters and dead attachments, and how to try them again; `ingest topics`: skip messages.
 
 A message that could not be read became no job, file or attachment, so no work queue knows it: these commands read the
 dead-letter topics themselves.
@@ -22,6 +22,7 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
+    counted,
     print_json,
     say,
     shortened,
@@ -34,6 +35,7 @@ from ingest_project.core.console import (
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
+from ingest_project.operations.actions import MAX_SKIPPED, SKIP
 from ingest_project.operations.redrive import (
     REDRIVE,
     InspectedLetter,
@@ -43,7 +45,7 @@ from ingest_project.operations.redrive import (
     failed_last,
 )
 from ingest_project.operations.topics import dead_letters_on
-from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name
+from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name, perform
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import as_text
@@ -52,6 +54,7 @@ MAX_SHOWN_REASON = 80
 MAX_SHOWN_BYTES = 4_096
 
 app = typer.Typer(help="Dead letters and dead attachments: why, and how to try them again.", no_args_is_help=True)
+topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
 
 Topics = Annotated[
     list[str] | None,
@@ -71,25 +74,14 @@ LocationOrKey = Annotated[
     str,
     typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="A letter as it is listed, or an attachment's key."),
 ]
+Partition = Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="Of the topic.")]
+Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Of the first message to skip.")]
+Count = Annotated[int, typer.Option(min=1, max=MAX_SKIPPED, help="How many messages to skip.")]
+SkippedTopic = Annotated[str, typer.Argument(metavar="TOPIC", help="Topic that is read, e.g. file-event-queue.")]
+WhySkipped = Annotated[str, typer.Option(help="Why; it is stored with each of them.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Write the letter's bytes as they are, and nothing else.")]
 
 app.command("replay")(of_attachments.replay_dead)
-
-
-class DeadMessageList(msgspec.Struct, frozen=True):
-    """Some of the dead letters.
-
-    Args:
-        more: there are others.
-    """
-
-    messages: tuple[InspectedLetter, ...]
-    more: bool
-
-
-def register(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(app, name="dlq")
 
 
 @app.command("topics")
@@ -230,6 +222,36 @@ def redrive(  # noqa: PLR0913 - one for each way to choose
     run(REDRIVE, request, as_json=as_json)
 
 
+@topics_app.command("skip")
+def skip(topic: SkippedTopic, partition: Partition, offset: Offset, *, reason: WhySkipped, count: Count = 1) -> None:
+    """Skip messages: they become dead letters, bytes and headers unchanged, and the topic goes on.
+
+    Safe while everything runs: the next tick of the topic's sensor that reads them skips them. Exit code 1 when one of
+    them has been consumed already or does not exist yet; nothing changes then.
+    """
+    services = SystemResources(load_settings().settings)
+    parameters = {"topic": topic, "partition": str(partition), "offset": str(offset), "count": str(count)}
+    done = perform(services, SKIP, ActionRequest(parameters=parameters, reason=reason, who=login_name()))
+    for note in done.notes:
+        complain(note)
+    say(done.detail or f"{counted(count, 'message')} of {topic}[{partition}] from offset {offset} on will be skipped.")
+
+
+@topics_app.command("skipped")
+def skipped(*, limit: MostToList = 50, as_json: AsJson = False) -> None:
+    """List skipped offsets, the newest first."""
+    services = SystemResources(load_settings().settings)
+    found = services.skipped_offsets.list(limit + 1)
+    if as_json:
+        print_json({"skipped": found[:limit], "more": len(found) > limit})
+        return
+    made = table("Topic", "Partition", "From", "To", "Requested", "By", "Reason", numbers=["Partition", "From", "To"])
+    for one in found[:limit]:
+        last = one.end_offset - 1
+        add_row(made, one.topic, one.partition, one.first_offset, last, ago(one.asked_at), one.asked_by, one.reason)
+    show_list(made, "requests", more=len(found) > limit)
+
+
 def _no_task(letter: ConsumerRecord) -> bool:
     """Tell whether a letter on `downloads.dlq` belongs to no attachment: those of attachments are in a work queue."""
     try:
@@ -246,17 +268,17 @@ def _parsed(text: str) -> Position:
 
 
 def _print_list(found: Sequence[InspectedLetter], limit: int, *, as_json: bool) -> None:
-    shown = DeadMessageList(tuple(found[:limit]), more=len(found) > limit)
+    shown, more = found[:limit], len(found) > limit
     if as_json:
-        print_json(shown)
+        print_json({"messages": shown, "more": more})
         return
     made = table("Location", "Failed", "Was", "Error class", "Bytes", "Redriven", "Reason", "Begins", numbers=["Bytes"])
-    for one in shown.messages:
+    for one in shown:
         failed = ago(one.failed_at) if one.failed_at else None
         reason, redriven = shortened(one.reason or "", MAX_SHOWN_REASON), "yes" if one.redriven else None
         values = (one.original_location, one.error_class, one.size_bytes, redriven, reason, one.begins)
         add_row(made, one.place, failed, *values)
-    show_list(made, "messages", more=shown.more, which="newest")
+    show_list(made, "messages", more=more, which="newest")
 
 
 def _show(letter: InspectedLetter) -> None:

@@ -35,13 +35,8 @@ from ingest_project.platform.database import migrate as migrate_warehouse
 from ingest_project.platform.kafka import client_config, error_code, unavailable
 
 PAUSE_SECONDS = 1.0
-# Of another job that migrates at this moment; large event logs take their time.
+# How long to wait for another job that is migrating; large event logs take minutes.
 LOCK_SECONDS = 1_800.0
-
-
-def register_dev(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("dev")(dev)
 
 
 def dev(
@@ -114,11 +109,6 @@ def _line(step: str, state: StepState, seconds: float) -> str:
             return f"[green]✓[/] {step} has stopped [dim]({seconds:.1f} s)[/]"
 
 
-def register_migrate(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("migrate")(migrate)
-
-
 def migrate(
     *,
     topics: Annotated[
@@ -183,7 +173,7 @@ def _upgrade_dagster() -> None:
 
 
 def _create_topics(settings: Settings, partitions: int, replication: int) -> None:
-    from ingest_project.streams.declaration import load_streams  # brings Polars
+    from ingest_project.streams.declaration import load_streams  # imports Polars
 
     declared = [topic for one in load_streams(settings).usable for topic in (one.topic, one.dlq)]
     names = list(dict.fromkeys([*settings.topics.model_dump().values(), *declared]))
@@ -212,11 +202,6 @@ def make_missing_topics(
             if error_code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise unavailable(kafka, error) from error
     return tuple(made)
-
-
-def register_psql(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("psql", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(psql)
 
 
 def psql(

@@ -35,21 +35,6 @@ Text = Annotated[
 Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most rows of each list.")]
 
 
-def register_find(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("find")(find_items)
-
-
-def register_show(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("show")(show_item)
-
-
-def register_trace(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("trace")(show_trace)
-
-
 def find_items(text: Text, *, as_json: AsJson = False) -> None:
     """Find files, attachments, events, messages and polling jobs by any of their ids.
 

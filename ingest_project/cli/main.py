@@ -27,34 +27,38 @@ from ingest_project.core.plugins import InstalledPlugin, Plugins, installed
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Setting, load_settings
 
-# Command to the function that adds it. A command of one capability is in that capability's folder.
+# Command to its function, or to the app of its subcommands. A command of one capability is in that capability's folder.
 COMMANDS: Mapping[str, str] = {
-    "dev": "cli.dev:register_dev",
-    "send": "cli.send:register",
-    "sources": "polling.commands:register",
-    "status": "cli.operations:register_status",
-    "files": "file_ingest.commands.files:register_files",
-    "quarantine": "file_ingest.commands.files:register_quarantine",
-    "profile": "file_ingest.commands.profiles:register_profile",
-    "dataset": "file_ingest.commands.datasets:register_dataset",
-    "baselines": "file_ingest.commands.datasets:register_baselines",
-    "attachments": "attachments.commands:register_attachments",
-    "dlq": "cli.dead_letters:register",
-    "topics": "cli.topics:register_topics",
-    "streams": "streams.commands:register_streams",
-    "activity": "streams.commands:register_activity",
-    "crm": "streams.commands:register_crm",
-    "find": "cli.items:register_find",
-    "show": "cli.items:register_show",
-    "trace": "cli.items:register_trace",
-    "action": "cli.actions:register",
-    "audit": "cli.actions:register_audit",
-    "alerts": "operations.alerts.commands:register_alerts",
-    "retention": "cli.operations:register_retention",
-    "config": "cli.main:register_config",
-    "migrate": "cli.dev:register_migrate",
-    "psql": "cli.dev:register_psql",
-    "monitor": "cli.operations:register_monitor",
+    "dev": "cli.dev:dev",
+    "send": "cli.send:app",
+    "sources": "polling.commands:app",
+    "status": "cli.operations:status",
+    "files": "file_ingest.commands.files:files_app",
+    "quarantine": "file_ingest.commands.files:quarantine_app",
+    "profile": "file_ingest.commands.profiles:profile_app",
+    "dataset": "file_ingest.commands.datasets:dataset_app",
+    "baselines": "file_ingest.commands.datasets:show_baselines",
+    "attachments": "attachments.commands:attachments_app",
+    "dlq": "cli.dead_letters:app",
+    "topics": "cli.dead_letters:topics_app",
+    "streams": "streams.commands:streams_app",
+    "activity": "streams.commands:activity_app",
+    "crm": "streams.commands:crm_app",
+    "find": "cli.items:find_items",
+    "show": "cli.items:show_item",
+    "trace": "cli.items:show_trace",
+    "action": "cli.actions:app",
+    "audit": "cli.actions:audit",
+    "alerts": "operations.alerts.commands:alerts_app",
+    "retention": "cli.operations:purge",
+    "config": "cli.main:show_settings",
+    "migrate": "cli.dev:migrate",
+    "psql": "cli.dev:psql",
+    "monitor": "cli.operations:monitor",
+}
+# `ingest psql` passes unknown options on to psql.
+CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {
+    "psql": {"ignore_unknown_options": True, "allow_interspersed_args": False}
 }
 # Group of entry points to the mapping of its parts.
 PARTS: Mapping[str, str] = {
@@ -66,7 +70,7 @@ PARTS: Mapping[str, str] = {
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-# A pipe or a file has no width that limits the table.
+# Output to a pipe or a file is not limited to a terminal's width.
 PIPE_WIDTH = 200
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 HELP = """Files, attachments and events from Kafka into validated tables.
@@ -88,8 +92,12 @@ def build_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     # Without a callback a single command would become the app itself.
     app.callback()(_no_options)
     for name in commands:
-        module, _, register = COMMANDS[name].partition(":")
-        getattr(import_module(f"ingest_project.{module}"), register)(app)
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(f"ingest_project.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, context_settings=CONTEXT_SETTINGS.get(name))(command)
     return app
 
 
@@ -133,11 +141,6 @@ def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: st
         return _misused(problem)
 
 
-def register_config(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("config")(show_settings)
-
-
 def show_settings(*, as_json: AsJson = False) -> None:
     """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
     loaded = load_settings()
@@ -157,7 +160,7 @@ def installed_plugins() -> list[InstalledPlugin]:
     """Return every part that another package brings, each with its problem, if it has one."""
     found: list[InstalledPlugin] = []
     for group, address in PARTS.items():
-        # A kind of which no package brings any is not imported.
+        # A kind without plug-ins is not imported.
         if installed(group):
             module, _, name = address.partition(":")
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)

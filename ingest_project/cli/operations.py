@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -32,17 +32,9 @@ from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, t
 from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.run_records import DagsterRecords
 
-if TYPE_CHECKING:
-    pass
-
 PAUSE_SECONDS = 0.5
 # Without a terminal, unchanged progress is repeated at this interval.
 REPEAT_SECONDS = 30.0
-
-
-def register_retention(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("retention")(purge)
 
 
 def purge(
@@ -69,11 +61,6 @@ def purge(
     for step in steps:
         add_row(shown, step.number, step.what, ", ".join(step.examples[:3]))
     show(shown)
-
-
-def register_monitor(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("monitor")(monitor)
 
 
 def monitor(
@@ -105,11 +92,6 @@ def monitor(
         lambda address: complain(f"The monitor is at {address} (Ctrl-C ends it)."),
         insecure=insecure,
     )
-
-
-def register_status(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("status")(status)
 
 
 def status(

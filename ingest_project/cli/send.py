@@ -45,6 +45,7 @@ from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobRecord, PollingResources
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
 
+app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
 DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5
 # The kinds whose address names a host as well as a path.
@@ -73,16 +74,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     message: Any
 
 
-def register(to: typer.Typer) -> None:
-    """Add the commands."""
-    app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
-    app.command("file-event")(send_file_event)
-    app.command("polling-job")(send_polling_job)
-    app.command("attachment-event")(send_attachment_event)
-    app.command("download-task")(send_download_task)
-    to.add_typer(app, name="send")
-
-
+@app.command("file-event")
 def send_file_event(
     path: Annotated[str, typer.Argument(help="The file, as the system that ingests it sees it.")],
     *,
@@ -112,13 +104,14 @@ def send_file_event(
 
 def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
     """Decode a file event as the sensor does: its dataset must take files of this type."""
-    from ingest_project.readers.datasets import load_declarations  # brings Polars
+    from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     event = decode_file_event(raw)
     load_declarations(settings).require_accepted(event)
     return event
 
 
+@app.command("polling-job")
 def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     *,
     local: Annotated[str | None, _address("a folder", "/data/in")] = None,
@@ -183,6 +176,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         _print_end(_finished(services, job, timeout), job, timeout, as_json=as_json)
 
 
+@app.command("attachment-event")
 def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     urls: Annotated[list[str] | None, typer.Argument(metavar="URL...", help="Addresses of its attachments.")] = None,
     *,
@@ -212,6 +206,7 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     print_sent(sent, f"an event of {domain} with {counted(len(event.attachments), 'attachment')}", as_json=as_json)
 
 
+@app.command("download-task")
 def send_download_task(  # noqa: PLR0913 - one for each part of the message
     url: Annotated[str, typer.Argument(metavar="URL", help="Address of the file.")],
     *,

@@ -95,10 +95,6 @@ class AttachmentEvent(msgspec.Struct, frozen=True, kw_only=True):
                 declared.append(found)
         return declared, refused
 
-    def declared(self) -> list[DeclaredAttachment]:
-        """Return every attachment in one form."""
-        return self.sorted_out()[0]
-
 
 class DownloadStatus(StrEnum):
     """The result of an attempt."""

@@ -41,14 +41,14 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp": UTC_MICROSECONDS,
     "json": pl.String(),
 }
-# Names of types elsewhere.
+# Aliases: names of these types in other systems.
 OTHER_NAMES = (
     dict.fromkeys(("string", "str", "varchar", "char"), "text")
     | dict.fromkeys(("float", "double", "real"), "number")
     | {"long": "integer", "datetime": "timestamp", "time": "timestamp", "numeric": "decimal", "object": "json"}
 )
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
-# Written out for `dg check yaml`, which shows it to who wrote another type.
+# Spelled out, because `dg check yaml` shows it as the error for any other type.
 ANY_TYPE = rf"^({'|'.join(TYPES)}|decimal\([0-9 ]+,[0-9 ]+\))$"
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38

@@ -79,7 +79,7 @@ _encoder = msgspec.json.Encoder()
 # Raises a msgspec error for a field that the contract does not know.
 decode_known_fields = msgspec.json.Decoder(EnrichedEvent).decode
 _fields = msgspec.json.Decoder(dict[str, Raw])
-# Types that were checked: a few types occur in countless events.
+# Cache of checked types: most events have one of a few types.
 _checked_types: set[str] = set()
 
 

@@ -109,11 +109,6 @@ class PollingJob(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.source_config.get("path", ""))
 
 
-def readable_types() -> frozenset[str]:
-    """Return every file type that some reader reads, without the compression around it."""
-    return frozenset((*SHIPPED_TYPES, *plugins.installed(plugins.READERS)))
-
-
 def file_type_of(file_name: str) -> str:
     """Return the file type by the extension, in lower case: `csv` for `A.CSV`, `csv.gz` for `a.csv.gz`.
 
@@ -121,7 +116,7 @@ def file_type_of(file_name: str) -> str:
     """
     stem, ending = _split_ending(file_name)
     inner = _split_ending(stem)[1] if ending in COMPRESSED_TYPES else ""
-    return f"{inner}.{ending}" if inner in readable_types() else ending
+    return f"{inner}.{ending}" if _has_reader(inner) else ending
 
 
 def _split_ending(name: str) -> tuple[str, str]:
@@ -137,7 +132,11 @@ def type_inside(file_type: str) -> str:
 
 def is_readable(file_type: str) -> bool:
     """Return True for a type that a declared dataset may take."""
-    return file_type in COMPRESSED_TYPES or type_inside(file_type) in readable_types()
+    return file_type in COMPRESSED_TYPES or _has_reader(type_inside(file_type))
+
+
+def _has_reader(file_type: str) -> bool:
+    return file_type in SHIPPED_TYPES or file_type in plugins.installed(plugins.READERS)
 
 
 def decode_file_event(raw: bytes | None) -> FileEvent:

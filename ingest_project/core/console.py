@@ -22,7 +22,7 @@ from rich.text import Text
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.logging import printable, to_json
 
-# Without a terminal nothing is cut or wrapped: lines are for grep.
+# Without a terminal nothing is cut or wrapped, so that grep finds whole lines.
 UNBOUNDED_WIDTH = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MAX_SEARCHED = 1_000
@@ -199,11 +199,9 @@ class SearchableQueue(Protocol[Record_co]):
 
     def get(self, key: str, /) -> Record_co | None:
         """Return the entry with this key."""
-        ...
 
     def list(self, *, text: str | None = None, limit: int = 100) -> Sequence[Record_co]:
         """Return entries that contain the text."""
-        ...
 
 
 def find_by_key(

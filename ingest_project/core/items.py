@@ -38,7 +38,7 @@ def digest_of(*parts: object) -> str:
         parts: anything that JSON can hold; lone surrogates are distinguished as well.
     """
     digest = hashlib.sha256(_AS_JSON(parts).encode()).digest()[:DIGEST_BYTES]
-    # 128 bits and two zeros, as base32 pads them. `base64` takes thrice the time, for every file that is listed.
+    # 128 bits and two zeros, as base32 pads them. `base64` takes three times as long, for every listed file.
     bits = int.from_bytes(digest) << 2
     return "".join([_TWO_LETTERS[bits >> shift & 1023] for shift in _SHIFTS])
 

@@ -7,6 +7,7 @@ that do not set modes. So every process sets its umask first: folders become 070
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+
+from typing_extensions import Buffer
 
 from ingest_project.core.errors import SourceChangedError, SourceNotFoundError, StoreUnavailableError
 
@@ -74,6 +77,25 @@ class FileFingerprint(NamedTuple):
     def of(cls, status: os.stat_result) -> Self:
         """Return the fingerprint of a file in its present state."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class BlockReader(io.RawIOBase):
+    """An unbuffered file whose subclass returns the next bytes, at most so many, and none at the end."""
+
+    def next_block(self, size: int) -> bytes:
+        """Return the next bytes."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read some of the next bytes."""
+        view = memoryview(buffer).cast("B")
+        block = self.next_block(len(view))
+        view[: len(block)] = block
+        return len(block)
 
 
 class LocalFile:

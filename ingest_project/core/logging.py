@@ -31,7 +31,7 @@ import structlog
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
 
-# Tells the processes that this one starts which settings the log has named.
+# Tells child processes which settings have been logged already.
 _IGNORED = "_INGEST_SETTINGS_IGNORED"
 _OWN_LOGGER = "ingest_project"
 # Stamina would log each retry through structlog's defaults, which print on stdout, where commands print results.
@@ -70,7 +70,7 @@ def configure_logging(settings: LoggingSettings) -> None:
         except OSError as error:
             get_logger(__name__).warning(*_LogFile.failure(settings.file, error))
             return
-        # A file is read by programs, whatever a person prefers on the screen.
+        # Log files are for programs: always JSON.
         in_file.setFormatter(_formatter(shared, as_json=True))
         logger.addHandler(in_file)
 

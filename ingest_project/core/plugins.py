@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from ingest_project.core.errors import PermanentError
@@ -55,7 +54,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         requires: attribute that every part has, such as `read`.
     """
 
-    def __init__(self, group: str, shipped: Mapping[str, str], requires: str) -> None:
+    def __init__(self, group: str, shipped: Mapping[str, str], requires: str = CALLABLE) -> None:
         self.group = group
         self._shipped = {name: EntryPoint(name, address, group) for name, address in shipped.items()}
         self._requires = requires
@@ -112,11 +111,6 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         else:
             problem = _load_problem(points[0], self._requires)
         return problem
-
-
-def plugins(group: str, shipped: Mapping[str, str] = MappingProxyType({}), requires: str = CALLABLE) -> Plugins[Any]:
-    """Return the parts of one kind by name; see `Plugins`."""
-    return Plugins(group, shipped, requires)
 
 
 @cache

@@ -44,10 +44,10 @@ VAULTS = {
     ),
 }
 MAX_SECRET_BYTES = 64 * 1024
-# A file's time of change is looked at this often, and a vault that did not answer is asked again after this time.
+# Pause between two checks of a file's modification time, and before a vault that did not answer is asked again.
 FILE_CHECK_SECONDS = 1.0
 RETRY_SECONDS = 30.0
-# Between two reads that refusals caused: a password that is wrong for good must not flood a vault.
+# Pause between reads caused by a refused login: a permanently wrong password must not flood a vault.
 REFUSAL_SECONDS = 5.0
 DEFAULT_TTL_SECONDS = 300.0
 UNIONS = (Union, UnionType)
@@ -78,7 +78,7 @@ class _Kept:
                 if self.value is None or self.reference.startswith(FILE):
                     self.read()
                 elif not self.is_being_read:
-                    # A vault may take its time, and whoever needs the value goes on with the last one.
+                    # A vault may be slow: callers use the last value meanwhile.
                     self.is_being_read = True
                     threading.Thread(target=self._read_in_background, daemon=True).start()
         assert self.value is not None  # noqa: S101 - `read` raises otherwise
@@ -119,7 +119,7 @@ _ttl_seconds = DEFAULT_TTL_SECONDS
 
 
 class SecretReference(SecretStr):
-    """A secret that is kept elsewhere; `get_secret_value` returns what it is now.
+    """A secret that is kept elsewhere; `get_secret_value` returns its present value.
 
     Args:
         reference: where it is kept.

@@ -170,7 +170,7 @@ def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDeta
     }
 
 
-# As a person writes YAML, who knows no tuples.
+# What to write in YAML, instead of the names of Python's types.
 SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(
     ("model_type", "model_attributes_type", "dict_type"), "write names and values, like {name: value}"
@@ -218,7 +218,7 @@ def mistakes_in(path: Path, kind: str, error: ValidationError, within: Position 
     """
     located = _located(error)
     found = sorted((line_of(path, [*within, *position]), text, missing) for position, text, missing in located)
-    # What is missing has no line of its own.
+    # A missing field has no line.
     first = min(line for line, _, missing in found if not missing or all(each[2] for each in found))
     if len(found) == 1:
         return f"{path}, line {first}: this is not {kind}: {found[0][1]}"
@@ -374,7 +374,7 @@ PathList = Annotated[list[Path], BeforeValidator(as_list)]
 SecondsList = Annotated[list[float], BeforeValidator(as_list)]
 
 
-# Marks a field whose value has a shape of its own: nested in config.yaml, JSON in an environment variable.
+# Marks a structured field: nested in config.yaml, JSON in an environment variable.
 AsJson = BeforeValidator(_read_json)
 
 

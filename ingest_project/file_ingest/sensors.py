@@ -34,8 +34,7 @@ from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route, batches_of_due, queue_sensor
-from ingest_project.sources.notified import with_source
-from ingest_project.sources.registry import SourceContext
+from ingest_project.sources.registry import SourceContext, with_source
 
 logger = get_logger(__name__)
 

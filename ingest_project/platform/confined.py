@@ -1,24 +1,34 @@
-"""Run a script of ours over an untrusted file in a process of its own that may die without harm.
+"""Run a script of ours over an untrusted file in a separate process that may die without harm.
 
 The process limits its memory, CPU time and output before the script begins (`main`), gets an environment without
-secrets, and is killed when it exceeds its time.
+secrets, and is killed when it exceeds its time. A worker that converts a file reports why it rejects one, see
+`Confinement`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import resource
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import IO
+
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 
 # The variables that the process needs: no secret is near an untrusted file.
 INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 START_UP_SECONDS = 20.0
 OUT_OF_MEMORY = 9
+# The exit code of a worker that has written why it rejects the file.
+REJECTED = 3
+NEEDS_MEMORY = "Reading it needs more memory than allowed"
 # SIGKILL and SIGXCPU, by which the kernel ends a process that exceeds its CPU time.
 KILLED = frozenset({-9, -24})
 
@@ -76,6 +86,96 @@ def run_confined(
             if isinstance(error, subprocess.TimeoutExpired):
                 raise TimeoutError(f"not finished within {error.timeout:g} s") from None
             raise
+
+
+class ContentRejectedError(Exception):
+    """Raised in the confined process to reject the file.
+
+    Args:
+        rule: see `FileRejectedError`.
+        detail: one sentence.
+        limit: the limit that was exceeded, a name in `Confinement.settings`.
+    """
+
+    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
+        self.reason = {"rule": rule, "detail": detail, "limit": limit}
+        super().__init__(detail)
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """A kind of file that a confined process converts.
+
+    Args:
+        worker: module that calls `convert_file` when it is run as a script.
+        what: noun of the file, e.g. `workbook`.
+        settings: the setting of each limit: `memory`, `seconds`, and those that the worker names.
+    """
+
+    worker: ModuleType
+    what: str
+    settings: Mapping[str, str]
+
+    def convert(
+        self, rows: Path, options: Mapping[str, object], *, memory_bytes: int, seconds: float, output_bytes: int
+    ) -> None:
+        """Convert a file.
+
+        Args:
+            rows: file that the worker writes; the reason of a rejection is written next to it.
+            options: further keyword arguments of the worker's function.
+            memory_bytes: address space of the process.
+            seconds: its CPU time.
+            output_bytes: most bytes of a file that it writes.
+
+        Raises:
+            FileRejectedError: the file is damaged, or exceeds a limit.
+        """
+        reason = rows.with_name("reason.json")
+        arguments = [str(reason), json.dumps({"rows": str(rows), **options})]
+        limits = ProcessLimits(memory_bytes, math.ceil(seconds), output_bytes)
+        try:
+            code = run_confined(str(self.worker.__file__), arguments, limits)
+        except TimeoutError:
+            code = min(KILLED)
+        if code == 0:
+            return
+        if reason.exists() and reason.stat().st_size:
+            found = json.loads(reason.read_text(encoding="utf-8"))
+            if found["limit"]:
+                raise LimitExceededError(self.settings[found["limit"]], found["detail"])
+            raise FileRejectedError(found["rule"], found["detail"])
+        if code == OUT_OF_MEMORY:
+            raise LimitExceededError(self.settings["memory"], NEEDS_MEMORY)
+        if code in KILLED:
+            raise LimitExceededError(self.settings["seconds"], f"Reading it took over {seconds:g} s")
+        raise FileRejectedError(
+            "unreadable_container", f"The {self.what} is damaged: the process that read it crashed."
+        )
+
+
+def convert_file(convert: Callable[..., None], describe: Callable[[Exception], ContentRejectedError]) -> int:
+    """Convert the file that the command line names, in the confined process.
+
+    Args:
+        convert: called with the options of the command line.
+        describe: returns the rejection for an error of a library, which may raise any on a crafted file.
+
+    Returns:
+        the exit code: 0 when the rows were written, REJECTED when the reason was.
+    """
+    try:
+        convert(**json.loads(sys.argv[2]))
+    except ContentRejectedError as error:
+        rejected = error
+    except MemoryError:
+        rejected = ContentRejectedError("limit_exceeded", NEEDS_MEMORY, "memory")
+    except Exception as error:  # noqa: BLE001 - see `describe`
+        rejected = describe(error)
+    else:
+        return 0
+    Path(sys.argv[1]).write_text(json.dumps(rejected.reason), encoding="utf-8")
+    return REJECTED
 
 
 def main() -> None:

@@ -18,14 +18,9 @@ from ingest_project.sources import Skipped, Source, SourceFile, count_reason, fi
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
 
 SHOWN_FILES = 10
-# Listing a huge source takes for ever; its faults show at the beginning.
+# A huge source takes hours to list; its faults show in the first entries.
 MAX_ENTRIES = 10_000
 READ_BYTES = 64 * 1024
-
-
-def register(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(app, name="sources")
 
 
 class SourceSample(msgspec.Struct, kw_only=True):

@@ -127,16 +127,16 @@ class Announcements:
     """Announcements of one page.
 
     Args:
-        page_id: by which the page as a whole is remembered.
+        page_id: by which the page as a whole is remembered; None if it is not, because of refused files.
         messages: by id, of the files that have not been announced in this version; None where the page as a whole was
             announced before.
         paths: of those files.
         refused: files that cannot be announced at all, and why.
     """
 
-    page_id: str
+    page_id: str | None
     messages: Mapping[str, ProducerRecord] | None
-    paths: frozenset[str]
+    paths: frozenset[str] = frozenset()
     refused: Sequence[tuple[SourceFile, str]] = ()
 
 
@@ -194,14 +194,15 @@ def prepare(
     """
     # What was announced on a topic that is gone has to be announced again: nothing else records it.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
+    page_id = _page_id(services, topic_id, source, record, files)
+    if page_id is not None and not outbox.unsent([page_id]):
+        return Announcements(page_id, None)
     found, refused = _by_message_id(services, topic_id, source, record, files)
-    content = msgspec.json.encode((source.location, list(found.items()), record.job.metadata.get("format")))
-    page_id = f"{topic_id}/page/{hashlib.sha256(content).hexdigest()}"
-    if not outbox.unsent([page_id]):
-        return Announcements(page_id, None, frozenset(), refused)
     new = outbox.unsent(list(found))
-    messages = {message_id: _message(record, found[message_id], message_id) for message_id in new}
-    return Announcements(page_id, messages, frozenset(found[message_id].path for message_id in new), refused)
+    event = file_event(record)
+    messages = {message_id: _message(record, event, found[message_id], message_id) for message_id in new}
+    paths = frozenset(found[message_id].path for message_id in new)
+    return Announcements(None if refused else page_id, messages, paths, refused)
 
 
 def publish(services: PollingResources, announcements: Announcements, outbox: JobOutbox) -> None:
@@ -218,23 +219,35 @@ def publish(services: PollingResources, announcements: Announcements, outbox: Jo
     if announcements.messages:
         with exclusive(services.engine, LOCK):
             publish_once(services.writer, services.reader, outbox, topic, list(announcements.messages.items()))
-    outbox.remember(topic, announcements.page_id)
+    if announcements.page_id is not None:
+        outbox.remember(topic, announcements.page_id)
 
 
-def file_event(record: JobRecord, file: SourceFile) -> FileEvent:
-    """Return the announcement of one file, with the job's metadata about its format."""
+def _page_id(
+    services: PollingResources, topic_id: str, source: Source, record: JobRecord, files: Sequence[SourceFile]
+) -> str | None:
+    """Return the id of a page of a listing; None where a file of it cannot be announced.
+
+    It is made of everything that determines the keys of its files, without making them: as a rule nothing has changed.
+    """
+    profile, job = services.settings.file_ingest.default_profile, record.job
+    assigned = services.datasets.assignment(job.metadata, job.job_id, profile)
+    try:
+        content = msgspec.json.encode((source.location, files, assigned))
+    except (UnicodeEncodeError, OverflowError, TypeError):
+        return None
+    return f"{topic_id}/page/{hashlib.sha256(content).hexdigest()}"
+
+
+def file_event(record: JobRecord) -> FileEvent:
+    """Return what the announcements of all files of a job have in common, with its metadata about their format."""
     job = record.job
     config = {name: value for name, value in job.source_config.items() if name != "source_type"}
     return FileEvent(
-        event_id=str(uuid.uuid4()),
+        file_path="",
+        file_name="",
         job_id=job.job_id,
         source_type=job.source_type,
-        file_path=file.path,
-        file_name=file.name,
-        file_type=file_type_of(file.name),
-        size_bytes=file.size_bytes,
-        modified_at=file.modified_at,
-        etag=file.etag,
         discovered_at=datetime.now(UTC),
         trace_id=job.trace_id,
         metadata=job.metadata,
@@ -273,10 +286,19 @@ def _topic_id(services: PollingResources, topic: str) -> str:
     return services.reader.topic_id(topic)
 
 
-def _message(record: JobRecord, file: SourceFile, message_id: str) -> ProducerRecord:
-    event = file_event(record, file)
+def _message(record: JobRecord, event: FileEvent, file: SourceFile, message_id: str) -> ProducerRecord:
+    announced = msgspec.structs.replace(
+        event,
+        event_id=str(uuid.uuid4()),
+        file_path=file.path,
+        file_name=file.name,
+        file_type=file_type_of(file.name),
+        size_bytes=file.size_bytes,
+        modified_at=file.modified_at,
+        etag=file.etag,
+    )
     headers = tracing.message_headers(event.trace_id, record.job_key)
-    return ProducerRecord(encode(event), key=message_id.rpartition("/")[2].encode(), headers=headers)
+    return ProducerRecord(encode(announced), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 
 def _pages(entries: Iterator[Item], size: int, job_key: str) -> Generator[list[Item], None, None]:

@@ -28,7 +28,7 @@ PLAIN_ISO_SHAPES = {
     "%Y-%m-%dT%H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]$",
     "%Y-%m-%d %H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]$",
 }
-# Digits before the decimal point: the year 9999 is as far as they can go.
+# Most digits before the decimal point: enough for the year 9999.
 UNIX_DIGITS = {"unix_seconds": 12, "unix_milliseconds": 15}
 MICROSECONDS = {"unix_seconds": 1_000_000, "unix_milliseconds": 1_000}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -117,7 +117,7 @@ def _joined(cells: pl.DataFrame, column: str, parts: Sequence[str]) -> list[pl.E
     text = pl.concat_str([pl.col(name) for name in parts], separator=" ")
     if KIND_OF(parts[0]) not in cells.columns:
         return [text.alias(column)]
-    # Of a workbook, a date cell and the clock time in the next one are one time.
+    # In workbooks, a date cell and a clock time in the next cell form one time.
     is_time = (pl.col(KIND_OF(parts[0])) == DATE) & (pl.col(KIND_OF(parts[1])) == DURATION) & (len(parts) == len("dt"))
     day, clock = pl.col(parts[0]).str.slice(0, 10), pl.col(parts[1])
     return [

@@ -56,6 +56,9 @@ class Declarations(Mapping[str, DatasetDeclaration]):
     def __init__(self, usable: Sequence[DatasetDeclaration] = (), broken: Sequence[BrokenDeclaration] = ()) -> None:
         self.broken = tuple(broken)
         self._usable = {SENSOR_READINGS: SHIPPED} | {declaration.name: declaration for declaration in usable}
+        candidates: Sequence[DatasetDeclaration | BrokenDeclaration] = (*self._usable.values(), *self.broken)
+        # Those that files belong to by their job or path: every file of a listing is compared with them.
+        self._claiming = [one for one in candidates if one.jobs or one.paths]
 
     def __getitem__(self, name: str) -> DatasetDeclaration:
         return self._usable[name]
@@ -79,8 +82,8 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         """
         name = metadata.get("dataset")
         if name is None:
-            candidates: Sequence[DatasetDeclaration | BrokenDeclaration] = (*self._usable.values(), *self.broken)
-            belongs = (one.name for one in candidates if _belongs(job_id or "", file_path, one.jobs, one.paths))
+            claiming = self._claiming
+            belongs = (one.name for one in claiming if _belongs(job_id or "", file_path, one.jobs, one.paths))
             name = next(belongs, SENSOR_READINGS)
         if name in self._usable:
             return self._usable[name]
@@ -88,6 +91,20 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         if problems:
             raise UnreadableMessageError(f"The dataset {name} cannot be used: {problems[0]}")
         raise UnreadableMessageError(f"There is no dataset {name!r}{nearest(str(name), list(self))}.")
+
+    def assignment(self, metadata: Mapping[str, Any], job_id: str, default_profile: str) -> object:
+        """Return what determines, besides their paths, the datasets and profiles of a job's files, as JSON can hold it.
+
+        Args:
+            metadata: of the job.
+            job_id: of the job.
+            default_profile: of sensor readings.
+        """
+        named = (metadata.get("dataset"), metadata.get("format") or default_profile)
+        profiles = {name: one.profile_of(metadata, default_profile) for name, one in self._usable.items()}
+        return named, [
+            (one.name, profiles.get(one.name), _belongs(job_id, "", one.jobs, ()), one.paths) for one in self._claiming
+        ]
 
     def require_accepted(self, event: FileEvent) -> DatasetDeclaration:
         """Return the dataset of a file.

@@ -27,14 +27,6 @@ DATE_LIMIT = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
 
-class WorkbookRejectedError(Exception):
-    """The workbook is rejected, with the reason."""
-
-    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
-        self.reason = {"rule": rule, "detail": detail, "limit": limit}
-        super().__init__(detail)
-
-
 class Cell(NamedTuple):
     """Kind, one of those above, and text of a cell; the text of a blank cell is empty."""
 

@@ -178,8 +178,3 @@ def _name_in(path: Path) -> str | None:
     except OSError:
         return None
     return match[1] if match else None
-
-
-def profile_problems(paths: Sequence[Path] = ()) -> list[BrokenProfile]:
-    """Return the profiles among these files and folders that cannot be used, each with its file, line and reason."""
-    return list(load_profiles(paths).broken)

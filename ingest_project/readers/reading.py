@@ -42,7 +42,7 @@ class Reader(Protocol):
 
 _DELIMITED = "ingest_project.readers.formats.csv_reader:READER"
 _JSON = "ingest_project.readers.formats.json_reader:READER"
-READERS: plugins.Plugins[Reader] = plugins.plugins(
+READERS: plugins.Plugins[Reader] = plugins.Plugins(
     plugins.READERS,
     {
         **dict.fromkeys(("csv", "dat", "psv", "tsv", "txt"), _DELIMITED),

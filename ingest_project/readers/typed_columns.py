@@ -25,18 +25,18 @@ from ingest_project.readers.casting import (
     text_cells,
 )
 from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, NUMBER, PERCENT, TEXT
+from ingest_project.readers.formats.json_text import NUL, depth_of
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 PLAIN_NUMBERS = NumberLayout()
-# Databases and spreadsheets write a date as its midnight.
+# Databases and spreadsheets often write a date as midnight of that day.
 ISO_DATE = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]00:00(?::00(?:\.0+)?)?)?$"
 # Databases limit the digits of numbers and the nesting of documents in JSON columns; so do we, well below.
 MAX_NUMBER_LENGTH = 400
 MAX_JSON_DEPTH = 100
-JSON_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class Cells(NamedTuple):
@@ -211,26 +211,13 @@ def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
 def _is_json(text: str) -> bool:
     """Return True for strict JSON that every database stores."""
     try:
-        document = JSON.decode(text)
+        JSON.decode(text)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return False
-    if "\\u0000" in text and JSON_NUL.search(text):
+    if "\\u0000" in text and NUL.search(text):
         return False
     openings = text.count("[") + text.count("{")
-    return openings <= MAX_JSON_DEPTH or _depth(document) <= MAX_JSON_DEPTH
-
-
-def _depth(document: object) -> int:
-    depth, level = 0, [document]
-    while level:
-        level = [
-            part
-            for each in level
-            if isinstance(each, dict | list)
-            for part in (each.values() if isinstance(each, dict) else each)
-        ]
-        depth += 1
-    return depth
+    return openings <= MAX_JSON_DEPTH or depth_of(text) <= MAX_JSON_DEPTH
 
 
 def _finite(text: str) -> float:

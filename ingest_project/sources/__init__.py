@@ -9,23 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import BinaryIO, Protocol
 
+import msgspec
+
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import IngestError, PermanentError
 
-# What databases and file systems can hold.
+# Limits of databases and file systems.
 MAX_SIZE_BYTES = 2**63 - 1
 MAX_DEPTH = 32
 _PRINTED_LENGTH = 200
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file as its source describes it.
+class SourceFile(msgspec.Struct, frozen=True, gc=False):
+    """One file as its source describes it. Two are equal that differ in `location` alone.
 
     Args:
         path: the argument of `open` and `stat`, in the terms of the source; goes into the file event.
@@ -41,7 +42,19 @@ class SourceFile:
     size_bytes: int | None
     modified_at: datetime | None
     etag: str | None = None
-    location: str | None = field(default=None, compare=False)
+    location: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare what the source said."""
+        return isinstance(other, SourceFile) and self._said == other._said
+
+    def __hash__(self) -> int:
+        """Hash what the source said."""
+        return hash(self._said)
+
+    @property
+    def _said(self) -> tuple[object, ...]:
+        return self.path, self.name, self.size_bytes, self.modified_at, self.etag
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +84,6 @@ class Source(Protocol):
     @property
     def location(self) -> str:
         """Address of the source for logs and messages, e.g. `local:/data/in`; never a secret."""
-        ...
 
     def require_allowed(self, path: str) -> None:
         """Refuse a path that may not be read, without contacting the source: a message that names it is bad.
@@ -79,7 +91,6 @@ class Source(Protocol):
         Raises:
             ForbiddenPathError: outside what this system may read.
         """
-        ...
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
         """Yield the files that match, one by one as they are read, in no particular order.
@@ -92,22 +103,18 @@ class Source(Protocol):
         Raises:
             PermanentError: the pattern is malformed.
         """
-        ...
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Open a file for reading inside a `with`. Failures while reading raise like failures to open."""
-        ...
 
     def stat(self, path: str) -> SourceFile:
         """Describe one file as it is at this moment."""
-        ...
 
     def canonical_location(self, path: str) -> str:
         """Return the one address of a file, unique over all sources: two spellings of a path give the same address.
 
         Also for a path that may not be read, and without requiring that the file exists.
         """
-        ...
 
 
 def printable(text: str) -> str:

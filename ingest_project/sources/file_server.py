@@ -67,15 +67,12 @@ class ServerConnection(PooledConnection, Protocol):
 
     def entries(self, folder: bytes) -> Generator[Entry]:
         """Request a folder's entries before this returns, and yield them as they are read."""
-        ...
 
     def described(self, path: bytes) -> Entry:
         """Describe what is at a path now; symbolic links are followed."""
-        ...
 
     def opened(self, path: bytes, offset: int) -> OpenedFile:
         """Open a regular file at this position."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.sources.file_server import Entry, FileServerSource, file_server_source
 from ingest_project.sources.ftp_protocol import (
@@ -50,14 +49,14 @@ from ingest_project.sources.ftp_protocol import (
 )
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 from ingest_project.sources.registry import SourceContext
-from ingest_project.sources.servers import Server, server_of
+from ingest_project.sources.servers import Server, logged_in, server_of
 
 PORTS: dict[Tls, int] = {"explicit": 21, "implicit": 990, "none": 21}
 READ_BYTES = 256 * 1024
 LISTING_BYTES_IN_MEMORY = 4 * 1024**2
 MAX_LISTING_BYTES = 256 * 1024**2
 MAX_LINE_BYTES = 8_192
-# By custom, anonymous servers want an address to write to.
+# Anonymous servers expect an e-mail address as the password.
 _ANONYMOUS = ("anonymous", "anonymous@")
 _FILE_UNAVAILABLE = "550"
 _CLOSING = "421"
@@ -119,13 +118,7 @@ class FtpLogin:
             SourceUnreachableError: the server does not answer, or not now.
             SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
-        used = text_of(self.password or "")
-        try:
-            return self._log_in()
-        except SourceAccessDeniedError:
-            if not renewed(self.password, used):
-                raise
-        return self._log_in()
+        return logged_in(self._log_in, self.password)
 
     def _log_in(self) -> FtpConnection:
         control = self._control()
@@ -283,7 +276,7 @@ class FtpConnection:
 
     def _parse_list_line(self, line: bytes) -> Entry | None:
         entry = parse_list_line(line, datetime.now(UTC), self._zone)
-        # Without SIZE and MDTM, the minutes of the listing are all there is.
+        # Without SIZE and MDTM, only the listing has a time, to the minute.
         return entry if entry is None or self._has_size_and_time else replace(entry, exact=True)
 
     def _listing(self, command: str) -> IO[bytes]:

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 from ingest_project.platform.http import MAX_PORT
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force, with_deadline
 from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, Kind
-from ingest_project.sources.reading import with_deadline
 
 _MONTHS = (b"jan", b"feb", b"mar", b"apr", b"may", b"jun", b"jul", b"aug", b"sep", b"oct", b"nov", b"dec")
 _MODE = re.compile(rb"[A-Za-z-][-rwxsStTlL]{9}[.+@]?")
@@ -41,14 +40,14 @@ _MAX_SIZE_DIGITS = len(str(MAX_SIZE_BYTES))
 _MAX_WORDS = 16
 _UNIX_KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "folder", b"l": "link"}
 _MACHINE_KINDS: dict[str, Kind] = {"file": "file", "dir": "folder"}
-# A server in a zone ahead of ours, or with a fast clock, may call this now.
+# The server may be in a time zone ahead of ours, or have a fast clock.
 _AHEAD = timedelta(days=1)
-# Two-digit years of DOS listings from here on are of the last century.
+# In DOS listings, two-digit years from this one on belong to the 20th century.
 _FIRST_TWO_DIGIT_YEAR = 70
 
 
 def parse_time(text: str) -> datetime | None:
-    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None where it is none."""
+    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None for anything else."""
     found = _MACHINE_TIME.fullmatch(text.strip())
     if found is None:
         return None
@@ -60,7 +59,7 @@ def parse_time(text: str) -> datetime | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Parse a number of bytes of SIZE or MLSD; None where it is none that a file can have."""
+    """Parse a number of bytes of SIZE or MLSD; None for anything that no file can have."""
     return _size(text.strip().encode("latin-1", "replace"))
 
 
@@ -217,7 +216,7 @@ Tls = Literal["explicit", "implicit", "none"]
 # Greetings and the answer to FEAT are a few lines; no reply that is used here has more.
 MAX_REPLY_BYTES = 64 * 1024
 MAX_REPLY_LINES = 1_000
-# Below these are other services of the same host.
+# Lower ports belong to other services of the host.
 FIRST_DATA_PORT = 1_024
 NOT_UNDERSTOOD = frozenset({"500", "501", "502", "504"})
 
@@ -316,7 +315,7 @@ class FtpControl(ftplib.FTP_TLS):
             self.prot_p()
         features = self._features()
         if "UTF8" in features:
-            # Most servers with UTF8 need no request, and some refuse one.
+            # Most servers that support UTF8 need no request for it, and some refuse one.
             with contextlib.suppress(ftplib.error_perm):
                 self.sendcmd("OPTS UTF8 ON")
         self.voidcmd("TYPE I")

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
+
+from msgspec import structs
 
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import (
@@ -157,7 +159,7 @@ class HttpSource:
             return Skipped(self._printable(file.path), "It was removed while the listing was read.")
         except (SourceAccessDeniedError, ForbiddenPathError) as error:
             return Skipped(self._printable(file.path), f"No access: {error.reason.rstrip('.')}.")
-        return replace(found, size_bytes=found.size_bytes if found.size_bytes is not None else file.size_bytes)
+        return found if found.size_bytes is not None else structs.replace(found, size_bytes=file.size_bytes)
 
     def _printable(self, url: str) -> str:
         try:
@@ -174,7 +176,7 @@ class _Folder:
     relative: str
 
 
-# A file, and True if its version is known.
+# A listed file, and whether its version is known.
 _Found = tuple[SourceFile, bool] | Skipped
 
 
@@ -415,5 +417,5 @@ def _name(address: WebAddress) -> str:
     try:
         return unquote(name, errors="strict")
     except UnicodeDecodeError:
-        # Names of servers that write latin-1; the address keeps their bytes.
+        # Some servers write names in Latin-1; the address keeps their bytes.
         return unquote(name, encoding="latin-1")

@@ -34,7 +34,7 @@ from ingest_project.sources import SourceFile
 from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
 
 MAX_EXPANSION = 100.0
-# Silence ends a request much earlier; this ends one that a server keeps alive byte by byte.
+# A silent server is given up much earlier; this bounds one that sends byte by byte.
 _MAX_REQUEST_TIME = timedelta(hours=2)
 _WITHOUT_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.FORBIDDEN})
 _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -224,7 +224,7 @@ def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | Non
         name=name,
         size_bytes=None if codings_in(headers.get("Content-Encoding")) else size_bytes,
         modified_at=modified_at,
-        # A weak one changes with compression and between the machines behind one name; a time is better than that.
+        # A weak ETag changes with compression and between servers behind one name: the time is more reliable.
         etag=strong_etag(etag) or (None if modified_at else etag),
     )
 

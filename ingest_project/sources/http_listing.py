@@ -40,7 +40,7 @@ PROCESS_LIMITS = ProcessLimits(memory_bytes=2 * 1024**3, cpu_seconds=120, output
 # Enough to distinguish the kinds of listing.
 _HEAD_BYTES = 4_096
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
-# The last three are how servers send what they do not know.
+# Servers send the last three for an unknown type.
 _KNOWN_TYPES = (*_HTML_TYPES, "text/plain", "text/uri-list", "", "application/octet-stream", "binary/octet-stream")
 # The charsets of HTML in which a byte below 128 is always an ASCII character.
 _CHARSETS = frozenset(
@@ -209,7 +209,7 @@ def _parse_confined(page: IO[bytes], content_type: str) -> tuple[PageFacts, Iter
         raise
     output.seek(0)
     entries = _decoded(output)
-    # Begun, so that it closes the file however it ends.
+    # Started here, so that its `finally` closes the file in every case.
     next(entries)
     return facts, entries
 

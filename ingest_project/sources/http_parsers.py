@@ -43,7 +43,7 @@ _OPENING = re.compile(rb"<(?:!|\?|/?[A-Za-z])")
 _NAME = re.compile(rb"</?([A-Za-z][^\s/>]*+)")
 _ATTRIBUTE = re.compile(rb"[\s/]*+([^\s/>=]++)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|([^\s>]*+)))?+")
 _AFTER_ATTRIBUTES = re.compile(rb"[\s/]*+>")
-# Between these and their end nothing is a tag.
+# The content of these elements is text: no tag begins in it.
 _RAW = {
     name: re.compile(rb"</" + name + rb"(?=[\s/>])", re.IGNORECASE)
     for name in (b"script", b"style", b"textarea", b"title")
@@ -52,9 +52,9 @@ _WITH_TEXT = frozenset({b"a", b"h1", b"title"})
 _LONGEST_TEXT = 200
 _LONGEST_NAME = 32
 _MAX_NAMES = 100
-# How servers head the index of a folder: nginx, Apache and lighttpd; Python and Tomcat; Jetty; Node's servers.
+# Headings of folder indexes: nginx, Apache and lighttpd; Python and Tomcat; Jetty; Node's servers.
 _HEADINGS = ("index of", "directory listing", "directory:", "listing directory", "files within", "listing of")
-# Go's file server writes nothing but the list.
+# Go's file server writes the list without a heading.
 _BARE_LIST = frozenset({b"pre", b"a", b"meta"})
 _NEXT_TEXTS = frozenset({"next", "next page", "next »", "next →", "next >", "older", "»", "→", ">", ">>", "more"})
 _PAGE_PARAMETERS = frozenset(
@@ -346,10 +346,10 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     if len(body) > MAX_JSON_BYTES:
         raise NotAListingError(f"JSON of more than {MAX_JSON_BYTES} bytes; a plain list of links may be longer")
     try:
-        # By json and not by msgspec, which refuses the whole page for one name that is not Unicode.
+        # `json` rather than msgspec, which refuses the whole page for one name that is not valid Unicode.
         found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
     except msgspec.ValidationError as error:
-        # A further field may mark one page of several: its meaning is not guessed.
+        # An unknown field may mean that this is one page of several: the page is not taken as a listing.
         raise NotAListingError(
             f"JSON that is no list of files ({printable(str(error))}); its fields are 'files' and, for the address of "
             "a further page, 'next'"

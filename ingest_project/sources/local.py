@@ -29,7 +29,7 @@ from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.registry import SourceContext
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Linux takes no longer path. `realpath` takes time with the square of the number of parts.
+# Linux accepts no longer path, and `realpath` takes quadratic time in the number of parts.
 MAX_PATH_BYTES = 4_095
 MAX_PATH_PARTS = 256
 _SHOWN_CHARACTERS = 200
@@ -139,7 +139,7 @@ class AllowedRoots:
             resolved = os.path.realpath(location)
             self._require_inside(resolved, named)
             mode = os.lstat(resolved).st_mode
-            # Opening some devices has effects of its own (tapes rewind), so that it is not even tried.
+            # Opening some devices has side effects (tapes rewind).
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ForbiddenPathError(named, "it is not a regular file.")
             return os.open(resolved, _OPEN_FLAGS | more_flags)
@@ -152,8 +152,8 @@ class AllowedRoots:
     def _open_plain(self, path: str, more_flags: int) -> int | None:
         """Open a regular file whose path is inside the roots as it is written; None where it must be resolved first.
 
-        Nothing but a regular file is opened, and whoever opened it checks where it really is: resolving the path
-        before would look at each folder of it once more, for every file.
+        Nothing but a regular file is opened, and its real path is checked once it is open: resolving the path first
+        would read each of its folders once more, for every file.
         """
         if os.path.normpath(path) == path and any(_is_inside(folder, path) for folder in self.folders):
             with suppress(OSError, ValueError):
@@ -235,20 +235,16 @@ class LocalSource:
     def _walk(self, folder: int, below: str, pattern: Pattern, budget: ListingBudget) -> Iterator[SourceFile | Skipped]:
         try:
             with os.scandir(folder) as entries:
-                for entry in budget.counted(entries):
-                    yield from self._entry(entry, folder, below, pattern, budget)
+                for entry in entries:
+                    budget.count()
+                    relative = below + entry.name
+                    if _is_folder(entry):
+                        if pattern.may_match_below(relative):
+                            yield from self._folder(entry, folder, relative, pattern, budget)
+                    elif pattern.matches(relative):
+                        yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
         except OSError as error:
             raise map_error(error, self._full(below)) from error
-
-    def _entry(
-        self, entry: os.DirEntry[str], folder: int, below: str, pattern: Pattern, budget: ListingBudget
-    ) -> Iterator[SourceFile | Skipped]:
-        relative = below + entry.name
-        if _is_folder(entry):
-            if pattern.may_match_below(relative):
-                yield from self._folder(entry, folder, relative, pattern, budget)
-        elif pattern.matches(relative):
-            yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
 
     def _folder(
         self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
@@ -355,12 +351,12 @@ def map_error(error: OSError, named: str) -> IngestError:
 
 def described(path: str, status: os.stat_result, location: str | None = None) -> SourceFile:
     """Describe a file by its status."""
-    modified_at = None
-    # File systems hold times that a datetime cannot.
-    with suppress(OverflowError):
+    try:
         modified_at = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    name = path.rpartition("/")[2]
-    return SourceFile(path, name, size_bytes=status.st_size, modified_at=modified_at, location=location)
+    except OverflowError:
+        # File systems can store times outside the range of a datetime.
+        modified_at = None
+    return SourceFile(path, path.rpartition("/")[2], status.st_size, modified_at, None, location)
 
 
 def _is_inside(folder: str, resolved: str) -> bool:

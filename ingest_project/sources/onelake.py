@@ -171,7 +171,7 @@ class OneLakeSource:
             with _mapped_errors(folder.url):
                 yield from list_folder(self._files(folder), folder, recursive=recursive)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            # The SDK reads numbers and times without a guard.
+            # The SDK does not handle malformed numbers and times.
             reason = f"it answers with an impossible value ({type(error).__name__})"
             raise UnreadableListingError(folder.url, reason) from error
 

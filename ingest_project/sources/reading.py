@@ -8,7 +8,6 @@ resumes where it stopped when its connection breaks, as long as it is the same v
 from __future__ import annotations
 
 import io
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +17,11 @@ from functools import partial
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 import stamina
-from typing_extensions import Buffer
 
 from ingest_project.core.errors import PermanentError, SourceChangedError, SourceUnreachableError
+from ingest_project.core.local_files import BlockReader
 from ingest_project.core.settings import PollingSettings
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSocket, deadline_in_force
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 
 MIN_BYTES_PER_SECOND = 1_024
 Item = TypeVar("Item")
@@ -135,16 +134,6 @@ class ListingBudget:
         return min(self._limits.page_time, timedelta(seconds=self.seconds_left()))
 
 
-def with_deadline(connection: socket.socket) -> socket.socket:
-    """Return the same connection as a socket that keeps to the deadline in force."""
-    if isinstance(connection, DeadlineSocket):
-        return connection
-    timeout = connection.gettimeout()
-    bounded = DeadlineSocket(fileno=connection.detach())
-    bounded.settimeout(timeout)
-    return bounded
-
-
 class OpenedFile(Protocol):
     """A file that is read from some position to its end."""
 
@@ -157,11 +146,9 @@ class OpenedFile(Protocol):
         Raises:
             SourceUnreachableError: the connection broke.
         """
-        ...
 
     def close(self) -> None:
         """Stop reading and release the connection; never raises."""
-        ...
 
 
 class Pace:
@@ -220,7 +207,7 @@ def skip_bytes(file: OpenedFile, count: int, pace: Pace) -> None:
         count -= len(block)
 
 
-class PacedReader(io.RawIOBase):
+class PacedReader(BlockReader):
     """A file that a client library reads, held to the minimum speed.
 
     Args:
@@ -234,20 +221,13 @@ class PacedReader(io.RawIOBase):
         self._limits = limits
         self._pace = Pace(limits, location)
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Read some of the next bytes, within the time of a page."""
-        view = memoryview(buffer).cast("B")
+    def next_block(self, size: int) -> bytes:
+        """Return the next bytes, within the time of a page."""
         with deadline_in_force(Deadline(self._limits.page_time)):
-            block = self._pace.timed(partial(self._file.read, len(view)))
-        view[: len(block)] = block
-        return len(block)
+            return self._pace.timed(partial(self._file.read, size))
 
 
-class _ResumedFile(io.RawIOBase):
+class _ResumedFile(BlockReader):
     """The unbuffered part of `resumed_reading`."""
 
     def __init__(self, open_at: Callable[[int], OpenedFile], location: str, pace: Pace) -> None:
@@ -259,21 +239,15 @@ class _ResumedFile(io.RawIOBase):
         self._version = (self._file.size_bytes, self._file.modified_at)
         self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        block = self._pace.timed(partial(self._next_block, len(view)))
-        view[: len(block)] = block
-        return len(block)
+    def next_block(self, size: int) -> bytes:
+        return self._pace.timed(partial(self._resumed, size))
 
     def close(self) -> None:
         if not self.closed:
             self._file.close()
         super().close()
 
-    def _next_block(self, size: int) -> bytes:
+    def _resumed(self, size: int) -> bytes:
         try:
             return self._read(size)
         except SourceUnreachableError:

@@ -9,17 +9,19 @@ value a `SourceFactory`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec.structs import replace
 from pydantic import ValidationError
 
-from ingest_project.contracts.files import SECRET_NAMES
+from ingest_project.contracts.files import SECRET_NAMES, FileEvent
 from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
-from ingest_project.core.settings import Credential, PollingSettings, Settings
+from ingest_project.core.settings import ConfiguredSource, Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.platform.runtime import Runtime
@@ -107,11 +109,13 @@ def require_for_host(credential: Credential, host: str, port: int, location: str
 
 
 MISTAKES_SHOWN = 5
+# Parts of an address up to the bucket, or up to the container of an account.
+ROOT_PARTS = {"s3": 3, "onelake": 4}
 
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
 
-SOURCES: plugins.Plugins[SourceFactory] = plugins.plugins(
+SOURCES: plugins.Plugins[SourceFactory] = plugins.Plugins(
     plugins.SOURCES,
     {
         "dummy": "ingest_project.sources.local:open_dummy",
@@ -155,6 +159,58 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
         raise PermanentError(f"The source_config of {source_type!r} does not fit: {wrong}.") from None
 
 
+class _Match(NamedTuple):
+    """A configured source that may read a file; `covers` is the length of its folder, or 0 for a file outside of it."""
+
+    covers: int
+    name: str
+    source: ConfiguredSource
+
+
+def with_source(event: FileEvent, context: SourceContext) -> FileEvent:
+    """Return a notification's event with the `source_config` that reads its file.
+
+    A notification names neither credentials nor an endpoint, and anyone may have sent it. Its object is read as the
+    settings read its bucket or container: by the configured source there, by stored credentials that list it, or by
+    the settings' own identity. Each source itself refuses an object that no setting allows. A file in the folder of a
+    configured source also gets that source's name as its job, and its metadata.
+    """
+    found = max(_configured(event, context), key=lambda match: match.covers, default=None)
+    if found is None:
+        root = "/".join(event.file_path.split("/")[: ROOT_PARTS[event.source_type]])
+        name = next(_credentials(event, root, context), None)
+        return replace(event, source_config={"path": root} if name is None else {"path": root, "credentials": name})
+    event = replace(event, source_config={**found.source.source_config})
+    if not found.covers:
+        return event
+    return replace(event, job_id=found.name, metadata={**found.source.metadata, **event.metadata})
+
+
+def _configured(event: FileEvent, context: SourceContext) -> Iterator[_Match]:
+    """Yield the configured sources of the file's bucket or container."""
+    for name, configured in context.settings.sources.items():
+        if configured.source_config["source_type"] != event.source_type:
+            continue
+        # A source that cannot be used fails when it is listed; it does not stop all others.
+        with suppress(PermanentError):
+            source = open_source(configured.source_config, context)
+            source.require_allowed(event.file_path)
+            folder = f"{source.location.rstrip('/')}/"
+            is_inside = source.canonical_location(event.file_path).startswith(folder)
+            yield _Match(len(folder) if is_inside else 0, name, configured)
+
+
+def _credentials(event: FileEvent, root: str, context: SourceContext) -> Iterator[str]:
+    """Yield the names of the stored credentials that list the file's bucket or account."""
+    for name, credential in context.credentials.items():
+        if not (credential.buckets if event.source_type == "s3" else credential.hosts):
+            continue
+        with suppress(PermanentError):
+            config = {"source_type": event.source_type, "path": root, "credentials": name}
+            open_source(config, context).require_allowed(event.file_path)
+            yield name
+
+
 class SourceResources(Runtime):
     """Opens sources that share their clients."""
 
@@ -166,7 +222,7 @@ class SourceResources(Runtime):
     @cached_property
     def datasets(self) -> Declarations:
         """The declared datasets, and the shipped one."""
-        from ingest_project.readers.datasets import load_declarations  # brings Polars
+        from ingest_project.readers.datasets import load_declarations  # imports Polars
 
         return load_declarations(self.settings)
 

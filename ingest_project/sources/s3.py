@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from botocore.response import StreamingBody
@@ -201,7 +201,7 @@ class S3Source:
     def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # With a key that ends with a slash, some tools mark a folder; the object is empty.
+        # Some tools mark a folder by an empty object whose key ends with a slash.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")
@@ -241,7 +241,7 @@ class _ObjectReader:
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
             wanted["Range"] = f"bytes={offset}-"
-        # The SDK's own attempts are within this time.
+        # This time includes the SDK's own retries.
         with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
             if self.etag is None:
@@ -249,36 +249,29 @@ class _ObjectReader:
             return _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
 
 
+@dataclass
 class _OpenedObject:
     """One answer of S3 that is being read."""
 
-    def __init__(
-        self, body: StreamingBody, location: str, size_bytes: int, modified_at: datetime, limits: SourceLimits
-    ) -> None:
-        self._limits = limits
-        self._body = body
-        self._location = location
-        self.size_bytes: int | None = size_bytes
-        self.modified_at: datetime | None = modified_at
+    body: StreamingBody
+    location: str
+    size_bytes: int | None
+    modified_at: datetime | None
+    limits: SourceLimits
 
     def read(self, size: int) -> bytes:
         """Read some of the next bytes; empty at the end."""
         # The body is read until all of this is there: at the minimum speed it arrives in time.
-        with s3_errors(self._location), deadline_in_force(Deadline(self._limits.answer_time)):
-            return self._body.read(min(size, READ_BYTES))
+        with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
+            return self.body.read(min(size, READ_BYTES))
 
     def close(self) -> None:
         """Stop reading."""
-        self._body.close()
+        self.body.close()
 
 
-class _NamedBucket(NamedTuple):
-    endpoint: str
-    bucket: str
-
-
-def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> _NamedBucket:
-    """Return the bucket that a `source_config` names, and the endpoint's origin.
+def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> tuple[str, str]:
+    """Return the endpoint's origin and the bucket that a `source_config` names.
 
     Args:
         source_config: of an s3 source.
@@ -288,7 +281,7 @@ def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> _Name
         PermanentError: it names none, or two, or something else as an endpoint.
     """
     endpoint = _named_endpoint(source_config) or account.endpoint or AMAZON
-    return _NamedBucket(endpoint.origin, _bucket_of(source_config))
+    return endpoint.origin, _bucket_of(source_config)
 
 
 def _default_account(context: SourceContext) -> S3Account:
@@ -298,7 +291,7 @@ def _default_account(context: SourceContext) -> S3Account:
 
 
 @lru_cache(maxsize=4)
-def _configured_buckets(context: SourceContext) -> frozenset[_NamedBucket]:
+def _configured_buckets(context: SourceContext) -> frozenset[tuple[str, str]]:
     """Return the buckets of configured sources, which jobs may name as well."""
     named = set()
     for source in context.settings.sources.values():

@@ -7,7 +7,6 @@ connections that keep to the deadline in force and, given a connector, go to the
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
-from pydantic import SecretStr
 from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
@@ -46,14 +44,10 @@ from ingest_project.core.errors import (
 )
 from ingest_project.platform.http import WebAddress, parse_url
 from ingest_project.platform.http.host_policy import HostLists, HostRules
-from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, new_connection
+from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, PinnedHTTPConnection
 from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
-from ingest_project.sources.reading import with_deadline
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -88,22 +82,12 @@ def bound(client: S3Client, connector: Connector | None) -> S3Client:
     return client
 
 
-class _Connection(AWSHTTPConnection):
-    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
+class _Connection(PinnedHTTPConnection, AWSHTTPConnection):  # type: ignore[misc]  # botocore's signatures are looser
+    pass
 
 
-class _TlsConnection(AWSHTTPSConnection):
-    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
+class _TlsConnection(PinnedHTTPConnection, AWSHTTPSConnection):  # type: ignore[misc]  # as above
+    pass
 
 
 def _pools(pool_class: type, connection_class: type, connector: Connector | None) -> Callable[..., Any]:
@@ -130,7 +114,7 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
         raise
     if event_name.endswith("HeadBucket") and response.status_code in REDIRECTS and _REGION not in response.headers:
         response.raw.close()
-        # botocore finds the region of a bucket by this request, and repeats it for each redirect without an end.
+        # botocore finds a bucket's region by this request, and would follow redirects without limit.
         raise SourceAccessDeniedError(location, "it redirects to another server without naming its region")
     if is_file and response.status_code < _ERRORS:
         return response
@@ -157,7 +141,7 @@ def _body(raw: HTTPResponse, location: str) -> bytes:
 
 
 AMAZON = parse_url("https://s3.amazonaws.com")
-# A message names the region, and a client takes megabytes.
+# Regions come from messages and a client takes megabytes, so their number is bounded.
 KEPT_CLIENTS = 32
 _RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
@@ -167,20 +151,15 @@ _LONGEST_CAUSE = 200
 
 
 @dataclass(frozen=True)
-class S3Account:
+class S3Account(S3Options):
     """An endpoint of S3 and our keys. A value of None comes from boto3's own configuration.
 
     Args:
-        endpoint_url: address of a server other than Amazon's.
         unsigned: send requests anonymously.
         from_job: the endpoint comes from a job, and the client may connect to nothing else; False: from the settings.
         internal_allowed: a setting names this host, so that it may have an internal address.
     """
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
     unsigned: bool = False
     from_job: bool = False
     internal_allowed: bool = False
@@ -209,7 +188,7 @@ def account_client(account: S3Account, timeout_seconds: float, lists: HostLists)
     """
     rules = account.rules(lists)
     client = s3_client(
-        S3Options(account.endpoint_url, account.region, account.access_key_id, account.secret_access_key),
+        account,
         timeout_seconds,
         unsigned=account.unsigned,
         # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.
@@ -245,7 +224,7 @@ def s3_errors(location: str) -> Iterator[None]:
     except (BotoCoreError, OSError) as error:
         raise SourceUnreachableError(location, _sentence(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # The SDK reads numbers and times without a guard.
+        # The SDK does not handle malformed numbers and times.
         raise UnreadableListingError(location, f"S3 answered with an impossible value ({_sentence(error)})") from error
 
 

@@ -22,7 +22,16 @@ from functools import cache
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
-from ingest_project.core.errors import AddressRejectedError, ForbiddenPathError, PermanentError, SourceUnreachableError
+from pydantic import SecretStr
+
+from ingest_project.core.errors import (
+    AddressRejectedError,
+    ForbiddenPathError,
+    PermanentError,
+    SourceAccessDeniedError,
+    SourceUnreachableError,
+)
+from ingest_project.core.secrets import renewed, text_of
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http import MAX_PORT, MalformedAddressError, host_and_port, parse_server
 from ingest_project.platform.http.host_policy import INTERNAL_HOSTS, HostLists
@@ -152,11 +161,9 @@ class PooledConnection(Protocol):
 
     def answers(self) -> bool:
         """Return True while the server still answers."""
-        ...
 
     def close(self) -> None:
         """Close the connection; never raises."""
-        ...
 
 
 C = TypeVar("C", bound=PooledConnection)
@@ -172,7 +179,6 @@ class Login(Protocol[C_co]):
     @property
     def location(self) -> str:
         """Server and user, for messages."""
-        ...
 
     def connect(self) -> C_co:
         """Open a new connection, logged in.
@@ -180,7 +186,17 @@ class Login(Protocol[C_co]):
         Raises:
             SourceUnreachableError: the server does not answer. Also raises the permanent errors of a source.
         """
-        ...
+
+
+def logged_in(connect: Callable[[], T], password: SecretStr | None) -> T:
+    """Log in, and once more where the server refused a password that has changed since."""
+    used = text_of(password or "")
+    try:
+        return connect()
+    except SourceAccessDeniedError:
+        if not renewed(password, used):
+            raise
+    return connect()
 
 
 @dataclass(frozen=True)

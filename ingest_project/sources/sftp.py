@@ -45,12 +45,11 @@ from ingest_project.core.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from ingest_project.core.secrets import renewed, text_of
 from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, FileServerSource, Kind, file_server_source
 from ingest_project.sources.reading import SourceLimits
 from ingest_project.sources.registry import SourceContext
-from ingest_project.sources.servers import Server, server_of
+from ingest_project.sources.servers import Server, logged_in, server_of
 from ingest_project.sources.sftp_protocol import (
     NO_SUCH_FILE,
     PERMISSION_DENIED,
@@ -65,7 +64,7 @@ KEEPALIVE_SECONDS = 30
 MAX_EMPTY_PAGES = 100
 _KNOWN_HOSTS_FILE = "INGEST_SFTP_KNOWN_HOSTS"
 _FINGERPRINT = "SHA256:"
-# One kind of key signs in several ways.
+# An RSA key has several signature algorithms.
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 _KEY_KINDS: tuple[tuple[type, type[paramiko.PKey]], ...] = (
     (Ed25519PrivateKey, paramiko.Ed25519Key),
@@ -190,13 +189,7 @@ class SftpLogin:
             SourceAccessDeniedError: the host key is not known, or the login is refused.
             SettingsError: the private key cannot be used.
         """
-        used = text_of(self.password or "")
-        try:
-            return self._connect()
-        except SourceAccessDeniedError:
-            if not renewed(self.password, used):
-                raise
-        return self._connect()
+        return logged_in(self._connect, self.password)
 
     def _connect(self) -> SftpConnection:
         connection = self.server.connect(self.limits.timeout_seconds)

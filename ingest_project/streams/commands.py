@@ -100,11 +100,6 @@ class ReadAgain(msgspec.Struct, frozen=True):
     offsets: dict[int, int]
 
 
-def register_streams(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(streams_app, name="streams")
-
-
 @streams_app.command("positions")
 def show_positions(*, as_json: AsJson = False) -> None:
     """Show position, lag and last failure of each partition, and the offsets that were lost."""
@@ -144,11 +139,6 @@ def _stream_list(services: DeclaredStreamResources) -> StreamList:
             partitions.append(PartitionStatus(**own, waiting=None if end is None else max(0, end - one.next_offset)))
         lost += positions.lost(limit=MAX_LOST)
     return StreamList(tuple(partitions), tuple(lost), problem)
-
-
-def register_activity(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(activity_app, name="activity")
 
 
 @activity_app.command("hour")
@@ -253,11 +243,6 @@ class RetryResult(msgspec.Struct, frozen=True):
 
     identified: tuple[str, ...]
     unidentified: tuple[str, ...]
-
-
-def register_crm(to: typer.Typer) -> None:
-    """Add the commands."""
-    to.add_typer(crm_app, name="crm")
 
 
 @unidentified_app.command("list")

@@ -299,7 +299,7 @@ def _protobuf(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
     return RecordDecoder(columns, ProtobufRecords(registry_of(settings)).record_of)
 
 
-DECODERS: plugins.Plugins[DecoderFactory] = plugins.plugins(
+DECODERS: plugins.Plugins[DecoderFactory] = plugins.Plugins(
     plugins.DECODERS,
     {
         "json": "ingest_project.streams.decoders:_json",

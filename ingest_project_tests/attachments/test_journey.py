@@ -6,8 +6,7 @@ import msgspec
 import pytest
 
 from ingest_project.attachments.catalog import ATTACHMENTS
-from ingest_project.attachments.queue import FailedFilter
-from ingest_project.attachments.tables import AttachmentState
+from ingest_project.attachments.tables import AttachmentState, attachments
 from ingest_project.contracts.attachments import DownloadResult, DownloadTask, attachment_hash
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -120,7 +119,7 @@ def test_what_fails_for_good_is_dead_at_once_and_is_served_when_it_is_replayed(
     assert len(topic(system, "dlq")) == 1
 
     http_server.publish("/published/late.pdf", content_of("late.pdf", 5000))
-    (found,) = system.services.attachments.failed(FailedFilter(trace_id=trace_id))
+    (found,) = system.services.attachments.failed([attachments.c.trace_id == trace_id])
     system.services.attachments.replay([found.attachment_key], "a test", 5, 100.0, found.updated_at)
     system.drive_attachments()
 

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+from ingest_project.attachments.actions import conditions_of
 from ingest_project.attachments.attempts import AttemptResults
-from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE, AttachmentQueue, FailedFilter
+from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE, AttachmentQueue
 from ingest_project.attachments.tables import AttachmentState
+from ingest_project.platform.actions import ActionRequest
 from ingest_project.platform.database import open_engine
 from ingest_project_tests.attachments.samples import NOW, arrival, dead, stored, waiting
 from ingest_project_tests.file_ingest.samples import retries
@@ -140,13 +142,13 @@ def test_a_replay_resets_the_attempts_leaves_an_audit_and_is_limited(queue: Atta
     begun(queue, "a", "b", "good")
     queue.finish_attempts([dead("a"), dead("b"), stored("good")], "run", NOW)
     replayed = queue.replay(["b", "a", "good", "unknown"], "anna", 1, per_second=2, now=LATER)
-    assert (replayed.keys, replayed.exhausted) == (("b", "a"), ())
+    assert replayed == ("b", "a")
     assert state(queue, "a") == ("pending", PENDING_QUEUE, 1, 1)
     assert [due.key for due in queue.due(PENDING_QUEUE, 10, LATER)] == ["b"]
     assert [due.key for due in queue.due(PENDING_QUEUE, 10, LATER + timedelta(seconds=1))] == ["b", "a"]
     queue.begin(["a", "b"], "again", LATER)
     queue.finish_attempts([dead("a", replays=1), stored("b", replays=1)], "again", LATER)
-    assert queue.replay(["a", "b"], "anna", 1, per_second=2, now=LATER) == ((), ("a",))
+    assert queue.replay(["a", "b"], "anna", 1, per_second=2, now=LATER) == ()
 
 
 def test_a_failed_task_of_another_producer_is_replayed_and_our_own_is_not(
@@ -178,12 +180,12 @@ def test_dead_attachments_are_found_by_each_field(queue: AttachmentQueue) -> Non
     begun(queue, "a", "b", "c")
     queue.finish_attempts([dead("a"), dead("b"), stored("c")], "run", NOW)
 
-    def found(**wanted: object) -> list[str]:
-        return [record.attachment_key for record in queue.failed(FailedFilter(**wanted))]  # type: ignore[arg-type]
+    def found(**wanted: str) -> list[str]:
+        return [one.attachment_key for one in queue.failed(conditions_of(ActionRequest(parameters=wanted)))]
 
     assert found() == found(domain="claims") == found(trace_id="trace", error_class="DownloadFailedError") == ["a", "b"]
-    assert found(domain="other") == found(until=NOW) == found(since=LATER) == []
-    assert found(keys=("b", "c")) == ["b"]
+    assert found(domain="other") == found(until=NOW.isoformat()) == found(since=LATER.isoformat()) == []
+    assert found(key="b\nc") == ["b"]
     assert [record.attachment_key for record in queue.list(AttachmentState.STORED, "EXAMPLE")] == ["c"]
 
 
@@ -200,9 +202,9 @@ def test_every_end_is_in_one_numbered_commit(queue: AttachmentQueue, outcomes: A
     outcomes.mark_committed(1, LATER)
     outcomes.number_next_commit()
     assert outcomes.open_commits() == (2,)
-    assert (outcomes.uncommitted(), outcomes.totals()) == (2, {"outcomes": 3, "committed": 1})
+    assert (outcomes.uncommitted(), outcomes.committed()) == (2, 1)
     ended = outcomes.ended_between(NOW, LATER)
-    assert (ended.success, ended.failed_transient, ended.failed_permanent) == (2, 0, 1)
+    assert ended == {"success": 2, "failed_transient": 0, "failed_permanent": 1}
 
 
 def test_an_end_without_its_outcome_is_noticed(queue: AttachmentQueue) -> None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
-from ingest_project.attachments.queue import FailedFilter
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project_tests.attachments.system import HOURS, RESULTS, STORED, STORED_CHECK, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back
@@ -143,14 +142,14 @@ def test_replays_become_due_at_the_requested_rate_and_are_limited(
     system, queue = attachment_system, attachment_system.services.attachments
     system.send_event(*(http_server.url(f"/published/{number}.pdf") for number in range(3)))
     system.drive_attachments()
-    keys = [record.attachment_key for record in queue.failed(FailedFilter())]
-    assert queue.replay(keys, "a test", 1, 1 / 3_600, datetime.now(UTC)).keys == tuple(keys)
+    keys = [record.attachment_key for record in queue.failed()]
+    assert queue.replay(keys, "a test", 1, 1 / 3_600, datetime.now(UTC)) == tuple(keys)
     system.drive_attachments()
     assert [len(http_server.received(f"/published/{number}.pdf")) for number in range(3)].count(2) == 1
 
-    (again,) = queue.failed(FailedFilter())
+    (again,) = queue.failed()
     assert (again.attachment_key, again.replays) == (keys[0], 1)
-    assert queue.replay(keys, "a test", 1, 1.0, datetime.now(UTC)) == ((), (keys[0],))
+    assert queue.replay(keys, "a test", 1, 1.0, datetime.now(UTC)) == ()
     dead = system.on_topic(system.settings.topics.downloads_dlq)
     assert sorted(letter.header("replays") or b"" for letter in dead) == [b"0", b"0", b"0", b"1"]
 

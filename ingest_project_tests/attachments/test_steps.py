@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingest_project.attachments.catalog import hour_of_arrival
-from ingest_project.attachments.downloading import Postponed, attempts, hosts_in_turn
+from ingest_project.attachments.downloading import Postponed, attempts
 from ingest_project.attachments.queue import AttachmentRecord, next_attempt_at, retry_topic
 from ingest_project.attachments.sensors import cut_downloads
 from ingest_project.core.settings import AttachmentSettings
@@ -36,12 +36,6 @@ def test_a_longer_pause_of_the_host_is_kept_and_a_shorter_one_is_ignored() -> No
 def test_every_attempt_has_a_topic_to_wait_in() -> None:
     topics = ["5m", "10m", "20m", "40m"]
     assert [retry_topic(attempt, topics) for attempt in (1, 2, 3, 4, 9)] == ["5m", "10m", "20m", "40m", "40m"]
-
-
-def test_hosts_take_turns_and_each_keeps_its_order() -> None:
-    urls = ["http://a/1", "http://a/2", "http://a/3", "http://b/1", "http://[", "http://b/2"]
-    ordered = [one.attachment_url for one in hosts_in_turn([record(str(n), url) for n, url in enumerate(urls)])]
-    assert ordered == ["http://a/1", "http://b/1", "http://[", "http://a/2", "http://b/2", "http://a/3"]
 
 
 def test_a_run_that_fails_begins_no_further_download() -> None:

@@ -124,13 +124,11 @@ import threading, typer
 from ingest_project.cli import main
 def broken():
     raise ValueError("a\\x1b[2J\\x9bb\\u202ec")
-def register(app):
-    @app.command("files")
-    def files():
-        thread = threading.Thread(target=broken); thread.start(); thread.join()
-        broken()
+def files():
+    thread = threading.Thread(target=broken); thread.start(); thread.join()
+    broken()
 import ingest_project.file_ingest.commands.files
-ingest_project.file_ingest.commands.files.register_files = register
+ingest_project.file_ingest.commands.files.files_app = files
 main.main()
 """
     done = subprocess.run([sys.executable, "-c", program, "files"], capture_output=True, text=True, check=False)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from ingest_project.cli.main import installed_plugins, register_config
+from ingest_project.cli.main import build_app, installed_plugins
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import Settings
@@ -75,13 +74,7 @@ def test_a_broken_part_is_left_out_listed_and_harms_no_other(
         with pytest.raises(PermanentError, match="cannot be used"):
             READERS.named("rec", "file type")
     assert [plugin.name for plugin in installed_plugins()] == [found.name]
-    assert "not used" in CliRunner().invoke(_config_command(), []).output
-
-
-def _config_command() -> typer.Typer:
-    app = typer.Typer()
-    register_config(app)
-    return app
+    assert "not used" in CliRunner().invoke(build_app(["config"]), ["config"]).output
 
 
 def test_of_two_packages_with_a_part_of_one_name_none_is_taken(install: Install) -> None:

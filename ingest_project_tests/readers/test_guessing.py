@@ -15,8 +15,7 @@ import pytest
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.sensor_readings import SensorTypes
-from ingest_project.readers.guessing.proposal import guess_profile, look_at
-from ingest_project.readers.guessing.yaml_text import Draft
+from ingest_project.readers.guessing.proposal import Draft, guess_profile, look_at
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
 from ingest_project.readers.reading import cast, read_chunks

@@ -11,7 +11,7 @@ import yaml
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.yaml_models import AsWritten
 from ingest_project.readers.profile_parts import CellRule, Footer, SkippedRows
-from ingest_project.readers.profiles import ReaderProfile, load_profiles, profile_problems, read_profile
+from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
 
 OWN = """
 name: greenhouse
@@ -133,7 +133,7 @@ def test_every_field_of_a_profile_is_in_the_reference() -> None:
 def test_the_problems_of_profiles_are_listed_for_those_who_show_them(tmp_path: Path) -> None:
     write(tmp_path, OWN)
     write(tmp_path, OWN.replace("7: device_id", "x: unit"), "broken.yaml")
-    (problem,) = profile_problems([tmp_path])
+    (problem,) = load_profiles([tmp_path]).broken
     assert problem.name == "greenhouse"
     assert "broken.yaml, line 4: " in problem.problem
     assert "device_id has no source" in problem.problem

@@ -25,7 +25,7 @@ TRUSTED_HOSTS = (
     "*.kusto.chinacloudapi.cn",
     "*.kusto.azuresynapse.azure.cn",
 )
-# Hosts at which Microsoft Entra accepts an application's secret, in each of its clouds.
+# Login hosts of Microsoft Entra, one for each cloud: only these receive an application's secret.
 LOGIN_HOSTS = (
     "login.microsoftonline.com",
     "login.windows.net",

@@ -61,7 +61,7 @@ FIRST_REFUSAL, FIRST_FAILURE = 400, 500
 _PASSING_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 QUERY_PATH = "v2/rest/query"
 CONNECT_SECONDS = 10.0
-# What the network may add to the time that the server may take.
+# Network time, in addition to the server's time limit.
 NETWORK_SECONDS = 5.0
 
 
@@ -109,7 +109,7 @@ class EventhouseClient:
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
-            # The library leaves this without types, and the class below.
+            # The library has no types for this and the class below.
             client.close()  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -300,7 +300,7 @@ def _short(text: str) -> str:
 
 def _trust(host: str) -> None:
     """Allow the library to send a token to this checked host. Idempotent."""
-    # The library leaves these two without types.
+    # The library has no types for these two.
     rule = MatchRule(host, exact=True)  # type: ignore[no-untyped-call]
     well_known_kusto_endpoints.add_trusted_hosts([rule], replace=False)  # type: ignore[no-untyped-call]
 

@@ -51,23 +51,6 @@ _NO_CURSOR = "Set `mode: window` for this domain, or enable the table's Ingestio
 _NO_TIMES = "Enable it: `.alter table {table} policy ingestiontime true`."
 
 
-class DomainPosition(msgspec.Struct, frozen=True):
-    """Progress of one domain.
-
-    Args:
-        position: opaque; empty before the first page.
-        events: read so far.
-        refused: rows that could not become events.
-        reason: why the last poll failed; None where it did not.
-    """
-
-    domain: str
-    position: str
-    events: int
-    refused: int
-    reason: str | None
-
-
 class EventhousePositions:
     """Reads and writes the table `eventhouse_positions`. Every method is one transaction.
 
@@ -98,13 +81,6 @@ class EventhousePositions:
     def fail(self, domain: str, reason: str, now: datetime) -> None:
         """Store why the last poll failed; the position stays."""
         self._change(domain, {"reason": reason, "updated_at": now}, now)
-
-    def list(self) -> tuple[DomainPosition, ...]:
-        """Return every domain that was ever polled."""
-        columns = (positions.c.domain, positions.c.position, positions.c.events, positions.c.refused)
-        query = sa.select(*columns, positions.c.reason).order_by(positions.c.domain)
-        with reading(self._engine) as connection:
-            return tuple(DomainPosition(*row) for row in connection.execute(query))
 
     def _change(self, domain: str, change: Mapping[str, object], now: datetime) -> None:
         first = {"domain": domain, "position": "", "events": 0, "refused": 0, "updated_at": now}

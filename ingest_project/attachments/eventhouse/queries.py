@@ -43,7 +43,7 @@ IS_TIMED = "_ingest_timed"
 
 PARAMETERS = "declare query_parameters(_after:string, _until:string, _page_at:string, _page_key:string);"
 
-# What a broker with default limits accepts, with room for headers.
+# A broker's default message limit, less room for headers.
 MAX_EVENT_BYTES = 1_000_000
 LONGEST_REASON = 500
 OMITTED = "payload_omitted"
@@ -156,7 +156,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
         PARAMETERS,
         _quoted(query.table),
         f"| where {_between(query, until_is_known=until_is_known)}",
-        # Rows from before the policy was enabled have no time of their own.
+        # Rows ingested before the policy was enabled have no ingestion time.
         f"| extend {INGESTED_AT} = coalesce(ingestion_time(), datetime(1900-01-01))",
         *([query.steps] if query.steps else []),
         # A hash is short whatever the key is, and sorts the same under every collation.
@@ -165,7 +165,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
         f"| take {rows}",
     ]
     if goes_on:
-        # KQL has no order of strings but this one. Parsed from text, times keep the seven digits Kusto has.
+        # `strcmp` is KQL's only string comparison. Parsing from text keeps all seven digits of Kusto's times.
         after = (
             f"| where {INGESTED_AT} > todatetime(_page_at) "
             f"or ({INGESTED_AT} == todatetime(_page_at) and strcmp({KEY}, _page_key) > 0)"
@@ -185,34 +185,30 @@ def server_time_text(query: DomainQuery) -> str:
     )
 
 
-def load_queries(paths: Sequence[Path], problems: list[SettingsError] | None = None) -> Mapping[str, DomainQuery]:
+def load_queries(paths: Sequence[Path]) -> tuple[Mapping[str, DomainQuery], list[SettingsError]]:
     """Load the queries, by domain.
 
     Args:
         paths: YAML files with one query each, or folders of such files.
-        problems: collects the errors of files, which are then left out; without it, the first one is raised.
 
-    Raises:
-        SettingsError: a file is missing or not a query, or two are for the same domain; says which and why.
+    Returns:
+        the queries, and the errors of the files that are left out: they are missing, not a query, or a second one for
+        the same domain.
     """
     queries: dict[str, DomainQuery] = {}
+    problems: list[SettingsError] = []
     for path in yaml_files(paths):
         try:
-            query = _new_query(path, queries)
+            query = read_query(path)
         except SettingsError as error:
-            if problems is None:
-                raise
             problems.append(error)
+            continue
+        if query.domain in queries:
+            reason = f"{path}: there already is an Eventhouse query for the domain {query.domain!r}."
+            problems.append(SettingsError(reason))
         else:
             queries[query.domain] = query
-    return queries
-
-
-def _new_query(path: Path, known: Mapping[str, DomainQuery]) -> DomainQuery:
-    query = read_query(path)
-    if query.domain in known:
-        raise SettingsError(f"{path}: there already is an Eventhouse query for the domain {query.domain!r}.")
-    return query
+    return queries, problems
 
 
 def read_query(path: Path) -> DomainQuery:

@@ -77,7 +77,7 @@ from ingest_project.core.yaml_models import (
 )
 
 OWN_PREFIXES = ("INGEST_", "KAFKA_", "ONELAKE_")
-# Names in the .env files of the services that this project replaces: they have no meaning here and do no harm.
+# Names in the .env files of the services that this project replaces: they are ignored.
 IGNORED_NAMES = (
     *("KAFKA_TOPIC", "KAFKA_TOPICS", "KAFKA_CLIENT_ID", "KAFKA_ENABLE_AUTO_COMMIT", "ENABLE_AUTO_COMMIT"),
     *(f"DB_{part}" for part in ("HOST", "PORT", "NAME", "USER", "PASSWORD")),

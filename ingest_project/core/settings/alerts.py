@@ -127,7 +127,7 @@ def _urls(value: object) -> object:
     if isinstance(value, SecretReference):
         return [value]
     if isinstance(value, str) and not value.strip().startswith("["):
-        # A comma also occurs within an address: only one before the next address separates.
+        # An address may contain commas: only one that is followed by another address separates.
         value = [part for part in BETWEEN_URLS.split(value.strip()) if part]
     elif isinstance(value, str):
         try:
@@ -294,7 +294,7 @@ class QuietHours(Section):
         zone = ZoneInfo(self.zone)
         local = now.astimezone(zone)
         for day in (local.date() - timedelta(days=1), local.date()):
-            # Wall-clock times: a night in which the clock is changed is an hour shorter or longer.
+            # Wall-clock times: a night with a clock change is an hour shorter or longer.
             begins = datetime.combine(day, self.start, zone)
             ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end, zone)
             if begins.astimezone(UTC) <= now < ends.astimezone(UTC):

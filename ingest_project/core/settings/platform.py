@@ -15,7 +15,7 @@ from ingest_project.core.yaml_models import CommaList, Env, Section, as_list
 SHORTEST_TOKEN = 16
 FEWEST_CHARACTERS = 6
 DEFAULT_PORT = 5432
-# Names of Python's own for levels that are another one here.
+# Python's aliases of log levels.
 LEVELS = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "NOTSET": "DEBUG", "TRACE": "DEBUG"}
 THIS_MACHINE = {"", "localhost", "127.0.0.1", "::1"}
 

@@ -32,16 +32,6 @@ dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose
 dataset_app.command("try")(try_profile)
 
 
-def register_dataset(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(dataset_app, name="dataset")
-
-
-def register_baselines(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("baselines")(show_baselines)
-
-
 @dataset_app.command("guess")
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""

@@ -108,16 +108,6 @@ class Release(msgspec.Struct, frozen=True):
     unchanged: dict[str, FileState]
 
 
-def register_files(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(files_app, name="files")
-
-
-def register_quarantine(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(quarantine_app, name="quarantine")
-
-
 @files_app.command("list")
 def list_files(
     *,

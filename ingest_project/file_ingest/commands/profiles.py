@@ -52,11 +52,6 @@ Rows = Annotated[int, typer.Option(min=0, help="Most accepted, and most rejected
 Paths = Annotated[list[Path] | None, typer.Argument(metavar="[PATH...]", help="YAML files, or folders of them.")]
 
 
-def register_profile(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(profile_app, name="profile")
-
-
 @profile_app.command("list")
 def list_profiles(*, as_json: AsJson = False) -> None:
     """List the reader profiles, shipped ones and yours, and those that are broken."""

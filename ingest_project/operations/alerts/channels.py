@@ -33,7 +33,7 @@ WEBHOOK = "webhook"
 SHORTEST_SECRET = 3
 MAX_REASON = 200
 
-CHANNELS: plugins.Plugins[AlertChannel] = plugins.plugins(
+CHANNELS: plugins.Plugins[AlertChannel] = plugins.Plugins(
     plugins.ALERT_CHANNELS, {WEBHOOK: "ingest_project.operations.alerts.channels:send_to_webhook"}
 )
 

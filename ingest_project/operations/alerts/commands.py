@@ -19,16 +19,10 @@ from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.alerts.watch import send_test
 
 SUMMARY_WIDTH = 100
+alerts_app = typer.Typer(help="Incidents, and the channels that report them.", no_args_is_help=True)
 
 
-def register_alerts(app: typer.Typer) -> None:
-    """Add the commands."""
-    alerts = typer.Typer(help="Incidents, and the channels that report them.", no_args_is_help=True)
-    alerts.command("list")(list_incidents)
-    alerts.command("test")(send_test_messages)
-    app.add_typer(alerts, name="alerts")
-
-
+@alerts_app.command("list")
 def list_incidents(
     *,
     days: Annotated[int, typer.Option(min=0, max=90, help="Also those that ended in so many days.")] = 7,
@@ -59,6 +53,7 @@ def list_incidents(
         complain(str(channel))
 
 
+@alerts_app.command("test")
 def send_test_messages(
     *,
     owner: Annotated[str | None, typer.Option(help="Only the addresses of this owner.")] = None,

@@ -397,12 +397,12 @@ def _address(account: str, location: str, shown: str) -> OneLakeAddress:
 
 def _account_of(parts: Address, endpoint: str, shown: str) -> str:
     """Return the account's address, if it may be contacted at all."""
-    # `abfss` says as much as https, and abfs as http; the setting decides which of them the endpoint speaks.
+    # `abfss` stands for https and `abfs` for http, but the setting decides how the endpoint is reached.
     if endpoint in (_server("https", parts), _server("http", parts)):
         return endpoint
     if parts.scheme in {"http", "abfs"}:
         raise ForbiddenPathError(shown, "only https (abfss) addresses are used, except for the configured endpoint.")
-    # Tools show the blob form of the same account as often; the files are the same.
+    # Many tools show an account's blob address; the files are the same.
     host = parts.host.replace(".blob.", ".dfs.", 1)
     if not host.endswith(TRUSTED_HOSTS) or parts.port not in (None, DEFAULT_PORTS["https"]):
         raise ForbiddenPathError(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import stamina
 from azure.core.credentials import AzureNamedKeyCredential, TokenCredential
@@ -32,6 +32,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import ExponentialRetry, FileSystemClient
 
 from ingest_project.core.errors import IngestError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.local_files import BlockReader
 from ingest_project.core.secrets import renewed, text_of
 from ingest_project.platform.azure import (
     OneLakeAddress,
@@ -44,19 +45,16 @@ from ingest_project.platform.azure import (
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-# Size of one read request: the SDK's own first request is 32 MiB, kept in memory whole.
+# Size of one read request: the SDK's default for the first is 32 MiB, held in memory.
 READ_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
 # Callers split what they write themselves: the SDK must not split it again.
 MAX_PUT_BYTES = 256 * 1024**2
-# The most entries that the service gives in one answer.
+# The service's maximum for one page.
 PAGE = 5_000
 CALLERS_PER_APPEND = 4
 REFUSALS = frozenset({401, 403})
-# A message names the file system, and a client takes megabytes.
+# File systems come from messages and a client takes megabytes, so their number is bounded.
 KEPT_CLIENTS = 32
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.25
@@ -241,7 +239,7 @@ def list_folder(
     """
     with onelake_errors(folder.url):
         for found in files.get_paths(folder.path or None, recursive=recursive, max_results=page):
-            # The SDK gives times in UTC that do not say so.
+            # The SDK returns naive times in UTC.
             modified_at = found.last_modified.replace(tzinfo=UTC)
             size_bytes = found.content_length or 0
             yield Listed(found.name, bool(found.is_directory), size_bytes, modified_at, (found.etag or "").strip('"'))
@@ -356,19 +354,13 @@ def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential 
     return default_credential()
 
 
-class _DownloadedBytes(io.RawIOBase):
+class _DownloadedBytes(BlockReader):
     """A download of the SDK as a binary file."""
 
     def __init__(self, download: Download, address: str) -> None:
         self._download = download
         self._address = address
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
+    def next_block(self, size: int) -> bytes:
         with onelake_errors(self._address):
-            data = self._download.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+            return self._download.read(size)

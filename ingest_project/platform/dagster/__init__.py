@@ -6,8 +6,9 @@ it does not.
 
 - `instance.py`: the event log's `_store_asset_event_tags`, `_store_asset_event`, `_connect` and
   `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
-  the `_engine` of three storages,
-  and that these can be copied; `_has_instigators_table`; `InstanceRef.from_dir` (test_asset_events, test_internals).
+  the `_engine` of three storages, `should_autocreate_tables`, and that these can be copied; their `has_…` methods
+  (a name that is gone fails at import, a new one costs a query); `InstanceRef.from_dir` (test_asset_events,
+  test_internals).
 - `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
   metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
+from dagster_postgres.utils import create_pg_connection
 from psycopg2 import extensions
 from psycopg2.extras import execute_values
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster.event_text import event_texts
@@ -81,13 +83,34 @@ _UPSERT_CHECKS = """
         materialization_event_storage_id = EXCLUDED.materialization_event_storage_id
 """
 
+# By which Dagster's storages tell whether their tables were created.
+_FIRST_TABLES = frozenset({"runs", "instance_info", "event_logs", "jobs"})
+
+_FOUND = "_found"
 _POOL_SIZE = 2
 _POOL_OVERFLOW = 20
 _POOL_RECYCLE_SECONDS = 3_600
 
 
+def _once_found(look: Callable[..., bool]) -> Callable[..., bool]:
+    """Return a method that looks for a table, a column or a data migration until it is there: none goes away again."""
+
+    def has(storage: Any, *sought: object) -> bool:  # noqa: ANN401 - any of Dagster's storages
+        found = vars(storage).setdefault(_FOUND, set())
+        name = (look.__name__, *(one for one in sought if isinstance(one, str)))
+        if name not in found and look(storage, *sought):
+            found.add(name)
+        return name in found
+
+    return has
+
+
 class BulkEventLogStorage(PostgresEventLogStorage):
     """Dagster's event log in PostgreSQL, with a bulk path for materialisations, check results and partitions."""
+
+    has_table = _once_found(PostgresEventLogStorage.has_table)
+    has_asset_key_col = _once_found(PostgresEventLogStorage.has_asset_key_col)
+    _has_asset_key_col_on_connection = _once_found(PostgresEventLogStorage._has_asset_key_col_on_connection)  # noqa: SLF001 - Dagster's
 
     def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
         """Store materialisations of one asset; return their storage ids.
@@ -152,42 +175,40 @@ class BulkEventLogStorage(PostgresEventLogStorage):
                 yield opened
 
 
-class _RememberingScheduleStorage(PostgresScheduleStorage):
-    """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries.
+class _RunStorage(PostgresRunStorage):
+    """Dagster's runs and backfills; reading a run is preceded by no look at the columns of its table."""
 
-    A table or migration that was found once is not checked again.
-    """
+    has_run_stats_index_cols = _once_found(PostgresRunStorage.has_run_stats_index_cols)
+    has_backfill_id_column = _once_found(PostgresRunStorage.has_backfill_id_column)
+    has_backfill_tags_table = _once_found(PostgresRunStorage.has_backfill_tags_table)
+    has_bulk_action_job_name_column = _once_found(PostgresRunStorage.has_bulk_action_job_name_column)
+    has_bulk_actions_selector_cols = _once_found(PostgresRunStorage.has_bulk_actions_selector_cols)
 
-    def __init__(self, postgres_url: str) -> None:
-        super().__init__(postgres_url)
-        self._found: set[str] = set()
 
-    def has_instigators_table(self) -> bool:
-        """Tell whether states are stored by selector."""
-        return self._exists("instigators", super().has_instigators_table)
+class _ScheduleStorage(PostgresScheduleStorage):
+    """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries."""
 
-    def _has_instigators_table(self, conn: Connection) -> bool:
-        return self._exists("instigators", partial(super()._has_instigators_table, conn))
-
-    def has_built_index(self, migration_name: str) -> bool:
-        """Tell whether a data migration has run."""
-        return self._exists(migration_name, partial(super().has_built_index, migration_name))
-
-    def _exists(self, name: str, check: Callable[[], bool]) -> bool:
-        if name not in self._found and check():
-            self._found.add(name)
-        return name in self._found
+    has_built_index = _once_found(PostgresScheduleStorage.has_built_index)
+    has_instigators_table = _once_found(PostgresScheduleStorage.has_instigators_table)
+    _has_instigators_table = _once_found(PostgresScheduleStorage._has_instigators_table)  # noqa: SLF001 - Dagster's
 
 
 class _PooledPostgresStorage(DagsterPostgresStorage):
-    """Dagster's PostgreSQL storage with the event log above, over connections that stay open."""
+    """Dagster's PostgreSQL storage with the storages above, over connections that stay open."""
 
     def __init__(self, postgres_url: str) -> None:
-        super().__init__(postgres_url)
-        self._event_log_storage = BulkEventLogStorage(postgres_url)
-        self._schedule_storage = _RememberingScheduleStorage(postgres_url)
+        engine = shared_engine(postgres_url)
+        # Each of Dagster's storages looks for its tables through a connection of its own. A run worker would begin so.
+        with create_pg_connection(engine) as connection:
+            is_complete = _FIRST_TABLES.issubset(sqlalchemy.inspect(connection).get_table_names())
+        super().__init__(postgres_url, should_autocreate_tables=not is_complete)
+        self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False)
+        self._event_log_storage = BulkEventLogStorage(postgres_url, should_autocreate_tables=False)
+        self._schedule_storage = _ScheduleStorage(postgres_url, should_autocreate_tables=False)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
-            storage._engine = shared_engine(postgres_url)  # noqa: SLF001 - there is no way in from outside
+            storage._engine = engine  # noqa: SLF001 - there is no way in from outside
+            # One for all the copies that `for_instance` makes.
+            vars(storage)[_FOUND] = set()
 
     def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
         """Return the same for one more instance: each registers with its storages, and those cannot be shared."""
@@ -214,6 +235,8 @@ def shared_engine(postgres_url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
+        # Or each new connection is asked for a type that no table here has.
+        use_native_hstore=False,
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         pool_recycle=_POOL_RECYCLE_SECONDS,

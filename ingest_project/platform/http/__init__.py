@@ -181,7 +181,7 @@ def parse_host(text: str) -> str:
     if len(text) > MAX_HOST_LENGTH:
         raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
     name = _ascii_name(text)
-    # Once, and after a name only: the root of all names, which not every client leaves out.
+    # One final dot of a name is the DNS root, which some clients leave out.
     without_root = name.removesuffix(".")
     if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
         raise MalformedAddressError("its host is not a name or an address")
@@ -242,7 +242,7 @@ def printable_url(url: str) -> str:
 
 def _ipv6(text: str) -> str:
     try:
-        # A zone (`%eth0`) means something on one machine only.
+        # A zone (`%eth0`) only has a meaning on one machine.
         address = None if "%" in text else ipaddress.IPv6Address(text)
     except ValueError:
         address = None

@@ -18,13 +18,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from http.cookiejar import DefaultCookiePolicy
 from types import MappingProxyType
 from typing import Literal, Self
 from urllib.parse import urljoin
 
 from pydantic import SecretStr
-from requests import PreparedRequest, Response, Session
+from requests import PreparedRequest, Response
 from requests.exceptions import InvalidURL, RequestException
 from urllib3.exceptions import HTTPError
 
@@ -148,7 +147,7 @@ class HostLimits:
             self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
             raise
         except BaseException as error:
-            # A refusal is a response; a full disk or a stopped process is no failure of the host.
+            # A refusal is a response, and a full disk or a stopped process is not the host's failure.
             self._leave(
                 host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
             )
@@ -262,7 +261,8 @@ class WebClient:
             pause=timedelta(seconds=downloads.pause_seconds),
         )
         self._hosts = HostLimits(load)
-        self._session = _session(PinnedAdapter(Connector(self._rules), _POOLED_HOSTS, load.per_host, downloads.ca_file))
+        # Without a session of requests, which follows redirects and keeps cookies, and takes time for both.
+        self._adapter = PinnedAdapter(Connector(self._rules), _POOLED_HOSTS, load.per_host, downloads.ca_file)
 
     def __enter__(self) -> Self:
         return self
@@ -272,7 +272,7 @@ class WebClient:
 
     def close(self) -> None:
         """Close idle connections."""
-        self._session.close()
+        self._adapter.close()
 
     def check(self, url: str) -> WebAddress:
         """Parse an address and check it by its name, without contacting anything.
@@ -330,7 +330,7 @@ class WebClient:
         )
 
     def _request(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
-        # A server that sends the headers byte by byte is no better than a silent one.
+        # A server that sends headers byte by byte is treated like a silent one.
         until_headers = deadline.within(timedelta(seconds=sum(self._timeouts)))
         try:
             with deadline_in_force(until_headers):
@@ -362,9 +362,7 @@ class WebClient:
         # As it was parsed and checked: requests would parse it again by other rules.
         request.url = url
         request.prepare_headers(headers)
-        return self._session.send(
-            request, stream=True, timeout=self._timeouts, allow_redirects=False, proxies={}, verify=True
-        )
+        return self._adapter.send(request, stream=True, timeout=self._timeouts, verify=True, proxies={})
 
     def _credential_for(self, address: WebAddress) -> Credential | None:
         """Return the first credential that lists this scheme, host and port."""
@@ -396,23 +394,6 @@ class WebClient:
 def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
     """Make the client of web hosts that these settings describe, see `WebClient`."""
     return WebClient(settings.downloads, settings.credentials, total=total, per_host=per_host)
-
-
-class _Session(Session):
-    """A session that never follows redirects: requests reads the whole body of one into memory."""
-
-    def get_redirect_target(self, resp: Response) -> None:
-        """Return None: the client follows them."""
-
-
-def _session(adapter: PinnedAdapter) -> Session:
-    session = _Session()
-    session.trust_env = False
-    # No request to an untrusted host, or to another, may carry a cookie that one set.
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
 
 
 def _web_credentials(credentials: Mapping[str, Credential]) -> Iterator[tuple[HostPattern, Credential]]:

@@ -38,9 +38,9 @@ from ingest_project.platform.http.response import (
 
 SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"
-# The speed is measured over this time, again and again.
+# The speed is measured over intervals of this length.
 PACE_WINDOW_SECONDS = 20.0
-# Resumptions, or fresh starts, after a break within one download.
+# Most resumptions or restarts of one download after broken connections.
 MAX_RESUMES = 3
 
 _PARTIAL = 206

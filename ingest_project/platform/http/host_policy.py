@@ -53,7 +53,7 @@ _INTERNAL: dict[str, tuple[str, ...]] = {
 _RULES: tuple[tuple[str, Network], ...] = tuple(
     (kind, ip_network(network)) for kind, networks in _INTERNAL.items() for network in networks
 )
-# Of IPv6 only this part is given out at all.
+# The only block of IPv6 that is allocated for global unicast.
 _GLOBAL_UNICAST = ip_network("2000::/3")
 
 _LAST_32_BITS = 0xFFFFFFFF
@@ -225,9 +225,6 @@ class HostLists:
         own = [host_and_port(host, port) for host, port in servers]
         internal = [*self.internal, *own] if internal_allowed else self.internal
         return HostRules(own, self.denied, internal, allowed_setting=None)
-
-
-NO_LISTS = HostLists()
 
 
 def host_lists(settings: Settings) -> HostLists:

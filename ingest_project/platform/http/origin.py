@@ -27,7 +27,7 @@ def is_same_origin(headers: Headers) -> bool:
     origin = headers.get("origin") or headers.get("referer")
     if not origin:
         return True
-    # A page of another site cannot set either of the headers that name ours.
+    # Browsers do not let a page of another site forge these headers.
     ours = [headers.get(name) for name in ("host", "x-forwarded-host")]
     return host_of(origin.partition("://")[2]) in [host_of(name) for name in ours if name]
 

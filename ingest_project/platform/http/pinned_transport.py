@@ -34,7 +34,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from ingest_project.core.errors import AddressRejectedError
 from ingest_project.platform.http import WebAddress, parse_url, printable_url, split_address
-from ingest_project.platform.http.host_policy import NO_LISTS, HostLists, HostRules, IpAddress, parse_address
+from ingest_project.platform.http.host_policy import HostLists, HostRules, IpAddress, parse_address
 
 _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
@@ -120,6 +120,16 @@ def _shorten(connected: socket.socket) -> None:
         connected.settimeout(now)
 
 
+def with_deadline(connection: socket.socket) -> socket.socket:
+    """Return the same connection as a socket that keeps to the deadline in force."""
+    if isinstance(connection, DeadlineSocket):
+        return connection
+    timeout = connection.gettimeout()
+    bounded = DeadlineSocket(fileno=connection.detach())
+    bounded.settimeout(timeout)
+    return bounded
+
+
 def system_addresses(host: str, port: int) -> list[str]:
     """Resolve a host by the system: its addresses, best first, each once.
 
@@ -202,25 +212,24 @@ def new_connection(connection: HTTPConnection, connector: Connector) -> socket.s
 
 
 class PinnedHTTPConnection(HTTPConnection):
-    """A connection over plain HTTP to a checked address."""
+    """A connection of urllib3 that a connector makes, to a checked address.
 
-    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
+    Args:
+        args: of urllib3.
+        connector: None for a server that may be reached at any address.
+        kwargs: of urllib3.
+    """
+
+    def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
         super().__init__(*args, **kwargs)
         self._connector = connector
 
     def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector)
+        return new_connection(self, self._connector) if self._connector else with_deadline(super()._new_conn())
 
 
-class PinnedHTTPSConnection(HTTPSConnection):
+class PinnedHTTPSConnection(PinnedHTTPConnection, HTTPSConnection):
     """A connection over TLS to a checked address; the certificate is checked against the name."""
-
-    def __init__(self, *args: Any, connector: Connector, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
-        super().__init__(*args, **kwargs)
-        self._connector = connector
-
-    def _new_conn(self) -> socket.socket:
-        return new_connection(self, self._connector)
 
 
 class _PinnedPools(PoolManager):
@@ -294,10 +303,9 @@ class BoundSession(Session):
     Args:
         servers: the origins that may be contacted; the environment's proxy and certificates are those for the first.
         pool_connections: idle connections kept for each.
-        lists: hosts that are never contacted.
     """
 
-    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1, lists: HostLists = NO_LISTS) -> None:
+    def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1) -> None:
         super().__init__()
         self._origins = frozenset(server.origin for server in servers)
         # Resolved once: requests searches the whole environment at every request, which takes a quarter of the
@@ -311,7 +319,7 @@ class BoundSession(Session):
             adapter = HTTPAdapter(pool_connections=len(servers), pool_maxsize=pool_connections)
         else:
             own = [(server.host, server.port) for server in servers]
-            rules = lists.rules_for(*own, internal_allowed=True)
+            rules = HostLists().rules_for(*own, internal_allowed=True)
             authorities = Path(self.verify) if isinstance(self.verify, str) else None
             adapter = PinnedAdapter(Connector(rules), len(servers), pool_connections, authorities)
         self.mount("http://", adapter)

@@ -41,12 +41,12 @@ SUPPORTED = frozenset({"gzip", "x-gzip", "deflate"})
 _UNREADABLE = frozenset(
     {"br", "zstd", "compress", "x-compress", "bzip2", "x-bzip2", "xz", "lzma", "exi", "pack200-gzip", "dcb", "dcz"}
 )
-# 202: it is being prepared. 425 and 429: too early, too often.
+# 202: still being prepared. 425: too early. 429: too many requests.
 _TRANSIENT = frozenset({202, 408, 425, 429})
-# A body of this size has usually come with the headers; reading it saves the connection.
+# A body of this size usually arrives with the headers; reading it keeps the connection reusable.
 _SMALL_BYTES = 64 * 1024
 _PATIENCE = timedelta(seconds=1)
-# A few hundred bytes of spaces are no bomb, whatever their ratio.
+# Small bodies are never bombs, whatever their ratio.
 _ALWAYS_ALLOWED_BYTES = 1024**2
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -341,7 +341,7 @@ def _tls_words(root: BaseException) -> str:
 
 
 def _phrase(status: int) -> str:
-    # Not the server's own words, which are untrusted.
+    # Without the server's own text, which is untrusted.
     try:
         return HTTPStatus(status).phrase
     except ValueError:

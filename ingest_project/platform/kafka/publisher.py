@@ -58,10 +58,17 @@ outbox = sa.Table(
 )
 INTENDED = "intended"
 SENT = "sent"
+# OFFSET 0 has each id looked up by the index. PostgreSQL would join all ids with the table at once otherwise, and read
+# the whole table where it has no statistics, as of one that grows fast.
 _UNSENT = sa.text(
     "SELECT wanted.id FROM unnest(CAST(:message_ids AS text[])) WITH ORDINALITY AS wanted(id, place)"
-    f" WHERE NOT EXISTS (SELECT FROM outbox WHERE message_id = wanted.id AND state = '{SENT}')"
+    f" WHERE NOT EXISTS (SELECT FROM outbox WHERE message_id = wanted.id AND state = '{SENT}' OFFSET 0)"
     " ORDER BY wanted.place"
+)
+_INTEND = sa.text(
+    "INSERT INTO outbox (message_id, topic, state, since, created_at, owner)"
+    f" SELECT unnest(CAST(:message_ids AS text[])), :topic, '{INTENDED}', CAST(:since AS jsonb), :created_at, :owner"
+    " ON CONFLICT DO NOTHING"
 )
 
 
@@ -77,19 +84,23 @@ class PublisherReplacedError(TransientError):
         super().__init__(f"Messages to {topic} were taken over by another publisher: this one was suspended.")
 
 
+IsOurs = Callable[[Sequence[str]], bool]
+"""Returns True while this publisher owns all messages of these ids."""
+
+
 class Outbox(Protocol):
     """Record of messages to publish. Every method is durable when it returns."""
 
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that are not marked as sent."""
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool] | None:
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs | None:
         """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since`.
 
         Returns:
-            a function that returns True while this publisher owns all of them, for another one may have taken them
+            a function that tells whether this publisher still owns some of them, for another one may have taken them
             over; None where only one publisher exists.
         """
 
@@ -142,18 +153,19 @@ def _publish(
         return 0
     is_ours = outbox.intend(topic, pending, reader.end_offsets(topic))
     # Ownership is checked while they are sent, after everything else that may take long.
-    writer.send_all(topic, _while_ours(topic, (_with_id(name, messages[name]) for name in pending), is_ours))
+    writer.send_all(topic, _while_ours(topic, messages, pending, is_ours))
     outbox.mark_sent(topic, pending)
     return len(pending)
 
 
 def _while_ours(
-    topic: str, messages: Iterable[ProducerRecord], is_ours: Callable[[], bool] | None
+    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], is_ours: IsOurs | None
 ) -> Iterator[ProducerRecord]:
-    for number, message in enumerate(messages):
-        if is_ours is not None and number % MESSAGES_PER_CHECK == 0 and not is_ours():
+    for part in in_parts(pending, MESSAGES_PER_CHECK):
+        if is_ours is not None and not is_ours(part):
             raise PublisherReplacedError(topic)
-        yield message
+        for message_id in part:
+            yield _with_id(message_id, messages[message_id])
 
 
 def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:
@@ -220,26 +232,25 @@ class MessageOutbox:
                 sent.update(connection.execute(query).scalars())
         return [message_id for message_id in message_ids if message_id not in sent]
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool]:
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs:
         """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since` and its owner.
 
         Returns:
-            a function that returns True while this publisher owns all of them; call it right before they are written.
+            a function that tells whether this publisher still owns some of them; call it right before they are written.
         """
         owner = self._owner()
-        entry = {
-            "topic": topic,
-            "state": INTENDED,
-            "since": {str(partition): offset for partition, offset in since.items()},
-            "created_at": datetime.now(UTC),
-            "owner": owner,
-        }
-        rows = [{"message_id": message_id, **entry} for message_id in sorted(set(message_ids))]
+        offsets = {str(partition): offset for partition, offset in since.items()}
+        ids, entry = sorted(set(message_ids)), {"topic": topic, "created_at": datetime.now(UTC), "owner": owner}
         with writing(self._engine) as connection:
-            insert_missing(connection, outbox, rows, outbox.c.message_id)
-        return lambda: self._owns(topic, message_ids, owner)
+            if connection.dialect.name == "postgresql":
+                own = {"message_ids": ids, "since": msgspec.json.encode(offsets).decode()}
+                connection.execute(_INTEND, entry | own)
+            else:
+                rows = [{"message_id": one, "state": INTENDED, "since": offsets, **entry} for one in ids]
+                insert_missing(connection, outbox, rows, outbox.c.message_id)
+        return lambda part: self._owns(topic, part, owner)
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
         """Take over the ids with an intent that is not marked as sent: their earlier publisher no longer writes them.

@@ -54,14 +54,14 @@ from ingest_project.platform.object_store.store import (
 INCOMING = ".uploading"
 # No writer needs a day.
 ORPHANED_AFTER = timedelta(days=1)
-# A link shares its bytes with its original: they must not change in place.
+# A hard link shares its bytes with the original, which must not be changed in place.
 READ_ONLY = 0o400
 # Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
 _ONELAKE = "ingest_project.platform.object_store.onelake:open_onelake"
-STORES: plugins.Plugins[StoreFactory] = plugins.plugins(
+STORES: plugins.Plugins[StoreFactory] = plugins.Plugins(
     plugins.STORES,
     {
         "file": "ingest_project.platform.object_store:open_folder",
@@ -163,7 +163,7 @@ class FolderStore:
         temporary = self._temporary()
         try:
             with self._errors(name):
-                _make_folder(os.path.dirname(path))  # noqa: PTH120
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
                 self._store_temporary(content, temporary)
                 if metadata:
                     self._describe(path, temporary, metadata, may_replace)
@@ -207,7 +207,7 @@ class FolderStore:
         with folder_errors(self._root), os.scandir(self.scratch) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    # The time of change: a link has the time its content was written, long ago perhaps.
+                    # ctime: a link's mtime is when its content was written, possibly long ago.
                     if entry.stat().st_ctime < oldest:
                         Path(entry.path).unlink()
                         removed += 1
@@ -316,17 +316,6 @@ def _write_new(path: str, pieces: Iterable[bytes]) -> None:
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)  # noqa: PTH108
-
-
-def _make_folder(folder: str) -> None:
-    if os.path.isdir(folder):  # noqa: PTH112
-        return
-    try:
-        os.mkdir(folder)  # noqa: PTH102
-    except FileExistsError:
-        return  # or a file, which the rename reports
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
 
 
 def _status(path: str) -> os.stat_result | None:

@@ -172,7 +172,7 @@ def safe_name(file_key: str) -> str:
     name = quote(file_key, safe="~")
     name = re.sub(r"^\.", "%2E", name)
     if len(name) > MAX_NAME_LENGTH:
-        # Cut between escapes, not inside one.
+        # Cut between percent escapes, not inside one.
         name = re.sub(r"%.?$", "", name[:MAX_NAME_LENGTH]) + f"~{digest_of(file_key)}"
     # No name of bytes may look like another file's JSON.
     return re.sub(r"\.json$", "%2Ejson", name)

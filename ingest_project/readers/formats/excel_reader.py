@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.formats import excel_worker
 from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks
@@ -28,7 +27,15 @@ from ingest_project.readers.reader_profile import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"
-LIMIT_SETTINGS = {"memory": "INGEST_MAX_EXCEL_MEMORY_BYTES", "cells": "INGEST_MAX_EXCEL_CELLS"}
+CONFINEMENT = Confinement(
+    excel_worker,
+    "workbook",
+    {
+        "memory": "INGEST_MAX_EXCEL_MEMORY_BYTES",
+        "seconds": "INGEST_MAX_EXCEL_SECONDS",
+        "cells": "INGEST_MAX_EXCEL_CELLS",
+    },
+)
 OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
 # The rows of each further sheet of a workbook are numbered from another ten million: 20000007 is row 7 of the third.
@@ -53,7 +60,7 @@ class ExcelReader:
         _check_outside(path, self.file_type, limits, file_name)
         with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
             rows = Path(folder, "rows.tsv")
-            _run_worker(path, self.file_type, profile, limits, rows)
+            _convert(path, self.file_type, profile, limits, rows)
             yield from _Workbook(profile, limits, file_name, target).read(rows)
 
 
@@ -84,36 +91,21 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
         raise FileRejectedError("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
 
 
-def _run_worker(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
-    reason = rows.with_name("reason.json")
-    arguments = [str(path.resolve()), str(rows), str(reason)]
-    arguments += ["--kind", file_type, "--sheet", json.dumps(profile.sheet), "--skip-rows", str(profile.skip_lines)]
-    arguments += ["--max-cells", str(limits.max_excel_cells), "--memory-bytes", str(limits.max_excel_memory_bytes)]
-    cpu_seconds = math.ceil(limits.max_excel_seconds)
-    process_limits = ProcessLimits(limits.max_excel_memory_bytes, cpu_seconds, OUTPUT_BYTES)
-    try:
-        code = run_confined(excel_worker.__file__, arguments, process_limits)
-    except TimeoutError:
-        raise _took_too_long(limits) from None
-    if code != 0:
-        raise _refusal(code, reason, limits)
-
-
-def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
-    if reason.exists() and reason.stat().st_size:
-        refusal = json.loads(reason.read_text(encoding="utf-8"))
-        if refusal["limit"]:
-            return LimitExceededError(LIMIT_SETTINGS[refusal["limit"]], refusal["detail"])
-        return FileRejectedError(refusal["rule"], refusal["detail"])
-    if code == OUT_OF_MEMORY:
-        return LimitExceededError(LIMIT_SETTINGS["memory"], "Opening it needs more memory than allowed")
-    if code in KILLED:
-        return _took_too_long(limits)
-    return FileRejectedError("unreadable_container", "The workbook is damaged: the process that opened it crashed.")
-
-
-def _took_too_long(limits: ReadLimits) -> LimitExceededError:
-    return LimitExceededError("INGEST_MAX_EXCEL_SECONDS", f"Opening it took over {limits.max_excel_seconds:g} s")
+def _convert(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
+    CONFINEMENT.convert(
+        rows,
+        {
+            "workbook": str(path.resolve()),
+            "kind": file_type,
+            "sheet": profile.sheet,
+            "skip_rows": profile.skip_lines,
+            "max_cells": limits.max_excel_cells,
+            "memory_bytes": limits.max_excel_memory_bytes,
+        },
+        memory_bytes=limits.max_excel_memory_bytes,
+        seconds=limits.max_excel_seconds,
+        output_bytes=OUTPUT_BYTES,
+    )
 
 
 @dataclass(frozen=True)
@@ -220,7 +212,7 @@ def rows_of_all_sheets(path: Path, file_type: str, limits: ReadLimits, max_rows:
     _check_outside(path, file_type, limits, path.name)
     with tempfile.TemporaryDirectory(prefix="workbook-") as folder:
         rows = Path(folder, "rows.tsv")
-        _run_worker(path, file_type, ReaderProfile.model_construct(name="all", sheet="*"), limits, rows)
+        _convert(path, file_type, ReaderProfile.model_construct(name="all", sheet="*"), limits, rows)
         for sheet in range(len(json.loads(sheets_file(rows).read_text(encoding="utf-8")))):
             with sheet_file(rows, sheet).open(encoding="utf-8", newline="") as file:
                 for mark, number, *cells in islice(csv.reader(file, delimiter="\t"), max_rows):

@@ -22,6 +22,7 @@ from xml.parsers import expat
 import xlrd
 from python_calamine import CalamineWorkbook
 
+from ingest_project.platform.confined import ContentRejectedError
 from ingest_project.readers.excel_cells import (
     BLANK,
     BOOLEAN,
@@ -32,7 +33,6 @@ from ingest_project.readers.excel_cells import (
     Cell,
     Sheet,
     Style,
-    WorkbookRejectedError,
     cell_of,
     style_of,
 )
@@ -66,7 +66,7 @@ def xlsx_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]
     """Yield the chosen sheets, each to be read before the next.
 
     Raises:
-        WorkbookRejectedError: a sheet does not exist, or they have more cells than allowed.
+        ContentRejectedError: a sheet does not exist, or they have more cells than allowed.
     """
     with CalamineWorkbook.from_path(path) as workbook:
         for name in chosen_sheets(workbook.sheet_names, sheet):
@@ -82,31 +82,31 @@ def chosen_sheets(names: list[str], sheet: int | str) -> list[str]:
     """Return the names of the sheets that a profile selects, by name, by number, or by a pattern such as `*`.
 
     Raises:
-        WorkbookRejectedError: the workbook has no such sheet, or too many.
+        ContentRejectedError: the workbook has no such sheet, or too many.
     """
     if not names:
-        raise WorkbookRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
+        raise ContentRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
     if isinstance(sheet, int):
         chosen = names[sheet : sheet + 1] if sheet >= 0 else []
     else:
         # No name of a sheet may contain the signs of a pattern.
         chosen = [name for name in names if name == sheet or fnmatchcase(name, sheet)]
     if len(chosen) > MAX_SHEETS:
-        raise WorkbookRejectedError("limit_exceeded", f"The workbook has more than {MAX_SHEETS} such sheets", "cells")
+        raise ContentRejectedError("limit_exceeded", f"The workbook has more than {MAX_SHEETS} such sheets", "cells")
     if chosen:
         return chosen
     shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
-    raise WorkbookRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
+    raise ContentRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
 
 
 def require_cells(cells: int, limit: int) -> int:
     """Reject a sheet that is too large; return how many cells the next one may have.
 
     Raises:
-        WorkbookRejectedError: it has more cells than that.
+        ContentRejectedError: it has more cells than that.
     """
     if cells > limit:
-        raise WorkbookRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {limit}", "cells")
+        raise ContentRejectedError("limit_exceeded", f"The sheet has {cells} cells, over {limit}", "cells")
     return limit - cells
 
 
@@ -135,9 +135,9 @@ class Marks:
     def _tree(self, part: str) -> ET.Element:
         try:
             with self._archive.open(self._parts[part.lower()]) as file:
-                return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a process of its own
+                return ET.parse(file).getroot()  # noqa: S314 - checked to declare no entities, in a confined process
         except KeyError:
-            raise WorkbookRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
+            raise ContentRejectedError("unreadable_container", f"The workbook has no part {part}.") from None
 
     def _target(self, part: str, kind: str) -> str | None:
         """Return the part that another one is related to in this way."""
@@ -160,7 +160,7 @@ class Marks:
                 found = self._parts.get(parts.get(identity, "").lower())
                 if found:
                     return found
-        raise WorkbookRejectedError("unreadable_container", "The workbook does not name the part of its sheet.")
+        raise ContentRejectedError("unreadable_container", "The workbook does not name the part of its sheet.")
 
     def _number_styles(self, part: str | None) -> dict[str, Style]:
         """Return the styles of cells that change the meaning of a number, by their index as it is written in cells."""
@@ -230,7 +230,7 @@ class _SheetParser:
         try:
             parser.ParseFile(file)
         except expat.ExpatError as error:
-            raise WorkbookRejectedError("unreadable_container", f"The sheet is damaged: {error}.") from None
+            raise ContentRejectedError("unreadable_container", f"The sheet is damaged: {error}.") from None
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         name = name.rpartition(":")[2]
@@ -290,7 +290,7 @@ class _SheetParser:
         if len(corners) != 2 or None in corners:  # noqa: PLR2004 - the two corners of a range
             return
         if len(self._ranges) == MAX_RANGES:
-            raise WorkbookRejectedError(
+            raise ContentRejectedError(
                 "limit_exceeded", f"The sheet has more than {MAX_RANGES} ranges of one formula", "cells"
             )
         (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)

@@ -1,4 +1,4 @@
-"""Open one workbook in a process of its own, so that a hostile workbook affects only this process.
+"""Open one workbook in a separate process, so that a hostile workbook affects only this process.
 
 Run by `excel_reader` as a script in a confined process, with little of the project imported, no secrets in its
 environment, and limits of memory, CPU time and output in force. Writes each chosen sheet's rows as tab-separated text,
@@ -9,15 +9,14 @@ result that a spreadsheet program stored is used, if it was calculated.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
-from ingest_project.readers.excel_cells import Sheet, WorkbookRejectedError
+from ingest_project.platform.confined import ContentRejectedError, convert_file
+from ingest_project.readers.excel_cells import Sheet
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.
@@ -29,68 +28,49 @@ MAX_TEXT_ABOVE = 1_000
 ROW_MARK = "row {:>10} cells {}"
 
 
-def main() -> int:
-    """Read the workbook named on the command line.
+def convert(  # noqa: PLR0913 - the options of the command line
+    workbook: str, rows: str, *, kind: str, sheet: int | str, skip_rows: int, max_cells: int, memory_bytes: int
+) -> None:
+    """Write the rows of the chosen sheets.
 
-    Returns:
-        0 when the rows were written, 3 when the reason was.
+    Raises:
+        ContentRejectedError: the workbook is not acceptable, or has no such sheet.
     """
-    options = _options()
-    try:
-        if options.kind == "xlsx":
-            check_archive(options.workbook, options.memory_bytes)
-        sheets = [
-            _write(sheet, options.skip_rows, sheet_file(options.rows, index))
-            for index, sheet in enumerate(_sheets(options))
-        ]
-        sheets_file(options.rows).write_text(json.dumps(sheets), encoding="utf-8")
-    except WorkbookRejectedError as rejected:
-        reason = rejected.reason
-    except MemoryError:
-        reason = {"rule": "limit_exceeded", "detail": "Opening it needs more memory than allowed", "limit": "memory"}
-    except Exception as error:  # noqa: BLE001 - the libraries raise any exception on crafted files
-        kind = type(error).__name__
-        reason = {"rule": "unreadable_container", "detail": f"The workbook is damaged ({kind}).", "limit": None}
-    else:
-        return 0
-    options.reason.write_text(json.dumps(reason), encoding="utf-8")
-    return 3
+    if kind == "xlsx":
+        check_archive(Path(workbook), memory_bytes)
+    # Imported with the limits in force, so that they apply to these libraries as well.
+    from ingest_project.readers.formats.excel_sheets import xls_sheets, xlsx_sheets
+
+    sheets = (xlsx_sheets if kind == "xlsx" else xls_sheets)(Path(workbook), sheet, max_cells)
+    written = [_write(one, skip_rows, sheet_file(Path(rows), index)) for index, one in enumerate(sheets)]
+    sheets_file(Path(rows)).write_text(json.dumps(written), encoding="utf-8")
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("workbook", type=Path)
-    parser.add_argument("rows", type=Path)
-    parser.add_argument("reason", type=Path)
-    parser.add_argument("--kind", choices=("xlsx", "xls"), required=True)
-    parser.add_argument("--sheet", type=json.loads, required=True)
-    parser.add_argument("--skip-rows", type=int, required=True)
-    parser.add_argument("--max-cells", type=int, required=True)
-    parser.add_argument("--memory-bytes", type=int, required=True)
-    return parser.parse_args()
+def _damaged(error: Exception) -> ContentRejectedError:
+    return ContentRejectedError("unreadable_container", f"The workbook is damaged ({type(error).__name__}).")
 
 
 def check_archive(path: Path, memory_bytes: int) -> None:
     """Reject archives that would grow out of proportion, and XML that declares entities, before anything is unpacked.
 
     Raises:
-        WorkbookRejectedError: the archive or its XML is not acceptable.
+        ContentRejectedError: the archive or its XML is not acceptable.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise WorkbookRejectedError(
+        raise ContentRejectedError(
             "unreadable_container", "The file is not a workbook, or its end is missing."
         ) from error
     with archive:
         parts = archive.infolist()
         size = sum(part.file_size for part in parts)
         if len(parts) > MAX_PARTS:
-            raise WorkbookRejectedError(
+            raise ContentRejectedError(
                 "limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory"
             )
         if size > memory_bytes:
-            raise WorkbookRejectedError(
+            raise ContentRejectedError(
                 "limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory"
             )
         for part in parts:
@@ -98,7 +78,7 @@ def check_archive(path: Path, memory_bytes: int) -> None:
                 detail = (
                     f"A part of the workbook unpacks to {part.file_size // max(part.compress_size, 1)} times its size"
                 )
-                raise WorkbookRejectedError("limit_exceeded", detail, "memory")
+                raise ContentRejectedError("limit_exceeded", detail, "memory")
             if part.filename.endswith((".xml", ".rels")):
                 _check_prolog(archive, part)
 
@@ -108,7 +88,7 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         # Without the NUL bytes, UTF-16 reads like ASCII here.
         prolog = file.read(PROLOG_BYTES).replace(b"\0", b"")
     if b"<!DOCTYPE" in prolog or b"<!ENTITY" in prolog:
-        raise WorkbookRejectedError(
+        raise ContentRejectedError(
             "unreadable_container", "The workbook declares XML entities, which no spreadsheet program does."
         )
 
@@ -121,14 +101,6 @@ def sheet_file(rows: Path, index: int) -> Path:
 def sheets_file(rows: Path) -> Path:
     """Return the file with the name of each chosen sheet, the text above its header, and its number of rows."""
     return rows.with_suffix(".json")
-
-
-def _sheets(options: argparse.Namespace) -> Iterable[Sheet]:
-    # Imported with the limits in force, so that they apply to these libraries as well.
-    from ingest_project.readers.formats.excel_sheets import xls_sheets, xlsx_sheets
-
-    sheets = xlsx_sheets if options.kind == "xlsx" else xls_sheets
-    return sheets(options.workbook, options.sheet, options.max_cells)
 
 
 def _write(sheet: Sheet, skip_rows: int, path: Path) -> dict[str, object]:
@@ -147,4 +119,4 @@ def _write(sheet: Sheet, skip_rows: int, path: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(convert_file(convert, _damaged))

@@ -179,7 +179,7 @@ class _Values:
                     "INGEST_MAX_JSON_DEPTH", f"Value {number} has more than {limit} nested objects and lists"
                 ) from None
             else:
-                # What ends with the text may go on in the next block: 12 is the beginning of 123.
+                # A value at the end of the text may continue in the next block: 12 may be the beginning of 123.
                 if end < len(self._text) or not self._read():
                     raw, self._at = self._text[self._at : end], end
                     too_long = len(raw) > self._limits.max_row_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
+from ingest_project.core.errors import FileRejectedError
+from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.excel_cells import ERROR, TEXT
 from ingest_project.readers.formats import parquet_worker
@@ -25,11 +24,16 @@ from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChun
 from ingest_project.readers.reader_profile import ReaderProfile
 
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
-LIMIT_SETTINGS = {
-    "memory": "INGEST_MAX_PARQUET_MEMORY_BYTES",
-    "columns": "INGEST_MAX_COLUMNS",
-    "expanded": "INGEST_MAX_EXPANDED_BYTES",
-}
+CONFINEMENT = Confinement(
+    parquet_worker,
+    "Parquet file",
+    {
+        "memory": "INGEST_MAX_PARQUET_MEMORY_BYTES",
+        "seconds": "INGEST_MAX_PARQUET_SECONDS",
+        "columns": "INGEST_MAX_COLUMNS",
+        "expanded": "INGEST_MAX_EXPANDED_BYTES",
+    },
+)
 
 
 class ParquetReader:
@@ -46,7 +50,7 @@ class ParquetReader:
         _check_outside(path)
         with tempfile.TemporaryDirectory(prefix="parquet-") as folder:
             rows = Path(folder, "rows.arrow")
-            _run_worker(path, profile, limits, rows)
+            _convert(path, profile, limits, rows)
             with pa.OSFile(str(rows)) as file, pa.ipc.open_stream(file) as stream:
                 yield from _read_rows(stream, profile, limits, file_name, target)
 
@@ -65,33 +69,15 @@ def _check_outside(path: Path) -> None:
         raise FileRejectedError("unreadable_container", "The file is not a Parquet file.")
 
 
-def _run_worker(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
-    reason = rows.with_name("reason.json")
+def _convert(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
     paths = [name for name in profile.columns_of_file if "." in name]
-    arguments = [str(path.resolve()), str(rows), str(reason)]
-    arguments += ["--paths", json.dumps(paths), "--max-columns", str(limits.max_columns)]
-    seconds = math.ceil(limits.max_parquet_seconds)
-    process_limits = ProcessLimits(limits.max_parquet_memory_bytes, seconds, limits.max_expanded_bytes)
-    try:
-        code = run_confined(parquet_worker.__file__, arguments, process_limits)
-    except TimeoutError:
-        code = min(KILLED)
-    if code != 0:
-        raise _refusal(code, reason, limits)
-
-
-def _refusal(code: int, reason: Path, limits: ReadLimits) -> FileRejectedError:
-    if reason.exists() and reason.stat().st_size:
-        refusal = json.loads(reason.read_text(encoding="utf-8"))
-        if refusal["limit"]:
-            return LimitExceededError(LIMIT_SETTINGS[refusal["limit"]], refusal["detail"])
-        return FileRejectedError(refusal["rule"], refusal["detail"])
-    if code == OUT_OF_MEMORY:
-        return LimitExceededError(LIMIT_SETTINGS["memory"], "Reading it needs more memory than allowed")
-    if code in KILLED:
-        seconds = limits.max_parquet_seconds
-        return LimitExceededError("INGEST_MAX_PARQUET_SECONDS", f"Reading it took over {seconds:g} s")
-    return FileRejectedError("unreadable_container", "The Parquet file is damaged: the process that read it crashed.")
+    CONFINEMENT.convert(
+        rows,
+        {"file": str(path.resolve()), "paths": paths, "max_columns": limits.max_columns},
+        memory_bytes=limits.max_parquet_memory_bytes,
+        seconds=limits.max_parquet_seconds,
+        output_bytes=limits.max_expanded_bytes,
+    )
 
 
 def _read_rows(

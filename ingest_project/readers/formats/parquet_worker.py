@@ -1,4 +1,4 @@
-"""Open one Parquet file in a process of its own, so that a hostile file affects only this process.
+"""Open one Parquet file in a separate process, so that a hostile file affects only this process.
 
 Run by `parquet_reader` as a script in a confined process, see `excel_worker`. Writes all rows as an Arrow stream of
 texts, row group by row group; the names of the columns and the kinds of their cells are in the metadata of its schema.
@@ -7,15 +7,14 @@ Or it writes one JSON object with the reason, as `rule`, `detail` and `limit`.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from ingest_project.platform.confined import ContentRejectedError, convert_file
 from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT
 from ingest_project.readers.formats.json_text import json_of
 
@@ -26,55 +25,12 @@ DETAIL_SHOWN = 200
 NO_TEXT = "\0\\x"
 
 
-class ParquetRejectedError(Exception):
-    """The file is rejected, with the reason."""
+def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> None:
+    """Write all rows of a file.
 
-    def __init__(self, rule: str, detail: str, limit: str | None = None) -> None:
-        self.reason = {"rule": rule, "detail": detail, "limit": limit}
-        super().__init__(detail)
-
-
-def main() -> int:
-    """Read the file named on the command line.
-
-    Returns:
-        0 when the rows were written, 3 when the reason was.
+    Raises:
+        ContentRejectedError: the file has too many columns.
     """
-    options = _options()
-    try:
-        _convert(options)
-    except ParquetRejectedError as rejected:
-        reason = rejected.reason
-    except MemoryError:
-        reason = {"rule": "limit_exceeded", "detail": "Reading it needs more memory than allowed", "limit": "memory"}
-    except Exception as error:  # noqa: BLE001 - the library raises any exception on crafted files
-        reason = _reason(error)
-    else:
-        return 0
-    options.reason.write_text(json.dumps(reason), encoding="utf-8")
-    return 3
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("file", type=Path)
-    parser.add_argument("rows", type=Path)
-    parser.add_argument("reason", type=Path)
-    parser.add_argument("--paths", type=json.loads, required=True)
-    parser.add_argument("--max-columns", type=int, required=True)
-    return parser.parse_args()
-
-
-def _reason(error: Exception) -> dict[str, str | None]:
-    said = " ".join(str(error).split())[:DETAIL_SHOWN]
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return {"rule": "limit_exceeded", "detail": "Its rows take more bytes than allowed", "limit": "expanded"}
-    if "crypt" in said:
-        return {"rule": "unreadable_container", "detail": "The Parquet file is encrypted.", "limit": None}
-    return {"rule": "unreadable_container", "detail": f"The Parquet file is damaged: {said}", "limit": None}
-
-
-def _convert(options: argparse.Namespace) -> None:
     # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     import pyarrow as pa  # with the limits in force
@@ -82,21 +38,30 @@ def _convert(options: argparse.Namespace) -> None:
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    with parquet.ParquetFile(options.file, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-        schema = file.schema_arrow
-        if len(schema) > options.max_columns:
-            detail = f"The file has {len(schema)} columns, over {options.max_columns}"
-            raise ParquetRejectedError("limit_exceeded", detail, "columns")
-        paths = [path for path in options.paths if path not in schema.names and _leads_somewhere(schema, path)]
+    with parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as opened:
+        schema = opened.schema_arrow
+        if len(schema) > max_columns:
+            detail = f"The file has {len(schema)} columns, over {max_columns}"
+            raise ContentRejectedError("limit_exceeded", detail, "columns")
+        paths = [path for path in paths if path not in schema.names and _leads_somewhere(schema, path)]
         names = [*schema.names, *paths]
         kinds = [_kind(field.type) for field in schema] + [_kind(_type_at(schema, path)) for path in paths]
         described = {"names": json.dumps(names), "kinds": "".join(kinds)}
         texts = pa.schema([(str(index), pa.large_string()) for index in range(len(names))], described)
-        with pa.OSFile(str(options.rows), "wb") as target, pa.ipc.new_stream(target, texts) as stream:
-            for batch in _batches(file, len(names)):
+        with pa.OSFile(rows, "wb") as target, pa.ipc.new_stream(target, texts) as stream:
+            for batch in _batches(opened, len(names)):
                 columns = [*batch.columns, *(_column_at(batch, path) for path in paths)]
                 arrays = [_texts(column) for column in columns]
                 stream.write_batch(pa.record_batch(arrays, schema=texts))
+
+
+def _described(error: Exception) -> ContentRejectedError:
+    said = " ".join(str(error).split())[:DETAIL_SHOWN]
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return ContentRejectedError("limit_exceeded", "Its rows take more bytes than allowed", "expanded")
+    if "crypt" in said:
+        return ContentRejectedError("unreadable_container", "The Parquet file is encrypted.")
+    return ContentRejectedError("unreadable_container", f"The Parquet file is damaged: {said}")
 
 
 def _batches(file: Any, columns: int) -> Iterator[Any]:  # noqa: ANN401 - pyarrow is not typed
@@ -192,4 +157,4 @@ def _nested(values: Sequence[Any]) -> list[str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(convert_file(convert, _described))

@@ -12,9 +12,8 @@ from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.guessing.columns import Column
 from ingest_project.readers.guessing.names import read_name, slug, without_serial
-from ingest_project.readers.guessing.proposal import Found, write_notation, write_text_layout
+from ingest_project.readers.guessing.proposal import Draft, Found, write_notation, write_text_layout
 from ingest_project.readers.guessing.times import TimeGuess, guess_times
-from ingest_project.readers.guessing.yaml_text import Draft
 
 COMPONENT = "ingest_project.FileDataset"
 MONEY = re.compile(
@@ -32,7 +31,7 @@ MAX_NAME = 48
 # Some damaged values do not decide the type of a column.
 TYPED_SHARE = 0.95
 LEAST_DIGITS = 12
-# Of 64 bits; more are rather the name of something.
+# Integers have 64 bits; longer digit strings are probably identifiers.
 MOST_DIGITS = 18
 
 

@@ -71,7 +71,7 @@ def take_sample(path: Path) -> Sample:
 
 
 def excerpt(path: Path, folder: Path) -> Path:
-    """Write the parts of a large file that are looked at into a file of the same name; return a small one as it is."""
+    """Write the sampled parts of a large file to a file of the same name; return a small file as it is."""
     sample = take_sample(path)
     if not sample.tail:
         return path

@@ -6,12 +6,16 @@ A guess that the file does not decide is a question in the YAML for a person to 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.logging import printable
 from ingest_project.readers.formats.containers import Contained, files_inside
 from ingest_project.readers.guessing.columns import Column, Columns, find_columns, read_records
 from ingest_project.readers.guessing.encoding import Encoding, guess_encoding, take_sample
@@ -20,8 +24,61 @@ from ingest_project.readers.guessing.roles import KnownType, Roles, find_roles, 
 from ingest_project.readers.guessing.table import Table, find_table, read_sheets
 from ingest_project.readers.guessing.text import Grid, read_grid
 from ingest_project.readers.guessing.times import TimeGuess
-from ingest_project.readers.guessing.yaml_text import Draft
 from ingest_project.readers.layout import ReadLimits
+
+QUESTION = "QUESTION: "
+WIDTH = 1_000_000
+
+
+@dataclass
+class Draft:
+    """Lines of YAML.
+
+    Args:
+        lines: written so far.
+        questions: that a person must answer.
+        indent: of further lines, in steps of two blanks.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    indent: int = 0
+
+    def add(self, key: str, value: object = None, comment: str = "", *, question: str = "", depth: int = 0) -> None:
+        """Add a key with its value; None begins a group of further keys."""
+        text = f"{scalar(key)}:" + ("" if value is None else f" {scalar(value)}")
+        self._add(text, comment, question, depth)
+
+    def item(self, value: object, comment: str = "", *, question: str = "", depth: int = 0) -> None:
+        """Add an item of a list."""
+        self._add(f"- {scalar(value)}", comment, question, depth)
+
+    def _add(self, text: str, comment: str, question: str, depth: int) -> None:
+        if question:
+            self.questions.append(question)
+        said = "; ".join(part for part in (comment, QUESTION + question if question else "") if part)
+        self.lines.append("  " * (self.indent + depth) + text + (f"  # {printable(said)}" if said else ""))
+
+    def text(self, above: Iterable[str] = ()) -> str:
+        """Return the YAML, below these lines of comment."""
+        head = [f"# {printable(line)}" for line in above]
+        if self.questions:
+            number = len(self.questions)
+            head.append(f"# {number} question{'s' if number > 1 else ''} for a person: see QUESTION below.")
+        return "\n".join([*head, *self.lines, ""])
+
+
+def scalar(value: object) -> str:
+    """Return a value as YAML on one line: a text with line ends, which a file may have in a name, is escaped."""
+    text = _dumped(value)
+    return _dumped(value, style='"') if "\n" in text else text
+
+
+def _dumped(value: object, style: str | None = None) -> str:
+    text = yaml.safe_dump(
+        value, allow_unicode=True, default_flow_style=True, default_style=style, width=WIDTH, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 class Found(NamedTuple):

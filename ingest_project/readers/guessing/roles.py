@@ -157,7 +157,7 @@ def quantities(columns: Columns, roles: Roles, types: Mapping[str, KnownType]) -
 
 
 def _units_of_known(values: pl.Series, unit: str | None, known: KnownType) -> dict[str, str] | None:
-    """Return `unit`, and `to` where it is to be converted, of a quantity of a known type; None where it is none."""
+    """Return `unit`, and `to` where it is to be converted, of a quantity of a known type; None for another type."""
     units = {"unit": unit} if unit else {}
     if unit and known.units and unit not in known.units:
         try:

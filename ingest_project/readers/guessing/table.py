@@ -35,7 +35,6 @@ class Table:
         skip_lines: physical lines above the header, or above the first record.
         skip_below: rows between the header and the first record.
         records: rows with the width of the table.
-        misfits: later rows of another width.
         footer: rows at the end of the file that are no records.
         above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
@@ -49,7 +48,6 @@ class Table:
     skip_lines: int
     skip_below: int
     records: list[Row]
-    misfits: list[Row]
     footer: list[Row]
     above: tuple[str, ...]
     notes: dict[str, str]
@@ -95,7 +93,7 @@ def find_table(grid: Grid) -> Table:
     first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
     header_rows = _rows_above(rows, first, width)
     if not typed:
-        # Text all over: nothing tells a header from a record but its position.
+        # All cells are text: only its position tells the header from a record.
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
         header_rows = [rows[first - 1]]
     header, groups, below = _parts_of_header(header_rows)
@@ -107,7 +105,6 @@ def find_table(grid: Grid) -> Table:
         raise FileRejectedError(
             "no_rows", "No row below the header has its number of cells: there is nothing to guess."
         )
-    misfits = [row for row in body if not _fits(row, width)]
     footer = _footer(body, width, typed)
     top = (groups or header or rows[first]).line
     names, above = _names(header, width), grid.above[: max(top - 1, 0)]
@@ -121,7 +118,6 @@ def find_table(grid: Grid) -> Table:
         skip_lines=max(top - 1, 0) if grid.delimiter is None or any(map(str.strip, above)) else 0,
         skip_below=len(below),
         records=[row for row in fitting if row not in footer],
-        misfits=[row for row in misfits if row not in footer],
         footer=footer,
         above=above,
         notes=_notes(header, header_rows, typed, width),

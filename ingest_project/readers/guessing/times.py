@@ -58,7 +58,6 @@ class TimeGuess(NamedTuple):
         why: what a choice between formats rests on.
         has_offset: share of the texts with an offset or a mark of UTC.
         has_clock: False for dates without a time of day.
-        moments: what the formats read, null where none fits.
     """
 
     formats: tuple[str, ...]
@@ -68,7 +67,6 @@ class TimeGuess(NamedTuple):
     why: str
     has_offset: float
     has_clock: bool
-    moments: pl.Series
 
 
 def times_in_parts(texts: pl.Series, parts: int) -> TimeGuess | None:
@@ -118,7 +116,7 @@ def _guess_unix(texts: pl.Series, name: str) -> TimeGuess | None:
         if hinted or (fit == len(texts) >= MIN_COMPACT and moments.is_sorted() and moments.n_unique() > 1):
             first, last = (str(moment)[:10] for moment in (moments.min(), moments.max()))
             why = f"as a count since 1970 they are of {first} to {last}"
-            return TimeGuess((format_,), fit, len(texts), (), why, 1.0, True, moments)
+            return TimeGuess((format_,), fit, len(texts), (), why, 1.0, True)
     return None
 
 
@@ -202,7 +200,6 @@ def _described(texts: pl.Series, chosen: Sequence[str], found: dict[str, pl.Seri
         why=why,
         has_offset=_share(texts.str.contains(OFFSET)),
         has_clock=any("%H" in format_ or "%I" in format_ or format_ == "iso8601" for format_ in chosen),
-        moments=moments,
     )
 
 

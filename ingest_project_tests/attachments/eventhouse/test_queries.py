@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ingest_project.attachments.eventhouse.queries import load_queries, page_text, server_time_text
-from ingest_project.core.errors import SettingsError
 from ingest_project_tests.attachments.eventhouse.samples import claims
 
 CLAIMS = """
@@ -35,8 +34,9 @@ def test_a_folder_of_files_is_a_query_for_each_domain(tmp_path: Path) -> None:
     write(tmp_path, "claims.yaml", CLAIMS)
     write(tmp_path, "policies.yml", "{domain: policies, database: Db, table: Policies, key: [Id]}")
 
-    queries = load_queries([tmp_path])
+    queries, problems = load_queries([tmp_path])
 
+    assert problems == []
     assert set(queries) == {"claims", "policies"}
     assert queries["claims"].columns.trace_id == "ClaimId"
     assert queries["claims"].columns.payload == "payload"
@@ -62,20 +62,20 @@ def test_a_folder_of_files_is_a_query_for_each_domain(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path, "claims.yaml", text)
 
-    with pytest.raises(SettingsError) as caught:
-        load_queries([path])
+    queries, (problem,) = load_queries([path])
 
-    assert said in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert queries == {}
+    assert said in str(problem)
+    assert str(path) in str(problem)
 
 
 def test_two_files_for_one_domain_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     first, second = write(tmp_path, "a.yaml", CLAIMS), write(tmp_path, "b.yaml", CLAIMS)
 
-    with pytest.raises(SettingsError, match="already is an Eventhouse query for the domain 'claims'"):
-        load_queries([first, second])
-    with pytest.raises(SettingsError, match="Cannot read"):
-        load_queries([tmp_path / "none.yaml"])
+    queries, (twice, missing) = load_queries([first, second, tmp_path / "none.yaml"])
+    assert [*queries] == ["claims"]
+    assert "already is an Eventhouse query for the domain 'claims'" in str(twice)
+    assert "Cannot read" in str(missing)
 
 
 def test_the_text_of_a_page_by_cursor() -> None:

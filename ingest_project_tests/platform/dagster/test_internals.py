@@ -17,7 +17,7 @@ from dagster._daemon import controller, sensor
 from dagster._grpc import server
 
 import ingest_project
-from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine
+from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine, shared_storage
 
 PACKAGE = Path(ingest_project.__file__).parent
 ROOM = PACKAGE / "platform" / "dagster"
@@ -110,11 +110,26 @@ def test_all_storages_of_all_instances_share_one_pool(dagster_instance: dg.Dagst
 
 
 def test_what_the_catalogue_said_once_is_remembered(dagster_instance: dg.DagsterInstance) -> None:
-    dagster_instance.all_instigator_state()
+    def use(instance: dg.DagsterInstance) -> None:
+        instance.all_instigator_state()
+        instance.get_runs()
+        instance.add_dynamic_partitions("files", ["a"])
+        instance.report_runless_asset_event(dg.AssetMaterialization("a", partition="a", tags={"colour": "red"}))
+
+    use(dagster_instance)
     with statements(url_of(dagster_instance)) as seen:
-        dagster_instance.all_instigator_state()
+        use(dagster_instance)
     assert seen
     assert not [statement for statement in seen if "pg_catalog" in statement]
+
+
+def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.DagsterInstance) -> None:
+    url = url_of(dagster_instance)
+    shared_storage.cache_clear()
+    with statements(url) as seen:
+        storage = shared_storage(url)
+    assert len([statement for statement in seen if "pg_class" in statement]) == 1
+    assert storage.run_storage.get_runs() == dagster_instance.get_runs()
 
 
 def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.publisher import MessageOutbox, publish_once
+from ingest_project.platform.kafka.publisher import IsOurs, MessageOutbox, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.platform.kafka.sqlite_outbox import messages
 from ingest_project_tests.services.kafka import settings_for
@@ -30,7 +30,7 @@ def suspend() -> None:
 class SuspendedOutbox(MessageOutbox):
     """Stops when the intent is on record."""
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> Callable[[], bool]:
+    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs:
         """Record it, and stop."""
         is_ours = super().intend(topic, message_ids, since)
         suspend()
