@@ -172,6 +172,7 @@ TABLES = {
             "rows_accepted": "Readings of the file that were accepted; 0 unless it is `ingested`",
             "rows_quarantined": "Rows in `quarantined_rows`",
             "rule_counts": "Number of rows by broken rule",
+            "delta_version": "Version of the Delta table with the recorded rows; null for other targets",
         },
     ),
     "contents": Described(

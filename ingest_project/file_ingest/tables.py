@@ -147,6 +147,8 @@ contents = sa.Table(
     sa.Index("contents_by_file", "file_key"),
 )
 
+KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
+
 files = sa.Table(
     "files",
     metadata,
@@ -196,6 +198,8 @@ files = sa.Table(
     Col("rule_counts", Json),
     # True if its columns differ from those that its dataset declares.
     Col("drifted", sa.Boolean),
+    # Of a dataset in Delta: the version of the table in which the recorded rows are.
+    Col("delta_version", sa.BigInteger),
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
@@ -203,6 +207,8 @@ files = sa.Table(
     *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
     sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),
+    # Stored files that could not be ingested again: their rows in Delta may be those of the attempt.
+    sa.Index("files_kept", "dataset", postgresql_where=sa.text(KEPT), sqlite_where=sa.text(KEPT)),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
     # A file that grows every minute soon has thousands of versions: those that were replaced are left out.
