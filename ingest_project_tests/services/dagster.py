@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, instance_for_test
+from pydantic import SecretStr
 
 from ingest_project.core.settings import current_settings
-from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2
+from ingest_project.platform.dagster.instance import shared_engine
 from ingest_project_tests.services.postgres import PostgresServer
 from ingest_project_tests.services.shared import made_once
 
@@ -59,7 +60,7 @@ def dagster_database(postgres_server: PostgresServer, tmp_path_factory: pytest.T
             instance_on(url, tmp_path_factory.mktemp("template"), patch) as instance,
         ):
             instance.get_runs(limit=1)
-        shared_engine(with_psycopg2(url)).dispose()
+        shared_engine(SecretStr(url)).dispose()
         return name
 
     return postgres_server.create_database(made_once("dagster", tmp_path_factory, make))

@@ -117,7 +117,7 @@ def test_connections_that_the_server_ended_are_replaced_before_they_are_used(
     assert dagster_instance.get_runs_count() == 0
     postgres_server.execute(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-        f" WHERE datname = '{shared_engine(url_of(dagster_instance)).url.database}'"
+        f" WHERE datname = '{shared_engine(SecretStr(url_of(dagster_instance))).url.database}'"
     )
     assert dagster_instance.get_runs_count() == 0
 
