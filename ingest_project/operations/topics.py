@@ -249,8 +249,7 @@ class BrokerPoll:
         """
         # The dead letters first: they find out whether the broker answers.
         topics = tuple(self._topics())
-        known = (*self._services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
-        letters = tuple(map(self._letters_on, dict.fromkeys(filter(None, known))))
+        letters = tuple(map(self._letters_on, topics_of_dead_letters(self._services, topics)))
         lags = LagMeter(self._services, self._records).lags_of(topics)
         return BrokerState(lags, self._movement.stalled(lags, time.monotonic()), letters)
 
@@ -264,6 +263,12 @@ class BrokerPoll:
             self._older[topic] = older, time.monotonic() + window
         older, until = self._older[topic]
         return msgspec.structs.replace(letters, older=older if time.monotonic() < until else None)
+
+
+def topics_of_dead_letters(services: Runtime, topics: Iterable[ConsumedTopic]) -> list[str]:
+    """Return the topics of dead letters: those of the settings, and those of the consumed topics."""
+    known = (*services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
+    return [*dict.fromkeys(filter(None, known))]
 
 
 def dead_letters_on(services: Runtime, topic: str, states: TopicStates | None = None) -> DeadLetters:
