@@ -135,7 +135,10 @@ TABLES = {
         "One row of an otherwise accepted file that broke the contract. A file that is refused whole has its "
         "reason in `files`.",
         "SELECT file_key, line_number, raw_text, reasons FROM quarantined_rows ORDER BY file_key, line_number",
-        {"raw_text": "The row as the file has it", "reasons": "Every rule it broke"},
+        {
+            "raw_text": "The row as the file has it; of a workbook or a Parquet file, its cells as a JSON object",
+            "reasons": "Every rule it broke",
+        },
     ),
     "files": Described(
         "One version of one file, read by one profile: an entry of the work queue.",

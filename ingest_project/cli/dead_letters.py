@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
 from ingest_project.attachments import commands as of_attachments
@@ -89,9 +88,9 @@ def list_topics(*, as_json: AsJson = False) -> None:
     """List the topics of dead letters, how many each has, and which topics' letters these are."""
     services = SystemResources(load_settings().settings)
     found = [
-        {"topic": topic, "of": [one.topic for one in origins], **counts}
+        {"topic": topic, "of": [one.topic for one in origins], "written": letters.written, "kept": letters.kept}
         for topic, origins in dead_letter_topics(services).items()
-        if (counts := msgspec.structs.asdict(dead_letters_on(services, topic)))
+        if (letters := dead_letters_on(services, topic))
     ]
     if as_json:
         print_json({"topics": found})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -62,8 +62,21 @@ SUPPORTED = (
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
+# Name of the column that says why a clock time names no single moment: `ambiguous_time` or `skipped_time`, else null.
+CLOCK_FAULT_OF = "{}:clock_fault".format
+# Their remedies.
+CLOCK_FAULTS = {
+    "ambiguous_time": "Clocks passed some times twice: set timestamps.ambiguous of the reader to earliest or latest.",
+    "skipped_time": "Clocks skipped some times: is timestamps.zone of the reader the right one?",
+}
 OWNER = re.compile(r"team:\S[^\r\n]*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
+
+
+def clock_remedies(rules: Iterable[str]) -> list[str]:
+    """Return the remedies for broken rules about clock times that a zone passes twice or skips."""
+    names = tuple(rules)
+    return [remedy for fault, remedy in CLOCK_FAULTS.items() if any(name.endswith(f"_{fault}") for name in names)]
 
 
 def _known_type(text: str) -> str:

@@ -64,7 +64,7 @@ from ingest_project.platform.items import (
 
 MAX_SHOWN = 20
 
-Stamps = tuple[tuple[Path, int], ...]
+Stamps = tuple[tuple[Path, int, int], ...]
 _lock = threading.Lock()
 _last: tuple[Stamps, tuple[str, ...]] = ((), ())
 
@@ -75,21 +75,26 @@ def declaration_problems(settings: Settings) -> tuple[str, ...]:
     The files are read again only after one of them has changed: the monitor reads them every few seconds.
     """
     global _last  # noqa: PLW0603 - one result per process
-    stamps = tuple(_stamps(settings))
+    stamps = declaration_stamps(settings)
     with _lock:
         if stamps != _last[0]:
             _last = (stamps, _problems(settings))
         return _last[1]
 
 
-def _stamps(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """Yield every file of a user's declarations with its time of change; a missing one with 0."""
+def declaration_stamps(settings: Settings) -> Stamps:
+    """Return every file of a user's profiles and declarations with its time of change and size; 0 for a missing one."""
     folder = settings.declarations
-    for path in [*yaml_files(settings.file_ingest.profiles), *sorted(folder.glob("**/*.y*ml"))]:
-        try:
-            yield path, path.stat().st_mtime_ns
-        except OSError:
-            yield path, 0
+    files = [*yaml_files(settings.file_ingest.profiles), *sorted(folder.glob("**/*.y*ml"))]
+    return tuple(map(_stamp, files))
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return path, 0, 0
+    return path, status.st_mtime_ns, status.st_size
 
 
 def _problems(settings: Settings) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import pandera.polars as pa
 import polars as pl
 from pydantic import TypeAdapter, ValidationError, model_validator
 
-from ingest_project.contracts.columns import UTC_MICROSECONDS
+from ingest_project.contracts.columns import CLOCK_FAULT_OF, CLOCK_FAULTS, UTC_MICROSECONDS
 from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
@@ -44,7 +44,8 @@ COLUMN_TYPES = {
     "value": pl.Float64(),
     "unit": pl.String(),
 }
-CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
+CLOCK_FAULT = CLOCK_FAULT_OF("timestamp")
+CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", CLOCK_FAULT, *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 
 class SensorType(Declared):
@@ -185,6 +186,8 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
+    if CLOCK_FAULT in rows.columns:
+        named |= _rules_of_clocks(named["timestamp_unparseable"])
     checks = [row_check(name, ~broken) for name, broken in named.items()]
     # The rules judge nulls, which pandera would reject without distinguishing missing from unreadable.
     columns = {name: pa.Column(dtype, nullable=True) for name, dtype in COLUMN_TYPES.items()}
@@ -209,6 +212,12 @@ def row_rules(
     unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
     found["sensor_type_invalid"] = unknown_type & found["sensor_type_invalid"]
     return found | _rules_of_cells(found) if typed else found
+
+
+def _rules_of_clocks(unparseable: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the rules for clock times that their zone passes twice or skips; see `casting.clock_faults`."""
+    faults = {f"timestamp_{fault}": pl.col(CLOCK_FAULT) == fault for fault in CLOCK_FAULTS}
+    return {"timestamp_unparseable": unparseable & pl.col(CLOCK_FAULT).is_null(), **faults}
 
 
 def _rules_of_cells(found: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:

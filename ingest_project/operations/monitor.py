@@ -151,6 +151,7 @@ class Monitor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         services = self.services = SystemResources(_with_short_timeouts(settings))
+        services.reload_declarations()
         seconds = settings.monitor.refresh_seconds
         # One each: storages are not shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
@@ -172,7 +173,10 @@ class Monitor:
         self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
         self.alert_stores = AlertStores(services.settings)
         self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds, seen)
+        # Declared datasets and streams come and go while the monitor runs.
+        declarations = Poller("declarations", services.reload_declarations, seconds, seen)
         self._pollers: tuple[Poller[Any], ...] = (
+            declarations,
             *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
             *(self.failures, self.intake, self.alerts, self.sources),
         )

@@ -23,7 +23,13 @@ from ingest_project.operations import CAPABILITIES, RunningTotals, Series, Syste
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
 from ingest_project.operations.pausing import Pause, read_pauses
-from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
+from ingest_project.operations.topics import (
+    BrokerState,
+    LagMeter,
+    TopicLag,
+    dead_letters_on,
+    topics_of_dead_letters,
+)
 from ingest_project.platform.actions import ActionRecord, interrupted_actions
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
@@ -34,6 +40,7 @@ from ingest_project.platform.dagster.run_records import (
     SensorOnRecord,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project.platform.runtime import Disk
 
 logger = get_logger(__name__)
@@ -183,6 +190,12 @@ class SystemSnapshot:
         return self.broker.present.topics if self.broker.present else ()
 
     @property
+    def dead_letters(self) -> dict[str, int]:
+        """Dead letters that are kept, by topic; only topics with any, and none where the broker could not be read."""
+        letters = self.broker.present.dead_letters if self.broker.present else ()
+        return {one.topic: one.kept for one in letters if one.kept}
+
+    @property
     def paused(self) -> tuple[Pause, ...]:
         """Capabilities that an operator has paused, as far as is known."""
         return self.warehouse.value.paused if self.warehouse.value else ()
@@ -256,6 +269,21 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
     if snapshot.is_idle:
         snapshot = replace(snapshot, broker=Sample(BrokerState(meter.lags_of(consumed_topics(services)))))
     return snapshot
+
+
+def with_dead_letters(services: SystemResources, snapshot: SystemSnapshot) -> SystemSnapshot:
+    """Count the dead letters as well; a broker that did not answer is not asked again."""
+    broker = snapshot.broker.present
+    if broker is None or any(lag.waiting is None for lag in broker.topics):
+        return snapshot
+    states, topics = TopicStates(services.settings.kafka), topics_of_dead_letters(services, consumed_topics(services))
+
+    def read() -> BrokerState:
+        letters = tuple(dead_letters_on(services, topic, states) for topic in topics)
+        return msgspec.structs.replace(broker, dead_letters=letters)
+
+    counted_too = sample_of(read)
+    return replace(snapshot, broker=replace(counted_too, value=counted_too.value or broker))
 
 
 def consumed_topics(services: SystemResources) -> tuple[ConsumedTopic, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -44,6 +45,14 @@ def offset_of(zone: str) -> int | None:
         return None
     seconds = int(match[2]) * 3600 + int(match[3] or 0) * 60
     return -seconds if match[1] == "-" else seconds
+
+
+def changes_clocks(zone: str) -> bool:
+    """Return True if the clocks of a zone change in the course of this year."""
+    if zone == "UTC" or offset_of(zone) is not None:
+        return False
+    months = (datetime(datetime.now(UTC).year, month, 1, tzinfo=ZoneInfo(zone)) for month in range(1, 13))
+    return len({moment.utcoffset() for moment in months}) > 1
 
 
 def _text_zone(zone: object) -> object:

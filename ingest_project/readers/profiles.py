@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.yaml_models import AsWritten, mistakes_in, yaml_content, yaml_files
+from ingest_project.core.yaml_models import AsWritten, mistakes_in, nearest, yaml_content, yaml_files
 from ingest_project.readers.profile_parts import (
     NumberLayout,
     Quantity,
@@ -106,7 +106,8 @@ class Profiles(Mapping[str, ReaderProfile]):
         if broken:
             raise FileRejectedError("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
         nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
-        raise FileRejectedError("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+        known = f"{nearest(name, self)}. Known: {', '.join(self)}."
+        raise FileRejectedError("unknown_profile", f"No reader profile {name!r}{known}{nameless}")
 
 
 class _Shipped(Mapping[str, ReaderProfile]):

@@ -15,7 +15,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, ValidationRules, row_rules, validate
 from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import READINGS
-from ingest_project.readers.profiles import load_profiles
+from ingest_project.readers.profiles import TimestampLayout, load_profiles
 from ingest_project_tests.fuzz import examples
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
@@ -87,6 +87,22 @@ def test_good_rows_are_accepted_with_their_types_and_the_callers_columns() -> No
 )
 def test_each_rule_names_what_is_wrong(row: dict[str, str | None], expected: list[str]) -> None:
     assert reasons(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("2023-10-29 02:30:00", "timestamp_ambiguous_time"),
+        ("2024-03-31 02:30:00", "timestamp_skipped_time"),
+        ("2024-02-31 02:30:00", "timestamp_unparseable"),
+    ],
+)
+def test_a_time_that_its_zone_has_twice_or_never_is_told_from_nonsense(text: str, reason: str) -> None:
+    zone = TimestampLayout(zone="Europe/Berlin")
+    rows = pl.DataFrame([{"line_number": 2, **GOOD, "timestamp": each} for each in (text, "2024-05-01 12:00:00")])
+    outcome = validate(cast(rows, CANONICAL.model_copy(update={"timestamps": zone})), rules())
+    assert outcome.rejected["reasons"].to_list() == [[reason]]
+    assert outcome.accepted.columns == ["line_number", *READINGS.columns]
 
 
 def test_unknown_types_are_rejected_when_the_setting_says_so() -> None:

@@ -292,7 +292,7 @@ def _show_quarantined_rows(page: FilePage) -> None:
     title = counted(total, "quarantined row") + (f", the first {shown:,}" if shown < total else "")
     made = table("Line", "Reasons", "Text", numbers=["Line"])
     for row in page.quarantined_rows:
-        add_row(made, row["line_number"], ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
+        add_row(made, str(row["line_number"]), ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
     show(made, title)
 
 

@@ -305,7 +305,10 @@ def _dead_letters(view: _View) -> Iterator[Finding] | None:
             policy, series = view.policy(subject), f"dead/{letters.topic}"
             window = timedelta(seconds=policy.window_seconds or 0)
             before = view.history.value_at(series, view.now - window)
-            before = view.history.first(series) if before is None else before
+            if before is None:
+                # A stream that was declared after its first messages: they are not on record, but in the window.
+                known = (view.history.first(series), letters.older)
+                before = min((one for one in known if one is not None), default=None)
             # A topic that was created again counts from nothing.
             new = letters.written - (before if before is not None and before <= letters.written else 0)
             if new and new >= (policy.threshold or 0):

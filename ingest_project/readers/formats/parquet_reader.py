@@ -17,12 +17,14 @@ from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.excel_cells import ERROR, TEXT
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
+from ingest_project.readers.formats.csv_text import kind_of
 from ingest_project.readers.formats.json_text import json_of
 from ingest_project.readers.formats.parquet_worker import NO_TEXT
 from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.reader_profile import ReaderProfile
 
+HEAD_BYTES = 512
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 CONFINEMENT = Confinement(
     parquet_worker,
@@ -60,13 +62,16 @@ READER = ParquetReader()
 
 def _check_outside(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(len(MAGIC))
+        beginning = file.read(HEAD_BYTES)
+    start, kind = beginning[: len(MAGIC)], kind_of(beginning)
     if not start:
         raise FileRejectedError("empty_file", "The file has no bytes.")
     if start == ENCRYPTED_MAGIC:
         raise FileRejectedError("unreadable_container", "The Parquet file is encrypted.")
     if start != MAGIC:
-        raise FileRejectedError("unreadable_container", "The file is not a Parquet file.")
+        raise FileRejectedError(
+            "unreadable_container", f"The file is not a Parquet file{f', but {kind}' if kind else ''}."
+        )
 
 
 def _convert(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
