@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, with_references
@@ -39,7 +39,6 @@ LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
 BRACKETED_ADDRESSES = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\][^\[\]\"{}]*(,.*)?")
 BOOLEAN_TAG = "tag:yaml.org,2002:bool"
-UNKNOWN_NAME, UNKNOWN_VALUE = "unknown_name", "unknown_value"
 LONGEST = {"seconds": 36_525 * 86_400, "hours": 36_525 * 24, "days": 36_525}
 
 
@@ -153,21 +152,21 @@ class Declared(BaseModel):
             raise ValidationError.from_exception_data(error.title, found) from None
 
 
+class UnknownNameError(ValueError):
+    """A name is unknown; the nearest one is in the message."""
+
+
 def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDetails:
     """Return a mistake with the nearest of the names that there are, or of the values."""
-    kind, message, context = problem["type"], problem["msg"], problem.get("ctx", {})
+    kind, context = problem["type"], problem.get("ctx", {})
+    # Dagster makes the error anew, of pydantic's own types only.
     if kind == "extra_forbidden":
-        kind, message = UNKNOWN_NAME, "is unknown" + nearest(str(problem["loc"][-1]), names)
+        unknown = UnknownNameError("is unknown" + nearest(str(problem["loc"][-1]), names))
+        kind, context = "value_error", {"error": unknown}
     elif kind == "literal_error":
         values = re.findall("'([^']*)'", context["expected"])
-        kind, message = UNKNOWN_VALUE, message + nearest(str(problem["input"]), values)
-    is_ours = kind in {UNKNOWN_NAME, UNKNOWN_VALUE}
-    return {
-        "type": PydanticCustomError(kind, message) if is_ours else kind,
-        "loc": problem["loc"],
-        "input": problem["input"],
-        "ctx": {} if is_ours else context,
-    }
+        kind, context = "value_error", {"error": ValueError(problem["msg"] + nearest(str(problem["input"]), values))}
+    return {"type": kind, "loc": problem["loc"], "input": problem["input"], "ctx": context}
 
 
 # What to write in YAML, instead of the names of Python's types.
@@ -241,8 +240,8 @@ def _located(error: ValidationError) -> Iterator[tuple[Position, str, bool]]:
 def _mistakes(error: ValidationError) -> Iterator[tuple[ErrorDetails, str]]:
     for problem in error.errors():
         position = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == UNKNOWN_NAME:
-            yield problem, f"{position} {problem['msg']}"
+        if isinstance(cause := problem.get("ctx", {}).get("error"), UnknownNameError):
+            yield problem, f"{position} {cause}"
             continue
         message = problem["msg"].removeprefix("Value error, ")
         message = SHAPES.get(problem["type"], message)

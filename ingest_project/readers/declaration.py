@@ -38,7 +38,8 @@ OWN_TABLES = frozenset(
     {
         *("activity_hour_spans", "activity_hours", "aggregated_metrics", "alembic_version", "alert_leases"),
         *("alert_messages", "alert_samples", "attachment_events", "attachment_replays", "attachments", "contents"),
-        *("device_metrics", "download_outcomes", "eventhouse_positions", "file_statistics", "files", "incidents"),
+        *("device_metrics", "download_outcomes", "eventhouse_positions", "file_statistics", "files"),
+        *("ignored_notifications", "incidents"),
         *("lost_offsets", "metric_minutes", "metric_progress", "metric_totals", "operator_action_items"),
         *("operator_actions", "opportunities", "outbox", "paused_capabilities", "polling_jobs", "projects"),
         *("quarantined_rows", "raw_sensor_data", "sink_positions", "skipped_offsets", "stream_hour_spans"),
