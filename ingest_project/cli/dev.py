@@ -87,18 +87,19 @@ def printed(console: Console) -> Report:
     def report(step: str, state: StepState) -> None:
         if state in (StepState.STARTING, StepState.STOPPING):
             started[step] = time.monotonic()
-        seconds = time.monotonic() - started.get(step, time.monotonic())
-        console.print(_line(escape(printable(step)), state, seconds), highlight=False)
+        # The start of a part that is started again is not reported.
+        took = f" [dim]({time.monotonic() - started[step]:.1f} s)[/]" if step in started else ""
+        console.print(_line(escape(printable(step)), state, took), highlight=False)
 
     return report
 
 
-def _line(step: str, state: StepState, seconds: float) -> str:
+def _line(step: str, state: StepState, took: str) -> str:
     match state:
         case StepState.STARTING:
             return f"[dim]Starting {step} …[/]"
         case StepState.READY:
-            return f"[green]✓[/] {step} is ready [dim]({seconds:.1f} s)[/]"
+            return f"[green]✓[/] {step} is ready{took}"
         case StepState.EXTERNAL:
             return f"[green]✓[/] {step}: as set"
         case StepState.NOTE:
@@ -106,7 +107,7 @@ def _line(step: str, state: StepState, seconds: float) -> str:
         case StepState.STOPPING:
             return f"[dim]Stopping {step} …[/]"
         case StepState.STOPPED:
-            return f"[green]✓[/] {step} has stopped [dim]({seconds:.1f} s)[/]"
+            return f"[green]✓[/] {step} has stopped{took}"
 
 
 def migrate(

@@ -28,7 +28,7 @@ from ingest_project.core.console import (
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
-from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot
+from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot, with_dead_letters
 from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.run_records import DagsterRecords
 
@@ -113,6 +113,7 @@ def status(
         snapshot = take_snapshot(services, records)
     else:
         snapshot = wait_for_idle(services, records, wait_until_idle)
+    snapshot = with_dead_letters(services, snapshot)
     if as_json:
         print_json(as_record(snapshot))
     else:
@@ -175,6 +176,7 @@ def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
         "unreported": snapshot.unreported,
         "oldest_unfinished": snapshot.oldest_unfinished,
         "runs": dagster.runs if dagster else None,
+        "dead_letters": snapshot.dead_letters,
         "paused": snapshot.paused,
         "problems": snapshot.problems,
     }
@@ -196,6 +198,9 @@ def print_status(snapshot: SystemSnapshot) -> None:
         later = sum(one.later for one in warehouse.work.values()) if warehouse else 0
         waiting = counted(later, "attachment waits for its time", "attachments wait for their time")
         say(f"Idle: nothing is due and nothing runs{f'; {waiting}' if later else ''}.", style="green")
+    if letters := snapshot.dead_letters:
+        on = ", ".join(f"{number:,} on {topic}" for topic, number in letters.items())
+        say(f"Dead letters are kept: {on}. `ingest dlq list {next(iter(letters))}` shows why.", style="yellow")
 
 
 def _facts(snapshot: SystemSnapshot) -> Iterator[tuple[str, object]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from ingest_project.contracts.files import (
     file_type_of,
 )
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
-from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.errors import FileRejectedError, UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.platform import tracing
 from ingest_project.platform.http import printable_url
@@ -89,6 +89,8 @@ def send_file_event(
     settings = load_settings().settings
     event = file_event(path, settings, _format(profile), trace_id or str(uuid.uuid4()))
     raw = checked(event, partial(_accepted_file_event, settings))
+    # One that is not on this host too: the folders are those of the system that ingests it.
+    open_source({"source_type": "local"}, SourceContext(settings)).require_allowed(event.file_path)
     topics = settings.topics
     if short:
         raw = msgspec.json.encode({"file_path": event.file_path, "file_name": event.file_name})
@@ -108,7 +110,23 @@ def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
 
     event = decode_file_event(raw)
     load_declarations(settings).require_accepted(event)
+    _require_profile(settings, event.metadata)
     return event
+
+
+def _require_profile(settings: Settings, metadata: Mapping[str, Any]) -> None:
+    """Refuse a reader profile that no dataset has."""
+    from ingest_project.readers.datasets import load_declarations  # imports Polars
+    from ingest_project.readers.profiles import load_profiles  # as above
+
+    if "format" not in metadata:
+        return
+    name, profiles = str(metadata["format"]), load_profiles(settings.file_ingest.profiles)
+    if not any(name in one.profiles(profiles) for one in load_declarations(settings).values()):
+        try:
+            profiles.named(name)
+        except FileRejectedError as error:
+            raise typer.BadParameter(str(error)) from error
 
 
 @app.command("polling-job")
@@ -121,10 +139,16 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     http: Annotated[str | None, _address("a web listing", "https://host/in/")] = None,
     onelake: Annotated[str | None, _address("OneLake", "workspace/item.Lakehouse/Files/in")] = None,
     dummy: Annotated[
-        bool, typer.Option("--dummy", help="Look in the example files.", rich_help_panel="Where to look")
+        bool,
+        typer.Option("--dummy", help="Look in the example files, INGEST_DUMMY_ROOT.", rich_help_panel="Where to look"),
     ] = False,
     source_type: Annotated[
-        str | None, typer.Option(help="Any kind of source by its name.", rich_help_panel="Where to look")
+        str | None,
+        typer.Option(
+            help="Any kind of source by its name.",
+            show_default="local for a --path outside of INGEST_DUMMY_ROOT, dummy otherwise",
+            rich_help_panel="Where to look",
+        ),
     ] = None,
     path: Annotated[
         str | None, typer.Option(help="Folder, prefix or listing address.", rich_help_panel="Where to look")
@@ -156,6 +180,9 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
 ) -> None:
     """Poll a source: each new file in it is ingested."""
     by_address = {"local": local, "s3": s3, "ftp": ftp, "sftp": sftp, "http": http, "onelake": onelake}
+    settings = load_settings().settings
+    if path is not None and source_type is None and not dummy and not _is_example(path, settings):
+        source_type = "local"
     config = _source_config(by_address, source_type, path, dummy=dummy) | pairs_of(source, "--source")
     if credentials is not None:
         config["credentials"] = credentials
@@ -167,8 +194,9 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         metadata=pairs_of(metadata, "--metadata") | ({"format": profile} if profile else {}),
         trace_id=trace_id or str(uuid.uuid4()),
     )
-    services = PollingResources(load_settings().settings)
+    services = PollingResources(settings)
     raw = checked(job, decode_polling_job)
+    _require_profile(settings, job.metadata)
     sent = deliver(services, services.settings.topics.polling_queue, job.job_id, raw, job.trace_id)
     if not (wait and as_json):
         print_sent(sent, f"polling job {job.job_id}: {job.source_type} {job.path}, files {pattern}", as_json=as_json)
@@ -344,6 +372,11 @@ def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, Any]:
 
 def _format(profile: str | None) -> dict[str, Any]:
     return {"format": profile} if profile else {}
+
+
+def _is_example(path: str, settings: Settings) -> bool:
+    """Tell whether a folder is in that of the example files."""
+    return Path(path).resolve().is_relative_to(settings.polling.dummy_root.resolve())
 
 
 def _source_config(

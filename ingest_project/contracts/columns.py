@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import polars as pl
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -27,7 +25,7 @@ from pydantic import (
 )
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes, nearest, only_known_names
+from ingest_project.core.yaml_models import Declared, mistakes, nearest
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -115,7 +113,7 @@ def _known_owner(owner: str) -> str:
 Owners = tuple[Annotated[str, AfterValidator(_known_owner)], ...]
 
 
-class Column(BaseModel):
+class Column(Declared):
     """One column of a dataset or a stream.
 
     Args:
@@ -129,8 +127,6 @@ class Column(BaseModel):
         unit: of the values.
         description: shown to users.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"), AfterValidator(_free_name)]
     type: Annotated[str, AfterValidator(_known_type), WithJsonSchema({"type": "string", "pattern": ANY_TYPE})]
@@ -215,11 +211,12 @@ class StreamColumn(Column):
 
     Args:
         path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
-        epoch: of a timestamp that is sent as a number: what the number counts since 1970, UTC.
+        epoch: of a timestamp that is sent as a number, or a text of one: what it counts since 1970, UTC. Digits beyond
+            the microsecond are left out.
     """
 
     path: str = ""
-    epoch: Literal["seconds", "milliseconds", "microseconds"] | None = None
+    epoch: Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None = None
 
     @field_validator("path")
     @classmethod

@@ -293,8 +293,10 @@ def _start_dependents(stack: Stack) -> None:
 
 
 def _environment(stack: Stack) -> dict[str, str]:
-    home = {"DAGSTER_HOME": str(stack.home.folder)} if stack.home else {}
-    return child_environment(stack.loaded, os.environ) | home
+    own = {"DAGSTER_HOME": str(stack.home.folder)} if stack.home else {}
+    if stack.monitor_url and not stack.settings.monitor.url:
+        own["INGEST_MONITOR_URL"] = stack.monitor_url
+    return child_environment(stack.loaded, os.environ) | own
 
 
 def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:

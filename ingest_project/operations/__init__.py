@@ -19,7 +19,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.capability import Attachments
-from ingest_project.file_ingest.capability import FileIngest
+from ingest_project.file_ingest.capability import FileIngest, declaration_stamps
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
 from ingest_project.platform.database import reading, writing
@@ -83,6 +83,14 @@ Series = tuple[str, tuple[str, ...]]
 
 class SystemResources(PollingResources, FileIngestResources, AttachmentResources, DeclaredStreamResources):
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
+
+    def reload_declarations(self) -> None:
+        """Forget the declared datasets and streams if a file of theirs has changed since the last call."""
+        stamps = declaration_stamps(self.settings)
+        if stamps != self.__dict__.setdefault("_declaration_stamps", stamps):
+            self.__dict__["_declaration_stamps"] = stamps
+            for cached in ("datasets", "declared_streams", "_delta_streams"):
+                self.__dict__.pop(cached, None)
 
 
 # In the order in which data flows: work moves on to a later capability, never to an earlier one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -23,7 +23,14 @@ from ingest_project.operations import CAPABILITIES, RunningTotals, Series, Syste
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
 from ingest_project.operations.pausing import Pause, read_pauses
-from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag
+from ingest_project.operations.topics import (
+    BrokerState,
+    LagMeter,
+    TopicLag,
+    dead_letters_on,
+    topics_of_dead_letters,
+)
+from ingest_project.platform.actions import ActionRecord, interrupted_actions
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
     DagsterRecords,
@@ -33,6 +40,7 @@ from ingest_project.platform.dagster.run_records import (
     SensorOnRecord,
 )
 from ingest_project.platform.database import reading
+from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project.platform.runtime import Disk
 
 logger = get_logger(__name__)
@@ -43,6 +51,7 @@ SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
 MAX_SOURCES = 200
+INTERRUPTED_FOR = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,14 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
         totals: counters since the beginning.
         failures: the last ones, newest first.
         paused: capabilities that an operator has paused.
+        interrupted: actions of the last day whose process was killed.
     """
 
     work: Mapping[str, WorkState]
     totals: Mapping[Series, float] = {}
     failures: tuple[Failure, ...] = ()
     paused: tuple[Pause, ...] = ()
+    interrupted: tuple[ActionRecord, ...] = ()
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
@@ -179,6 +190,12 @@ class SystemSnapshot:
         return self.broker.present.topics if self.broker.present else ()
 
     @property
+    def dead_letters(self) -> dict[str, int]:
+        """Dead letters that are kept, by topic; only topics with any, and none where the broker could not be read."""
+        letters = self.broker.present.dead_letters if self.broker.present else ()
+        return {one.topic: one.kept for one in letters if one.kept}
+
+    @property
     def paused(self) -> tuple[Pause, ...]:
         """Capabilities that an operator has paused, as far as is known."""
         return self.warehouse.value.paused if self.warehouse.value else ()
@@ -254,6 +271,21 @@ def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemS
     return snapshot
 
 
+def with_dead_letters(services: SystemResources, snapshot: SystemSnapshot) -> SystemSnapshot:
+    """Count the dead letters as well; a broker that did not answer is not asked again."""
+    broker = snapshot.broker.present
+    if broker is None or any(lag.waiting is None for lag in broker.topics):
+        return snapshot
+    states, topics = TopicStates(services.settings.kafka), topics_of_dead_letters(services, consumed_topics(services))
+
+    def read() -> BrokerState:
+        letters = tuple(dead_letters_on(services, topic, states) for topic in topics)
+        return msgspec.structs.replace(broker, dead_letters=letters)
+
+    counted_too = sample_of(read)
+    return replace(snapshot, broker=replace(counted_too, value=counted_too.value or broker))
+
+
 def consumed_topics(services: SystemResources) -> tuple[ConsumedTopic, ...]:
     """Return every topic that is read, in the order in which data flows."""
     return tuple(topic for capability in CAPABILITIES for topic in capability.topics(services))
@@ -271,7 +303,9 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
     with reading(services.engine) as connection:
         paused = read_pauses(connection)
-        return WarehouseState(work=work, totals=counters, failures=_failures(connection), paused=paused)
+        interrupted = interrupted_actions(connection, datetime.now(UTC) - INTERRUPTED_FOR)
+        failures = _failures(connection, interrupted)
+    return WarehouseState(work=work, totals=counters, failures=failures, paused=paused, interrupted=interrupted)
 
 
 def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> WarehouseState:
@@ -334,9 +368,14 @@ def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
     return Sample(value, datetime.now(UTC), time.monotonic() - began)
 
 
-def _failures(connection: sa.Connection) -> tuple[Failure, ...]:
-    """Read the last entries of all queues that need a person, newest first."""
-    found: list[Failure] = []
+def _failures(connection: sa.Connection, interrupted: Iterable[ActionRecord]) -> tuple[Failure, ...]:
+    """Read the last entries of all queues that need a person, and such actions, newest first."""
+    found = [
+        Failure(
+            "action", one.action_id, one.outcome, f"{one.action} by {one.who}. {one.detail}", one.started_at, None, None
+        )
+        for one in interrupted
+    ]
     for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
         columns, route = queue.table.c, sa.literal("") if queue.routes is None else queue.routes
         for state in queue.failed_states:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import msgspec
@@ -15,8 +16,12 @@ import msgspec
 from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.platform.capability import Cluster, ConsumedTopic
 from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError, SensorOnRecord
+from ingest_project.platform.kafka.dead_letters import newest_letters
 from ingest_project.platform.kafka.offsets import Positions, TopicStates, committed_positions
 from ingest_project.platform.runtime import Runtime
+
+# Of one partition; more than any sensible threshold.
+MAX_RECENT = 5_000
 
 
 class MeasuredFrom(StrEnum):
@@ -199,11 +204,14 @@ class DeadLetters(msgspec.Struct, frozen=True):
     Args:
         written: messages ever written since the topic was created.
         kept: of those, the ones that retention has left.
+        older: of those, the ones before the window of alerts that ended when this process first saw the topic; None
+            where that is unknown, or longer ago than the window.
     """
 
     topic: str
     written: int
     kept: int
+    older: int | None = None
 
 
 class BrokerState(msgspec.Struct, frozen=True):
@@ -231,6 +239,7 @@ class BrokerPoll:
         self._topics = topics
         self._states = TopicStates(services.settings.kafka)
         self._movement = Movement()
+        self._older: dict[str, tuple[int, float]] = {}
 
     def __call__(self) -> BrokerState:
         """Read it once.
@@ -240,12 +249,26 @@ class BrokerPoll:
         """
         # The dead letters first: they find out whether the broker answers.
         topics = tuple(self._topics())
-        known = (*self._services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
-        letters = tuple(
-            dead_letters_on(self._services, one, self._states) for one in dict.fromkeys(filter(None, known))
-        )
+        letters = tuple(map(self._letters_on, topics_of_dead_letters(self._services, topics)))
         lags = LagMeter(self._services, self._records).lags_of(topics)
         return BrokerState(lags, self._movement.stalled(lags, time.monotonic()), letters)
+
+    def _letters_on(self, topic: str) -> DeadLetters:
+        letters = dead_letters_on(self._services, topic, self._states)
+        if topic not in self._older:
+            window = self._services.settings.alerts.policy("dead_letters", {"topic": topic}).window_seconds or 0
+            began = datetime.now(UTC) - timedelta(seconds=window)
+            recent = newest_letters(self._services.range_reader, topic, MAX_RECENT, lambda _: True, began)
+            older = letters.written - sum(1 for _ in recent) if letters.kept else letters.written
+            self._older[topic] = older, time.monotonic() + window
+        older, until = self._older[topic]
+        return msgspec.structs.replace(letters, older=older if time.monotonic() < until else None)
+
+
+def topics_of_dead_letters(services: Runtime, topics: Iterable[ConsumedTopic]) -> list[str]:
+    """Return the topics of dead letters: those of the settings, and those of the consumed topics."""
+    known = (*services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
+    return [*dict.fromkeys(filter(None, known))]
 
 
 def dead_letters_on(services: Runtime, topic: str, states: TopicStates | None = None) -> DeadLetters:

@@ -16,13 +16,10 @@ from pydantic import ValidationError
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.yaml_models import AsWritten, mistakes_in, yaml_content, yaml_files
+from ingest_project.core.yaml_models import AsWritten, mistakes_in, nearest, yaml_content, yaml_files
 from ingest_project.readers.profile_parts import (
-    CellRule,
-    Footer,
     NumberLayout,
     Quantity,
-    SkippedRows,
     TimestampLayout,
     first_group,
 )
@@ -48,7 +45,6 @@ logger = get_logger(__name__)
 
 SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
-PROFILE_PARTS = (TimestampLayout, NumberLayout, Quantity, CellRule, SkippedRows, Footer)
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,8 @@ class Profiles(Mapping[str, ReaderProfile]):
         if broken:
             raise FileRejectedError("broken_profile", f"The reader profile {name!r} cannot be used: {' '.join(broken)}")
         nameless = "".join(f" Not usable: {profile.problem}" for profile in self.broken if profile.name is None)
-        raise FileRejectedError("unknown_profile", f"No reader profile {name!r}. Known: {', '.join(self)}.{nameless}")
+        known = f"{nearest(name, self)}. Known: {', '.join(self)}."
+        raise FileRejectedError("unknown_profile", f"No reader profile {name!r}{known}{nameless}")
 
 
 class _Shipped(Mapping[str, ReaderProfile]):
@@ -172,7 +169,7 @@ def read_profile(path: Path) -> ReaderProfile:
     try:
         return ReaderProfile.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a reader profile", error, ReaderProfile, *PROFILE_PARTS)) from None
+        raise SettingsError(mistakes_in(path, "a reader profile", error)) from None
 
 
 def _name_in(path: Path) -> str | None:

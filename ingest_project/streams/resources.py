@@ -57,9 +57,11 @@ class DeclaredStreamResources(UserActivityResources):
         """Return a declared stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
         from ingest_project.streams.delta.declared import declared_delta_stream  # brings Polars
 
-        if declaration.name not in self._delta_streams:
-            self._delta_streams[declaration.name] = declared_delta_stream(declaration, self)
-        return self._delta_streams[declaration.name]
+        # Another thread may have the declarations read again meanwhile.
+        known = self._delta_streams
+        if declaration.name not in known:
+            known[declaration.name] = declared_delta_stream(declaration, self)
+        return known[declaration.name]
 
     def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
         """Return the sink of a declared stream whose rows are stored by key."""

@@ -77,6 +77,22 @@ def test_a_local_folder_of_this_host_is_sent_with_its_whole_path(
     assert decode_polling_job(only_message("polling-queue").value).path == str(tmp_path / "in")
 
 
+def test_a_path_outside_of_the_examples_is_a_local_folder(
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    assert ingest("send", "polling-job", "--path", "in").exit_code == 0
+    job = decode_polling_job(only_message("polling-queue").value)
+    assert (job.source_type, job.path) == ("local", str(tmp_path / "in"))
+
+
+def test_a_path_in_the_examples_is_the_source_of_the_examples(
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
+) -> None:
+    assert ingest("send", "polling-job", "--path", "./dummy_data").exit_code == 0
+    assert decode_polling_job(only_message("polling-queue").value).source_type == "dummy"
+
+
 def as_soon_as_it_is_there(only_message: Callable[[str], ConsumerRecord], topic: str) -> ConsumerRecord:
     give_up_at = time.monotonic() + 60
     while time.monotonic() < give_up_at:
@@ -140,14 +156,18 @@ def test_a_file_event_names_the_version_that_is_there(
 
 
 def test_a_file_event_for_a_file_of_another_host_leaves_the_version_open(
-    ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("INGEST_LOCAL_ROOTS", "/data/elsewhere")
     assert ingest("send", "file-event", "/data/elsewhere/b.xlsx").exit_code == 0
     event = decode_file_event(only_message("file-event-queue").value)
     assert (event.file_path, event.size_bytes, event.modified_at) == ("/data/elsewhere/b.xlsx", None, None)
 
 
-def test_the_short_form_has_path_and_name_only(ingest: Ingest, only_message: Callable[[str], ConsumerRecord]) -> None:
+def test_the_short_form_has_path_and_name_only(
+    ingest: Ingest, only_message: Callable[[str], ConsumerRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INGEST_LOCAL_ROOTS", "/data/elsewhere")
     assert ingest("send", "file-event", "/data/elsewhere/b.csv", "--short").exit_code == 0
     assert only_message("file_events").value == b'{"file_path":"/data/elsewhere/b.csv","file_name":"b.csv"}'
 
@@ -200,6 +220,9 @@ def test_a_download_task_arrives_as_requested_and_names_its_attachment(
         (["polling-job", "--metadata", "novalue"], "KEY=VALUE"),
         (["polling-job", "--source", "password=x"], "password"),
         (["polling-job", "--priority", "urgent"], "urgent"),
+        (["polling-job", "--dummy", "--format", "luftdatn"], "luftdaten?"),
+        (["polling-job", "--metadata", "format=nothing"], "No reader profile 'nothing'"),
+        (["file-event", "dummy_data/a.csv", "--format", "luftdatn"], "luftdaten?"),
         (["file-event", "notes.txt"], "csv"),
         (["attachment-event", "https://files.example/a"], "--domain"),
         (["attachment-event", "--domain", " "], "domain"),
@@ -221,9 +244,10 @@ def test_a_file_outside_the_roots_is_refused_with_the_setting_that_would_allow_i
     ingest: Ingest, tmp_path: Path
 ) -> None:
     (tmp_path / "a.csv").write_text("x\n")
-    result = ingest("send", "file-event", "a.csv")
-    assert result.exit_code == 1
-    assert "INGEST_LOCAL_ROOTS" in result.err
+    for path in ("a.csv", "/srv/missing.csv"):
+        result = ingest("send", "file-event", path)
+        assert result.exit_code == 1
+        assert "INGEST_LOCAL_ROOTS" in result.err
 
 
 def test_a_broker_that_is_away_is_one_line_and_exit_code_1(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,19 @@ def test_an_idle_system_is_said_to_be_idle(
     assert waited.json["going_on"] == []
 
 
+def test_an_idle_system_with_dead_letters_says_how_many_it_keeps_on_which_topic(
+    ingest: Ingest, system: SystemResources, any_instance: DagsterInstance
+) -> None:
+    del any_instance
+    before = ingest("status", "--json").json["dead_letters"].get("polling-queue.dlq", 0)
+    send(system, "polling-queue.dlq", 2)
+    assert ingest("status", "--json").json["dead_letters"]["polling-queue.dlq"] == before + 2
+    waited = ingest("status", "--wait-until-idle", "5")
+    assert waited.exit_code == 0
+    assert f"{before + 2} on polling-queue.dlq" in waited.out
+    assert "ingest dlq list polling-queue.dlq" in waited.out
+
+
 def test_lag_is_measured_from_the_cursor_that_ticked_last(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:

@@ -16,6 +16,7 @@ from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, 
 from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import READINGS
 from ingest_project.readers.profiles import TimestampLayout, load_profiles
+from ingest_project_tests.fuzz import examples
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 TYPES = {"temperature": SensorType(units=("C", "°C"), min=-50, max=60), "level": SensorType(min=0)}
@@ -134,7 +135,7 @@ Text = st.sampled_from(
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(READINGS.columns, Text)), max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_row_has_exactly_one_outcome_and_every_reason_is_a_rule(rows: list[dict[str, str | None]]) -> None:
     outcome = validate(table(*rows), rules("quarantine"))
     lines = [*outcome.accepted["line_number"], *outcome.rejected["line_number"]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance
@@ -16,11 +18,14 @@ from dagster_shared.error import SerializableErrorInfo
 
 from ingest_project.core.settings import Settings
 from ingest_project.operations import snapshot
+from ingest_project.operations.alerts.conditions import assess
+from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.monitor import Line, Monitor, Poller, daemon_line, readiness, sensors_line, topics_line
 from ingest_project.operations.snapshot import DagsterState, Sample
 from ingest_project.operations.topics import BrokerState, Movement, TopicLag
 from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
 from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.cli.test_status import save_cursor
 from ingest_project_tests.services.kafka import FaultyBroker
 
@@ -45,6 +50,34 @@ def test_with_everything_there_every_line_is_ok(
     lines = lines_of(Monitor(on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)))
     assert [name for name, line in lines.items() if not line.ok] == [], lines
     assert list(lines) == ["broker", "warehouse", "dagster storage", "daemon", "sensors", "topics", "disk"]
+
+
+def test_a_stream_that_is_declared_while_the_monitor_runs_is_seen_with_its_earlier_dead_letters(
+    settings_of: Callable[..., Settings],
+    sqlite_url: str,
+    embedded_broker: FaultyBroker,
+    tmp_path: Path,
+    dagster_instance: DagsterInstance,
+) -> None:
+    settings = on_record(settings_of(sqlite_url, embedded_broker.bootstrap_servers), dagster_instance)
+    settings = settings.model_copy(update={"declarations": tmp_path / "declared"})
+    monitor = Monitor(settings)
+    try:
+        assert "orders" not in {one.topic for one in monitor.poll_now().topics}
+        monitor.services.writer.send_all("orders.dlq", [ProducerRecord(b"{}") for _ in range(2)])
+        folder = settings.declarations / "orders"
+        folder.mkdir(parents=True)
+        columns = {"columns": [{"name": "id", "type": "text"}], "topic": "orders"}
+        declared = {"type": "ingest_project.TopicStream", "attributes": columns}
+        (folder / "defs.yaml").write_text(json.dumps(declared))
+        seen = monitor.poll_now()
+    finally:
+        monitor.stop()
+    assert "orders" in {one.topic for one in seen.topics}
+    # The history of a series begins with what it was when it was first seen.
+    history = History({"dead/orders.dlq": [(seen.at, 2.0)]})
+    letters = [one for one in assess(seen, history).findings if one.condition == "dead_letters"]
+    assert [(one.name, one.value) for one in letters] == [("dead_letters/orders.dlq", 2)]
 
 
 def test_each_part_that_is_away_is_down_alone(

@@ -37,7 +37,7 @@ class Condition(NamedTuple):
         threshold: value from which it holds; None where only a rule can know it.
         window_seconds: time over which the value is measured; None where it is a value of the moment.
         after_seconds: how long it must hold before anybody is told.
-        remedy: what to do, one sentence.
+        remedy: what to do, one sentence; `{subject}` stands for the incident's name without the condition.
     """
 
     severity: Severity
@@ -46,6 +46,10 @@ class Condition(NamedTuple):
     window_seconds: float | None = None
     after_seconds: float = 0.0
     remedy: str = ""
+
+    def remedy_for(self, incident: str) -> str:
+        """Return what to do about an incident, by its name."""
+        return self.remedy.replace("{subject}", incident.partition("/")[2])
 
 
 CONDITIONS: Mapping[str, Condition] = {
@@ -72,14 +76,15 @@ CONDITIONS: Mapping[str, Condition] = {
         "messages",
         1.0,
         15 * MINUTE,
-        remedy="Read the reasons with `ingest dlq list`, correct, then redrive.",
+        remedy="Read the reasons with `ingest dlq list {subject}`, correct, then redrive.",
     ),
     "quarantine": Condition(
         "warning",
         "share",
         0.2,
         30 * MINUTE,
-        remedy="Read the reasons with `ingest quarantine list`, correct, ingest again.",
+        remedy="Read the reasons with `ingest quarantine list`, of single rows with `ingest quarantine show KEY`, "
+        "correct, ingest again.",
     ),
     "baseline": Condition(
         "warning",
@@ -93,6 +98,11 @@ CONDITIONS: Mapping[str, Condition] = {
     ),
     "freshness": Condition(
         "warning", "seconds", remedy="Ask the sender; `ingest sources test NAME` shows what a source has."
+    ),
+    "interrupted_action": Condition(
+        "warning",
+        window_seconds=DAY,
+        remedy="Its record says what was done: `ingest audit ID`. Perform it again: nothing is done twice.",
     ),
     "declaration": Condition("warning", remedy="Correct the file that is named, or the stream's first message."),
 }

@@ -20,6 +20,7 @@ from ingest_project.core.settings.alerts import CONDITIONS
 
 MAX_TEXT = 500
 SHOWN_EXAMPLES = 3
+SHOWN_CONDITIONS = 5
 DOCUMENTATION = "docs/monitoring.md#conditions"
 
 
@@ -75,11 +76,18 @@ _HARMLESS = str.maketrans({"<": "\u2039", ">": "\u203a", "@": "@\u200b"})
 
 
 def title_of(environment: str, alerts: Sequence[Alert]) -> str:
-    """Return a subject line: the alert, or how many of each kind."""
+    """Return a subject line: the alert, or how many of each status, with their conditions."""
     if len(alerts) == 1:
         return f"[{environment}] {_heading(alerts[0])}"
-    numbers = {status: sum(alert.status == status for alert in alerts) for status in ("firing", "reminder", "resolved")}
-    return f"[{environment}] " + ", ".join(f"{number} {status}" for status, number in numbers.items() if number)
+    found = {status: [one for one in alerts if one.status == status] for status in ("firing", "reminder", "resolved")}
+    return f"[{environment}] " + "; ".join(
+        f"{len(each)} {status}: {_conditions_of(each)}" for status, each in found.items() if each
+    )
+
+
+def _conditions_of(alerts: Sequence[Alert]) -> str:
+    names = dict.fromkeys(plain(one.condition or one.incident, 60).replace("_", " ") for one in alerts)
+    return ", ".join([*names][:SHOWN_CONDITIONS]) + (", …" if len(names) > SHOWN_CONDITIONS else "")
 
 
 def text_of(environment: str, alerts: Sequence[Alert]) -> str:

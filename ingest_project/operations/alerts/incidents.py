@@ -451,7 +451,7 @@ def _alert(row: sa.RowMapping) -> Alert:
         value=row["value"],
         threshold=row["threshold"],
         examples=tuple(row["examples"]),
-        remedy=CONDITIONS[row["condition"]].remedy if row["condition"] in CONDITIONS else "",
+        remedy=CONDITIONS[row["condition"]].remedy_for(row["name"]) if row["condition"] in CONDITIONS else "",
     )
 
 

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, takewhile
 
 import msgspec
 import sqlalchemy as sa
@@ -121,6 +121,7 @@ OFFSETS_AT_A_TIME = 500
 MAX_BYTES_AT_A_TIME = 32 * 1024**2
 
 
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 BEGINNING_BYTES = 60
 
 
@@ -151,7 +152,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def newest_letters(
-    reader: RangeReader, topic: str, limit: int, wanted: Callable[[ConsumerRecord], bool]
+    reader: RangeReader,
+    topic: str,
+    limit: int,
+    wanted: Callable[[ConsumerRecord], bool],
+    since: datetime = BEGINNING,
 ) -> Iterator[tuple[ConsumerRecord, str]]:
     """Yield the newest letters of each partition of a topic, each with the topic's id; no topic has none.
 
@@ -160,6 +165,7 @@ def newest_letters(
         topic: of dead letters.
         limit: most of one partition.
         wanted: selects letters.
+        since: leave out all before the newest one that was written earlier.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -168,7 +174,10 @@ def newest_letters(
     if backlog is None:
         return
     for partition in sorted(backlog.ends):
-        letters = filter(wanted, _newest_first(reader, topic, backlog, partition))
+        recent = takewhile(
+            lambda one: (one.timestamp or since) >= since, _newest_first(reader, topic, backlog, partition)
+        )
+        letters = filter(wanted, recent)
         yield from ((letter, backlog.topic_id) for letter in islice(letters, limit))
 
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, plain
+from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, plain, title_of
 from ingest_project.operations.alerts.channels import (
     CHANNELS,
     channels,
@@ -32,6 +32,12 @@ from ingest_project_tests.services.alert_receivers import Listener, MailServer
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BEGUN = [Alert("firing", "job/a", "The last run of a failed.", "http://ui/runs/1", NOW)]
+
+
+def test_the_subject_of_several_alerts_names_their_conditions() -> None:
+    letters = Alert("firing", "dead_letters/t.dlq", "2 new", "http://ui/", NOW, condition="dead_letters")
+    over = Alert("resolved", "lag/t", "much", "http://ui/", NOW, NOW, condition="lag")
+    assert title_of("test", [letters, *BEGUN, over]) == "[test] 2 firing: dead letters, job/a; 1 resolved: lag"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

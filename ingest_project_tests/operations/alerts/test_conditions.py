@@ -138,6 +138,7 @@ def test_new_dead_letters_are_found_and_old_ones_are_not() -> None:
     (one,) = found(snapshot(broker=broker), steps).findings
     assert (one.name, one.value) == ("dead_letters/t.dlq", 2)
     assert one.summary == "2 new dead letters on t.dlq in 15 min."
+    assert "`ingest dlq list t.dlq`" in CONDITIONS[one.condition].remedy_for(one.name)
     assert names(snapshot(broker=broker), {"dead/t.dlq": [(NOW, 7.0)], "dead/u.dlq": [(NOW, 7.0)]}) == []
     # Created again: everything in it is new.
     assert names(snapshot(broker=broker), {**steps, "dead/u.dlq": [(NOW - timedelta(days=1), 900.0)]}) == [
