@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -87,7 +87,7 @@ app.command("replay")(of_attachments.replay_dead)
 def list_topics(*, as_json: AsJson = False) -> None:
     """List the topics of dead letters, how many each has, and which topics' letters these are."""
     services = SystemResources(load_settings().settings)
-    found = [
+    found: list[dict[str, Any]] = [
         {"topic": topic, "of": [one.topic for one in origins], "written": letters.written, "kept": letters.kept}
         for topic, origins in dead_letter_topics(services).items()
         if (letters := dead_letters_on(services, topic))

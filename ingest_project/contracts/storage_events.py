@@ -17,7 +17,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import msgspec
 
-from ingest_project.contracts import require_readable_size
+from ingest_project.contracts import plainly, require_readable_size
 from ingest_project.contracts.files import VERSION_ID, FileEvent, checked
 from ingest_project.core.errors import UnreadableMessageError
 
@@ -167,7 +167,7 @@ def _add(notification: StorageNotification, which: str, name: str, record: Any) 
     try:
         event = _file_of(name, record)
     except (msgspec.ValidationError, UnreadableMessageError, ValueError) as error:
-        notification.rejected.append(f"{which}{str(error).removesuffix('.')[:300]}")
+        notification.rejected.append(f"{which}{plainly(error).removesuffix('.')[:300]}")
         return
     if event is None:
         notification.ignored[name[:MAX_NAME_OF_EVENT]] += 1

@@ -153,7 +153,7 @@ def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: Sch
         b'"amount": 1e999999999': "amount_not_a_decimal",
         b'"amount": "NaN"': "amount_not_a_decimal",
         b'"amount": null': "amount_missing",
-        b'"amount": true': "Expected `decimal | null`",
+        b'"amount": true': "$.amount must be a decimal number, is true or false",
     }
     cases = [good, *(good.replace(amount, one) for one in bad), b"[]", b"{", b"\xff", b"", good + b"x"]
     rows, refused = decoded(contract("json"), *received(*cases))
@@ -169,7 +169,7 @@ def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: Sch
     [
         ("quantity", 2**63, "quantity_not_an_integer"),
         ("quantity", 1.5, "$.quantity"),
-        ("quantity", True, "$.quantity"),
+        ("quantity", "many", "$.quantity must be a whole number, is text"),
         ("weight", 2**53 + 1, None),
         ("placed_at", "2026-02-30T00:00:00Z", "placed_at_not_a_timestamp"),
         ("placed_at", "0001-01-01T00:00:00+14:00", "placed_at_not_a_timestamp"),
