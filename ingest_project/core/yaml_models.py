@@ -136,6 +136,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {guess[0]}?" if guess else ""
 
 
+def nearest_or_known(name: str, names: Iterable[str]) -> str:
+    """Return a question for the most similar of some names, or else a sentence with all."""
+    known = list(names)
+    return nearest(name, known) or f". Known: {', '.join(known) or 'none'}."
+
+
 # What to write in YAML, instead of the names of Python's types.
 SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(

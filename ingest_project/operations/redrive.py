@@ -24,6 +24,7 @@ from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.attachments import attachment_key, decode_download_task
+from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.items import store_bisecting
 from ingest_project.operations import SystemResources
@@ -368,7 +369,8 @@ def select(services: SystemResources, request: ActionRequest) -> Selection:
             notes.append(f"Only {examined:,} letters were examined; choose a partition and offsets for the others.")
             break
     if before:
-        notes.append(f"{before:,} of the letters were redriven before, and stay as they are.")
+        was, stay = ("was", "stays as it is") if before == 1 else ("were", "stay as they are")
+        notes.append(f"{counted(before, 'letter')} {was} redriven before, and {stay}.")
     return Selection(tuple(keys), total, refused, tuple(notes))
 
 
