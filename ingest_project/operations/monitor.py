@@ -156,7 +156,7 @@ class Monitor:
         records = DagsterRecords(services.settings)
         self._looked_at = time.monotonic()
         seen = self._is_seen
-        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: read_warehouse(services), seconds, seen)
+        self.warehouse: Poller[WarehouseState] = Poller("warehouse", lambda: read_warehouse(services), seconds, seen)
         self.broker: Poller[BrokerState] = Poller("broker", broker, seconds, seen)
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds, seen)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)

@@ -393,7 +393,7 @@ REDRIVE: Action[SystemResources] = Action(
     title="Redrive dead letters",
     noun="dead letter",
     kind="message",
-    meaning="Publish the original messages to their topic again, after a fix. A letter that was redriven before stays "
+    meaning="Publishes the original messages to their topic again, after a fix. A letter that was redriven before stays "
     "as it is; a dead task of an attachment replays the attachment.",
     parameters=(
         Parameter("topic", "Topic of dead letters, or the topic they came from. Required without keys."),
