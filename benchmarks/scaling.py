@@ -29,7 +29,7 @@ from benchmarks.results import differences
 from benchmarks.system import running_system
 from benchmarks.workload import write_workload
 from ingest_project.devstack import dagster_processes
-from ingest_project_tests.services.kafka import KafkaServer, why_not_apache_kafka
+from ingest_project_tests.services.kafka import KafkaProcess, why_not_apache_kafka
 
 WORKERS = (1, 2, 4)
 CONFIGURATION = Path(__file__).parents[1] / "dagster.yaml"
@@ -126,7 +126,7 @@ def _kafka() -> Result:
     if reason := why_not_apache_kafka():
         return {"kafka_not_measured": reason}
     say("Apache Kafka alone ...")
-    server = KafkaServer()
+    server = KafkaProcess()
     try:
         server.create_topic(TOPIC, PARTITIONS)
         producer = Producer({"bootstrap.servers": server.bootstrap_servers, "linger.ms": 5, "acks": "all"})

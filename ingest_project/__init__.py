@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 # Dagster components: they import Dagster, which commands must not.
-_COMPONENTS = ("FileDataset", "TopicStream")
+_COMPONENTS = ("FileDataset", "Maintenance", "TopicStream")
 
 
 def __getattr__(name: str) -> object:

@@ -8,13 +8,14 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from ingest_project_tests.fuzz import PROFILE
+from ingest_project_tests.fuzz import EXAMPLES, FEW_EXAMPLES, PROFILE
 
 # A busy machine is no fault of the code.
-settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ordinary")
+settings.register_profile("long", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Each run draws other examples; the many are for the long run and for `make fuzz`.
+settings.register_profile("ordinary", settings.get_profile("long"), max_examples=FEW_EXAMPLES)
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
-settings.register_profile(PROFILE, max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(PROFILE, settings.get_profile("long"), max_examples=1_000)
 
 # Dagster's modules are a million objects, and all tests are imported before the first begins.
 gc.set_threshold(50_000, 10, 10)
@@ -63,6 +64,11 @@ OF_ANY_DATABASE = (
 KEPT = {
     "test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_table": ("file-60", "table-1048576"),
     "test_a_key_lets_us_in_with_and_without_a_passphrase": ("open sesame-ssh-ed25519", "None-ssh-rsa"),
+    "test_a_killed_action_is_found_with_what_it_had_done_and_performing_it_again_doubles_nothing": (
+        "release-quarantined-files: second one queued, by_another_profile",
+        "reprocess-files: requested, quarantined",
+        "redrive-dead-letters: sent, letters",
+    ),
     "test_a_megabyte_of_what_is_never_closed_is_parsed_at_once": ("<a ", "<!", "<script>", "</"),
     "test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy": ("logs", "lock"),
     "test_a_writer_killed_at_any_moment_leaves_each_row_once_after_it_ran_again": ("first file", "committed"),
@@ -75,8 +81,6 @@ KEPT = {
         "weather: files begun",
         "payments: commit made",
     ),
-    # Both load all definitions, which takes a processor 9 s.
-    "test_dg_works_in_the_project_folder": ("list",),
     "test_every_metric_of_the_contract_is_there_and_right": ("postgres",),
     "test_expanding_takes_a_bounded_amount_of_memory": ("gz", "zst"),
     "test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again": (
@@ -95,18 +99,30 @@ KEPT = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of examples before tests are imported; an option of Hypothesis comes after it."""
+    settings.load_profile("ordinary" if config.option.markexpr == "not long" else "long")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Return three processes on two cores, four on more: tests wait for servers a good part of their time."""
     return max(3, min(4, os.cpu_count() or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of whole systems first, the others stay in their order; leave further instances to the long run."""
+    """Put the tests of whole systems first, then those that kill; leave further instances to the long run."""
     for item in items:
         kept = KEPT.get(getattr(item, "originalname", ""))
         if kept and isinstance(item, pytest.Function) and item.callspec.id not in kept:
             item.add_marker(pytest.mark.long)
-    items.sort(key=lambda item: not any(path in item.nodeid for path in WHOLE_SYSTEMS))
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    if any(path in item.nodeid for path in WHOLE_SYSTEMS):
+        return 0
+    # So that they are in one process as well: what has to be imported before the first kill takes a processor 5 s.
+    return 1 if "deadly_process" in getattr(item, "fixturenames", ()) else 2
 
 
 def pytest_collection_finish() -> None:

@@ -135,7 +135,10 @@ TABLES = {
         "One row of an otherwise accepted file that broke the contract. A file that is refused whole has its "
         "reason in `files`.",
         "SELECT file_key, line_number, raw_text, reasons FROM quarantined_rows ORDER BY file_key, line_number",
-        {"raw_text": "The row as the file has it", "reasons": "Every rule it broke"},
+        {
+            "raw_text": "The row as the file has it; of a workbook or a Parquet file, its cells as a JSON object",
+            "reasons": "Every rule it broke",
+        },
     ),
     "files": Described(
         "One version of one file, read by one profile: an entry of the work queue.",
@@ -172,12 +175,22 @@ TABLES = {
             "rows_accepted": "Readings of the file that were accepted; 0 unless it is `ingested`",
             "rows_quarantined": "Rows in `quarantined_rows`",
             "rule_counts": "Number of rows by broken rule",
+            "delta_version": "Version of the Delta table with the recorded rows; null for other targets",
         },
     ),
     "contents": Described(
         "Which file's rows stand for a content: the same bytes that mean the same are stored once.",
         "SELECT file_key FROM contents WHERE sha256 = '...'",
         {"meaning": "Hash of everything but the bytes that decides which rows they are"},
+    ),
+    "ignored_notifications": Described(
+        "Records of storage notifications that announce no file, counted once however often a tick reads them.",
+        "SELECT reason, sum(number) FROM ignored_notifications GROUP BY reason",
+        {
+            "reason": "`deleted`, `test`, `subscription`, `folder`, `incomplete_write` or `other_event`",
+            "number": "Records since the beginning",
+            "next_offset": "Offset of the first message that is not counted",
+        },
     ),
     "polling_jobs": Described(
         "One request to look in a source: an entry of the work queue.",
@@ -398,8 +411,8 @@ TABLES = {
             "parameters": "Values of the action's parameters, by name",
             "item_limit": "Most items that it was to act on",
             "started_at": "When it began",
-            "finished_at": "When it ended; null while it is going on, and for ever where it was killed",
-            "outcome": "`started`, `done`, `partly done` or `failed`",
+            "finished_at": "When it ended; of an interrupted one, when what it had done was found out; null until then",
+            "outcome": "`started`, `done`, `partly done`, `failed`, `not done` or `interrupted`",
             "selected": "Number of items that it was to act on",
             "remaining": "Number of items that matched beyond the limit",
             "done": "Number of items that it acted on",
@@ -413,8 +426,8 @@ TABLES = {
         {
             "action_id": "The action",
             "item_key": "Key of the item, e.g. of a file",
-            "outcome": "`done` or `failed`; null until the action has ended",
-            "reason": "Why it failed",
+            "outcome": "`done`, `failed`, `in progress` or `not done`; null until the action has ended",
+            "reason": "Why it was not done",
         },
     ),
     "paused_capabilities": Described(

@@ -14,7 +14,16 @@ import subprocess
 import sys
 import time
 
+from hypothesis import settings
+
 PROFILE = "fuzz"
+# What a test draws that states no number, in the long run and in the ordinary one.
+EXAMPLES, FEW_EXAMPLES = 100, 40
+
+
+def examples(number: int) -> int:
+    """Return how many examples a test draws that states a number: that many, and fewer in the ordinary run."""
+    return min(number, number * settings().max_examples // EXAMPLES)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import sys
 import tokenize
@@ -47,6 +48,7 @@ def code_lines(source: str) -> int:
     return len(lines - set(_docstring_lines(ast.parse(source))))
 
 
+@functools.cache
 def folders(package: Path = PACKAGE) -> list[Folder]:
     """Measure every folder of a package that has Python files, in the order of their names."""
     found = []

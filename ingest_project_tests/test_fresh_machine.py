@@ -24,8 +24,8 @@ for name in {names}; do mount --bind {folder}/$name /etc/$name; done
 exec "$@"
 """
 START_A_SERVER = """
-from ingest_project_tests.services.postgres import PostgresServer
-server = PostgresServer()
+from ingest_project_tests.services.postgres import PostgresProcess
+server = PostgresProcess()
 try:
     server.start()
     server.execute("SELECT 1")

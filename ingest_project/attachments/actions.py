@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
@@ -11,10 +11,25 @@ from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.queue import ATTACHMENT_QUEUE
 from ingest_project.attachments.tables import AttachmentState, attachments
 from ingest_project.core.console import moment
-from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import (
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    Outcome,
+    Parameter,
+    Selection,
+)
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import in_parts
-from ingest_project.platform.work_queue.selection import IN_PROGRESS, Filter, entry_filters, equals, select_entries
+from ingest_project.platform.work_queue.selection import (
+    TAKEN,
+    Filter,
+    entry_filters,
+    equals,
+    reopened_since,
+    select_entries,
+)
 
 COLUMNS = attachments.c
 STATE = Parameter("state", "State that they are in; by default failed.", ("failed", "stored"))
@@ -61,9 +76,13 @@ def _replay(services: AttachmentResources, request: ActionRequest, keys: Sequenc
     settings, now, rate = services.settings.attachments, datetime.now(UTC), _rate(services, request)
     finished = ATTACHMENT_QUEUE.finished
     done = services.attachments.replay(keys, request.who, settings.max_replays, rate, now, finished)
-    failed = {key: IN_PROGRESS for key in keys if key not in set(done)}
     last = now + timedelta(seconds=max(0, len(done) - 1) / rate)
-    return Outcome(done, failed, f"{rate:g} a second; the last one is due at {moment(last)}." if done else "")
+    detail = f"{rate:g} a second; the last one is due at {moment(last)}." if done else ""
+    return Outcome(done, detail=detail, in_progress={key: TAKEN for key in keys if key not in set(done)})
+
+
+def _acted_on(services: AttachmentResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    return reopened_since(services.engine, COLUMNS.attachment_key, keys, record.started_at)
 
 
 def _rate(services: AttachmentResources, request: ActionRequest) -> float:
@@ -86,5 +105,6 @@ REPLAY = Action(
     parameters=(*(one.parameter for one in FILTERS), STATE, RATE),
     select=_select,
     apply=_replay,
+    acted_on=_acted_on,
     kind="attachment",
 )

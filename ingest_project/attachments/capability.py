@@ -80,7 +80,7 @@ ATTACHMENT_QUEUE = QueueView(
 
 def _events_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     if not search.by_prefix:
-        yield attachment_events.c.trace_id == search.text
+        yield from conditions_of_trace(attachment_events, search.text)
 
 
 def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:

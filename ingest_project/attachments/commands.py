@@ -5,7 +5,7 @@ Addresses are shown without their query: a signed address is a secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import quote
@@ -101,6 +101,7 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
         dry_run: nothing was changed.
         replayed: attachments that are tried again, in the order they become due.
         exhausted: those that have been replayed as often as INGEST_MAX_REPLAYS allows; they stay dead.
+        in_progress: those that are left to what works on them, each with what that is; replay them again later.
         per_second: how fast they become due.
         first_due_at: None where none is tried again; the same for the last one.
         more: others were found that were too many for one replay.
@@ -109,6 +110,7 @@ class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
     replayed: tuple[str, ...]
     exhausted: tuple[str, ...]
+    in_progress: Mapping[str, str]
     per_second: float
     first_due_at: datetime | None
     last_due_at: datetime | None
@@ -250,6 +252,7 @@ def _replay_result(services: AttachmentResources, found: Performed | None, per_s
         dry_run=dry_run,
         replayed=replayed,
         exhausted=tuple(found.failed) if found else (),
+        in_progress=found.in_progress if found else {},
         per_second=rate,
         first_due_at=first,
         last_due_at=last,
@@ -352,7 +355,9 @@ def _print_replay(done: ReplayResult, max_replays: int) -> None:
         say(f"... and {len(done.replayed) - MAX_NAMED:,} more.")
     for key in done.exhausted:
         complain(f"{key} stays dead: it has been replayed {counted(max_replays, 'time')} (INGEST_MAX_REPLAYS).")
-    if not done.replayed and not done.exhausted:
+    for key, reason in done.in_progress.items():
+        complain(f"{key} is in progress: {reason}. Replay it again later.")
+    if not done.replayed and not done.exhausted and not done.in_progress:
         complain("No dead attachments are like that.")
     if done.replayed and done.last_due_at:
         what = f"{counted(len(done.replayed), 'attachment')} {'would be replayed' if done.dry_run else 'replayed'}"

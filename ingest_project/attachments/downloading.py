@@ -47,8 +47,6 @@ logger = get_logger(__name__)
 
 # Results are recorded and published in groups: a transaction and an acknowledgement each cost more than a download.
 GROUP_SECONDS = 1.0
-# So are announcements of cached files, which are then stored: one after a pause is sent at once.
-ANNOUNCEMENT_SECONDS = 0.2
 # Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
@@ -186,21 +184,16 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
     begin_within: timedelta,
 ) -> Iterator[list[End]]:
     begun = last = time.monotonic()
-    announced = begun - ANNOUNCEMENT_SECONDS
     ends: list[End] = []
-    halfway: list[Cached] = []
     stored_bytes: dict[str, int] = {}
     while outstanding:
-        next_group = announced + ANNOUNCEMENT_SECONDS if halfway else last + GROUP_SECONDS
-        found = _drained(results, max(0.0, min(next_group, last + GROUP_SECONDS) - time.monotonic()))
-        halfway += [one for one in found if isinstance(one, Cached)]
-        if halfway and store is not None and time.monotonic() - announced >= ANNOUNCEMENT_SECONDS:
+        found = _drained(results, max(0.0, last + GROUP_SECONDS - time.monotonic()))
+        halfway = [one for one in found if isinstance(one, Cached)]
+        if halfway and store is not None:
             announce(halfway)
-            announced = time.monotonic()
             stored_bytes.update({one.record.attachment_key: one.size_bytes for one in halfway})
             scheduler.processed(len(halfway))
             scheduler.put_first([partial(store, one) for one in halfway])
-            halfway = []
         new = [one for one in found if not isinstance(one, Cached)]
         if time.monotonic() - begun > begin_within.total_seconds():
             new += _not_begun(scheduler)

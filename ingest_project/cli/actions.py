@@ -43,6 +43,7 @@ from ingest_project.platform.actions import (
     items_of_action,
     login_name,
     perform,
+    settle_interrupted,
 )
 
 SHOWN_ITEMS = 20
@@ -108,7 +109,7 @@ def command_of(action: Action[SystemResources]) -> Callable[..., None]:
 
 
 def run(action: Action[SystemResources], request: ActionRequest, *, as_json: bool) -> None:
-    """Perform an action and print the result. Exit code 1 where some items failed, 2 for a wrong request."""
+    """Perform an action and print the result. Exit code 1 where some items were not done, 2 for a wrong request."""
     try:
         done = perform(SystemResources(load_settings().settings), action, request)
     except ActionRefusedError as error:
@@ -117,7 +118,7 @@ def run(action: Action[SystemResources], request: ActionRequest, *, as_json: boo
         print_json(done)
     else:
         _print(action, request, done)
-    if done.failed and not done.dry_run:
+    if not done.is_complete and not done.dry_run:
         raise typer.Exit(1)
 
 
@@ -130,7 +131,9 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """List the records of operators' actions, the newest first, or show one. Exit code 1 when it does not exist."""
-    engine = SystemResources(load_settings().settings).engine
+    services = SystemResources(load_settings().settings)
+    settle_interrupted(services, ACTIONS)
+    engine = services.engine
     if action_id is None:
         _list_records(action_records(engine, action=action, who=who, limit=limit + 1), limit, as_json=as_json)
     else:
@@ -213,11 +216,13 @@ def _print(action: Action[SystemResources], request: ActionRequest, done: Perfor
     what = "would be acted on" if done.dry_run else "done"
     _print_items(acted, say)
     _print_items(tuple(done.failed), lambda key: complain(f"{key}: {done.failed[key]}"))
+    _print_items(tuple(done.in_progress), lambda key: complain(f"{key} is in progress: {done.in_progress[key]}"))
     if not done.total:
         say(f"No {action.noun} matches.")
     else:
         failed = f", {len(done.failed):,} {'would fail' if done.dry_run else 'failed'}" if done.failed else ""
-        say(f"{counted(len(acted), action.noun)} {what}{failed}.")
+        left = f", {len(done.in_progress):,} in progress and left as they are" if done.in_progress else ""
+        say(f"{counted(len(acted), action.noun)} {what}{failed}{left}.")
     if done.detail:
         say(done.detail)
     if done.remaining:

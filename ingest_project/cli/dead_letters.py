@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -87,17 +87,21 @@ app.command("replay")(of_attachments.replay_dead)
 def list_topics(*, as_json: AsJson = False) -> None:
     """List the topics of dead letters, how many each has, and which topics' letters these are."""
     services = SystemResources(load_settings().settings)
-    found: list[dict[str, Any]] = [
-        {"topic": topic, "of": [one.topic for one in origins], "written": letters.written, "kept": letters.kept}
+    found = [
+        (topic, [one.topic for one in origins], letters)
         for topic, origins in dead_letter_topics(services).items()
         if (letters := dead_letters_on(services, topic))
     ]
     if as_json:
-        print_json({"topics": found})
+        topics = [
+            {"topic": topic, "of": origins, "written": letters.written, "kept": letters.kept}
+            for topic, origins, letters in found
+        ]
+        print_json({"topics": topics})
         return
     made = table("Topic", "Kept", "Ever written", "Letters of", numbers=["Kept", "Ever written"])
-    for one in found:
-        add_row(made, one["topic"], one["kept"], one["written"], ", ".join(one["of"]))
+    for topic, origins, letters in found:
+        add_row(made, topic, letters.kept, letters.written, ", ".join(origins))
     show(made)
 
 

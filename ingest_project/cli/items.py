@@ -126,7 +126,7 @@ def _show(view: ItemView, rows: int) -> None:
     show_facts([*facts, *((name, _fact(value)) for name, value in view.facts.items())])
     if view.moments:
         history = table("Time", "Happened", "Detail")
-        for moment in sorted(view.moments):
+        for moment in view.history:
             add_row(history, moment.at, moment.what, moment.detail)
         show(history, "History")
     for name, rows_of in view.rows.items():

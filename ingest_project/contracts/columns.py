@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import polars as pl
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
@@ -27,7 +25,7 @@ from pydantic import (
 )
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes, nearest, only_known_names
+from ingest_project.core.yaml_models import Declared, mistakes, nearest
 
 if TYPE_CHECKING:
     import pandera.polars as pandera
@@ -64,8 +62,21 @@ SUPPORTED = (
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
+# Name of the column that says why a clock time names no single moment: `ambiguous_time` or `skipped_time`, else null.
+CLOCK_FAULT_OF = "{}:clock_fault".format
+# Their remedies.
+CLOCK_FAULTS = {
+    "ambiguous_time": "Clocks passed some times twice: set timestamps.ambiguous of the reader to earliest or latest.",
+    "skipped_time": "Clocks skipped some times: is timestamps.zone of the reader the right one?",
+}
 OWNER = re.compile(r"team:\S[^\r\n]*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
+
+
+def clock_remedies(rules: Iterable[str]) -> list[str]:
+    """Return the remedies for broken rules about clock times that a zone passes twice or skips."""
+    names = tuple(rules)
+    return [remedy for fault, remedy in CLOCK_FAULTS.items() if any(name.endswith(f"_{fault}") for name in names)]
 
 
 def _known_type(text: str) -> str:
@@ -102,7 +113,7 @@ def _known_owner(owner: str) -> str:
 Owners = tuple[Annotated[str, AfterValidator(_known_owner)], ...]
 
 
-class Column(BaseModel):
+class Column(Declared):
     """One column of a dataset or a stream.
 
     Args:
@@ -116,8 +127,6 @@ class Column(BaseModel):
         unit: of the values.
         description: shown to users.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
 
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$"), AfterValidator(_free_name)]
     type: Annotated[str, AfterValidator(_known_type), WithJsonSchema({"type": "string", "pattern": ANY_TYPE})]
@@ -202,11 +211,12 @@ class StreamColumn(Column):
 
     Args:
         path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
-        epoch: of a timestamp that is sent as a number: what the number counts since 1970, UTC.
+        epoch: of a timestamp that is sent as a number, or a text of one: what it counts since 1970, UTC. Digits beyond
+            the microsecond are left out.
     """
 
     path: str = ""
-    epoch: Literal["seconds", "milliseconds", "microseconds"] | None = None
+    epoch: Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None = None
 
     @field_validator("path")
     @classmethod

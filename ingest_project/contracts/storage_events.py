@@ -2,7 +2,7 @@
 
 Recognized are those of S3 and of servers that speak its protocol (`Records`, MinIO's `EventName` and `Key`, wrapped by
 SNS, or from EventBridge), and Azure Event Grid's, in its own schema or as CloudEvents, alone or in a list. An object
-that was written becomes a file event; deletions, tests, confirmations and incomplete writes are ignored.
+that was written becomes a file event; deletions, tests, confirmations and incomplete writes are ignored, and counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote, unquote_plus, urlsplit
 
@@ -23,12 +24,28 @@ from ingest_project.core.errors import UnreadableMessageError
 
 MAX_RECORDS = 5_000
 MAX_NAME_OF_EVENT = 100
+TEST_EVENT = "s3:TestEvent"
 CREATED_IN_S3 = "ObjectCreated:"
 CREATED_BY_EVENTBRIDGE = "Object Created"
 CREATED_IN_AZURE = frozenset({"Microsoft.Storage.BlobCreated", "Microsoft.Fabric.OneLake.FileCreated"})
 # ADLS Gen2 reports a file when it is created, empty, and again when its writer has flushed and closed it.
 COMPLETE_WRITE = re.compile(r"(Put|Copy)\w+|FlushWithClose|SftpCommit")
 NO_VERSION = "null"
+
+
+class Ignored(StrEnum):
+    """Why a record of a notification announces no file."""
+
+    DELETED = "deleted"
+    TEST = "test"
+    SUBSCRIPTION = "subscription"
+    FOLDER = "folder"
+    INCOMPLETE_WRITE = "incomplete_write"
+    OTHER_EVENT = "other_event"
+
+
+DELETED = re.compile(r"(s3:)?(ObjectRemoved|LifecycleExpiration):.*|Object Deleted|Microsoft\.[\w.]+Deleted")
+SUBSCRIPTION = re.compile(r"(Subscription|Unsubscribe)Confirmation|Microsoft\.EventGrid\.Subscription\w+")
 
 
 @dataclass
@@ -38,12 +55,12 @@ class StorageNotification:
     Args:
         files: a file event for each object that was written, without the configuration of its source.
         rejected: why the others are not ingested, one sentence each, which names the record.
-        ignored: names of events that announce no complete file, with their number.
+        ignored: names of events that announce no complete file, each with why, and their number.
     """
 
     files: list[FileEvent] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[tuple[str, Ignored]] = field(default_factory=Counter)
 
 
 class _Name(msgspec.Struct):
@@ -165,25 +182,25 @@ def _name_of(record: object) -> object:
 def _add(notification: StorageNotification, which: str, name: str, record: Any) -> None:  # noqa: ANN401 - see `_json`
     """Add what one record announces."""
     try:
-        event = _file_of(name, record)
+        found = _file_of(name, record)
     except (msgspec.ValidationError, UnreadableMessageError, ValueError) as error:
         notification.rejected.append(f"{which}{plainly(error).removesuffix('.')[:300]}")
         return
-    if event is None:
-        notification.ignored[name[:MAX_NAME_OF_EVENT]] += 1
+    if isinstance(found, Ignored):
+        notification.ignored[name[:MAX_NAME_OF_EVENT], found] += 1
     else:
-        notification.files.append(event)
+        notification.files.append(found)
 
 
-def _file_of(name: str, record: Any) -> FileEvent | None:  # noqa: ANN401 - see `_json`
-    """Return the file that a record announces; None if it announces none."""
+def _file_of(name: str, record: Any) -> FileEvent | Ignored:  # noqa: ANN401 - see `_json`
+    """Return the file that a record announces, or why it announces none."""
     if not name:
         raise UnreadableMessageError("it names no event of a store")
     if name in CREATED_IN_AZURE:
         return _azure_file(record)
     event = name.removeprefix("s3:")
     if not event.startswith((CREATED_IN_S3, CREATED_BY_EVENTBRIDGE)):
-        return None
+        return _ignored(name)
     if "detail" in record:
         bridged = msgspec.convert(record, _BridgeEvent)
         found = bridged.detail.object
@@ -193,12 +210,20 @@ def _file_of(name: str, record: Any) -> FileEvent | None:  # noqa: ANN401 - see 
     return _s3_file(written.s3.bucket.name, key, written.s3.object, written.s3.object.sequencer or "", written.at)
 
 
+def _ignored(name: str) -> Ignored:
+    if name == TEST_EVENT:
+        return Ignored.TEST
+    if DELETED.fullmatch(name):
+        return Ignored.DELETED
+    return Ignored.SUBSCRIPTION if SUBSCRIPTION.fullmatch(name) else Ignored.OTHER_EVENT
+
+
 def _s3_file(
     bucket: str, key: str, found: _Object | _BridgeObject, event_id: str, at: datetime | None
-) -> FileEvent | None:
+) -> FileEvent | Ignored:
     if key.endswith("/"):
         # Some tools mark a folder so; the object is empty.
-        return None
+        return Ignored.FOLDER
     version = found.version_id if found.version_id != NO_VERSION else None
     return checked(
         FileEvent(
@@ -214,11 +239,11 @@ def _s3_file(
     )
 
 
-def _azure_file(record: Mapping[str, Any]) -> FileEvent | None:
+def _azure_file(record: Mapping[str, Any]) -> FileEvent | Ignored:
     data = record.get("data")
     api = data.get("api") if isinstance(data, dict) else None
     if api is not None and not COMPLETE_WRITE.fullmatch(str(api)):
-        return None
+        return Ignored.INCOMPLETE_WRITE
     event = msgspec.convert(record, _AzureEvent)
     return checked(
         FileEvent(

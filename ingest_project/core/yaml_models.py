@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -142,6 +143,38 @@ def nearest_or_known(name: str, names: Iterable[str]) -> str:
     return nearest(name, known) or f". Known: {', '.join(known) or 'none'}."
 
 
+class Declared(BaseModel):
+    """A part of a declaration. Whoever validates it, Dagster included, reports an unknown name with the nearest one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _propose_names(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - whatever the file contains
+        try:
+            return validate(given)
+        except ValidationError as error:
+            found = [_with_proposal(one, cls.model_fields) for one in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, found) from None
+
+
+class UnknownNameError(ValueError):
+    """A name is unknown; the nearest one is in the message."""
+
+
+def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDetails:
+    """Return a mistake with the nearest of the names that there are, or of the values."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    # Dagster makes the error anew, of pydantic's own types only.
+    if kind == "extra_forbidden":
+        unknown = UnknownNameError("is unknown" + nearest(str(problem["loc"][-1]), names))
+        kind, context = "value_error", {"error": unknown}
+    elif kind == "literal_error":
+        values = re.findall("'([^']*)'", context["expected"])
+        kind, context = "value_error", {"error": ValueError(problem["msg"] + nearest(str(problem["input"]), values))}
+    return {"type": kind, "loc": problem["loc"], "input": problem["input"], "ctx": context}
+
+
 # What to write in YAML, instead of the names of Python's types.
 SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(
@@ -168,27 +201,27 @@ def _place_in(problem: str) -> Position:
 
 def within(field: str, error: ValidationError) -> ValidationError:
     """Return the mistakes of a part as mistakes in a field of the whole."""
-    found = error.errors(include_url=False)
-    lines = [{**one, "loc": (field, *one["loc"]), "ctx": one.get("ctx", {})} for one in found]
-    return ValidationError.from_exception_data(error.title, cast("list[InitErrorDetails]", lines))
+    lines = [_with_proposal(one, ()) for one in error.errors(include_url=False)]
+    for line in lines:
+        line["loc"] = (field, *line.get("loc", ()))
+    return ValidationError.from_exception_data(error.title, lines)
 
 
-def mistakes(error: ValidationError, *models: type[BaseModel]) -> str:
-    """Describe every mistake in a file with its position; an unknown name with the nearest one of the models."""
-    return "; ".join(text for _, text in _mistakes(error, models))
+def mistakes(error: ValidationError) -> str:
+    """Describe every mistake in a file with its position."""
+    return "; ".join(text for _, text in _mistakes(error))
 
 
-def mistakes_in(path: Path, kind: str, error: ValidationError, *models: type[BaseModel], within: Position = ()) -> str:
+def mistakes_in(path: Path, kind: str, error: ValidationError, within: Position = ()) -> str:
     """Describe every mistake in a file with its line; several in a line each.
 
     Args:
         path: of a file that is YAML.
         kind: of thing that it should be, e.g. `a dataset`.
         error: of its content.
-        models: whose names are proposed for unknown ones.
         within: position of the content in the file.
     """
-    located = _located(error, models)
+    located = _located(error)
     found = sorted((line_of(path, [*within, *position]), text, missing) for position, text, missing in located)
     # A missing field has no line.
     first = min(line for line, _, missing in found if not missing or all(each[2] for each in found))
@@ -199,9 +232,9 @@ def mistakes_in(path: Path, kind: str, error: ValidationError, *models: type[Bas
     )
 
 
-def _located(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iterator[tuple[Position, str, bool]]:
+def _located(error: ValidationError) -> Iterator[tuple[Position, str, bool]]:
     """Yield position and description of each mistake, and whether something is missing there."""
-    for problem, text in _mistakes(error, models):
+    for problem, text in _mistakes(error):
         cause = problem.get("ctx", {}).get("error")
         for inner, what in getattr(cause, "problems", None) or [((), "")]:
             position = (*problem["loc"], *inner)
@@ -210,12 +243,11 @@ def _located(error: ValidationError, models: Sequence[type[BaseModel]]) -> Itera
             yield position, shown, problem["type"] == "missing"
 
 
-def _mistakes(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iterator[tuple[ErrorDetails, str]]:
-    names = [name for model in models for name in model.model_fields]
+def _mistakes(error: ValidationError) -> Iterator[tuple[ErrorDetails, str]]:
     for problem in error.errors():
         position = ".".join(str(step) for step in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            yield problem, f"{position} is unknown" + nearest(str(problem["loc"][-1]), names)
+        if isinstance(cause := problem.get("ctx", {}).get("error"), UnknownNameError):
+            yield problem, f"{position} {cause}"
             continue
         message = problem["msg"].removeprefix("Value error, ")
         message = SHAPES.get(problem["type"], message)
@@ -223,8 +255,6 @@ def _mistakes(error: ValidationError, models: Sequence[type[BaseModel]]) -> Iter
             message = (
                 f"{str(problem['input'])[:80]!r} is no name: write it in lower case with underscores, like air_temp"
             )
-        if problem["type"] == "literal_error":
-            message += nearest(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
         yield problem, f"{position}: {message}" if position else message
 
 

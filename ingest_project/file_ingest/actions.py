@@ -5,7 +5,7 @@ Each uses the path that the file would take anyway: the work queue, or a backfil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,24 @@ from ingest_project.core.errors import IngestError
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, files, partitions_of
-from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import (
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    Outcome,
+    Parameter,
+    Selection,
+)
 from ingest_project.platform.database.sql import contains
 from ingest_project.platform.work_queue.selection import (
-    IN_PROGRESS,
+    TAKEN,
     Filter,
     entry_filters,
     equals,
     is_pattern,
     matches,
+    reopened_since,
     select_entries,
 )
 
@@ -70,11 +79,21 @@ def _release(services: FileIngestResources, request: ActionRequest, keys: Sequen
     now, profile = datetime.now(UTC), request.value(NEW_PROFILE.name)
     if profile is None:
         done = services.files.reopen(keys, now)
-        return Outcome(done, {key: IN_PROGRESS for key in keys if key not in set(done)})
+        return Outcome(done, in_progress={key: TAKEN for key in keys if key not in set(done)})
     finished = [record for record in services.files.get_many(keys) if record.state.finished]
     queued = {record.file_key: services.files.announce_again(record, profile, now) for record in finished}
     created = {key: new_key for key, new_key in queued.items() if new_key is not None}
-    return Outcome(tuple(created), {key: IN_PROGRESS for key in keys if key not in created}, created=created)
+    left = {key: TAKEN for key in keys if key not in created}
+    return Outcome(tuple(created), created=created, in_progress=left)
+
+
+def _released(services: FileIngestResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    profile = record.parameters.get(NEW_PROFILE.name)
+    entries = {key: key for key in keys}
+    if profile is not None:
+        entries = {services.files.key_by(one, profile): one.file_key for one in services.files.get_many(keys)}
+    since = reopened_since(services.engine, COLUMNS.file_key, list(entries), record.started_at)
+    return [entries[key] for key in since]
 
 
 RELEASE = Action(
@@ -87,6 +106,7 @@ RELEASE = Action(
     parameters=(*PARAMETERS, NEW_PROFILE),
     select=_select_quarantined,
     apply=_release,
+    acted_on=_released,
     kind="file",
 )
 
@@ -99,12 +119,17 @@ def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) 
     selection = select_entries(services.engine, COLUMNS.file_key, FILTERS, request, states)
     with open_instance(services.settings) as instance:
         requested = partitions_in_backfills(instance, _definitions(services))
-    refused = {key: f"{IN_PROGRESS}: a backfill has requested it" for key in selection.keys if key in requested}
-    for record in services.files.get_many(selection.keys):
-        if record.dataset not in services.datasets:
-            refused[record.file_key] = f"its dataset {record.dataset} is not declared any more"
-    left = tuple(key for key in selection.keys if key not in refused)
-    return selection._replace(keys=left, refused={**selection.refused, **refused})
+    held = {key: "a backfill has requested it" for key in selection.keys if key in requested}
+    refused = {
+        record.file_key: f"its dataset {record.dataset} is not declared any more"
+        for record in services.files.get_many([key for key in selection.keys if key not in held])
+        if record.dataset not in services.datasets
+    }
+    return selection._replace(
+        keys=tuple(key for key in selection.keys if key not in held.keys() | refused.keys()),
+        refused={**selection.refused, **refused},
+        in_progress={**selection.in_progress, **held},
+    )
 
 
 def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
@@ -138,6 +163,13 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
     return Outcome(tuple(keys), detail=f"Requested as one backfill: {address}")
 
 
+def _requested(services: FileIngestResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    from ingest_project.platform.dagster.control import open_instance  # imports Dagster
+
+    with open_instance(services.settings) as instance:
+        return keys if instance.get_backfill(record.action_id) else ()
+
+
 def _definitions(services: FileIngestResources) -> dg.Definitions:
     import dagster as dg  # one second to import
 
@@ -155,6 +187,7 @@ REPROCESS = Action(
     parameters=(*PARAMETERS, STATE),
     select=_select_to_reprocess,
     apply=_reprocess,
+    acted_on=_requested,
     kind="file",
 )
 
@@ -168,7 +201,7 @@ def _select_corrected(services: FileIngestResources, request: ActionRequest) -> 
         raise ActionRefusedError(f"No file has the key {key!r}.")
     _require_suitable(Path(request.parameters["file"]), record, services)
     if not record.state.finished:
-        return Selection((), 1, {key: f"{IN_PROGRESS}: it is {record.state}"})
+        return Selection((), 1, in_progress={key: f"it is {record.state}"})
     return Selection((key,), 1)
 
 
@@ -210,6 +243,10 @@ def _upload(services: FileIngestResources, request: ActionRequest, keys: Sequenc
     return Outcome((key,), detail=detail, created={key: new_key})
 
 
+def _corrected(services: FileIngestResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    return reopened_since(services.engine, COLUMNS.corrects, keys, record.started_at)
+
+
 UPLOAD = Action(
     name="upload-corrected-file",
     title="Upload a corrected file",
@@ -222,6 +259,7 @@ UPLOAD = Action(
     ),
     select=_select_corrected,
     apply=_upload,
+    acted_on=_corrected,
     kind="file",
 )
 

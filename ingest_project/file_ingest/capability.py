@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
 from ingest_project.file_ingest.actions import ACTIONS
@@ -21,6 +22,7 @@ from ingest_project.file_ingest.tables import (
     asset_of,
     file_statistics,
     files,
+    ignored_notifications,
     partitions_of,
     quarantined_rows,
 )
@@ -113,6 +115,7 @@ QUARANTINED_ROWS = "ingest_quarantined_rows"
 DATASET_FILES = "ingest_dataset_files"
 DATASET_ROWS = "ingest_dataset_rows"
 DRIFTED_FILES = "ingest_drifted_files"
+IGNORED_NOTIFICATIONS = "ingest_ignored_notifications"
 
 MAX_CONTENTS = 10_000
 SHOWN = 10
@@ -220,6 +223,14 @@ class FileIngest(Capability[FileIngestResources]):
             "Rows of ingested files that were quarantined, by broken rule; one row may break several.",
             unit="rows",
         ),
+        Metric(
+            IGNORED_NOTIFICATIONS,
+            ("reason",),
+            "Records of storage notifications that announce no file: deleted, test, subscription, folder, "
+            "incomplete_write or other_event.",
+            tuple((reason.value,) for reason in Ignored),
+            unit="records",
+        ),
     )
     counted = counted_by_state(
         QUEUE,
@@ -253,6 +264,14 @@ class FileIngest(Capability[FileIngestResources]):
         """Read the queue, and find broken reader profiles and declarations."""
         work = super().read_work(services, detailed=detailed)
         return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
+
+    def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
+        """Yield the records of storage notifications that announce no file."""
+        columns = ignored_notifications.c
+        query = sa.select(columns.reason, sa.func.sum(columns.number)).group_by(columns.reason)
+        yield from (
+            Amount(IGNORED_NOTIFICATIONS, (reason,), int(number)) for reason, number in connection.execute(query)
+        )
 
     def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], DeltaStore]]:
         """Return the Delta tables of declared datasets."""

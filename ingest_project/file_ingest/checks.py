@@ -67,7 +67,7 @@ def contract_of_stored(services: FileIngestResources, file_key: str, contract: C
     if wrong:
         return _broken_by(record, wrong, "The stored rows differ from the accepted ones.")
     if stored.quarantined:
-        reason = rows_quarantined_reason(stored.quarantined, record.rows_read or 0)
+        reason = rows_quarantined_reason(stored.quarantined, record.rows_read or 0, record.rule_counts or {})
         return _broken_by(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
     return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.rows})
 

@@ -7,6 +7,7 @@ One implementation for sensor readings, with the rules that only they have, and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 import polars as pl
 import sqlalchemy as sa
 
+from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.validation import ValidatedRows
 from ingest_project.core.errors import FileRejectedError
@@ -28,6 +30,8 @@ from ingest_project.readers.layout import READINGS, ReadLimits, Target
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast
 
+SHOWN_RULES = 3
+
 
 class Contract(ABC):
     """Requirements on a file: the profiles that can read it, the rules for its rows, and the limits.
@@ -39,6 +43,7 @@ class Contract(ABC):
         limits: of sizes and counts.
         target: the columns that are read of a file.
         drift: what happens to columns that are not declared.
+        share_setting: where `max_rejected_share` is set.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Contract(ABC):
     profiles: Profiles
     limits: ReadLimits
     drift: Policy = "rescue"
+    share_setting: str = "INGEST_MAX_REJECTED_SHARE"
 
     @property
     @abstractmethod
@@ -115,8 +121,13 @@ class Contract(ABC):
         if self.drift == "freeze":
             require_unchanged(drift)
 
-    def require_acceptable(self, rows_read: int, rows_rejected: int) -> None:
+    def require_acceptable(self, rows_read: int, rows_rejected: int, rules: Mapping[str, int]) -> None:
         """Reject a file as a whole if it has no rows or too many bad ones.
+
+        Args:
+            rows_read: bad ones included.
+            rows_rejected: of these.
+            rules: how often each rule was broken.
 
         Raises:
             FileRejectedError: it has no rows, or too great a share of bad ones.
@@ -125,9 +136,11 @@ class Contract(ABC):
             raise FileRejectedError("no_rows", "The file has a header but no rows.")
         share, limit = rows_rejected / rows_read, self.max_rejected_share
         if share > limit:
-            raise FileRejectedError(
-                "too_many_bad_rows", f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; at most {limit:.0%})."
+            detail = (
+                f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; {self.share_setting} allows {limit:.0%})"
             )
+            commonest = ", ".join(f"{rule} {count}" for rule, count in Counter(rules).most_common(SHOWN_RULES))
+            raise FileRejectedError("too_many_bad_rows", " ".join([f"{detail}: {commonest}.", *clock_remedies(rules)]))
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,12 @@ class DeclaredContract(Contract):
         share = self.declaration.max_rejected_share
         return self.largest_share if share is None else share
 
+    @property
+    def share_setting(self) -> str:  # type: ignore[override]
+        """Where the greatest share of bad rows is set."""
+        own = self.declaration.max_rejected_share
+        return super().share_setting if own is None else f"max_rejected_share of {self.name}"
+
     @cached_property
     def schema(self) -> pandera.DataFrameSchema:
         """The pandera schema of the rows, with the key."""

@@ -7,6 +7,7 @@ location that a polling job listed, or the folder of a file that was announced d
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
@@ -16,9 +17,11 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
+from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.items import digest_of
-from ingest_project.file_ingest.tables import FileState, files
+from ingest_project.file_ingest.tables import FileState, files, ignored_notifications
 from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The origins that wait longest are served first, the others in later batches.
@@ -231,8 +234,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         Returns:
             the key of the new entry; None if one with this profile is already queued or running.
         """
-        event = record.event
-        key = file_key(record.location, event.file_name, version_of_event(event), profile, record.dataset)
+        event, key = record.event, self.key_by(record, profile)
         named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
         row = self._row(
             FileArrival(key, record.location, named, profile, record.intake, pinned=False, dataset=record.dataset),
@@ -245,6 +247,11 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             if self._insert(connection, [row]):
                 return key
             return key if self._update(connection, [key], again, files.c.state.in_(FILE_QUEUE.finished)) else None
+
+    def key_by(self, record: FileRecord, profile: str) -> str:
+        """Return the key of a file where it is read by a profile."""
+        version = version_of_event(record.event)
+        return file_key(record.location, record.event.file_name, version, profile, record.dataset)
 
     def correct(self, record: FileRecord, sha256: str, size_bytes: int, now: datetime) -> str | None:
         """Queue landed bytes as the newest version of a file, instead of the one that its source has.
@@ -259,6 +266,37 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         row = self._row(arrival, now) | {"corrects": record.file_key, "reopened_at": now}
         with writing(self._engine) as connection:
             return key if self._insert(connection, [row]) else None
+
+    def count_ignored(self, found: Iterable[tuple[KafkaPosition, Mapping[Ignored, int]]]) -> None:
+        """Count records of notifications that announce no file; a message that was counted before is not counted again.
+
+        Args:
+            found: position of each message, in the order of its partition, with the number of such records by reason.
+        """
+        messages = list(found)
+        if not messages:
+            return
+        columns = ignored_notifications.c
+        keys = (columns.topic, columns.topic_id, columns.partition, columns.reason)
+        of_topics = sa.tuple_(*keys[:2]).in_({(at.topic, at.topic_id) for at, _ in messages})
+        with writing(self._engine) as connection:
+            counted = {
+                tuple(row[:-1]): row[-1]
+                for row in connection.execute(sa.select(*keys, columns.next_offset).where(of_topics))
+            }
+            numbers: Counter[tuple[Any, ...]] = Counter()
+            for at, by_reason in messages:
+                for reason, number in by_reason.items():
+                    key = (at.topic, at.topic_id, at.partition, reason.value)
+                    if at.offset >= counted.get(key, 0):
+                        numbers[key] += number
+                        counted[key] = at.offset + 1
+            for key, number in numbers.items():
+                row = dict(zip((column.name for column in keys), key, strict=True))
+                insert = insert_into(connection, ignored_notifications)
+                insert = insert.values(**row, number=number, next_offset=counted[key])
+                grown = {"number": columns.number + number, "next_offset": counted[key]}
+                connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=grown))
 
     def row_totals(self, dataset: str) -> RowTotals:
         """Return the rows of a dataset's files that count, as counted when they were stored."""

@@ -318,14 +318,11 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
     nulls = Counter[str]()
-    # Reading, checking and storing each have a thread: most of their time is spent outside of Python.
-    with (
-        prefetch(_in_larger_chunks(file.chunks)) as read,
-        prefetch(_checked(file, read, contract)) as chunks,
-    ):
-        for checked, summaries, instants in chunks:
+    with prefetch(_checked(file, contract)) as chunks:
+        for checked in chunks:
             transaction.append_rows(checked.accepted)
             transaction.append_quarantined(checked.quarantined)
+            summaries, instants = map(detached, contract.summarised(checked.accepted))
             metrics.append(summaries)
             shared.append(instants)
             nulls.update(nulls_by_file(checked.accepted).get(key, {}))
@@ -339,17 +336,12 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     return replace(with_metrics([result], preview, merged, pl.concat(shared))[0], null_counts=nulls)
 
 
-def _checked(
-    file: OpenedFile, chunks: Iterator[RowsChunk], contract: Contract
-) -> Generator[tuple[CheckedRows, pl.DataFrame, pl.DataFrame], None, None]:
-    """Yield checked rows with their summaries and shared instants."""
-    for chunk in chunks:
-        checked = check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)
-        summaries, instants = map(detached, contract.summarised(checked.accepted))
-        yield checked, summaries, instants
+def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
+    for chunk in _in_larger_chunks(file.chunks):
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)
 
 
-def _in_larger_chunks(chunks: Iterator[RowsChunk]) -> Generator[RowsChunk, None, None]:
+def _in_larger_chunks(chunks: Iterator[RowsChunk]) -> Iterator[RowsChunk]:
     held: list[RowsChunk] = []
     rows = 0
     for chunk in chunks:

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 
+from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import (
     FileRejectedError,
@@ -284,7 +285,7 @@ def contract_result(result: FileResult, assets: DatasetAssets) -> CheckResult:
     harmless = not whole or result.state is FileState.SUPERSEDED
     if not whole and not result.rule_counts:
         return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True)
-    reason = result.reason or rows_quarantined_reason(result.rows_quarantined, result.rows_read)
+    reason = result.reason or rows_quarantined_reason(result.rows_quarantined, result.rows_read, result.rule_counts)
     key = result.record.file_key
     return CheckResult(
         assets.validated,
@@ -317,9 +318,9 @@ def file_accepted(assets: DatasetAssets, file_key: str, state: FileState, reason
     )
 
 
-def rows_quarantined_reason(rows_rejected: int, rows_read: int) -> str:
-    """Return the reason of a file that was accepted without some of its rows."""
-    return f"{rows_rejected:,} of {rows_read:,} rows are in quarantine."
+def rows_quarantined_reason(rows_rejected: int, rows_read: int, rules: Mapping[str, int]) -> str:
+    """Return the reason of a file that was accepted without some of its rows, which broke these rules."""
+    return " ".join([f"{rows_rejected:,} of {rows_read:,} rows are in quarantine.", *clock_remedies(rules)])
 
 
 def broken_contract(  # noqa: PLR0913, PLR0917 - the counts of one file

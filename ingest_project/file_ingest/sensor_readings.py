@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple
 
 import pandera.polars as pa
 import polars as pl
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
-from ingest_project.contracts.columns import UTC_MICROSECONDS
+from ingest_project.contracts.columns import CLOCK_FAULT_OF, CLOCK_FAULTS, UTC_MICROSECONDS
 from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes, yaml_content
+from ingest_project.core.yaml_models import Declared, mistakes, yaml_content
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
 from ingest_project.readers.target import RESCUED
@@ -44,18 +44,17 @@ COLUMN_TYPES = {
     "value": pl.Float64(),
     "unit": pl.String(),
 }
-CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", *map(KIND_OF, ACCEPTED_COLUMNS)})
+CLOCK_FAULT = CLOCK_FAULT_OF("timestamp")
+CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", CLOCK_FAULT, *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 
-class SensorType(BaseModel):
+class SensorType(Declared):
     """Units and limits of one type of sensor.
 
     Args:
         units: spellings of the one unit its readings come in; empty allows any.
         min, max: the least and greatest possible reading, in that unit; None for no limit.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     units: tuple[str, ...] = ()
     min: float | None = None
@@ -121,7 +120,7 @@ def _read_types(path: Path) -> Mapping[str, SensorType]:
     try:
         types = TYPES.validate_python(content)
     except ValidationError as error:
-        raise SettingsError(f"{path} does not contain sensor types: {mistakes(error, SensorType)}") from None
+        raise SettingsError(f"{path} does not contain sensor types: {mistakes(error)}") from None
     same = [names for names in _same_names(types).values() if len(names) > 1]
     if same:
         raise SettingsError(f"{path}: {' and '.join(same[0])} are the same sensor type: case does not matter.")
@@ -187,6 +186,8 @@ def validate(rows: pl.DataFrame, rules: ValidationRules) -> ValidatedRows:
     rows, suspicious, codes = with_clean_names(rows, rules.sensor_types)
     checked = _with_limits(rows, rules.sensor_types.lookup, codes)
     named = row_rules(rules, suspicious, typed=KIND_OF("value") in rows.columns)
+    if CLOCK_FAULT in rows.columns:
+        named |= _rules_of_clocks(named["timestamp_unparseable"])
     checks = [row_check(name, ~broken) for name, broken in named.items()]
     # The rules judge nulls, which pandera would reject without distinguishing missing from unreadable.
     columns = {name: pa.Column(dtype, nullable=True) for name, dtype in COLUMN_TYPES.items()}
@@ -211,6 +212,12 @@ def row_rules(
     unknown_type = pl.col("sensor_type").is_not_null() & ~pl.col("known_type")
     found["sensor_type_invalid"] = unknown_type & found["sensor_type_invalid"]
     return found | _rules_of_cells(found) if typed else found
+
+
+def _rules_of_clocks(unparseable: pl.Expr) -> dict[str, pl.Expr]:
+    """Return the rules for clock times that their zone passes twice or skips; see `casting.clock_faults`."""
+    faults = {f"timestamp_{fault}": pl.col(CLOCK_FAULT) == fault for fault in CLOCK_FAULTS}
+    return {"timestamp_unparseable": unparseable & pl.col(CLOCK_FAULT).is_null(), **faults}
 
 
 def _rules_of_cells(found: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:

@@ -5,6 +5,7 @@ A message of either topic may also be the notification of an object store, which
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from ingest_project.contracts.files import (
     file_key,
     version_of_event,
 )
-from ingest_project.contracts.storage_events import StorageNotification, decode_storage_notification
+from ingest_project.contracts.storage_events import Ignored, StorageNotification, decode_storage_notification
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
@@ -95,6 +96,7 @@ def file_events(services: FileIngestResources, topic: str, datasets: Collection[
         return announcement_of(notification, services.source_context, announced)
 
     def arrivals(arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
+        services.files.count_ignored((one.intake, one.message.ignored) for one in arrived if one.message.ignored)
         files = {one.intake: [file for file in one.message.files if file.dataset in datasets] for one in arrived}
         unresolved = [intake for intake in files if intake not in versions]
         resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
@@ -122,10 +124,12 @@ class Announcement(NamedTuple):
     Args:
         files: that are ingested.
         error: why others of the same notification are not; None where all are.
+        ignored: number of its records that announce no file, by reason.
     """
 
     files: Sequence[Announced]
     error: UnreadableMessageError | None = None
+    ignored: Mapping[Ignored, int] = {}
 
     @property
     def trace_id(self) -> str | None:
@@ -156,17 +160,20 @@ def announcement_of(
             if alone or not is_item_fault(error):
                 raise
             reasons.append(f"{event.file_path[:MAX_PATH_SHOWN]}: {reason_of(error)}")
-    if notification.ignored:
-        number, by_event = notification.ignored.total(), dict(notification.ignored)
-        logger.info("storage_events_ignored", number=number, by_event=by_event)
+    ignored: Counter[Ignored] = Counter()
+    for (_, reason), number in notification.ignored.items():
+        ignored[reason] += number
+    if ignored:
+        by_event = {name: number for (name, _), number in notification.ignored.items()}
+        logger.info("storage_events_ignored", number=ignored.total(), by_event=by_event)
     if not reasons:
-        return Announcement(files)
+        return Announcement(files, ignored=ignored)
     total = len(files) + len(reasons)
     rejected = f"{len(reasons)} of {total} objects are not ingested. " if total > 1 else ""
     unreadable = UnreadableMessageError(rejected + " ".join(reasons))
     if not files:
         raise unreadable
-    return Announcement(files, unreadable)
+    return Announcement(files, unreadable, ignored)
 
 
 def file_arrival(arrived: ConsumedMessage[Announcement], announced: Announced, event: FileEvent) -> FileArrival:

@@ -101,6 +101,20 @@ quarantined_rows = sa.Table(
     sa.Index("quarantined_rows_by_file", "file_key", "line_number"),
 )
 
+# Records of storage notifications that announce no file, in running totals.
+ignored_notifications = sa.Table(
+    "ignored_notifications",
+    metadata,
+    Col("topic", sa.Text, primary_key=True),
+    Col("topic_id", sa.Text, primary_key=True),
+    Col("partition", sa.Integer, primary_key=True, autoincrement=False),
+    # One of `Ignored`: a record's own name of its event is a stranger's.
+    Col("reason", sa.Text, primary_key=True),
+    Col("number", sa.BigInteger, nullable=False),
+    # Messages before it were counted: a tick that was killed reads them again.
+    Col("next_offset", sa.BigInteger, nullable=False),
+)
+
 # What baselines compare: one row for each ingested file, see `file_ingest.warehouse.baselines`.
 file_statistics = sa.Table(
     "file_statistics",
@@ -132,6 +146,8 @@ contents = sa.Table(
     Col("file_key", sa.Text, nullable=False),
     sa.Index("contents_by_file", "file_key"),
 )
+
+KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
 
 files = sa.Table(
     "files",
@@ -182,6 +198,8 @@ files = sa.Table(
     Col("rule_counts", Json),
     # True if its columns differ from those that its dataset declares.
     Col("drifted", sa.Boolean),
+    # Of a dataset in Delta: the version of the table in which the recorded rows are.
+    Col("delta_version", sa.BigInteger),
     pending_index("files", "kafka_topic"),
     pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
     leased_index("files", "kafka_topic"),
@@ -189,6 +207,8 @@ files = sa.Table(
     *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
     sa.Index("files_by_job", "job_id"),
     sa.Index("files_by_batch", "batch_id"),
+    # Stored files that could not be ingested again: their rows in Delta may be those of the attempt.
+    sa.Index("files_kept", "dataset", postgresql_where=sa.text(KEPT), sqlite_where=sa.text(KEPT)),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
     # A file that grows every minute soon has thousands of versions: those that were replaced are left out.

@@ -307,7 +307,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
     }
     try:
         contract.require_unchanged(known["drift"])
-        contract.require_acceptable(findings.rows_read, findings.rows_bad)
+        contract.require_acceptable(findings.rows_read, findings.rows_bad, findings.rule_counts)
     except FileRejectedError as error:
         counts = {error.rule: 1, **findings.rule_counts}
         return result_of_error(file.record, error, file.landed, rule_counts=counts, **known)

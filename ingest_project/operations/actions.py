@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ingest_project.core.errors import IngestError
@@ -14,6 +14,7 @@ from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of, saved_positions
 from ingest_project.platform.actions import (
     Action,
+    ActionRecord,
     ActionRefusedError,
     ActionRequest,
     Outcome,
@@ -77,6 +78,14 @@ def _skip(services: SystemResources, request: ActionRequest, keys: Sequence[str]
     return Outcome(tuple(keys), detail="" if added else "These are skipped already.")
 
 
+def _skipped(services: SystemResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    topic, partition, offset, count = _offsets(record.request)
+    cluster = cluster_of(_consumed_topic(services, topic), services)
+    ranges = services.skipped_offsets.of(cluster.topic, cluster.reader.topic_id(cluster.topic))
+    last = offset + count - 1
+    return keys if any(one.covers(partition, offset) and one.covers(partition, last) for one in ranges) else ()
+
+
 def _consumed_topic(services: SystemResources, name: str) -> ConsumedTopic:
     topics = consumed_topics(services)
     found = next((topic for topic in topics if topic.topic == name), None)
@@ -129,6 +138,7 @@ SKIP = Action(
     ),
     select=_select_messages,
     apply=_skip,
+    acted_on=_skipped,
 )
 # What concerns no capability alone.
 GENERAL: tuple[Action[SystemResources], ...] = (PAUSE, RESUME, SKIP, REDRIVE)

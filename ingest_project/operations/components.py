@@ -1,4 +1,4 @@
-"""`ingest_project.FileDataset` and `ingest_project.TopicStream`: the Dagster components of what users declare.
+"""`ingest_project.FileDataset`, `TopicStream` and `Maintenance`: the Dagster components of what users declare.
 
 This project's own code location loads the declarations of its settings itself, all of them at once, and Dagster's `dg`
 scaffolds, checks and lists them by these classes. In another Dagster project a component brings what one dataset or
@@ -13,9 +13,15 @@ from pydantic import BaseModel
 
 from ingest_project.core.settings import current_settings
 from ingest_project.file_ingest.checks import checks_of_dataset
-from ingest_project.file_ingest.definitions import assets_of_dataset, batch_job
+from ingest_project.file_ingest.definitions import (
+    HOURLY_MAINTENANCE,
+    assets_of_dataset,
+    batch_job,
+    dataset_maintenance,
+)
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.operations import SystemResources
+from ingest_project.operations.definitions import retention
 from ingest_project.readers.datasets import DatasetDeclaration, Declarations
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.declared import definitions_of_stream, topics_of
@@ -94,6 +100,12 @@ class _Scaffolder(dg.Scaffolder):
         """Write `defs.yaml`."""
         name = request.target_path.name
         (request.target_path / "defs.yaml").write_text(self.text.format(name=name), encoding="utf-8")
+
+
+class MaintenanceScaffolder(_Scaffolder):
+    """Writes what has no options."""
+
+    text = "type: ingest_project.Maintenance\n"
 
 
 class FileDatasetScaffolder(_Scaffolder):
@@ -180,6 +192,23 @@ class TopicStream(dg.Component):
             definitions_of_stream(self.declaration),
             dg.Definitions(assets=topics, resources={"services": _services()}),
         )
+
+
+@dg.scaffold_with(MaintenanceScaffolder)
+class Maintenance(dg.Component):
+    """The nightly purge of expired records, and the hourly maintenance of datasets in Delta. Once in a project."""
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Return it; it has no options."""
+        del attributes, context
+        return cls()
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Return the jobs and their schedules."""
+        del context
+        datasets = dg.Definitions(jobs=[dataset_maintenance], schedules=[HOURLY_MAINTENANCE])
+        return dg.Definitions.merge(retention, datasets, dg.Definitions(resources={"services": _services()}))
 
 
 @cache

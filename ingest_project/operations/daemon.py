@@ -20,13 +20,16 @@ from functools import partial
 import sqlalchemy as sa
 from dagster import DagsterInstance
 
+from ingest_project.core.errors import IngestError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import KafkaSettings, current_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.pausing import read_pauses
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
 from ingest_project.platform.dagster.daemon import bring_back, instigators_ahead, run_daemon
+from ingest_project.platform.dagster.held_runs import HeldRuns
 from ingest_project.platform.dagster.quiet_sensors import QuietSensors, watch_topics
 from ingest_project.platform.database import reading
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
@@ -39,11 +42,33 @@ def main() -> None:
     """Run one of the daemon's commands."""
     keep_files_private()
     services = SystemResources(current_settings())
-    quiet = None
+    quiet = held = None
     if services.missing_services() is None:
         quiet = QuietSensors(topics_of_sensors(services))
         watch(quiet, services)
-    run_daemon("ingest_project.operations.daemon", sys.argv[1:], repair_records, quiet)
+        held = HeldRuns(PausedCapabilities(services))
+    run_daemon("ingest_project.operations.daemon", sys.argv[1:], repair_records, quiet, held)
+
+
+class PausedCapabilities:
+    """Reads the names of the paused capabilities; while the database does not answer, they are those of the last time.
+
+    Args:
+        services: the database.
+    """
+
+    def __init__(self, services: SystemResources) -> None:
+        self._services = services
+        self._names: frozenset[str] = frozenset()
+
+    def __call__(self) -> frozenset[str]:
+        """Read them."""
+        try:
+            with reading(self._services.engine) as connection:
+                self._names = frozenset(pause.capability for pause in read_pauses(connection))
+        except IngestError as error:
+            logger.warning("pauses_not_read", reason=str(error))
+        return self._names
 
 
 def topics_of_sensors(services: SystemResources) -> dict[str, set[str]]:

@@ -163,7 +163,7 @@ def as_record(view: ItemView, rows: int) -> dict[str, object]:
         "reason": view.reason,
         "trace_id": view.trace_id,
         "facts": {name: value for name, value in view.facts.items() if value is not None},
-        "history": sorted(view.moments),
+        "history": view.history,
         "rows": {
             name: {"total": one.total, **msgspec.structs.asdict(one.page(0, rows))} for name, one in view.rows.items()
         },

@@ -20,6 +20,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.warehouse.baselines import SourceReport
 from ingest_project.operations import SystemResources
+from ingest_project.operations.actions import ACTIONS
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState
 from ingest_project.operations.alerts.stores import AlertStores
@@ -40,6 +41,7 @@ from ingest_project.operations.snapshot import (
     sample_of,
 )
 from ingest_project.operations.topics import BrokerPoll, BrokerState
+from ingest_project.platform.actions import settle_interrupted
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS, Disk
 
@@ -156,7 +158,7 @@ class Monitor:
         records = DagsterRecords(services.settings)
         self._looked_at = time.monotonic()
         seen = self._is_seen
-        self.warehouse: Poller[WarehouseState] = Poller("warehouse", lambda: read_warehouse(services), seconds, seen)
+        self.warehouse: Poller[WarehouseState] = Poller("warehouse", lambda: _read_work(services), seconds, seen)
         self.broker: Poller[BrokerState] = Poller("broker", broker, seconds, seen)
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds, seen)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
@@ -232,6 +234,11 @@ class Monitor:
         if "engine" in self.services.__dict__:
             self.services.engine.dispose()
         self.alert_stores.close()
+
+
+def _read_work(services: SystemResources) -> WarehouseState:
+    settle_interrupted(services, ACTIONS)
+    return read_warehouse(services)
 
 
 def _with_short_timeouts(settings: Settings) -> Settings:

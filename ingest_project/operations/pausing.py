@@ -1,11 +1,12 @@
 """Pause and resume a capability: stop its sensors in Dagster, and remember who did it and why.
 
-Dagster keeps a stopped sensor stopped over restarts. What waits on the topics stays there, and runs in progress end.
+Dagster keeps a stopped sensor stopped over restarts. What waits on the topics stays there, runs in progress end, and
+the daemon leaves queued runs waiting, those of backfills and of people too (`platform/dagster/held_runs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -13,7 +14,15 @@ import sqlalchemy as sa
 
 from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.operations import CAPABILITIES, SystemResources, paused_capabilities
-from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import (
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    Outcome,
+    Parameter,
+    Selection,
+)
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_into
 
@@ -86,6 +95,13 @@ def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str
     return Outcome((name,), detail=f"Stopped: {', '.join(stopped) or 'nothing, all were stopped before'}.")
 
 
+def _paused(services: SystemResources, _record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    from ingest_project.platform.dagster.control import open_instance, running_sensors  # Dagster
+
+    with open_instance(services.settings) as instance:
+        return [key for key in keys if not running_sensors(instance, _sensors_of(services, key))]
+
+
 def _select_to_resume(services: SystemResources, request: ActionRequest) -> Selection:
     name = request.parameters[CAPABILITY.name]
     pause = _pause_of(services, name)
@@ -108,22 +124,29 @@ def _resume(services: SystemResources, _request: ActionRequest, keys: Sequence[s
     return Outcome((name,), detail=f"Started: {', '.join(sensors) or 'nothing'}.")
 
 
+def _resumed(services: SystemResources, _record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    return [key for key in keys if _pause_of(services, key) is None]
+
+
 PAUSE = Action(
     name="pause-capability",
     title="Pause a capability",
     noun="capability",
-    meaning="Stops the sensors of a capability until it is resumed. Runs in progress end; messages wait on "
-    "their topics. Pausing again replaces the reason.",
+    meaning="Stops the sensors of a capability until it is resumed. Runs in progress end; queued ones wait, those of "
+    "backfills too, and messages wait on their topics. Pausing again replaces the reason.",
     parameters=(CAPABILITY,),
     select=_select_to_pause,
     apply=_pause,
+    acted_on=_paused,
 )
 RESUME = Action(
     name="resume-capability",
     title="Resume a capability",
     noun="capability",
-    meaning="Starts the sensors again that the pause had stopped; one that was stopped before stays so.",
+    meaning="Starts the sensors again that the pause had stopped, and the runs that wait; a sensor that was stopped "
+    "before stays so.",
     parameters=(CAPABILITY,),
     select=_select_to_resume,
     apply=_resume,
+    acted_on=_resumed,
 )

@@ -30,7 +30,15 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
-from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import (
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    Outcome,
+    Parameter,
+    Selection,
+)
 from ingest_project.platform.capability import ConsumedTopic
 from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.items import Position
@@ -44,7 +52,7 @@ from ingest_project.platform.kafka.dead_letters import (
     newest_letters,
 )
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_once
+from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_once, recover
 
 NAME = "redrive-dead-letters"
 REDRIVE_PREFIX = "redrive."
@@ -204,6 +212,32 @@ class Redriver:
         for topic, messages in by_origin.items():
             outcome |= self._publish_to(self._origins[topic], messages)
         return outcome
+
+    def redriven(self, letters: Sequence[tuple[ConsumerRecord, str]], again_since: datetime | None) -> list[str]:
+        """Return the places of the letters that are redriven; what a killed publisher had written is looked for.
+
+        Args:
+            letters: each with the id of its topic.
+            again_since: only publications since then count; None where each letter was to be published once.
+        """
+        services, attachments = self._services, self._attachments([letter for letter, _ in letters])
+        by_origin: dict[str, list[str]] = defaultdict(list)
+        for letter, topic_id in letters:
+            if position_of(letter) not in attachments:
+                by_origin[_origin(letter)].append(redrive_id(letter, topic_id))
+        published: set[str] = set()
+        for origin, ids in by_origin.items():
+            cluster = cluster_of(self._origins[origin], services)
+            if again_since is not None:
+                ids = services.outbox.ids(cluster.topic, f"redrive:{self.topic}:", again_since)  # noqa: PLW2901
+            missing = recover(cluster.reader, services.outbox, cluster.topic, ids)
+            published |= {message_id.partition("#")[0] for message_id in set(ids).difference(missing)}
+        dead = {place for place, one in attachments.items() if one.state is AttachmentState.FAILED}
+        return [
+            str(place)
+            for place, message_id in ((position_of(letter), redrive_id(letter, of)) for letter, of in letters)
+            if message_id in published or place in attachments.keys() - dead
+        ]
 
     def _publish_to(
         self, consumed: ConsumedTopic, messages: Sequence[tuple[Position, tuple[str, ProducerRecord]]]
@@ -388,13 +422,20 @@ def apply(services: SystemResources, request: ActionRequest, keys: Sequence[str]
     )
 
 
+def acted_on(services: SystemResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    """Return the letters that an interrupted action had redriven."""
+    redriver = Redriver(services, _topic(record.request))
+    letters = list(letters_at(services.range_reader, redriver.topic, [_place(key) for key in keys]))
+    return redriver.redriven(letters, record.started_at if record.parameters.get("again") == "yes" else None)
+
+
 REDRIVE: Action[SystemResources] = Action(
     name=NAME,
     title="Redrive dead letters",
     noun="dead letter",
     kind="message",
-    meaning="Publishes the original messages to their topic again, after a fix. A letter that was redriven before stays "
-    "as it is; a dead task of an attachment replays the attachment.",
+    meaning="Publishes the original messages to their topic again, after a fix. A letter that was redriven before "
+    "stays as it is; a dead task of an attachment replays the attachment.",
     parameters=(
         Parameter("topic", "Topic of dead letters, or the topic they came from. Required without keys."),
         Parameter("key", "TOPIC/PARTITION/OFFSET of the letter or of its original message.", kind="lines"),
@@ -410,6 +451,7 @@ REDRIVE: Action[SystemResources] = Action(
     ),
     select=select,
     apply=apply,
+    acted_on=acted_on,
 )
 
 

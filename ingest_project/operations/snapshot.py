@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -30,6 +30,7 @@ from ingest_project.operations.topics import (
     dead_letters_on,
     topics_of_dead_letters,
 )
+from ingest_project.platform.actions import ActionRecord, interrupted_actions
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.run_records import (
     DagsterRecords,
@@ -50,6 +51,7 @@ SENSOR_DAEMON = "SENSOR"
 SHOWN_RUNS = 12
 SHOWN_FAILURES = 12
 MAX_SOURCES = 200
+INTERRUPTED_FOR = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
         totals: counters since the beginning.
         failures: the last ones, newest first.
         paused: capabilities that an operator has paused.
+        interrupted: actions of the last day whose process was killed.
     """
 
     work: Mapping[str, WorkState]
     totals: Mapping[Series, float] = {}
     failures: tuple[Failure, ...] = ()
     paused: tuple[Pause, ...] = ()
+    interrupted: tuple[ActionRecord, ...] = ()
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
@@ -299,7 +303,9 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     work = {one.name: one.read_work(services, detailed=False) for one in CAPABILITIES}
     with reading(services.engine) as connection:
         paused = read_pauses(connection)
-        return WarehouseState(work=work, totals=counters, failures=_failures(connection), paused=paused)
+        interrupted = interrupted_actions(connection, datetime.now(UTC) - INTERRUPTED_FOR)
+        failures = _failures(connection, interrupted)
+    return WarehouseState(work=work, totals=counters, failures=failures, paused=paused, interrupted=interrupted)
 
 
 def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> WarehouseState:
@@ -362,9 +368,14 @@ def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
     return Sample(value, datetime.now(UTC), time.monotonic() - began)
 
 
-def _failures(connection: sa.Connection) -> tuple[Failure, ...]:
-    """Read the last entries of all queues that need a person, newest first."""
-    found: list[Failure] = []
+def _failures(connection: sa.Connection, interrupted: Iterable[ActionRecord]) -> tuple[Failure, ...]:
+    """Read the last entries of all queues that need a person, and such actions, newest first."""
+    found = [
+        Failure(
+            "action", one.action_id, one.outcome, f"{one.action} by {one.who}. {one.detail}", one.started_at, None, None
+        )
+        for one in interrupted
+    ]
     for queue in (queue for capability in CAPABILITIES for queue in capability.queues):
         columns, route = queue.table.c, sa.literal("") if queue.routes is None else queue.routes
         for state in queue.failed_states:

@@ -1,8 +1,10 @@
 """Actions of operators: select items by a filter, preview, act within a limit, and keep a record of who did it and why.
 
 A capability lists its actions; the command line and the browser are generated from them, and both call `perform`. The
-record of an action is written before anything changes and completed afterwards: one that was killed stays `started`,
-with the items that it had selected. Its id is chosen before: the same request sent twice acts once.
+record of an action is written before anything changes and completed afterwards. While it acts, it holds a lock that
+ends with its process: a record that is not complete and whose lock is free is of an action that was killed. The
+monitor, the audit and the next action of the same name record it as interrupted, with the items on which it had acted.
+The id of an action is chosen before: the same request sent twice acts once.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -21,17 +24,27 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.core.errors import PermanentError
+from ingest_project.core.errors import DatabaseUnavailableError, PermanentError, TransactionConflictError
+from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import exclusive, reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, contains, in_parts, insert_into, metadata
+from ingest_project.platform.errors import reason_of
 from ingest_project.platform.runtime import Runtime
+
+logger = get_logger(__name__)
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
 MAX_LINES = 1_000
-STARTED, DONE, PARTLY_DONE, FAILED = "started", "done", "partly done", "failed"
-OUTCOMES = (STARTED, DONE, PARTLY_DONE, FAILED)
+STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly done", "failed", "interrupted"
+# Nothing was done, as something else works on the items.
+NOT_DONE = "not done"
+OUTCOMES = (STARTED, DONE, PARTLY_DONE, FAILED, NOT_DONE, INTERRUPTED)
+# Outcome of an item that was left to what works on it.
+IN_PROGRESS = "in progress"
+# Another process may be looking whether an action was interrupted; its lock is free after that.
+LOCK_WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _AGO = re.compile(r"([0-9]{1,5})([smhd])")
 
@@ -156,20 +169,22 @@ class Selection(NamedTuple):
 
     Args:
         keys: at most as many as the limit.
-        total: number of items that match, those beyond the limit and the refused ones included.
+        total: number of items that match, those beyond the limit and those that are not acted on included.
         refused: items that match and cannot be acted on, each with the reason.
         notes: sentences that a person should read before acting.
+        in_progress: items that match and are left to what works on them, each with what that is.
     """
 
     keys: tuple[str, ...]
     total: int
     refused: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
+    in_progress: Mapping[str, str] = {}
 
     @property
     def remaining(self) -> int:
         """Items that match beyond the limit."""
-        return max(0, self.total - len(self.keys) - len(self.refused))
+        return max(0, self.total - len(self.keys) - len(self.refused) - len(self.in_progress))
 
 
 class Outcome(NamedTuple):
@@ -180,12 +195,14 @@ class Outcome(NamedTuple):
         failed: the others, each with the reason.
         detail: one or two sentences for a person.
         created: key of an item to the key of the one that was made of it, where its key changes.
+        in_progress: items that something else has begun to work on since they were selected, each with what that is.
     """
 
     done: tuple[str, ...]
     failed: Mapping[str, str] = {}
     detail: str = ""
     created: Mapping[str, str] = {}
+    in_progress: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +217,7 @@ class Action(Generic[Services_contra]):
         parameters: that it takes.
         select: finds the items; changes nothing.
         apply: acts on items that were selected; each item's failure is its own. Idempotent.
+        acted_on: returns those items of an interrupted action on which it had acted.
         kind: of the items, as in `/items/{kind}/{key}`; empty where its items have no page.
     """
 
@@ -210,6 +228,7 @@ class Action(Generic[Services_contra]):
     parameters: tuple[Parameter, ...]
     select: Callable[[Services_contra, ActionRequest], Selection]
     apply: Callable[[Services_contra, ActionRequest, Sequence[str]], Outcome]
+    acted_on: Callable[[Services_contra, ActionRecord, Sequence[str]], Collection[str]]
     kind: str = ""
 
 
@@ -224,10 +243,11 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
         total: number of items that match.
         remaining: of these, the ones beyond the limit.
         done: items that were acted on.
-        failed: the others of the selected items, each with the reason.
+        failed: items that match and could not be acted on, each with the reason.
         detail: for a person.
         created: key of an item to the key of the one that was made of it, where its key changes.
         notes: sentences that a person should read before acting.
+        in_progress: items that match and were left to what works on them, each with what that is.
     """
 
     action: str
@@ -241,18 +261,25 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     created: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
+    in_progress: Mapping[str, str] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Test whether nothing failed and nothing was left to something else."""
+        return not self.failed and not self.in_progress
 
     @property
     def outcome(self) -> str:
         """State of its record."""
-        return PARTLY_DONE if self.done and self.failed else FAILED if self.failed else DONE
+        return DONE if self.is_complete else PARTLY_DONE if self.done else FAILED if self.failed else NOT_DONE
 
 
 class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The record of an action.
 
     Args:
-        outcome: one of OUTCOMES; `started` is going on, or was killed.
+        finished_at: when it ended; of an interrupted one, when what it had done was found out.
+        outcome: one of OUTCOMES.
         selected: items that it was to act on.
         remaining: items that matched beyond the limit.
     """
@@ -272,13 +299,24 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     detail: str
 
+    @property
+    def request(self) -> ActionRequest:
+        """The request that it was made by."""
+        return ActionRequest(
+            parameters=self.parameters,
+            limit=self.item_limit,
+            reason=self.reason,
+            who=self.who,
+            action_id=self.action_id,
+        )
+
 
 class ItemOutcome(msgspec.Struct, frozen=True):
     """What an action did to one item.
 
     Args:
-        outcome: `done` or `failed`; None where the action has not ended.
-        reason: of a failure, or the key of the item that was made of it.
+        outcome: `done`, `failed`, `in progress` or `not done`; None where the action has not ended.
+        reason: why it was not done, or the key of the item that was made of it.
     """
 
     item_key: str
@@ -297,6 +335,9 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
     if not request.dry_run and action_record(services.engine, request.action_id):
         raise AlreadyPerformedError(request.action_id)
     request = checked(action, request)
+    if not request.dry_run:
+        # What it selects now must not count as the work of an earlier one that was killed.
+        settle_interrupted(services, {action.name: action})
     selection = action.select(services, request)
     performed = Performed(
         action=action.name,
@@ -307,22 +348,94 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
         remaining=selection.remaining,
         failed=selection.refused,
         notes=selection.notes,
+        in_progress=selection.in_progress,
     )
     if request.dry_run:
         return performed
-    _begin(services.engine, action, request, selection)
+    with exclusive(services.engine, _lock_of(request.action_id), LOCK_WAIT_SECONDS, once=True):
+        return _act(services, action, request, performed)
+
+
+def _act(
+    services: Services_contra, action: Action[Services_contra], request: ActionRequest, performed: Performed
+) -> Performed:
+    _begin(services.engine, action, request, performed)
     try:
-        outcome = action.apply(services, request, selection.keys) if selection.keys else Outcome(())
+        outcome = action.apply(services, request, performed.keys) if performed.keys else Outcome(())
     except Exception as error:
         # Expected or not: the record must not say that it is still going on.
         reason = str(error) or type(error).__name__
-        lost = msgspec.structs.replace(performed, failed=dict.fromkeys(selection.keys, reason), detail=reason)
+        lost = msgspec.structs.replace(performed, failed=dict.fromkeys(performed.keys, reason), detail=reason)
         _complete(services.engine, lost)
         raise
-    failed = {**selection.refused, **outcome.failed}
-    performed = msgspec.structs.replace(performed, **outcome._asdict() | {"failed": failed})
+    merged = {
+        "failed": {**performed.failed, **outcome.failed},
+        "in_progress": {**performed.in_progress, **outcome.in_progress},
+    }
+    performed = msgspec.structs.replace(performed, **outcome._asdict() | merged)
     _complete(services.engine, performed)
     return performed
+
+
+def settle_interrupted(services: Services_contra, actions: Mapping[str, Action[Services_contra]]) -> None:
+    """Record what the actions whose process was killed had done. Idempotent.
+
+    Args:
+        services: the resources.
+        actions: by name; records of others stay as they are.
+
+    Raises:
+        DatabaseUnavailableError: the database does not answer.
+    """
+    query = sa.select(operator_actions.c.action_id).where(
+        operator_actions.c.finished_at.is_(None), operator_actions.c.action.in_(list(actions))
+    )
+    with reading(services.engine) as connection:
+        unfinished = connection.execute(query).scalars().all()
+    for action_id in unfinished:
+        # One that is going on holds its lock.
+        with (
+            suppress(TransactionConflictError),
+            exclusive(services.engine, _lock_of(action_id), LOOK_SECONDS, once=True),
+        ):
+            record = action_record(services.engine, action_id)
+            if record is not None and record.finished_at is None:
+                _settle(services, actions[record.action], record)
+
+
+def _settle(services: Services_contra, action: Action[Services_contra], record: ActionRecord) -> None:
+    own = operator_action_items.c.action_id == record.action_id
+    query = sa.select(operator_action_items.c.item_key).where(own, operator_action_items.c.outcome.is_(None))
+    with reading(services.engine) as connection:
+        keys = list(connection.execute(query).scalars())
+    change: dict[str, Any] = {"outcome": INTERRUPTED}
+    done: set[str] = set()
+    try:
+        done = set(keys).intersection(action.acted_on(services, record, keys)) if keys else done
+    except (DatabaseUnavailableError, TransactionConflictError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of one record; the others are settled
+        # It is tried again: `finished_at` stays empty.
+        change["detail"] = f"Its process ended in the middle. Which items were done is not known: {reason_of(error)}"
+    else:
+        detail = f"Its process ended in the middle, when {len(done):,} of {len(keys):,} items were done. "
+        detail += "Perform it again: nothing is done twice."
+        change |= {"finished_at": datetime.now(UTC), "done": len(done), "detail": detail}
+    if change["detail"] == record.detail:
+        return
+    with writing(services.engine) as connection:
+        where = operator_actions.c.action_id == record.action_id
+        connection.execute(sa.update(operator_actions).where(where).values(change))
+        if "finished_at" in change:
+            connection.execute(sa.delete(operator_action_items).where(own, operator_action_items.c.outcome.is_(None)))
+            _insert_items(
+                connection, record.action_id, [(key, DONE if key in done else NOT_DONE, None) for key in keys]
+            )
+    logger.warning("action_interrupted", action=record.action, id=record.action_id, who=record.who, done=len(done))
+
+
+def _lock_of(action_id: str) -> str:
+    return f"action-{action_id}"
 
 
 def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
@@ -424,8 +537,16 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
     return ActionRecord(**row) if row else None
 
 
+def interrupted_actions(connection: sa.Connection, since: datetime, limit: int = 20) -> tuple[ActionRecord, ...]:
+    """Return the records of interrupted actions that started at a time or later, the newest first."""
+    columns = operator_actions.c
+    query = sa.select(operator_actions).where(columns.started_at >= since, columns.outcome == INTERRUPTED)
+    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(limit)).mappings()
+    return tuple(ActionRecord(**row) for row in rows)
+
+
 def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[ItemOutcome, ...]:
-    """Return the items of an action, those that failed first in front."""
+    """Return the items of an action, those that were not done in front."""
     columns = operator_action_items.c
     query = sa.select(columns.item_key, columns.outcome, columns.reason).where(columns.action_id == action_id)
     query = query.order_by(columns.outcome.desc(), columns.item_key).limit(limit)
@@ -454,8 +575,8 @@ def _value_of(parameter: Parameter, value: str) -> str:
     return time_of(value).isoformat() if parameter.kind == "time" else value
 
 
-def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, selection: Selection) -> None:
-    """Write the record, and the items that are about to change."""
+def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, found: Performed) -> None:
+    """Write the record, the items that are about to change, and those that stay as they are."""
     files = {parameter.name for parameter in action.parameters if parameter.kind == "file"}
     # Of a path on the operator's machine, or of an upload's temporary file, the name is enough.
     shown = {name: os.path.basename(value) if name in files else value for name, value in request.parameters.items()}  # noqa: PTH119 - text
@@ -468,17 +589,17 @@ def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, selec
         "item_limit": request.limit,
         "started_at": datetime.now(UTC),
         "outcome": STARTED,
-        "selected": len(selection.keys) + len(selection.refused),
-        "remaining": selection.remaining,
+        "selected": len(found.keys) + len(found.failed) + len(found.in_progress),
+        "remaining": found.remaining,
         "done": 0,
-        "failed": 0,
+        "failed": len(found.failed),
         "detail": "",
     }
     with writing(engine) as connection:
         insert = insert_into(connection, operator_actions).values(row).on_conflict_do_nothing()
         if connection.execute(insert).rowcount != 1:
             raise AlreadyPerformedError(request.action_id)
-        _insert_items(connection, request.action_id, [(key, None, None) for key in selection.keys])
+        _insert_items(connection, request.action_id, [*((key, None, None) for key in found.keys), *_left_out(found)])
 
 
 def _complete(engine: sa.Engine, performed: Performed) -> None:
@@ -492,14 +613,20 @@ def _complete(engine: sa.Engine, performed: Performed) -> None:
         "detail": performed.detail,
     }
     items: list[tuple[str, str | None, str | None]] = [
-        (key, "done", f"as {performed.created[key]}" if key in performed.created else None) for key in performed.done
+        (key, DONE, f"as {performed.created[key]}" if key in performed.created else None) for key in performed.done
     ]
-    items += [(key, "failed", reason) for key, reason in performed.failed.items()]
+    items += _left_out(performed)
     with writing(engine) as connection:
         connection.execute(sa.update(operator_actions).where(columns.action_id == performed.action_id).values(change))
         own = operator_action_items.c.action_id == performed.action_id
         connection.execute(sa.delete(operator_action_items).where(own))
         _insert_items(connection, performed.action_id, items)
+
+
+def _left_out(performed: Performed) -> Iterable[tuple[str, str | None, str | None]]:
+    """Return the items that were not acted on."""
+    for outcome, items in ((FAILED, performed.failed), (IN_PROGRESS, performed.in_progress)):
+        yield from ((key, outcome, reason) for key, reason in items.items())
 
 
 def _insert_items(

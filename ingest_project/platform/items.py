@@ -274,6 +274,11 @@ class ItemView:
     related: Mapping[str, Related] = field(default_factory=dict)
     problems: Sequence[str] = ()
 
+    @property
+    def history(self) -> list[Moment]:
+        """The moments in time order; of one time, as they were listed: the message before what was made of it."""
+        return sorted(self.moments, key=lambda moment: moment.at)
+
 
 @dataclass(frozen=True)
 class ItemTable:

@@ -5,14 +5,14 @@ The capability, as definitions, operations and commands see it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.actions import Action, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import Action, ActionRecord, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import IN_PROGRESS as WORKED_ON
 from ingest_project.platform.capability import (
     Amount,
@@ -34,7 +34,7 @@ from ingest_project.platform.capability import (
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import ItemRef, ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.platform.work_queue.selection import IN_PROGRESS, entry_filters, equals, select_entries
+from ingest_project.platform.work_queue.selection import TAKEN, entry_filters, equals, reopened_since, select_entries
 from ingest_project.polling.job_queue import PollingResources, polling_jobs
 
 JOBS = "poller_jobs"
@@ -77,7 +77,11 @@ def _select(services: PollingResources, request: ActionRequest) -> Selection:
 
 def _run_again(services: PollingResources, _request: ActionRequest, keys: Sequence[str]) -> Outcome:
     done = services.polling_jobs.reopen(keys, datetime.now(UTC))
-    return Outcome(done, {key: IN_PROGRESS for key in keys if key not in set(done)})
+    return Outcome(done, in_progress={key: TAKEN for key in keys if key not in set(done)})
+
+
+def _acted_on(services: PollingResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    return reopened_since(services.engine, polling_jobs.c.job_key, keys, record.started_at)
 
 
 RERUN = Action(
@@ -89,6 +93,7 @@ RERUN = Action(
     parameters=(*(one.parameter for one in FILTERS), STATE),
     select=_select,
     apply=_run_again,
+    acted_on=_acted_on,
     kind="polling_job",
 )
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import polars as pl
 
+from ingest_project.contracts.columns import CLOCK_FAULT_OF
 from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
 from ingest_project.readers.reader_profile import ReaderProfile
@@ -184,16 +185,17 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
     Returns:
         the rows with `timestamp` (UTC, microseconds) and `value` (float; infinities and NaN are kept as such), null
-        where missing or unreadable, and `timestamp_text` and `value_text` as they were, to distinguish the two.
+        where missing or unreadable, and `timestamp_text` and `value_text` as they were, to distinguish the two. Also
+        `CLOCK_FAULT_OF("timestamp")`, see `clock_faults`, if there are such times.
     """
     typed = KIND_OF("value") in rows.columns
     cells = _scaled_percentages(rows) if typed else rows
+    kinds = cells[KIND_OF("timestamp")] if typed else None
+    found = moments_of_cells(rows["timestamp"], kinds, profile.timestamps)
+    faults = clock_faults(rows["timestamp"], kinds, found, profile.timestamps)
     return cells.with_columns(
-        (
-            moments_of_cells(cells["timestamp"], cells[KIND_OF("timestamp")], profile.timestamps)
-            if typed
-            else parse_timestamps(rows["timestamp"], profile.timestamps)
-        ).alias("timestamp"),
+        found.alias("timestamp"),
+        *([] if faults is None else [faults.alias(CLOCK_FAULT_OF("timestamp"))]),
         numbers_of_cells(cells["value"], cells[KIND_OF("value")] if typed else None, profile.numbers).alias("value"),
         rows["timestamp"].alias("timestamp_text"),
         rows["value"].alias("value_text"),
@@ -284,14 +286,47 @@ def text_cells(texts: pl.Series, kinds: pl.Series) -> pl.Series:
     return kept(texts, (kinds == TEXT).fill_null(value=True))
 
 
-def moments_of_cells(texts: pl.Series, kinds: pl.Series, layout: TimestampLayout) -> pl.Series:
-    """Return the moments in cells, see `parse_timestamps`: of text, of dates, and of numbers if they are unix times.
+def clock_faults(
+    texts: pl.Series, kinds: pl.Series | None, found: pl.Series, layout: TimestampLayout
+) -> pl.Series | None:
+    """Say which clock times their zone passes twice (`ambiguous_time`) or skips (`skipped_time`).
 
     Args:
         texts: of the cells.
         kinds: of the cells; None is text.
+        found: the moments in them, see `moments_of_cells`.
+        layout: that they were read by.
+
+    Returns:
+        for each text one of `columns.CLOCK_FAULTS` or null; None if there is no such time.
+    """
+    unread = (found.is_null() & texts.is_not_null()).arg_true()
+    if not len(unread) or layout.zone == "UTC" or offset_of(layout.zone) is not None:
+        return None
+
+    def read(**changed: str) -> pl.Series:
+        of_cells = None if kinds is None else kinds.gather(unread)
+        return moments_of_cells(texts.gather(unread), of_cells, layout.model_copy(update=changed))
+
+    twice = read(ambiguous="earliest").is_not_null()
+    # At the ends of the calendar a time may be out of range in its zone alone.
+    skipped = read(zone="UTC").dt.year().is_between(2, 9998).fill_null(value=False) & ~twice
+    if not (twice | skipped).any():
+        return None
+    faults = pl.select(pl.when(twice).then(pl.lit("ambiguous_time")).when(skipped).then(pl.lit("skipped_time")))
+    return pl.Series([None], dtype=pl.String).new_from_index(0, len(texts)).scatter(unread, faults.to_series())
+
+
+def moments_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: TimestampLayout) -> pl.Series:
+    """Return the moments in cells, see `parse_timestamps`: of text, of dates, and of numbers if they are unix times.
+
+    Args:
+        texts: of the cells.
+        kinds: of the cells; None, alone or for all, is text.
         layout: how times are written in text, and the zone of dates.
     """
+    if kinds is None:
+        return parse_timestamps(texts, layout)
     moments = parse_timestamps(text_cells(texts, kinds), layout)
     is_date = (kinds == DATE).fill_null(value=False)
     if is_date.any():

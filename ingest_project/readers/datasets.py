@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ingest_project.contracts.columns import Column
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
@@ -22,11 +21,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
-    NumberLayout,
     Profiles,
-    Quantity,
-    ReaderProfile,
-    TimestampLayout,
     load_profiles,
 )
 
@@ -35,7 +30,7 @@ __all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures"
 logger = get_logger(__name__)
 
 COMPONENT = "ingest_project.FileDataset"
-COMPONENTS = (COMPONENT, "ingest_project.TopicStream")
+COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
 
 
@@ -199,9 +194,7 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
     try:
         return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        models = (DatasetDeclaration, Column, Key, StoredIn, Measures, ReaderProfile, TimestampLayout, NumberLayout)
-        described = mistakes_in(path, "a dataset", error, *models, Quantity, within=["attributes"])
-        raise SettingsError(described) from None
+        raise SettingsError(mistakes_in(path, "a dataset", error, within=["attributes"])) from None
     except SettingsError as error:
         part = "model" if attributes.get("model") else "reader"
         raise SettingsError(f"{path}, line {line_of(path, ['attributes', part])}: {error}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+import polars as pl
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from ingest_project.contracts.columns import Column, Owners, columns_of, model_named, schema_of
 from ingest_project.contracts.files import (
@@ -18,7 +20,7 @@ from ingest_project.contracts.files import (
     type_inside,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import ContradictionsError, nearest, only_known_names, within
+from ingest_project.core.yaml_models import ContradictionsError, Declared, nearest, within
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
@@ -36,13 +38,18 @@ OWN_TABLES = frozenset(
     {
         *("activity_hour_spans", "activity_hours", "aggregated_metrics", "alembic_version", "alert_leases"),
         *("alert_messages", "alert_samples", "attachment_events", "attachment_replays", "attachments", "contents"),
-        *("device_metrics", "download_outcomes", "eventhouse_positions", "file_statistics", "files", "incidents"),
+        *("device_metrics", "download_outcomes", "eventhouse_positions", "file_statistics", "files"),
+        *("ignored_notifications", "incidents"),
         *("lost_offsets", "metric_minutes", "metric_progress", "metric_totals", "operator_action_items"),
         *("operator_actions", "opportunities", "outbox", "paused_capabilities", "polling_jobs", "projects"),
         *("quarantined_rows", "raw_sensor_data", "sink_positions", "skipped_offsets", "stream_hour_spans"),
         *("stream_hours", "unidentified_messages", "user_activity_hourly"),
     }
 )
+# A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
+MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
+# Delta reads it as null.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
 MEASURABLE = frozenset({"integer", "number", "decimal"})
 
@@ -53,11 +60,7 @@ OPTIONS_OF_READER = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
-
-
-class Key(_Part):
+class Key(Declared):
     """The columns that identify a row.
 
     Args:
@@ -70,7 +73,7 @@ class Key(_Part):
     unique: Literal["file", "table"] = "file"
 
 
-class StoredIn(_Part):
+class StoredIn(Declared):
     """Where the rows go: a table of the warehouse, or a Delta table.
 
     Args:
@@ -92,7 +95,7 @@ class StoredIn(_Part):
         return self
 
 
-class Measures(_Part):
+class Measures(Declared):
     """Numbers that are summarised for each file.
 
     Args:
@@ -104,7 +107,7 @@ class Measures(_Part):
     group_by: tuple[str, ...] = ()
 
 
-class DatasetDeclaration(_Part):
+class DatasetDeclaration(Declared):
     """A kind of file: what its rows are, where they go, and which files belong to it.
 
     Args:
@@ -133,7 +136,7 @@ class DatasetDeclaration(_Part):
     # Null where all options are comments.
     reader: Annotated[
         str | dict[str, Any], BeforeValidator(lambda given: given or {}), WithJsonSchema(OPTIONS_OF_READER)
-    ] = {}
+    ] = Field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     model: str | None = None
     key: Key | None = None
@@ -169,7 +172,16 @@ class DatasetDeclaration(_Part):
     @cached_property
     def contract(self) -> pandera.DataFrameSchema:
         """The contract of the rows, which pandera applies."""
-        return schema_of(self.columns) if self.schema_model is None else self.schema_model.to_schema()
+        schema = schema_of(self.columns) if self.schema_model is None else self.schema_model.to_schema()
+        texts = [one.name for one in self.typed_columns if one.kind == "text" and one.name in self.target.partition_by]
+        if not texts:
+            return schema
+        from ingest_project.contracts.validation import row_check  # heavy, as a schema is
+
+        checks = [row_check(f"{name}_not_a_partition", _is_a_partition(name)) for name in texts]
+        found = copy.copy(schema)
+        found.checks = [*schema.checks, *checks]
+        return found
 
     @property
     def table(self) -> str | None:
@@ -290,3 +302,9 @@ class DatasetDeclaration(_Part):
             yield "measures.group_by: a column is called like one of the summaries; rename it"
         if self.key and self.key.unique == "table" and self.target.delta:
             yield "key.unique: a Delta table cannot keep keys unique; use unique: file, or a table of the warehouse"
+
+
+def _is_a_partition(name: str) -> pl.Expr:
+    text = pl.col(name)
+    size = text.str.len_bytes().cast(pl.Int64) * 3 - text.str.count_matches(AS_THEY_ARE).cast(pl.Int64) * 2
+    return ((size <= MAX_PARTITION_BYTES) & (text != NULL_PARTITION)).fill_null(value=True)

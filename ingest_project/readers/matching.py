@@ -16,6 +16,8 @@ from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_gr
 from ingest_project.readers.reader_profile import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 from ingest_project.readers.target import Target
 
+# A header of so few names, one of them with a delimiter inside, was probably divided by another one.
+UNDIVIDED_NAMES = 2
 NAMES_SHOWN = 12
 NUMBERED = re.compile(r"#([1-9][0-9]{0,5})")
 OCCURRENCE = re.compile(r"(.*\S) ?\[([1-9][0-9]{0,4})\]", re.DOTALL)
@@ -219,7 +221,10 @@ class Header:
     def _missing(self, expected: str) -> str:
         shown = ", ".join(repr(name[:40]) for name in self.names[:NAMES_SHOWN])
         more = ", …" if len(self.names) > NAMES_SHOWN else ""
-        return f"The header has no column {expected} (profile {self._profile.name}). It has {shown}{more}."
+        said = f"The header has no column {expected} (profile {self._profile.name}). It has {shown}{more}."
+        mark = max(";,\t|", key=self.names[0].count) if self.names else ""
+        is_undivided = len(self.names) <= UNDIVIDED_NAMES and mark and mark in self.names[0]
+        return f"{said} Is the delimiter {mark!r}?" if is_undivided else said
 
 
 @lru_cache(4_096)

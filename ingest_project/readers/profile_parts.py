@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ingest_project.core.yaml_models import Declared
 from ingest_project.readers.time_formats import time_format
 from ingest_project.readers.units import Scale, scale_of
 
@@ -43,6 +45,14 @@ def offset_of(zone: str) -> int | None:
         return None
     seconds = int(match[2]) * 3600 + int(match[3] or 0) * 60
     return -seconds if match[1] == "-" else seconds
+
+
+def changes_clocks(zone: str) -> bool:
+    """Return True if the clocks of a zone change in the course of this year."""
+    if zone == "UTC" or offset_of(zone) is not None:
+        return False
+    months = (datetime(datetime.now(UTC).year, month, 1, tzinfo=ZoneInfo(zone)) for month in range(1, 13))
+    return len({moment.utcoffset() for moment in months}) > 1
 
 
 def _text_zone(zone: object) -> object:
@@ -138,13 +148,7 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 Number = Annotated[str, BeforeValidator(_as_text), AfterValidator(_fraction)]
 
 
-class Part(BaseModel):
-    """A part of a profile: unknown names are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CellRule(Part):
+class CellRule(Declared):
     """Conversion of the cells of one column, in this order; a cell that one of them cannot read rejects its row.
 
     Args:
@@ -165,7 +169,7 @@ class CellRule(Part):
 
     json_path: Annotated[str, AfterValidator(_dotted)] | None = None
     extract: OneGroup | None = None
-    words: dict[str, Text] = {}
+    words: dict[str, Text] = Field(default_factory=dict)
     others: Literal["keep", "reject"] = "keep"
     number_in_text: bool = False
     nulls: tuple[Text, ...] = ()
@@ -214,7 +218,7 @@ class Quantity(CellRule):
     required: bool = True
 
 
-class SkippedRows(Part):
+class SkippedRows(Declared):
     """Rows to leave out.
 
     Args:
@@ -234,7 +238,7 @@ class SkippedRows(Part):
         return self
 
 
-class Footer(Part):
+class Footer(Declared):
     """Rows at the end of a file that are not data.
 
     Args:
@@ -246,7 +250,7 @@ class Footer(Part):
     begins: Pattern | None = None
 
 
-class TimestampLayout(Part):
+class TimestampLayout(Declared):
     """Notation of times.
 
     Args:
@@ -262,7 +266,7 @@ class TimestampLayout(Part):
     hour_24: Literal["reject", "midnight"] = "reject"
 
 
-class NumberLayout(Part):
+class NumberLayout(Declared):
     """Notation of numbers.
 
     Args:

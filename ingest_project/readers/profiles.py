@@ -18,11 +18,8 @@ from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import AsWritten, mistakes_in, nearest, yaml_content, yaml_files
 from ingest_project.readers.profile_parts import (
-    CellRule,
-    Footer,
     NumberLayout,
     Quantity,
-    SkippedRows,
     TimestampLayout,
     first_group,
 )
@@ -48,7 +45,6 @@ logger = get_logger(__name__)
 
 SHIPPED_PROFILES = Path(__file__).parent / "shipped_profiles"
 NAME_LINE = re.compile(r"""^\s*["']?name["']?\s*:\s*["']?([a-z0-9][a-z0-9_-]*)""", re.MULTILINE)
-PROFILE_PARTS = (TimestampLayout, NumberLayout, Quantity, CellRule, SkippedRows, Footer)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ def read_profile(path: Path) -> ReaderProfile:
     try:
         return ReaderProfile.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a reader profile", error, ReaderProfile, *PROFILE_PARTS)) from None
+        raise SettingsError(mistakes_in(path, "a reader profile", error)) from None
 
 
 def _name_in(path: Path) -> str | None:

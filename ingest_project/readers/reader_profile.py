@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import Declared, nearest
 from ingest_project.readers.profile_parts import (
     CellRule,
     Footer,
@@ -49,7 +49,7 @@ def _quantity(value: object) -> object:
     return {"sensor_type": value} if isinstance(value, str) else value
 
 
-class ReaderProfile(BaseModel):
+class ReaderProfile(Declared):
     """How to read one kind of file.
 
     A column of the file is named by its header, in any case and spacing; by its number, `#3`; by an occurrence of a
@@ -92,14 +92,12 @@ class ReaderProfile(BaseModel):
         nulls: texts that mean "missing", as written, at most 12 bytes each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
     description: str = ""
     dataset: str = SENSOR_READINGS
     encoding: Annotated[str, AfterValidator(known_encoding)] = "utf-8"
     delimiter: Annotated[str, Field(min_length=1), AfterValidator(plain_delimiter)] | None = None
-    fixed_width: dict[str, Positions] = {}
+    fixed_width: dict[str, Positions] = Field(default_factory=dict)
     header: bool = True
     header_rows: int = Field(1, ge=1, le=10)
     header_separator: str = " "
@@ -110,19 +108,19 @@ class ReaderProfile(BaseModel):
     footer: Footer = Footer()
     members: str = Field("", max_length=200)
     sheet: int | str = 0
-    columns: dict[str, str] = {}
-    joined: dict[str, Annotated[tuple[str, ...], Field(min_length=2, max_length=10)]] = {}
-    cells: dict[str, CellRule] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
+    joined: dict[str, Annotated[tuple[str, ...], Field(min_length=2, max_length=10)]] = Field(default_factory=dict)
+    cells: dict[str, CellRule] = Field(default_factory=dict)
     optional: tuple[str, ...] | None = None
     ignored: tuple[str, ...] = ()
-    quantities: dict[str, Quantity] = {}
-    sensor_types: dict[str, Annotated[Quantity, BeforeValidator(_quantity)]] = {}
+    quantities: dict[str, Quantity] = Field(default_factory=dict)
+    sensor_types: dict[str, Annotated[Quantity, BeforeValidator(_quantity)]] = Field(default_factory=dict)
     other_sensor_types: Literal["keep", "reject"] = "keep"
-    constants: dict[str, str] = {}
-    from_file_name: dict[str, OneGroup] = {}
-    from_path: dict[str, OneGroup] = {}
-    from_lines_above: dict[str, OneGroup] = {}
-    from_sheet_name: dict[str, OneGroup] = {}
+    constants: dict[str, str] = Field(default_factory=dict)
+    from_file_name: dict[str, OneGroup] = Field(default_factory=dict)
+    from_path: dict[str, OneGroup] = Field(default_factory=dict)
+    from_lines_above: dict[str, OneGroup] = Field(default_factory=dict)
+    from_sheet_name: dict[str, OneGroup] = Field(default_factory=dict)
     timestamps: TimestampLayout = TimestampLayout()
     numbers: NumberLayout = NumberLayout()
     nulls: Annotated[tuple[str, ...], AfterValidator(short_nulls)] = DEFAULT_NULLS

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from ingest_project.contracts.columns import TEXT_OF, Column
+from ingest_project.contracts.columns import CLOCK_FAULT_OF, TEXT_OF, Column
 from ingest_project.readers.casting import (
     ALIKE,
     KIND_OF,
     PERCENT_UNIT,
+    clock_faults,
     kept,
     moments_of_cells,
     numbers_of_cells,
-    parse_timestamps,
     text_cells,
 )
 from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, NUMBER, PERCENT, TEXT
@@ -73,7 +73,8 @@ def cast_columns(rows: pl.DataFrame, columns: Sequence[Column], profile: ReaderP
 
     Returns:
         the rows without kinds of cells. A column that has unreadable values is followed by `TEXT_OF(name)` at the end,
-        the texts of those values, null elsewhere; `contracts.validation` makes a reason of it.
+        the texts of those values, null elsewhere; `contracts.validation` makes a reason of it. Times that their zone
+        passes twice or skips are also in `CLOCK_FAULT_OF(name)`.
     """
     names = {column.name for column in columns}
     cast: list[pl.Series] = []
@@ -83,6 +84,9 @@ def cast_columns(rows: pl.DataFrame, columns: Sequence[Column], profile: ReaderP
         cast.append(values)
         if values.null_count() > cells.texts.null_count():
             cast.append(kept(cells.texts, values.is_null()).alias(TEXT_OF(column.name)))
+            if column.kind == "timestamp":
+                faults = clock_faults(*cells, values, profile.timestamps)
+                cast += [] if faults is None else [faults.alias(CLOCK_FAULT_OF(column.name))]
     kinds = {KIND_OF(name) for name in names} - names
     return rows.drop(kinds, strict=False).with_columns(cast)
 
@@ -198,9 +202,7 @@ def _iso_dates(cells: Cells) -> pl.Series:
 
 
 def _timestamps(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Series:
-    if cells.kinds is None:
-        return parse_timestamps(cells.texts, profile.timestamps)
-    return moments_of_cells(cells.texts, cells.kinds, profile.timestamps)
+    return moments_of_cells(*cells, profile.timestamps)
 
 
 def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:

@@ -90,6 +90,15 @@ def conversion(unit: str, to: str) -> Scale:
     return Scale(one - zero, zero)
 
 
+def is_unit(name: str) -> bool:
+    """Return True if a text such as `m³/s`, `m3/h` or `kWh` is wholly a unit."""
+    try:
+        _unit(re.sub(r"(?<=[A-Za-z])([23])(?![0-9A-Za-z])", r"**\1", name))
+    except ValueError:
+        return False
+    return True
+
+
 def _converted(number: int, source: pint.Unit, target: pint.Unit) -> Fraction | None:
     magnitude: object = _registry().Quantity(Fraction(number), source).to(target).magnitude
     return Fraction(magnitude) if isinstance(magnitude, int | Fraction) else None

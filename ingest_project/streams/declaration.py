@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ingest_project.contracts.columns import Owners, StreamColumn, columns_of, model_named, schema_of
 from ingest_project.core.errors import SettingsError
@@ -23,10 +23,10 @@ from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import (
     AsWritten,
     ContradictionsError,
+    Declared,
     line_of,
     mistakes_in,
     nearest,
-    only_known_names,
     yaml_content,
 )
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files, read_declaration
@@ -47,11 +47,7 @@ OWN_COLUMNS = frozenset({"rescued_data", "trace_id", "event_day", "event_hour", 
 MIN_RETENTION_HOURS = 168
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
-
-
-class DeltaTarget(_Part):
+class DeltaTarget(Declared):
     """Rows are appended to a Delta table.
 
     Args:
@@ -67,7 +63,7 @@ class DeltaTarget(_Part):
     retention_hours: int = Field(MIN_RETENTION_HOURS, ge=MIN_RETENTION_HOURS)
 
 
-class SqlTarget(_Part):
+class SqlTarget(Declared):
     """Rows are stored by key in a table of the warehouse; the newest version of a key stays.
 
     Args:
@@ -98,7 +94,7 @@ Sink = Annotated[
 ]
 
 
-class StreamDeclaration(_Part):
+class StreamDeclaration(Declared):
     """A topic whose messages become rows, each offset exactly once.
 
     Args:
@@ -316,8 +312,7 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     try:
         return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        models = (StreamDeclaration, StreamColumn, DeltaTarget, SqlTarget)
-        raise SettingsError(mistakes_in(path, "a stream", error, *models, within=["attributes"])) from None
+        raise SettingsError(mistakes_in(path, "a stream", error, within=["attributes"])) from None
 
 
 def _require_distinct(

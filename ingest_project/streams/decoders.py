@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import compress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from ingest_project.contracts import MAX_MESSAGE_BYTES, plainly, require_readable_size
+from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, UnreadableMessageError
 from ingest_project.core.settings import Settings
@@ -36,13 +36,13 @@ JSON_TYPES: Mapping[str, Any] = {
     "text": str | None,
     "integer": int | None,
     "number": float | None,
-    "decimal": Decimal | None,
+    # In its digits, which Python would also read where they are no JSON.
+    "decimal": Raw,
     "boolean": bool | None,
     "date": str | None,
     "timestamp": str | None,
     "json": Raw,
 }
-EPOCH = int | None
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _fields = msgspec.json.Decoder(dict[str, Raw])
@@ -71,6 +71,14 @@ class Decoded:
     unknown: list[bytes | None] = field(default_factory=list)
     refused: list[tuple[ConsumerRecord, Refusal]] = field(default_factory=list)
     is_typed: bool = False
+
+    def without(self, wrong: Mapping[int, Refusal]) -> Decoded:
+        """Return the same with some of the messages refused, by the numbers of their rows."""
+        is_kept = [row not in wrong for row in range(len(self.kept))]
+        refused = [*self.refused, *((self.kept[row], error) for row, error in wrong.items())]
+        columns = [list(compress(column, is_kept)) for column in self.columns]
+        kept, unknown = list(compress(self.kept, is_kept)), list(compress(self.unknown, is_kept))
+        return Decoded(kept, columns, unknown, refused, self.is_typed)
 
 
 @dataclass
@@ -175,6 +183,7 @@ class JsonDecoder:
         payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
     ) -> None:
         self._tree = tree_of(columns)
+        self._names = SingleNames(self._tree)
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
         self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
@@ -183,7 +192,16 @@ class JsonDecoder:
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Decode JSON."""
         found = structs_of(messages, self._decoder.decode, self._with_unknown, self._payload_of)
-        return Decoded(found.kept, self._shape.values(found.structs), found.unknown, found.refused, is_typed=True)
+        payloads = [self._payload_of(message) or b"" for message in found.kept]
+        columns, names = self._shape.values(found.structs)
+        decoded = Decoded(found.kept, columns, found.unknown, found.refused, is_typed=True)
+        twice: dict[int, UnreadableMessageError] = {}
+        for row in self._names.doubtful(payloads, names):
+            try:
+                self._names.require(payloads[row])
+            except UnreadableMessageError as error:
+                twice[row] = error
+        return decoded.without(twice) if twice else decoded
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
         """Decode a message, and return the fields that no column names as JSON."""
@@ -237,13 +255,15 @@ class RecordDecoder:
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Read records, and take the values of the columns out of them."""
+        from ingest_project.streams.values import json_of  # heavy
+
         found = Decoded(columns=[[] for _ in range(self._count)])
         for message in messages:
             values: list[Any] = [None] * self._count
             try:
                 require_readable_size(message.value)
                 unknown = _take(self._record_of(message), self._tree, values)
-                encoded = _encoder.encode(unknown) if unknown else None
+                encoded = json_of(unknown) if unknown else None
             except UnreadableMessageError as error:
                 found.refused.append((message, error))
             else:
@@ -319,11 +339,11 @@ class _Shape:
         fields: list[tuple[str, Any, Any]] = []
         for name in self._names:
             if name in self._inside:
-                fields.append((name, self._inside[name].struct | None, None))
+                fields.append((name, self._inside[name].struct | UnsetType | None, UNSET))
             else:
                 column = columns[self._columns[name]]
-                kind = EPOCH if column.epoch else JSON_TYPES[column.kind]
-                fields.append((name, kind, NO_JSON if kind is Raw else None))
+                kind = Raw if column.epoch else JSON_TYPES[column.kind]
+                fields.append((name, kind, NO_JSON) if kind is Raw else (name, kind | UnsetType, UNSET))
         self.struct: Any = msgspec.defstruct(
             "Message",
             fields,
@@ -333,18 +353,39 @@ class _Shape:
             rename=self._names,
         )
         self._nothing = self.struct()
+        self._nothing_of = {name: getattr(self._nothing, name) for name in self._columns}
 
-    def values(self, structs: Sequence[Any]) -> list[list[Any]]:
-        """Return the values of each column."""
-        found = dict(self._values(structs))
-        return [found[number] for number in sorted(found)]
+    def values(self, structs: Sequence[Any]) -> tuple[list[list[Any]], Any]:
+        """Return the values of each column, and how many of the fields each message has."""
+        found, names = self._values(structs)
+        columns = dict(found)
+        return [columns[number] for number in sorted(columns)], names
 
-    def _values(self, structs: Sequence[Any]) -> list[tuple[int, list[Any]]]:
-        found = [(number, list(map(attrgetter(name), structs))) for name, number in self._columns.items()]
+    def _values(self, structs: Sequence[Any]) -> tuple[list[tuple[int, list[Any]]], Any]:
+        found: list[tuple[int, list[Any]]] = []
+        names: Any = 0
+        for name, number in self._columns.items():
+            values = list(map(attrgetter(name), structs))
+            names = names + present(values, self._nothing_of[name])
+            found.append((number, given(values)))
         for name, shape in self._inside.items():
             inner = list(map(attrgetter(name), structs))
-            found += shape._values([shape._nothing if one is None else one for one in inner])  # noqa: SLF001 - its own kind
-        return found
+            more, inside = shape._values([one or shape._nothing for one in given(inner)])  # noqa: SLF001 - its own kind
+            names = names + present(inner) + inside
+            found += more
+        return found, names
+
+
+def present(values: Sequence[Any], nothing: object = UNSET) -> Any:  # noqa: ANN401 - a number for all, or one for each
+    """Return 1 for each message that has the field of some values, and 0 for the others."""
+    import numpy as np  # heavy
+
+    return np.fromiter((value is not nothing for value in values), np.int64, len(values)) if nothing in values else 1
+
+
+def given(values: list[Any]) -> list[Any]:
+    """Return values with None for a field that is not there."""
+    return [None if value is UNSET else value for value in values] if UNSET in values else values
 
 
 def _unknown(raw: bytes | Raw, tree: Tree) -> bytes | None:

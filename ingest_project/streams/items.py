@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
-from ingest_project.platform.capability import kafka_position, of_trace, rows_where
+from ingest_project.platform import tracing
+from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
@@ -46,10 +47,12 @@ class SqlRows(NamedTuple):
 
     def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
         """Return the rows that a search finds; no index of these ids knows how a value begins."""
+        if search.by_prefix:
+            return []
+        by_id = search.equals(*(self.table.c[name] for name in self.ids))
         found: list[Row] = []
-        columns = [] if search.by_prefix else [self.table.c[name] for name in (*self.ids, "trace_id")]
         with reading(engine) as connection:
-            for condition in search.equals(*columns):
+            for condition in (*by_id, *conditions_of_trace(self.table, search.text)):
                 found += map(dict, connection.execute(sa.select(self.table).where(condition).limit(limit)).mappings())
         return found
 
@@ -87,12 +90,18 @@ class DeltaRows(NamedTuple):
         del engine
         if search.by_prefix or search.position or "://" in search.text:
             return []
-        return rows_with(self.open(), (*self.ids, "trace_id"), search.text, limit)
+        return self._with((*self.ids, "trace_id"), search.text, limit)
 
     def of_trace(self, engine: sa.Engine, trace_id: str) -> Sequence[Row]:
         """Return the rows of a trace."""
         del engine
-        return rows_with(self.open(), ("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
+        return self._with(("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
+
+    def _with(self, columns: Sequence[str], text: str, limit: int, shown: Sequence[str] = ()) -> Sequence[Row]:
+        """Return the rows with an id or a trace, in the first of its forms that has any."""
+        store = self.open()
+        found = (rows_with(store, columns, form, limit, shown) for form in tracing.trace_ids_of(text))
+        return next(filter(None, found), ())
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""

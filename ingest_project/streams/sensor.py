@@ -23,6 +23,7 @@ from ingest_project.platform.work_queue.sensor import (
     BATCH_ID_TAG,
     BATCH_SIZE_TAG,
     BATCH_TAG,
+    NOT_RETRIED,
     Tick,
     queue_sensor,
     reason_of_loss,
@@ -198,6 +199,7 @@ def _request(
         BATCH_ID_TAG: digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share)),
         BATCH_SIZE_TAG: str(max(0, offsets)),
         PARTITIONS_TAG: ",".join(bounds),
+        **NOT_RETRIED,
     }
     # Without a run key: what a run that failed has left is requested again.
     return dg.RunRequest(run_config={"ops": {stream.op_name: {"config": {"end_offsets": bounds}}}}, tags=tags)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Context, Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -29,10 +29,19 @@ PLAIN_DATE = r"^[1-9]\d{3}-\d\d-\d\d$"
 WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32())}
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
-NUMBER = re.compile(r"-?\d{1,60}(\.\d{1,60})?")
+NUMBER = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?")
 # msgspec would round them, and the last instant of a day be in the next one.
 BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
-WHOLE = re.compile(r"-?\d{1,19}")
+NUMBER_OF_JSON = re.compile(rb"-?[0-9]{1,60}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,4})?")
+# Numbers, and texts of them, that Arrow reads as they are.
+PLAIN_DIGITS = 19
+PLAIN_DECIMAL = rf"-?\d{{1,{PLAIN_DIGITS}}}(\.\d{{1,{PLAIN_DIGITS - 1}}})?"
+PLAIN_NUMBER = rf'^({PLAIN_DECIMAL}|"{PLAIN_DECIMAL}")$'
+# By how many digits the point moves to make microseconds.
+EPOCHS = {"seconds": 6, "milliseconds": 3, "microseconds": 0, "nanoseconds": -3}
+MAX_EPOCH_DIGITS = 30
+FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
+WHOLE = re.compile(r"-?[0-9]{1,19}")
 MAX_SHOWN = 40
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING = type(None)
@@ -68,7 +77,11 @@ def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = Fa
     if column.kind == "json":
         return _json_texts(values), {}
     try:
-        if (found := _in_bulk(column, values, is_typed=is_typed)) is not None:
+        if is_typed and (column.epoch or column.kind == "decimal"):
+            found = _written_numbers(column, values)
+        else:
+            found = _in_bulk(column, values, is_typed=is_typed)
+        if found is not None:
             return found, {}
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         pass
@@ -88,9 +101,28 @@ def raw_texts(values: Sequence[msgspec.Raw]) -> pa.LargeBinaryArray:
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers, len(missing))
 
 
-def instants_of(texts: Sequence[str | None]) -> pa.Array | None:
-    """Parse times that are all written plainly, with their zone; None where one is not."""
-    return _plain(pa.array(texts, pa.string()), PLAIN_INSTANT, INSTANT)
+def instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
+    """Parse times to UTC; what is wrong with the others is added to the problems, by row."""
+    try:
+        if (found := _plain(pa.array(texts, pa.string()), PLAIN_INSTANT, INSTANT)) is not None:
+            return found
+    except pa.ArrowInvalid:
+        pass
+    return converted(texts, instant_of, path, problems, INSTANT)
+
+
+def converted(
+    values: Iterable[Any], convert: Callable[[Any], Any], path: str, problems: dict[int, str], to: pa.DataType
+) -> pa.Array:
+    """Convert value by value; what is wrong with those that cannot be is added to the problems, by row."""
+    found: list[Any] = []
+    for row, value in enumerate(values):
+        try:
+            found.append(None if value is None else convert(value))
+        except ValueError as error:
+            problems.setdefault(row, f"{path} {error}")
+            found.append(None)
+    return pa.array(found, to)
 
 
 def instant_of(text: str) -> datetime:
@@ -118,6 +150,25 @@ def _in_bulk(column: StreamColumn, values: Sequence[Any], *, is_typed: bool) -> 
     return found
 
 
+def _written_numbers(column: StreamColumn, values: Sequence[msgspec.Raw]) -> pa.Array | None:
+    """Convert numbers of JSON, or texts of them, by their digits; None where one is written otherwise."""
+    texts = raw_texts(values).cast(pa.string())
+    if pc.all(pc.match_substring_regex(texts, PLAIN_NUMBER)).as_py() is False:
+        return None
+    digits = pc.utf8_trim(texts, '"')
+    if column.epoch is None:
+        return digits.cast(column.arrow_type)
+    shift = EPOCHS[column.epoch]
+    if shift < 0:
+        return None
+    # The digits of a decimal with six places, taken as a whole number, are millionths.
+    decimals = digits.cast(pa.decimal128(PLAIN_DIGITS * 2, shift))
+    whole = pa.Array.from_buffers(pa.decimal128(PLAIN_DIGITS * 2, 0), len(decimals), decimals.buffers())
+    moments = whole.cast(pa.int64())
+    within = pc.and_(pc.greater_equal(moments, FIRST_MICROSECOND), pc.less_equal(moments, LAST_MICROSECOND))
+    return None if pc.all(within).as_py() is False else moments.cast(INSTANT)
+
+
 def _plain(texts: pa.Array, pattern: str, to: pa.DataType) -> pa.Array | None:
     """Parse texts that are all written like a pattern; None where one is not."""
     return texts.cast(to) if pc.all(pc.match_substring_regex(texts, pattern)).as_py() is not False else None
@@ -128,14 +179,24 @@ def _one_by_one(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, 
     converted: list[Any] = []
     for row, value in enumerate(values):
         try:
-            one = None if value is None else convert(column, value)
+            given = _value_of(value) if isinstance(value, msgspec.Raw) else value
+            one = None if given is None else convert(column, given)
             # Within the bounds of the column: 64 bits, the digits of a decimal.
             pa.scalar(one, column.arrow_type)
         except (ValueError, TypeError, OverflowError, InvalidOperation, pa.ArrowException):
-            unreadable[row] = str(value)[:MAX_SHOWN]
+            text = bytes(value).decode(errors="replace") if isinstance(value, msgspec.Raw) else str(value)
+            unreadable[row] = text[:MAX_SHOWN]
             one = None
         converted.append(one)
     return pa.array(converted, column.arrow_type), unreadable
+
+
+def _value_of(raw: msgspec.Raw) -> object:
+    """Return a number of JSON exactly, or what else is there."""
+    written = bytes(raw).strip()
+    if written in NO_JSON:
+        return None
+    return Decimal(written.decode()) if NUMBER_OF_JSON.fullmatch(written) else msgspec.json.decode(written)
 
 
 def _text(column: StreamColumn, value: object) -> str:
@@ -194,17 +255,45 @@ def _date(column: StreamColumn, value: object) -> date:
 def _timestamp(column: StreamColumn, value: object) -> datetime:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    if column.epoch is not None and type(value) is int:
-        return BEGINNING + timedelta(**{column.epoch: value})
+    if column.epoch is not None and not isinstance(value, bool):
+        return BEGINNING + timedelta(microseconds=_microseconds(value, EPOCHS[column.epoch]))
     if not isinstance(value, str):
         raise TypeError
     return instant_of(value)
 
 
+def _microseconds(value: object, shift: int) -> int:
+    """Return a number of seconds or parts of them as microseconds; further digits are left out, as those of texts."""
+    if isinstance(value, str) and not NUMBER.fullmatch(value):
+        raise ValueError
+    if not isinstance(value, str | int | float | Decimal):
+        raise TypeError
+    # The shortest digits that mean a float: it was made of them.
+    number = Decimal(str(value))
+    if not number.is_finite() or number.adjusted() > MAX_EPOCH_DIGITS:
+        raise ValueError
+    return int(number.scaleb(shift, EXACT).to_integral_value(ROUND_FLOOR))
+
+
 def _json_texts(values: Sequence[Any]) -> pa.Array:
     if set(map(type, values)) <= {msgspec.Raw}:
         return raw_texts(values).cast(pa.string())
-    return pa.array([None if value is None else _encoder.encode(value).decode() for value in values], pa.string())
+    return pa.array([None if value is None else json_of(value).decode() for value in values], pa.string())
+
+
+def json_of(value: object) -> bytes:
+    """Return a value as JSON; a number that JSON has not is its name, as in the JSON of Protobuf."""
+    found = _encoder.encode(value)
+    # What is encoded as null may have been such a number.
+    return _encoder.encode(_with_names(value)) if b"null" in found else found
+
+
+def _with_names(value: Any) -> Any:  # noqa: ANN401 - any value
+    if isinstance(value, float) and value - value != 0:
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"  # noqa: PLR0124 - it is not itself
+    if isinstance(value, Mapping):
+        return {name: _with_names(part) for name, part in value.items()}
+    return [_with_names(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 CONVERTERS: dict[str, Callable[[StreamColumn, Any], Any]] = {

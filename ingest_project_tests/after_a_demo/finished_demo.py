@@ -1,7 +1,9 @@
-"""Two demos, one after the other, as a newcomer starts them; the second stays up to be looked at."""
+"""A demo as a newcomer starts it, which stays up to be looked at, and a second one on the same system."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -12,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 
+from examples.demo import run
 from examples.demo.report import DemoAttachment, DemoFile, DemoReport
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.cli.operations import wait_for_idle
@@ -36,19 +40,19 @@ REFUSED_ADDRESS = "http://10.0.0.8/late_contract.pdf"
 
 @dataclass(frozen=True)
 class Demo:
-    """Two demos that have come to their end; the services and the UI of the second are up.
+    """Two demos that have come to their end; their services and UI are up.
 
     Args:
         site: address of the UI.
         environment: variables with which a command finds the services.
         report: of the first demo: the outcome of each file and attachment.
-        shown: file with the output of the second demo.
+        shown: output of the second demo.
     """
 
     site: str
     environment: Mapping[str, str]
     report: DemoReport
-    shown: Path
+    shown: str
 
     def file(self, name: str) -> DemoFile:
         """Return the outcome of the file of that name."""
@@ -65,22 +69,41 @@ class Demo:
 
 @contextmanager
 def finished_demo(folder: Path) -> Iterator[Demo]:
-    """Run a demo in a folder, and a second one that is up inside the block. Neither leaves a process behind."""
+    """Run a demo in a folder, which stays up inside the block, and a second one on it. No process is left behind."""
+    variables = variables_of(folder) | {"INGEST_ALLOWED_INTERNAL_HOSTS": "127.0.0.1"}
+    variables["INGEST_LOCAL_ROOTS"] = variables["INGEST_DUMMY_ROOT"]
+    with _kept_demo(folder, variables) as (process, report):
+        shown = _demo_on(process, folder, variables)
+        yield Demo(load_settings(variables).settings.dagster.webserver_url, variables, report, shown)
+    assert wait_until_nothing_is_left(folder / "state") == {}
+
+
+def whole_demo(folder: Path) -> DemoReport:
+    """Run a demo in a folder from its start to its end, as a newcomer does."""
+    done = subprocess.run(
+        [*COMMAND, "--json"],
+        cwd=folder,
+        env=_environment(variables_of(folder)),
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert wait_until_nothing_is_left(folder / "state") == {}
+    return msgspec.json.decode(done.stdout, type=DemoReport)
+
+
+def variables_of(folder: Path) -> dict[str, str]:
+    """Return the variables of a demo that keeps everything in a folder."""
     # A copy: pictures of the UI, which become documentation, should not show where this checkout is.
-    dummy_data = shutil.copytree(REPOSITORY / "dummy_data", folder / "dummy_data")
-    state_dir, shown = folder / "state", folder / "shown.txt"
-    variables = {
+    dummy_data = shutil.copytree(REPOSITORY / "dummy_data", folder / "dummy_data", dirs_exist_ok=True)
+    return {
         "INGEST_CONFIG_DIR": str(folder),
-        "INGEST_STATE_DIR": str(state_dir),
+        "INGEST_STATE_DIR": str(folder / "state"),
         "INGEST_WEBSERVER_PORT": "0",
         "INGEST_DUMMY_ROOT": str(dummy_data),
     }
-    report = _first_demo(folder, variables)
-    assert wait_until_nothing_is_left(state_dir) == {}
-    variables |= {"INGEST_LOCAL_ROOTS": str(dummy_data), "INGEST_ALLOWED_INTERNAL_HOSTS": "127.0.0.1"}
-    with _second_demo(folder, variables, shown):
-        yield Demo(load_settings(variables).settings.dagster.webserver_url, variables, report, shown)
-    assert wait_until_nothing_is_left(state_dir) == {}
 
 
 def dead_attachment(services: SystemResources) -> str:
@@ -100,36 +123,23 @@ def settle(services: SystemResources) -> None:
     assert seen.is_idle, seen
 
 
-def _first_demo(folder: Path, variables: Mapping[str, str]) -> DemoReport:
-    done = subprocess.run(
-        [*COMMAND, "--json"],
-        cwd=folder,
-        env=_environment(variables),
-        capture_output=True,
-        text=True,
-        timeout=DEMO_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return msgspec.json.decode(done.stdout, type=DemoReport)
-
-
 @contextmanager
-def _second_demo(folder: Path, variables: Mapping[str, str], shown: Path) -> Iterator[None]:
+def _kept_demo(folder: Path, variables: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[str], DemoReport]]:
+    output = folder / "report.json"
     with (
-        shown.open("w") as output,
+        output.open("w") as report,
         subprocess.Popen(
-            [*COMMAND, "--keep"],
+            [*COMMAND, "--json", "--keep"],
             cwd=folder,
             env=_environment(variables),
-            stdout=output,
+            stdout=report,
             stderr=subprocess.PIPE,
             text=True,
         ) as demo,
     ):
         try:
-            _read_until("Ctrl-C stops", demo)
-            yield
+            _read_until("Ctrl-C stops everything.", demo)
+            yield demo, msgspec.json.decode(output.read_bytes(), type=DemoReport)
             demo.send_signal(signal.SIGINT)
             _, said = demo.communicate(timeout=DEMO_SECONDS)
         finally:
@@ -137,9 +147,23 @@ def _second_demo(folder: Path, variables: Mapping[str, str], shown: Path) -> Ite
     assert demo.returncode == 0, said
 
 
+def _demo_on(process: subprocess.Popen[str], folder: Path, variables: Mapping[str, str]) -> str:
+    """Run a demo on the system of another one, which is up, and return what it prints."""
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, variables),
+        contextlib.chdir(folder),
+        mock.patch.object(run, "running_system", return_value=contextlib.nullcontext(process)),
+        mock.patch.object(run, "_stay"),
+        contextlib.redirect_stdout(printed),
+    ):
+        assert run.demo(keep=True, timeout_seconds=DEMO_SECONDS, as_json=False) == 0
+    return printed.getvalue()
+
+
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    # Of this checkout, although it starts in another folder.
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+    # Of this checkout, although it starts in another folder; and a report can be read as soon as it is printed.
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **variables}
 
 
 def _read_until(text: str, process: subprocess.Popen[str]) -> None:

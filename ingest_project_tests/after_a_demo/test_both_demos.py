@@ -19,7 +19,7 @@ import pytest
 
 from ingest_project.cli.main import run
 from ingest_project.devstack.dagster_processes import query_webserver
-from ingest_project_tests.after_a_demo.finished_demo import REPOSITORY, Demo
+from ingest_project_tests.after_a_demo.finished_demo import REPOSITORY, Demo, whole_demo
 from ingest_project_tests.examples.test_demo import CRM, FATES, FILES, TWINS
 
 pytestmark = pytest.mark.timeout(900)
@@ -115,12 +115,22 @@ def test_a_second_demo_finds_everything_there(demo: Demo, ask: Ask) -> None:
 
 
 def test_a_second_demo_says_what_it_finds_and_where_to_look(demo: Demo) -> None:
-    shown = demo.shown.read_text()
+    shown = demo.shown
     assert "already ingested" in shown
     assert "already quarantined" in shown
     assert shown.count("(already stored)") == 2
     assert "The events of users and the CRM messages had been stored by an earlier demo" in shown
     assert re.search(rf"\b{re.escape(demo.site)}\b", shown)
+
+
+@pytest.mark.long
+def test_a_demo_that_starts_after_the_end_of_another_finds_everything_there(tmp_path: Path) -> None:
+    first, second = whole_demo(tmp_path), whole_demo(tmp_path)
+    assert not any(file.earlier for file in first.files)
+    assert all(file.earlier for file in second.files)
+    assert [(file.file_key, file.state) for file in second.files] == [(one.file_key, one.state) for one in first.files]
+    assert second.streams is not None
+    assert (second.streams.user_activity.earlier, second.streams.crm.earlier) == (True, True)
 
 
 def evaluations(site: str) -> dict[str, str]:

@@ -8,6 +8,8 @@ import pytest
 from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.tables import AttachmentState, attachments
 from ingest_project.contracts.attachments import DownloadResult, DownloadTask, attachment_hash
+from ingest_project.operations.items import describe, find
+from ingest_project.platform.items import ItemRef
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.attachments.system import HOURS, PENDING, RESULTS, STORED, AttachmentSystem
@@ -49,6 +51,33 @@ def test_the_attachments_of_an_event_are_stored_and_published(
     assert [system.times_materialized(asset) for asset in (STORED, HOURS, RESULTS)] == [2, 1, 1]
     assert system.metadata(STORED, record.attachment_key)["sha256"] == record.sha256
     assert set(system.shown_checks().values()) == {"SUCCEEDED"}
+
+
+def test_an_event_and_its_attachments_are_found_by_every_id_and_their_pages_lead_to_each_other(
+    attachment_system: AttachmentSystem, http_server: HttpServer
+) -> None:
+    system, address = attachment_system, http_server.url("/files/late-report.pdf?size=3000")
+    trace_id = system.send_event(address, http_server.url("/status/404"))
+    system.drive_attachments()
+    record = system.attachment("late-report.pdf")
+    key = record.attachment_key
+    found = (key, key.rpartition("~")[2], "late-rep", address, str(record.sha256), str(record.stored_path))
+    view = system.item(*found)
+    assert (view.ref, view.state, view.trace_id) == (ItemRef("attachment", key), "stored", trace_id)
+    with view.contents["stored"].open() as path:  # type: ignore[union-attr]
+        assert path.read_bytes() == content_of("late-report.pdf", 3000)
+    (event,) = (hit for hit in find(system.services, trace_id).hits if hit.kind == "event")
+    assert view.facts["Event"] == event.ref
+    page = describe(system.services, event.ref)
+    assert page is not None
+    assert page.position is not None
+    place = page.position
+    assert system.item(event.key).ref == event.ref
+    for text in (str(place), f"{place.topic}:{place.partition}:{place.offset}", f"{place.topic}[{place.partition}]@0"):
+        assert sorted(hit.kind for hit in find(system.services, text).hits) == ["attachment", "attachment", "event"]
+    assert {hit.state for hit in page.related["attachments"].hits} == {"stored", "failed"}
+    dead = next(hit for hit in page.related["attachments"].hits if hit.state == "failed")
+    assert "404" in (describe(system.services, dead.ref) or page).reason  # type: ignore[operator]
 
 
 def test_the_same_address_in_the_same_trace_is_one_attachment_and_the_others_are_counted(

@@ -88,8 +88,16 @@ def test_files_are_released_by_filter(ingest: Ingest, services: SystemResources)
 def test_what_a_run_holds_is_left_to_it_and_named_with_the_reason(ingest: Ingest, services: SystemResources) -> None:
     done = ingest("action", "run", RELEASE, "--key", BAD, "--key", RUNNING, "--key", "no~1", "--reason", "r", "--json")
     assert (done.exit_code, done.json["done"]) == (1, [BAD])
-    assert done.json["failed"][RUNNING].startswith("in progress")
+    assert done.json["in_progress"] == {RUNNING: "it is ingesting"}
+    assert list(done.json["failed"]) == ["no~1"]
     assert "there is none" in done.json["failed"]["no~1"]
+    shown = ingest("action", "run", RELEASE, "--key", RUNNING, "--reason", "r")
+    assert f"{RUNNING} is in progress: it is ingesting" in " ".join(shown.err.split())
+    record = ingest("audit", "--json").json["records"][0]
+    assert (record["outcome"], record["done"], record["failed"]) == ("not done", 0, 0)
+    assert ingest("audit", record["action_id"], "--json").json["items"] == [
+        {"item_key": RUNNING, "outcome": "in progress", "reason": "it is ingesting"}
+    ]
     assert states(services)[RUNNING] == "ingesting"
 
 
@@ -183,6 +191,7 @@ def test_failed_polling_jobs_run_again(ingest: Ingest, services: SystemResources
     services.polling_jobs.fail(["job-1"], "no such folder", "SourceNotFoundError", known_files.ARRIVED)
     held = ingest("action", "run", "rerun-polling-jobs", "--reason", "r", "--json")
     assert (held.exit_code, held.json["done"]) == (1, [])
+    assert (held.json["failed"], held.json["in_progress"]) == ({}, {"job-1": "a run still reports it"})
     services.polling_jobs.mark_reported(["job-1"], known_files.ARRIVED)
     given = ("--error-class", "SourceNotFoundError", "--source-type", "dummy", "--reason", "mounted", "--json")
     assert ingest("action", "run", "rerun-polling-jobs", *given).json["done"] == ["job-1"]

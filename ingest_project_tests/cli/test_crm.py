@@ -10,11 +10,10 @@ import pytest
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.operations import SystemResources
 from ingest_project.platform.database import reading, writing
-from ingest_project.streams.crm.records import MessageOrder, count
-from ingest_project.streams.crm.sink import identify_payload
-from ingest_project.streams.crm.unidentified import Unidentified, keep
+from ingest_project.streams.crm.records import count
+from ingest_project.streams.crm.unidentified import MessagePosition, Unidentified, keep
 from ingest_project_tests.cli.conftest import Ingest
-from ingest_project_tests.streams.crm.messages import encoded, opportunity
+from ingest_project_tests.streams.crm.messages import encoded, opportunity, row_of
 
 NOW = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 # The first as if a fix had come since: the rules of today know it.
@@ -26,11 +25,11 @@ FIXED, TEXT, BYTES = (f"sales_events-0-{offset}" for offset in range(3))
 def _three_messages(services: SystemResources) -> None:
     messages = []
     for offset, payload in enumerate(PAYLOADS):
-        found = identify_payload(payload)
-        reason = found[0] if isinstance(found, tuple) else "Unknown at the time."
+        found = row_of(payload)
+        reason = found if isinstance(found, str) else "Unknown at the time."
         messages.append(
             Unidentified(
-                position=MessageOrder("sales_events", "", 0, offset),
+                position=MessagePosition("sales_events", "", 0, offset),
                 timestamp=NOW,
                 key=None,
                 headers=(("trace", b"x"),),

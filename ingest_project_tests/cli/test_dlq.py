@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
-from ingest_project.attachments.tables import AttachmentState
+from ingest_project.attachments.tables import AttachmentState, attachments
 from ingest_project.operations import SystemResources
 from ingest_project.platform.actions import login_name
+from ingest_project.platform.database import writing
 from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_attachments import NOT_FOUND, SIGNATURE, arrive, dead, finish
 
@@ -130,6 +132,22 @@ def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest,
     assert "INGEST_MAX_REPLAYS" in done.err
     assert state(services, key) is AttachmentState.FAILED
     assert state(services, fresh) is AttachmentState.PENDING
+
+
+def test_one_that_a_run_still_reports_is_named_apart_from_those_replayed_too_often(
+    ingest: Ingest, services: SystemResources
+) -> None:
+    key, other = dead(services, "a.pdf"), dead(services, "b.pdf")
+    with writing(services.engine) as connection:
+        unreported = sa.update(attachments).where(attachments.c.attachment_key == key).values(reported_at=None)
+        connection.execute(unreported)
+    done = ingest("dlq", "replay", "--all", "--dry-run", "--json").json
+    assert (done["replayed"], done["exhausted"]) == ([other], [])
+    assert done["in_progress"] == {key: "a run still reports it"}
+    shown = ingest("dlq", "replay", key)
+    assert (shown.exit_code, "INGEST_MAX_REPLAYS" in shown.err) == (1, False)
+    assert f"{key} is in progress: a run still reports it" in " ".join(shown.err.split())
+    assert state(services, key) is AttachmentState.FAILED
 
 
 @pytest.mark.parametrize("arguments", [["--all"], ["--domain", "nowhere"]])

@@ -169,3 +169,42 @@ def test_proposing_a_dataset_imports_no_dagster(tmp_path: Path) -> None:
     command = f"from ingest_project.cli.main import run; assert run(['dataset', 'guess', {str(path)!r}]) == 0"
     loaded = "import sys; assert not {'dagster'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"{command}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
+
+
+LOCAL = (
+    "Zeit;Ort;Durchfluss [m³/s]\n25.10.2026 01:30;Wehr;1.234,5\n25.10.2026 02:30;Wehr;2,5\n29.03.2026 02:30;Wehr;3\n"
+)
+WEIR = """type: ingest_project.FileDataset
+attributes:
+  columns: [{name: at, type: timestamp}, {name: place, type: text}, {name: flow, type: number}]
+  reader:
+    columns: {Zeit: at, Ort: place, "Durchfluss [m³/s]": flow}
+    timestamps: {formats: ["%d.%m.%Y %H:%M"], zone: Europe/Berlin}
+    numbers: {decimal: ",", thousands: "."}
+"""
+
+
+def test_a_time_that_clocks_pass_twice_or_skip_has_its_own_reason_and_remedy(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "weir.csv").write_text(LOCAL, encoding="utf-16")
+    (tmp_path / "weir").mkdir()
+    (tmp_path / "weir" / "defs.yaml").write_text(WEIR, encoding="utf-8")
+    done = ingest("dataset", "try", "weir.csv", "--dataset", "weir/defs.yaml", "--json")
+    assert done.json["rules"] == {"at_ambiguous_time": 1, "at_skipped_time": 1}
+    assert "INGEST_MAX_REJECTED_SHARE allows 50%): at_ambiguous_time 1, at_skipped_time 1." in done.json["refusal"]
+    assert "set timestamps.ambiguous" in done.json["refusal"]
+    assert "timestamps.zone" in done.json["refusal"]
+    shown = ingest("dataset", "try", "weir.csv", "--dataset", "weir/defs.yaml").out
+    assert "csv, utf-16-le, divided by ';', times in Europe/Berlin" in shown
+    assert "reject (timestamps.ambiguous), decimal ',', thousands '.'" in shown
+    # As every database shows it.
+    assert " 1234.5" in shown
+    assert "timestamps.ambiguous of the reader" in shown
+
+
+def test_a_header_that_another_delimiter_divides_is_asked_about(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "weir.csv").write_text(LOCAL, encoding="utf-8")
+    (tmp_path / "weir").mkdir()
+    declared = WEIR.replace("  reader:", "  reader:\n    delimiter: ','")
+    (tmp_path / "weir" / "defs.yaml").write_text(declared, encoding="utf-8")
+    done = ingest("dataset", "try", "weir.csv", "--dataset", "weir/defs.yaml", "--json")
+    assert done.json["refusal"].endswith("Is the delimiter ';'?")

@@ -16,6 +16,7 @@ from ingest_project.contracts.attachments import (
     decode_download_task,
 )
 from ingest_project.core.errors import UnreadableMessageError
+from ingest_project_tests.fuzz import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
@@ -73,7 +74,7 @@ def test_an_event_with_too_many_attachments_is_unreadable() -> None:
         decode_attachment_event(msgspec.json.encode(event))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(st.lists(st.text(max_size=40) | st.sampled_from(AWKWARD), unique=True))
 def test_every_address_has_a_key_that_dagster_accepts(urls: list[str]) -> None:
     with DagsterInstance.ephemeral() as instance:

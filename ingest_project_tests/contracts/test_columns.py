@@ -20,7 +20,7 @@ from ingest_project.core.yaml_models import mistakes
 def refused(**declared: Any) -> str:  # noqa: ANN401 - whatever a user may write
     with pytest.raises(ValidationError) as caught:
         Column(**({"name": "amount", "type": "text"} | declared))
-    return mistakes(caught.value, Column)
+    return mistakes(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -126,24 +126,35 @@ def test_only_a_write_that_is_complete_announces_a_file(api: object, complete: b
 
 
 IGNORED = {
-    "ObjectRemoved:Delete": {"Records": [s3_record(event="ObjectRemoved:Delete")]},
-    "ObjectRestore:Completed": {"Records": [s3_record(event="ObjectRestore:Completed")]},
-    "ObjectCreated:Put": {"Records": [s3_record("in/folder/")]},
-    "s3:TestEvent": {"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": AT, "Bucket": "landing"},
-    "SubscriptionConfirmation": {"Type": "SubscriptionConfirmation", "TopicArn": "arn:x", "Message": "Visit"},
-    "Object Deleted": {**BRIDGED, "detail-type": "Object Deleted"},
-    "s3:ObjectRemoved:Delete": {"EventName": "s3:ObjectRemoved:Delete", "Key": "landing/in/a.csv"},
-    "Microsoft.Storage.BlobDeleted": [grid_event(kind="Microsoft.Storage.BlobDeleted")],
-    "Microsoft.EventGrid.SubscriptionValidationEvent": [
-        grid_event(kind="Microsoft.EventGrid.SubscriptionValidationEvent", validationCode="x")
-    ],
+    "ObjectRemoved:Delete": ("deleted", {"Records": [s3_record(event="ObjectRemoved:Delete")]}),
+    "ObjectRestore:Completed": ("other_event", {"Records": [s3_record(event="ObjectRestore:Completed")]}),
+    "ObjectCreated:Put": ("folder", {"Records": [s3_record("in/folder/")]}),
+    "s3:TestEvent": ("test", {"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": AT, "Bucket": "landing"}),
+    "SubscriptionConfirmation": (
+        "subscription",
+        {"Type": "SubscriptionConfirmation", "TopicArn": "arn:x", "Message": "Visit"},
+    ),
+    "UnsubscribeConfirmation": ("subscription", {"Type": "UnsubscribeConfirmation", "TopicArn": "arn:x"}),
+    "Object Deleted": ("deleted", {**BRIDGED, "detail-type": "Object Deleted"}),
+    "s3:ObjectRemoved:Delete": ("deleted", {"EventName": "s3:ObjectRemoved:Delete", "Key": "landing/in/a.csv"}),
+    "s3:LifecycleExpiration:Delete": ("deleted", {"Records": [s3_record(event="s3:LifecycleExpiration:Delete")]}),
+    "Microsoft.Storage.BlobDeleted": ("deleted", [grid_event(kind="Microsoft.Storage.BlobDeleted")]),
+    "Microsoft.Fabric.OneLake.FileDeleted": ("deleted", [grid_event(kind="Microsoft.Fabric.OneLake.FileDeleted")]),
+    "Microsoft.Storage.BlobCreated": ("incomplete_write", [grid_event(api="CreateFile")]),
+    "Microsoft.Storage.BlobTierChanged": ("other_event", [grid_event(kind="Microsoft.Storage.BlobTierChanged")]),
+    "Microsoft.EventGrid.SubscriptionValidationEvent": (
+        "subscription",
+        [grid_event(kind="Microsoft.EventGrid.SubscriptionValidationEvent", validationCode="x")],
+    ),
+    "x" * 100: ("other_event", {"Records": [s3_record(event="x" * 300)]}),
 }
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_what_announces_no_file_is_counted_and_ignored(name: str) -> None:
-    notification = decoded(IGNORED[name])
-    assert (notification.files, notification.rejected, dict(notification.ignored)) == ([], [], {name: 1})
+def test_what_announces_no_file_is_counted_by_a_reason_and_ignored(name: str) -> None:
+    reason, message = IGNORED[name]
+    notification = decoded(message)
+    assert (notification.files, notification.rejected, dict(notification.ignored)) == ([], [], {(name, reason): 1})
 
 
 def test_a_bad_record_costs_the_others_nothing_and_has_a_reason() -> None:

@@ -22,6 +22,7 @@ from pandera.errors import SchemaErrors
 from ingest_project.contracts.columns import TEXT_OF, Column, schema_of
 from ingest_project.contracts.validation import needs_whole_files, row_check, validate
 from ingest_project.core.errors import CheckFailedError, FileRejectedError
+from ingest_project_tests.fuzz import examples
 
 SEEN = datetime(2024, 5, 1, tzinfo=UTC)
 ORDERS = schema_of(
@@ -327,7 +328,7 @@ def plain_reasons(row: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[s
 
 
 @given(Parcels)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_verdicts_are_those_of_a_plain_evaluation_row_by_row(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row[TEXT_OF("weight")] is not None:
@@ -337,7 +338,7 @@ def test_verdicts_are_those_of_a_plain_evaluation_row_by_row(rows: list[dict[str
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 3, 7]), st.sampled_from([None, "x", "y"])), max_size=10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_rules_about_rows_are_named_by_their_reasons_and_hold_where_they_are_unknown(
     rows: list[tuple[int | None, str | None]],
 ) -> None:

@@ -13,15 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import dagster as dg
 import pytest
 
+from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import query_webserver
+from ingest_project.devstack.supervisor import running_stack
 from ingest_project_tests.cli.running import wait_until_nothing_is_left
+from ingest_project_tests.file_ingest.datasets.system import DatasetSystem
+from ingest_project_tests.services.dagster import instance_on
 from ingest_project_tests.test_documentation import ROOT, blocks
 
 PAGE = ROOT / "docs" / "first-dataset.md"
 MOST_COMMANDS = 9
 DEV = "ingest dev"
+ASSETS = ("raw_files", "validated", "quarantined_files", "metrics")
 
 
 def commands() -> list[str]:
@@ -29,24 +35,21 @@ def commands() -> list[str]:
     return [line for block in blocks(PAGE, "sh") for line in block.splitlines()]
 
 
-def run(command: str, folder: Path, variables: Mapping[str, str]) -> str:
+def run(command: str) -> str:
     """Run one command as a shell does; what it prints."""
     done = subprocess.run(  # noqa: S602 - the commands of our own page
-        command, shell=True, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+        command, shell=True, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
 @contextmanager
-def running(command: str, folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+def running(command: str) -> Iterator[None]:
     """The command of another terminal, from when it is ready until Ctrl-C."""
     program, argument = shlex.split(command)
     arguments = [str(Path(sys.executable).with_name(program)), argument]
-    environ = {**os.environ, **variables}
-    with subprocess.Popen(
-        arguments, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
             said: list[str] = []
@@ -63,34 +66,69 @@ def running(command: str, folder: Path, variables: Mapping[str, str]) -> Iterato
             process.kill()
 
 
-def test_the_page_takes_a_file_to_its_rows_and_its_partition(tmp_path: Path) -> None:
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody who has the example's file, and in which commands run."""
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "first_dataset").symlink_to(ROOT / "examples" / "first_dataset")
-    variables = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "INGEST_WEBSERVER_PORT": "0",
-        "INGEST_MIN_FILE_AGE_SECONDS": "0",
-        "COLUMNS": "200",
-    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("INGEST_WEBSERVER_PORT", "0")
+    monkeypatch.setenv("INGEST_MIN_FILE_AGE_SECONDS", "0")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def declare(folder: Path) -> list[str]:
+    """Do what the page says before and with `ingest dev`; the commands that come after it."""
     make_folder, guess, trial, roots, dev, *after = commands()
     assert len(commands()) <= MOST_COMMANDS
     assert dev == DEV
     proposed, edited = blocks(PAGE, "yaml")
-    shown_trial, shown_rows = blocks(PAGE, "text")
-
-    run(make_folder, tmp_path, variables)
-    run(guess, tmp_path, variables)
-    declaration = tmp_path / "ingest_project_defs" / "garden" / "defs.yaml"
+    shown_trial, _ = blocks(PAGE, "text")
+    run(make_folder)
+    run(guess)
+    declaration = folder / "ingest_project_defs" / "garden" / "defs.yaml"
     assert declaration.read_text("utf-8") == proposed
     declaration.write_text(edited, "utf-8")
-    assert run(trial, tmp_path, variables) == shown_trial.strip()
-    run(roots, tmp_path, variables)
-    with running(dev, tmp_path, variables):
-        said = {command: run(command, tmp_path, variables) for command in after}
-        assert [text for command, text in said.items() if "psql" in command] == [shown_rows.strip()]
-        page = next(text for command, text in said.items() if "files show" in command)
-        require_partition(page)
-    assert wait_until_nothing_is_left(tmp_path / ".ingest") == {}
+    assert run(trial) == shown_trial.strip()
+    run(roots)
+    return after
+
+
+def require_rows(said: Mapping[str, str]) -> str:
+    """The rows are those of the page; what is said of the file."""
+    _, shown_rows = blocks(PAGE, "text")
+    assert [text for command, text in said.items() if "psql" in command] == [shown_rows.strip()]
+    return next(text for command, text in said.items() if "files show" in command)
+
+
+def test_the_commands_of_the_page_take_a_file_to_its_rows_and_its_partition(
+    newcomer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, status, *after = declare(newcomer)
+    assert status.startswith("ingest status --wait-until-idle")
+    # Sensors and runs are in this process, and are waited for here: starting Dagster's takes a processor half a minute.
+    with running_stack(load_settings(), lambda _step, _state: None, dagster=False, monitor=False) as stack:
+        run(send)
+        url = stack.settings.dagster.postgres_url.get_secret_value()
+        with instance_on(url, newcomer / ".ingest", monkeypatch) as instance:
+            system = DatasetSystem(stack.settings, instance, newcomer)
+            system.run_due()
+            system.close()
+            page = require_rows({command: run(command) for command in after})
+            key = page.splitlines()[0].strip()
+            assert key.startswith("garden_2026-01-15.csv~")
+            for asset in ASSETS:
+                assert instance.get_materialized_partitions(dg.AssetKey(["garden", asset])) == {key}
+
+
+@pytest.mark.long
+def test_the_page_takes_a_file_to_its_rows_and_its_partition(newcomer: Path) -> None:
+    after = declare(newcomer)
+    with running(DEV):
+        require_partition(require_rows({command: run(command) for command in after}))
+    assert wait_until_nothing_is_left(newcomer / ".ingest") == {}
 
 
 def require_partition(page: str) -> None:

@@ -21,6 +21,7 @@ from ingest_project.file_ingest.aggregation import (
     instants_by_file,
     merge,
 )
+from ingest_project_tests.fuzz import examples
 
 MOMENT = datetime(2024, 1, 15, tzinfo=UTC)
 Values = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=30)
@@ -64,7 +65,7 @@ def test_no_readings_are_no_rows() -> None:
 
 
 @given(Values)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_a_summary_is_what_the_statistics_module_says(values: list[float]) -> None:
     row = aggregate(readings(values)).row(0, named=True)
     scale = max(map(abs, values))
@@ -77,7 +78,7 @@ def test_a_summary_is_what_the_statistics_module_says(values: list[float]) -> No
 
 
 @given(st.lists(Values, min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_merged_summaries_of_parts_are_the_summary_of_the_whole(parts: list[list[float]]) -> None:
     whole = [value for part in parts for value in part]
     merged = merge([aggregate(readings(part)) for part in parts]).row(0, named=True)

@@ -23,10 +23,11 @@ from ingest_project_tests.journeys.system import (
     System,
     changed,
     file_event,
+    move_to,
     paused,
     readings,
 )
-from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import OwnServer, Server
 
 
 def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
@@ -131,11 +132,12 @@ def test_with_nothing_configured_a_tick_says_in_one_line_what_to_set(instance: D
         )
 
 
-def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(system: System, kafka_server: Server) -> None:
-    system.settings = changed(system.settings, "kafka", request_timeout_seconds=1.0)
-    system.restart()
+def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(
+    system: System, own_kafka_server: OwnServer
+) -> None:
+    move_to(system, own_kafka_server)
     system.send_files(system.write("a.csv", readings()))
-    with paused(kafka_server, system), pytest.raises(BrokerUnavailableError, match="does not answer"):
+    with paused(own_kafka_server, system), pytest.raises(BrokerUnavailableError, match="does not answer"):
         system.tick()
     system.drive()
     assert system.states() == {"a.csv": "ingested"}

@@ -15,7 +15,8 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, ValidationRules, row_rules, validate
 from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import READINGS
-from ingest_project.readers.profiles import load_profiles
+from ingest_project.readers.profiles import TimestampLayout, load_profiles
+from ingest_project_tests.fuzz import examples
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 TYPES = {"temperature": SensorType(units=("C", "°C"), min=-50, max=60), "level": SensorType(min=0)}
@@ -88,6 +89,22 @@ def test_each_rule_names_what_is_wrong(row: dict[str, str | None], expected: lis
     assert reasons(row) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("2023-10-29 02:30:00", "timestamp_ambiguous_time"),
+        ("2024-03-31 02:30:00", "timestamp_skipped_time"),
+        ("2024-02-31 02:30:00", "timestamp_unparseable"),
+    ],
+)
+def test_a_time_that_its_zone_has_twice_or_never_is_told_from_nonsense(text: str, reason: str) -> None:
+    zone = TimestampLayout(zone="Europe/Berlin")
+    rows = pl.DataFrame([{"line_number": 2, **GOOD, "timestamp": each} for each in (text, "2024-05-01 12:00:00")])
+    outcome = validate(cast(rows, CANONICAL.model_copy(update={"timestamps": zone})), rules())
+    assert outcome.rejected["reasons"].to_list() == [[reason]]
+    assert outcome.accepted.columns == ["line_number", *READINGS.columns]
+
+
 def test_unknown_types_are_rejected_when_the_setting_says_so() -> None:
     assert reasons({"sensor_type": "gravity"}, "quarantine") == ["sensor_type_unknown"]
     assert reasons({"sensor_type": None}, "quarantine") == ["sensor_type_missing"]
@@ -118,7 +135,7 @@ Text = st.sampled_from(
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(READINGS.columns, Text)), max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_every_row_has_exactly_one_outcome_and_every_reason_is_a_rule(rows: list[dict[str, str | None]]) -> None:
     outcome = validate(table(*rows), rules("quarantine"))
     lines = [*outcome.accepted["line_number"], *outcome.rejected["line_number"]]

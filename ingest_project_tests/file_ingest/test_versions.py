@@ -19,6 +19,7 @@ from ingest_project.platform.database import writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.readers.profiles import load_profiles
 from ingest_project_tests.file_ingest.samples import NOW, arrival
+from ingest_project_tests.fuzz import examples
 
 LOCATIONS = ("local:/in/a.csv", "local:/in/b.csv")
 
@@ -59,7 +60,7 @@ def store(engine: sa.Engine, records: Sequence[FileRecord], refused: set[str]) -
         finish(transaction, settled, "run")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(data=st.data())
 def test_the_newest_accepted_version_counts_whatever_the_order_and_the_groups(data: st.DataObject) -> None:
     drawn = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=7))

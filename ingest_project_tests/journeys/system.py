@@ -25,9 +25,11 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.operations import SystemResources
+from ingest_project.operations.items import describe, find
+from ingest_project.platform.items import ItemView
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project_tests.services.kafka import Server
+from ingest_project_tests.services.kafka import OwnServer, Server
 
 POLLING, FILE_EVENTS, SHORT_FILE_EVENTS = "polling_queue_sensor", "file_event_queue_sensor", "file_events_sensor"
 SENSORS = (POLLING, FILE_EVENTS, SHORT_FILE_EVENTS)
@@ -133,6 +135,15 @@ class System:
         return self.definitions.resolve_job_def("file_batch").execute_in_process(
             instance=self.instance, tags=tags, asset_selection=list(assets) or None, raise_on_error=False
         )
+
+    def item(self, *texts: str) -> ItemView:
+        """Describe the one item that each of these texts finds."""
+        refs = {text: [hit.ref for hit in find(self.services, text).hits] for text in texts}
+        assert all(len(found) == 1 and found == refs[texts[0]] for found in refs.values()), refs
+        view = describe(self.services, refs[texts[0]][0])
+        assert view is not None
+        assert view.problems == ()
+        return view
 
     def drive(self) -> list[ExecuteInProcessResult]:
         """Tick every sensor and do what it asks for, until nothing is asked for any more."""
@@ -338,8 +349,16 @@ def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, t
     system.close()
 
 
+def move_to(system: System, server: Server) -> None:
+    """Begin again at another broker."""
+    system.settings = changed(
+        system.settings, "kafka", bootstrap_servers=server.bootstrap_servers, request_timeout_seconds=1.0
+    )
+    system.restart()
+
+
 @contextmanager
-def paused(server: Server, system: System) -> Iterator[None]:
+def paused(server: OwnServer, system: System) -> Iterator[None]:
     """The broker does not answer; afterwards it does again, and the ticks that failed meanwhile are over."""
     server.pause()
     try:

@@ -13,9 +13,9 @@ from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project_tests.journeys.system import POLLING, System, changed, paused, readings
-from ingest_project_tests.services.kafka import Server
-from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.journeys.system import POLLING, System, changed, move_to, paused, readings
+from ingest_project_tests.services.kafka import OwnServer
+from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
 ROWS = 4
 
@@ -52,7 +52,7 @@ def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
         original(transaction, rows)  # type: ignore[arg-type]
         if next(cuts, False):
             postgres_server.execute(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+                f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{database}'"
             )
 
     monkeypatch.setattr(PostgresTransaction, "append_rows", cut_off)
@@ -62,7 +62,7 @@ def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
 
 
 def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_on(
-    impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    impatient: System, own_postgres_server: PostgresProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = impatient
     system.settings = changed(system.settings, "warehouse", database_url=SecretStr(own_postgres_server.url()))
@@ -80,7 +80,7 @@ def test_while_the_database_is_down_runs_and_ticks_fail_and_afterwards_they_go_o
 
 
 def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_it_is_back(
-    impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    impatient: System, own_postgres_server: PostgresProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # loads the driver
 
@@ -104,16 +104,15 @@ def test_a_database_that_is_killed_while_a_batch_is_stored_gets_all_of_it_when_i
 
 
 def test_while_the_broker_is_away_a_polling_job_waits_and_afterwards_announces_each_file_once(
-    impatient: System, kafka_server: Server
+    impatient: System, own_kafka_server: OwnServer
 ) -> None:
     system = impatient
-    system.settings = changed(system.settings, "kafka", request_timeout_seconds=1.0)
-    system.restart()
+    move_to(system, own_kafka_server)
     for number in range(3):
         system.write(f"{number}.csv", readings(ROWS, f"d{number}"))
     system.send_job(system.folder)
     (request,) = system.requests(POLLING)
-    with paused(kafka_server, system):
+    with paused(own_kafka_server, system):
         system.execute("polling_batch", request)
         (job,) = system.services.polling_jobs.list()
         assert (job.state, job.error_class) == (JobState.PENDING, "BrokerUnavailableError")

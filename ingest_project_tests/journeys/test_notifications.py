@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -11,6 +13,8 @@ import pytest
 
 from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.capability import IGNORED_NOTIFICATIONS
+from ingest_project.operations import RunningTotals
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.contracts.test_storage_events import grid_event, s3_record
 from ingest_project_tests.journeys.system import System, readings
@@ -60,6 +64,16 @@ def letters(system: System) -> list[str]:
     return [(letter.header("dlq.reason") or b"").decode() for letter in found]
 
 
+def ignored(system: System) -> Counter[str]:
+    """The counter of records that announce no file, by reason."""
+    totals = RunningTotals(system.services.engine)
+    totals.count(datetime.now(UTC))
+    counted = {
+        labels[0]: int(value) for (name, labels), value in totals.totals().items() if name == IGNORED_NOTIFICATIONS
+    }
+    return Counter(counted)
+
+
 def test_an_upload_to_s3_is_ingested_once_however_often_and_by_whomever_it_is_announced(
     system: System, s3_options: S3Options
 ) -> None:
@@ -78,6 +92,11 @@ def test_an_upload_to_s3_is_ingested_once_however_often_and_by_whomever_it_is_an
     assert system.states() == {"a b+c%.csv": "ingested"}
     assert (system.file("a b+c%.csv").rows_accepted, len(system.services.files.list())) == (3, 1)
     assert letters(system) == []
+    assert ignored(system) == {"deleted": 2, "test": 2 * sum(b"s3:TestEvent" in body for body in sent)}
+    # The cursor was never saved: the same messages are read again.
+    system.cursors.clear()
+    system.drive()
+    assert ignored(system)["deleted"] == 2
 
     backend.put("a b+c%.csv", readings(5).encode())
     system.send(system.settings.topics.file_event_queue, *notifications.sent())

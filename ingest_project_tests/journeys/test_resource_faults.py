@@ -18,7 +18,7 @@ from ingest_project.platform.database import migrate, open_engine
 from ingest_project_tests.journeys.system import System, changed, environment, readings
 from ingest_project_tests.services.dagster import instance_on
 from ingest_project_tests.services.kafka import Server
-from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.postgres import PostgresProcess
 from ingest_project_tests.services.slow_network import SlowWay, slow_way
 
 pytestmark = pytest.mark.long
@@ -69,7 +69,7 @@ def fill(disk: Path, leave_bytes: int) -> Path:
 
 
 def test_a_disk_of_the_database_that_is_full_stops_only_as_long_as_it_is_full(
-    impatient: System, own_postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    impatient: System, own_postgres_server: PostgresProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system, server = impatient, own_postgres_server
     monkeypatch.setattr("ingest_project.file_ingest.load.STORE_WAIT_SECONDS", 0.0)

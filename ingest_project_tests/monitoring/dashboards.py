@@ -126,6 +126,7 @@ OF_FILES = (
     gauges("Unfinished", 'ingest_unfinished_entries{kind=~"file|polling_job"}', "kind", "state"),
     rates("Polling jobs", "poller_jobs_total", "status"),
     rates("Files found", "poller_files_published_total", "source_type"),
+    rates("Notifications that announce no file", "ingest_ignored_notifications_total", "reason"),
     gauges("Polling jobs in progress", "poller_active_jobs"),
     gauges(
         "Longest without a change",

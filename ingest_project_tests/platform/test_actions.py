@@ -56,6 +56,7 @@ class Painting:
             ),
             select=lambda _services, request: Selection(ALL[: request.limit], len(ALL)),
             apply=self._apply,
+            acted_on=lambda _services, _record, keys: [key for key in keys if key in self.painted],
         )
 
     def _apply(self, services: Runtime, request: ActionRequest, keys: Sequence[str]) -> Outcome:

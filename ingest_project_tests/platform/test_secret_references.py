@@ -31,6 +31,7 @@ from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.platform import secrets as vaults
 from ingest_project.platform.azure import onelake_options, parse_address
 from ingest_project.platform.azure.client import shared_file_system
+from ingest_project.platform.dagster.instance import shared_engine
 from ingest_project.platform.database import open_engine, reading
 from ingest_project.platform.delta import delta_credentials, delta_location, storage_options
 from ingest_project.platform.http.client import web_client
@@ -201,17 +202,19 @@ def test_new_connections_to_postgresql_use_the_new_password(
 ) -> None:
     key_vault.versions["db"] = [login("first")]
     url = SecretReference(f"keyvault://{key_vault.host}/db")
-    engine, warehouse = open_engine(url), open_warehouse(url)
+    # The last one is Dagster's, whose address may be another one than that of this process's settings.
+    engine, warehouse, pool = open_engine(url), open_warehouse(url), shared_engine(url)
 
     def works() -> None:
-        with reading(engine) as connection:
-            assert connection.execute(sa.select(sa.literal(7))).scalar() == 7
+        for one in (engine, pool):
+            with reading(one) as connection:
+                assert connection.execute(sa.select(sa.literal(7))).scalar() == 7
         with warehouse.transaction():
             pass
 
     works()
     key_vault.versions["db"].append(login("second"))
-    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'"
+    end_all = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'rotated'"
     postgres_server.execute(end_all)
     works()
     assert len(key_vault.reads) == 2, "the refusal was the reason to look"
@@ -221,6 +224,7 @@ def test_new_connections_to_postgresql_use_the_new_password(
     with pytest.raises(DatabaseUnavailableError, match="refuses this login"):
         works()
     engine.dispose()
+    pool.dispose()
     warehouse.close()
 
 

@@ -8,7 +8,8 @@ from typing import cast as cast_type
 import polars as pl
 import pytest
 
-from ingest_project.readers.casting import cast, parse_numbers, parse_timestamps
+from ingest_project.readers.casting import cast, clock_faults, moments_of_cells, parse_numbers, parse_timestamps
+from ingest_project.readers.excel_cells import DATE, TEXT
 from ingest_project.readers.profiles import NumberLayout, TimestampLayout
 from ingest_project_tests.readers.samples import CANONICAL
 
@@ -101,6 +102,27 @@ def test_an_hour_that_does_not_exist_is_null_and_one_that_occurs_twice_is_as_the
     assert moment("2024-10-27 02:30:00", zone="Europe/Berlin", ambiguous="latest") == datetime(
         2024, 10, 27, 1, 30, tzinfo=UTC
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "fault"),
+    [
+        ("2024-10-27 02:30:00", None, "ambiguous_time"),
+        ("2024-03-31 02:30:00", None, "skipped_time"),
+        ("2024-10-27T02:30:00", DATE, "ambiguous_time"),
+        ("2024-03-31T02:30:00", DATE, "skipped_time"),
+        ("2024-02-31 02:30:00", None, None),
+        ("yesterday", None, None),
+    ],
+)
+def test_a_reading_tells_a_time_that_clocks_pass_twice_or_skip_from_nonsense(
+    text: str, kind: str | None, fault: str | None
+) -> None:
+    zone = TimestampLayout(zone="Europe/Berlin")
+    texts = pl.Series(["2024-10-27T12:00:00", text, None])
+    kinds = pl.Series([TEXT, kind, None]) if kind else None
+    faults = clock_faults(texts, kinds, moments_of_cells(texts, kinds, zone), zone)
+    assert (None if faults is None else faults.to_list()) == (fault and [None, fault, None])
 
 
 def test_a_profile_names_other_formats_and_the_first_that_fits_wins() -> None:

@@ -65,7 +65,9 @@ def test_line_numbers_are_the_sheets_rows_and_raw_text_its_cells(tmp_path: Path)
     outcome = read(xlsx(tmp_path, rows), CANONICAL, "xlsx")
     assert outcome.rows["line_number"].to_list() == [2, 4]
     assert outcome.rows["device_id"].to_list() == ["a", 'two\nlines "so"']
-    assert outcome.chunks[0].raw_text([4]) == ['"4"\t"2024-01-15T10:30:45"\t"two\nlines ""so"""\t"t"\t"2"\t""']
+    assert outcome.chunks[0].raw_text([4]) == [
+        '{"timestamp":"2024-01-15T10:30:45","device_id":"two\\nlines \\"so\\"","sensor_type":"t","value":"2"}'
+    ]
 
 
 def test_formulas_are_not_evaluated_and_text_that_looks_like_one_is_text(tmp_path: Path) -> None:
@@ -117,11 +119,14 @@ def test_a_sheet_without_cells_is_refused(tmp_path: Path) -> None:
     [
         ("~$book.xlsx", b"\x05owner" + b" " * 165, "lock file"),
         ("book.xlsx", b"\xd0\xcf\x11\xe0" + b"\0" * 600, "protected by a password"),
-        ("book.xlsx", b"timestamp,device_id\n", "not an xlsx workbook"),
+        ("book.xlsx", b"timestamp,device_id\n", "not an xlsx workbook, but text, such as csv"),
+        ("book.xlsx", b"\n<html><table>", "not an xlsx workbook, but an HTML or XML document"),
+        ("book.xls", b"\xef\xbb\xbf<!DOCTYPE html>", "not an xls workbook, but an HTML or XML document"),
+        ("book.xls", b"%PDF-1.7", "not an xls workbook, but a PDF document"),
         ("book.xlsx", b"PK\x03\x04 and then nothing", "its end is missing"),
         ("book.xls", b"PK\x03\x04 and then nothing", "called xls"),
         ("book.xls", b"\xd0\xcf\x11\xe0" + b"\0" * 600, "damaged"),
-        ("book.xls", b"<html><table></table></html>", "damaged"),
+        ("book.xls", b"<html><table></table></html>", "not an xls workbook, but an HTML"),
     ],
 )
 def test_what_is_no_workbook_is_refused_with_a_sentence(tmp_path: Path, name: str, content: bytes, said: str) -> None:

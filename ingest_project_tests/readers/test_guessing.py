@@ -15,6 +15,8 @@ import pytest
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.sensor_readings import SensorTypes
+from ingest_project.readers.guessing.dataset import guess_dataset
+from ingest_project.readers.guessing.names import read_name
 from ingest_project.readers.guessing.proposal import Draft, guess_profile, look_at
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
@@ -228,3 +230,41 @@ def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
         file.write(b"\n" + record)
     profile, _ = guessed(path, tmp_path)
     assert profile.columns["device"] == "device_id"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "doubt"),
+    [
+        ("Durchfluss [m³/s]", "m³/s", None),
+        ("Durchfluss [m3/h]", "m3/h", None),
+        ("Durchfluss m³/s", "m³/s", None),
+        ("Durchfluss, m³/s", "m³/s", None),
+        ("Durchfluss (l/min)", "L/min", None),
+        ("U-Wert [W/(m²·K)]", "W/(m²·K)", None),
+        ("Energie (MWh)", "MWh", None),
+        ("Temperatur [°C]", "°C", None),
+        ("Temp/°C", "°C", None),
+        ("Feuchte (%)", "%", None),
+        ("PM10 [µg/m³]", "µg/m³", None),
+        ("Absatz [Stk/h]", None, "Stk/h"),
+        ("Absatz Stk/s", None, "Stk/s"),
+        ("Index [FNU]", None, "FNU"),
+        ("Dauer (min)", None, "min"),
+        ("Temp (max)", None, None),
+        ("Kennzahl (links oben)", None, None),
+    ],
+)
+def test_a_unit_in_a_name_is_taken_whole_or_doubted(name: str, unit: str | None, doubt: str | None) -> None:
+    found = read_name(name)
+    assert (found.unit, found.doubt) == (unit, doubt)
+
+
+def test_a_dataset_asks_about_units_markers_and_a_missing_key(tmp_path: Path) -> None:
+    text = "Ort;Güte;Absatz [Stk/h];Fluss [m³/s]\n" + "a;gut;1,5;2,5\na;-;1,5;2,5\na;mäßig;2,5;3,5\n" * 4
+    path = sample_file(text, tmp_path)
+    draft = guess_dataset(look_at(path, "csv", ReadLimits()), path.name, "csv", "sales")
+    asked = " ".join(draft.questions)
+    assert "is 'Stk/h' its unit?" in asked
+    assert "does '-' mean that there is no value?" in asked
+    assert "unit: m³/s" in draft.text()
+    assert "# no key: none of the columns without gaps differs in all 12 records" in draft.text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import uuid
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -14,11 +16,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from ingest_project.contracts.columns import TEXT_OF, Column
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.typed_columns import cast_columns
 
 
 def profile(**settings: object) -> ReaderProfile:
@@ -126,9 +130,26 @@ def test_a_row_over_the_limit_costs_its_row_only(tmp_path: Path) -> None:
     assert [(number, reason) for number, _, reason in chunk.malformed.rows()] == [(2, "row_too_long")]
 
 
-def test_bytes_that_are_no_text_reject_the_file(tmp_path: Path) -> None:
-    with pytest.raises(FileRejectedError, match=r"encoding: Column 'a' has bytes"):
-        read(tmp_path, {"a": [b"\xff"]})
+def test_bytes_that_are_no_text_reject_their_row_where_a_column_is_declared_and_are_kept_where_none_is(
+    tmp_path: Path,
+) -> None:
+    columns = {"a": [b"x", b"\xff\x00", None], "b": pa.array([b"\xfe", b"y", b"z"]), "n": [b"1", b"\xff", b"2"]}
+    (chunk,) = read(tmp_path, columns, target("a", "n", keep_unknown=True))
+    declared = [Column(name="a", type="text"), Column(name="n", type="integer")]
+    rows = cast_columns(chunk.rows, declared, profile())
+    assert rows.select("a", "n", TEXT_OF("a"), TEXT_OF("n")).rows() == [
+        ("x", 1, None, None),
+        (None, None, r"\xff00", r"\xff"),
+        (None, 2, None, None),
+    ]
+    assert json.loads(chunk.rows["rescued_data"][0]) == {"b": r"\xfe"}
+    assert json.loads(chunk.raw_text([2])[0]) == {"a": r"\xff00", "b": "y", "n": r"\xff"}
+
+
+def test_a_uuid_is_the_text_of_it(tmp_path: Path) -> None:
+    found = uuid.UUID("6f1c2b0e-3d4a-4b5c-8d7e-9f0a1b2c3d4e")
+    (chunk,) = read(tmp_path, {"a": pa.array([found.bytes, None], pa.uuid())})
+    assert chunk.rows["a"].to_list() == [str(found), None]
 
 
 def test_a_file_beyond_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None:

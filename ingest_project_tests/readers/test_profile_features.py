@@ -324,7 +324,7 @@ def test_all_sheets_of_a_workbook_are_read_and_name_their_device(tmp_path: Path)
     profile = profile_of(tmp_path, settings + "'Log *'")
     outcome = read(path, profile, "xlsx")
     assert outcome.rows.select("line_number", "device_id", "value").rows() == [(2, "A", "1"), (10_000_002, "B", "2")]
-    assert outcome.chunks[1].raw_text([10_000_002]) == ['"2"\t"t"\t"2"']
+    assert outcome.chunks[1].raw_text([10_000_002]) == ['{"time":"t","value":"2"}']
     with pytest.raises(FileRejectedError, match="Sheet 'Notes': "):
         read(path, profile_of(tmp_path, settings + "'*'"), "xlsx")
 

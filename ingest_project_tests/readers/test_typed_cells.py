@@ -253,7 +253,7 @@ def test_a_null_spelling_never_hides_a_row_or_the_kinds_of_its_cells(tmp_path: P
     profile = CANONICAL.model_copy(update={"nulls": ("", "2", "3", "dnsns", "dssns")})
     outcome = read(formatted(tmp_path, [NAMES, *([MOMENT, "d", "level", 5, "mm"] for _ in range(3))]), profile, "xlsx")
     assert outcome.rows["line_number"].to_list() == [2, 3, 4]
-    assert outcome.chunks[0].raw_text([3])[0].startswith('"3"\t"2024-01-15T10:30:45"\t"d"')
+    assert outcome.chunks[0].raw_text([3])[0].startswith('{"timestamp":"2024-01-15T10:30:45","device_id":"d"')
 
 
 def test_workbooks_and_text_are_validated_together(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ingest_project.contracts.validation import validate
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout, load_profiles
 from ingest_project.readers.typed_columns import cast_columns
+from ingest_project_tests.fuzz import examples
 
 CANONICAL = load_profiles()["canonical"]
 GERMAN = CANONICAL.model_copy(
@@ -210,7 +211,7 @@ Numbers = st.one_of(
 
 
 @given(Numbers)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_a_decimal_is_pythons_or_unreadable(text: str) -> None:
     expected: Any = UNREADABLE
     if re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", text):
@@ -221,7 +222,7 @@ def test_a_decimal_is_pythons_or_unreadable(text: str) -> None:
 
 
 @given(st.one_of(st.integers(-(2**70), 2**70).map(str), st.text("0123456789.-+ _", max_size=6)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_an_integer_is_pythons_or_unreadable(text: str) -> None:
     fits = re.fullmatch(r"[+-]?[0-9]+", text) and -(2**63) <= int(text) < 2**63
     assert value(text, "integer") == (int(text) if fits else UNREADABLE)

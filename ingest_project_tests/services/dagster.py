@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, instance_for_test
+from pydantic import SecretStr
 
 from ingest_project.core.settings import current_settings
+from ingest_project.platform.dagster.instance import shared_engine
 from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.shared import made_once
 
 OVERRIDES = {
     "storage": {
@@ -45,15 +48,22 @@ def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 def dagster_database(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Name of a database with Dagster's tables, without rows.
 
-    One for all tests: for each new address the storage looks for its tables and opens connections that stay.
+    One for all tests of a process: for each new address the storage looks for its tables and opens connections that
+    stay.
     """
-    name = postgres_server.create_database()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        instance_on(postgres_server.url(name), tmp_path_factory.mktemp("template"), patch) as instance,
-    ):
-        instance.get_runs(limit=1)
-    return name
+
+    def make() -> str:
+        name = postgres_server.create_database()
+        url = postgres_server.url(name)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            instance_on(url, tmp_path_factory.mktemp("template"), patch) as instance,
+        ):
+            instance.get_runs(limit=1)
+        shared_engine(SecretStr(url)).dispose()
+        return name
+
+    return postgres_server.create_database(made_once("dagster", tmp_path_factory, make))
 
 
 @pytest.fixture

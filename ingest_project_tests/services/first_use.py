@@ -19,6 +19,13 @@ def cache_folder() -> Path:
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
     """Hold a lock of this user's processes; a process that waited for it checks again if anything is left to do."""
-    with (cache_folder() / f"{what}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(cache_folder() / f"{what}.lock"):
+        yield
+
+
+@contextmanager
+def locked(file: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock, which ends with this process at the latest."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, how)
         yield

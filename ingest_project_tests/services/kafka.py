@@ -32,6 +32,7 @@ from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import BROKER_ID, EmbeddedBroker, listen
 from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
+from ingest_project_tests.services.shared import shared_server
 
 KAFKA_VERSION = "4.1.1"
 LOGGING_VERSION = "2.24.3"
@@ -109,28 +110,20 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 class KafkaServer:
-    """Apache Kafka in a process and a folder of its own, on free loopback ports.
-
-    Ends with `stop`, and also, by its watcher, when the test process is killed.
-    """
+    """Apache Kafka at its ports."""
 
     keeps_messages = True
     """Whether messages are still there after `kill` and `restart`."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-"))
-        self.port, sasl_port, controller_port = free_port(), free_port(), free_port()
-        self.bootstrap_servers = f"127.0.0.1:{self.port}"
+    def __init__(self, port: int, sasl_port: int) -> None:
+        self.port, self._sasl_port = port, sasl_port
+        self.bootstrap_servers = f"127.0.0.1:{port}"
         self.sasl_bootstrap_servers = f"127.0.0.1:{sasl_port}"
-        self._properties = self.folder / "server.properties"
-        self._properties.write_text(_properties(self.folder / "data", self.port, sasl_port, controller_port))
-        # In a session of its own: what ends the tests' process group must not end this one before its work is done.
-        self._watcher = subprocess.Popen(
-            [sys.executable, "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-        shutil.copytree(formatted_storage(), self.folder / "data")
-        self._start()
+
+    @property
+    def address(self) -> dict[str, int]:
+        """The arguments with which another process gets the same."""
+        return {"port": self.port, "sasl_port": self._sasl_port}
 
     @property
     def settings(self) -> KafkaSettings:
@@ -157,6 +150,31 @@ class KafkaServer:
         """Remove the messages before an offset, as retention would."""
         place = TopicPartition(topic, partition, before_offset)
         self._admin.delete_records([place])[place].result()
+
+    @functools.cached_property
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+
+
+class KafkaProcess(KafkaServer):
+    """Apache Kafka in a process and a folder of its own, on free loopback ports.
+
+    Ends with `stop`, and also, by its watcher, when the test process is killed.
+    """
+
+    def __init__(self) -> None:
+        controller_port = free_port()
+        super().__init__(free_port(), free_port())
+        self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-"))
+        self._properties = self.folder / "server.properties"
+        self._properties.write_text(_properties(self.folder / "data", self.port, self._sasl_port, controller_port))
+        # In a session of its own: what ends the tests' process group must not end this one before its work is done.
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        shutil.copytree(formatted_storage(), self.folder / "data")
+        self._start()
 
     def kill(self) -> None:
         """End the broker with SIGKILL."""
@@ -186,10 +204,6 @@ class KafkaServer:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "the broker was killed; restart it first"
         return self._process
-
-    @functools.cached_property
-    def _admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
     def _start(self) -> None:
         self._process = self._java("kafka.Kafka", str(self._properties))
@@ -308,6 +322,7 @@ class EmbeddedServer:
 
 
 Server = KafkaServer | EmbeddedServer
+OwnServer = KafkaProcess | EmbeddedServer
 
 
 def settings_for(bootstrap_servers: str) -> KafkaSettings:
@@ -402,15 +417,37 @@ def _bring_jars(cache: Path, folder: Path) -> None:
         (Path(unfinished) / "jars").rename(folder)
 
 
-def start_server() -> Server:
+@contextlib.contextmanager
+def running_server() -> Iterator[KafkaProcess]:
+    """Apache Kafka until the end of the block."""
+    server = KafkaProcess()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def start_server() -> OwnServer:
     """Apache Kafka, or the embedded broker where it cannot run."""
-    return KafkaServer() if why_not_apache_kafka() is None else EmbeddedServer()
+    return KafkaProcess() if why_not_apache_kafka() is None else EmbeddedServer()
 
 
 @pytest.fixture(scope="session")
-def kafka_server() -> Iterator[Server]:
-    """A broker for the whole run; tests share it and use topics of their own."""
-    server = start_server()
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A broker for the whole run; tests, also those of other processes, use topics of their own."""
+    if why_not_apache_kafka() is None:
+        with shared_server(__name__, tmp_path_factory) as address:
+            yield KafkaServer(**address)
+    else:
+        server = EmbeddedServer()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["embedded", pytest.param("as others have it", marks=pytest.mark.long)])
+def own_kafka_server(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
+    """A broker that the test may pause: the embedded one, and in the long run Apache Kafka."""
+    server = EmbeddedServer() if request.param == "embedded" else start_server()
     yield server
     server.stop()
 

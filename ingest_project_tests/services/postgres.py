@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -28,6 +29,7 @@ from psycopg2.extensions import cursor
 from ingest_project.devstack import RunAs, free_port, process_guard
 from ingest_project.devstack.postgres import server_user
 from ingest_project.platform.database import migrate, open_engine
+from ingest_project_tests.services.shared import made_once, shared_server
 
 # Becomes another user and then the command that follows.
 BECOME = """
@@ -38,7 +40,7 @@ process_guard.drop_privileges(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0
-SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=100", "autovacuum=off", "max_wal_size=4GB")
+SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=300", "autovacuum=off", "max_wal_size=4GB")
 DISCONNECT_OTHERS = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -52,7 +54,9 @@ DECLARE
     name text;
     filled boolean;
 BEGIN
-    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT IN (%s) LOOP
+    -- Looking into each takes longer than all else here, and most were never written to.
+    FOR name IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+            AND pg_relation_size(oid) > 0 AND relname NOT IN (%s) LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM %%I)', name) INTO filled;
         IF filled AND pg_relation_size(format('%%I', name)) < 65536 THEN
             EXECUTE format('DELETE FROM %%I', name);
@@ -63,6 +67,10 @@ BEGIN
     PERFORM setval(format('%%I', sequencename)::regclass, start_value, false)
         FROM pg_sequences WHERE schemaname = 'public' AND last_value IS NOT NULL;
 END $$;
+"""
+RELATIONS = """
+SELECT relname, CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END
+FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
 """
 # All that a test may have made of a migrated database, apart from rows.
 SHAPE = """
@@ -99,25 +107,17 @@ shutil.rmtree(folder, ignore_errors=True)
 
 
 class PostgresServer:
-    """One server with its own data folder and port, run by the user that `ingest dev` would choose.
+    """A server with its data folder and port, on which test processes make databases of their own."""
 
-    Ends with its `close`, and also, by its watcher, when the test process is killed.
-    """
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ingest-pg-"))
-        self.port = free_port()
-        self._binaries = postgres_binaries()
-        user = server_user(self.data)
-        self._as_user = _prefix(user)
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: str, port: int) -> None:
+        self.folder = Path(folder)
+        self.port = port
         self._numbers = itertools.count()
-        self._watcher = subprocess.Popen(
-            [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        if user:
-            os.chown(self.folder, user.uid, user.gid)
-        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """The arguments with which another process gets the same."""
+        return {"folder": str(self.folder), "port": self.port}
 
     @property
     def data(self) -> Path:
@@ -127,6 +127,90 @@ class PostgresServer:
     def url(self, database: str = "postgres") -> str:
         """Address of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, template: str = "template1") -> str:
+        """A new database, a copy of the template; returns its name."""
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def empty_database(self, name: str, kept: Sequence[str] = ()) -> None:
+        """Delete all rows and let ids start again: a third of the work of another database.
+
+        Args:
+            name: of the database.
+            kept: tables whose rows stay.
+        """
+        with self._cursor(name) as cursor:
+            cursor.execute(_emptying(kept))
+
+    def shape(self, name: str) -> str:
+        """Return a digest of all that the migrated database holds, apart from rows."""
+        with self._cursor(name) as cursor:
+            return _shape(cursor)
+
+    def relations(self, name: str) -> dict[str, str]:
+        """Return the tables and views of a database, by name what they are."""
+        with self._cursor(name) as cursor:
+            return _relations(cursor)
+
+    def restore_database(self, name: str, shape: str, relations: Collection[str], kept: Sequence[str] = ()) -> bool:
+        """Cut everybody off from the database and empty it; return whether it has the shape that it should have.
+
+        Args:
+            name: of the database.
+            shape: that it should have.
+            relations: its tables and views; others are dropped.
+            kept: tables whose rows stay.
+        """
+        with self._cursor(name) as cursor:
+            cursor.execute(DISCONNECT_OTHERS)
+            for relation, kind in _relations(cursor).items():
+                if relation not in relations:
+                    cursor.execute(f'DROP {kind} IF EXISTS "{relation}" CASCADE')
+            if _shape(cursor) != shape:
+                return False
+            cursor.execute(_emptying(kept))
+        return True
+
+    def execute(self, statement: str) -> None:
+        """Execute one statement outside any transaction."""
+        with self._cursor("postgres") as cursor:
+            cursor.execute(statement)
+
+    @contextmanager
+    def _cursor(self, database: str) -> Iterator[cursor]:
+        connection = psycopg2.connect(self.url(database))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as opened:
+                yield opened
+        finally:
+            connection.close()
+
+
+class PostgresProcess(PostgresServer):
+    """A server that this process starts, run by the user that `ingest dev` would choose.
+
+    Ends with its `close`, and also, by its watcher, when the test process is killed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tempfile.mkdtemp(prefix="ingest-pg-"), free_port())
+        self._binaries = postgres_binaries()
+        user = server_user(self.data)
+        self._as_user = _prefix(user)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-S", "-c", WATCHER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        if user:
+            os.chown(self.folder, user.uid, user.gid)
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.data))
 
     def start(self) -> None:
         """Start, or start again after `stop` or `kill`, on the same data and port."""
@@ -155,55 +239,6 @@ class PostgresServer:
         self._watcher.stdin.close()
         # It removes what hundreds of databases have left, on a machine that is busy.
         self._watcher.wait(timeout=60)
-
-    def create_database(self, template: str = "template1") -> str:
-        """A new database, a copy of the template; returns its name."""
-        name = f"test_{next(self._numbers)}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
-        return name
-
-    def drop_database(self, name: str) -> None:
-        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
-        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    def empty_database(self, name: str, kept: Sequence[str] = ()) -> None:
-        """Delete all rows and let ids start again: a third of the work of another database.
-
-        Args:
-            name: of the database.
-            kept: tables whose rows stay.
-        """
-        with self._cursor(name) as cursor:
-            cursor.execute(_emptying(kept))
-
-    def shape(self, name: str) -> str:
-        """Return a digest of all that the migrated database holds, apart from rows."""
-        with self._cursor(name) as cursor:
-            return _shape(cursor)
-
-    def restore_database(self, name: str, shape: str, kept: Sequence[str] = ()) -> bool:
-        """Cut everybody off from the database and empty it; return whether it has the shape that it should have."""
-        with self._cursor(name) as cursor:
-            cursor.execute(DISCONNECT_OTHERS)
-            if _shape(cursor) != shape:
-                return False
-            cursor.execute(_emptying(kept))
-        return True
-
-    def execute(self, statement: str) -> None:
-        """Execute one statement outside any transaction."""
-        with self._cursor("postgres") as cursor:
-            cursor.execute(statement)
-
-    @contextmanager
-    def _cursor(self, database: str) -> Iterator[cursor]:
-        connection = psycopg2.connect(self.url(database))
-        try:
-            connection.autocommit = True
-            with connection.cursor() as opened:
-                yield opened
-        finally:
-            connection.close()
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -235,6 +270,11 @@ def _emptying(kept: Sequence[str]) -> str:
     return EMPTY % ", ".join(f"'{table}'" for table in ("", *kept))
 
 
+def _relations(opened: cursor) -> dict[str, str]:
+    opened.execute(RELATIONS)
+    return dict(opened.fetchall())
+
+
 def _shape(opened: cursor) -> str:
     opened.execute(SHAPE)
     ((digest,),) = opened.fetchall()
@@ -259,38 +299,37 @@ def _prefix(user: RunAs | None) -> list[str]:
     return [sys.executable, "-c", BECOME, str(Path(process_guard.__file__).parent), json.dumps(whom)]
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """The server all tests share. A test that stops or kills it takes `own_postgres_server` instead."""
-    server = PostgresServer()
+@contextmanager
+def running_server() -> Iterator[PostgresProcess]:
+    """A server until the end of the block."""
+    server = PostgresProcess()
     try:
         server.start()
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The server that all tests share, also those of other processes."""
+    with shared_server(__name__, tmp_path_factory) as address:
+        yield PostgresServer(**address)
 
 
 @pytest.fixture
-def own_postgres_server() -> Iterator[PostgresServer]:
+def own_postgres_server() -> Iterator[PostgresProcess]:
     """A running server that the test may stop, kill and start again."""
-    server = PostgresServer()
-    try:
-        server.start()
+    with running_server() as server:
         yield server
-    finally:
-        server.close()
 
 
 class MigratedDatabases:
     """Databases with all tables and no rows, which tests take and give back."""
 
-    def __init__(self, server: PostgresServer) -> None:
+    def __init__(self, server: PostgresServer, template: str, shape: str, *relations: str) -> None:
         self._server = server
-        self._template = server.create_database()
-        engine = open_engine(server.url(self._template))
-        migrate(engine)
-        engine.dispose()
-        self._shape = server.shape(self._template)
+        self._template, self._shape, self._relations = template, shape, relations
         self._free: list[str] = []
 
     def take(self) -> str:
@@ -298,17 +337,25 @@ class MigratedDatabases:
         return self._free.pop() if self._free else self._server.create_database(self._template)
 
     def give_back(self, name: str) -> None:
-        """Empty it for the next test, or drop it where this test changed more than rows."""
-        if self._server.restore_database(name, self._shape, kept=["alembic_version"]):
+        """Empty it for the next test, or drop it where this test changed a table."""
+        if self._server.restore_database(name, self._shape, self._relations, kept=["alembic_version"]):
             self._free.append(name)
         else:
             self._server.drop_database(name)
 
 
 @pytest.fixture(scope="session")
-def migrated_databases(postgres_server: PostgresServer) -> MigratedDatabases:
+def migrated_databases(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> MigratedDatabases:
     """Databases for one test after the other."""
-    return MigratedDatabases(postgres_server)
+
+    def make() -> str:
+        name = postgres_server.create_database()
+        engine = open_engine(postgres_server.url(name))
+        migrate(engine)
+        engine.dispose()
+        return " ".join((name, postgres_server.shape(name), *postgres_server.relations(name)))
+
+    return MigratedDatabases(postgres_server, *made_once("migrated", tmp_path_factory, make).split())
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from ingest_project.streams.positions import (
     move,
     removed,
 )
+from ingest_project_tests.fuzz import examples
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 RETRIES = RetrySettings(max_attempts=8, delay_seconds=10, max_delay_seconds=600)
@@ -180,7 +181,7 @@ def test_pieces_make_up_the_whole(first: int, length: int, size: int) -> None:
     assert all(0 < len(one) <= size for one in pieces)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.booleans()), max_size=30))
 def test_any_writers_in_any_order_pass_each_offset_once(steps: list[tuple[int, int, bool]]) -> None:
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.yaml_models import mistakes, yaml_content, yaml_files
+from ingest_project.core.yaml_models import Declared, mistakes, yaml_content, yaml_files
 
 logger = get_logger(__name__)
 
@@ -51,7 +51,7 @@ OMITTED = "payload_omitted"
 Name = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^'\"\\\[\]\r\n]+$")]
 
 
-class EventColumns(BaseModel):
+class EventColumns(Declared):
     """Names the columns that hold the fields of an AttachmentEvent; every other column becomes part of its payload.
 
     Args:
@@ -62,8 +62,6 @@ class EventColumns(BaseModel):
         payload: dynamic object.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     trace_id: Name = "trace_id"
     event_type: Name = "event_type"
     occurred_at: Name = "occurred_at"
@@ -71,7 +69,7 @@ class EventColumns(BaseModel):
     payload: Name = "payload"
 
 
-class DomainQuery(BaseModel):
+class DomainQuery(Declared):
     """The query of one domain.
 
     Args:
@@ -88,8 +86,6 @@ class DomainQuery(BaseModel):
         overlap_seconds: window only: how long after its ingestion time a row may become visible.
         page_rows: rows of one query; fewer where they are too large.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     domain: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$")
     database: Name
@@ -227,9 +223,7 @@ def read_query(path: Path) -> DomainQuery:
     try:
         return DomainQuery.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(
-            f"{path} is not an Eventhouse query: {mistakes(error, DomainQuery, EventColumns)}"
-        ) from None
+        raise SettingsError(f"{path} is not an Eventhouse query: {mistakes(error)}") from None
 
 
 def event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedRow:

@@ -99,6 +99,11 @@ CONDITIONS: Mapping[str, Condition] = {
     "freshness": Condition(
         "warning", "seconds", remedy="Ask the sender; `ingest sources test NAME` shows what a source has."
     ),
+    "interrupted_action": Condition(
+        "warning",
+        window_seconds=DAY,
+        remedy="Its record says what was done: `ingest audit ID`. Perform it again: nothing is done twice.",
+    ),
     "declaration": Condition("warning", remedy="Correct the file that is named, or the stream's first message."),
 }
 

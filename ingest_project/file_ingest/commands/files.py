@@ -35,7 +35,14 @@ from ingest_project.file_ingest.actions import RELEASE
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, asset_of
-from ingest_project.platform.actions import MAX_LIMIT, ActionRefusedError, ActionRequest, login_name, perform
+from ingest_project.platform.actions import (
+    MAX_LIMIT,
+    ActionRefusedError,
+    ActionRequest,
+    Performed,
+    login_name,
+    perform,
+)
 from ingest_project.platform.object_store.content_store import object_name
 
 MAX_SHOWN_TEXT = 160
@@ -101,7 +108,7 @@ class Release(msgspec.Struct, frozen=True):
 
     Args:
         released: keys of the files that will be ingested again.
-        unchanged: keys of those that are not finished, with their state: they will be ingested anyway.
+        unchanged: keys of those that a run works on or still reports, or that wait for one, with their state.
     """
 
     released: tuple[str, ...]
@@ -214,15 +221,15 @@ def release(
         done = perform(services, RELEASE, request)
     except ActionRefusedError as error:
         raise typer.BadParameter(str(error)) from error
-    states = {record.file_key: record.state for record in services.files.get_many([*done.failed])}
+    states = {record.file_key: record.state for record in services.files.get_many([*done.in_progress])}
     released = Release(tuple(done.created.get(key, key) for key in done.done), states)
     if as_json:
         print_json(released)
     else:
-        _print_release(released)
+        _print_release(released, done)
         if done.remaining:
             complain(f"{counted(done.remaining, 'file')} more in quarantine; release again for those.")
-    if done.failed:
+    if not done.is_complete:
         raise typer.Exit(1)
 
 
@@ -288,7 +295,7 @@ def _show_quarantined_rows(page: FilePage) -> None:
     title = counted(total, "quarantined row") + (f", the first {shown:,}" if shown < total else "")
     made = table("Line", "Reasons", "Text", numbers=["Line"])
     for row in page.quarantined_rows:
-        add_row(made, row["line_number"], ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
+        add_row(made, str(row["line_number"]), ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
     show(made, title)
 
 
@@ -302,15 +309,17 @@ def _find(services: FileIngestResources, key: str) -> FileRecord:
     return find_by_key(services.files, key, lambda record: record.file_key, "file", "ingest files list")
 
 
-def _print_release(done: Release) -> None:
-    for key in done.released:
+def _print_release(released: Release, done: Performed) -> None:
+    for key in released.released:
         say(f"{key} will be ingested again.")
-    for key, state in done.unchanged.items():
-        complain(f"{key} is {state}: it is on its way already.")
-    if not done.released and not done.unchanged:
+    for key, reason in done.in_progress.items():
+        complain(f"{key} is in progress: {reason}.")
+    for key, reason in done.failed.items():
+        complain(f"{key}: {reason}.")
+    if not done.total:
         say("Nothing is in quarantine.")
     else:
-        say(f"{counted(len(done.released), 'file')} released. `ingest status` shows how far they are.")
+        say(f"{counted(len(released.released), 'file')} released. `ingest status` shows how far they are.")
 
 
 def _show_quarantined(page: FilePage) -> None:

@@ -237,6 +237,13 @@ def report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _plain(value: object) -> object:
+    """Return a number as databases show it, without marks between thousands."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _show(trial: Trial) -> None:
     read = f"{trial.rows_read:,} read, {trial.rows_accepted:,} accepted, {trial.rows_rejected:,} rejected"
     show_facts(
@@ -247,6 +254,7 @@ def _show(trial: Trial) -> None:
             ("Layout", trial.layout),
             ("Rows", read),
             ("Broken rules", counts(trial.rules)),
+            ("Remedy", " ".join(trial.remedies)),
             ("Columns", trial.drift),
         ]
     )
@@ -254,12 +262,12 @@ def _show(trial: Trial) -> None:
         accepted = without_empty_rescue(trial.accepted)
         made = table(*accepted[0])
         for row in accepted:
-            add_row(made, *row.values())
+            add_row(made, *map(_plain, row.values()))
         show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
     if trial.rejected:
         made = table("Line", "Reasons", "Text", numbers=["Line"])
         for one in trial.rejected:
-            add_row(made, one.line_number, ", ".join(one.reasons), shortened(one.raw_text, MAX_SHOWN_TEXT))
+            add_row(made, str(one.line_number), ", ".join(one.reasons), shortened(one.raw_text, MAX_SHOWN_TEXT))
         show(made, f"The first {len(trial.rejected):,} of {trial.rows_rejected:,} rejected rows")
     if trial.refusal:
         say(f"The file would be quarantined: {trial.refusal}", style="red")

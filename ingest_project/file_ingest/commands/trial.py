@@ -11,15 +11,17 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.console import counted
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.drift import drift_of
 from ingest_project.readers.formats.csv_reader import header_search
-from ingest_project.readers.formats.csv_text import find_header, text_blocks
+from ingest_project.readers.formats.csv_text import encoding_of, find_header, text_blocks
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.matching import SameProfile
+from ingest_project.readers.profile_parts import changes_clocks
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
 
@@ -52,6 +54,7 @@ class Trial(msgspec.Struct, kw_only=True):
         rows_read: malformed ones included.
         rows_accepted, rows_rejected: of these.
         rules: how often each rule was broken.
+        remedies: for some of them, in words.
         drift: how its columns differ from those of the dataset, in words.
         accepted, rejected: the first ones.
     """
@@ -65,6 +68,7 @@ class Trial(msgspec.Struct, kw_only=True):
     rows_accepted: int = 0
     rows_rejected: int = 0
     rules: dict[str, int] = {}
+    remedies: list[str] = []
     drift: str = ""
     accepted: list[dict[str, Any]] = []
     rejected: list[RejectedRow] = []
@@ -94,9 +98,10 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
         chunks = read_chunks(path, type_of(path), profile, contract.limits, name, contract.target)
         for group in _groups(chunks, contract):
             _check(trial, group, profile, contract, rows)
-        contract.require_acceptable(trial.rows_read, trial.rows_rejected)
+        contract.require_acceptable(trial.rows_read, trial.rows_rejected, trial.rules)
     except FileRejectedError as error:
         trial.refusal = str(error)
+    trial.remedies = clock_remedies(trial.rules)
     return trial
 
 
@@ -110,11 +115,17 @@ def _layout(path: Path, profile: ReaderProfile, contract: Contract) -> Iterator[
             blocks = text_blocks(path, profile.encoding, contract.limits.chunk_bytes)
             search = header_search(SameProfile(profile), contract.target, contract.limits.max_row_bytes)
             delimiter = find_header(blocks, search)[0].delimiter
-        yield from (profile.encoding, f"divided by {delimiter!r}" if len(delimiter) == 1 else delimiter)
+        yield encoding_of(path, profile.encoding)
+        yield f"divided by {delimiter!r}" if len(delimiter) == 1 else delimiter
     if profile.skip_lines:
         yield f"{counted(profile.skip_lines, 'line')} above the header"
-    yield f"times in {profile.timestamps.zone} where they carry no offset"
+    zone = profile.timestamps.zone
+    yield f"times in {zone} where they carry no offset"
+    if changes_clocks(zone):
+        yield f"the hour that its clocks pass twice: {profile.timestamps.ambiguous} (timestamps.ambiguous)"
     yield f"decimal {profile.numbers.decimal!r}"
+    if profile.numbers.thousands:
+        yield f"thousands {profile.numbers.thousands!r}"
 
 
 def _groups(chunks: Iterator[RowsChunk], contract: Contract) -> Iterator[Sequence[RowsChunk]]:

@@ -7,6 +7,7 @@ unchanged. A file that is stored again replaces its own rows.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -179,6 +180,12 @@ class RowsElsewhere(Protocol):
         Of a file whose commit is out of retention there are none.
         """
 
+    def changed_since(self, versions: Mapping[str, int]) -> tuple[set[str], int]:
+        """Return which of these files were written after a version of each, and the present version."""
+
+    def rows_at(self, versions: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+        """Yield the rows that these files had in a version of each."""
+
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> Sequence[tuple[Any, ...]]:
         """Return so many of the file's stored rows after the first so many, in the order of their lines."""
 
@@ -192,8 +199,12 @@ class RowsSession(Protocol):
     def append(self, rows: pl.DataFrame) -> None:
         """Add rows."""
 
-    def commit(self) -> None:
-        """Write all changes at once."""
+    @property
+    def file_keys(self) -> AbstractSet[str]:
+        """The files whose rows change."""
+
+    def commit(self) -> int | None:
+        """Write all changes at once; returns the version that has them, None without any."""
 
 
 class Warehouse(Protocol):

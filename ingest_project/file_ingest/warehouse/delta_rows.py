@@ -9,7 +9,8 @@ writer and reads nothing.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -80,6 +81,23 @@ class DeltaRows:
                 if found:
                     break
 
+    def changed_since(self, versions: Mapping[str, int]) -> tuple[set[str], int]:
+        """Return which of these files were written after a version of each, and the present version."""
+        predicates, present = self.store.predicates_since(min(versions.values()))
+        named = [
+            key
+            for version, predicate in predicates.items()
+            for key in versions
+            if version > versions[key] and _literal(key) in predicate
+        ]
+        return set(named), present
+
+    def rows_at(self, versions: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+        """Yield the rows that these files had in a version of each."""
+        for key, version in versions.items():
+            for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([key])}", version):
+                yield pl.DataFrame(pl.from_arrow(batch))
+
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> list[tuple[Any, ...]]:
         """Return so many of the file's stored rows after the first so many, in the order of their lines."""
         table = self.store.opened()
@@ -115,16 +133,19 @@ class DeltaSession:
         self._writer.write_table(table)
         self._stored.update(rows["file_key"].unique())
 
-    def commit(self) -> None:
-        """Write all changes in one commit."""
+    @property
+    def file_keys(self) -> AbstractSet[str]:
+        """The files whose rows change."""
+        return self._replaced | self._stored
+
+    def commit(self) -> int | None:
+        """Write all changes in one commit; returns its version, None without any."""
         # What is written must match the predicate.
-        where = _is_of([*self._replaced, *self._stored]) if self._replaced else ""
+        where = _is_of([*self.file_keys]) if self._replaced else ""
         if self._writer is None:
-            if where:
-                self.store.delete(where)
-            return
+            return self.store.delete(where) if where else None
         self._writer.close()
-        self.store.replace(self._writer_schema(), self._batches, where)
+        return self.store.replace(self._writer_schema(), self._batches, where)
 
     def _writer_schema(self) -> pa.Schema:
         self.spool.seek(0)

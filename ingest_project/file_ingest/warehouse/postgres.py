@@ -84,6 +84,8 @@ FINISH = """
         rows_quarantined bigint, rule_counts text, drifted boolean)
     WHERE files.file_key = done.file_key"""
 
+RECORD_VERSION = "UPDATE files SET delta_version = $2::text::bigint WHERE file_key = ANY($1::text[])"
+
 PUT_STATISTICS = f"""
     INSERT INTO file_statistics ({", ".join(STATISTICS)})
     SELECT file_key, dataset, source, sample_order, arrived_at, rows_read, rows_quarantined, null_counts::jsonb,
@@ -154,8 +156,8 @@ class PostgresWarehouse(SqlWarehouse):
                     contextlib.closing(PostgresTransaction(driver, str(self._url), self._tables, outside)) as opened,
                 ):
                     yield opened
-                    if outside is not None:
-                        outside.commit()
+                    if outside is not None and (version := outside.commit()) is not None:
+                        opened.record_version(sorted(outside.file_keys), version)
                 connection.commit()
             except BaseException:
                 try:
@@ -191,6 +193,10 @@ class PostgresTransaction:
         """Close the cursors; the transaction itself ends with its connection's commit or rollback."""
         self._statements.close()
         self._loads.close()
+
+    def record_version(self, file_keys: Sequence[str], version: int) -> None:
+        """Record in which version of the table outside the database the rows of files are."""
+        self._run(RECORD_VERSION, list(file_keys), str(version))
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
         """Keep other transactions from deciding about the versions of these locations until this one ends."""

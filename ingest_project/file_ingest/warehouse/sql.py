@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.tables import (
+    KEPT,
     aggregated_metrics,
     contents,
     file_statistics,
@@ -183,7 +184,7 @@ class SqlWarehouse:
         with writing(self._engine) as connection, self._outside() as outside:
             yield SqlTransaction(connection, self._tables, outside)
             if outside is not None:
-                outside.commit()
+                _record_version(connection, outside.file_keys, outside.commit())
 
     @contextmanager
     def _outside(self) -> Iterator[RowsSession | None]:
@@ -243,20 +244,25 @@ class SqlWarehouse:
         """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
 
         Returns:
-            keys of the files whose rows were deleted.
+            keys of the files whose rows were deleted, or are those of an earlier attempt again.
         """
         elsewhere, c = self._tables.elsewhere, files_table.c
         if elsewhere is None:
             return ()
         # A run that is storing one of them has locked it.
-        unrecorded = sa.select(c.file_key, c.location_key).where(
-            c.dataset == self._tables.dataset, c.begun > 0, ~c.stands, c.state.in_(UNRECORDED_STATES)
+        begun = sa.and_(c.begun > 0, ~c.stands, c.state.in_(UNRECORDED_STATES))
+        unrecorded = sa.select(c.file_key, c.location_key, c.stands, c.delta_version).where(
+            c.dataset == self._tables.dataset, sa.or_(begun, sa.text(KEPT))
         )
         with writing(self._engine) as connection, elsewhere.session() as session:
-            found = connection.execute(unrecorded.with_for_update(skip_locked=True))
-            places = {row.file_key: row.location_key for row in found}
+            found = connection.execute(unrecorded.with_for_update(skip_locked=True)).all()
+            places = {row.file_key: row.location_key for row in found if not row.stands}
             written = elsewhere.counts([*places]) if places else {}
-            if not written:
+            kept = {row.file_key: row.delta_version for row in found if row.stands}
+            changed, version = elsewhere.changed_since(kept) if kept else (set[str](), None)
+            if not written and not changed:
+                # They need not be looked for again before this version.
+                _record_version(connection, kept, version)
                 return ()
             current = sa.select(c.file_key).where(
                 c.location_key.in_({places[key] for key in written}), c.stands, c.rows_accepted > 0
@@ -264,12 +270,15 @@ class SqlWarehouse:
             stored = connection.execute(current.where(c.duplicate_of.is_(None))).scalars().all()
             present = elsewhere.counts(stored) if stored else {}
             lost = [key for key in stored if key not in present]
-            session.replace([*written, *lost])
+            session.replace([*written, *lost, *changed])
             for rows in elsewhere.rows_before(lost):
                 session.append(rows)
-            session.commit()
-        logger.warning("unrecorded_rows_deleted", dataset=self._tables.dataset, files=[*written], restored=lost)
-        return tuple(written)
+            for rows in elsewhere.rows_at({key: kept[key] for key in changed}):
+                session.append(rows)
+            _record_version(connection, {*kept, *lost}, session.commit())
+        restored = [*lost, *sorted(changed)]
+        logger.warning("unrecorded_rows_deleted", dataset=self._tables.dataset, files=[*written], restored=restored)
+        return (*written, *sorted(changed))
 
     def totals(self) -> StoredCounts:
         """Count what is stored of all files. Reads every row: for checks, not for every tick."""
@@ -346,6 +355,14 @@ class SqlWarehouse:
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             yield connection
+
+
+def _record_version(connection: sa.Connection, file_keys: Collection[str], version: int | None) -> None:
+    """Record in which version of the table outside the database the rows of files are."""
+    if version is not None:
+        for part in in_parts(sorted(file_keys)):
+            chosen = sa.update(files_table).where(files_table.c.file_key.in_(part))
+            connection.execute(chosen.values(delta_version=version))
 
 
 class SqlTransaction:

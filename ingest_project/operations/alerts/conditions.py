@@ -444,6 +444,22 @@ def _declarations(view: _View) -> Iterator[Finding] | None:
     )
 
 
+def _interrupted(view: _View) -> Iterator[Finding] | None:
+    warehouse = view.snapshot.warehouse.present
+    if warehouse is None:
+        return None
+
+    def found() -> Iterator[Finding]:
+        for one in warehouse.interrupted:
+            name = f"interrupted_action/{one.action_id}"
+            subject = _Subject(name, "interrupted_action", {"name": one.action})
+            if (view.now - one.started_at).total_seconds() <= (view.policy(subject).window_seconds or 0):
+                link = f"{view.dashboard}audit/{one.action_id}"
+                yield view.finding(subject, f"{one.action} by {one.who} was interrupted. {one.detail}", link=link)
+
+    return found()
+
+
 def _bounded(name: str) -> str:
     """Return a name that is short enough, and still that of one subject alone."""
     return name if len(name) <= MAX_NAME else f"{name[:BEGINNING]}~{digest_of(name)}"
@@ -472,5 +488,6 @@ _CONDITIONS: Mapping[str, Callable[[_View], Iterator[Finding] | None]] = {
     "baseline": _baseline,
     "failed_check": _failed_checks,
     "freshness": _freshness,
+    "interrupted_action": _interrupted,
     "declaration": _declarations,
 }

@@ -32,6 +32,7 @@ from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.rendering import render, root_of
 from ingest_project.platform.actions import (
     DEFAULT_LIMIT,
+    INTERRUPTED,
     Action,
     ActionRecord,
     ActionRefusedError,
@@ -148,7 +149,12 @@ class ActionPages:
             raise HTTPException(404, "There is no such record.")
         action = ACTIONS.get(record.action)
         left_out = max(0, record.selected - len(items))
-        return render(request, "record.html", record=record, items=items, action=action, left_out=left_out)
+        again = None
+        if action and record.outcome == INTERRUPTED:
+            # A file has to be chosen again.
+            values = {name: value for name, value in record.parameters.items() if name not in _files(action)}
+            again = urlencode(values)
+        return render(request, "record.html", record=record, items=items, action=action, left_out=left_out, again=again)
 
     def _record(self, action_id: str) -> tuple[ActionRecord | None, tuple[ItemOutcome, ...]]:
         engine = self._console.services.engine
@@ -296,11 +302,12 @@ def _preview(request: Request, action: Action[SystemResources], wanted: ActionRe
         file_name=next((Path(wanted.parameters[name]).name for name in _files(action)), None),
         action_id=wanted.action_id,
         # It acts on no more items than were shown.
-        limit=max(1, len(done.keys) + len(done.failed)),
+        limit=max(1, len(done.keys) + len(done.failed) + len(done.in_progress)),
         asked_limit=wanted.limit,
         done=done,
         examples=done.keys[:SHOWN_EXAMPLES],
         refused=list(done.failed.items())[:SHOWN_EXAMPLES],
+        in_progress=list(done.in_progress.items())[:SHOWN_EXAMPLES],
     )
 
 

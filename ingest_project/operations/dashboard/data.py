@@ -279,6 +279,9 @@ def _retry_tiers(
 def _failure(failure: Failure, site: str) -> dict[str, object]:
     where = f"{site}/assets/{failure.asset}?view=partitions&partition={quote(failure.key)}" if failure.asset else None
     reason = (failure.reason or "")[:MAX_SHOWN_REASON]
+    ref = ItemRef.of(failure.kind, failure.key)
+    page = f"audit/{quote(failure.key, safe='')}" if failure.kind == "action" else None
+    page = f"items/{item_path(ref)}" if ref.kind in KINDS else page
     return {
         "kind": failure.kind,
         "key": failure.key,
@@ -286,7 +289,7 @@ def _failure(failure: Failure, site: str) -> dict[str, object]:
         "reason": reason,
         "at": failure.at,
         "url": where,
-        "item": item_path(ref) if (ref := ItemRef.of(failure.kind, failure.key)).kind in KINDS else None,
+        "page": page,
         "run_url": f"{site}/runs/{quote(failure.run_id)}" if failure.run_id else None,
     }
 

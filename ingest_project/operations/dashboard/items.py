@@ -110,7 +110,10 @@ class ItemPages:
             return render(request, "missing.html", 503, ref=ref, problem=str(away))
         if view is None:
             return _missing(request, ref)
-        moments = sorted(view.moments)
+        moments = view.history
+        actions = [one for one in ACTIONS.values() if one.kind == ref.kind and takes_key(one)]
+        # Of messages, they are for dead letters alone.
+        shown = actions if ref.kind != "message" or view.state == "dead letter" else []
         return render(
             request,
             "item.html",
@@ -119,7 +122,7 @@ class ItemPages:
             moments=moments[-MAX_SHOWN_MOMENTS:],
             left_out=max(0, len(moments) - MAX_SHOWN_MOMENTS),
             lists=lists,
-            actions=[one for one in ACTIONS.values() if one.kind == ref.kind and takes_key(one)],
+            actions=shown,
             dagster_url=self._console.dagster_url,
         )
 

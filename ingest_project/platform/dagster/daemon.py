@@ -2,8 +2,10 @@
 
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
 instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
-(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. Without this
-module (`dagster dev`, `dagster-daemon run`) everything works as well, each message seen up to four seconds later.
+(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. It also leaves
+the queued runs of paused capabilities waiting (`held_runs`), and lets a backfill go on after its code server was
+restarted. Without this module (`dagster dev`, `dagster-daemon run`) everything else works as well, each message seen up
+to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
 a sensor or schedule whose recorded times lie in the future. This daemon detects that, has the records repaired and
@@ -29,7 +31,9 @@ from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
 
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster.quiet_sensors import QuietSensors, install
+from ingest_project.platform.dagster import held_runs, quiet_sensors
+from ingest_project.platform.dagster.held_runs import HeldRuns
+from ingest_project.platform.dagster.quiet_sensors import QuietSensors
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 
 logger = get_logger(__name__)
@@ -44,7 +48,13 @@ MAX_TICKS = 1_000
 Repair = Callable[[], Sequence[str]]
 
 
-def run_daemon(program: str, arguments: Sequence[str], repair: Repair, quiet: QuietSensors | None = None) -> None:
+def run_daemon(
+    program: str,
+    arguments: Sequence[str],
+    repair: Repair,
+    quiet: QuietSensors | None = None,
+    held: HeldRuns | None = None,
+) -> None:
     """Run one of the daemon's commands.
 
     Args:
@@ -52,12 +62,17 @@ def run_daemon(program: str, arguments: Sequence[str], repair: Repair, quiet: Qu
         arguments: the command line.
         repair: sets recorded times in the future to now, and returns the sensors and schedules that waited.
         quiet: the sensors that rest while there is nothing to do.
+        held: the queued runs that wait while their capability is paused.
     """
     # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
     sensor.MIN_INTERVAL_LOOP_TIME = CHECK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
+    # A code server that is restarted has no assets for a moment: every backfill in progress would fail for good.
+    os.environ.setdefault("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR", "yes")
+    if held is not None:
+        held_runs.install(held)
     if quiet is not None:
-        install(quiet)
+        quiet_sensors.install(quiet)
     if arguments[:1] == ["run"] and "--help" not in arguments:
         repair()
         threading.Thread(target=watch_clock, args=(repair, restart), name="clock", daemon=True).start()

@@ -42,8 +42,10 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_connection
 from psycopg2 import extensions
 from psycopg2.extras import execute_values
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.database import follow_secret
@@ -196,8 +198,8 @@ class _ScheduleStorage(PostgresScheduleStorage):
 class _PooledPostgresStorage(DagsterPostgresStorage):
     """Dagster's PostgreSQL storage with the storages above, over connections that stay open."""
 
-    def __init__(self, postgres_url: str) -> None:
-        engine = shared_engine(postgres_url)
+    def __init__(self, address: SecretStr) -> None:
+        postgres_url, engine = with_psycopg2(address.get_secret_value()), shared_engine(address)
         # Each of Dagster's storages looks for its tables through a connection of its own. A run worker would begin so.
         with create_pg_connection(engine) as connection:
             is_complete = _FIRST_TABLES.issubset(sqlalchemy.inspect(connection).get_table_names())
@@ -221,17 +223,31 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
 
 
 @cache
-def shared_storage(postgres_url: str) -> _PooledPostgresStorage:
+def shared_storage(address: SecretStr) -> _PooledPostgresStorage:
     """Return the storage that the instances of this process share; creates missing tables.
 
     An instance is created for every tick of a sensor, and would check the tables through new connections each time.
     """
-    return _PooledPostgresStorage(postgres_url)
+    return _PooledPostgresStorage(address)
 
 
-@cache
-def shared_engine(postgres_url: str) -> Engine:
-    """Return the one pool of this process: by default Dagster opens a connection for every query."""
+_engines: dict[str, Engine] = {}
+
+
+def shared_engine(address: SecretStr) -> Engine:
+    """Return the one pool of this process for a database: by default Dagster opens a connection for every query.
+
+    Args:
+        address: of the database. A reference has one pool, whose new connections use what it gives then.
+    """
+    url = with_psycopg2(address.get_secret_value())
+    key = address.reference if isinstance(address, SecretReference) else url
+    if key not in _engines:
+        _engines.setdefault(key, _pool(address, url))
+    return _engines[key]
+
+
+def _pool(address: SecretStr, postgres_url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
@@ -243,7 +259,7 @@ def shared_engine(postgres_url: str) -> Engine:
         # A connection that a restarted server has forgotten is replaced before it is used.
         pool_pre_ping=True,
     )
-    follow_secret(engine, current_settings().dagster.postgres_url, {})
+    follow_secret(engine, address, {})
     return engine
 
 
@@ -265,9 +281,9 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
     ) -> DagsterStorage:
         """Create the storage that the settings name."""
         del config_value
-        url = current_settings().dagster.postgres_url.get_secret_value()
-        if url:
-            return shared_storage(with_psycopg2(url)).for_instance(inst_data)
+        address = current_settings().dagster.postgres_url
+        if address:
+            return shared_storage(address).for_instance(inst_data)
         return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
 
     @property

@@ -230,12 +230,15 @@ def install(quiet: QuietSensors) -> None:
         """Looks at the run queue at its interval, and as soon as a tick has requested a run."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
-            while not shutdown_event.is_set():
+            # It never ends, as Dagster's own: Dagster abandons it at shutdown, and logs one that ends as an error.
+            del shutdown_event
+            while True:
                 yield SpanMarker.START_SPAN
                 yield from self.run_iteration(workspace_process_context)
                 yield SpanMarker.END_SPAN
                 quiet.run_requested.wait(self.interval_seconds)
                 quiet.run_requested.clear()
+                yield None
 
     vars(sensor).update(is_under_min_interval=is_not_due, SensorLaunchContext=ObservedTick)
     vars(controller).update(SensorDaemon=PromptSensors, QueuedRunCoordinatorDaemon=PromptRunQueue)

@@ -303,7 +303,7 @@ class DagsterRecords:
         self._require_tables()
         url = with_psycopg2(self._url.get_secret_value())
         storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
-        storage._engine = shared_engine(url)  # noqa: SLF001 - there is no way in from outside
+        storage._engine = shared_engine(self._url)  # noqa: SLF001 - there is no way in from outside
         return storage
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
@@ -318,7 +318,7 @@ class DagsterRecords:
         storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
         for storage in storages:
             # Dagster's own opens a connection for every query.
-            storage._engine = shared_engine(url)  # noqa: SLF001 - there is no way in from outside
+            storage._engine = shared_engine(self._url)  # noqa: SLF001 - there is no way in from outside
         return storages
 
     def _in_sqlite(self) -> tuple[RunStorage, ScheduleStorage]:

@@ -194,7 +194,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 @contextmanager
-def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Iterator[None]:
+def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once: bool = False) -> Iterator[None]:
     """Hold a named lock, one process at a time over all hosts; it is released with the process at the latest.
 
     On PostgreSQL a connection of its own holds it; with SQLite, where all processes share a disk, a file next to the
@@ -204,6 +204,7 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Itera
         engine: of the shared database.
         name: of the lock.
         wait_seconds: for the current holder.
+        once: the name is not used again: no file of it stays.
 
     Raises:
         TransactionConflictError: it was not released in time.
@@ -221,6 +222,9 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0) -> Itera
         try:
             yield
         finally:
+            if once:
+                # While it is held: whoever waits for it notices that the file is another one by then.
+                Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     else:
         yield
@@ -231,15 +235,18 @@ def _advisory_lock(engine: sa.Engine, name: str, wait_seconds: float) -> Iterato
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
     with database_errors(engine.url):
         connection = engine.connect()
+        # Not one of the pool's, which are few: it is held for as long as the work takes.
+        connection.detach()
     try:
         with database_errors(engine.url):
             connection.exec_driver_sql(f"SET lock_timeout = '{int(wait_seconds * 1_000)}ms'")
+            # The server notices a holder that vanished silently within two minutes, not in two hours.
+            connection.exec_driver_sql("SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10")
             connection.execute(sa.select(sa.func.pg_advisory_lock(number)))
             connection.commit()
         yield
     finally:
-        # Closed for good, not returned to the pool: that releases the lock whatever state the connection is in.
-        connection.invalidate()
+        # It ends, as it is no longer the pool's: that releases the lock whatever state the connection is in.
         connection.close()
 
 
@@ -297,8 +304,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 # The newest revision in migrations/versions. Named here so that a database that is current costs one small query
 # instead of the import of Alembic; a test compares the two.
-HEAD = "0006"
-REVISIONS = frozenset({"0003", "0004", "0005", HEAD})
+HEAD = "0008"
+REVISIONS = frozenset({"0003", "0004", "0005", "0006", "0007", HEAD})
 # Any number that no other program locks in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 

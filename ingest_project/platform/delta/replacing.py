@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
+Result = TypeVar("Result")
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 
 
 class ReplaceableStore(DeltaStore):
     """One table; rows that match a predicate are replaced by others in one commit."""
 
-    def replace(self, schema: pa.Schema, batches: Batches, where: str) -> None:
+    def replace(self, schema: pa.Schema, batches: Batches, where: str) -> int:
         """Delete the rows that match a predicate and add others, in one commit; a second time is the same state.
+
+        Returns the version of the table that has them.
 
         Creates the table when it is not there. New columns are added, columns that are missing are null.
 
@@ -40,23 +43,42 @@ class ReplaceableStore(DeltaStore):
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: replace again.
         """
         with self._lock:
-            self._retrying(
+            return self._retrying(
                 lambda: self._write(self._refreshed() or self._created(schema.empty_table()), schema, batches, where)
             )
 
-    def delete(self, where: str) -> None:
+    def delete(self, where: str) -> int | None:
         """Delete the rows that match a predicate; nothing is done without a table.
+
+        Returns the version of the table without them.
 
         Raises:
             TransactionConflictError, StoreUnavailableError: as of `replace`.
         """
 
-        def delete() -> None:
-            if (table := self._refreshed()) is not None:
-                table.delete(where)
+        def delete() -> int | None:
+            if (table := self._refreshed()) is None:
+                return None
+            table.delete(where)
+            return table.version()
 
         with self._lock:
-            self._retrying(delete)
+            return self._retrying(delete)
+
+    def predicates_since(self, version: int) -> tuple[dict[int, str], int]:
+        """Return the predicates of the replacements and deletions after a version, and the present version.
+
+        Raises:
+            StoreUnavailableError: the store does not answer or refused.
+        """
+        table = self.opened()
+        if table is None:
+            return {}, version
+        with delta_errors(self._location):
+            present = table.version()
+            history = table.history(present - version) if present > version else []
+        found = {entry["version"]: entry.get("operationParameters", {}).get("predicate", "") for entry in history}
+        return found, present
 
     def versions_before(self, part_of_predicate: str) -> list[int]:
         """Return the versions before each replacement or deletion whose predicate has this part, the last one first.
@@ -72,21 +94,22 @@ class ReplaceableStore(DeltaStore):
         )
         return [int(version) - 1 for version, predicate in predicates if part_of_predicate in predicate]
 
-    def _retrying(self, change: Callable[[], None]) -> None:
+    def _retrying(self, change: Callable[[], Result]) -> Result:
         """Make a change at the newest version, and again where another writer was faster."""
         for pause in (*pauses(), None):
             try:
                 with delta_errors(self._location):
-                    change()
+                    result = change()
             except TransactionConflictError:
                 if pause is None:
                     raise
                 time.sleep(pause)
             else:
                 self._log_identity = self._identity_now()
-                return
+                return result
+        raise AssertionError
 
-    def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> None:
+    def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> int:
         from deltalake import write_deltalake  # heavy
 
         _, other_columns = rows_to_append(schema.empty_table(), table.schema(), self.url)
@@ -96,6 +119,7 @@ class ReplaceableStore(DeltaStore):
             write_deltalake(table, rows, mode="overwrite", predicate=where, schema_mode=merge)
         else:
             write_deltalake(table, rows, mode="append", schema_mode=merge)
+        return table.version()
 
 
 @cache

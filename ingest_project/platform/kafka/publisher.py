@@ -143,12 +143,7 @@ def publish_once(
 def _publish(
     writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, ProducerRecord]
 ) -> int:
-    pending = outbox.unsent(list(messages))
-    interrupted = outbox.interrupted(topic, pending)
-    written = _find_written(reader, topic, interrupted)
-    if written:
-        outbox.mark_sent(topic, sorted(written))
-    pending = [message_id for message_id in pending if message_id not in written]
+    pending = recover(reader, outbox, topic, list(messages))
     if not pending:
         return 0
     is_ours = outbox.intend(topic, pending, reader.end_offsets(topic))
@@ -156,6 +151,22 @@ def _publish(
     writer.send_all(topic, _while_ours(topic, messages, pending, is_ours))
     outbox.mark_sent(topic, pending)
     return len(pending)
+
+
+def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequence[str]) -> list[str]:
+    """Find out what a publisher that was killed had written, and return those of the ids that are not on the topic.
+
+    Args:
+        reader: finds the messages.
+        outbox: records the messages that were sent.
+        topic: they were for.
+        message_ids: of the messages.
+    """
+    pending = outbox.unsent(message_ids)
+    written = _find_written(reader, topic, outbox.interrupted(topic, pending))
+    if written:
+        outbox.mark_sent(topic, sorted(written))
+    return [message_id for message_id in pending if message_id not in written]
 
 
 def _while_ours(
@@ -275,11 +286,13 @@ class MessageOutbox:
         with writing(self._engine) as connection:
             self._mark(connection, topic, message_ids)
 
-    def ids(self, topic: str, prefix: str) -> list[str]:
-        """Return the ids of messages to a topic that begin with a prefix."""
+    def ids(self, topic: str, prefix: str, since: datetime | None = None) -> list[str]:
+        """Return the ids of messages to a topic that begin with a prefix; only those recorded since a time if given."""
         query = sa.select(outbox.c.message_id).where(
             outbox.c.topic == topic, outbox.c.message_id.startswith(prefix, autoescape=True)
         )
+        if since is not None:
+            query = query.where(outbox.c.created_at >= since)
         with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -11,9 +12,10 @@ import sqlalchemy as sa
 from ingest_project.platform.actions import ActionRequest, Parameter, Selection
 from ingest_project.platform.capability import UNFINISHED
 from ingest_project.platform.database import reading
-from ingest_project.platform.database.sql import contains
+from ingest_project.platform.database.sql import contains, in_parts
 
-IN_PROGRESS = "in progress"
+# Of an entry that was finished when it was selected, and is not any more.
+TAKEN = "a run has begun to work on it"
 
 
 class Filter(NamedTuple):
@@ -63,8 +65,8 @@ def select_entries(
 ) -> Selection:
     """Select entries of a work queue, those that changed first in front.
 
-    A key that is given in full is selected in whatever finished state its entry is. An entry that a run holds is
-    refused as in progress.
+    A key that is given in full is selected in whatever finished state its entry is. An entry that a run holds or still
+    reports is in progress.
 
     Args:
         engine: of the database.
@@ -86,10 +88,27 @@ def select_entries(
             total = int(connection.execute(sa.select(sa.func.count()).where(*chosen)).scalar_one())
         known = set(connection.execute(sa.select(key).where(key.in_(named))).scalars()) if named else set()
     refused = {name: "there is none with this key" for name in named if name not in known}
-    for name, state, reported_at in rows:
-        if state in UNFINISHED:
-            refused[name] = f"{IN_PROGRESS}: it is {state}"
-        elif reported_at is None:
-            refused[name] = f"{IN_PROGRESS}: a run still reports it"
-    keys = tuple(name for name, *_ in rows if name not in refused)
-    return Selection(keys, total + len(named) - len(known), refused)
+    in_progress = {
+        name: f"it is {state}" if state in UNFINISHED else "a run still reports it"
+        for name, state, reported_at in rows
+        if state in UNFINISHED or reported_at is None
+    }
+    keys = tuple(name for name, *_ in rows if name not in in_progress)
+    return Selection(keys, total + len(named) - len(known), refused, in_progress=in_progress)
+
+
+def reopened_since(engine: sa.Engine, key: sa.Column[Any], keys: Sequence[str], since: datetime) -> set[str]:
+    """Return the keys of entries that were requested again at a time or later.
+
+    Args:
+        engine: of the database.
+        key: the queue's column that has them.
+        keys: of entries.
+        since: the time.
+    """
+    found: set[str] = set()
+    with reading(engine) as connection:
+        for part in in_parts(keys):
+            query = sa.select(key).where(key.in_(part), key.table.c.reopened_at >= since)
+            found.update(connection.execute(query).scalars())
+    return found

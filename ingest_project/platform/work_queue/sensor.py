@@ -34,6 +34,8 @@ from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, W
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
+# Of runs that sensors request: what a lost one leaves is requested again by the queue, or from the sink's position.
+NOT_RETRIED = {"dagster/max_retries": "0"}
 # Pools, whose limit is in dagster.yaml: they also bound runs that people start by hand, which have no batch tag.
 DATABASE_POOL = "database"
 ONELAKE_POOL = "onelake"
@@ -96,7 +98,7 @@ def run_request(
         partitioned: whether the keys are partitions.
         job: that works on them, where the sensor has several.
     """
-    tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys))}
+    tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys)), **NOT_RETRIED}
     partition_key = keys[0] if partitioned and len(keys) == 1 else None
     return dg.RunRequest(run_key=batch_id, job_name=job, partition_key=partition_key, tags=tags)
 

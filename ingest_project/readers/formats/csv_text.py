@@ -68,11 +68,31 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
         for magic, kind in CONTAINERS:
             if start.startswith(magic):
                 raise FileRejectedError("unreadable_container", f"The file is {kind}, not text.")
-        mark, encoding = next(
-            ((mark, marked) for mark, marked in BYTE_ORDER_MARKS if start.startswith(mark)), (b"", encoding)
-        )
+        mark, encoding = _marked_encoding(start, encoding)
         file.seek(len(mark))
         yield from _blocks(file, codecs.lookup(encoding).name, block_bytes)
+
+
+def kind_of(start: bytes) -> str | None:
+    """Return what a file is by its first bytes, for messages; None for other bytes than the known ones and text."""
+    known = next((kind for magic, kind in CONTAINERS if start.startswith(magic)), None)
+    if known is None and start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
+        return "an HTML or XML document"
+    is_text = not re.search(rb"[\x00-\x08\x0e-\x1f]", start) or start.startswith(
+        (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    )
+    return known or ("text, such as csv" if is_text else None)
+
+
+def _marked_encoding(start: bytes, encoding: str) -> tuple[bytes, str]:
+    """Return the byte order mark that a text starts with, and the encoding that it means; without a mark, this one."""
+    return next(((mark, marked) for mark, marked in BYTE_ORDER_MARKS if start.startswith(mark)), (b"", encoding))
+
+
+def encoding_of(path: Path, encoding: str) -> str:
+    """Return the encoding of a file: that of its byte order mark, or else this one."""
+    with path.open("rb") as file:
+        return _marked_encoding(file.read(MAX_MAGIC_BYTES), encoding)[1]
 
 
 def _blocks(file: BinaryIO, encoding: str, block_bytes: int) -> Iterator[tuple[bytes, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,9 @@ from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.formats import excel_worker
 from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks
-from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, text_blocks
+from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, kind_of, text_blocks
 from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
+from ingest_project.readers.formats.json_text import json_of
 from ingest_project.readers.formats.table_chunks import TableChunk, rows_of_data, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.matching import Surroundings
@@ -36,6 +38,7 @@ CONFINEMENT = Confinement(
         "cells": "INGEST_MAX_EXCEL_CELLS",
     },
 )
+HEAD_BYTES = 512
 OUTPUT_BYTES = 2 * 1024**3
 ROW_MARK = "row_mark"
 # The rows of each further sheet of a workbook are numbered from another ten million: 20000007 is row 7 of the third.
@@ -48,7 +51,7 @@ NUMBER_AT, KINDS_AT = (4, 10), 21
 class ExcelReader:
     """Reads one sheet of a workbook, or all that a pattern names; see `reading.Reader`.
 
-    Line numbers are the sheet's row numbers, raw text is its cells, quoted and tab-separated.
+    Line numbers are the sheet's row numbers, raw text is its cells as a JSON object by column name.
     """
 
     file_type: str
@@ -76,7 +79,8 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
             "INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}"
         )
     with path.open("rb") as file:
-        start = file.read(4)
+        beginning = file.read(HEAD_BYTES)
+    start, kind = beginning[: len(ZIP_START)], kind_of(beginning)
     if file_name.rpartition("/")[2].startswith("~$") and start not in {ZIP_START, OLE_START}:
         raise FileRejectedError(
             "unreadable_container", "This is the lock file that Excel keeps next to an open workbook."
@@ -86,9 +90,12 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
             "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
         )
     if file_type == "xlsx" and start != ZIP_START:
-        raise FileRejectedError("unreadable_container", "The file is not an xlsx workbook.")
+        instead = f", but {kind}" if kind else ""
+        raise FileRejectedError("unreadable_container", f"The file is not an xlsx workbook{instead}.")
     if file_type == "xls" and start == ZIP_START:
         raise FileRejectedError("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
+    if file_type == "xls" and start != OLE_START and kind:
+        raise FileRejectedError("unreadable_container", f"The file is not an xls workbook, but {kind}.")
 
 
 def _convert(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
@@ -156,10 +163,10 @@ class _Workbook:
         dialect = replace(dialect, wanted=wanted, width=dialect.width + 2, comment=b"")
         tables = split_blocks(chain([(text[header.start :], final)], blocks), dialect, header.line_number)
         for table in rows_of_data(tables, profile):
-            yield _chunk(table, layout, profile, first)
+            yield _chunk(table, layout, profile, first, header.names)
 
 
-def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int) -> RowsChunk:
+def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int, names: Sequence[str]) -> RowsChunk:
     """Turn the marks of rows into line numbers and the kinds of the wanted cells."""
     mark = pl.col(ROW_MARK)
     kinds = [mark.str.slice(KINDS_AT + index, 1).alias(KIND_OF(name)) for name, index in layout.wanted.items()]
@@ -168,23 +175,39 @@ def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int
     raw_text = pl.col("raw_text")
     row = raw_text.str.slice(NUMBER_AT[0] + 1, NUMBER_AT[1]).str.strip_chars().cast(pl.Int64, strict=False) + first
     malformed = table.malformed.with_columns(
-        row.fill_null(0).alias("line_number"), raw_text.str.replace('^"row[^"]*"\t', "")
+        row.fill_null(0).alias("line_number"),
+        raw_text.map_elements(lambda record: _json_of_record(record, names), return_dtype=pl.String),
     )
-    text = _SheetText(table, cells["line_number"])
+    text = _SheetText(table, cells["line_number"], names)
     return rows_chunk(cells, malformed, text, layout, profile)
 
 
 @dataclass(frozen=True)
 class _SheetText:
-    """The quoted cells of rows, by their numbers in the sheet; see `layout.RawText`."""
+    """Rows as JSON, by their numbers in the sheet; see `layout.RawText`."""
 
     table: TableChunk
     rows: pl.Series
+    names: Sequence[str]
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
         lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
         records = (self.table.raw(lines[number]) for number in line_numbers)
-        return [shortened(raw.partition(b"\t")[2]) for raw in records]
+        return [shortened(_json_of_record(raw.decode(), self.names).encode()) for raw in records]
+
+
+def _json_of_record(record: str, names: Sequence[str]) -> str:
+    """Write a record of the worker as JSON without its empty cells; one that was shortened stays as it is."""
+    try:
+        _, _, *cells = next(csv.reader(io.StringIO(record, newline=""), delimiter="\t", strict=True))
+    except (csv.Error, StopIteration, ValueError):
+        return record
+    named = dict[str, str]()
+    for index, text in enumerate(cells):
+        name = names[index] if index < len(names) else ""
+        if text:
+            named[name if name and name not in named else f"#{index + 1}"] = text
+    return json_of(named)
 
 
 class SheetRow(NamedTuple):

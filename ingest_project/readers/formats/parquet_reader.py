@@ -14,14 +14,17 @@ import pyarrow as pa
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import TEXT
+from ingest_project.readers.excel_cells import ERROR, TEXT
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
+from ingest_project.readers.formats.csv_text import kind_of
 from ingest_project.readers.formats.json_text import json_of
+from ingest_project.readers.formats.parquet_worker import NO_TEXT
 from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.reader_profile import ReaderProfile
 
+HEAD_BYTES = 512
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 CONFINEMENT = Confinement(
     parquet_worker,
@@ -59,13 +62,16 @@ READER = ParquetReader()
 
 def _check_outside(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(len(MAGIC))
+        beginning = file.read(HEAD_BYTES)
+    start, kind = beginning[: len(MAGIC)], kind_of(beginning)
     if not start:
         raise FileRejectedError("empty_file", "The file has no bytes.")
     if start == ENCRYPTED_MAGIC:
         raise FileRejectedError("unreadable_container", "The Parquet file is encrypted.")
     if start != MAGIC:
-        raise FileRejectedError("unreadable_container", "The file is not a Parquet file.")
+        raise FileRejectedError(
+            "unreadable_container", f"The file is not a Parquet file{f', but {kind}' if kind else ''}."
+        )
 
 
 def _convert(path: Path, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:
@@ -109,15 +115,26 @@ def _chunk(  # noqa: PLR0913, PLR0917 - all of it describes the one file
     cells = numbered.filter(~pl.col("line_number").is_in(long)).select(
         "line_number",
         *(_texts(str(index), kinds[index], profile).alias(name) for name, index in layout.wanted.items()),
-        *(pl.lit(kinds[index]).alias(KIND_OF(name)) for name, index in layout.wanted.items()),
+        *(_kind(str(index), kinds[index]).alias(KIND_OF(name)) for name, index in layout.wanted.items()),
     )
     bad = pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
     return rows_chunk(cells, bad, text, layout, profile)
 
 
 def _texts(column: str, kind: str, profile: ReaderProfile) -> pl.Expr:
-    texts = pl.col(column).str.strip_chars(UNSEEN_ENDS) if kind == TEXT else pl.col(column)
+    texts = _shown(pl.col(column)).str.strip_chars(UNSEEN_ENDS) if kind == TEXT else pl.col(column)
     return pl.when(~texts.is_in(["", *profile.nulls])).then(texts)
+
+
+def _kind(column: str, kind: str) -> pl.Expr:
+    """Return the kind of each cell; one with bytes that are no text is unreadable as any type."""
+    if kind != TEXT:
+        return pl.lit(kind)
+    return pl.when(pl.col(column).str.starts_with(NO_TEXT)).then(pl.lit(ERROR)).otherwise(pl.lit(kind))
+
+
+def _shown(texts: pl.Expr) -> pl.Expr:
+    return pl.when(texts.str.starts_with(NO_TEXT)).then(texts.str.strip_prefix("\0")).otherwise(texts)
 
 
 @dataclass(frozen=True)
@@ -129,5 +146,6 @@ class _RowText:
     names: Sequence[str]
 
     def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        rows = (self.texts.row(number - self.first) for number in line_numbers)
+        shown = self.texts.select(_shown(pl.all()))
+        rows = (shown.row(number - self.first) for number in line_numbers)
         return [shortened(json_of(dict(zip(self.names, row, strict=True))).encode()) for row in rows]

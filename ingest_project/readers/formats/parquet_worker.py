@@ -21,13 +21,15 @@ from ingest_project.readers.formats.json_text import json_of
 BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
 DETAIL_SHOWN = 200
+# Begins a cell with bytes that are no text: PostgreSQL's notation behind a character that no table stores.
+NO_TEXT = "\0\\x"
 
 
 def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> None:
     """Write all rows of a file.
 
     Raises:
-        ContentRejectedError: the file has too many columns, or text that is not UTF-8.
+        ContentRejectedError: the file has too many columns.
     """
     # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
@@ -49,7 +51,7 @@ def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> 
         with pa.OSFile(rows, "wb") as target, pa.ipc.new_stream(target, texts) as stream:
             for batch in _batches(opened, len(names)):
                 columns = [*batch.columns, *(_column_at(batch, path) for path in paths)]
-                arrays = [_texts(column, name) for column, name in zip(columns, names, strict=True)]
+                arrays = [_texts(column) for column in columns]
                 stream.write_batch(pa.record_batch(arrays, schema=texts))
 
 
@@ -114,11 +116,13 @@ def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
     return NESTED if types.is_nested(kind) else TEXT
 
 
-def _texts(values: Any, name: str) -> Any:  # noqa: ANN401 - as above
+def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
     """Return the exact text of each value; null where it is missing."""
     import pyarrow as pa  # as above
     from pyarrow import compute, types
 
+    if values.type == pa.uuid():
+        return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.large_string())
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if types.is_dictionary(values.type):
@@ -135,8 +139,17 @@ def _texts(values: Any, name: str) -> Any:  # noqa: ANN401 - as above
     try:
         return values.cast(pa.large_string())
     except pa.ArrowInvalid:
-        detail = f"Column {name[:DETAIL_SHOWN]!r} has bytes that are not UTF-8."
-        raise ContentRejectedError("encoding", detail) from None
+        return pa.array(map(_text_or_bytes, values.to_pylist()), pa.large_string())
+
+
+def _text_or_bytes(value: bytes | None) -> str | None:
+    """Return bytes as text where they are UTF-8, as many writers store texts; others in hexadecimal digits."""
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return NO_TEXT + value.hex()
 
 
 def _nested(values: Sequence[Any]) -> list[str | None]:

@@ -11,8 +11,9 @@ import polars as pl
 from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.guessing.columns import Column
-from ingest_project.readers.guessing.names import read_name, slug, without_serial
+from ingest_project.readers.guessing.names import read_name, slug, unit_of, without_serial
 from ingest_project.readers.guessing.proposal import Draft, Found, write_notation, write_text_layout
+from ingest_project.readers.guessing.text import MISSING
 from ingest_project.readers.guessing.times import TimeGuess, guess_times
 
 COMPONENT = "ingest_project.FileDataset"
@@ -43,12 +44,14 @@ class TypedColumn(NamedTuple):
         type: in the grammar of declared columns.
         why: what it rests on.
         times: formats, of a column of times.
+        question: for a person to answer.
     """
 
     name: str
     type: str
     why: str
     times: TimeGuess | None = None
+    question: str = ""
 
 
 def guess_dataset(found: Found, file_name: str, file_type: str, name: str) -> Draft:
@@ -117,7 +120,9 @@ def _typed(column: Column, found: Found, name: str) -> TypedColumn:
     different = known.unique(maintain_order=True)
     few = len(different) <= FEW_VALUES and len(known) > 2 * len(different)
     said = f"{len(different):,} different in {len(known):,}" + (f": {', '.join(different.to_list())}" if few else "")
-    return TypedColumn(name, "text", said)
+    markers = [repr(text) for text in different.to_list() if text.lower() in MISSING]
+    question = f"does {' or '.join(markers)} mean that there is no value? Then add it to nulls" if markers else ""
+    return TypedColumn(name, "text", said, question=question)
 
 
 def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
@@ -140,14 +145,15 @@ def _write_column(draft: Draft, column: Column, proposed: TypedColumn, missing: 
     written: dict[str, object] = {"name": proposed.name, "type": proposed.type}
     if not missing:
         written["required"] = True
-    unit = read_name(column.meaning).unit if proposed.type in {"integer", "number"} else None
-    if unit:
-        written["unit"] = unit
-    question = (
-        f"or is it {' or '.join(proposed.times.alternatives)}?"
-        if proposed.times and proposed.times.alternatives
-        else ""
-    )
+    question = proposed.question
+    if proposed.times and proposed.times.alternatives:
+        question = f"or is it {' or '.join(proposed.times.alternatives)}?"
+    if proposed.type in {"integer", "number"}:
+        named = read_name(column.meaning)
+        if unit := unit_of(column.unit_row) or named.unit:
+            written["unit"] = unit
+        elif named.doubt:
+            question = f"is {named.doubt!r} its unit?"
     comment = proposed.why + (f"; {missing:,} missing" if missing else "")
     draft.item(written, comment, question=question, depth=1)
 
@@ -164,6 +170,8 @@ def _write_key(draft: Draft, columns: Sequence[Column], typed: Sequence[TypedCol
     ]
     named = [index for index in unique if KEYS.search(columns[index].meaning)]
     if not unique:
+        why = f"none of the columns without gaps differs in all {len(columns[0].texts):,} records read"
+        draft.note(f"no key: {why}", "do some columns together identify a row? Then add `key: {columns: [A, B]}`")
         return
     best, others = (named or unique)[0], [typed[index].name for index in unique[1:]]
     comment = f"differs in all {len(columns[best].texts):,} records read"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ingest_project.readers.profiles import first_group
+from ingest_project.readers.units import is_unit
 
 SHORTEST_SUFFIX = 2
 # Spellings of units, without case, brackets and blanks, and the one that readings get.
@@ -56,6 +57,13 @@ TYPES = {
     **dict.fromkeys(("current", "strom"), "current"),
     **dict.fromkeys(("flowrate", "flow"), "flow_rate"),
 }
+# Texts in brackets that say how a number was made, and units that are also such words or letters.
+STATISTICS = frozenset({"min", "max", "avg", "mean", "std", "sum", "count", "total", "raw"})
+DOUBTFUL_UNITS = frozenset({"min", "count", "in", "at", "a", "day", "point"})
+COMPOUND = re.compile(r"[/·*^²³⁻¹]")
+BRACKETED = (r"(.*\S) *\[([^\[\]]+)\]\.?(?:_.*)?", r"(.*\S) *\(((?:[^()]|\([^()]*\))+)\)\.?(?:_.*)?")
+LONGEST_UNIT = 12
+LONGEST_NUMERATOR = 4
 ROLES = {
     "sensor_type": r"(?:sensor[ _-]?)?(?:type|kind|typ)|parameter|param|variable|var|metric|measure(?:ment)?|quantity"
     r"|datatype|element|indicator|pollutant|property|observedproperty|field|sensor|messgroesse|messgröße|signal|art",
@@ -80,38 +88,56 @@ class NameGuess(NamedTuple):
         base: the name without its unit.
         unit: as readings write it; None for a name without one.
         known_type: the sensor type that the name means; None for a name of its own.
+        doubt: a text of the name that may be a unit, for a person to decide.
     """
 
     base: str
     unit: str | None
     known_type: str | None
+    doubt: str | None = None
 
 
 def unit_of(text: str) -> str | None:
-    """Return the common spelling of a unit; None for text that is none."""
+    """Return the common spelling of a unit, or a compound one such as `m³/s` as it is; None for text that is none."""
     plain = unicodedata.normalize("NFC", text).casefold().replace(" ", "").strip(".[]")
     found = UNITS.get(plain)
+    if found is None and COMPOUND.search(text) and is_unit(text.strip()):
+        return text.strip()
     return WRITTEN.get(plain, plain) if found == "" else found
 
 
 def read_name(name: str) -> NameGuess:
     """Separate a unit from a name: `Temp, °C (S/N: 7)`, `Feuchte [%]`, `Temp °C` or `temp_c`."""
     plain = without_serial(name).strip()
-    for pattern in (
-        r"(.*\S) *[\[(]([^\])]+)[\])]\.?(?:_.*)?",
-        r"(.*\S) *, *([^,]+)",
-        r"(.*\S) +(\S+)",
-        r"(.*\S) */ *(\S+)",
-    ):
+    for pattern in BRACKETED:
+        if match := re.fullmatch(pattern, plain):
+            return _read_brackets(plain, match[1], match[2].strip())
+    for pattern in (r"(.*\S) *, *([^,]+)", r"(.*\S) +(\S+)", r"(.*\S) */ *(\S+)"):
         match = re.fullmatch(pattern, plain)
         unit = match and unit_of(match[2])
         if match and unit:
+            numerator = match[1].split()[-1]
+            if pattern.endswith(r"/ *(\S+)") and " " in match[1] and len(numerator) <= LONGEST_NUMERATOR:
+                # Of `Flow Nm3/s` the second is not the unit.
+                return NameGuess(plain, None, _known_type(plain), f"{numerator}/{match[2]}")
             return NameGuess(match[1], unit, _known_type(match[1]))
     base, _, suffix = plain.rpartition("_")
     unit = unit_of(suffix) if base else None
     if unit and (len(suffix) >= SHORTEST_SUFFIX or _known_type(base)):
         return NameGuess(base, unit, _known_type(base))
     return NameGuess(plain, None, _known_type(plain))
+
+
+def _read_brackets(name: str, base: str, text: str) -> NameGuess:
+    """Take the text in brackets at the end of a name as a whole: a unit, a doubt, or a part of the name."""
+    unit = unit_of(text)
+    if unit is None and text.casefold() not in STATISTICS | DOUBTFUL_UNITS and is_unit(text):
+        unit = text
+    if unit is not None:
+        return NameGuess(base, unit, _known_type(base))
+    looks_like_one = " " not in text and len(text) <= LONGEST_UNIT and re.search(r"[^\W\d_]|[%°]", text)
+    is_doubtful = looks_like_one and text.casefold() not in STATISTICS - DOUBTFUL_UNITS
+    return NameGuess(name, None, _known_type(name), text if is_doubtful else None)
 
 
 def without_serial(name: str) -> str:

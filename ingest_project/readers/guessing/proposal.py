@@ -53,11 +53,16 @@ class Draft:
         """Add an item of a list."""
         self._add(f"- {scalar(value)}", comment, question, depth)
 
+    def note(self, comment: str, question: str) -> None:
+        """Add a line of comment."""
+        self._add("", comment, question, 0)
+
     def _add(self, text: str, comment: str, question: str, depth: int) -> None:
         if question:
             self.questions.append(question)
         said = "; ".join(part for part in (comment, QUESTION + question if question else "") if part)
-        self.lines.append("  " * (self.indent + depth) + text + (f"  # {printable(said)}" if said else ""))
+        parts = [text, f"# {printable(said)}" if said else ""]
+        self.lines.append("  " * (self.indent + depth) + "  ".join(part for part in parts if part))
 
     def text(self, above: Iterable[str] = ()) -> str:
         """Return the YAML, below these lines of comment."""
@@ -233,7 +238,11 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
     draft.add("quantities", comment="each column of numbers is a quantity; the names of the types are a guess")
     for index, written in quantities(columns, roles, types).items():
         column = columns.all[index]
-        unit = "" if "unit" in written else _unit_question(types.get(written["sensor_type"]))
+        unit = (
+            ""
+            if "unit" in written
+            else _unit_question(types.get(written["sensor_type"]), roles.quantities[index].doubt)
+        )
         question = "; ".join(part for part in (unit, _word_question(column, columns)) if part)
         draft.add(column.selector, written, _said_of_numbers(column, columns), question=question, depth=1)
 
@@ -244,7 +253,9 @@ def _word_question(column: Column, columns: Columns) -> str:
     return f"does {' or '.join(map(repr, words))} mean that there is no value? Then add it to nulls" if words else ""
 
 
-def _unit_question(known: KnownType | None) -> str:
+def _unit_question(known: KnownType | None, doubt: str | None) -> str:
+    if doubt:
+        return f"is {doubt!r} its unit?"
     taken = f" Without one, {known.units[0]} is taken" if known and known.units else ""
     return f"in which unit?{taken}"
 
@@ -311,4 +322,7 @@ def _write_zone(draft: Draft, columns: Columns, has_offset: float) -> None:
     elif re.search(r"(?i)\b(?:utc|gmt)\b(?! ?[+-])|_utc|[(]z[)]", names):
         draft.add("zone", "UTC", f"the column is called {names}", depth=1)
     else:
-        draft.add("zone", "UTC", question="times carry no offset: in which zone are they? UTC is assumed", depth=1)
+        question = "times carry no offset: in which zone are they? UTC is assumed"
+        draft.add("zone", "UTC", question=question, depth=1)
+        question = "if its clocks change, is the hour that they pass twice rejected, or is earliest or latest meant?"
+        draft.add("ambiguous", "reject", question=question, depth=1)

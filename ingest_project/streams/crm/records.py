@@ -8,16 +8,15 @@ any order, any chunks and any repetition of the same messages leave the same row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.contracts.crm_event import CrmEvent, CrmKind
+from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, lookup_indexes, metadata
-from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
+from ingest_project.streams.sql.upsert import KAFKA_ORDER
 
 
 def _origin() -> list[Col[Any]]:
@@ -124,73 +123,6 @@ TABLES: Mapping[CrmKind, sa.Table] = {CrmKind.OPPORTUNITY: opportunities, CrmKin
 VERSION = ("last_modified", *KAFKA_ORDER)
 
 
-class MessageOrder(NamedTuple):
-    """Position of a message, by which versions of one moment are ordered.
-
-    Args:
-        topic_id: of the topic.
-        epoch: number of that topic among those of the same name: 0 for the first one that was read.
-    """
-
-    topic: str
-    topic_id: str
-    partition: int
-    offset: int
-    epoch: int = 0
-
-    def __str__(self) -> str:
-        """Name topic, partition and offset."""
-        return f"{self.topic}[{self.partition}]@{self.offset}"
-
-
-class PlacedEvent(NamedTuple):
-    """A version of a record and the message that brought it.
-
-    Args:
-        trace_id: the trace that the message's headers name.
-    """
-
-    event: CrmEvent
-    position: MessageOrder
-    trace_id: str | None = None
-
-    @property
-    def version(self) -> tuple[object, ...]:
-        """Orders all versions of a record: the greatest one stays. The same order as VERSION."""
-        position = self.position
-        return (
-            self.event.last_modified,
-            position.epoch,
-            position.topic.encode(),
-            position.topic_id.encode(),
-            position.partition,
-            position.offset,
-        )
-
-
-class Upserted(NamedTuple):
-    """Result of an upsert.
-
-    Args:
-        messages: versions that were given.
-        changed: rows that are new or have a newer version now.
-    """
-
-    messages: int
-    changed: int
-
-
-def upsert(connection: sa.Connection, kind: CrmKind, placed: Iterable[PlacedEvent], now: datetime) -> Upserted:
-    """Store versions of records of one kind, in the caller's transaction.
-
-    Upserts on event_id; an older version never overwrites a newer one, and doing it again changes nothing.
-    """
-    messages = list(placed)
-    rows = [_row(one, now) for one in _newest(messages)]
-    changed = upsert_rows(connection, TABLES[kind], VERSION, rows)
-    return Upserted(len(messages), changed)
-
-
 def out_of_range(connection: sa.Connection, kind: CrmKind) -> int:
     """Count stored records with a negative amount, or a probability outside 0 to 100."""
     table = TABLES[kind]
@@ -209,38 +141,3 @@ def out_of_range(connection: sa.Connection, kind: CrmKind) -> int:
 def count(connection: sa.Connection, kind: CrmKind) -> int:
     """Count the stored records."""
     return int(connection.execute(sa.select(sa.func.count()).select_from(TABLES[kind])).scalar_one())
-
-
-def _newest(messages: Sequence[PlacedEvent]) -> Iterable[PlacedEvent]:
-    """Return the version of each record that would be left in the end: one statement touches a row only once."""
-    newest: dict[str, PlacedEvent] = {}
-    for one in messages:
-        known = newest.setdefault(one.event.event_id, one)
-        if known is not one and one.version > known.version:
-            newest[one.event.event_id] = one
-    return newest.values()
-
-
-def _row(placed: PlacedEvent, stored_at: datetime) -> dict[str, Any]:
-    event, position, trace_id = placed
-    return {
-        "event_id": event.event_id,
-        "name": event.name,
-        **event.own,
-        "account_id": event.account_id,
-        "owner_id": event.owner_id,
-        "source": event.source,
-        "tags": event.tags,
-        "notes": event.notes,
-        "meta_data": event.meta_data,
-        "other_fields": event.other_fields,
-        "last_modified": event.last_modified,
-        "content_sha256": event.content_sha256,
-        "kafka_topic": position.topic,
-        "kafka_topic_id": position.topic_id,
-        "kafka_epoch": position.epoch,
-        "kafka_partition": position.partition,
-        "kafka_offset": position.offset,
-        "trace_id": trace_id,
-        "stored_at": stored_at,
-    }

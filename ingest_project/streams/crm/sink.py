@@ -12,21 +12,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
 import sqlalchemy as sa
 
-from ingest_project.contracts import trace_id_in
-from ingest_project.contracts.crm_event import CrmEvent, CrmKind, decode_crm_event
-from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
+from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.core.errors import UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm import unidentified as kept_messages
-from ingest_project.streams.crm.records import MessageOrder, PlacedEvent, upsert
-from ingest_project.streams.crm.unidentified import Unidentified, keep
+from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
+from ingest_project.streams.crm.records import TABLES, VERSION
+from ingest_project.streams.crm.unidentified import KeptMessage, MessagePosition, Unidentified, keep
+from ingest_project.streams.decoders import Refusal
 from ingest_project.streams.positions import SinkPosition, epochs
-from ingest_project.streams.sql.sink import SqlSink, may_be_a_messages_fault, reason_of
+from ingest_project.streams.sql.sink import SqlSink, is_message_fault, may_be_a_messages_fault, reason_of
+from ingest_project.streams.sql.upsert import upsert_rows
 
 logger = get_logger(__name__)
 
@@ -35,19 +38,21 @@ MESSAGES_PER_TRANSACTION = 200
 
 @dataclass
 class Identified:
-    """Messages by kind; each of them is in exactly one list.
+    """Messages by kind; each of them is one row, or unidentified.
 
     Args:
         messages: all of them, in their order.
-        topic_id: of the topic that they are from.
-        epoch: number of that topic among those of the same name.
+        rows: of both kinds, one for each chunk that was decoded.
+        unidentified: the other messages.
     """
 
     messages: Sequence[ConsumerRecord]
-    topic_id: str
-    epoch: int = 0
-    events: dict[CrmKind, list[PlacedEvent]] = field(default_factory=lambda: {kind: [] for kind in CrmKind})
+    rows: list[CrmRows] = field(default_factory=list)
     unidentified: list[Unidentified] = field(default_factory=list)
+
+    def frame(self, kind: CrmKind) -> pl.DataFrame:
+        """Return the rows of one kind."""
+        return pl.concat([one.frames[kind] for one in self.rows]) if self.rows else pl.DataFrame()
 
 
 class RetryResult(NamedTuple):
@@ -81,17 +86,15 @@ class CrmTables:
 
     def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> Identified:
         """Keep a message that the database refuses as unidentified."""
-        order = MessageOrder(message.topic, position.topic_id, message.partition, message.offset, position.epoch)
-        kept = unidentified(message, order, *reason_of(error))
-        return Identified([message], position.topic_id, position.epoch, unidentified=[kept])
+        return Identified([message], unidentified=[unidentified(message, position.topic_id, *reason_of(error))])
 
     def store(self, connection: sa.Connection, rows: Identified, now: datetime) -> Counter[str]:
         """Upsert records and keep the rest."""
         outcome = Counter({"unidentified": len(rows.unidentified)})
         for kind in CrmKind:
-            done = upsert(connection, kind, rows.events[kind], now)
-            outcome[f"{kind}_messages"] += done.messages
-            outcome[f"{kind}_rows_changed"] += done.changed
+            frame = rows.frame(kind)
+            outcome[f"{kind}_messages"] += frame.height
+            outcome[f"{kind}_rows_changed"] += upsert(connection, kind, frame, now)
         _keep(connection, rows.unidentified, now, self._log)
         return outcome
 
@@ -102,34 +105,28 @@ def crm_sink(services: Runtime) -> SqlSink[Identified]:
 
 
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:
-    """Sort messages by kind. No message makes it fail."""
-    sorted_out = Identified(messages, topic_id, epoch)
-    for message in messages:
-        found = identify_payload(message.value)
-        position = MessageOrder(message.topic, topic_id, message.partition, message.offset, epoch)
-        if isinstance(found, tuple):
-            sorted_out.unidentified.append(unidentified(message, position, *found))
-        else:
-            sorted_out.events[found.kind].append(PlacedEvent(found, position, trace_id_in(message.headers)))
-    return sorted_out
+    """Sort messages of one topic by kind. No message makes it fail."""
+    found = Identified(messages)
+    refused: list[tuple[ConsumerRecord, Refusal]] = []
+
+    def decode(part: Sequence[ConsumerRecord]) -> None:
+        found.rows.append(crm_rows(part, topic_id, epoch))
+
+    for message, error in store_bisecting(messages, decode, is_message_fault):
+        logger.error("decoding_failed_unexpectedly", exc_info=error)
+        refused.append((message, UnexpectedError("Reading the message", error)))
+    refused += [one for rows in found.rows for one in rows.refused]
+    found.unidentified = [
+        unidentified(message, topic_id, str(error), error.error_class)
+        for message, error in sorted(refused, key=lambda one: one[0].offset)
+    ]
+    return found
 
 
-def identify_payload(payload: bytes | None) -> CrmEvent | tuple[str, str]:
-    """Return the event that a message carries, or the reason why it is none and the class of that error."""
-    try:
-        return decode_crm_event(payload)
-    except UnreadableMessageError as error:
-        return str(error), error.error_class
-    except Exception as error:  # a defect of ours that one message found must not stop the others
-        logger.exception("decoding_failed_unexpectedly")
-        failure = UnexpectedError("Reading the message", error)
-        return str(failure), failure.error_class
-
-
-def unidentified(message: ConsumerRecord, position: MessageOrder, reason: str, error_class: str) -> Unidentified:
+def unidentified(message: ConsumerRecord, topic_id: str, reason: str, error_class: str) -> Unidentified:
     """Describe a message that is to be kept."""
     return Unidentified(
-        position=position,
+        position=MessagePosition(message.topic, topic_id, message.partition, message.offset),
         timestamp=message.timestamp,
         key=message.key,
         headers=message.headers,
@@ -137,6 +134,14 @@ def unidentified(message: ConsumerRecord, position: MessageOrder, reason: str, e
         reason=reason,
         error_class=error_class,
     )
+
+
+def upsert(connection: sa.Connection, kind: CrmKind, rows: pl.DataFrame, now: datetime) -> int:
+    """Store versions of records of one kind, in the caller's transaction; returns how many rows are new or changed.
+
+    Upserts on event_id; an older version never overwrites a newer one, and doing it again changes nothing.
+    """
+    return upsert_rows(connection, TABLES[kind], VERSION, rows.with_columns(stored_at=pl.lit(now)))
 
 
 def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryResult:
@@ -177,26 +182,24 @@ def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: date
 
 def _retry_together(engine: sa.Engine, message_ids: Sequence[str]) -> RetryResult:
     now = datetime.now(UTC)
+    records: dict[str, tuple[CrmKind, str]] = {}
+    reasons: dict[str, tuple[str, str]] = {}
     with writing(engine) as connection:
-        events: dict[str, PlacedEvent] = {}
-        reasons: dict[str, tuple[str, str]] = {}
-        epochs_of: dict[str, dict[str, int]] = {}
+        by_topic: dict[tuple[str, str], list[KeptMessage]] = {}
         for message in kept_messages.take_open(connection, message_ids):
-            found = identify_payload(message.payload)
-            if isinstance(found, tuple):
-                reasons[message.message_id] = found
-            else:
-                order = message.position
-                if order.topic not in epochs_of:
-                    epochs_of[order.topic] = epochs(connection, order.topic)
-                order = order._replace(epoch=epochs_of[order.topic].get(order.topic_id, 0))
-                events[message.message_id] = PlacedEvent(found, order, message.trace_id)
-        for kind in CrmKind:
-            upsert(connection, kind, [one for one in events.values() if one.event.kind is kind], now)
-        records = {message_id: (one.event.kind, one.event.event_id) for message_id, one in events.items()}
+            by_topic.setdefault((message.kafka_topic, message.kafka_topic_id), []).append(message)
+        for (topic, topic_id), kept in by_topic.items():
+            epoch = epochs(connection, topic).get(topic_id, 0)
+            found = identify([message.record for message in kept], topic_id, epoch)
+            reasons |= {one.position.message_id: (one.reason, one.error_class) for one in found.unidentified}
+            for kind in CrmKind:
+                rows = found.frame(kind)
+                upsert(connection, kind, rows, now)
+                for partition, offset, event_id in rows["kafka_partition", "kafka_offset", "event_id"].iter_rows():
+                    records[MessagePosition(topic, topic_id, partition, offset).message_id] = (kind, event_id)
         kept_messages.mark_identified(connection, records, now)
         kept_messages.mark_retried(connection, reasons, now)
-    return RetryResult(tuple(events), tuple(reasons))
+    return RetryResult(tuple(records), tuple(reasons))
 
 
 def _open_ids(engine: sa.Engine) -> Iterator[list[str]]:

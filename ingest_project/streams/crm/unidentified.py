@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import msgspec
@@ -24,11 +24,34 @@ from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import get_logger, to_json
 from ingest_project.core.settings import Settings
-from ingest_project.streams.crm.records import MessageOrder
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import unidentified_messages as table
 
 MAX_REASON_LENGTH = 1_000
 MAX_LOG_BYTES, OLDER_LOGS = 10 * 1024**2, 4
+
+
+class MessagePosition(NamedTuple):
+    """Position of a message.
+
+    Args:
+        topic_id: of the topic; empty where the broker names none.
+    """
+
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        """Name topic, partition and offset."""
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+    @property
+    def message_id(self) -> str:
+        """The id under which the message is kept."""
+        topic_id = f"~{self.topic_id}" if self.topic_id else ""
+        return f"{self.topic}-{self.partition}-{self.offset}{topic_id}"
 
 
 class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,19 +62,13 @@ class Unidentified(msgspec.Struct, frozen=True, kw_only=True):
         headers: in the order they were sent.
     """
 
-    position: MessageOrder
+    position: MessagePosition
     timestamp: datetime | None
     key: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
     payload: bytes | None
     reason: str
     error_class: str
-
-    @property
-    def message_id(self) -> str:
-        """Its position, and the topic id where the broker names one."""
-        topic_id = f"~{self.position.topic_id}" if self.position.topic_id else ""
-        return f"{self.position.topic}-{self.position.partition}-{self.position.offset}{topic_id}"
 
 
 class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +103,23 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str | None
 
     @property
-    def position(self) -> MessageOrder:
+    def position(self) -> MessagePosition:
         """Its position."""
-        return MessageOrder(self.kafka_topic, self.kafka_topic_id, self.kafka_partition, self.kafka_offset)
+        return MessagePosition(self.kafka_topic, self.kafka_topic_id, self.kafka_partition, self.kafka_offset)
+
+    @property
+    def record(self) -> ConsumerRecord:
+        """The message as it was read."""
+        at, headers = self.kafka_timestamp, self.headers or []
+        return ConsumerRecord(
+            self.kafka_topic,
+            self.kafka_partition,
+            self.kafka_offset,
+            None if at is None else round(at.timestamp() * 1000),
+            self.message_key,
+            self.payload,
+            tuple((str(name), None if value is None else base64.b64decode(value)) for name, value in headers),
+        )
 
     @classmethod
     def of(cls, row: sa.RowMapping) -> KeptMessage:
@@ -107,7 +138,7 @@ def keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datet
     statement = insert.on_conflict_do_nothing().returning(table.c.message_id)
     rows = [_row(message, now) for message in messages]
     new = set(connection.execute(statement, rows).scalars())
-    return [message for message in messages if message.message_id in new]
+    return [message for message in messages if message.position.message_id in new]
 
 
 def find(
@@ -181,7 +212,7 @@ def count_open(connection: sa.Connection) -> int:
 
 def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
     return {
-        "message_id": message.message_id,
+        "message_id": message.position.message_id,
         "kafka_topic": message.position.topic,
         "kafka_topic_id": message.position.topic_id,
         "kafka_partition": message.position.partition,
@@ -265,7 +296,7 @@ def _line(message: Unidentified, now: datetime) -> bytes:
     text = text_of(message.payload)
     fields = {
         "timestamp": now,
-        "message_id": message.message_id,
+        "message_id": message.position.message_id,
         "topic": message.position.topic,
         "partition": message.position.partition,
         "offset": message.position.offset,

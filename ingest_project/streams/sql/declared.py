@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import polars as pl
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
-from ingest_project.core.errors import TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
@@ -25,7 +27,7 @@ from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Refusal
 from ingest_project.streams.positions import SinkPosition
-from ingest_project.streams.sql.sink import reason_of
+from ingest_project.streams.sql.sink import is_message_fault, reason_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ KEYS_AT_A_TIME = 1_000
 DELETED_AT = "deleted_at"
 TABLES = TableKind(proof="kafka_offset", setting="sink.table")
 
-Row = dict[str, Any]
-Key = tuple[Any, ...]
+# What a tombstone is stored with.
+POSITION = (*KAFKA_ORDER, "kafka_timestamp", "trace_id")
 
 
 @dataclass
@@ -49,32 +51,32 @@ class KeyedRows:
 
     Args:
         messages: all of them, in their order.
-        rows: of those with a value, in the order of their offsets.
+        rows: of those with a value.
         deleted: of tombstones, the columns of their keys and of their positions.
         refused: number of messages that became dead letters.
     """
 
     messages: Sequence[ConsumerRecord]
-    rows: list[Row] = field(default_factory=list)
-    deleted: list[Row] = field(default_factory=list)
+    rows: pl.DataFrame = field(default_factory=pl.DataFrame)
+    deleted: pl.DataFrame = field(default_factory=pl.DataFrame)
     refused: int = 0
 
 
 @dataclass
 class _Versions:
-    """What is left of each key.
+    """Rows around the tombstones of their keys, to be stored one after the other.
 
     Args:
-        before: the newest row before the first tombstone.
-        tombstones: the last one.
-        after: the newest row after a tombstone, which any row replaces.
+        before: rows before the first tombstone, or of keys without one.
+        tombstones: the last one of each key.
+        after: rows after a tombstone, which any row replaces: those between the same two as the last one.
         gone: keys whose last message is a tombstone.
     """
 
-    before: dict[Key, Row] = field(default_factory=dict)
-    tombstones: dict[Key, Row] = field(default_factory=dict)
-    after: dict[Key, Row] = field(default_factory=dict)
-    gone: set[Key] = field(default_factory=set)
+    before: pl.DataFrame
+    tombstones: pl.DataFrame
+    after: pl.DataFrame
+    gone: pl.DataFrame
 
 
 class DeclaredTable:
@@ -99,21 +101,22 @@ class DeclaredTable:
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> KeyedRows:
         """Turn messages into rows; publish those that break the contract as dead letters."""
-        found = KeyedRows(messages)
+        rows: list[pl.DataFrame] = []
+        deleted: list[pl.DataFrame] = []
         refused: list[tuple[ConsumerRecord, Refusal]] = []
 
         def decode_part(part: Sequence[ConsumerRecord]) -> None:
-            rows, deleted, unreadable = self._decoded(part, position)
-            found.rows += rows
-            found.deleted += deleted
+            found, tombstones, unreadable = self._decoded(part, position)
+            rows.append(found)
+            deleted.append(tombstones)
             refused.extend(unreadable)
 
-        for message, error in store_bisecting(messages, decode_part, _is_message_fault):
+        for message, error in store_bisecting(messages, decode_part, is_message_fault):
             logger.error("decoding_failed_unexpectedly", exc_info=error)
             refused.append((message, UnexpectedError("Reading the message", error)))
         self._dead_letter(refused, position)
-        found.refused = len(refused)
-        return found
+        # A part that evolved a column has it, and the parts before it have not.
+        return KeyedRows(messages, _together(rows), _together(deleted), len(refused))
 
     def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> KeyedRows:
         """Publish a message that the database refuses as a dead letter."""
@@ -122,20 +125,21 @@ class DeclaredTable:
 
     def store(self, connection: sa.Connection, rows: KeyedRows, now: datetime) -> Counter[str]:
         """Delete or mark the keys of tombstones, and upsert the rows after them."""
-        versions = self._versions(rows)
+        stored = self._versions(rows)
         if self._sink.tombstones == "mark":
-            changed = self._upsert(connection, versions.before, now)
-            changed += self._mark(connection, versions.tombstones.values(), now)
-            changed += self._upsert(connection, versions.after, now)
-            again = [versions.tombstones[key] for key in versions.gone if key in versions.after]
-            changed += self._mark(connection, again, now)
+            changed = self._upsert(connection, stored.before, now)
+            changed += self._mark(connection, stored.tombstones, now)
+            changed += self._upsert(connection, stored.after, now)
+            changed += self._mark(connection, self._of(self._of(stored.tombstones, stored.gone), stored.after), now)
         else:
-            before = {key: row for key, row in versions.before.items() if key not in versions.tombstones}
-            after = {key: row for key, row in versions.after.items() if key not in versions.gone}
-            changed = self._delete(connection, versions.tombstones)
-            changed += self._upsert(connection, before | after, now)
-        outcome = {ROWS: len(rows.rows), ROWS_CHANGED: changed, DEAD_LETTERS: rows.refused}
-        ignored = len(rows.messages) - len(rows.rows) - rows.refused
+            kept = [
+                self._of(stored.before, stored.tombstones, are=False),
+                self._of(stored.after, stored.gone, are=False),
+            ]
+            changed = self._delete(connection, stored.tombstones)
+            changed += self._upsert(connection, _together(kept), now)
+        outcome = {ROWS: rows.rows.height, ROWS_CHANGED: changed, DEAD_LETTERS: rows.refused}
+        ignored = len(rows.messages) - rows.rows.height - rows.refused
         return Counter({**outcome, TOMBSTONES: ignored})
 
     @cached_property
@@ -146,21 +150,20 @@ class DeclaredTable:
 
     def _decoded(
         self, messages: Sequence[ConsumerRecord], position: SinkPosition
-    ) -> tuple[list[Row], list[Row], list[tuple[ConsumerRecord, Refusal]]]:
+    ) -> tuple[pl.DataFrame, pl.DataFrame, list[tuple[ConsumerRecord, Refusal]]]:
         filled = [message for message in messages if message.value is not None]
         found = self._contract.rows_of(filled)
         self._add_evolved(set(found.table.column_names) - set(self._table.c.keys()))
-        values = found.table.to_pylist()
-        rows = [row | _position(one, position) for one, row in zip(found.messages, values, strict=True)]
+        rows = pl.DataFrame(pl.from_arrow(found.table)).with_columns(_positions(found.messages, position))
         deleted, unreadable = self._tombstones([one for one in messages if one.value is None], position)
         return rows, deleted, [*found.refused, *unreadable]
 
     def _tombstones(
         self, messages: Sequence[ConsumerRecord], position: SinkPosition
-    ) -> tuple[list[Row], list[tuple[ConsumerRecord, Refusal]]]:
+    ) -> tuple[pl.DataFrame, list[tuple[ConsumerRecord, Refusal]]]:
         """Return the keys of messages without a value, and the messages whose key cannot be read."""
         if self._sink.tombstones == "ignore" or not messages:
-            return [], []
+            return pl.DataFrame(), []
         from ingest_project.streams.values import array_of  # heavy
 
         by_name = {column.name: column for column in self._declaration.typed_columns}
@@ -173,55 +176,64 @@ class DeclaredTable:
             for one, why in decoded.refused
         ]
         arrays = [array_of(column, values)[0] for column, values in zip(columns, decoded.columns, strict=True)]
-        deleted: list[Row] = []
-        for index, one in enumerate(decoded.kept):
-            key = {column.name: array[index].as_py() for column, array in zip(columns, arrays, strict=True)}
-            if None in key.values():
-                why = "A tombstone whose key is missing or not of its columns' types."
-                refused.append((originals[one.offset], UnreadableMessageError(why)))
-            else:
-                deleted.append(key | _position(originals[one.offset], position))
-        return deleted, refused
+        keys = pl.DataFrame({name: pl.from_arrow(array) for name, array in zip(self._sink.key, arrays, strict=True)})
+        is_whole = keys.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_list() if arrays else []
+        kept = [originals[one.offset] for one in compress(decoded.kept, is_whole)]
+        why = "A tombstone whose key is missing or not of its columns' types."
+        refused += [
+            (originals[one.offset], UnreadableMessageError(why))
+            for one, whole in zip(decoded.kept, is_whole, strict=True)
+            if not whole
+        ]
+        return keys.filter(pl.Series(is_whole, dtype=pl.Boolean)).with_columns(_positions(kept, position)), refused
 
-    def _versions(self, rows: KeyedRows) -> _Versions:
-        """Go through rows and tombstones in the order of their offsets."""
-        found = _Versions()
-        tombstones = {row["kafka_offset"]: row for row in rows.deleted}
-        for row in sorted([*rows.rows, *rows.deleted], key=lambda one: one["kafka_offset"]):
-            key = self._key(row)
-            if row["kafka_offset"] in tombstones:
-                found.tombstones[key] = row
-                found.gone.add(key)
-                continue
-            among = found.after if key in found.tombstones else found.before
-            if key in found.gone or key not in among or self._version(row) > self._version(among[key]):
-                among[key] = row
-            found.gone.discard(key)
-        return found
+    def _versions(self, found: KeyedRows) -> _Versions:
+        """Tell rows before the tombstones of their keys from those after, by their offsets."""
+        keys, offset = list(self._sink.key), "kafka_offset"
+        tombstones = found.deleted if found.deleted.is_empty() else _newest(found.deleted, keys)
+        if found.deleted.is_empty() or found.rows.is_empty():
+            return _Versions(found.rows, tombstones, found.rows.clear(), tombstones)
+        numbers = pl.col(offset).rank("ordinal").over(keys).alias("passed")
+        passed = found.deleted.sort(offset).select(*keys, offset, numbers)
+        rows = found.rows.sort(offset).join_asof(passed, on=offset, by=keys).with_columns(pl.col("passed").fill_null(0))
+        is_before, is_last = pl.col("passed") == 0, pl.col("passed") == pl.col("passed").max().over(keys)
+        ends = _newest(found.rows, keys).select(*keys, pl.col(offset).alias("end"))
+        is_gone = pl.col("end").is_null() | (pl.col("end") < pl.col(offset))
+        return _Versions(
+            rows.filter(is_before).drop("passed"),
+            tombstones,
+            rows.filter(~is_before & is_last).drop("passed"),
+            tombstones.join(ends, on=keys, how="left").filter(is_gone),
+        )
 
-    def _upsert(self, connection: sa.Connection, rows: Mapping[Key, Row], now: datetime) -> int:
+    def _of(self, rows: pl.DataFrame, others: pl.DataFrame, *, are: bool = True) -> pl.DataFrame:
+        """Return the rows whose keys are, or are not, among those of others."""
+        if rows.is_empty() or others.is_empty():
+            return rows.clear() if are else rows
+        return rows.join(others, on=list(self._sink.key), how="semi" if are else "anti")
+
+    def _upsert(self, connection: sa.Connection, rows: pl.DataFrame, now: datetime) -> int:
         # Every column, so that no value of an older version stays.
-        nothing = dict.fromkeys(self._table.c.keys())
-        stored = [nothing | row | {"stored_at": now} for row in rows.values()]
-        return upsert_rows(connection, self._table, self._order, stored)
+        dated = rows.with_columns(stored_at=pl.lit(now))
+        missing = [pl.lit(None).alias(one.name) for one in self._table.c if one.name not in dated.columns]
+        return upsert_rows(connection, self._table, self._order, dated.with_columns(missing))
 
-    def _mark(self, connection: sa.Connection, tombstones: Iterable[Row], now: datetime) -> int:
-        marked = [row | {"stored_at": now, DELETED_AT: row["kafka_timestamp"] or now} for row in tombstones]
+    def _mark(self, connection: sa.Connection, tombstones: pl.DataFrame, now: datetime) -> int:
+        if tombstones.is_empty():
+            return 0
+        marked = tombstones.select(*self._sink.key, *POSITION).with_columns(
+            pl.lit(now).alias("stored_at"), pl.col("kafka_timestamp").fill_null(now).alias(DELETED_AT)
+        )
         return upsert_rows(connection, self._table, KAFKA_ORDER, marked)
 
-    def _delete(self, connection: sa.Connection, tombstones: Iterable[Key]) -> int:
+    def _delete(self, connection: sa.Connection, tombstones: pl.DataFrame) -> int:
+        if tombstones.is_empty():
+            return 0
         key = sa.tuple_(*(self._table.c[name] for name in self._sink.key))
         return sum(
             connection.execute(sa.delete(self._table).where(key.in_(part))).rowcount
-            for part in in_parts(sorted(tombstones, key=str), KEYS_AT_A_TIME)
+            for part in in_parts(sorted(tombstones.select(self._sink.key).rows(), key=str), KEYS_AT_A_TIME)
         )
-
-    def _key(self, row: Mapping[str, Any]) -> Key:
-        return tuple(row[name] for name in self._sink.key)
-
-    def _version(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        version = (row[self._sink.version],) if self._sink.version else ()
-        return (*version, row["kafka_offset"])
 
     def _dead_letter(self, refused: Sequence[tuple[ConsumerRecord, Refusal]], position: SinkPosition) -> None:
         ordered = sorted(refused, key=lambda one: one[0].offset)
@@ -277,17 +289,24 @@ def table_of(declaration: StreamDeclaration) -> sa.Table:
     )
 
 
-def _position(message: ConsumerRecord, position: SinkPosition) -> Row:
-    return {
-        "kafka_topic": message.topic,
-        "kafka_topic_id": position.topic_id,
-        "kafka_epoch": position.epoch,
-        "kafka_partition": message.partition,
-        "kafka_offset": message.offset,
-        "kafka_timestamp": message.timestamp,
-        "trace_id": trace_id_in(message.headers) if message.headers else None,
-    }
+def _positions(messages: Sequence[ConsumerRecord], position: SinkPosition) -> list[pl.Series]:
+    """Return the columns that say which message a row is from."""
+    from ingest_project.streams.delta.rows import position_columns  # heavy
+
+    columns: dict[str, Any] = {**position_columns(messages, position.topic_id)}
+    traces = [trace_id_in(message.headers) if message.headers else None for message in messages]
+    return [
+        *(pl.Series(name, pl.from_arrow(column)) for name, column in columns.items()),
+        pl.Series("kafka_epoch", [position.epoch] * len(messages), pl.Int64),
+        pl.Series("trace_id", traces, pl.String),
+    ]
 
 
-def _is_message_fault(error: Exception) -> bool:
-    return not isinstance(error, MemoryError | TransientError | sa.exc.SQLAlchemyError)
+def _newest(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Return the row of each key with the greatest offset."""
+    return rows.sort("kafka_offset").unique(keys, keep="last", maintain_order=True)
+
+
+def _together(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    filled = [part for part in parts if not part.is_empty()]
+    return pl.concat(filled, how="diagonal") if filled else pl.DataFrame()

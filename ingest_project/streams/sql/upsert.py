@@ -5,95 +5,95 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from operator import itemgetter
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+import polars as pl
 import sqlalchemy as sa
 
+from ingest_project.core.items import digest_of
 from ingest_project.platform.database.sql import ExactDecimal, UtcTime
 
 # PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
 ROWS_AT_A_TIME = 5_000
 # So many rows are worth a temporary table.
 COPIED_ROWS = 500
-COPIED = "pg_temp.incoming_rows"
+MAY_COPY = "may_copy_rows"
 COPY_CHARACTERS = 1024**2
+# As both PostgreSQL and its JSON functions read a time.
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%.6f+00:00"
 # Orders versions of one moment: the epoch of the topic, then its name and id, partition and offset.
 KAFKA_ORDER = ("kafka_epoch", "kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset")
 
 _encoder = msgspec.json.Encoder()
 
 
-def upsert_rows(
-    connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: Sequence[Mapping[str, Any]]
-) -> int:
+def upsert_rows(connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: pl.DataFrame) -> int:
     """Upsert rows on the primary key of a table, in the caller's transaction; returns how many are new or changed.
 
     Args:
         connection: of the transaction.
         table: has all the columns.
-        order: columns by which versions of a row are compared.
-        rows: one for each key, all with the same columns. JSON is given as its text.
+        order: columns by which versions of a row are compared, of the rows given as well: the greatest one stays.
+        rows: any number of versions for each key. JSON is given as its text, numbers of any size as theirs.
     """
-    return sum(
-        _upsert(connection, table, order, rows[start : start + ROWS_AT_A_TIME])
-        for start in range(0, len(rows), ROWS_AT_A_TIME)
-    )
-
-
-def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> int:
-    keys, names = [column.name for column in table.primary_key], list(rows[0])
+    if rows.is_empty():
+        return 0
+    keys = [column.name for column in table.primary_key]
+    newest = rows.sort(order).unique(keys, keep="last", maintain_order=True)
     # In one order everywhere: two transactions that touch the same rows wait for each other, and never in a circle.
-    of_key = itemgetter(*keys)
-    rows = sorted(rows, key=lambda row: str(of_key(row)))
-    if connection.dialect.name == "postgresql":
+    return sum(_upsert(connection, table, order, part) for part in newest.sort(keys).iter_slices(ROWS_AT_A_TIME))
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: pl.DataFrame) -> int:
+    names = rows.columns
+    if connection.dialect.name != "postgresql":
+        values = ", ".join(f":{name}" for name in names)
+        each = sa.text(_statement(table, names, order, f"VALUES ({values})"))
+        return connection.execute(each, written(table, rows.to_dicts())).rowcount
+    parameters = {}
+    if rows.height < COPIED_ROWS or (source := _copied(connection, table, rows)) is None:
         # Times, dates and decimals are written by msgspec itself.
         json = [column.name for column in table.c if isinstance(column.type, sa.JSON) and column.name in names]
-        texts = [_encoder.encode(_with_raw(row, json)) for row in rows]
-        record = f"CAST(NULL AS {_quoted(table.name)})"
-        parameters = {}
-        if len(rows) >= COPIED_ROWS and _copies(connection, texts):
-            source = f"{COPIED} AS copied, json_populate_record({record}, CAST(copied.line AS json)) AS found"
-        else:
-            parameters = {"rows": f"[{b','.join(texts).decode()}]"}
-            source = f"json_populate_recordset({record}, CAST(:rows AS json)) AS found"
-        listed_there = ", ".join(f"found.{_quoted(name)}" for name in names)
-        # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
-        statement = _statement(table, names, order, f"SELECT {listed_there} FROM {source}", collation=' COLLATE "C"')
-        return connection.execute(sa.text(statement), parameters).rowcount
-    values = ", ".join(f":{name}" for name in names)
-    each = sa.text(_statement(table, names, order, f"VALUES ({values})"))
-    return connection.execute(each, written(table, rows)).rowcount
+        parameters = {"rows": _encoder.encode([_with_raw(row, json) for row in rows.iter_rows(named=True)]).decode()}
+        source = f"json_populate_recordset(CAST(NULL AS {_quoted(table.name)}), CAST(:rows AS json))"
+    listed_there = ", ".join(f"found.{_quoted(name)}" for name in names)
+    # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
+    selection = f"SELECT {listed_there} FROM {source} AS found"
+    statement = _statement(table, names, order, selection, collation=' COLLATE "C"')
+    return connection.execute(sa.text(statement), parameters).rowcount
 
 
-def _copies(connection: sa.Connection, texts: Sequence[bytes]) -> bool:
-    """Copy texts into a temporary table, which takes two thirds of the time of a parameter; False where it may not."""
+def _copied(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -> str | None:
+    """Copy rows into a temporary table with columns of their types; returns its name, or None where it may not."""
     if connection.dialect.driver != "psycopg2":
-        return False
-    if COPIED not in connection.info:
+        return None
+    if MAY_COPY not in connection.info:
         may_create = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-        connection.info[COPIED] = connection.exec_driver_sql(may_create).scalar_one()
-    if not connection.info[COPIED]:
-        return False
-    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE IF NOT EXISTS {COPIED} (line text) ON COMMIT DELETE ROWS")
-    connection.exec_driver_sql(f"TRUNCATE {COPIED}")
+        connection.info[MAY_COPY] = connection.exec_driver_sql(may_create).scalar_one()
+    if not connection.info[MAY_COPY]:
+        return None
+    name, listed = f"pg_temp.incoming_{digest_of(table.name, rows.columns)}", ", ".join(map(_quoted, rows.columns))
+    # Without the rules of the table, which are applied to what is stored.
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {name.removeprefix('pg_temp.')} ON COMMIT DELETE ROWS"
+        f" AS SELECT {listed} FROM {_quoted(table.name)} WITH NO DATA"
+    )
+    connection.exec_driver_sql(f"TRUNCATE {name}")
+    # An empty text is quoted, null is not.
+    csv = io.BytesIO(rows.write_csv(include_header=False, datetime_format=TIME_FORMAT).encode())
+    copy = f"COPY {name} ({listed}) FROM STDIN (FORMAT csv, ENCODING 'UTF8')"
     driver: Any = connection.connection
+    dialect: Any = connection.dialect
     try:
         with driver.cursor() as cursor:
-            copied = io.StringIO(b"\n".join(map(_copied, texts)).decode())
-            cursor.copy_expert(f"COPY {COPIED} FROM STDIN", copied, COPY_CHARACTERS)
-    except Exception:
-        # SQLAlchemy did not see the error: the connection may be broken.
+            cursor.copy_expert(copy, csv, COPY_CHARACTERS)
+    except dialect.dbapi.Error as error:
+        # SQLAlchemy did not see it: the connection may be broken.
         connection.invalidate()
-        raise
-    return True
-
-
-def _copied(text: bytes) -> bytes:
-    """Return a text as a line of COPY: JSON may have line ends and tabs between its values."""
-    text = text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-    return text.replace(b"\r", b"\\r").replace(b"\t", b"\\t")
+        raise sa.exc.DBAPIError.instance(copy, None, error, dialect.dbapi.Error, dialect=dialect) from error
+    return name
 
 
 def _with_raw(row: Mapping[str, Any], json: Sequence[str]) -> dict[str, Any]:
@@ -136,8 +136,12 @@ def _writer(kind: sa.types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, UtcTime):
         return sqlite_time
     if isinstance(kind, ExactDecimal):
-        return "{:f}".format
+        return _digits
     return date.isoformat if isinstance(kind, sa.Date) else None
+
+
+def _digits(number: Decimal | str) -> str:
+    return number if isinstance(number, str) else format(number, "f")
 
 
 def sqlite_time(moment: datetime) -> str:

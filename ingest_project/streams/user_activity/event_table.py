@@ -6,7 +6,7 @@ the messages around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -38,7 +38,7 @@ from ingest_project.streams.delta.rows import (
     position_columns,
 )
 from ingest_project.streams.hours import DAY, FIRST_HOUR
-from ingest_project.streams.values import INSTANT, instant_of, instants_of, raw_texts
+from ingest_project.streams.values import INSTANT, converted, instants, raw_texts
 
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
 
@@ -135,7 +135,7 @@ def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
 def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:
     values = _columns(events, EnrichedEvent)
     return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
-        "timestamp": _instants(values["timestamp"], "timestamp", problems),
+        "timestamp": instants(values["timestamp"], "timestamp", problems),
         "event_data": _objects(values["event_data"], "event_data", problems),
         "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
         "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
@@ -155,7 +155,7 @@ def _struct(
     is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
     columns = _columns([nothing if value is None else value for value in values], type(nothing))
     fields = [
-        _instants(columns[field.name], f"processing_info.{field.name}", problems)
+        instants(columns[field.name], f"processing_info.{field.name}", problems)
         if field.type == INSTANT
         else pa.array(columns[field.name], field.type)
         for field in struct
@@ -171,34 +171,10 @@ def _objects(values: Sequence[msgspec.Raw], path: str, problems: dict[int, str])
             return texts.cast(pa.string())
     except pa.ArrowInvalid:
         pass
-    return _one_by_one(texts.to_pylist(), _object_text, path, problems, pa.string())
+    return converted(texts.to_pylist(), _object_text, path, problems, pa.string())
 
 
 def _object_text(value: bytes) -> str:
     if not value.startswith(b"{"):
         raise ValueError("must be an object")
     return value.decode()
-
-
-def _instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
-    """Parse times to UTC. Those without zone are taken as UTC, as everywhere in this system."""
-    try:
-        if (found := instants_of(texts)) is not None:
-            return found
-    except pa.ArrowInvalid:
-        pass
-    return _one_by_one(texts, instant_of, path, problems, INSTANT)
-
-
-def _one_by_one(
-    values: Iterable[Any], convert: Callable[[Any], Any], path: str, problems: dict[int, str], to: pa.DataType
-) -> pa.Array:
-    """Convert value by value, to find the rows that cannot be converted."""
-    converted: list[Any] = []
-    for row, value in enumerate(values):
-        try:
-            converted.append(None if value is None else convert(value))
-        except ValueError as error:
-            problems.setdefault(row, f"{path} {error}")
-            converted.append(None)
-    return pa.array(converted, to)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +154,39 @@ def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR091
     system.close()
 
 
+PARTS = [
+    *("a b", "a/b", "k=v", "100%", "%2F", "\u00fc\u4e2d", ".", "..", "a\\b", "a:b", "#?&", "'", '"', "*", "+", "~"),
+    *("\U0001f600", "1", "CON", "_x"),
+]
+NO_PARTS = ["__HIVE_DEFAULT_PARTITION__", "a" * 300, "\u00e4" * 200]
+
+
+def test_any_text_is_a_partition_and_comes_back_as_it_was(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    columns = [{"name": "part", "type": "text"}, {"name": "n", "type": "integer"}]
+    declare(
+        tmp_path,
+        "weather",
+        columns=columns,
+        paths=["*/weather/*"],
+        max_rejected_share=0.5,
+        target=DELTA["target"] | {"partition_by": ["part"]},
+    )
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [("part", "n"), *((part, number) for number, part in enumerate([*PARTS, "", *NO_PARTS]))]
+    )
+    system.send_files(weather_file(system, content=text.getvalue()))
+    system.run_due()
+    assert system.states() == {"a.csv": "ingested"}, system.file("a.csv").reason
+    assert stored(system).sort("n")["part"].to_list() == [*PARTS, None]
+    rejected = system.rows("SELECT reasons FROM quarantined_rows")
+    assert rejected == [(["part_not_a_partition"],)] * len(NO_PARTS)
+    system.close()
+
+
 NEWER = HEADER + "ZZZ,2026-01-15T10:00:00Z,1,,,,\n"
 COMMITS_FAIL = """
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -178,6 +213,34 @@ def test_where_the_database_never_commits_the_rows_go_and_those_that_they_replac
     delta.services.files.reopen([delta.file("b.csv").file_key], datetime.now(UTC))
     delta.run_due()
     assert sorted(stored(delta)["station"]) == ["AAA", "AAA", "BBB", "ZZZ"]
+
+
+def test_a_stored_file_whose_next_attempt_is_given_up_between_the_commits_has_its_recorded_rows(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
+) -> None:
+    declare(tmp_path, "weather", **DELTA)
+    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    environ |= {"INGEST_LAUNCH_GRACE_SECONDS": "0", "MAX_RETRIES": "1"}
+    settings = settings_of(kafka_server, postgres_url, tmp_path, **environ)
+    system = opened(settings, instance, tmp_path)
+    system.send_files(weather_file(system))
+    system.run_due()
+    before = stored(system)
+    # The same file, whose newer parse has as many rows.
+    (tmp_path / "in" / "weather" / "a.csv").write_text((HEADER + GOOD).replace("AAA", "XXX"), encoding="utf-8")
+    system.services.files.reopen([system.file("a.csv").file_key], datetime.now(UTC))
+    system.close()
+    assert deadly_process.drive(POINTS[1], tmp_path / "in", serialize_value(instance.get_ref()), environ, WAY) == -9
+    assert "XXX" in stored_at(settings, "weather")["station"].to_list()
+    bury_the_dead(instance)
+    system = opened(settings, instance, tmp_path)
+    system.run_due()
+    assert system.file("a.csv").stands
+    for _ in range(2):
+        assert system.definitions.resolve_job_def("dataset_maintenance").execute_in_process(instance=instance).success
+        assert stored(system).equals(before)
+    assert system.check("rows_add_up").passed
+    system.close()
 
 
 def test_a_file_given_up_after_a_kill_between_the_commits_leaves_no_rows_after_maintenance(

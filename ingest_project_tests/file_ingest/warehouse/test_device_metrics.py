@@ -15,13 +15,14 @@ from ingest_project.file_ingest.tables import aggregated_metrics
 from ingest_project.file_ingest.warehouse import Warehouse
 from ingest_project.platform.database import open_engine, writing
 from ingest_project_tests.file_ingest.warehouse.samples import metrics, readings
+from ingest_project_tests.fuzz import examples
 
 # A large common offset is what breaks a deviation made from sums of squares.
 OFFSETS = st.sampled_from([0.0, 1_000_000.0, -273.15])
 FILE = st.lists(st.floats(-1_000, 1_000, allow_subnormal=False), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(FILE, min_size=1, max_size=5), offset=OFFSETS)
 def test_merged_metrics_equal_the_figures_of_all_readings(
     warehouse: Warehouse, database_url: str, files: list[list[float]], offset: float

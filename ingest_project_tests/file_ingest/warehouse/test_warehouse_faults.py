@@ -14,7 +14,7 @@ from ingest_project.core.errors import DatabaseUnavailableError, TransactionConf
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
-from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
 HALF_A_TRANSACTION = """
 import sys
@@ -51,7 +51,7 @@ def store(warehouse: Warehouse, file_key: str, values: range) -> None:
 
 def cut_everybody_off(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
-    server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    server.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
 
 
 def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(database_url: str) -> None:
@@ -100,7 +100,7 @@ def test_a_connection_cut_between_transactions_is_not_noticed(
     assert postgres_warehouse.totals().rows == 6
 
 
-def test_a_server_that_was_away_is_used_again(own_postgres_server: PostgresServer) -> None:
+def test_a_server_that_was_away_is_used_again(own_postgres_server: PostgresProcess) -> None:
     warehouse = open_warehouse(own_postgres_server.url(), connect_timeout_seconds=2)
     with warehouse.transaction():
         pass

@@ -29,6 +29,7 @@ from ingest_project.platform.dagster import instance as dagster_parts
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report
 from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.dagster.instance import BulkEventLogStorage
+from ingest_project_tests.fuzz import examples
 
 TOLD_AT = 1_760_000_000.123456
 ASSET = dg.AssetKey(["50 %", "good"])
@@ -280,7 +281,7 @@ values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(partition=names, metadata=st.dictionaries(st.text(), values | st.lists(values), max_size=5))
 def test_any_name_and_value_is_read_back_as_it_was_reported(
     dagster_instance: dg.DagsterInstance, partition: str, metadata: dict[str, Any]

@@ -15,9 +15,11 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon import controller, sensor
 from dagster._grpc import server
+from pydantic import SecretStr
 
 import ingest_project
 from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine, shared_storage
+from ingest_project_tests.services.postgres import PostgresServer
 
 PACKAGE = Path(ingest_project.__file__).parent
 ROOM = PACKAGE / "platform" / "dagster"
@@ -67,7 +69,7 @@ def statements(url: str) -> Iterator[list[str]]:
     def note(*arguments: object) -> None:
         seen.append(str(arguments[2]))
 
-    engine = shared_engine(url)
+    engine = shared_engine(SecretStr(url))
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
         yield seen
@@ -106,7 +108,18 @@ def test_dagster_stores_a_batch_of_materialisations_by_one_statement(dagster_ins
 
 def test_all_storages_of_all_instances_share_one_pool(dagster_instance: dg.DagsterInstance) -> None:
     storages = (dagster_instance.event_log_storage, dagster_instance.run_storage, dagster_instance.schedule_storage)
-    assert all(storage._engine is shared_engine(url_of(dagster_instance)) for storage in storages)  # type: ignore[union-attr]
+    assert all(storage._engine is shared_engine(SecretStr(url_of(dagster_instance))) for storage in storages)  # type: ignore[union-attr]
+
+
+def test_connections_that_the_server_ended_are_replaced_before_they_are_used(
+    dagster_instance: dg.DagsterInstance, postgres_server: PostgresServer
+) -> None:
+    assert dagster_instance.get_runs_count() == 0
+    postgres_server.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        f" WHERE datname = '{shared_engine(SecretStr(url_of(dagster_instance))).url.database}'"
+    )
+    assert dagster_instance.get_runs_count() == 0
 
 
 def test_what_the_catalogue_said_once_is_remembered(dagster_instance: dg.DagsterInstance) -> None:
@@ -127,7 +140,7 @@ def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.Dag
     url = url_of(dagster_instance)
     shared_storage.cache_clear()
     with statements(url) as seen:
-        storage = shared_storage(url)
+        storage = shared_storage(SecretStr(url))
     assert len([statement for statement in seen if "pg_class" in statement]) == 1
     assert storage.run_storage.get_runs() == dagster_instance.get_runs()
 

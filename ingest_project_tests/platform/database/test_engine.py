@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.platform.database import open_engine, printable, reading, writing
 from ingest_project.platform.kafka.publisher import outbox
-from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
 
 def entry(created_at: datetime) -> dict[str, object]:
@@ -95,7 +95,7 @@ def something_else(answer: bytes) -> Iterator[int]:
 
 
 def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_distinguished(
-    own_postgres_server: PostgresServer, tmp_path: Path
+    own_postgres_server: PostgresProcess, tmp_path: Path
 ) -> None:
     server = own_postgres_server
     here = f"127.0.0.1:{server.port}"
@@ -136,13 +136,13 @@ def test_a_connection_that_was_cut_in_the_pool_is_replaced(postgres_url: str, po
     engine = open_engine(postgres_url)
     with reading(engine) as connection:
         pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-    postgres_server.execute(f"SELECT pg_terminate_backend({pid})")
+    postgres_server.execute(f"SELECT pg_terminate_backend({pid}, 10000)")
     with reading(engine) as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
     engine.dispose()
 
 
-def test_a_server_that_comes_back_is_used_again_by_the_same_engine(own_postgres_server: PostgresServer) -> None:
+def test_a_server_that_comes_back_is_used_again_by_the_same_engine(own_postgres_server: PostgresProcess) -> None:
     engine = open_engine(own_postgres_server.url(), connect_timeout_seconds=2)
     with reading(engine) as connection:
         connection.exec_driver_sql("SELECT 1")

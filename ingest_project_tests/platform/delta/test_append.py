@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
 from ingest_project.platform.delta import delta_location
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore, Standing, open_delta_table
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 
 APPEND_FOR_EVER = """
@@ -194,7 +195,7 @@ def test_a_commit_that_landed_while_its_answer_was_lost_is_not_repeated(tmp_path
     assert rows_of(tmp_path).num_rows == 2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12))
 def test_any_order_of_ranges_by_two_writers_keeps_each_offset_once(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int, int]]

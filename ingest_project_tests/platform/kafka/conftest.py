@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -31,7 +32,7 @@ def broker(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture
 def topic() -> str:
     """A name that no other test uses."""
-    return f"events-{next(_numbers)}"
+    return f"events-{os.getpid()}-{next(_numbers)}"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import client_config
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
-from ingest_project_tests.services.kafka import EmbeddedServer, Server, start_server
+from ingest_project_tests.services.kafka import EmbeddedServer, OwnServer, start_server
 
 pytestmark = pytest.mark.long
 
@@ -22,23 +22,23 @@ BOUND_SECONDS = 7.0
 
 
 @pytest.fixture(scope="module")
-def fragile_server() -> Iterator[Server]:
+def fragile_server() -> Iterator[OwnServer]:
     server = start_server()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def fragile_embedded() -> Iterator[Server]:
+def fragile_embedded() -> Iterator[OwnServer]:
     server = EmbeddedServer()
     yield server
     server.stop()
 
 
 @pytest.fixture(params=["fragile_server", "fragile_embedded"])
-def broker(request: pytest.FixtureRequest) -> Server:
+def broker(request: pytest.FixtureRequest) -> OwnServer:
     """A broker of this module's own: others must not suffer from what is done to it."""
-    server: Server = request.getfixturevalue(request.param)
+    server: OwnServer = request.getfixturevalue(request.param)
     return server
 
 
@@ -48,7 +48,7 @@ def read(reader: TopicReader, topic: str, brought: BoundedRead | None = None, wa
 
 
 def test_a_paused_broker_fails_reads_and_writes_in_time_and_both_go_on_after_it(
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
+    broker: OwnServer, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
     writer.send_all(topic, [ProducerRecord(b"before")])
@@ -69,7 +69,7 @@ def test_a_paused_broker_fails_reads_and_writes_in_time_and_both_go_on_after_it(
 
 
 def test_a_broker_that_goes_away_during_a_wait_is_an_error_not_an_empty_read(
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
+    broker: OwnServer, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
     writer.send_all(topic, [ProducerRecord(b"before")])
@@ -85,7 +85,7 @@ def test_a_broker_that_goes_away_during_a_wait_is_an_error_not_an_empty_read(
 
 
 def test_a_killed_broker_is_used_again_once_it_is_back(
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
+    broker: OwnServer, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)
     writer.send_all(topic, [ProducerRecord(b"%d" % number) for number in range(5)])
@@ -107,7 +107,7 @@ def test_a_killed_broker_is_used_again_once_it_is_back(
     assert len(after.notices) == (0 if broker.keeps_messages else 1)
 
 
-def test_a_message_that_the_broker_refuses_for_its_size_is_permanent(fragile_server: Server, topic: str) -> None:
+def test_a_message_that_the_broker_refuses_for_its_size_is_permanent(fragile_server: OwnServer, topic: str) -> None:
     if isinstance(fragile_server, EmbeddedServer):
         pytest.skip("the embedded broker takes messages of any size")
     fragile_server.create_topic(topic, config={"max.message.bytes": "10000", "compression.type": "uncompressed"})

@@ -142,7 +142,12 @@ def test_one_key_is_an_ordinary_partitioned_run_and_many_are_a_tagged_batch() ->
     assert run_request("files", "b1", ["a~1"]).partition_key == "a~1"
     many = run_request("files", "b1", KEYS)
     assert many.partition_key is None
-    assert many.tags == {"ingest/batch": "files", "ingest/batch_id": "b1", "ingest/batch_size": "3"}
+    assert many.tags == {
+        "ingest/batch": "files",
+        "ingest/batch_id": "b1",
+        "ingest/batch_size": "3",
+        "dagster/max_retries": "0",
+    }
 
 
 @given(count=st.integers(0, 5_000), largest=st.integers(1, 1_500), parallel=st.integers(1, 4))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ingest_project.contracts.crm_event import CrmKind
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.crm.sink import identify
+
 
 def opportunity(
     event_id: str = "opp_1", last_modified: str = "2024-03-24T20:40:35Z", **changes: object
@@ -46,3 +50,12 @@ def encoded(message: dict[str, Any], **numbers: str) -> bytes:
     for name, text in numbers.items():
         marked = marked.replace(f'"<{name}>"', text)
     return marked.encode()
+
+
+def row_of(raw: bytes | None) -> tuple[CrmKind, dict[str, Any]] | str:
+    """Return the row that a message becomes and its kind, or the reason why it becomes none."""
+    found = identify([ConsumerRecord("sales_events", 0, 0, None, None, raw, ())], "g")
+    if found.unidentified:
+        return found.unidentified[0].reason
+    ((kind, row),) = [(kind, row) for kind in CrmKind for row in found.frame(kind).to_dicts()]
+    return kind, row

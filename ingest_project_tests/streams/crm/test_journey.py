@@ -33,6 +33,7 @@ from ingest_project.operations import RunningTotals
 from ingest_project.platform.capability import EVENT_TO_STORED, PROCESSING
 from ingest_project.platform.dagster.control import open_instance, running_sensors
 from ingest_project.platform.database import writing
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.records import opportunities, projects
 from ingest_project.streams.crm.unidentified import log_of, log_path
@@ -53,6 +54,23 @@ def metadata_of(crm: CrmSystem, asset: str) -> Mapping[str, Any]:
     assert event is not None
     assert event.asset_materialization is not None
     return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+def test_each_message_is_found_by_its_id_its_trace_and_its_position_and_has_a_page(crm: CrmSystem) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    deal = ProducerRecord(encoded(opportunity()), b"one", (("traceparent", traceparent.encode()),))
+    crm.services.writer.send_all(crm.topic, [deal])
+    crm.put(encoded(project()), b"\xff\x00")
+    crm.drive()
+    (kept,) = crm.unidentified
+    partition = kept.kafka_partition
+    view = crm.item("opp_1", traceparent, traceparent.split("-")[1], f"{crm.topic}:{partition}:0")
+    assert (view.state, view.facts["Stored in"]) == ("stored", "opportunities")
+    assert ("amount", Decimal(50000)) in view.rows["opportunities"].page(0, 100).rows
+    assert crm.item("proj_1", f"{crm.topic}[{partition}]@1").facts["Stored in"] == "projects"
+    view = crm.item(kept.message_id, f"{crm.topic}/{partition}/2")
+    assert (view.state, view.contents["message"].open()) == ("unidentified", b"\xff\x00")
+    assert view.reason
 
 
 def test_each_message_ends_in_the_table_it_belongs_to(crm: CrmSystem) -> None:

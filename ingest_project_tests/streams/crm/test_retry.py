@@ -15,9 +15,9 @@ from ingest_project.core.settings import load_settings
 from ingest_project.platform.database import writing
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
 from ingest_project.streams.crm.sink import RetryResult, retry
-from ingest_project_tests.journeys.system import paused
-from ingest_project_tests.services.kafka import Server
-from ingest_project_tests.services.postgres import PostgresServer
+from ingest_project_tests.journeys.system import move_to, paused
+from ingest_project_tests.services.kafka import OwnServer, Server
+from ingest_project_tests.services.postgres import PostgresProcess
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
 from ingest_project_tests.streams.crm.system import SENSOR, CrmSystem, crm_environment
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 
 
 def test_a_database_that_goes_away_loses_nothing(
-    kafka_server: Server, own_postgres_server: PostgresServer, instance: DagsterInstance, tmp_path: Path
+    kafka_server: Server, own_postgres_server: PostgresProcess, instance: DagsterInstance, tmp_path: Path
 ) -> None:
     database = own_postgres_server.url(own_postgres_server.create_database())
     environ = crm_environment(kafka_server.bootstrap_servers, database, tmp_path) | {"MAX_RETRIES": "2"}
@@ -44,14 +44,15 @@ def test_a_database_that_goes_away_loses_nothing(
     crm.close()
 
 
-def test_a_broker_that_goes_away_loses_nothing_and_is_named(crm: CrmSystem, kafka_server: Server) -> None:
+def test_a_broker_that_goes_away_loses_nothing_and_is_named(crm: CrmSystem, own_kafka_server: OwnServer) -> None:
+    own_kafka_server.create_topic(crm.topic, 2)
     crm.settings = crm.settings.model_copy(
         update={"retries": crm.settings.retries.model_copy(update={"max_attempts": 3, "delay_seconds": 0.01})}
     )
-    crm.restart()
+    move_to(crm, own_kafka_server)
     crm.put(opportunity())
     (request,) = crm.requests(SENSOR)
-    with paused(kafka_server, crm):
+    with paused(own_kafka_server, crm):
         assert not crm.execute("crm_batch", request).success
         with pytest.raises(BrokerUnavailableError):
             crm.requests(SENSOR)

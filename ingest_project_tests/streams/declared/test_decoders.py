@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -153,7 +154,11 @@ def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: Sch
         b'"amount": 1e999999999': "amount_not_a_decimal",
         b'"amount": "NaN"': "amount_not_a_decimal",
         b'"amount": null': "amount_missing",
-        b'"amount": true': "$.amount must be a decimal number, is true or false",
+        b'"amount": true': "amount_not_a_decimal",
+        b'"amount": "1_000"': "amount_not_a_decimal",
+        b'"amount": " 1 "': "amount_not_a_decimal",
+        '"amount": "\u0661"'.encode(): "amount_not_a_decimal",
+        b'"amount": 1, "amount": 2': "amount occurs 2 times",
     }
     cases = [good, *(good.replace(amount, one) for one in bad), b"[]", b"{", b"\xff", b"", good + b"x"]
     rows, refused = decoded(contract("json"), *received(*cases))
@@ -197,7 +202,61 @@ def test_times_as_numbers_are_read_where_a_column_says_what_they_count() -> None
     columns = [{"name": "at", "type": "timestamp", "epoch": "milliseconds"}]
     rows, refused = decoded(contract("json", columns=columns), *received(b'{"at": 1768473045123}', b'{"at": "soon"}'))
     assert rows[0]["at"] == datetime(2026, 1, 15, 10, 30, 45, 123_000, tzinfo=UTC)
-    assert "$.at" in refused[1]
+    assert "at_not_a_timestamp" in refused[1]
+
+
+EPOCHS = [
+    ("seconds", "1690000000.123", "2023-07-22T04:26:40.123000"),
+    ("seconds", '"1690000000.123"', "2023-07-22T04:26:40.123000"),
+    ("seconds", "1690000000", "2023-07-22T04:26:40"),
+    ("seconds", "1690000000.1234567", "2023-07-22T04:26:40.123456"),
+    ("seconds", "-0.0000001", "1969-12-31T23:59:59.999999"),
+    ("seconds", "1.690000000123e9", "2023-07-22T04:26:40.123000"),
+    ("seconds", "253402300799.999999", "9999-12-31T23:59:59.999999"),
+    ("milliseconds", "1690000000123.456", "2023-07-22T04:26:40.123456"),
+    ("milliseconds", '"-1"', "1969-12-31T23:59:59.999000"),
+    ("microseconds", "1690000000123456.9", "2023-07-22T04:26:40.123456"),
+    ("nanoseconds", "1690000000123456789", "2023-07-22T04:26:40.123456"),
+    ("nanoseconds", '"1690000000123456789.5"', "2023-07-22T04:26:40.123456"),
+    ("nanoseconds", "-1", "1969-12-31T23:59:59.999999"),
+    *(("seconds", bad, None) for bad in ("253402300800", "1e400", "1e99999999", '"NaN"', '"1_0"', "true", "[]", '""')),
+    *(("seconds", bad, None) for bad in ('"2023-07-22"', '"\u0661\u0666"', '" 1"', "-62135596801", "9" * 400)),
+]
+
+
+@pytest.mark.parametrize("around", [[], [b'{"at": 0}'], [b'{"at": 1e0}']], ids=["alone", "whole", "odd"])
+def test_a_time_as_a_number_is_exact_in_any_unit_and_refused_otherwise(around: list[bytes]) -> None:
+    for epoch, written, expected in EPOCHS:
+        made = contract("json", columns=[{"name": "at", "type": "timestamp", "epoch": epoch}])
+        rows, refused = decoded(made, *received(b'{"at": %s}' % written.encode(), *around))
+        if expected is None:
+            assert "at_not_a_timestamp" in refused[0], written
+        else:
+            assert rows[0]["at"] == datetime.fromisoformat(f"{expected}+00:00"), (epoch, written)
+
+
+def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_from_it() -> None:
+    columns = [{"name": "id", "type": "text"}, {"name": "n", "type": "integer", "path": "$.in.id"}]
+    columns += [{"name": "more", "type": "json"}]
+    good = [
+        b'{"id": "a", "in": {"id": 1}}',
+        b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
+        b'{"id": "\\"id\\": 1", "other": 1, "other": 2, "in": {"id": 1}}',
+        b'{"other": {"id": 1}, "in": {}}',
+        b"{}",
+        b'{"id": "caf\\u00e9 \\u0041"}',
+    ]
+    bad = [
+        b'{"id": "a", "id": "b", "in": {"id": 1}}',
+        b'{"id": "a", "in": {"id": 1, "id": 2}}',
+        b'{"in": {"id": 1}, "in": {"id": 2}}',
+        b'{"id": "a", "\\u0069d": "b"}',
+        b'{"id": "a", "id" : "a", "unknown": 1}',
+        b'{"id": null, "id": "b", "more": 1}',
+    ]
+    rows, refused = decoded(contract("json", columns=columns), *received(*good, *bad))
+    assert len(rows) == len(good), refused
+    assert all("occurs 2 times" in refused[len(good) + number] for number in range(len(bad)))
 
 
 def test_text_is_utf_8_whole() -> None:
@@ -280,6 +339,16 @@ def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> Non
 
 
 AVRO_PAYLOAD = messages.encoded_avro(AVRO, RECORD)
+
+
+def test_numbers_that_json_has_not_keep_their_names_inside_of_json(registry: SchemaRegistry) -> None:
+    doubles = {"type": "array", "items": ["null", "double"]}
+    schema = {"type": "record", "name": "R", "fields": [{"name": name, "type": doubles} for name in ("v", "u")]}
+    record = {name: [1.5, None, math.nan, math.inf, -math.inf] for name in ("v", "u")}
+    made = contract("avro", settings_of(registry), columns=[{"name": "v", "type": "json"}])
+    ((row,), _) = decoded(made, *received(messages.avro(registry.url, json.dumps(schema), record)))
+    assert json.loads(row["v"]) == [1.5, None, "NaN", "Infinity", "-Infinity"]
+    assert json.loads(row["rescued_data"]) == {"u": [1.5, None, "NaN", "Infinity", "-Infinity"]}
 
 
 @pytest.mark.parametrize("decoder", ["avro", "protobuf", "json_schema"])

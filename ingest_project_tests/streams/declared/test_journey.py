@@ -23,10 +23,11 @@ from ingest_project_tests.services.schema_registry import SchemaRegistry
 from ingest_project_tests.streams.declared import messages
 from ingest_project_tests.streams.declared.conftest import Declare
 from ingest_project_tests.streams.declared.messages import framed
-from ingest_project_tests.streams.declared.system import COLUMNS, DELTA, KEYED, DeclaredSystem, order
+from ingest_project_tests.streams.declared.system import COLUMNS, DELTA, KEYED, NAME, DeclaredSystem, order
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 HOUR = "2026-01-15-10:00"
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets", "contract_holds")
 PLACED = datetime(2026, 1, 15, 10, 30, 45, tzinfo=UTC)
 AVRO: dict[str, Any] = {
@@ -55,6 +56,22 @@ def test_a_redriven_message_that_fails_again_is_a_dead_letter_with_its_count(dec
     first, again = system.dead_letters
     assert [one.header("redrive.count") for one in (first, again)] == [None, b"1"]
     assert (again.value, again.key, again.header("dlq.original-topic")) == (b"no order", b"one", system.topic.encode())
+
+
+@pytest.mark.parametrize("sink", [DELTA, KEYED], ids=["delta", "sql"])
+def test_a_message_of_a_declared_stream_is_found_by_its_position_its_trace_and_its_key_and_has_a_page(
+    declared: Declare, sink: dict[str, Any]
+) -> None:
+    system = declared(sink)
+    headers = (("traceparent", TRACEPARENT.encode()),)
+    system.services.writer.send_all(system.topic, [ProducerRecord(order(), b"one", headers)])
+    system.drive()
+    (partition,) = system.partitions_with_messages
+    texts = [TRACEPARENT, TRACEPARENT.split("-")[1], f"{system.topic}/{partition}/0", f"{system.topic}:{partition}:0"]
+    view = system.item("o1", *texts)
+    assert (view.state, view.facts["Stored in"]) == ("stored", NAME)
+    assert ("order_id", "o1") in view.rows[NAME].page(0, 100).rows
+    assert view.contents["message"].open() == order()
 
 
 def test_avro_becomes_rows_of_a_delta_table_and_what_is_no_order_a_dead_letter(

@@ -19,6 +19,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.rows import MAX_DAYS_PER_COMMIT, hours_in, of_hour, with_few_days
 from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams import hostile
 from ingest_project_tests.streams.user_activity.events import encoded, event, received
 
@@ -59,7 +60,7 @@ def rows_of(messages: list[ConsumerRecord]) -> tuple[list[dict[str, Any]], dict[
     return found.table.to_pylist(), {message.offset: str(error) for message, error in found.refused}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(MESSAGES, max_size=12))
 def test_each_message_is_a_row_or_refused_whatever_is_around_it(payloads: list[bytes]) -> None:
     messages = received(*payloads)
@@ -80,7 +81,7 @@ def alone(raw: bytes | None) -> tuple[EnrichedEvent | None, bytes | None, str]:
 GOOD = [event(), event("e2", event_data=None, client_info=None), event("e3", request_id=None, processing_info={})]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.lists(hostile.messages(GOOD), min_size=1, max_size=6))
 def test_many_messages_are_decoded_as_each_is_on_its_own(payloads: list[bytes]) -> None:
     rows, reasons = rows_of(received(*payloads))

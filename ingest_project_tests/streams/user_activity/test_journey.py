@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,15 +12,19 @@ import pytest
 from confluent_kafka import Producer
 
 from ingest_project.core.settings import load_settings
+from ingest_project.operations.items import describe
 from ingest_project.platform.capability import EVENT_TO_STORED, PROCESSING
+from ingest_project.platform.items import ItemRef
+from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import store_stream
 from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.journeys.system import changed
-from ingest_project_tests.streams.user_activity.events import event
+from ingest_project_tests.streams.user_activity.events import encoded, event
 from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CHECKS = ("no_gap_in_offsets", "no_duplicate_offsets", "event_time_plausible")
 HOUR, NEXT_HOUR = "2026-01-15-10:00", "2026-01-15-11:00"
 
@@ -43,6 +48,38 @@ def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: Activi
         2,
         len(activity.partitions_with_messages),
     )
+
+
+def test_an_event_is_found_by_its_id_its_trace_and_its_position_and_its_page_shows_its_row(
+    activity: ActivitySystem,
+) -> None:
+    headers = (("traceparent", TRACEPARENT.encode()),)
+    activity.services.writer.send_all(activity.topic, [ProducerRecord(encoded(event("e-7")), b"one", headers)])
+    activity.drive()
+    (row,) = activity.rows()
+    place = (row["kafka_topic"], row["kafka_partition"], row["kafka_offset"])
+    notations = ("{}/{}/{}", "{}:{}:{}", "{} {} {}", "{}[{}]@{}")
+    trace_id = TRACEPARENT.split("-")[1]
+    view = activity.item("e-7", trace_id, TRACEPARENT, *(one.format(*place) for one in notations))
+    assert (view.ref.kind, view.state, view.trace_id) == ("message", "stored", trace_id)
+    assert view.contents["message"].open() == encoded(event("e-7"))
+    assert ("event_id", "e-7") in view.rows["user_activity_events"].page(0, 100).rows
+    assert [moment.what for moment in view.history] == ["written to Kafka", "page_view"]
+    assert activity.services.user_activity_events.opened() is not None
+
+
+def test_with_a_corrupted_table_an_event_s_page_says_so_and_shows_its_message(activity: ActivitySystem) -> None:
+    activity.put(event("e-8"))
+    activity.drive()
+    (row,) = activity.rows()
+    for path in Path(activity.services.user_activity_events.url).rglob("*.parquet"):
+        path.write_bytes(b"no Parquet")
+    activity.restart()
+    view = describe(activity.services, ItemRef("message", f"{row['kafka_topic']}/{row['kafka_partition']}/0"))
+    assert view is not None
+    assert view.contents["message"].open() == encoded(event("e-8"))
+    (problem,) = view.problems
+    assert "user_activity_events" in problem
 
 
 def test_what_is_no_event_goes_to_the_dead_letters_once_as_it_was_sent(activity: ActivitySystem) -> None:

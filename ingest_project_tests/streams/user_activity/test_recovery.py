@@ -15,6 +15,7 @@ from ingest_project.streams.delta.recovery import complete_all, runs_between, su
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem
@@ -226,7 +227,9 @@ OPERATIONS = st.one_of(
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(10),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(history=st.lists(OPERATIONS, min_size=1, max_size=6))
 def test_after_any_history_the_table_holds_each_offset_exactly_once(

@@ -4,7 +4,7 @@ import { bars, columns, count, element, sparkline, table } from "./charts.js";
 
 const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
-const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", stream_partition: "Stream partition", lost_offsets: "Lost offsets" };
+const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", stream_partition: "Stream partition", lost_offsets: "Lost offsets", action: "Action" };
 const WORDS = { failed_transient: "will be retried", failed_permanent: "failed for good" };
 const LOST_AFTER_MS = 10_000;
 
@@ -312,7 +312,7 @@ function failures(list, now) {
   if (!list) return away("The warehouse");
   if (!list.length) return empty("Nothing has failed, and nothing is in quarantine.");
   const row = (one) => element("tr", {},
-    element("td", { class: "name" }, one.item ? element("a", { href: `items/${one.item}` }, one.key) : one.key),
+    element("td", { class: "name" }, one.page ? element("a", { href: one.page }, one.key) : one.key),
     element("td", {}, element("span", { class: `state ${one.state}` }, `${KINDS[one.kind]} ${one.state}`)),
     element("td", { class: "reason" }, one.reason || "no reason on record"),
     element("td", {}, one.run_url ? element("a", { href: one.run_url }, "run") : ""),
