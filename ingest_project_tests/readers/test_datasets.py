@@ -158,3 +158,17 @@ def test_a_contradiction_and_an_option_of_the_reader_have_their_lines(tmp_path: 
     assert "line 7: this is not a dataset: reader.numbers.decimel is unknown, did you mean decimal?" in broken.problem
     (broken,) = loaded(tmp_path, orders=text.replace("decimel", "decimal")).broken
     assert "line 9: this is not a dataset: key.columns: there is no column b" in broken.problem
+
+
+def test_the_assignment_of_a_jobs_files_changes_with_all_that_decides_it(tmp_path: Path) -> None:
+    declared = loaded(tmp_path, orders=GOOD, jobs=GOOD | {"paths": [], "jobs": ["nightly-*"]})
+    seen = [
+        Declarations().assignment({}, "j", "canonical"),
+        Declarations().assignment({"format": "german"}, "j", "canonical"),
+        Declarations().assignment({}, "j", "german-default"),
+        declared.assignment({}, "j", "canonical"),
+        declared.assignment({}, "nightly-1", "canonical"),
+        declared.assignment({"dataset": "orders"}, "j", "canonical"),
+    ]
+    assert len({json.dumps(one) for one in seen}) == len(seen)
+    assert json.dumps(declared.assignment({}, "other", "canonical")) == json.dumps(seen[3])
