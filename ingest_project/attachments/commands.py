@@ -161,7 +161,7 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List dead attachments, those that failed first in front."""
+    """List dead attachments, the last ones first."""
     services = AttachmentResources(load_settings().settings)
     wanted = conditions_of(ActionRequest(parameters=_chosen(trace_id, domain, error_class, since, until)))
     found = _shortened_list(services.attachments.failed(wanted, limit=limit + 1), limit)

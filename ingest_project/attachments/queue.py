@@ -250,9 +250,9 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
     def failed(
         self, conditions: Sequence[sa.ColumnElement[bool]] = (), limit: int = 100
     ) -> tuple[AttachmentRecord, ...]:
-        """Return the failed attachments for which all conditions hold, those that failed first in front."""
+        """Return the failed attachments for which all conditions hold, the last ones first."""
         query = sa.select(attachments).where(COLUMNS.state == AttachmentState.FAILED, *conditions)
-        return self._select(query.order_by(COLUMNS.updated_at, COLUMNS.attachment_key).limit(limit))
+        return self._select(query.order_by(COLUMNS.updated_at.desc(), COLUMNS.attachment_key).limit(limit))
 
     def most_overdue(self, queue_name: str) -> AttachmentRecord | None:
         """Return the pending attachment of a queue whose time came first."""

@@ -229,7 +229,7 @@ def _print(action: Action[SystemResources], request: ActionRequest, done: Perfor
         complain(f"{done.remaining:,} more beyond the limit of {request.limit:,}; repeat, or raise --limit.")
     if done.dry_run:
         say("Nothing was changed: this is a dry run.")
-    else:
+    elif done.total:
         say(f"Recorded: ingest audit {done.action_id}")
 
 

@@ -117,7 +117,7 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     limit: MostToList = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the dead letters of a topic, the newest first; without a topic, dead attachments, the oldest first."""
+    """List the dead letters of a topic, the newest first; without a topic, dead attachments."""
     if topic is None:
         of_attachments.list_dead(
             trace_id=trace_id,

@@ -25,6 +25,20 @@ TRACE_HEADER = "trace-id"
 TRACEPARENT = "traceparent"
 # version - trace id - parent id - flags (W3C Trace Context); a trace id of zeros is none.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+# As msgspec words it, e.g. "Expected `int | null`, got `str` - at `$.a.b`".
+_MISMATCH = re.compile(r"Expected `([a-z |]+)`(.*?)(?:, got `(\w+)`)?(?: - at `(\$.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `([^`]+)`(?: - at `(\$.*)`)?")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "decimal": "a decimal number",
+    "str": "text",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "datetime": "a time",
+    "date": "a date",
+}
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -47,7 +61,7 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
                 raise
             return msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
-        raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(str(error))}.") from error
+        raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(plainly(error))}.") from error
     except RecursionError as error:
         raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
     except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers
@@ -159,6 +173,21 @@ def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
         return own
     found = _TRACEPARENT.fullmatch(texts.get(TRACEPARENT, ""))
     return found[1] if found else None
+
+
+def plainly(error: Exception) -> str:
+    """Return why a message does not fit, in words: msgspec has Python's names of types."""
+    text = str(error)
+    if found := _MISMATCH.fullmatch(text):
+        expected, further, got, path = found.groups()
+        kinds = dict.fromkeys(_KINDS.get(kind, kind) for kind in expected.split(" | ") if kind != "null")
+        if "float" in expected:
+            kinds.pop(_KINDS["int"], None)
+        actual = f", is {_KINDS.get(got, got)}" if got else ""
+        return f"{path or 'the message'} must be {' or '.join(kinds) or 'null'}{further}{actual}"
+    if found := _MISSING.fullmatch(text):
+        return f"{f'{found[2]}.' if found[2] else ''}{found[1]} is missing"
+    return text
 
 
 def _shortened(text: str) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from ingest_project.contracts import decode, require_names, utc
+from ingest_project.contracts import decode, plainly, require_names, utc
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_ATTACHMENTS = 10_000
@@ -224,7 +224,7 @@ def declared_or_refused(entry: Any, position: str) -> DeclaredAttachment | Refus
         text = msgspec.json.encode(entry).decode()
         url = entry.get("url") if isinstance(entry, dict) else entry
         shown = url[:MAX_URL_LENGTH] if isinstance(url, str) and url.strip() else text[:SHOWN_LENGTH]
-        return RefusedAttachment(shown, text, f"{position} cannot be an attachment: {error}.")
+        return RefusedAttachment(shown, text, f"{position} cannot be an attachment: {plainly(error)}.")
 
 
 def attachment_key(trace_id: str, attachment_url: str) -> str:

@@ -12,7 +12,7 @@ from operator import attrgetter
 import msgspec
 from msgspec import Raw
 
-from ingest_project.contracts import require_readable_size
+from ingest_project.contracts import plainly, require_readable_size
 from ingest_project.core.errors import UnreadableMessageError
 
 MAX_NAME_LENGTH = 200
@@ -139,7 +139,7 @@ def _decode_with_unknown_fields(raw: bytes) -> tuple[EnrichedEvent, bytes | None
         event = decode_known_fields(_encoder.encode(known))
         return event, _encoder.encode(unknown) if unknown else None
     except msgspec.ValidationError as error:
-        raise UnreadableMessageError(f"Not an EnrichedEvent: {error}.") from error
+        raise UnreadableMessageError(f"Not an EnrichedEvent: {plainly(error)}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UnreadableMessageError(f"Not JSON: {error}.") from error
     except RecursionError as error:

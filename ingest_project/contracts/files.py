@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from ingest_project.contracts import MAX_NAME_LENGTH, decode, require_details, require_texts, utc, without_null_values
+from ingest_project.contracts import (
+    MAX_NAME_LENGTH,
+    decode,
+    plainly,
+    require_details,
+    require_texts,
+    utc,
+    without_null_values,
+)
 from ingest_project.core import plugins
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import key_of
@@ -190,7 +198,7 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
     try:
         config = msgspec.convert(job.source_config, _SourceConfig)
     except msgspec.ValidationError as error:
-        raise UnreadableMessageError(f"Not a PollingJob: {error} (in source_config).") from error
+        raise UnreadableMessageError(f"Not a PollingJob: {plainly(error)} (in source_config).") from error
     if len(config.source_type) > MAX_NAME_LENGTH:
         raise UnreadableMessageError(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
     if len(config.path.encode()) > MAX_PATH_BYTES:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import msgspec
 
-from ingest_project.contracts import require_readable_size
+from ingest_project.contracts import plainly, require_readable_size
 from ingest_project.contracts.files import VERSION_ID, FileEvent, checked
 from ingest_project.core.errors import UnreadableMessageError
 
@@ -184,7 +184,7 @@ def _add(notification: StorageNotification, which: str, name: str, record: Any) 
     try:
         found = _file_of(name, record)
     except (msgspec.ValidationError, UnreadableMessageError, ValueError) as error:
-        notification.rejected.append(f"{which}{str(error).removesuffix('.')[:300]}")
+        notification.rejected.append(f"{which}{plainly(error).removesuffix('.')[:300]}")
         return
     if isinstance(found, Ignored):
         notification.ignored[name[:MAX_NAME_OF_EVENT], found] += 1

@@ -137,6 +137,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {guess[0]}?" if guess else ""
 
 
+def nearest_or_known(name: str, names: Iterable[str]) -> str:
+    """Return a question for the most similar of some names, or else a sentence with all."""
+    known = list(names)
+    return nearest(name, known) or f". Known: {', '.join(known) or 'none'}."
+
+
 class Declared(BaseModel):
     """A part of a declaration. Whoever validates it, Dagster included, reports an unknown name with the nearest one."""
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ingest_project.core.errors import IngestError
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.pausing import PAUSE, RESUME
 from ingest_project.operations.redrive import REDRIVE
@@ -166,5 +166,5 @@ def action_named(name: str) -> Action[SystemResources]:
         ActionRefusedError: there is none of this name; the message proposes the nearest.
     """
     if name not in ACTIONS:
-        raise ActionRefusedError(f"There is no action {name[:50]!r}{nearest(name, ACTIONS) or '.'}")
+        raise ActionRefusedError(f"There is no action {name[:50]!r}{nearest_or_known(name, ACTIONS)}")
     return ACTIONS[name]

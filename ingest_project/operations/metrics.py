@@ -93,7 +93,7 @@ PART_UP = _gauge(
     "ingest_part_up",
     ("part",),
     "1 or 0",
-    "Whether a part (ledger, broker, dagster, tables, disk) answered the last time. One that is away has no samples.",
+    "Whether a part (warehouse, broker, dagster, tables, disk) answered last. One that is away has no samples.",
 )
 PART_LOOK = _gauge(
     "ingest_part_look_seconds", ("part",), "seconds", "How long the last successful poll of a part took."

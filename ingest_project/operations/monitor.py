@@ -158,7 +158,7 @@ class Monitor:
         records = DagsterRecords(services.settings)
         self._looked_at = time.monotonic()
         seen = self._is_seen
-        self.warehouse: Poller[WarehouseState] = Poller("ledger", lambda: _read_ledger(services), seconds, seen)
+        self.warehouse: Poller[WarehouseState] = Poller("warehouse", lambda: _read_work(services), seconds, seen)
         self.broker: Poller[BrokerState] = Poller("broker", broker, seconds, seen)
         self.dagster: Poller[DagsterState] = Poller("dagster", lambda: read_dagster(records), seconds, seen)
         self.tables: Poller[tuple[DeltaFigures, ...]] = Poller("tables", lambda: read_tables(services), TABLES_SECONDS)
@@ -236,7 +236,7 @@ class Monitor:
         self.alert_stores.close()
 
 
-def _read_ledger(services: SystemResources) -> WarehouseState:
+def _read_work(services: SystemResources) -> WarehouseState:
     settle_interrupted(services, ACTIONS)
     return read_warehouse(services)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.operations import CAPABILITIES, SystemResources, paused_capabilities
 from ingest_project.platform.actions import (
     Action,
@@ -68,7 +68,7 @@ def _sensors_of(services: SystemResources, name: str) -> list[str]:
     """
     parts = {key: one for each in CAPABILITIES for key, one in each.dagster_parts(services.settings).items()}
     if name not in parts:
-        raise ActionRefusedError(f"There is no capability {name[:50]!r}{nearest(name, parts)}")
+        raise ActionRefusedError(f"There is no capability {name[:50]!r}{nearest_or_known(name, parts)}")
     return [sensor.name for sensor in parts[name].definitions.sensors or ()]
 
 

@@ -24,6 +24,7 @@ from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.attachments import attachment_key, decode_download_task
+from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
 from ingest_project.core.items import store_bisecting
 from ingest_project.operations import SystemResources
@@ -402,7 +403,8 @@ def select(services: SystemResources, request: ActionRequest) -> Selection:
             notes.append(f"Only {examined:,} letters were examined; choose a partition and offsets for the others.")
             break
     if before:
-        notes.append(f"{before:,} of the letters were redriven before, and stay as they are.")
+        was, stay = ("was", "stays as it is") if before == 1 else ("were", "stay as they are")
+        notes.append(f"{counted(before, 'letter')} {was} redriven before, and {stay}.")
     return Selection(tuple(keys), total, refused, tuple(notes))
 
 
@@ -432,8 +434,8 @@ REDRIVE: Action[SystemResources] = Action(
     title="Redrive dead letters",
     noun="dead letter",
     kind="message",
-    meaning="Publish the original messages to their topic again, after a fix. A letter that was redriven before stays "
-    "as it is; a dead task of an attachment replays the attachment.",
+    meaning="Publishes the original messages to their topic again, after a fix. A letter that was redriven before "
+    "stays as it is; a dead task of an attachment replays the attachment.",
     parameters=(
         Parameter("topic", "Topic of dead letters, or the topic they came from. Required without keys."),
         Parameter("key", "TOPIC/PARTITION/OFFSET of the letter or of its original message.", kind="lines"),

@@ -177,7 +177,7 @@ class SystemSnapshot:
     def parts(self) -> dict[str, Sample[Any]]:
         """Every part by its name in metrics."""
         return {
-            "ledger": self.warehouse,
+            "warehouse": self.warehouse,
             "broker": self.broker,
             "dagster": self.dagster,
             "tables": self.tables,

@@ -18,7 +18,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, yaml_content
+from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
     Profiles,
@@ -90,7 +90,7 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         problems = [one.problem for one in self.broken if one.name == name]
         if problems:
             raise UnreadableMessageError(f"The dataset {name} cannot be used: {problems[0]}")
-        raise UnreadableMessageError(f"There is no dataset {name!r}{nearest(str(name), list(self))}.")
+        raise UnreadableMessageError(f"There is no dataset {name!r}{nearest_or_known(str(name), self)}")
 
     def assignment(self, metadata: Mapping[str, Any], job_id: str, default_profile: str) -> object:
         """Return what determines, besides their paths, the datasets and profiles of a job's files, as JSON can hold it.

@@ -101,9 +101,13 @@ class ReadAgain(msgspec.Struct, frozen=True):
 
 
 @streams_app.command("positions")
-def show_positions(*, as_json: AsJson = False) -> None:
+def show_positions(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Also of topics that were created again since.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show position, lag and last failure of each partition, and the offsets that were lost."""
-    found = _stream_list(_services())
+    found = _stream_list(_services(), everything=everything)
     if as_json:
         print_json(found)
         return
@@ -121,7 +125,7 @@ def show_positions(*, as_json: AsJson = False) -> None:
         complain(found.problem)
 
 
-def _stream_list(services: DeclaredStreamResources) -> StreamList:
+def _stream_list(services: DeclaredStreamResources, *, everything: bool) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
@@ -134,6 +138,8 @@ def _stream_list(services: DeclaredStreamResources) -> StreamList:
                 problem = str(error)
         current = {one.topic_partition for one in positions.current().values()}
         for one in positions.all():
+            if not (everything or one.topic_partition in current):
+                continue
             end = ends.get(one.partition) if one.topic_partition in current else None
             own = {name: getattr(one, name) for name in PartitionStatus.__struct_fields__ if name != "waiting"}
             partitions.append(PartitionStatus(**own, waiting=None if end is None else max(0, end - one.next_offset)))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from ingest_project.contracts import MAX_MESSAGE_BYTES, require_readable_size
+from ingest_project.contracts import MAX_MESSAGE_BYTES, plainly, require_readable_size
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, UnreadableMessageError
@@ -208,7 +208,7 @@ class JsonDecoder:
         try:
             return self._lenient_decoder.decode(raw), _unknown(raw, self._tree)
         except msgspec.ValidationError as error:
-            raise UnreadableMessageError(f"Not a message of this stream: {error}.") from error
+            raise UnreadableMessageError(f"Not a message of this stream: {plainly(error)}.") from error
         except RecursionError as error:
             raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
         except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import Settings
-from ingest_project.core.yaml_models import nearest
+from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.resources import DeclaredStreamResources
 
@@ -38,7 +38,7 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
     name = services.activity_positions.stream if stream == "activity" else stream
     known = {positions.stream: positions for positions in services.stream_positions}
     if name not in known:
-        raise PermanentError(f"There is no stream {stream[:100]!r}{nearest(stream, known)}.")
+        raise PermanentError(f"There is no stream {stream[:100]!r}{nearest_or_known(stream, ['activity', *known])}")
     positions = known[name]
     with _sensor_stopped(services.settings, SHIPPED.get(name, f"{name}_sensor"), positions):
         declared = next((one for one in services.declared_streams.usable if one.name == name), None)

@@ -44,7 +44,7 @@ def test_the_contracts_example_is_accepted_unchanged() -> None:
 
 @pytest.mark.parametrize("name", ["event_id", "event_type", "timestamp"])
 def test_a_required_field_that_is_missing_or_null_is_named(name: str) -> None:
-    assert f"`{name}`" in refused(encoded(without(name)))
+    assert f"{name} is missing" in refused(encoded(without(name)))
     assert f"$.{name}" in refused(encoded(event() | {name: None}))
 
 
@@ -79,8 +79,8 @@ def test_unknown_fields_are_kept_wherever_they_are() -> None:
         (event(event_type=" "), "event_type must be"),
         (event(event_type="a\nb"), "event_type must be"),
         (event(event_type="x" * 201), "event_type must be"),
-        ([], "Expected `object`"),
-        ("text", "Expected `object`"),
+        ([], "the message must be an object"),
+        ("text", "the message must be an object"),
     ],
 )
 def test_what_cannot_be_an_event_is_refused(message: object, reason: str) -> None:

@@ -40,7 +40,7 @@ def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_g
     bad: list[tuple[bytes, str]] = [
         (b"\xff\xfe not JSON", "Not JSON"),
         (b"", "empty"),
-        (b"[" * 100_000, "Expected `object`"),
+        (b"[" * 100_000, "must be an object"),
         (json.dumps({"file_name": "a.csv"}).encode(), "file_path"),
         (json.dumps({"file_path": 7, "file_name": "a.csv"}).encode(), "file_path"),
         (json.dumps(file_event(good, size_bytes="many")).encode(), "size_bytes"),

@@ -134,7 +134,7 @@ def test_a_part_that_is_away_says_so_and_leaves_the_others(
     database = nowhere if away == "database" else sqlite_url
     metrics = looked(settings_of(database, embedded_broker.bootstrap_servers))
     up = {sample.labels["part"]: sample.value for sample in metrics["ingest_part_up"].samples}
-    assert up["ledger"] == (away != "database")
+    assert up["warehouse"] == (away != "database")
     assert up["broker"] == (away != "broker")
     assert ("ingest_files" in metrics) == (away != "database")
     assert ("ingest_dead_letters" in metrics) == (away != "broker")

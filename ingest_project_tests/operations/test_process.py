@@ -72,7 +72,7 @@ def test_it_starts_answers_clients_that_know_the_token_and_ends_leaving_nothing(
     assert status_of(f"{address}metrics", "another")[0] == 401
     status, metrics = status_of(f"{address}metrics", TOKEN)
     assert status == 200
-    assert 'ingest_part_up{part="ledger"} 1.0' in metrics
+    assert 'ingest_part_up{part="warehouse"} 1.0' in metrics
     assert 'ingest_part_up{part="broker"} 0.0' in metrics
     status, lines = status_of(f"{address}readyz", TOKEN)
     assert status == 503

@@ -196,7 +196,10 @@ def release(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Every file that was quarantined whole.")] = False,
     profile: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Read them by this reader profile from now on.")
+        str | None,
+        typer.Option(
+            "--new-profile", "--profile", metavar="NAME", help="Read them by this reader profile from now on."
+        ),
     ] = None,
     reason: Reason = "by ingest quarantine release",
     as_json: AsJson = False,

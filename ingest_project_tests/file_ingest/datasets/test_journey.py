@@ -108,7 +108,7 @@ def test_a_file_is_routed_by_its_metadata_its_job_or_its_path(
     reasons = sorted((dict(letter.headers)["dlq.reason"] or b"").decode() for letter in letters)
     assert reasons == [
         "Only csv, xlsx, xls are ingested of the dataset weather, not 'parquet'.",
-        "There is no dataset 'wether', did you mean weather?.",
+        "There is no dataset 'wether', did you mean weather?",
     ]
     system.close()
 

@@ -5,7 +5,7 @@ import { bars, columns, count, element, sparkline, table } from "./charts.js";
 const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
 const KINDS = { file: "File", polling_job: "Polling job", attachment_event: "Attachment event", attachment: "Attachment", stream_partition: "Stream partition", lost_offsets: "Lost offsets", action: "Action" };
-const WORDS = { failed_transient: "will be retried", failed_permanent: "for good" };
+const WORDS = { failed_transient: "will be retried", failed_permanent: "failed for good" };
 const LOST_AFTER_MS = 10_000;
 
 const find = (id) => document.getElementById(id);
@@ -173,7 +173,7 @@ function latency(history) {
   if (!pipelines.length) return empty("Nothing was stored in this window.");
   return pipelines.flatMap(([name, { count: of, percentiles }]) => [
     element("h3", {}, `${count(of)} ${name.replaceAll("_", " ")}`),
-    element("dl", { class: "percentiles" }, ["half within", "95 % within", "99 % within"].map((label, i) =>
+    element("dl", { class: "percentiles" }, ["median", "95 % within", "99 % within"].map((label, i) =>
       element("div", {}, element("dt", {}, label), element("dd", {}, percentiles[i] === null ? "over a day" : length(percentiles[i]))))),
   ]);
 }
@@ -283,11 +283,19 @@ function incidents({ incidents: list, at: now, dagster_url, monitor_url }) {
     link?.replaceChildren(one.name);
     return link ?? one.name;
   };
+  // An example is a key, a reason and the address of the key's page.
+  const example = (text) => {
+    const parts = linked(text, sites);
+    const found = parts[1] instanceof Element && parts[0].match(/^(.*?~[a-z2-7]{10,}|\S+?)(:?\s.*)$/s);
+    if (!found) return parts;
+    parts[1].replaceChildren(found[1]);
+    return [parts[1], found[2]];
+  };
   const tone = { critical: "failed", warning: "quarantined", info: "superseded" };
   const row = (one) => element("tr", {},
     element("td", { class: "name" }, named(one)),
     element("td", {}, element("span", { class: `state ${tone[one.severity]}` }, one.severity)),
-    element("td", { class: "reason" }, [one.summary, ...one.examples].map((text) => element("div", {}, ...linked(text, sites)))),
+    element("td", { class: "reason" }, [linked(one.summary, sites), ...one.examples.map(example)].map((parts) => element("div", {}, ...parts))),
     element("td", {}, one.owner ?? ""),
     element("td", { class: "number" }, since(one.since, now)));
   return element("table", { class: "failures" },
