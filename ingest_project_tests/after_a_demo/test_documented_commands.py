@@ -15,6 +15,8 @@ from ingest_project_tests.test_documentation import PAGES, ROOT, blocks
 
 # Declares a dataset first, and starts a system that has it: see `devstack/test_first_dataset.py`.
 TESTED_ALONE = "first-dataset.md"
+# Its first example is a profile that its commands name.
+OF_PROFILES = "reader-profiles.md"
 
 
 def commands(page: Path) -> list[str]:
@@ -31,6 +33,9 @@ def test_every_command_of_a_page_works(
 ) -> None:
     monkeypatch.chdir(ROOT)
     variables = {**demo.environment, "INGEST_LOCAL_ROOTS": f"{ROOT / 'dummy_data'},{tmp_path}"}
+    if page.name == OF_PROFILES:
+        (tmp_path / "profile.yaml").write_text(blocks(page, "yaml")[0], encoding="utf-8")
+        variables["INGEST_READER_PROFILES"] = str(tmp_path / "profile.yaml")
     for command in commands(page):
         capsys.readouterr()
         # Each as in a process of its own: what a command sets for what it starts is not there for the next one.
