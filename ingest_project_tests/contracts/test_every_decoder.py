@@ -28,6 +28,7 @@ from ingest_project.contracts.attachments import (
 from ingest_project.contracts.enriched_event import decode_enriched_event
 from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.core.errors import UnreadableMessageError
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams.crm.messages import row_of
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "json"
@@ -199,13 +200,15 @@ def test_the_shared_inputs_are_read_or_refused_also_inside_a_message(contract: C
     files = [path for path in sorted(DATA.rglob("*")) if path.is_file()] if DATA.exists() else []
     if not files:
         pytest.skip("the shared JSON data is not next to this repository")
-    for path in files:
-        for raw in (path.read_bytes(), *path.read_bytes().splitlines()[:50]):
-            read_or_refuse(contract, raw)
-            for name in contract.good:
-                text = json.dumps(contract.good | {name: SPLICE}).encode()
-                if len(raw) < 2_000:
-                    read_or_refuse(contract, text.replace(json.dumps(SPLICE).encode(), raw))
+    inputs = [raw for path in files for raw in (path.read_bytes(), *path.read_bytes().splitlines()[:50])]
+    # A row of its own takes milliseconds: in the ordinary run each input is put into one field of a CRM message.
+    turns = len(contract.good) if contract.decode is crm_row and examples(100) < 100 else 1
+    for number, raw in enumerate(inputs):
+        read_or_refuse(contract, raw)
+        for name in list(contract.good)[number % turns :: turns]:
+            text = json.dumps(contract.good | {name: SPLICE}).encode()
+            if len(raw) < 2_000:
+                read_or_refuse(contract, text.replace(json.dumps(SPLICE).encode(), raw))
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
