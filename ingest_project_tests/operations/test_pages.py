@@ -40,10 +40,12 @@ new PerformanceObserver(list => window.shifts.push(...list.getEntries().filter(o
 """
 SOME_TOKEN = "the-token-of-viewers"  # noqa: S105 - of this test
 # A part that is drawn again has other elements: the list is made each time.
+# A field of date and time has a stop for each of its parts.
+MOST_PARTS = 8
 CONTROLS = """
 const all = "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0']";
-const controls = [...document.querySelectorAll(all)]
-  .filter(one => one.getClientRects().length && getComputedStyle(one).visibility !== "hidden");
+// What is inside of a closed "details" is laid out, and not visible.
+const controls = [...document.querySelectorAll(all)].filter(one => one.checkVisibility({visibilityProperty: true}));
 const one = document.activeElement, style = getComputedStyle(one);
 const isMarked = style.outlineStyle !== "none" || one.matches("input, select, textarea");
 return [controls.length, controls.indexOf(one), isMarked];
@@ -226,8 +228,12 @@ def test_every_control_is_reached_and_used_with_the_keyboard(site: str, browser:
         number, *_ = browser.execute_script(CONTROLS)
         assert number > 8
         for position in range(number):
-            ActionChains(browser).send_keys(Keys.TAB).perform()
-            assert browser.execute_script(CONTROLS)[1:] == [position, True], f"{name}: control {position}"
+            for _ in range(MOST_PARTS):
+                ActionChains(browser).send_keys(Keys.TAB).perform()
+                _, reached, is_marked = browser.execute_script(CONTROLS)
+                if reached != position - 1:
+                    break
+            assert (reached, is_marked) == (position, True), f"{name}: control {position}"
     _open(browser, f"{site}/", 1_400, dark=False)
     for keys, pressed in ((Keys.ENTER, "24h"), (Keys.SPACE, "1h")):
         button = browser.find_element(By.CSS_SELECTOR, f"[data-window='{pressed}']")
