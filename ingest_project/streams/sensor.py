@@ -20,11 +20,8 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import (
-    BATCH_ID_TAG,
-    BATCH_SIZE_TAG,
-    BATCH_TAG,
-    NOT_RETRIED,
     Tick,
+    batch_tags,
     queue_sensor,
     reason_of_loss,
 )
@@ -194,13 +191,8 @@ def _request(
     limit = max(1, stream.run_messages // len(share))
     bounds = {str(one.partition): end_of(one, ends[one.partition], limit) for one in sorted(share, key=_partition)}
     offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
-    tags = {
-        BATCH_TAG: positions.stream,
-        BATCH_ID_TAG: digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share)),
-        BATCH_SIZE_TAG: str(max(0, offsets)),
-        PARTITIONS_TAG: ",".join(bounds),
-        **NOT_RETRIED,
-    }
+    batch_id = digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share))
+    tags = batch_tags(positions.stream, batch_id, max(0, offsets)) | {PARTITIONS_TAG: ",".join(bounds)}
     # Without a run key: what a run that failed has left is requested again.
     return dg.RunRequest(run_config={"ops": {stream.op_name: {"config": {"end_offsets": bounds}}}}, tags=tags)
 

@@ -34,8 +34,6 @@ from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, W
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
-# Of runs that sensors request: what a lost one leaves is requested again by the queue, or from the sink's position.
-NOT_RETRIED = {"dagster/max_retries": "0"}
 # Pools, whose limit is in dagster.yaml: they also bound runs that people start by hand, which have no batch tag.
 DATABASE_POOL = "database"
 ONELAKE_POOL = "onelake"
@@ -86,19 +84,31 @@ def batches_of_due(due: Sequence[Due], largest: int, parallel: int) -> list[list
     return sorted(batches, key=lambda batch: order[batch[0]])
 
 
+def batch_tags(kind: str, batch_id: str, size: int) -> dict[str, str]:
+    """Return the tags of a run that a sensor requests.
+
+    Args:
+        kind: what it works on, e.g. `files`; runs of one kind are limited together in dagster.yaml.
+        batch_id: of what the sensor gives it.
+        size: number of entries or messages.
+    """
+    # Dagster does not retry it: what a lost run leaves is requested again by the queue, or from the sink's position.
+    return {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(size), "dagster/max_retries": "0"}
+
+
 def run_request(
     kind: str, batch_id: str, keys: Sequence[str], *, partitioned: bool = True, job: str | None = None
 ) -> dg.RunRequest:
     """Request one run over these keys: an ordinary partitioned run for a single key, so that its page shows the file.
 
     Args:
-        kind: what the keys are, e.g. `files`; runs of one kind are limited together in dagster.yaml.
+        kind: see `batch_tags`.
         batch_id: under which the queue knows the keys; also the run key.
         keys: of the entries.
         partitioned: whether the keys are partitions.
         job: that works on them, where the sensor has several.
     """
-    tags = {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(len(keys)), **NOT_RETRIED}
+    tags = batch_tags(kind, batch_id, len(keys))
     partition_key = keys[0] if partitioned and len(keys) == 1 else None
     return dg.RunRequest(run_key=batch_id, job_name=job, partition_key=partition_key, tags=tags)
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from ingest_project.core.items import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
-from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, BATCH_SIZE_TAG, BATCH_TAG, NOT_RETRIED, queue_sensor
+from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
 from ingest_project.streams.hours import DAY, StaleHour
 from ingest_project.streams.sensor import UNFINISHED_RUNS, StreamLimits
@@ -87,7 +87,7 @@ def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
     # Without a run key: an hour whose counting failed is requested again.
     return dg.RunRequest(
         run_config={"ops": {HOURLY_OP: {"config": {"hours": partitions}}}},
-        tags={BATCH_TAG: HOURLY, BATCH_ID_TAG: digest_of(repr(hours)), BATCH_SIZE_TAG: str(len(hours)), **NOT_RETRIED},
+        tags=batch_tags(HOURLY, digest_of(repr(hours)), len(hours)),
     )
 
 
