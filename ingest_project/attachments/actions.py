@@ -23,12 +23,12 @@ from ingest_project.platform.actions import (
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.work_queue.selection import (
-    TAKEN,
     Filter,
     entry_filters,
     equals,
     reopened_since,
     select_entries,
+    taken,
 )
 
 COLUMNS = attachments.c
@@ -78,7 +78,7 @@ def _replay(services: AttachmentResources, request: ActionRequest, keys: Sequenc
     done = services.attachments.replay(keys, request.who, settings.max_replays, rate, now, finished)
     last = now + timedelta(seconds=max(0, len(done) - 1) / rate)
     detail = f"{rate:g} a second; the last one is due at {moment(last)}." if done else ""
-    return Outcome(done, detail=detail, in_progress={key: TAKEN for key in keys if key not in set(done)})
+    return Outcome(done, detail=detail, in_progress=taken(keys, done))
 
 
 def _acted_on(services: AttachmentResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:

@@ -26,7 +26,6 @@ from ingest_project.platform.actions import (
 )
 from ingest_project.platform.database.sql import contains
 from ingest_project.platform.work_queue.selection import (
-    TAKEN,
     Filter,
     entry_filters,
     equals,
@@ -34,6 +33,7 @@ from ingest_project.platform.work_queue.selection import (
     matches,
     reopened_since,
     select_entries,
+    taken,
 )
 
 if TYPE_CHECKING:
@@ -79,12 +79,11 @@ def _release(services: FileIngestResources, request: ActionRequest, keys: Sequen
     now, profile = datetime.now(UTC), request.value(NEW_PROFILE.name)
     if profile is None:
         done = services.files.reopen(keys, now)
-        return Outcome(done, in_progress={key: TAKEN for key in keys if key not in set(done)})
+        return Outcome(done, in_progress=taken(keys, done))
     finished = [record for record in services.files.get_many(keys) if record.state.finished]
     queued = {record.file_key: services.files.announce_again(record, profile, now) for record in finished}
     created = {key: new_key for key, new_key in queued.items() if new_key is not None}
-    left = {key: TAKEN for key in keys if key not in created}
-    return Outcome(tuple(created), created=created, in_progress=left)
+    return Outcome(tuple(created), created=created, in_progress=taken(keys, created))
 
 
 def _released(services: FileIngestResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:

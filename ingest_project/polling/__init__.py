@@ -34,7 +34,7 @@ from ingest_project.platform.capability import (
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import ItemRef, ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.platform.work_queue.selection import TAKEN, entry_filters, equals, reopened_since, select_entries
+from ingest_project.platform.work_queue.selection import entry_filters, equals, reopened_since, select_entries, taken
 from ingest_project.polling.job_queue import PollingResources, polling_jobs
 
 JOBS = "poller_jobs"
@@ -77,7 +77,7 @@ def _select(services: PollingResources, request: ActionRequest) -> Selection:
 
 def _run_again(services: PollingResources, _request: ActionRequest, keys: Sequence[str]) -> Outcome:
     done = services.polling_jobs.reopen(keys, datetime.now(UTC))
-    return Outcome(done, in_progress={key: TAKEN for key in keys if key not in set(done)})
+    return Outcome(done, in_progress=taken(keys, done))
 
 
 def _acted_on(services: PollingResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,9 +13,6 @@ from ingest_project.platform.actions import ActionRequest, Parameter, Selection
 from ingest_project.platform.capability import UNFINISHED
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import contains, in_parts
-
-# Of an entry that was finished when it was selected, and is not any more.
-TAKEN = "a run has begun to work on it"
 
 
 class Filter(NamedTuple):
@@ -95,6 +92,12 @@ def select_entries(
     }
     keys = tuple(name for name, *_ in rows if name not in in_progress)
     return Selection(keys, total + len(named) - len(known), refused, in_progress=in_progress)
+
+
+def taken(keys: Sequence[str], done: Collection[str]) -> dict[str, str]:
+    """Return those of the keys that were not done, with the reason: finished when selected, they are not any more."""
+    acted_on = frozenset(done)
+    return dict.fromkeys((key for key in keys if key not in acted_on), "a run has begun to work on it")
 
 
 def reopened_since(engine: sa.Engine, key: sa.Column[Any], keys: Sequence[str], since: datetime) -> set[str]:
