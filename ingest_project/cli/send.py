@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -44,6 +44,9 @@ from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobRecord, PollingResources
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
+
+if TYPE_CHECKING:
+    from ingest_project.readers.datasets import Declarations
 
 app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
 DUMMY_PATH = "./dummy_data"
@@ -109,20 +112,20 @@ def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
     from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     event = decode_file_event(raw)
-    load_declarations(settings).require_accepted(event)
-    _require_profile(settings, event.metadata)
+    declarations = load_declarations(settings)
+    declarations.require_accepted(event)
+    _require_profile(settings, declarations, event.metadata)
     return event
 
 
-def _require_profile(settings: Settings, metadata: Mapping[str, Any]) -> None:
+def _require_profile(settings: Settings, declarations: Declarations, metadata: Mapping[str, Any]) -> None:
     """Refuse a reader profile that no dataset has."""
-    from ingest_project.readers.datasets import load_declarations  # imports Polars
-    from ingest_project.readers.profiles import load_profiles  # as above
+    from ingest_project.readers.profiles import load_profiles  # imports Polars
 
     if "format" not in metadata:
         return
     name, profiles = str(metadata["format"]), load_profiles(settings.file_ingest.profiles)
-    if not any(name in one.profiles(profiles) for one in load_declarations(settings).values()):
+    if not any(name in one.profiles(profiles) for one in declarations.values()):
         try:
             profiles.named(name)
         except FileRejectedError as error:
@@ -196,7 +199,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     )
     services = PollingResources(settings)
     raw = checked(job, decode_polling_job)
-    _require_profile(settings, job.metadata)
+    _require_profile(settings, services.datasets, job.metadata)
     sent = deliver(services, services.settings.topics.polling_queue, job.job_id, raw, job.trace_id)
     if not (wait and as_json):
         print_sent(sent, f"polling job {job.job_id}: {job.source_type} {job.path}, files {pattern}", as_json=as_json)
