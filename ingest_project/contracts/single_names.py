@@ -29,25 +29,28 @@ class SingleNames:
         # No encoder escapes ASCII letters: an object that names a field so is looked at.
         self._pattern = rf'"(?:{names})"\s*:|\\u00[2-7]'
 
-    def doubtful(self, messages: Sequence[bytes], expected: np.ndarray[Any, Any] | int) -> list[int]:
-        """Return the numbers of the messages that `require` must look at; most need not be.
+    def problems(
+        self, messages: Sequence[bytes], expected: np.ndarray[Any, Any] | int
+    ) -> dict[int, UnreadableMessageError]:
+        """Return what is wrong with some of the messages, by their numbers: a name occurs twice, or it is no JSON.
 
         Args:
             messages: JSON that was decoded.
-            expected: how many of the names each has.
+            expected: how many of the names each has. One with as many is not looked at.
         """
         import polars as pl  # heavy
 
         texts = pl.Series(messages, dtype=pl.Binary).cast(pl.String, strict=False)
         counts = texts.str.count_matches(self._pattern).fill_null(-1)
-        return (counts != expected).arg_true().to_list()
+        found: dict[int, UnreadableMessageError] = {}
+        for number in (counts != expected).arg_true().to_list():
+            try:
+                self._require(messages[number])
+            except UnreadableMessageError as error:
+                found[number] = error
+        return found
 
-    def require(self, message: bytes) -> None:
-        """Look at every name of a message.
-
-        Raises:
-            UnreadableMessageError: one occurs twice, or it is no JSON.
-        """
+    def _require(self, message: bytes) -> None:
         try:
             found = _PAIRS.decode(message.decode("utf-8-sig"))
         except RecursionError as error:

@@ -18,16 +18,21 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+from sqlalchemy.exc import SQLAlchemyError
 
 from ingest_project.contracts import MAX_MESSAGE_BYTES, plainly, require_readable_size
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
-from ingest_project.core.errors import PermanentError, UnreadableMessageError
+from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.items import store_bisecting
+from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 if TYPE_CHECKING:
     from ingest_project.contracts.columns import StreamColumn
+
+logger = get_logger(__name__)
 
 TEXT = "text"
 NO_JSON = Raw(b"")
@@ -149,6 +154,25 @@ def _payloads(
     return map(require_readable_size, map(payload_of, messages))
 
 
+def decode_apart(
+    messages: Sequence[ConsumerRecord], decode: Callable[[Sequence[ConsumerRecord]], object]
+) -> list[tuple[ConsumerRecord, Refusal]]:
+    """Decode messages; those with an unexpected error are found by halving, and returned with it.
+
+    Raises:
+        TransientError, SQLAlchemyError, MemoryError: no message is to blame.
+    """
+    refused: list[tuple[ConsumerRecord, Refusal]] = []
+    for message, error in store_bisecting(messages, decode, _is_message_fault):
+        logger.error("decoding_failed_unexpectedly", exc_info=error)
+        refused.append((message, UnexpectedError("Reading the message", error)))
+    return refused
+
+
+def _is_message_fault(error: Exception) -> bool:
+    return not isinstance(error, MemoryError | TransientError | SQLAlchemyError)
+
+
 class Decoder(Protocol):
     """Turns the bytes of messages into the values of columns."""
 
@@ -195,13 +219,8 @@ class JsonDecoder:
         payloads = [self._payload_of(message) or b"" for message in found.kept]
         columns, names = self._shape.values(found.structs)
         decoded = Decoded(found.kept, columns, found.unknown, found.refused, is_typed=True)
-        twice: dict[int, UnreadableMessageError] = {}
-        for row in self._names.doubtful(payloads, names):
-            try:
-                self._names.require(payloads[row])
-            except UnreadableMessageError as error:
-                twice[row] = error
-        return decoded.without(twice) if twice else decoded
+        wrong = self._names.problems(payloads, names)
+        return decoded.without(wrong) if wrong else decoded
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
         """Decode a message, and return the fields that no column names as JSON."""

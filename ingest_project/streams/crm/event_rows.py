@@ -147,11 +147,8 @@ def _metas(raws: Sequence[Raw], problems: dict[int, str]) -> list[Meta]:
 
 def _check_names(raws: Sequence[bytes], events: Sequence[CrmEvent], expected: Any, problems: dict[int, str]) -> None:  # noqa: ANN401 - a number, or one for each
     """Find names of fields that occur twice, and ids and names of records that cannot be."""
-    for row in NAMES.doubtful(raws, expected):
-        try:
-            NAMES.require(raws[row])
-        except UnreadableMessageError as error:
-            problems.setdefault(row, str(error))
+    for row, error in NAMES.problems(raws, expected).items():
+        problems.setdefault(row, str(error))
     if has_sound_names(events):
         return
     for row, event in enumerate(events):

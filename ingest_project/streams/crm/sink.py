@@ -16,7 +16,6 @@ import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.core.errors import UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import reading, writing
@@ -26,9 +25,9 @@ from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
 from ingest_project.streams.crm.records import TABLES, VERSION
 from ingest_project.streams.crm.unidentified import KeptMessage, MessagePosition, Unidentified, keep
-from ingest_project.streams.decoders import Refusal
+from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.positions import SinkPosition, epochs
-from ingest_project.streams.sql.sink import SqlSink, is_message_fault, may_be_a_messages_fault, reason_of
+from ingest_project.streams.sql.sink import SqlSink, may_be_a_messages_fault, reason_of
 from ingest_project.streams.sql.upsert import upsert_rows
 
 logger = get_logger(__name__)
@@ -107,14 +106,7 @@ def crm_sink(services: Runtime) -> SqlSink[Identified]:
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:
     """Sort messages of one topic by kind. No message makes it fail."""
     found = Identified(messages)
-    refused: list[tuple[ConsumerRecord, Refusal]] = []
-
-    def decode(part: Sequence[ConsumerRecord]) -> None:
-        found.rows.append(crm_rows(part, topic_id, epoch))
-
-    for message, error in store_bisecting(messages, decode, is_message_fault):
-        logger.error("decoding_failed_unexpectedly", exc_info=error)
-        refused.append((message, UnexpectedError("Reading the message", error)))
+    refused = decode_apart(messages, lambda part: found.rows.append(crm_rows(part, topic_id, epoch)))
     refused += [one for rows in found.rows for one in rows.refused]
     found.unidentified = [
         unidentified(message, topic_id, str(error), error.error_class)

@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 from ingest_project.core.errors import (
     PermanentError,
     SchemaConflictError,
-    TransientError,
-    UnexpectedError,
     UnreadableMessageError,
 )
-from ingest_project.core.items import end_of, store_bisecting
+from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.hours import DAY, hours_between
 from ingest_project.streams.values import INSTANT
 
@@ -67,15 +66,8 @@ def decode_bisecting(
         TransientError: a service that decoding needs is away.
     """
     found: list[StreamRows] = []
-    failures = store_bisecting(
-        messages,
-        lambda part: found.append(decode(part)),
-        lambda error: not isinstance(error, MemoryError | TransientError),
-    )
-    for message, error in failures:
-        logger.error("decoding_failed_unexpectedly", exc_info=error)
-        found.append(StreamRows(schema.empty_table(), [(message, UnexpectedError("Reading the message", error))]))
-    refused = [one for rows in found for one in rows.refused]
+    refused = decode_apart(messages, lambda part: found.append(decode(part)))
+    refused += [one for rows in found for one in rows.refused]
     tables = [rows.table for rows in found] or [schema.empty_table()]
     return StreamRows(pa.concat_tables(tables, promote_options="default"), sorted(refused, key=_position_of))
 

@@ -16,8 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
-from ingest_project.core.errors import UnexpectedError, UnreadableMessageError
-from ingest_project.core.items import store_bisecting
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
 from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes, sql_type
@@ -25,9 +24,9 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import dead_letter_message
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
-from ingest_project.streams.decoders import DECODERS, Refusal
+from ingest_project.streams.decoders import DECODERS, Refusal, decode_apart
 from ingest_project.streams.positions import SinkPosition
-from ingest_project.streams.sql.sink import is_message_fault, reason_of
+from ingest_project.streams.sql.sink import reason_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 
 if TYPE_CHECKING:
@@ -111,9 +110,7 @@ class DeclaredTable:
             deleted.append(tombstones)
             refused.extend(unreadable)
 
-        for message, error in store_bisecting(messages, decode_part, is_message_fault):
-            logger.error("decoding_failed_unexpectedly", exc_info=error)
-            refused.append((message, UnexpectedError("Reading the message", error)))
+        refused += decode_apart(messages, decode_part)
         self._dead_letter(refused, position)
         # A part that evolved a column has it, and the parts before it have not.
         return KeyedRows(messages, _together(rows), _together(deleted), len(refused))

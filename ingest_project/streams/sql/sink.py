@@ -174,11 +174,6 @@ def may_be_a_messages_fault(error: Exception) -> bool:
     return True
 
 
-def is_message_fault(error: Exception) -> bool:
-    """Test whether one message may have caused an error of decoding."""
-    return not isinstance(error, MemoryError | TransientError | sa.exc.SQLAlchemyError)
-
-
 def reason_of(error: Exception) -> tuple[str, str]:
     """Return why a message could not be stored, and the class of that error."""
     if isinstance(error, sa.exc.DBAPIError):
