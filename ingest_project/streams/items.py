@@ -202,7 +202,7 @@ def history(name: str, row: Row) -> Iterator[Moment]:
         yield Moment(at, f"event {key}", str(row["event_type"]), kafka_position(row))
     elif at:
         subject = f"{name} {key}" if key else f"row of {name}"
-        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S} UTC from " if row.get("last_modified") else ""
+        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S}Z from " if row.get("last_modified") else ""
         yield Moment(at, subject, "stored", version + kafka_position(row))
 
 

@@ -39,10 +39,13 @@ export function sparkline(values, label) {
     shape("polyline", { points: points.join(" ") }));
 }
 
+/** A time to the second in UTC, as every page and command writes it. */
+export const timeText = (moment) => `${new Date(moment).toISOString().slice(0, 19).replace("T", " ")}Z`;
+
 function moment(seconds, stepMinutes) {
   const when = new Date(seconds * 1000);
-  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
-  return stepMinutes < 60 ? time : `${when.toLocaleDateString([], { weekday: "short" })} ${time}`;
+  const time = `${timeText(when).slice(11, 16)}Z`;
+  return stepMinutes < 60 ? time : `${when.toLocaleDateString("en", { weekday: "short", timeZone: "UTC" })} ${time}`;
 }
 
 /**
