@@ -43,6 +43,8 @@ from ingest_project.platform.kafka.dead_letters import (
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
 
+OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
+OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]
 # A shorter text is in many letters by chance.
 SHORTEST_ID = 4
 # All searches in dead letters of one text.
@@ -102,7 +104,10 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     search, problems = Search.of(text), list[str]()
     if not search.text:
         return Found("", (), more=False, problems=())
-    hits = _searched(services, search, problems)
+    hits = _searched(services, search, problems, OF_QUEUES)
+    # A file's name is nobody else's id: large tables of other rows are not read for it.
+    if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
+        hits += _searched(services, search, problems, OF_STREAMS)
     if broker_problem is not None:
         problems.append(broker_problem)
     else:
@@ -145,9 +150,7 @@ def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
         # Those of the work queues: the messages of streams are where the link to the trace leads.
-        of_trace = _searched(
-            services, Search.of(view.trace_id), problems, [one for one in CAPABILITIES if one.item_tables]
-        )
+        of_trace = _searched(services, Search.of(view.trace_id), problems, OF_QUEUES)
         if others := [hit for hit in of_trace if hit.ref not in known]:
             related["of the same trace"] = Related(tuple(others[:MAX_HITS]), more=len(others) > MAX_HITS)
     return replace(view, related=related, problems=tuple(dict.fromkeys([*view.problems, *problems])))

@@ -98,10 +98,8 @@ class DeltaRows(NamedTuple):
         return self._with(("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
 
     def _with(self, columns: Sequence[str], text: str, limit: int, shown: Sequence[str] = ()) -> Sequence[Row]:
-        """Return the rows with an id or a trace, in the first of its forms that has any."""
-        store = self.open()
-        found = (rows_with(store, columns, form, limit, shown) for form in tracing.trace_ids_of(text))
-        return next(filter(None, found), ())
+        """Return the rows with an id or a trace, in any of its forms."""
+        return rows_with(self.open(), columns, tracing.trace_ids_of(text), limit, shown)
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""
