@@ -35,6 +35,7 @@ def render(request: Request, template: str, /, status: int = 200, **values: obje
         "root": root_of(request.scope),
         "path": request.scope["path"],
         "searched": "",
+        "looking_only": f"Only an operator can perform actions, and {request.state.viewer.name} is a viewer.",
     }
     return HTMLResponse(_TEMPLATES.get_template(template).render(shared | values), status)
 
