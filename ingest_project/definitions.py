@@ -10,10 +10,15 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging, log_ignored
 from ingest_project.core.settings import Settings, current_settings, load_settings
-from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations import definitions as of_operations
-from ingest_project.platform.capability import DagsterParts
-from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
+from ingest_project.platform.dagster.catalog import (
+    IO_MANAGER_KEY,
+    DagsterParts,
+    StoredRowsIOManager,
+    StoredTable,
+    broker,
+)
 from ingest_project.platform.dagster.executor import run_executor
 from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
 
@@ -21,7 +26,7 @@ from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
     """Return what Dagster loads, by the names that INGEST_DISABLED_CAPABILITIES takes."""
     return {
-        **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts(settings).items()},
+        **of_operations.parts_of_capabilities(settings),
         "alerts": DagsterParts(of_operations.alerts),
         "retention": DagsterParts(of_operations.retention),
     }

@@ -25,7 +25,8 @@ from ingest_project.file_ingest.catalog import (
     files_partitions,
 )
 from ingest_project.file_ingest.contract import Contract
-from ingest_project.file_ingest.drift import NO_DRIFT, drift_of, drift_result
+from ingest_project.file_ingest.declared import contract_of
+from ingest_project.file_ingest.drift import NO_DRIFT, drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
@@ -34,6 +35,7 @@ from ingest_project.file_ingest.result import (
     ONE_READING_AN_INSTANT,
     baseline_result,
     broken_contract,
+    drift_result,
     file_accepted,
     instants_result,
     rows_quarantined_reason,
@@ -167,7 +169,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
         """Check the stored rows of each selected file against the contract."""
-        contract = services.contract_of(dataset)
+        contract = contract_of(services, dataset)
         return _of_each(context, lambda key: contract_of_stored(services, key, contract))
 
     @dg.asset_check(
@@ -180,7 +182,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
         """Check the header of each selected file."""
-        contract = services.contract_of(dataset)
+        contract = contract_of(services, dataset)
         return _of_each(context, lambda key: columns_of_landed(services, key, contract))
 
     @dg.asset_check(
@@ -209,7 +211,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
     )
     def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
         """Compare the recorded counts with the tables."""
-        stored = services.warehouse.of(services.contract_of(dataset).tables).totals()
+        stored = services.warehouse.of(contract_of(services, dataset).tables).totals()
         recorded = services.files.row_totals(dataset)
         metadata = {
             "rows_read": recorded.read,

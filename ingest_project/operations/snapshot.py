@@ -331,11 +331,11 @@ def read_dagster(records: DagsterRecords) -> DagsterState:
 def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
     """Read the logs of the Delta tables. A store that does not answer says nothing about the others: it is left out."""
     found: list[DeltaFigures] = []
-    for name, open_table in (
-        (name, table) for one in CAPABILITIES for name, table in one.delta_tables(services).items()
+    for name, figures_of in (
+        (name, figures_of) for one in CAPABILITIES for name, figures_of in one.delta_tables(services).items()
     ):
         try:
-            figures = open_table().figures()
+            figures = figures_of()
         except IngestError as error:
             logger.warning("table_unavailable", table=name, reason=str(error))
             continue
