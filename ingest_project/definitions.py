@@ -19,8 +19,8 @@ from ingest_project.platform.dagster.catalog import (
     StoredTable,
     broker,
 )
-from ingest_project.platform.dagster.executor import run_executor
-from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
+from ingest_project.platform.dagster.executor import lost_run_sensors, run_executor
+from ingest_project.platform.dagster.lineage import Catalog
 
 
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
@@ -58,6 +58,13 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
     )
     specs = [spec for one in described for spec in (one.specs if isinstance(one, dg.AssetsDefinition) else [one])]
     services = cache(lambda: SystemResources(settings))
+
+    @cache
+    def catalog() -> Catalog:
+        from ingest_project.platform.dagster.lineage_events import catalog_of  # loads OpenLineage's client
+
+        return catalog_of(specs, stored, services)
+
     return dg.Definitions(
         assets=described,
         asset_checks=own.asset_checks,
@@ -68,7 +75,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
             "services": SystemResources(settings),
             IO_MANAGER_KEY: _reader_of(stored, settings),
         },
-        executor=run_executor(cache(lambda: catalog_of(specs, stored, services))),
+        executor=run_executor(catalog),
     )
 
 

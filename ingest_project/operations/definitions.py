@@ -32,6 +32,7 @@ from ingest_project.operations.snapshot import (
 from ingest_project.operations.topics import BrokerPoll
 from ingest_project.platform.capability import PurgeStep, QueueView
 from ingest_project.platform.dagster.catalog import DagsterParts
+from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
@@ -80,7 +81,7 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
         watch.close()
 
 
-def _snapshot_for_alerts(services: SystemResources, records: DagsterRecords) -> SystemSnapshot:
+def _snapshot_for_alerts(services: SystemResources, records: RunRecords) -> SystemSnapshot:
     """Read what the conditions need, once."""
     now = datetime.now(UTC)
     dagster = sample_of(lambda: read_dagster(records))
