@@ -53,6 +53,7 @@ from ingest_project.platform.errors import error_class_of, is_item_fault, reason
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.consumer import Headers
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.trace_context import Item
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
@@ -261,7 +262,7 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
         )
 
 
-def _item(record: AttachmentRecord) -> tracing.Item:
+def _item(record: AttachmentRecord) -> Item:
     known = {"trace_id": record.trace_id, "domain": record.domain, "attempt": record.attempt, "replays": record.replays}
     address = printable_url(record.attachment_url)
     return record.attachment_key, record.intake.context, {**known, "attachment_url": address}

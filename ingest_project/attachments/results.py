@@ -35,6 +35,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
+from ingest_project.platform.trace_context import headers_of
 
 logger = get_logger(__name__)
 
@@ -295,7 +296,7 @@ def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerReco
         value=record.task.encode(),
         headers=(
             (REPLAYS_HEADER, str(outcome.replays).encode()),
-            *tracing.headers_of(tracing.context_of(record.attachment_key)),
+            *headers_of(tracing.context_of(record.attachment_key)),
         ),
     )
     _, letter = dead_letter(

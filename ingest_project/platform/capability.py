@@ -17,13 +17,13 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform import tracing
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.trace_context import context_prefix, trace_ids_of
 
 # States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
@@ -538,9 +538,9 @@ def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
 
 def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
     """Yield the conditions of `of_trace`, each for an index of its own."""
-    ids = tracing.trace_ids_of(text)
+    ids = trace_ids_of(text)
     yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
-    if (prefix := tracing.context_prefix(text)) is not None and "traceparent" in table.c:
+    if (prefix := context_prefix(text)) is not None and "traceparent" in table.c:
         yield table.c.traceparent.startswith(prefix)
 
 
