@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import polars as pl
 
 from ingest_project.core.errors import UnreadableMessageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # The names of fields; a mapping where there are more inside.
 Tree = Mapping[str, Any]
@@ -38,8 +38,6 @@ class SingleNames:
             messages: JSON that was decoded.
             expected: how many of the names each has. One with as many is not looked at.
         """
-        import polars as pl  # heavy
-
         texts = pl.Series(messages, dtype=pl.Binary).cast(pl.String, strict=False)
         counts = texts.str.count_matches(self._pattern).fill_null(-1)
         found: dict[int, UnreadableMessageError] = {}

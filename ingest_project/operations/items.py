@@ -15,7 +15,6 @@ from ingest_project.core.console import counted
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.topics import topics_of_dead_letters
-from ingest_project.platform import tracing
 from ingest_project.platform.actions import actions_on_item
 from ingest_project.platform.capability import Capability, ConsumedTopic
 from ingest_project.platform.database import reading
@@ -42,6 +41,7 @@ from ingest_project.platform.kafka.dead_letters import (
 )
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
+from ingest_project.platform.trace_context import context_prefix, trace_ids_of
 
 OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
 OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]
@@ -231,7 +231,7 @@ def _letters(services: SystemResources, search: Search, problems: list[str]) -> 
     """Return the dead letters that have an id."""
     if len(search.text) < SHORTEST_ID or search.position:
         return []
-    ids, context = tracing.trace_ids_of(search.text), tracing.context_prefix(search.text)
+    ids, context = trace_ids_of(search.text), context_prefix(search.text)
     hits, give_up_at = [], time.monotonic() + LETTER_SECONDS
     for topic in topics_of_dead_letters(services, _consumed(services)):
         found, older = letters_naming(services.range_reader, topic, ids, context, give_up_at - time.monotonic())

@@ -42,7 +42,6 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll, BrokerState
 from ingest_project.platform.actions import settle_interrupted
-from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS, Disk
 
 logger = get_logger(__name__)
@@ -149,6 +148,8 @@ class Monitor:
     """
 
     def __init__(self, settings: Settings) -> None:
+        from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
+
         self.settings = settings
         services = self.services = SystemResources(_with_short_timeouts(settings))
         services.reload_declarations()

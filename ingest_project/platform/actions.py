@@ -41,7 +41,6 @@ MAX_LINES = 1_000
 STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly done", "failed", "interrupted"
 # Nothing was done, as something else works on the items.
 NOT_DONE = "not done"
-OUTCOMES = (STARTED, DONE, PARTLY_DONE, FAILED, NOT_DONE, INTERRUPTED)
 # Outcome of an item that was left to what works on it.
 IN_PROGRESS = "in progress"
 # Another process may be looking whether an action was interrupted; its lock is free after that.
@@ -280,7 +279,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         finished_at: when it ended; of an interrupted one, when what it had done was found out.
-        outcome: one of OUTCOMES.
+        outcome: STARTED, DONE, PARTLY_DONE, NOT_DONE, FAILED or INTERRUPTED.
         selected: items that it was to act on.
         remaining: items that matched beyond the limit.
     """

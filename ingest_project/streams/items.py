@@ -11,12 +11,12 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
-from ingest_project.platform import tracing
 from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
+from ingest_project.platform.trace_context import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.delta.queries import row_at, rows_with
 from ingest_project.streams.positions import SinkPosition, StreamPositions
@@ -99,7 +99,7 @@ class DeltaRows(NamedTuple):
 
     def _with(self, columns: Sequence[str], text: str, limit: int, shown: Sequence[str] = ()) -> Sequence[Row]:
         """Return the rows with an id or a trace, in any of its forms."""
-        return rows_with(self.open(), columns, tracing.trace_ids_of(text), limit, shown)
+        return rows_with(self.open(), columns, trace_ids_of(text), limit, shown)
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""

@@ -15,18 +15,7 @@ import typer
 from ingest_project.core.console import AsJson, add_row, ago, complain, counted, print_json, say, show, table
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import load_settings
-from ingest_project.file_ingest.commands.profiles import (
-    File,
-    Name,
-    Paths,
-    contract_of,
-    excerpt_of,
-    looked_at,
-    name_of,
-    report_check,
-    try_profile,
-    verdict_on,
-)
+from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, report_check, try_profile
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app.command("try")(try_profile)
@@ -36,12 +25,19 @@ dataset_app.command("try")(try_profile)
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside
-    from ingest_project.file_ingest.commands.trial import type_of
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, type_of, verdict_on
     from ingest_project.readers.guessing.dataset import guess_dataset
+    from ingest_project.readers.guessing.proposal import look_at
+    from ingest_project.readers.layout import ReadLimits
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(looked_at(file, settings), file.name, type_inside(type_of(file)), named)
+    draft = guess_dataset(
+        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
+        file.name,
+        type_inside(type_of(file)),
+        named,
+    )
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()

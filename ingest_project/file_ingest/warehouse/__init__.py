@@ -10,10 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import polars as pl
+import polars as pl
 
 # Of versions that a newer one replaces; a version that is leased finds its successor when it is stored.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")

@@ -23,7 +23,7 @@ from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import EVENT_TO_STORED, LATENCY_BUCKETS, Failure
-from ingest_project.platform.dagster.run_records import RunOnRecord
+from ingest_project.platform.dagster.records import RunOnRecord
 from ingest_project.platform.items import KINDS, ItemRef
 from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED

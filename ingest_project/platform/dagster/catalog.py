@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -252,6 +252,22 @@ class DeltaTable:
 
 
 StoredTable = SqlTable | HourlyDeltaTable | DeltaTable
+
+
+class DagsterParts(NamedTuple):
+    """The parts of a capability that Dagster loads.
+
+    Args:
+        definitions: its assets, checks, jobs, schedules and sensors.
+        external_assets: creates the specs of what it reads and writes outside this project.
+        stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
+    """
+
+    definitions: dg.Definitions
+    external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
+    stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class StoredRowsIOManager(dg.IOManager):

@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import stamina
+from deltalake import DeltaTable, write_deltalake
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import delta_errors
 from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from deltalake import DeltaTable
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
@@ -53,8 +52,6 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange, time_column: str = "ti
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    import pyarrow.compute as pc  # heavy
-
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
     for batch in query_events(store, f'SELECT "{time_column}" FROM events WHERE {of_offsets(offsets)}'):
@@ -174,9 +171,6 @@ def replace(
 def _replace(
     store: DeltaStore, condition: str, rows: Callable[[], tuple[pa.Schema, Iterator[pa.RecordBatch]]]
 ) -> int | None:
-    import pyarrow as pa  # heavy
-    from deltalake import write_deltalake
-
     table = store.opened()
     if table is None:
         return None

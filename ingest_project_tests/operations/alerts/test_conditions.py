@@ -30,14 +30,8 @@ from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState, DeadLetters, StalledTopic, TopicLag
 from ingest_project.platform.capability import WorkState
-from ingest_project.platform.dagster.run_records import (
-    DagsterRecords,
-    FailedChecks,
-    FailedRun,
-    FailingTicks,
-    RunsInFlight,
-    SensorOnRecord,
-)
+from ingest_project.platform.dagster.records import FailedChecks, FailedRun, FailingTicks, RunsInFlight, SensorOnRecord
+from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import writing
 from ingest_project.platform.runtime import Disk
 from ingest_project_tests.operations.seeding import file_row
