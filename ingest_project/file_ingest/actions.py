@@ -202,6 +202,8 @@ def _require_suitable(path: Path, record: FileRecord, services: FileIngestResour
         raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
     if size is None:
         raise ActionRefusedError(f"{path.name} is no file.")
+    if size == 0:
+        raise ActionRefusedError(f"{path.name} is empty.")
     kind, given = record.event.kind, file_type_of(path.name)
     if given != kind:
         raise ActionRefusedError(

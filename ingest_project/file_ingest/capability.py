@@ -174,7 +174,7 @@ def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
             yield Amount(QUARANTINED_ROWS, (rule,), rows)
         yield from latency("files", row)
     elif state == FileState.QUARANTINED:
-        yield Amount(QUARANTINED_FILES, (_first_rule(row),), 1)
+        yield Amount(QUARANTINED_FILES, (_refusal(row),), 1)
 
 
 class FileIngest(Capability[FileIngestResources]):
@@ -235,7 +235,7 @@ class FileIngest(Capability[FileIngestResources]):
         QUEUE,
         (
             *(files.c.state, files.c.landed_bytes, files.c.rows_accepted, files.c.rows_quarantined),
-            *(files.c.rule_counts, files.c.error_class, *latency_columns(files)),
+            *(files.c.rule_counts, files.c.reason, files.c.error_class, *latency_columns(files)),
             *(files.c.dataset, files.c.drifted),
         ),
         file_amounts,
@@ -335,10 +335,12 @@ class FileIngest(Capability[FileIngestResources]):
         return services.files.correct_future_times(now, skew_seconds) + arrived
 
 
-def _first_rule(row: sa.RowMapping) -> str:
-    """Return the rule that most rows broke, or the class of the error if no rule was broken."""
+def _refusal(row: sa.RowMapping) -> str:
+    """Return the rule that a file broke as a whole, or the class of the error if it broke none."""
     rules: Mapping[str, int] = row["rule_counts"] or {}
-    return max(rules, key=lambda rule: rules[rule]) if rules else row["error_class"] or "unknown"
+    # The reason begins with it. The counts also have the rules of single rows, such as those of too many bad ones.
+    named = (row["reason"] or "").partition(":")[0]
+    return named if named in rules else next(iter(rules), None) or row["error_class"] or "unknown"
 
 
 def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:

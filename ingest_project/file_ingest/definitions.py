@@ -8,6 +8,7 @@ it reports everything that it wrote, even assets that were not selected.
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
 import polars as pl
@@ -296,7 +297,9 @@ def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.As
         return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
     schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     name = str(declaration.target.delta)
-    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}
+    descriptions = {column.name: column.description for column in declaration.typed_columns}
+    store = partial(delta_store, declaration, settings)
+    return stored | {assets.validated: DeltaTable(name, store, schema, "file_key", descriptions)}
 
 
 def with_services(services: FileIngestResources) -> dg.Definitions:

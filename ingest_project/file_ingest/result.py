@@ -18,6 +18,7 @@ import dagster as dg
 
 from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
     FileRejectedError,
     IngestError,
@@ -386,7 +387,7 @@ def _kind(values: Sequence[object]) -> str:
 
 def _shown(value: object) -> str | float | int:
     if isinstance(value, datetime):
-        return value.isoformat()
+        return data_text(value)
     if value is None:
         return ""
     return value if isinstance(value, str | float | int) else str(value)

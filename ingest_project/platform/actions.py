@@ -24,6 +24,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import DatabaseUnavailableError, PermanentError, TransactionConflictError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
@@ -475,7 +476,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
         ActionRefusedError: it is none of these.
     """
     if ago := _AGO.fullmatch(text.strip()):
-        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        return (now or datetime.now(UTC)).replace(microsecond=0) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
@@ -571,7 +572,7 @@ def _value_of(parameter: Parameter, value: str) -> str:
     if parameter.kind == "lines" and len(value.splitlines()) > MAX_LINES:
         raise ActionRefusedError(f"{parameter.label} takes at most {MAX_LINES:,} lines.")
     # A length of time counts from now, not from when the record is read.
-    return time_of(value).isoformat() if parameter.kind == "time" else value
+    return data_text(time_of(value)) if parameter.kind == "time" else value
 
 
 def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, found: Performed) -> None:

@@ -477,7 +477,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
     if row["finished_at"]:
         yield Moment(row["finished_at"], subject, row["state"], end)
     elif row["reason"]:
-        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S} UTC."
+        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z."
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 

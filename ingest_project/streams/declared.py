@@ -165,6 +165,7 @@ def _stored(declaration: StreamDeclaration) -> StoredTable:
             lambda: schema_of(declaration),
             declaration.time_column,
             DAY,
+            {column.name: column.description for column in declaration.typed_columns},
         )
     return SqlTable(table_of(declaration))
 

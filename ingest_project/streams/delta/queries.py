@@ -87,16 +87,16 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
 
 
 def rows_with(
-    store: DeltaStore, columns: Sequence[str], value: str, limit: int, shown: Sequence[str] = ()
+    store: DeltaStore, columns: Sequence[str], values: Sequence[str], limit: int, shown: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return the rows that have a value in the first of some columns that has it, in the order of their messages.
+    """Return the rows with one of a few values in the first of some columns that has any, in the order of messages.
 
     The columns need Bloom filters, by which files without the value are left out; without them all are read.
 
     Args:
         store: of the table.
         columns: of text.
-        value: to find.
+        values: to find, at most 20: filters do not count for more.
         limit: most rows by each column.
         shown: further columns to return.
 
@@ -111,7 +111,7 @@ def rows_with(
     if table is None:
         return []
     for column in columns:
-        query = f'SELECT {named} FROM events WHERE "{column}" = {_text(value)} LIMIT {limit}'
+        query = f'SELECT {named} FROM events WHERE "{column}" IN ({", ".join(map(_text, values))}) LIMIT {limit}'
         for batch in query_version(store, table, query):
             found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
         if found:
