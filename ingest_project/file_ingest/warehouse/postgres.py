@@ -126,10 +126,8 @@ PIN_VERSIONS = """
 class PostgresWarehouse(SqlWarehouse):
     """See `SqlWarehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
-    def __init__(
-        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
-    ) -> None:
-        super().__init__(database_url, connect_timeout_seconds, tables)
+    def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
+        super().__init__(database_url, connect_timeout_seconds)
         self._url = database_address(text_of(database_url))
 
         def connect() -> Any:  # noqa: ANN401 - a pool takes any driver's

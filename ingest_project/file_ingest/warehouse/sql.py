@@ -162,11 +162,9 @@ device_metrics = sa.table("device_metrics", *(sa.column(name) for name in Device
 class SqlWarehouse:
     """Stores the rows of one dataset, and counts what is stored; connects when it is first used."""
 
-    def __init__(
-        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
-    ) -> None:
+    def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
-        self._tables = tables
+        self._tables = SENSOR_TABLES
 
     def of(self, tables: DatasetTables) -> Self:
         """Return the warehouse of another dataset, with the same connections."""
