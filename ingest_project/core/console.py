@@ -167,12 +167,11 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
         complain(f"The {which} {made.row_count:,}; --limit shows more.")
 
 
-def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
+def show_facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Print names and values below each other, except those without a value.
 
     Long values are not wrapped: an address that the terminal wraps can still be copied.
     """
-    _show_title(title)
     known = [(name, value) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in known), default=0)
     for name, value in known:
