@@ -20,6 +20,7 @@ from ingest_project.core.console import (
     counted,
     counts,
     print_json,
+    report_check,
     say,
     shortened,
     show,
@@ -223,18 +224,6 @@ def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contr
     said = f"Tried on {where}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
     said += f", {trial.rows_rejected:,} rejected ({counts(trial.rules)})" if trial.rows_rejected else ""
     return f"{said}. {trial.drift}" if trial.drift else f"{said}."
-
-
-def report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
-    """Print the problems, and end the command with exit code 1 if there are any."""
-    if as_json:
-        print_json({"problems": problems})
-    else:
-        for problem in problems:
-            complain(problem)
-        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
-    if problems:
-        raise typer.Exit(1)
 
 
 def _plain(value: object) -> object:
