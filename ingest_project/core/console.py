@@ -183,6 +183,24 @@ def print_json(value: object) -> None:
     typer.echo(to_json(value, indent=2))
 
 
+def report_check(problems: Sequence[str], usable: str, *, as_json: bool) -> None:
+    """Print the problems of what was checked, and end the command with exit code 1 if there are any.
+
+    Args:
+        problems: each with its file and line.
+        usable: what is without one, such as `2 datasets`.
+        as_json: print one JSON object.
+    """
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for problem in problems:
+            complain(problem)
+        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
+    if problems:
+        raise typer.Exit(1)
+
+
 def _show_title(title: str) -> None:
     # Not the table's own title: that is wrapped at the table's width.
     if title:

@@ -7,7 +7,7 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,28 @@ def load_declarations(settings: Settings) -> Declarations:
 def declaration_files(folder: Path) -> Iterator[Path]:
     """Yield the files of declarations below a folder, in the order of their paths."""
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
+
+
+def check_declarations(paths: Sequence[Path], read: Callable[[Path], object | None]) -> tuple[list[str], int, int]:
+    """Read files of declarations, and those below folders.
+
+    Args:
+        paths: files and folders.
+        read: reads one file; returns None if it declares something else, and raises SettingsError if it is broken.
+
+    Returns:
+        what is wrong, how many are of the kind, and how many declare something else.
+    """
+    problems: list[str] = []
+    usable = others = 0
+    for path in paths:
+        for file in ([*declaration_files(path)] if path.is_dir() else []) or [path]:
+            try:
+                is_of_kind = read(file / DECLARATION_FILES[0] if file.is_dir() else file) is not None
+                usable, others = usable + is_of_kind, others + (not is_of_kind)
+            except SettingsError as error:
+                problems.append(str(error))
+    return problems, usable, others
 
 
 def read_declaration(path: Path) -> DatasetDeclaration | None:

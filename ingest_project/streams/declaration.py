@@ -151,7 +151,9 @@ class StreamDeclaration(Declared):
         declared = {column.name: column for column in self.columns}
         found = {column.name: column for column in columns_of(model_named(self.model))}
         if unknown := sorted(declared.keys() - found.keys()):
-            raise ValueError(f"columns: the model {self.model} has no column {', '.join(unknown)}")
+            raise ValueError(
+                f"columns: the model {self.model} has no column {', '.join(unknown)}{nearest(unknown[0], found)}"
+            )
         paths = {name: column.model_dump(include={"path", "epoch"}) for name, column in declared.items()}
         return tuple(
             StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
@@ -216,7 +218,8 @@ class StreamDeclaration(Declared):
             yield "the decoder text fills one column of type text"
         kinds = {column.name: column.kind for column in columns}
         if self.event_time and kinds.get(self.event_time) != "timestamp":
-            yield f"event_time: {self.event_time} must be a column of type timestamp"
+            times = [name for name, kind in kinds.items() if kind == "timestamp"]
+            yield f"event_time: {self.event_time} must be a column of type timestamp" + nearest(self.event_time, times)
 
     def _sink_problems(self) -> Iterator[str]:
         sink = self.sink
@@ -226,7 +229,7 @@ class StreamDeclaration(Declared):
         named = [*(("key", name) for name in sink.key), *([("version", sink.version)] if sink.version else [])]
         for where, name in named:
             if name not in columns:
-                yield f"sink.{where}: there is no column {name}"
+                yield f"sink.{where}: there is no column {name}" + nearest(name, columns)
             elif not columns[name].required:
                 yield f"sink.{where}: the column {name} must be required"
             elif columns[name].kind in ("json", "boolean") or (where == "version" and columns[name].kind == "decimal"):
@@ -307,6 +310,8 @@ def read_stream(path: Path) -> StreamDeclaration | None:
         return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
         raise SettingsError(mistakes_in(path, "a stream", error, within=["attributes"])) from None
+    except SettingsError as error:
+        raise SettingsError(f"{path}, line {line_of(path, ['attributes', 'model'])}: {error}") from None
 
 
 def _require_distinct(
