@@ -13,6 +13,7 @@ from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
+    data_text,
     print_json,
     say,
     show,
@@ -134,7 +135,7 @@ def _show(view: ItemView, rows: int) -> None:
         if page.rows:
             made = table(*page.columns)
             for row in page.rows:
-                add_row(made, *row)
+                add_row(made, *map(data_text, row))
             total = "" if rows_of.total is None else f" of {rows_of.total:,}"
             show(made, f"{name.replace('_', ' ').capitalize()}: first {len(page.rows):,}{total}")
     for name, related in view.related.items():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import numpy as np
+import polars as pl
 
 from ingest_project.contracts import not_json
 from ingest_project.core.errors import UnreadableMessageError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # The names of fields; a mapping where there are more inside.
 Tree = Mapping[str, Any]
@@ -99,8 +98,6 @@ class SingleNames:
                 yield number
 
     def _counts(self, texts: Sequence[bytes]) -> np.ndarray[Any, Any]:
-        import polars as pl  # heavy
-
         strings = pl.Series([text.decode() if _is_utf8(text) else None for text in texts], dtype=pl.String)
         return strings.str.count_matches(self._pattern).cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
 
@@ -141,8 +138,6 @@ def _require(found: Any, tree: Tree, path: str) -> None:  # noqa: ANN401 - JSON 
 
 def _names_in(text: bytes | msgspec.Raw) -> int:
     """Count the names of a JSON text; what looks like one inside a string counts as well."""
-    import numpy as np  # heavy
-
     codes = np.frombuffer(text, np.uint8)
     # A quote, or white space behind one, which is less than a quote.
     return int(np.count_nonzero((codes[1:] == COLON) & (codes[:-1] <= QUOTE)))

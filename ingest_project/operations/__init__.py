@@ -24,8 +24,8 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
-from ingest_project.polling import Polling
-from ingest_project.polling.job_queue import PollingResources
+from ingest_project.polling.capability import Polling
+from ingest_project.polling.resources import PollingResources
 from ingest_project.streams.capability import Streams
 from ingest_project.streams.resources import DeclaredStreamResources
 

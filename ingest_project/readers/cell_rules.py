@@ -12,7 +12,7 @@ from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, NUMBER, 
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.units import Scale
+from ingest_project.readers.scales import Scale
 
 # Of a number without an exponent: the digits after the last mark.
 FRACTION = "[.,]([0-9]+)$"

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
-from ingest_project.core.errors import SettingsError, UnreadableMessageError
+from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
@@ -119,6 +119,21 @@ class Declarations(Mapping[str, DatasetDeclaration]):
                 f"Only {', '.join(declaration.file_types)} are ingested{belongs}, not {event.kind or 'no type'!r}."
             )
         return declaration
+
+    def require_profile(self, metadata: Mapping[str, Any], settings: Settings) -> None:
+        """Check the reader profile that the metadata of a file or a job name.
+
+        Raises:
+            UnreadableMessageError: no dataset has it.
+        """
+        if "format" not in metadata:
+            return
+        name, known = str(metadata["format"]), load_profiles(settings.file_ingest.profiles)
+        if not any(name in one.profiles(known) for one in self._usable.values()):
+            try:
+                known.named(name)
+            except FileRejectedError as error:
+                raise UnreadableMessageError(str(error)) from error
 
     def refusal_of(self, event: FileEvent) -> str:
         """Return why a file is not ingested; empty if it is."""

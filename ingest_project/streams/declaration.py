@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ingest_project.contracts.columns import Owners, StreamColumn, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Owners, StreamColumn
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -31,9 +31,6 @@ from ingest_project.core.yaml_models import (
 )
 from ingest_project.readers.datasets import OWN_TABLES, declaration_files, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
-
-if TYPE_CHECKING:
-    import pandera.polars as pandera
 
 logger = get_logger(__name__)
 
@@ -149,6 +146,8 @@ class StreamDeclaration(Declared):
         """The columns of a row, those of the model with the paths that are declared here."""
         if self.model is None:
             return self.columns
+        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
+
         declared = {column.name: column for column in self.columns}
         found = {column.name: column for column in columns_of(model_named(self.model))}
         if unknown := sorted(declared.keys() - found.keys()):
@@ -159,11 +158,6 @@ class StreamDeclaration(Declared):
         return tuple(
             StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
         )
-
-    @cached_property
-    def contract(self) -> pandera.DataFrameSchema:
-        """The contract of the rows, which pandera applies."""
-        return schema_of(self.columns) if self.model is None else model_named(self.model).to_schema()
 
     @property
     def is_delta(self) -> bool:

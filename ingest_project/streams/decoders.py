@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Raw, UnsetType
 from sqlalchemy.exc import SQLAlchemyError
 
 from ingest_project.contracts import MAX_MESSAGE_BYTES, not_json, plainly, require_readable_size
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
@@ -28,9 +30,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-
-if TYPE_CHECKING:
-    from ingest_project.contracts.columns import StreamColumn
+from ingest_project.streams.values import json_of
 
 logger = get_logger(__name__)
 
@@ -286,8 +286,6 @@ class RecordDecoder:
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Read records, and take the values of the columns out of them."""
-        from ingest_project.streams.values import json_of  # heavy
-
         found = Decoded(columns=[[] for _ in range(self._count)])
         for message in messages:
             values: list[Any] = [None] * self._count
@@ -409,8 +407,6 @@ class _Shape:
 
 def present(values: Sequence[Any], nothing: object = UNSET) -> Any:  # noqa: ANN401 - a number for all, or one for each
     """Return 1 for each message that has the field of some values, and 0 for the others."""
-    import numpy as np  # heavy
-
     return np.fromiter((value is not nothing for value in values), np.int64, len(values)) if nothing in values else 1
 
 

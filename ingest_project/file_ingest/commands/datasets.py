@@ -25,17 +25,7 @@ from ingest_project.core.console import (
     table,
 )
 from ingest_project.core.settings import load_settings
-from ingest_project.file_ingest.commands.profiles import (
-    File,
-    Name,
-    Paths,
-    contract_of,
-    excerpt_of,
-    looked_at,
-    name_of,
-    try_profile,
-    verdict_on,
-)
+from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, try_profile
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app.command("try")(try_profile)
@@ -45,12 +35,19 @@ dataset_app.command("try")(try_profile)
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside
-    from ingest_project.file_ingest.commands.trial import type_of
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, type_of, verdict_on
     from ingest_project.readers.guessing.dataset import guess_dataset
+    from ingest_project.readers.guessing.proposal import look_at
+    from ingest_project.readers.layout import ReadLimits
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(looked_at(file, settings), file.name, type_inside(type_of(file)), named)
+    draft = guess_dataset(
+        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
+        file.name,
+        type_inside(type_of(file)),
+        named,
+    )
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()

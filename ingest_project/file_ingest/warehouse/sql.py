@@ -33,12 +33,11 @@ from ingest_project.file_ingest.warehouse import (
     REPLACEABLE_STATES,
     DeviceMetric,
     QuarantinedRow,
-    RowsElsewhere,
-    RowsSession,
     StoredCounts,
     VersionRow,
     WarehouseTransaction,
 )
+from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, DeltaSession
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
@@ -147,7 +146,7 @@ class DatasetTables:
     metrics: sa.Table | None
     row_schema: Schema
     metric_schema: Schema
-    elsewhere: RowsElsewhere | None = None
+    elsewhere: DeltaRows | None = None
     view: View | None = None
 
     @property
@@ -161,13 +160,11 @@ device_metrics = sa.table("device_metrics", *(sa.column(name) for name in Device
 
 
 class SqlWarehouse:
-    """See `Warehouse`; connects when it is first used."""
+    """Stores the rows of one dataset, and counts what is stored; connects when it is first used."""
 
-    def __init__(
-        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
-    ) -> None:
+    def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
-        self._tables = tables
+        self._tables = SENSOR_TABLES
 
     def of(self, tables: DatasetTables) -> Self:
         """Return the warehouse of another dataset, with the same connections."""
@@ -187,7 +184,7 @@ class SqlWarehouse:
                 _record_version(connection, outside.file_keys, outside.commit())
 
     @contextmanager
-    def _outside(self) -> Iterator[RowsSession | None]:
+    def _outside(self) -> Iterator[DeltaSession | None]:
         with ExitStack() as opened:
             elsewhere = self._tables.elsewhere
             yield opened.enter_context(elsewhere.session()) if elsewhere is not None else None
@@ -243,6 +240,9 @@ class SqlWarehouse:
     def undo_unrecorded(self) -> tuple[str, ...]:
         """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
 
+        Rows outside are committed first, and the commit of the database may fail for good. The second time nothing
+        is left to do.
+
         Returns:
             keys of the files whose rows were deleted, or are those of an earlier attempt again.
         """
@@ -295,7 +295,7 @@ class SqlWarehouse:
         return StoredCounts(rows, quarantined, metrics)
 
     def summaries_of(self, file_key: str) -> list[dict[str, Any]]:
-        """Return the rows of the dataset's table of metrics for a file, by its group columns."""
+        """Return the rows of the dataset's table of metrics for a file, by its group columns; empty without a table."""
         table = self._tables.metrics
         if table is None:
             return []
@@ -369,7 +369,7 @@ class SqlTransaction:
     """See `WarehouseTransaction`."""
 
     def __init__(
-        self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: RowsSession | None = None
+        self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: DeltaSession | None = None
     ) -> None:
         self._connection = connection
         self._tables = tables

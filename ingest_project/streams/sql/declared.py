@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -16,22 +16,22 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
-from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes, sql_type
+from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables, sql_type
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Refusal, decode_apart
+from ingest_project.streams.delta.rows import position_columns
 from ingest_project.streams.positions import SinkPosition
 from ingest_project.streams.sql.sink import reason_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
-
-if TYPE_CHECKING:
-    from ingest_project.contracts.columns import StreamColumn
-    from ingest_project.streams.contract import Contract
+from ingest_project.streams.values import array_of
 
 logger = get_logger(__name__)
 
@@ -144,8 +144,6 @@ class DeclaredTable:
 
     @cached_property
     def _contract(self) -> Contract:
-        from ingest_project.streams.contract import Contract  # heavy
-
         return Contract(self._declaration, self._services.settings, self._columns_of_table)
 
     def _decoded(
@@ -164,8 +162,6 @@ class DeclaredTable:
         """Return the keys of messages without a value, and the messages whose key cannot be read."""
         if self._sink.tombstones == "ignore" or not messages:
             return pl.DataFrame(), []
-        from ingest_project.streams.values import array_of  # heavy
-
         by_name = {column.name: column for column in self._declaration.typed_columns}
         columns = _in_key([by_name[name] for name in self._sink.key])
         decoder = DECODERS[self._sink.key_decoder](columns, self._services.settings)
@@ -291,8 +287,6 @@ def table_of(declaration: StreamDeclaration) -> sa.Table:
 
 def _positions(messages: Sequence[ConsumerRecord], position: SinkPosition) -> list[pl.Series]:
     """Return the columns that say which message a row is from."""
-    from ingest_project.streams.delta.rows import position_columns  # heavy
-
     columns: dict[str, Any] = {**position_columns(messages, position.topic_id)}
     traces = [trace_id_in(message.headers) if message.headers else None for message in messages]
     return [

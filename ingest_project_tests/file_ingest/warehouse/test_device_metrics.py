@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest_project.file_ingest.tables import aggregated_metrics
-from ingest_project.file_ingest.warehouse import Warehouse
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.database import open_engine, writing
 from ingest_project_tests.file_ingest.warehouse.samples import metrics, readings
 from ingest_project_tests.fuzz import examples
@@ -25,7 +25,7 @@ FILE = st.lists(st.floats(-1_000, 1_000, allow_subnormal=False), min_size=1, max
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=st.lists(FILE, min_size=1, max_size=5), offset=OFFSETS)
 def test_merged_metrics_equal_the_figures_of_all_readings(
-    warehouse: Warehouse, database_url: str, files: list[list[float]], offset: float
+    warehouse: SqlWarehouse, database_url: str, files: list[list[float]], offset: float
 ) -> None:
     engine = open_engine(database_url)
     with writing(engine) as connection:
@@ -57,7 +57,7 @@ def test_merged_metrics_equal_the_figures_of_all_readings(
     ],
 )
 def test_a_reading_beyond_all_measure_leaves_the_view_readable(
-    warehouse: Warehouse, values: tuple[float, float], mean: float | None, stddev: float | None
+    warehouse: SqlWarehouse, values: tuple[float, float], mean: float | None, stddev: float | None
 ) -> None:
     frames = [readings(f"f{n}", [value]) for n, value in enumerate(values)]
     with warehouse.transaction() as transaction:
@@ -67,7 +67,7 @@ def test_a_reading_beyond_all_measure_leaves_the_view_readable(
     assert (ordinary.mean, ordinary.count) == (2.0, 2)
 
 
-def test_each_device_and_type_is_merged_separately(warehouse: Warehouse) -> None:
+def test_each_device_and_type_is_merged_separately(warehouse: SqlWarehouse) -> None:
     rows = pl.concat(
         [
             readings("a", [1, 3], device="d1"),
