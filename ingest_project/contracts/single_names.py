@@ -138,8 +138,6 @@ def _require(found: Any, tree: Tree, path: str) -> None:  # noqa: ANN401 - JSON 
 
 def _names_in(text: bytes | msgspec.Raw) -> int:
     """Count the names of a JSON text; what looks like one inside a string counts as well."""
-    import numpy as np  # heavy
-
     codes = np.frombuffer(text, np.uint8)
     # A quote, or white space behind one, which is less than a quote.
     return int(np.count_nonzero((codes[1:] == COLON) & (codes[:-1] <= QUOTE)))
