@@ -167,12 +167,11 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
         complain(f"The {which} {made.row_count:,}; --limit shows more.")
 
 
-def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
+def show_facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Print names and values below each other, except those without a value.
 
     Long values are not wrapped: an address that the terminal wraps can still be copied.
     """
-    _show_title(title)
     known = [(name, value) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in known), default=0)
     for name, value in known:
@@ -182,6 +181,24 @@ def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
 def print_json(value: object) -> None:
     """Print a value as the one JSON object of this command; structs, times and enums included."""
     typer.echo(to_json(value, indent=2))
+
+
+def report_check(problems: Sequence[str], usable: str, *, as_json: bool) -> None:
+    """Print the problems of what was checked, and end the command with exit code 1 if there are any.
+
+    Args:
+        problems: each with its file and line.
+        usable: what is without one, such as `2 datasets`.
+        as_json: print one JSON object.
+    """
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for problem in problems:
+            complain(problem)
+        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
+    if problems:
+        raise typer.Exit(1)
 
 
 def _show_title(title: str) -> None:

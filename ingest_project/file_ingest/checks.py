@@ -40,8 +40,9 @@ from ingest_project.file_ingest.result import (
 )
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
-from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.dagster.asset_events import CheckResult, report_each
 from ingest_project.platform.database import reading
 
@@ -74,7 +75,7 @@ def contract_of_stored(services: FileIngestResources, file_key: str, contract: C
     return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.rows})
 
 
-def stored_violations(warehouse: Warehouse, file_key: str, contract: Contract) -> Counter[str]:
+def stored_violations(warehouse: SqlWarehouse, file_key: str, contract: Contract) -> Counter[str]:
     """Count how often each rule is broken by a stored row of the file; none should be."""
     broken: Counter[str] = Counter()
     for rows in warehouse.rows_of(file_key):

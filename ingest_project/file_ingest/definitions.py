@@ -127,7 +127,7 @@ def _ingest_all(
 
 
 def _undo_unrecorded(services: FileIngestResources, tables: DatasetTables) -> None:
-    """See `Warehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
+    """See `SqlWarehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
     try:
         services.warehouse.of(tables).undo_unrecorded()
     except TransientError as away:

@@ -38,6 +38,7 @@ logger = get_logger(__name__)
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
 MAX_LINES = 1_000
+LAST_ACTIONS = 20
 STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly done", "failed", "interrupted"
 # Nothing was done, as something else works on the items.
 NOT_DONE = "not done"
@@ -537,11 +538,11 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
     return ActionRecord(**row) if row else None
 
 
-def interrupted_actions(connection: sa.Connection, since: datetime, limit: int = 20) -> tuple[ActionRecord, ...]:
+def interrupted_actions(connection: sa.Connection, since: datetime) -> tuple[ActionRecord, ...]:
     """Return the records of interrupted actions that started at a time or later, the newest first."""
     columns = operator_actions.c
     query = sa.select(operator_actions).where(columns.started_at >= since, columns.outcome == INTERRUPTED)
-    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(limit)).mappings()
+    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(LAST_ACTIONS)).mappings()
     return tuple(ActionRecord(**row) for row in rows)
 
 
@@ -554,12 +555,16 @@ def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[Item
         return tuple(ItemOutcome(*row) for row in connection.execute(query))
 
 
-def actions_on_item(engine: sa.Engine, item_key: str, limit: int = 20) -> tuple[ActionRecord, ...]:
+def actions_on_item(engine: sa.Engine, item_key: str) -> tuple[ActionRecord, ...]:
     """Return the records of the actions that selected an item, the newest first."""
     ids = sa.select(operator_action_items.c.action_id).where(operator_action_items.c.item_key == item_key)
     query = sa.select(operator_actions).where(operator_actions.c.action_id.in_(ids))
     with reading(engine) as connection:
-        rows = connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(limit)).mappings().all()
+        rows = (
+            connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(LAST_ACTIONS))
+            .mappings()
+            .all()
+        )
     return tuple(ActionRecord(**row) for row in rows)
 
 

@@ -516,17 +516,15 @@ def counted_by_state(
     queue: QueueView,
     columns: tuple[sa.Column[Any], ...],
     amounts: Callable[[sa.RowMapping], Iterator[Amount]],
-    states: Sequence[str] | None = None,
 ) -> tuple[CountedTable, ...]:
-    """Return the counted rows of a work queue, one per state: an index then leads straight to the new ones.
+    """Return the finished rows of a work queue, one per state: an index then leads straight to the new ones.
 
     Args:
         queue: the work queue.
         columns: that `amounts` reads.
         amounts: what one entry adds.
-        states: that are counted; all finished ones by default.
     """
-    table, ends = queue.table, states or finished_states(queue.states)
+    table, ends = queue.table, finished_states(queue.states)
     # Ending an entry sets both of its times, and this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
 

@@ -225,6 +225,8 @@ def _integer(column: StreamColumn, value: object) -> int:
     del column
     if isinstance(value, str) and WHOLE.fullmatch(value):
         return int(value)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
     if type(value) is not int:
         raise TypeError
     return value

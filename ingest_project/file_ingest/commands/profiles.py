@@ -19,7 +19,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     print_json,
-    say,
+    report_check,
     show,
     table,
 )
@@ -140,15 +140,3 @@ def name_of(file: Path) -> str:
 
     words = slug(re.sub(r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?", "", file.name.partition(".")[0]))
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
-
-
-def report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
-    """Print the problems, and end the command with exit code 1 if there are any."""
-    if as_json:
-        print_json({"problems": problems})
-    else:
-        for problem in problems:
-            complain(problem)
-        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
-    if problems:
-        raise typer.Exit(1)

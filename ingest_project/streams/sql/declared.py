@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables, sql_type
@@ -40,6 +41,8 @@ KEYS_AT_A_TIME = 1_000
 DELETED_AT = "deleted_at"
 TABLES = TableKind(proof="kafka_offset", setting="sink.table")
 
+# Headers that name the schema of a key and of a value, as Confluent's serializers write them.
+KEY_SCHEMA, VALUE_SCHEMA = "__key_schema_id", "__value_schema_id"
 # What a tombstone is stored with.
 POSITION = (*KAFKA_ORDER, "kafka_timestamp", "trace_id")
 
@@ -160,9 +163,9 @@ class DeclaredTable:
         if self._sink.tombstones == "ignore" or not messages:
             return pl.DataFrame(), []
         by_name = {column.name: column for column in self._declaration.typed_columns}
-        columns = [by_name[name] for name in self._sink.key]
+        columns = _in_key([by_name[name] for name in self._sink.key])
         decoder = DECODERS[self._sink.key_decoder](columns, self._services.settings)
-        decoded = decoder.decode([msgspec.structs.replace(message, value=message.key) for message in messages])
+        decoded = decoder.decode([_key_as_value(message) for message in messages])
         originals = {message.offset: message for message in messages}
         refused: list[tuple[ConsumerRecord, Refusal]] = [
             (originals[one.offset], UnreadableMessageError(f"A tombstone whose key cannot be read: {why}"))
@@ -291,6 +294,19 @@ def _positions(messages: Sequence[ConsumerRecord], position: SinkPosition) -> li
         pl.Series("kafka_epoch", [position.epoch] * len(messages), pl.Int64),
         pl.Series("trace_id", traces, pl.String),
     ]
+
+
+def _in_key(columns: Sequence[StreamColumn]) -> Sequence[StreamColumn]:
+    """Return columns with the paths of their fields in a key, which has what is deep inside a value at its top."""
+    names = [column.steps[-1] for column in columns]
+    if len(set(names)) < len(names):
+        return columns
+    return [one.model_copy(update={"path": f"$.{name}"}) for one, name in zip(columns, names, strict=True)]
+
+
+def _key_as_value(message: ConsumerRecord) -> ConsumerRecord:
+    headers = tuple((VALUE_SCHEMA, value) for name, value in message.headers if name == KEY_SCHEMA)
+    return msgspec.structs.replace(message, value=message.key, headers=headers)
 
 
 def _newest(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
