@@ -15,9 +15,11 @@ import axe_core_python
 import pytest
 import sqlalchemy as sa
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
@@ -221,7 +223,8 @@ def test_no_page_has_a_barrier_in_light_or_dark_or_on_a_phone(
                 _open(browser, path if "://" in path else f"{site}/{path}", width, dark=dark)
                 if name == "preview":
                     browser.find_element(By.CSS_SELECTOR, "main form button[type=submit]").click()
-                    assert browser.find_element(By.TAG_NAME, "h1").text.endswith(": preview")
+                    shown = WebDriverWait(browser, 20, ignored_exceptions=[WebDriverException])
+                    shown.until(lambda window: window.find_element(By.TAG_NAME, "h1").text.endswith(": preview"))
                 where = f"{name}, {width} px{', dark' if dark else ''}"
                 problems += [f"{where}: it moves by {one}" for one in browser.execute_script("return window.shifts")]
                 if browser.execute_script("return document.documentElement.scrollWidth > innerWidth"):
