@@ -42,7 +42,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
-from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, report_each
 from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
@@ -145,7 +145,7 @@ def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], 
     errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
     # A warning in front must not hide an error, which blocks.
     first = next(iter([*errors, *failed, *results.values()]))
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=not failed,
         severity=first.severity,
         description=first.description,
@@ -223,7 +223,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
             and recorded.accepted == stored.rows
             and recorded.quarantined == stored.quarantined
         )
-        return dg.AssetCheckResult(passed=passed, metadata=metadata)
+        return WholeAssetResult(passed=passed, metadata=metadata)
 
     @dg.asset_check(
         asset=assets.validated,
@@ -273,7 +273,7 @@ def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources])
     """Check the files of the last day."""
     recent = services.files.quarantine_share(datetime.now(UTC) - RECENT)
     limit = services.settings.file_ingest.max_quarantine_share
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=recent.share <= limit,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
@@ -295,7 +295,7 @@ def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> d
     oldest = services.files.oldest_unfinished()
     metadata: dict[str, Any] = {"limit_seconds": limit_seconds}
     if oldest is None:
-        return dg.AssetCheckResult(passed=True, metadata=metadata)
+        return WholeAssetResult(passed=True, metadata=metadata)
     waiting_seconds = (datetime.now(UTC) - oldest.created_at).total_seconds()
     metadata |= {
         "waiting_seconds": waiting_seconds,
@@ -303,7 +303,7 @@ def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> d
         "state": oldest.state.value,
         "reason": oldest.reason or "",
     }
-    return dg.AssetCheckResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
+    return WholeAssetResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
 
 
 SENSOR_CHECKS = [*checks_of_dataset(SENSOR_READINGS), one_reading_an_instant]
