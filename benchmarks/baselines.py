@@ -25,6 +25,7 @@ from benchmarks.workload import Workload, write_workload
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.settings import load_settings
 from ingest_project.file_ingest.catalog import SENSOR_ASSETS
+from ingest_project.file_ingest.declared import contract_of
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.pipeline import ingest
 from ingest_project.file_ingest.resources import FileIngestResources
@@ -89,7 +90,7 @@ def _one_batch(services: FileIngestResources, workload: Workload, number: int) -
     keys = [arrival.file_key for arrival in arrivals]
     services.files.claim(f"batch-{number}", keys, now)
     records = services.files.begin(keys, f"run-{number}", now)
-    contract = services.contract_of(SENSOR_READINGS)
+    contract = contract_of(services, SENSOR_READINGS)
     began = time.perf_counter()
     for results in ingest(records, services, contract, f"run-{number}"):
         for result in results:

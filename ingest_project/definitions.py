@@ -10,18 +10,23 @@ import dagster as dg
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import configure_logging, log_ignored
 from ingest_project.core.settings import Settings, current_settings, load_settings
-from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations import SystemResources
 from ingest_project.operations import definitions as of_operations
-from ingest_project.platform.capability import DagsterParts
-from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager, StoredTable, broker
-from ingest_project.platform.dagster.executor import run_executor
-from ingest_project.platform.dagster.lineage import catalog_of, lost_run_sensors
+from ingest_project.platform.dagster.catalog import (
+    IO_MANAGER_KEY,
+    DagsterParts,
+    StoredRowsIOManager,
+    StoredTable,
+    broker,
+)
+from ingest_project.platform.dagster.executor import lost_run_sensors, run_executor
+from ingest_project.platform.dagster.lineage import Catalog
 
 
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
     """Return what Dagster loads, by the names that INGEST_DISABLED_CAPABILITIES takes."""
     return {
-        **{name: parts for capability in CAPABILITIES for name, parts in capability.dagster_parts(settings).items()},
+        **of_operations.parts_of_capabilities(settings),
         "alerts": DagsterParts(of_operations.alerts),
         "retention": DagsterParts(of_operations.retention),
     }
@@ -53,6 +58,13 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
     )
     specs = [spec for one in described for spec in (one.specs if isinstance(one, dg.AssetsDefinition) else [one])]
     services = cache(lambda: SystemResources(settings))
+
+    @cache
+    def catalog() -> Catalog:
+        from ingest_project.platform.dagster.lineage_events import catalog_of  # loads OpenLineage's client
+
+        return catalog_of(specs, stored, services)
+
     return dg.Definitions(
         assets=described,
         asset_checks=own.asset_checks,
@@ -63,7 +75,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
             "services": SystemResources(settings),
             IO_MANAGER_KEY: _reader_of(stored, settings),
         },
-        executor=run_executor(cache(lambda: catalog_of(specs, stored, services))),
+        executor=run_executor(catalog),
     )
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.core.settings import TopicSettings
-from ingest_project.definitions import defs
+from ingest_project.definitions import STORED, defs
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database import migrate, open_engine
@@ -111,6 +111,16 @@ def test_every_page_is_linked_from_the_readme_or_the_architecture() -> None:
 def test_the_data_model_is_that_of_the_code() -> None:
     assert set(data_model.TABLES) == set(metadata.tables)
     assert (ROOT / "docs" / "data-model.md").read_text("utf-8") == data_model.page(), "make data-model"
+
+
+def test_the_pages_of_shipped_assets_describe_every_column() -> None:
+    undescribed = [
+        f"{key.to_user_string()}.{column.name}"
+        for key, stored in STORED.items()
+        for column in stored.metadata()["dagster/column_schema"].columns
+        if not column.description
+    ]
+    assert undescribed == []
 
 
 def test_the_data_model_describes_no_column_that_is_gone() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from ingest_project.attachments.attempts import AttemptResults
+from ingest_project.attachments.eventhouse import QueryClient
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
-from ingest_project.attachments.extraction import EventQueue
+from ingest_project.attachments.events import EventQueue
 from ingest_project.attachments.queue import AttachmentQueue
 from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings
@@ -21,9 +21,6 @@ from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.store import ObjectStore
 from ingest_project.platform.runtime import Runtime
-
-if TYPE_CHECKING:
-    from ingest_project.attachments.eventhouse.client import EventhouseClient
 
 
 class AttachmentResources(Runtime):
@@ -101,7 +98,7 @@ class AttachmentResources(Runtime):
         return Downloader(web_client(self.settings), self.settings.downloads)
 
     @cached_property
-    def eventhouse(self) -> EventhouseClient:
+    def eventhouse(self) -> QueryClient:
         """Return the client of Eventhouse.
 
         Raises:

@@ -21,14 +21,12 @@ from ingest_project.attachments.tables import (
     download_outcomes,
 )
 from ingest_project.contracts.attachments import KEY_HASH_LENGTH
-from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
     Capability,
     Cluster,
     ConsumedTopic,
     CountedTable,
-    DagsterParts,
     Metric,
     PurgeStep,
     QueueView,
@@ -46,7 +44,7 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
     Content,
     ItemRef,
@@ -176,19 +174,6 @@ class Attachments(Capability[AttachmentResources]):
 
     actions = (REPLAY,)
 
-    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
-        """Import and return what Dagster loads."""
-        from ingest_project.attachments import catalog, definitions  # imports dagster
-        from ingest_project.platform.dagster.catalog import topic_uri  # as above
-        from ingest_project.platform.http import printable_url  # imports requests
-
-        locations = {
-            catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
-            catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
-        }
-        parts = DagsterParts(definitions.attachments, catalog.external_assets, catalog.STORED, locations)
-        return {self.name: parts}
-
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""
         settings = services.settings
@@ -225,9 +210,13 @@ class Attachments(Capability[AttachmentResources]):
             facts={"Not yet in Delta": services.outcomes.uncommitted()} if detailed else {},
         )
 
-    def delta_tables(self, services: AttachmentResources) -> Mapping[str, Callable[[], DeltaStore]]:
+    def delta_tables(self, services: AttachmentResources) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the table of download results."""
-        return {"attachment_results": lambda: services.attachment_results}
+
+        def results() -> TableFigures | None:
+            return services.attachment_results.figures()
+
+        return {"attachment_results": results}
 
     def purge_steps(self, services: AttachmentResources, now: datetime) -> Sequence[PurgeStep]:
         """Find the bodies of events that ended before the retention period; their counts stay."""

@@ -163,7 +163,7 @@ def stored_result(outcome: AttemptResult) -> CheckResult:
     if outcome.leaves_stored_bytes:
         follows = "The earlier file stays stored."
     else:
-        follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S} UTC." if waits else "In the dead letters."
+        follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S}Z." if waits else "In the dead letters."
     return CheckResult(
         ONELAKE_ATTACHMENTS,
         ATTACHMENT_STORED,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments import AttachmentResources, catalog
 from ingest_project.attachments.assets import (
     attachment_events,
     attachment_results,
@@ -24,7 +24,10 @@ from ingest_project.attachments.assets import (
 from ingest_project.attachments.catalog import CHECKS, CHECKS_OF_ALL_ATTACHMENTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
+from ingest_project.core.settings import Settings
+from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
 # No upload takes a day.
@@ -137,3 +140,12 @@ attachments = dg.Definitions(
         downloads_sensor("downloads_retry_sensor", RETRY_QUEUE, attachments_batch.name),
     ],
 )
+
+
+def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of attachments."""
+    locations = {
+        catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
+        catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
+    }
+    return {"attachments": DagsterParts(attachments, catalog.external_assets, catalog.STORED, locations)}

@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
+import pyarrow as pa
 
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.attempts import AttemptResult, Identity
@@ -35,9 +35,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ingest_project.platform.trace_context import headers_of
 
 logger = get_logger(__name__)
 
@@ -178,15 +176,11 @@ def results_table(outcomes: Sequence[AttemptResult]) -> pa.Table:
 
     Times are UTC; `day` is the day on which the attempt ended, `yyyy-mm-dd`.
     """
-    import pyarrow as pa  # heavy
-
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=results_schema())
 
 
 def results_schema() -> pa.Schema:
     """Return the columns of the Delta table."""
-    import pyarrow as pa  # heavy
-
     return pa.schema(
         [
             ("domain", pa.string()),
@@ -302,7 +296,7 @@ def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerReco
         value=record.task.encode(),
         headers=(
             (REPLAYS_HEADER, str(outcome.replays).encode()),
-            *tracing.headers_of(tracing.context_of(record.attachment_key)),
+            *headers_of(tracing.context_of(record.attachment_key)),
         ),
     )
     _, letter = dead_letter(

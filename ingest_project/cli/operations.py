@@ -30,7 +30,7 @@ from ingest_project.core.settings import load_settings
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.snapshot import SystemSnapshot, WarehouseState, take_snapshot, with_dead_letters
 from ingest_project.platform.capability import OldestEntry
-from ingest_project.platform.dagster.run_records import DagsterRecords
+from ingest_project.platform.dagster.records import RunRecords
 
 PAUSE_SECONDS = 0.5
 # Without a terminal, unchanged progress is repeated at this interval.
@@ -107,6 +107,8 @@ def status(
     Exit code 1 when a part does not answer, a disk is nearly full, a reader profile or a declaration is broken, or the
     system is not idle in time.
     """
+    from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
+
     settings = load_settings().settings
     services, records = SystemResources(settings), DagsterRecords(settings)
     if wait_until_idle is None:
@@ -127,7 +129,7 @@ def status(
 
 def wait_for_idle(
     services: SystemResources,
-    records: DagsterRecords,
+    records: RunRecords,
     seconds: float,
 ) -> SystemSnapshot:
     """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.

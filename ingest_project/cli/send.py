@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -35,18 +35,15 @@ from ingest_project.contracts.files import (
     file_type_of,
 )
 from ingest_project.core.console import AsJson, complain, counted, counts, print_json, say
-from ingest_project.core.errors import FileRejectedError, UnreadableMessageError
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.platform import tracing
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.polling.job_queue import JobRecord, PollingResources
+from ingest_project.polling.job_queue import JobQueue, JobRecord
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
-
-if TYPE_CHECKING:
-    from ingest_project.readers.datasets import Declarations
 
 app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
 DUMMY_PATH = "./dummy_data"
@@ -111,25 +108,19 @@ def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
     """Decode a file event as the sensor does: its dataset must take files of this type."""
     from ingest_project.readers.datasets import load_declarations  # imports Polars
 
-    event = decode_file_event(raw)
-    declarations = load_declarations(settings)
+    event, declarations = decode_file_event(raw), load_declarations(settings)
     declarations.require_accepted(event)
-    _require_profile(settings, declarations, event.metadata)
+    declarations.require_profile(event.metadata, settings)
     return event
 
 
-def _require_profile(settings: Settings, declarations: Declarations, metadata: Mapping[str, Any]) -> None:
-    """Refuse a reader profile that no dataset has."""
-    from ingest_project.readers.profiles import load_profiles  # imports Polars
+def _accepted_job(settings: Settings, raw: bytes) -> PollingJob:
+    """Decode a polling job as the sensor does; the reader profile that it names must exist."""
+    from ingest_project.readers.datasets import load_declarations  # imports Polars
 
-    if "format" not in metadata:
-        return
-    name, profiles = str(metadata["format"]), load_profiles(settings.file_ingest.profiles)
-    if not any(name in one.profiles(profiles) for one in declarations.values()):
-        try:
-            profiles.named(name)
-        except FileRejectedError as error:
-            raise typer.BadParameter(str(error)) from error
+    job = decode_polling_job(raw)
+    load_declarations(settings).require_profile(job.metadata, settings)
+    return job
 
 
 @app.command("polling-job")
@@ -197,14 +188,13 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         metadata=pairs_of(metadata, "--metadata") | ({"format": profile} if profile else {}),
         trace_id=trace_id or str(uuid.uuid4()),
     )
-    services = PollingResources(settings)
-    raw = checked(job, decode_polling_job)
-    _require_profile(settings, services.datasets, job.metadata)
-    sent = deliver(services, services.settings.topics.polling_queue, job.job_id, raw, job.trace_id)
+    services = Runtime(settings)
+    raw = checked(job, partial(_accepted_job, settings))
+    sent = deliver(services, settings.topics.polling_queue, job.job_id, raw, job.trace_id)
     if not (wait and as_json):
         print_sent(sent, f"polling job {job.job_id}: {job.source_type} {job.path}, files {pattern}", as_json=as_json)
     if wait:
-        _print_end(_finished(services, job, timeout), job, timeout, as_json=as_json)
+        _print_end(_finished(JobQueue(services.engine), job, timeout), job, timeout, as_json=as_json)
 
 
 @app.command("attachment-event")
@@ -400,11 +390,11 @@ def _source_config(
     return {"source_type": kind, "path": DUMMY_PATH if path is None else absolute_if_here(kind, path)}
 
 
-def _finished(services: PollingResources, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
+def _finished(jobs: JobQueue, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
     """Return the job once it has ended; None where that takes too long."""
     until = time.monotonic() + timeout_seconds
     while time.monotonic() < until:
-        for record in services.polling_jobs.list(text=job.trace_id, limit=1):
+        for record in jobs.list(text=job.trace_id, limit=1):
             if record.state.finished:
                 return record
         time.sleep(POLL_SECONDS)

@@ -6,7 +6,7 @@ Here: decode the bytes of a message or reject it with one clear reason; read its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -28,6 +28,16 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-
 # As msgspec words it, e.g. "Expected `int | null`, got `str` - at `$.a.b`".
 _MISMATCH = re.compile(r"Expected `([a-z |]+)`(.*?)(?:, got `(\w+)`)?(?: - at `(\$.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `([^`]+)`(?: - at `(\$.*)`)?")
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]+)`(?: - at `(\$.*)`)?", re.DOTALL)
+_TOO_LARGE = re.compile(r"(?:Number|Integer value) out of range(?: - at `(\$.*)`)?")
+_NO_TIME = re.compile(r"Invalid RFC3339 encoded (datetime|date|time)(?: - at `(\$.*)`)?")
+_LIKE = {
+    "datetime": "a time like 2026-01-15T10:30:45Z",
+    "date": "a date like 2026-01-15",
+    "time": "a time like 10:30:45",
+}
+# Of which one half alone is no character.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -62,10 +72,9 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
             return msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(plainly(error))}.") from error
-    except RecursionError as error:
-        raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
-    except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers
-        raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        # msgspec's errors about JSON, and Python's about numbers.
+        raise not_json(text, error) from error
 
 
 def require_readable_size(raw: bytes | None) -> bytes:
@@ -178,16 +187,49 @@ def trace_id_in(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
 def plainly(error: Exception) -> str:
     """Return why a message does not fit, in words: msgspec has Python's names of types."""
     text = str(error)
-    if found := _MISMATCH.fullmatch(text):
-        expected, further, got, path = found.groups()
-        kinds = dict.fromkeys(_KINDS.get(kind, kind) for kind in expected.split(" | ") if kind != "null")
-        if "float" in expected:
-            kinds.pop(_KINDS["int"], None)
-        actual = f", is {_KINDS.get(got, got)}" if got else ""
-        return f"{path or 'the message'} must be {' or '.join(kinds) or 'null'}{further}{actual}"
-    if found := _MISSING.fullmatch(text):
-        return f"{f'{found[2]}.' if found[2] else ''}{found[1]} is missing"
-    return text
+    found = ((say, match) for pattern, say in _WORDS if (match := pattern.fullmatch(text)))
+    return next((say(match) for say, match in found), text)
+
+
+def not_json(raw: bytes, error: Exception) -> UnreadableMessageError:
+    """Return the error that says why bytes are no JSON that can be read, in words.
+
+    Args:
+        raw: the message.
+        error: that reading it raised.
+    """
+    if isinstance(error, RecursionError):
+        return UnreadableMessageError("Not JSON that can be read: nested too deeply.")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        return UnreadableMessageError(f"Not UTF-8: {wrong.reason} at byte {wrong.start}.")
+    why = plainly(error)
+    if "truncated" in why and _SURROGATE.search(raw):
+        why = "a text has half of a surrogate pair"
+    return UnreadableMessageError(f"Not JSON that can be read: {why[:200]}.")
+
+
+def _mismatch(found: re.Match[str]) -> str:
+    expected, further, got, path = found.groups()
+    kinds = dict.fromkeys(_KINDS.get(kind, kind) for kind in expected.split(" | ") if kind != "null")
+    if "float" in expected:
+        kinds.pop(_KINDS["int"], None)
+    actual = f", is {_KINDS.get(got, got)}" if got else ""
+    return f"{path or 'the message'} must be {' or '.join(kinds) or 'null'}{further}{actual}"
+
+
+def _field(found: re.Match[str]) -> str:
+    return f"{f'{found[2]}.' if found[2] else ''}{found[1]}"
+
+
+_WORDS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    (_MISMATCH, _mismatch),
+    (_MISSING, lambda found: f"{_field(found)} is missing"),
+    (_UNKNOWN, lambda found: f"{_field(found)} is unknown"),
+    (_NO_TIME, lambda found: f"{found[2] or 'the message'} must be {_LIKE[found[1]]}"),
+    (_TOO_LARGE, lambda found: f"{found[1] or 'a number'} is too large to be read"),
+)
 
 
 def _shortened(text: str) -> str:

@@ -1,35 +1,24 @@
-"""The columns that a dataset or a stream declares: names, types and rules, and the pandera schema made of them.
-
-A user's own pandera model may take the place of declared rules; its columns are read off the class, so that tables are
-created from either. pandera is imported when a schema is made: half the commands never need it.
-"""
+"""The columns that a dataset or a stream declares: names, types and rules; `schemas` makes pandera schemas of them."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import polars as pl
 from pydantic import (
     AfterValidator,
     Field,
-    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import Declared, mistakes, nearest
-
-if TYPE_CHECKING:
-    import pandera.polars as pandera
-    import pyarrow as pa
+from ingest_project.core.yaml_models import Declared, nearest
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 TYPES: dict[str, pl.DataType] = {
@@ -55,10 +44,6 @@ MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
 # Columns of the engine, and the one in which pandera returns the outcome of a check.
 OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data", "check_output"})
-SUPPORTED = (
-    'str, int, float, bool, datetime.date, Annotated[pl.Datetime, "us", "UTC"] and Annotated[pl.Decimal, digits, '
-    'decimal places]; JSON is str with metadata={"type": "json"}'
-)
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
@@ -177,21 +162,6 @@ class Column(Declared):
         """The type in a Polars frame."""
         return pl.Decimal(*self.digits) if self.digits else TYPES[self.type]
 
-    @property
-    def arrow_type(self) -> pa.DataType:
-        """The type in Arrow and Delta."""
-        import pyarrow as pa  # only a Delta table needs it
-
-        if self.digits:
-            return pa.decimal128(*self.digits)
-        return {
-            "integer": pa.int64(),
-            "number": pa.float64(),
-            "boolean": pa.bool_(),
-            "date": pa.date32(),
-            "timestamp": pa.timestamp("us", "UTC"),
-        }.get(self.type, pa.string())
-
     def value_of(self, written: object) -> Any:  # noqa: ANN401 - the type is the column's
         """Return a bound or an allowed value, as YAML reads it, in the type of the column.
 
@@ -239,14 +209,15 @@ class StreamColumn(Column):
 
 def _require_regular_expression(pattern: str) -> None:
     try:
-        pl.Series([""]).str.contains(_whole(pattern))
+        pl.Series([""]).str.contains(whole_text(pattern))
     except pl.exceptions.ComputeError:
         raise ValueError(
             f"pattern {pattern!r} is no regular expression, or looks ahead, behind or back, which may never end"
         ) from None
 
 
-def _whole(pattern: str) -> str:
+def whole_text(pattern: str) -> str:
+    """Return the regular expression that the whole text has to match."""
     return f"^(?:{pattern})$"
 
 
@@ -310,106 +281,3 @@ HINTS = {
     "date": ": write it like 2024-01-31",
     "timestamp": ": write it with its offset, like 2024-01-31T00:00:00Z",
 }
-
-
-def schema_of(columns: Sequence[Column]) -> pandera.DataFrameSchema:
-    """Return the pandera schema of declared columns, whose names are distinct."""
-    import pandera.polars as pandera  # half a second that most commands never need
-
-    return pandera.DataFrameSchema(
-        {
-            column.name: pandera.Column(
-                column.polars_type,
-                nullable=not column.required,
-                checks=_checks(column),
-                description=column.description or None,
-                metadata={"type": column.kind, "unit": column.unit},
-            )
-            for column in columns
-        }
-    )
-
-
-def _checks(column: Column) -> list[pandera.Check]:
-    import pandera.polars as pandera  # as above
-
-    checks: list[pandera.Check] = []
-    if column.min is not None:
-        checks.append(pandera.Check.ge(column.value_of(column.min)))
-    if column.max is not None:
-        checks.append(pandera.Check.le(column.value_of(column.max)))
-    if column.pattern is not None:
-        checks.append(pandera.Check.str_matches(_whole(column.pattern)))
-    if column.allowed is not None:
-        checks.append(pandera.Check.isin([column.value_of(value) for value in column.allowed]))
-    return checks
-
-
-def model_named(name: str) -> type[pandera.DataFrameModel]:
-    """Import a user's pandera model.
-
-    Args:
-        name: of the class, as `package.module:Class`.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    import pandera.polars as pandera  # half a second that most commands never need
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
-        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic expects it
-    return found
-
-
-def columns_of(model: type[pandera.DataFrameModel]) -> tuple[Column, ...]:
-    """Return the columns of a user's pandera model: names, types, nullability, units and descriptions.
-
-    The rules stay in the model, which pandera applies. A column that may be absent, or has a default, is not required.
-
-    Raises:
-        SettingsError: the model cannot be built, or has a column of another type; names it and the supported types.
-    """
-    from pandera.errors import SchemaInitError  # as above
-
-    try:
-        schema = model.to_schema()
-    except (SchemaInitError, TypeError, ValueError) as error:
-        raise SettingsError(f"{model.__name__} is no usable pandera Polars model: {error}") from error
-    if not schema.columns:
-        raise SettingsError(f"{model.__name__} has no columns.")
-    return tuple(_column_of(model.__name__, name, column) for name, column in schema.columns.items())
-
-
-def _column_of(model: str, name: str, column: pandera.Column) -> Column:
-    metadata = column.metadata or {}
-    if column.regex:
-        raise SettingsError(f"{model}.{name} is a pattern of names; declare each column by its name.")
-    try:
-        return Column(
-            name=name,
-            type=_type_of(column.dtype and column.dtype.type, metadata.get("type")),
-            required=column.required and not column.nullable and column.default is None,
-            unit=metadata.get("unit"),
-            description=column.description or "",
-        )
-    except ValidationError as error:
-        raise SettingsError(f"{model}.{name}: {mistakes(error)}") from None
-    except ValueError as error:
-        raise SettingsError(f"{model}.{name}: {error}") from None
-
-
-def _type_of(dtype: pl.DataType | None, declared: str | None) -> str:
-    if isinstance(dtype, pl.Decimal) and dtype.precision is not None:
-        return f"decimal({dtype.precision},{dtype.scale})"
-    if dtype == pl.String and declared == "json":
-        return "json"
-    found = next((name for name, known in TYPES.items() if dtype is not None and known == dtype), None)
-    if found is None:
-        remedy = "; a time needs its zone and unit" if dtype == pl.Datetime else ""
-        raise ValueError(f"{dtype} is not supported{remedy}. Supported are {SUPPORTED}.")
-    return found

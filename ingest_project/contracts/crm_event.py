@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from ingest_project.contracts import require_readable_size
+from ingest_project.contracts import not_json, plainly, require_readable_size
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core.errors import UnreadableMessageError
 
@@ -99,10 +99,8 @@ OWN_FIELDS = {
 }
 NUMBERS = {CrmKind.OPPORTUNITY: ("amount", "probability"), CrmKind.PROJECT: ("budget",)}
 ID_PREFIXES = {CrmKind.OPPORTUNITY: "opp_", CrmKind.PROJECT: "proj_"}
-NAMES = SingleNames(
-    dict.fromkeys((*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names)))
-    | {"meta_data": dict.fromkeys(META_FIELDS)}
-)
+NAMES = SingleNames(dict.fromkeys((*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names))))
+META_NAMES = SingleNames(dict.fromkeys(META_FIELDS))
 
 # Decoders of events that have the fields of one kind, and no others.
 DECODERS = {kind: msgspec.json.Decoder(event).decode for kind, event in EVENTS.items()}
@@ -140,7 +138,7 @@ def decode_crm_event(raw: bytes | None) -> tuple[CrmEvent, bytes | None]:
     try:
         event = DECODERS[kind](_encoder.encode(fields))
     except msgspec.ValidationError as error:
-        raise UnreadableMessageError(f"Not {_a(kind)}: {error}.") from error
+        raise UnreadableMessageError(f"Not {_a(kind)}: {plainly(error)}.") from error
     return event, _encoder.encode(others) if others else None
 
 
@@ -180,7 +178,7 @@ def decode_meta(raw: Raw) -> Meta:
         _anything.decode(raw)
         return _meta.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"{str(error)[:200]}") from error
+        raise ValueError(plainly(error)[:200].replace("the message", "it")) from error
 
 
 def number_of(text: str) -> Decimal:
@@ -230,19 +228,12 @@ def _kind_by_id(event_id: str) -> CrmKind | None:
 def _fields_of(text: bytes) -> tuple[dict[str, Raw], dict[str, Any]]:
     """Return the top-level fields twice: as text, and decoded, which also proves that the text is JSON."""
     try:
-        text.decode()
         values = _anything.decode(text)
         if not isinstance(values, dict):
             raise UnreadableMessageError(f"Not a JSON object but {_named(values)}.")
         return _fields.decode(text), values
-    except UnicodeDecodeError as error:
-        raise UnreadableMessageError(f"Not UTF-8: {error.reason} at byte {error.start}.") from error
-    except RecursionError as error:
-        raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
-    except ValueError as error:  # msgspec's errors, and Python's about numbers with too many digits
-        # A number beyond a float and 64 bits is valid JSON; msgspec does not report its position.
-        what = "A number is too large to be read" if "out of range" in str(error) else "Not JSON"
-        raise UnreadableMessageError(f"{what}: {str(error)[:200]}.") from error
+    except (ValueError, RecursionError) as error:  # msgspec's errors, and Python's about numbers with too many digits
+        raise not_json(text, error) from error
 
 
 def _event_id(values: Mapping[str, object]) -> str:

@@ -28,6 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MAX_SEARCHED = 1_000
 SHOWN = 5
 MIN_SIMILARITY = 0.4
+# As many as every number of at most so many digits has in floating point.
+EXACT_DIGITS = 15
 Record_co = TypeVar("Record_co", covariant=True)
 Record = TypeVar("Record")
 
@@ -49,21 +51,37 @@ def shortened(value: object, length: int) -> str:
 
 
 def cell(value: object, style: str = "") -> Text:
-    """Return a value as a table cell: empty for None, thousands separated, times in UTC."""
+    """Return a value as a table cell, see `value_text`."""
+    return Text(printable(value_text(value)), style)
+
+
+def value_text(value: object) -> str:
+    """Return any value for a person, the same in commands, pages and alerts.
+
+    None is empty, thousands are separated, a whole number has no decimals, times are in UTC.
+    """
     if value is None:
-        return Text("")
+        return ""
     if isinstance(value, datetime):
-        return Text(moment(value), style)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Text(f"{value:,}", style)
+        return moment(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
-        return Text(f"{value:,.6g}", style)
-    return Text(printable(value), style)
+        return f"{value:,.{EXACT_DIGITS}g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def data_text(value: object) -> str:
+    """Return a value of a stored row for a person: as `value_text`, with the fraction of a time's second."""
+    text = value_text(value)
+    if isinstance(value, datetime) and value.microsecond:
+        return f"{text.removesuffix('Z')}{f'.{value:%f}'.rstrip('0')}{'Z' if value.tzinfo else ''}"
+    return text
 
 
 def moment(time: datetime) -> str:
-    """Return a time to the second, in UTC."""
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    """Return a time to the second, in UTC; one without a zone as it is."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if time.tzinfo else f"{time:%Y-%m-%d %H:%M:%S}"
 
 
 def ago(time: datetime) -> str:
@@ -149,12 +167,11 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
         complain(f"The {which} {made.row_count:,}; --limit shows more.")
 
 
-def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
+def show_facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Print names and values below each other, except those without a value.
 
     Long values are not wrapped: an address that the terminal wraps can still be copied.
     """
-    _show_title(title)
     known = [(name, value) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in known), default=0)
     for name, value in known:
@@ -164,6 +181,24 @@ def show_facts(pairs: Sequence[tuple[str, object]], title: str = "") -> None:
 def print_json(value: object) -> None:
     """Print a value as the one JSON object of this command; structs, times and enums included."""
     typer.echo(to_json(value, indent=2))
+
+
+def report_check(problems: Sequence[str], usable: str, *, as_json: bool) -> None:
+    """Print the problems of what was checked, and end the command with exit code 1 if there are any.
+
+    Args:
+        problems: each with its file and line.
+        usable: what is without one, such as `2 datasets`.
+        as_json: print one JSON object.
+    """
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for problem in problems:
+            complain(problem)
+        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
+    if problems:
+        raise typer.Exit(1)
 
 
 def _show_title(title: str) -> None:

@@ -146,7 +146,7 @@ def nearest_or_known(name: str, names: Iterable[str]) -> str:
 class Declared(BaseModel):
     """A part of a declaration. Whoever validates it, Dagster included, reports an unknown name with the nearest one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names, defer_build=True)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -342,7 +342,7 @@ class Section(BaseModel):
     A secret may be a reference to where it is kept, and `password_file` names the file that holds `password`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

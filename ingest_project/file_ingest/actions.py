@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ingest_project.contracts.files import file_type_of
 from ingest_project.core.errors import IngestError
@@ -35,9 +34,6 @@ from ingest_project.platform.work_queue.selection import (
     select_entries,
     taken,
 )
-
-if TYPE_CHECKING:
-    import dagster as dg
 
 COLUMNS = files.c
 FINISHED = tuple(state.value for state in FileState if state.finished)
@@ -111,13 +107,14 @@ RELEASE = Action(
 
 
 def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) -> Selection:
-    from ingest_project.platform.dagster.control import open_instance, partitions_in_backfills  # Dagster
+    from ingest_project.file_ingest.definitions import with_services  # imports Dagster
+    from ingest_project.platform.dagster.control import open_instance, partitions_in_backfills  # the same
 
     state = request.value(STATE.name)
     states = REPROCESSED if state is None else (state,)
     selection = select_entries(services.engine, COLUMNS.file_key, FILTERS, request, states)
     with open_instance(services.settings) as instance:
-        requested = partitions_in_backfills(instance, _definitions(services))
+        requested = partitions_in_backfills(instance, with_services(services))
     held = {key: "a backfill has requested it" for key in selection.keys if key in requested}
     refused = {
         record.file_key: f"its dataset {record.dataset} is not declared any more"
@@ -133,6 +130,7 @@ def _select_to_reprocess(services: FileIngestResources, request: ActionRequest) 
 
 def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
     from ingest_project.file_ingest.catalog import assets_of  # imports Dagster
+    from ingest_project.file_ingest.definitions import with_services  # the same
     from ingest_project.platform.dagster.control import launch_backfill, open_instance  # the same
 
     by_dataset: dict[str, list[str]] = {}
@@ -152,7 +150,7 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
         launch_backfill(
             instance,
             request.action_id,
-            _definitions(services),
+            with_services(services),
             partitions,
             title=f"Reprocess {len(keys)} files",
             description=f"{request.reason} ({request.who})",
@@ -167,14 +165,6 @@ def _requested(services: FileIngestResources, record: ActionRecord, keys: Sequen
 
     with open_instance(services.settings) as instance:
         return keys if instance.get_backfill(record.action_id) else ()
-
-
-def _definitions(services: FileIngestResources) -> dg.Definitions:
-    import dagster as dg  # one second to import
-
-    from ingest_project.file_ingest.definitions import definitions_of  # imports Dagster
-
-    return dg.Definitions.merge(definitions_of(services.datasets), dg.Definitions(resources={"services": services}))
 
 
 REPROCESS = Action(
@@ -212,6 +202,8 @@ def _require_suitable(path: Path, record: FileRecord, services: FileIngestResour
         raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
     if size is None:
         raise ActionRefusedError(f"{path.name} is no file.")
+    if size == 0:
+        raise ActionRefusedError(f"{path.name} is empty.")
     kind, given = record.event.kind, file_type_of(path.name)
     if given != kind:
         raise ActionRefusedError(

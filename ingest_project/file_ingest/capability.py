@@ -27,11 +27,11 @@ from ingest_project.file_ingest.tables import (
     quarantined_rows,
 )
 from ingest_project.file_ingest.warehouse.baselines import correct_future_arrivals
+from ingest_project.file_ingest.warehouse.delta_rows import delta_store
 from ingest_project.platform.capability import (
     Amount,
     Capability,
     ConsumedTopic,
-    DagsterParts,
     Metric,
     PurgeStep,
     QueueView,
@@ -49,7 +49,7 @@ from ingest_project.platform.capability import (
 )
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
     Content,
     ItemRef,
@@ -61,6 +61,9 @@ from ingest_project.platform.items import (
     RowPage,
     Search,
 )
+from ingest_project.readers.datasets import load_declarations
+from ingest_project.readers.declaration import DatasetDeclaration
+from ingest_project.readers.profiles import load_profiles
 
 MAX_SHOWN = 20
 
@@ -98,10 +101,6 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
 
 
 def _problems(settings: Settings) -> tuple[str, ...]:
-    # Both bring Polars, which a system without declarations of its own does not need here.
-    from ingest_project.readers.datasets import load_declarations
-    from ingest_project.readers.profiles import load_profiles
-
     broken = [one.problem for one in load_profiles(settings.file_ingest.profiles).broken]
     broken += [one.problem for one in load_declarations(settings).broken]
     return tuple(broken[:MAX_SHOWN])
@@ -175,7 +174,7 @@ def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
             yield Amount(QUARANTINED_ROWS, (rule,), rows)
         yield from latency("files", row)
     elif state == FileState.QUARANTINED:
-        yield Amount(QUARANTINED_FILES, (_first_rule(row),), 1)
+        yield Amount(QUARANTINED_FILES, (_refusal(row),), 1)
 
 
 class FileIngest(Capability[FileIngestResources]):
@@ -236,29 +235,13 @@ class FileIngest(Capability[FileIngestResources]):
         QUEUE,
         (
             *(files.c.state, files.c.landed_bytes, files.c.rows_accepted, files.c.rows_quarantined),
-            *(files.c.rule_counts, files.c.error_class, *latency_columns(files)),
+            *(files.c.rule_counts, files.c.reason, files.c.error_class, *latency_columns(files)),
             *(files.c.dataset, files.c.drifted),
         ),
         file_amounts,
     )
 
     actions = ACTIONS
-
-    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
-        """Import and return the definitions for Dagster."""
-        from ingest_project.file_ingest import catalog, definitions  # imports dagster
-        from ingest_project.platform.http import printable_url  # brings requests
-        from ingest_project.readers.datasets import load_declarations  # brings Polars
-
-        declarations = load_declarations(settings)
-        stored = {
-            key: table for one in declarations.values() for key, table in definitions.stored_of(one, settings).items()
-        }
-        landed = dict.fromkeys(
-            (catalog.assets_of(name).raw_files for name in declarations), printable_url(settings.landing_url)
-        )
-        own = definitions.definitions_of(declarations)
-        return {self.name: DagsterParts(own, catalog.external_assets, stored, landed)}
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
         """Read the queue, and find broken reader profiles and declarations."""
@@ -273,14 +256,10 @@ class FileIngest(Capability[FileIngestResources]):
             Amount(IGNORED_NOTIFICATIONS, (reason,), int(number)) for reason, number in connection.execute(query)
         )
 
-    def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], DeltaStore]]:
+    def delta_tables(self, services: FileIngestResources) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the Delta tables of declared datasets."""
-        if not services.settings.declarations.is_dir():
-            return {}
-        from ingest_project.file_ingest.warehouse.delta_rows import delta_store  # brings Polars
-
         in_delta = [one for one in services.datasets.declared if one.target.delta]
-        return {one.name: partial(delta_store, one, services.settings) for one in in_delta}
+        return {one.name: partial(_figures_of, one, services.settings) for one in in_delta}
 
     def topics(self, services: FileIngestResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of file events."""
@@ -356,10 +335,12 @@ class FileIngest(Capability[FileIngestResources]):
         return services.files.correct_future_times(now, skew_seconds) + arrived
 
 
-def _first_rule(row: sa.RowMapping) -> str:
-    """Return the rule that most rows broke, or the class of the error if no rule was broken."""
+def _refusal(row: sa.RowMapping) -> str:
+    """Return the rule that a file broke as a whole, or the class of the error if it broke none."""
     rules: Mapping[str, int] = row["rule_counts"] or {}
-    return max(rules, key=lambda rule: rules[rule]) if rules else row["error_class"] or "unknown"
+    # The reason begins with it. The counts also have the rules of single rows, such as those of too many bad ones.
+    named = (row["reason"] or "").partition(":")[0]
+    return named if named in rules else next(iter(rules), None) or row["error_class"] or "unknown"
 
 
 def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
@@ -421,6 +402,10 @@ def _facts(row: sa.RowMapping) -> dict[str, object]:
         "Broken rules": ", ".join(f"{rule} {number:,}" for rule, number in rules.items()) or None,
         **entry_facts(row),
     }
+
+
+def _figures_of(declaration: DatasetDeclaration, settings: Settings) -> TableFigures | None:
+    return delta_store(declaration, settings).figures()
 
 
 def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Content]:

@@ -5,7 +5,7 @@ them (see `result`), and running the check alone queries the database again. The
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,13 +19,12 @@ from ingest_project.file_ingest.catalog import (
     QUARANTINED_FILES,
     RAW_FILES,
     SENSOR_ASSETS,
-    VALIDATED_SENSOR_DATA,
     DatasetAssets,
     assets_of,
-    files_partitions,
 )
 from ingest_project.file_ingest.contract import Contract
-from ingest_project.file_ingest.drift import NO_DRIFT, drift_of, drift_result
+from ingest_project.file_ingest.declared import contract_of
+from ingest_project.file_ingest.drift import NO_DRIFT, drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
@@ -34,18 +33,22 @@ from ingest_project.file_ingest.result import (
     ONE_READING_AN_INSTANT,
     baseline_result,
     broken_contract,
+    drift_result,
     file_accepted,
     instants_result,
     rows_quarantined_reason,
 )
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import open_file
-from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, report_each
 from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
+# Returns the results of a check for some files of a dataset, by their keys.
+ResultsOf = Callable[[FileIngestResources, DatasetAssets, Sequence[str]], Mapping[str, CheckResult]]
 
 
 def contract_of_stored(services: FileIngestResources, file_key: str, contract: Contract) -> CheckResult:
@@ -72,7 +75,7 @@ def contract_of_stored(services: FileIngestResources, file_key: str, contract: C
     return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.rows})
 
 
-def stored_violations(warehouse: Warehouse, file_key: str, contract: Contract) -> Counter[str]:
+def stored_violations(warehouse: SqlWarehouse, file_key: str, contract: Contract) -> Counter[str]:
     """Count how often each rule is broken by a stored row of the file; none should be."""
     broken: Counter[str] = Counter()
     for rows in warehouse.rows_of(file_key):
@@ -137,80 +140,90 @@ def _broken(
     )
 
 
-def _of_each(context: dg.AssetCheckExecutionContext, result_of: Callable[[str], CheckResult]) -> dg.AssetCheckResult:
-    keys = list(context.partition_keys)
-    results = {key: result_of(key) for key in keys}
-    report_each(context, results)
-    failed = [result for result in results.values() if not result.passed]
-    errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
-    # A warning in front must not hide an error, which blocks.
-    first = next(iter([*errors, *failed, *results.values()]))
-    return WholeAssetResult(
-        passed=not failed,
-        severity=first.severity,
-        description=first.description,
-        metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
-    )
-
-
-def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
-    """Return the checks of one dataset: four of each file, and one of all its rows."""
-    assets = assets_of(dataset)
+def _file_check(
+    assets: DatasetAssets, name: str, description: str, results_of: ResultsOf, *, blocking: bool = False
+) -> dg.AssetChecksDefinition:
+    """Return a check of each file of a dataset."""
 
     @dg.asset_check(
         asset=assets.validated,
-        name=CONTRACT_HOLDS,
+        name=name,
         partitions_def=assets.partitions,
-        description="The stored rows of the file follow every rule of the contract, and none of its rows was rejected.",
+        blocking=blocking,
+        description=description,
     )
-    def contract_holds(
+    def check(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
-        """Check the stored rows of each selected file against the contract."""
-        contract = services.contract_of(dataset)
-        return _of_each(context, lambda key: contract_of_stored(services, key, contract))
+        results = results_of(services, assets, list(context.partition_keys))
+        report_each(context, results)
+        failed = [result for result in results.values() if not result.passed]
+        errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
+        # A warning in front must not hide an error, which blocks.
+        first = next(iter([*errors, *failed, *results.values()]))
+        return WholeAssetResult(
+            passed=not failed,
+            severity=first.severity,
+            description=first.description,
+            metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
+        )
+
+    return check
+
+
+def _contract_holds(
+    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> Mapping[str, CheckResult]:
+    contract = contract_of(services, assets.dataset)
+    return {key: contract_of_stored(services, key, contract) for key in keys}
+
+
+def _columns_known(
+    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> Mapping[str, CheckResult]:
+    contract = contract_of(services, assets.dataset)
+    return {key: columns_of_landed(services, key, contract) for key in keys}
+
+
+def _accepted(services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]) -> Mapping[str, CheckResult]:
+    unknown = dict.fromkeys(keys, (FileState.FAILED, "The work queue does not know this file."))
+    known = {record.file_key: (record.state, record.reason) for record in services.files.get_many(keys)}
+    return {key: file_accepted(assets, key, *state) for key, state in {**unknown, **known}.items()}
+
+
+def _within_baseline(
+    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> Mapping[str, CheckResult]:
+    known = read_statistics(services.engine, keys)
+    sources = {(file.dataset, file.source) for file in known.values()}
+    with reading(services.engine) as connection:
+        baselines = read_baselines(connection, sources, services.settings, datetime.now(UTC))
+    reason = "Only ingested files of recent weeks are compared."
+    others = CheckResult(assets.validated, WITHIN_BASELINE, passed=True, description=reason)
+    judged = {
+        key: baseline_result(baselines[file.dataset, file.source].judge(file), assets) for key, file in known.items()
+    }
+    return {key: judged.get(key, others) for key in keys}
+
+
+def _one_reading_an_instant(
+    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+) -> Mapping[str, CheckResult]:
+    del assets
+    return {key: instants_of_stored(services, key) for key in keys}
+
+
+def _rows_add_up(assets: DatasetAssets) -> dg.AssetChecksDefinition:
+    """Return the check that compares the recorded counts of a dataset with its tables."""
 
     @dg.asset_check(
         asset=assets.validated,
-        name=assets.columns_check,
-        partitions_def=assets.partitions,
-        description="The file has the columns that its dataset or reader profile names, of their types, and no other.",
-    )
-    def columns_known(
-        context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
-    ) -> dg.AssetCheckResult:
-        """Check the header of each selected file."""
-        contract = services.contract_of(dataset)
-        return _of_each(context, lambda key: columns_of_landed(services, key, contract))
-
-    @dg.asset_check(
-        asset=assets.validated,
-        name=FILE_ACCEPTED,
-        partitions_def=assets.partitions,
-        blocking=True,
-        description="The file was ingested. Assets that depend on its rows wait for this.",
-    )
-    def file_was_accepted(
-        context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
-    ) -> dg.AssetCheckResult:
-        """Check the state of each selected file."""
-        records = {record.file_key: record for record in services.files.get_many(list(context.partition_keys))}
-
-        def result_of(key: str) -> CheckResult:
-            if key not in records:
-                return file_accepted(assets, key, FileState.FAILED, "The work queue does not know this file.")
-            return file_accepted(assets, key, records[key].state, records[key].reason)
-
-        return _of_each(context, result_of)
-
-    @dg.asset_check(
-        asset=assets.validated,
+        name="rows_add_up",
         description="Of all ingested files: rows read are rows accepted and rows quarantined, and all are stored.",
     )
-    def rows_add_up(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
-        """Compare the recorded counts with the tables."""
-        stored = services.warehouse.of(services.contract_of(dataset).tables).totals()
-        recorded = services.files.row_totals(dataset)
+    def check(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
+        stored = services.warehouse.of(contract_of(services, assets.dataset).tables).totals()
+        recorded = services.files.row_totals(assets.dataset)
         metadata = {
             "rows_read": recorded.read,
             "rows_accepted": recorded.accepted,
@@ -225,44 +238,48 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
         )
         return WholeAssetResult(passed=passed, metadata=metadata)
 
-    @dg.asset_check(
-        asset=assets.validated,
-        name=WITHIN_BASELINE,
-        partitions_def=assets.partitions,
-        description="Rows, rejected share, nulls and lateness of the file are usual for its source in recent weeks.",
-    )
-    def within_baseline(
-        context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
-    ) -> dg.AssetCheckResult:
-        """Compare the statistics of each selected file with those of its source."""
-        known = read_statistics(services.engine, context.partition_keys)
-        sources = {(file.dataset, file.source) for file in known.values()}
-        with reading(services.engine) as connection:
-            baselines = read_baselines(connection, sources, services.settings, datetime.now(UTC))
-
-        def result_of(key: str) -> CheckResult:
-            file = known.get(key)
-            if file is None:
-                reason = "Only ingested files of recent weeks are compared."
-                return CheckResult(assets.validated, WITHIN_BASELINE, passed=True, description=reason)
-            return baseline_result(baselines[file.dataset, file.source].judge(file), assets)
-
-        return _of_each(context, result_of)
-
-    return [contract_holds, file_was_accepted, columns_known, rows_add_up, within_baseline]
+    return check
 
 
-@dg.asset_check(
-    asset=VALIDATED_SENSOR_DATA,
-    name=ONE_READING_AN_INSTANT,
-    partitions_def=files_partitions,
-    description="No device has two readings of one sensor type at one time in the file.",
+def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
+    """Return the checks of one dataset: one of all its rows, and four of each file."""
+    assets = assets_of(dataset)
+    return [
+        _rows_add_up(assets),
+        _file_check(
+            assets,
+            CONTRACT_HOLDS,
+            "The stored rows of the file follow every rule of the contract, and none of its rows was rejected.",
+            _contract_holds,
+        ),
+        _file_check(
+            assets,
+            FILE_ACCEPTED,
+            "The file was ingested. Assets that depend on its rows wait for this.",
+            _accepted,
+            blocking=True,
+        ),
+        _file_check(
+            assets,
+            assets.columns_check,
+            "The file has the columns that its dataset or reader profile names, of their types, and no other.",
+            _columns_known,
+        ),
+        _file_check(
+            assets,
+            WITHIN_BASELINE,
+            "Rows, rejected share, nulls and lateness of the file are usual for its source in recent weeks.",
+            _within_baseline,
+        ),
+    ]
+
+
+one_reading_an_instant = _file_check(
+    SENSOR_ASSETS,
+    ONE_READING_AN_INSTANT,
+    "No device has two readings of one sensor type at one time in the file.",
+    _one_reading_an_instant,
 )
-def one_reading_an_instant(
-    context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
-) -> dg.AssetCheckResult:
-    """Count the stored readings of each selected file by device, type and time."""
-    return _of_each(context, lambda key: instants_of_stored(services, key))
 
 
 @dg.asset_check(
@@ -306,6 +323,6 @@ def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> d
     return WholeAssetResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
 
 
-SENSOR_CHECKS = [*checks_of_dataset(SENSOR_READINGS), one_reading_an_instant]
-CHECKS_OF_ALL_FILES = [SENSOR_CHECKS[3], quarantine_share_acceptable, nothing_waits_too_long]
-CHECKS = [*SENSOR_CHECKS, quarantine_share_acceptable, nothing_waits_too_long]
+_rows_of_sensors, *_of_each_file = checks_of_dataset(SENSOR_READINGS)
+CHECKS_OF_ALL_FILES = [_rows_of_sensors, quarantine_share_acceptable, nothing_waits_too_long]
+CHECKS = [*_of_each_file, one_reading_an_instant, *CHECKS_OF_ALL_FILES]

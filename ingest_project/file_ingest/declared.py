@@ -16,17 +16,19 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, validate
+from ingest_project.contracts.schemas import schema_of
+from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.contract import Contract, counts_of, location_of
+from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
 from ingest_project.file_ingest.drift import Policy
 from ingest_project.file_ingest.file_queue import FileRecord
+from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
-from ingest_project.platform.database.declared_tables import TableKind, View, ensure_tables
-from ingest_project.platform.database.sql import Double, Json, sql_type
+from ingest_project.platform.database.declared_tables import TableKind, View, ensure_tables, sql_type
+from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name
@@ -41,6 +43,10 @@ TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
+# A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
+MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
+# Delta reads it as null.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
 # counts as zero; a group with a figure above the most has no mean, or no deviation, rather than a wrong one.
 LEAST, MOST_TO_SUM, MOST_TO_SQUARE = "1e-150", "1e290", "1e145"
@@ -109,14 +115,20 @@ class DeclaredContract(Contract):
 
     @cached_property
     def schema(self) -> pandera.DataFrameSchema:
-        """The pandera schema of the rows, with the key."""
-        if self.declaration.key is None:
-            return self.declaration.contract
-        schema = copy.deepcopy(self.declaration.contract)
-        unique: Any = schema.unique or []
-        others = [unique] if unique and isinstance(unique[0], str) else unique
-        keys: Any = [*others, list(self.declaration.key.columns)]
-        schema.unique = keys
+        """The pandera schema of the rows, with the key, and with the names of partitions that a folder can have."""
+        declared = self.declaration
+        schema = copy.copy(schema_of(declared.columns, declared.model))
+        texts = [one.name for one in declared.typed_columns if one.kind == "text"]
+        partitions = [name for name in texts if name in declared.target.partition_by]
+        schema.checks = [
+            *schema.checks,
+            *(row_check(f"{name}_not_a_partition", _is_a_partition(name)) for name in partitions),
+        ]
+        if declared.key is not None:
+            unique: Any = schema.unique or []
+            others = [unique] if unique and isinstance(unique[0], str) else unique
+            keys: Any = [*others, list(declared.key.columns)]
+            schema.unique = keys
         return schema
 
     @property
@@ -295,3 +307,28 @@ def _metrics_table(declaration: DatasetDeclaration) -> sa.Table | None:
     figures = [sa.Column(name, sa.BigInteger if name == "count" else Double) for name in SUMMARY_COLUMNS]
     key = sa.Column("file_key", sa.Text, nullable=False)
     return _table(declaration.metrics_table, [key, *groups, sa.Column("measure", sa.Text), *figures], "btree")
+
+
+def contract_of(services: FileIngestResources, dataset: str) -> Contract:
+    """Return the requirements on the files of a dataset.
+
+    Raises:
+        SettingsError: its reader profile, or the file of sensor types, cannot be used.
+    """
+    if dataset == SENSOR_READINGS:
+        return SensorContract.from_settings(services.settings.file_ingest)
+    return DeclaredContract.of(services.datasets[dataset], services.settings)
+
+
+def summaries_of(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
+    """Return the metrics of a file; none where its dataset is not declared any more."""
+    declaration = services.datasets.get(record.dataset)
+    if declaration is None:
+        return []
+    return services.warehouse.of(tables_of(declaration, services.settings)).summaries_of(record.file_key)
+
+
+def _is_a_partition(name: str) -> pl.Expr:
+    text = pl.col(name)
+    size = text.str.len_bytes().cast(pl.Int64) * 3 - text.str.count_matches(AS_THEY_ARE).cast(pl.Int64) * 2
+    return ((size <= MAX_PARTITION_BYTES) & (text != NULL_PARTITION)).fill_null(value=True)

@@ -8,6 +8,7 @@ it reports everything that it wrote, even assets that were not selected.
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import dagster as dg
 import polars as pl
@@ -16,10 +17,10 @@ from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import SchemaConflictError, SettingsError, TransientError
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, specs_of
+from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, external_assets, specs_of
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
 from ingest_project.file_ingest.contract import Contract
-from ingest_project.file_ingest.declared import tables_of
+from ingest_project.file_ingest.declared import contract_of, tables_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.pipeline import ingest, requeue_later
 from ingest_project.file_ingest.raw_files import land
@@ -44,10 +45,12 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
-from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.http import printable_url
+from ingest_project.platform.trace_context import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.readers.datasets import DatasetDeclaration, Declarations
+from ingest_project.readers.datasets import DatasetDeclaration, Declarations, load_declarations
 
 logger = get_logger(__name__)
 
@@ -88,7 +91,7 @@ def _ingest(
 ) -> None:
     records = services.files.begin(keys, context.run.run_id, datetime.now(UTC))
     try:
-        contract = services.contract_of(assets.dataset)
+        contract = contract_of(services, assets.dataset)
         contract.prepare_tables(services.engine)
     except (SettingsError, SchemaConflictError) as error:
         # The files wait until the configuration that all of them need is fixed; their reason names it.
@@ -124,7 +127,7 @@ def _ingest_all(
 
 
 def _undo_unrecorded(services: FileIngestResources, tables: DatasetTables) -> None:
-    """See `Warehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
+    """See `SqlWarehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
     try:
         services.warehouse.of(tables).undo_unrecorded()
     except TransientError as away:
@@ -176,7 +179,7 @@ def _land(
         )
 
 
-def _item(record: FileRecord) -> tracing.Item:
+def _item(record: FileRecord) -> Item:
     known = {"trace_id": record.event.trace_id, "job_id": record.event.job_id, "dataset": record.dataset}
     return record.file_key, record.intake.context, known
 
@@ -294,4 +297,19 @@ def stored_of(declaration: DatasetDeclaration, settings: Settings) -> dict[dg.As
         return stored | {assets.validated: SqlTable(tables.rows, "file_key")}
     schema = pl.DataFrame(schema=tables.row_schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     name = str(declaration.target.delta)
-    return stored | {assets.validated: DeltaTable(name, lambda: delta_store(declaration, settings), schema, "file_key")}
+    descriptions = {column.name: column.description for column in declaration.typed_columns}
+    store = partial(delta_store, declaration, settings)
+    return stored | {assets.validated: DeltaTable(name, store, schema, "file_key", descriptions)}
+
+
+def with_services(services: FileIngestResources) -> dg.Definitions:
+    """Return the definitions of all datasets with the resources of this process, for a backfill."""
+    return dg.Definitions.merge(definitions_of(services.datasets), dg.Definitions(resources={"services": services}))
+
+
+def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of file ingest."""
+    declarations = load_declarations(settings)
+    stored = {key: table for one in declarations.values() for key, table in stored_of(one, settings).items()}
+    landed = dict.fromkeys((assets_of(name).raw_files for name in declarations), printable_url(settings.landing_url))
+    return {"file_ingest": DagsterParts(definitions_of(declarations), external_assets, stored, landed)}

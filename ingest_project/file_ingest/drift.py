@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.layout import RowsChunk, Target
-
-if TYPE_CHECKING:
-    from ingest_project.file_ingest.catalog import DatasetAssets
-    from ingest_project.platform.dagster.asset_events import CheckResult
 
 SCHEMA_CHANGED = "schema_changed"
 MAX_COLUMNS_SHOWN = 50
@@ -101,21 +97,3 @@ def require_unchanged(drift: Drift) -> None:
             SCHEMA_CHANGED,
             f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",
         )
-
-
-def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
-    """Judge whether a file has the columns that its dataset declares."""
-    # Commands judge drift without Dagster.
-    import dagster as dg
-
-    from ingest_project.platform.dagster.asset_events import CheckResult
-
-    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
-    return CheckResult(
-        assets.validated,
-        assets.columns_check,
-        passed=not drift.found,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
-        metadata=drift.metadata(),
-    )

@@ -4,6 +4,11 @@ All of it is one transaction, and every write replaces the rows of an earlier at
 the same state, and a killed run leaves nothing behind. Duplicate contents and newer versions of a file are detected
 here, where no two runs can both be first.
 
+Of one location the newest accepted version counts, whatever the order in which versions arrive. That is decided inside
+the transaction that stores a version, while no other transaction decides about the same location. Rows of an older
+version are removed in the transaction that adds the newer one's; an older version that comes later is read, and not
+stored.
+
 A transaction that fails is bisected down to the file that it fails for: the others are stored at once. Only while the
 database does not answer are all of them retried later.
 
@@ -34,12 +39,12 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
-from ingest_project.file_ingest.versions import settle
-from ingest_project.file_ingest.warehouse import WarehouseTransaction
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
 from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.errors import sqlstate
@@ -278,13 +283,44 @@ def settle_versions(
     Returns:
         the results, those that do not count as replaced; and the keys of other versions that they replace.
     """
-    settled = settle(results, transaction.versions_at([result.record.location_key for result in results]))
-    if settled.replaced:
+    stored = transaction.versions_at([result.record.location_key for result in results])
+    own = {result.record.file_key for result in results}
+    others = [(row, VersionOrder(*row[3:])) for row in stored if row.file_key not in own]
+    newest = _newest_accepted(results, others)
+    replaced = {
+        row.file_key: successor.file_key
+        for row, order in others
+        if (successor := newest.get(row.location_key)) is not None
+        and successor.file_key in own
+        and order < successor
+        and (row.stands or row.state in REPLACEABLE_STATES)
+    }
+    if replaced:
         # Their contents are free for the successors, and for files that were duplicates of them.
-        transaction.release_contents(list(settled.replaced))
-        transaction.replace_versions(settled.replaced, run_id)
-        transaction.put_statistics(pl.DataFrame(schema=STATISTICS), list(settled.replaced))
-    return list(settled.results), tuple(settled.replaced)
+        transaction.release_contents(list(replaced))
+        transaction.replace_versions(replaced, run_id)
+        transaction.put_statistics(pl.DataFrame(schema=STATISTICS), list(replaced))
+    return [_judged(result, newest.get(result.record.location_key)) for result in results], tuple(replaced)
+
+
+def _newest_accepted(
+    results: Sequence[FileResult], others: Sequence[tuple[VersionRow, VersionOrder]]
+) -> dict[str, VersionOrder]:
+    """Return the newest accepted version of each location, of the results and of other versions."""
+    candidates = [(o.record.location_key, o.record.order) for o in results if o.state is FileState.INGESTED]
+    candidates += [(row.location_key, order) for row, order in others if row.stands]
+    newest: dict[str, VersionOrder] = {}
+    for location_key, order in candidates:
+        newest[location_key] = max(order, newest.get(location_key, order))
+    return newest
+
+
+def _judged(result: FileResult, newest: VersionOrder | None) -> FileResult:
+    if newest is None or result.record.order >= newest or result.state not in REPLACEABLE_STATES:
+        return result
+    before = "" if result.state is FileState.INGESTED else f" It would have been {result.state}: {result.reason}"
+    reason = f"{newest.file_key} is newer and counts instead.{before}"
+    return replace(result, state=FileState.REPLACED, replaced_by=newest.file_key, reason=reason, sample=())
 
 
 def replaced_results(services: FileIngestResources, file_keys: Sequence[str]) -> list[FileResult]:

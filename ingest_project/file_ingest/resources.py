@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.secrets import text_of
 from ingest_project.file_ingest.file_queue import FileQueue
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.database import database_address
 from ingest_project.platform.object_store import open_configured_store
 from ingest_project.platform.object_store.content_store import LandingStore
-from ingest_project.sources.registry import SourceResources
-
-if TYPE_CHECKING:
-    # Polars and Dagster take a second to import, which commands do not have.
-    from ingest_project.file_ingest.contract import Contract
-    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
+from ingest_project.sources.resources import SourceResources
 
 
 def open_warehouse(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> SqlWarehouse:
@@ -33,8 +27,6 @@ def open_warehouse(database_url: str | SecretStr, connect_timeout_seconds: float
         from ingest_project.file_ingest.warehouse.postgres import PostgresWarehouse  # loads the driver
 
         return PostgresWarehouse(database_url, connect_timeout_seconds)
-    from ingest_project.file_ingest.warehouse.sql import SqlWarehouse  # one of the two is used
-
     return SqlWarehouse(database_url, connect_timeout_seconds)
 
 
@@ -61,17 +53,3 @@ class FileIngestResources(SourceResources):
     def landing(self) -> LandingStore:
         """The bytes of every file, by content."""
         return LandingStore(open_configured_store(self.settings.landing_url, self.settings))
-
-    def contract_of(self, dataset: str) -> Contract:
-        """Return the requirements on the files of a dataset.
-
-        Raises:
-            SettingsError: its reader profile, or the file of sensor types, cannot be used.
-        """
-        if dataset == SENSOR_READINGS:
-            from ingest_project.file_ingest.contract import SensorContract  # brings Dagster
-
-            return SensorContract.from_settings(self.settings.file_ingest)
-        from ingest_project.file_ingest.declared import DeclaredContract  # as above
-
-        return DeclaredContract.of(self.datasets[dataset], self.settings)

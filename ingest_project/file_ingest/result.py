@@ -18,6 +18,7 @@ import dagster as dg
 
 from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
     FileRejectedError,
     IngestError,
@@ -28,7 +29,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.file_ingest.drift import NO_DRIFT, Drift, Policy, drift_result
+from ingest_project.file_ingest.drift import FATES, NO_DRIFT, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import FileState
@@ -386,7 +387,7 @@ def _kind(values: Sequence[object]) -> str:
 
 def _shown(value: object) -> str | float | int:
     if isinstance(value, datetime):
-        return value.isoformat()
+        return data_text(value)
     if value is None:
         return ""
     return value if isinstance(value, str | float | int) else str(value)
@@ -440,6 +441,19 @@ def baseline_result(verdict: Verdict, assets: DatasetAssets) -> CheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description=str(verdict),
         metadata=verdict.metadata(),
+    )
+
+
+def drift_result(drift: Drift, assets: DatasetAssets, policy: Policy) -> CheckResult:
+    """Judge whether a file has the columns that its dataset declares."""
+    fate = f" Unknown columns are {FATES[policy]}." if drift.unknown else ""
+    return CheckResult(
+        assets.validated,
+        assets.columns_check,
+        passed=not drift.found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"The columns of the file differ from the declared ones. {drift}.{fate}" if drift.found else None,
+        metadata=drift.metadata(),
     )
 
 

@@ -1,23 +1,17 @@
-"""Resolve the version that an event means, and decide which version of a location counts.
+"""Resolve the version that an event means, and hash what the rows of a version mean.
 
 An event that carries no version means the one that is present when the event is consumed. A tick must end in time
 even if sources do not answer: servers are queried in parallel, with one query at a time each, and a server that is
 unreachable or silent is skipped.
-
-Of one location the newest accepted version counts, whatever the order in which versions arrive. That is decided inside
-the transaction that stores a version, while no other transaction decides about the same location. Rows of an older
-version are removed in the transaction that adds the newer one's; an older version that comes later is read, and not
-stored.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace as replaced
 
@@ -25,14 +19,8 @@ from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
-from ingest_project.file_ingest.file_queue import VersionOrder
-from ingest_project.file_ingest.tables import FileState
-from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow
 from ingest_project.readers.profiles import ReaderProfile, first_group
 from ingest_project.sources import Source, SourceFile
-
-if TYPE_CHECKING:
-    from ingest_project.file_ingest.result import FileResult
 
 logger = get_logger(__name__)
 
@@ -123,44 +111,6 @@ def _server_of(location: str) -> str:
     return f"{scheme}://{rest[2:].partition('/')[0]}" if rest.startswith("//") else scheme
 
 
-@dataclass(frozen=True)
-class Settled:
-    """The versions that count, and those that they replace.
-
-    Args:
-        results: as given, those that do not count as replaced.
-        replaced: key of each version that counted, or was in quarantine or failed, to the key of its successor.
-    """
-
-    results: Sequence[FileResult]
-    replaced: Mapping[str, str]
-
-
-def settle(results: Sequence[FileResult], stored: Sequence[VersionRow]) -> Settled:
-    """Mark every version that is not the newest accepted one of its location as replaced.
-
-    Args:
-        results: results of the files that are about to be stored.
-        stored: the other versions of their locations.
-    """
-    own = {result.record.file_key for result in results}
-    others = [(row, VersionOrder(*row[3:])) for row in stored if row.file_key not in own]
-    candidates = [(o.record.location_key, o.record.order) for o in results if o.state is FileState.INGESTED]
-    candidates += [(row.location_key, order) for row, order in others if row.stands]
-    newest: dict[str, VersionOrder] = {}
-    for location_key, order in candidates:
-        newest[location_key] = max(order, newest.get(location_key, order))
-    replaced = {
-        row.file_key: successor.file_key
-        for row, order in others
-        if (successor := newest.get(row.location_key)) is not None
-        and successor.file_key in own
-        and order < successor
-        and (row.stands or row.state in REPLACEABLE_STATES)
-    }
-    return Settled([_judged(result, newest.get(result.record.location_key)) for result in results], replaced)
-
-
 def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) -> str:
     """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
 
@@ -174,11 +124,3 @@ def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) 
     taken = {column: first_group(name, pattern) for column, pattern in profile.from_file_name.items()}
     taken |= {column: first_group(location, pattern) for column, pattern in profile.from_path.items()}
     return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind, *more)
-
-
-def _judged(result: FileResult, newest: VersionOrder | None) -> FileResult:
-    if newest is None or result.record.order >= newest or result.state not in REPLACEABLE_STATES:
-        return result
-    before = "" if result.state is FileState.INGESTED else f" It would have been {result.state}: {result.reason}"
-    reason = f"{newest.file_key} is newer and counts instead.{before}"
-    return replace(result, state=FileState.REPLACED, replaced_by=newest.file_key, reason=reason, sample=())

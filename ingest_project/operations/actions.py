@@ -23,7 +23,7 @@ from ingest_project.platform.actions import (
     perform,
 )
 from ingest_project.platform.capability import ConsumedTopic
-from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project.platform.kafka.dead_letters import SkippedOffsets
 
 __all__ = ["ACTIONS", "action_named", "actions_by_capability", "perform"]
@@ -108,6 +108,8 @@ def _require_ahead(
     services: SystemResources, consumed: ConsumedTopic, topic: str, partition: int, offset: int
 ) -> tuple[str, ...]:
     """Raise IngestError where the saved cursor has passed the offset; return a note where that is unknown."""
+    from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
+
     try:
         sensors = DagsterRecords(services.settings).sensors()
     except DagsterRecordsUnavailableError as error:

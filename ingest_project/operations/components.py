@@ -6,7 +6,7 @@ stream needs. The resources are one object in all of them: Dagster merges no oth
 """
 
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import dagster as dg
 from pydantic import BaseModel
@@ -25,6 +25,8 @@ from ingest_project.operations.definitions import retention
 from ingest_project.readers.datasets import DatasetDeclaration, Declarations
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.declared import definitions_of_stream, topics_of
+
+Declaration = TypeVar("Declaration", bound=BaseModel)
 
 DATASET = """\
 type: ingest_project.FileDataset
@@ -139,8 +141,7 @@ class FileDataset(dg.Component):
         Raises:
             ValidationError: the attributes contradict each other.
         """
-        given = attributes.model_dump(exclude_unset=True) if attributes else {}
-        return cls(DatasetDeclaration.model_validate({"name": context.path.name, **given}))
+        return cls(_declared(DatasetDeclaration, attributes, context))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return what one dataset needs in a Dagster project of its own."""
@@ -181,8 +182,7 @@ class TopicStream(dg.Component):
         Raises:
             ValidationError: the attributes contradict each other.
         """
-        given = attributes.model_dump(exclude_unset=True) if attributes else {}
-        return cls(StreamDeclaration.model_validate({"name": context.path.name, **given}))
+        return cls(_declared(StreamDeclaration, attributes, context))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return what the stream needs in a Dagster project of its own."""
@@ -209,6 +209,12 @@ class Maintenance(dg.Component):
         del context
         datasets = dg.Definitions(jobs=[dataset_maintenance], schedules=[HOURLY_MAINTENANCE])
         return dg.Definitions.merge(retention, datasets, dg.Definitions(resources={"services": _services()}))
+
+
+def _declared(model: type[Declaration], attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Declaration:
+    """Return what a folder declares; it has the name of the folder unless it says another."""
+    given = attributes.model_dump(exclude_unset=True) if attributes else {}
+    return model.model_validate({"name": context.path.name, **given})
 
 
 @cache

@@ -13,6 +13,9 @@ import dagster as dg
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.attachments import definitions as attachments
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest import definitions as file_ingest
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.alerts.channels import channels
 from ingest_project.operations.alerts.conditions import ALERTS_SENSOR
@@ -28,17 +31,30 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll
 from ingest_project.platform.capability import PurgeStep, QueueView
+from ingest_project.platform.dagster.catalog import DagsterParts
+from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
+from ingest_project.polling import definitions as polling
+from ingest_project.streams import declared as streams
 
 ENDED_RUNS = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 MAX_PARTITIONS = 10_000
 MAX_RUNS = 2_000
 SHOWN = 10
 PARTITION_TAG = "dagster/partition"
+
+
+# One for each of `CAPABILITIES`.
+DAGSTER_PARTS = (polling.dagster_parts, file_ingest.dagster_parts, attachments.dagster_parts, streams.dagster_parts)
+
+
+def parts_of_capabilities(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of the capabilities, by the names that INGEST_DISABLED_CAPABILITIES takes."""
+    return {name: parts for dagster_parts in DAGSTER_PARTS for name, parts in dagster_parts(settings).items()}
 
 
 @dg.sensor(
@@ -65,7 +81,7 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
         watch.close()
 
 
-def _snapshot_for_alerts(services: SystemResources, records: DagsterRecords) -> SystemSnapshot:
+def _snapshot_for_alerts(services: SystemResources, records: RunRecords) -> SystemSnapshot:
     """Read what the conditions need, once."""
     now = datetime.now(UTC)
     dagster = sample_of(lambda: read_dagster(records))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -10,10 +11,12 @@ from typing import TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.core.console import counted
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.topics import topics_of_dead_letters
 from ingest_project.platform.actions import actions_on_item
-from ingest_project.platform.capability import Capability
+from ingest_project.platform.capability import Capability, ConsumedTopic
 from ingest_project.platform.database import reading
 from ingest_project.platform.items import (
     MAX_HITS,
@@ -29,10 +32,24 @@ from ingest_project.platform.items import (
     listed,
 )
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.platform.kafka.dead_letters import as_text, letter_of, message_id_prefix, newest_letters
+from ingest_project.platform.kafka.dead_letters import (
+    DeadLetter,
+    as_text,
+    letter_of,
+    letters_naming,
+    message_id_prefix,
+    newest_letters,
+)
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
+from ingest_project.platform.trace_context import context_prefix, trace_ids_of
 
+OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
+OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]
+# A shorter text is in many letters by chance.
+SHORTEST_ID = 4
+# All searches in dead letters of one text.
+LETTER_SECONDS = 1.0
 SEARCHED = "names, keys and their hashes, ids, traces, SHA-256, ETags, URLs, paths and Kafka positions"
 MAX_HEADERS = 50
 MAX_HEADER_LENGTH = 500
@@ -74,12 +91,13 @@ class History(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
 
 
-def find(services: SystemResources, text: str) -> Found:
+def find(services: SystemResources, text: str, broker_problem: str | None = None) -> Found:
     """Find the items that a text identifies; where none is equal to it, those whose names or keys begin with it.
 
     Args:
         services: the resources.
         text: any id of an item, see SEARCHED.
+        broker_problem: why Kafka cannot be asked, where that is known: waiting for it would take seconds.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -87,7 +105,15 @@ def find(services: SystemResources, text: str) -> Found:
     search, problems = Search.of(text), list[str]()
     if not search.text:
         return Found("", (), more=False, problems=())
-    hits = _searched(services, search, problems) or _message_at(services, search.position, problems)
+    hits = _searched(services, search, problems, OF_QUEUES)
+    # A file's name is nobody else's id: large tables of other rows are not read for it.
+    if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
+        hits += _searched(services, search, problems, OF_STREAMS)
+    if broker_problem is not None:
+        problems.append(broker_problem)
+    else:
+        hits += [_hit_of(letter) for letter in _letters(services, search, problems)]
+        hits = hits or _message_at(services, search.position, problems)
     if not hits:
         hits = _searched(services, msgspec.structs.replace(search, by_prefix=True), problems)
     newest_first = sorted(hits, key=lambda hit: hit.at.timestamp() if hit.at else 0.0, reverse=True)
@@ -125,9 +151,7 @@ def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
         # Those of the work queues: the messages of streams are where the link to the trace leads.
-        of_trace = _searched(
-            services, Search.of(view.trace_id), problems, [one for one in CAPABILITIES if one.item_tables]
-        )
+        of_trace = _searched(services, Search.of(view.trace_id), problems, OF_QUEUES)
         if others := [hit for hit in of_trace if hit.ref not in known]:
             related["of the same trace"] = Related(tuple(others[:MAX_HITS]), more=len(others) > MAX_HITS)
     return replace(view, related=related, problems=tuple(dict.fromkeys([*view.problems, *problems])))
@@ -150,6 +174,9 @@ def trace(services: SystemResources, text: str) -> History:
         # What is on record of the item itself: dead letters, and what has no trace.
         moments += [moment for view in views for moment in view.moments]
         trace_id = traces[0] if len(traces) == 1 else trace_id
+    else:
+        letters = _letters(services, Search.of(text), problems)
+        moments += [moment for letter in letters for moment in _moment_of(letter)]
     return History(trace_id, tuple(sorted(set(moments))), tuple(dict.fromkeys(problems)))
 
 
@@ -202,6 +229,35 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
         for capability in CAPABILITIES
         for moment in _all_of(lambda: capability.trace(services, trace_id), problems)  # noqa: B023 - used at once
     ]
+
+
+def _letters(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
+    """Return the dead letters that have an id, as far as they can be searched."""
+    return _asked(lambda: _examined(services, search, problems), problems) or []
+
+
+def _examined(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
+    if len(search.text) < SHORTEST_ID or search.position:
+        return []
+    ids, context = trace_ids_of(search.text), context_prefix(search.text)
+    letters, give_up_at = list[DeadLetter](), time.monotonic() + LETTER_SECONDS
+    for topic in topics_of_dead_letters(services, _consumed(services)):
+        found, older = letters_naming(services.range_reader, topic, ids, context, give_up_at - time.monotonic())
+        if older:
+            problems.append(f"the oldest {counted(older, 'dead letter')} on {topic}; see: ingest dlq list")
+        letters += found
+    return letters
+
+
+def _hit_of(letter: DeadLetter) -> Hit:
+    name = f"dead letter of {letter.original_location or 'an unknown message'}"
+    return Hit("message", letter.place, name, "dead letter", letter.failed_at)
+
+
+def _moment_of(letter: DeadLetter) -> Iterator[Moment]:
+    if letter.failed_at:
+        subject = f"message {letter.original_location or letter.place}"
+        yield Moment(letter.failed_at, subject, "dead-lettered", letter.reason or f"on {letter.place}")
 
 
 def _message_at(services: SystemResources, position: Position | None, problems: list[str]) -> list[Hit]:
@@ -262,7 +318,12 @@ def _with_letter(view: ItemView, letter: tuple[Moment, dict[str, object]] | None
         }
         state = view.state or "dead letter"
         return replace(
-            view, facts={**view.facts, **facts}, state=state, reason=own.reason, trace_id=view.trace_id or own.trace_id
+            view,
+            facts={**view.facts, **facts},
+            state=state,
+            reason=own.reason,
+            trace_id=view.trace_id or own.trace_id,
+            moments=[*view.moments, *_moment_of(own)],
         )
     if letter is None:
         return view
@@ -320,15 +381,19 @@ def _dead_letter(
 
 def _reader_of(services: SystemResources, topic: str) -> RangeReader:
     """Return the reader of the cluster that stores a topic."""
-    for one in (one for capability in CAPABILITIES for one in capability.topics(services)):
+    for one in _consumed(services):
         if one.cluster is not None and one.topic == topic:
             return RangeReader(one.cluster().settings)
     return services.range_reader
 
 
+def _consumed(services: SystemResources) -> list[ConsumedTopic]:
+    return [one for capability in CAPABILITIES for one in capability.topics(services)]
+
+
 def _topics(services: SystemResources) -> set[str]:
     """Return the topics of this system: no page shows a message of another one."""
-    consumed = [one for capability in CAPABILITIES for one in capability.topics(services)]
+    consumed = _consumed(services)
     named = {*(one.topic for one in consumed), *(one.dead_letters for one in consumed)}
     for value in services.settings.topics.model_dump().values():
         named.update([value] if isinstance(value, str) else value)

@@ -42,7 +42,6 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll, BrokerState
 from ingest_project.platform.actions import settle_interrupted
-from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS, Disk
 
 logger = get_logger(__name__)
@@ -149,6 +148,8 @@ class Monitor:
     """
 
     def __init__(self, settings: Settings) -> None:
+        from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
+
         self.settings = settings
         services = self.services = SystemResources(_with_short_timeouts(settings))
         services.reload_declarations()
@@ -156,7 +157,7 @@ class Monitor:
         # One each: storages are not shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
         records = DagsterRecords(services.settings)
-        self._looked_at = time.monotonic()
+        self._looked_at = self._began_at = time.monotonic()
         seen = self._is_seen
         self.warehouse: Poller[WarehouseState] = Poller("warehouse", lambda: _read_work(services), seconds, seen)
         self.broker: Poller[BrokerState] = Poller("broker", broker, seconds, seen)
@@ -205,17 +206,25 @@ class Monitor:
 
     def start(self) -> None:
         """Begin to poll."""
+        self._began_at = time.monotonic()
         for poller in self._pollers:
             poller.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled, or after that time; somebody is about to look at the samples."""
+        """Return once every part has been polled; somebody is about to look at the samples.
+
+        A part whose poll takes longer holds up nobody who asks later.
+
+        Args:
+            seconds: most after the begin of these polls.
+        """
         was_seen, self._looked_at = self._is_seen(), time.monotonic()
         if not was_seen:
+            self._began_at = self._looked_at
             seconds = min(seconds, RENEWAL_SECONDS)
             for poller in self._pollers:
                 poller.renew()
-        give_up_at = time.monotonic() + seconds
+        give_up_at = self._began_at + seconds
         for poller in self._pollers:
             poller.wait_for_first(max(0.0, give_up_at - time.monotonic()))
 

@@ -13,7 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.yaml_models import nearest_or_known
-from ingest_project.operations import CAPABILITIES, SystemResources, paused_capabilities
+from ingest_project.operations import SystemResources, paused_capabilities
 from ingest_project.platform.actions import (
     Action,
     ActionRecord,
@@ -66,7 +66,9 @@ def _sensors_of(services: SystemResources, name: str) -> list[str]:
     Raises:
         ActionRefusedError: there is no such capability.
     """
-    parts = {key: one for each in CAPABILITIES for key, one in each.dagster_parts(services.settings).items()}
+    from ingest_project.operations.definitions import parts_of_capabilities  # imports Dagster
+
+    parts = parts_of_capabilities(services.settings)
     if name not in parts:
         raise ActionRefusedError(f"There is no capability {name[:50]!r}{nearest_or_known(name, parts)}")
     return [sensor.name for sensor in parts[name].definitions.sensors or ()]

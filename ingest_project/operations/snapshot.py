@@ -32,13 +32,7 @@ from ingest_project.operations.topics import (
 )
 from ingest_project.platform.actions import ActionRecord, interrupted_actions
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
-from ingest_project.platform.dagster.run_records import (
-    DagsterRecords,
-    FailingTicks,
-    RunOnRecord,
-    RunsInFlight,
-    SensorOnRecord,
-)
+from ingest_project.platform.dagster.records import FailingTicks, RunOnRecord, RunRecords, RunsInFlight, SensorOnRecord
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project.platform.runtime import Disk
@@ -238,7 +232,7 @@ class SystemSnapshot:
         return min((queue.oldest for queue in queues if queue.oldest), key=lambda entry: entry.since, default=None)
 
 
-def take_snapshot(services: SystemResources, records: DagsterRecords) -> SystemSnapshot:
+def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnapshot:
     """Read every part once, for a person who waits: in detail, without running totals and tables.
 
     Topics and queues are read in the order in which data flows. Work moves on to a later part, so what has left one
@@ -313,7 +307,7 @@ def _with_pauses(services: SystemResources, work: Mapping[str, WorkState]) -> Wa
         return WarehouseState(work=work, paused=read_pauses(connection))
 
 
-def read_dagster(records: DagsterRecords) -> DagsterState:
+def read_dagster(records: RunRecords) -> DagsterState:
     """Read sensors, runs and heartbeats.
 
     Raises:
@@ -331,11 +325,11 @@ def read_dagster(records: DagsterRecords) -> DagsterState:
 def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
     """Read the logs of the Delta tables. A store that does not answer says nothing about the others: it is left out."""
     found: list[DeltaFigures] = []
-    for name, open_table in (
-        (name, table) for one in CAPABILITIES for name, table in one.delta_tables(services).items()
+    for name, figures_of in (
+        (name, figures_of) for one in CAPABILITIES for name, figures_of in one.delta_tables(services).items()
     ):
         try:
-            figures = open_table().figures()
+            figures = figures_of()
         except IngestError as error:
             logger.warning("table_unavailable", table=name, reason=str(error))
             continue

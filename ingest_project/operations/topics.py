@@ -15,7 +15,7 @@ import msgspec
 
 from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.platform.capability import Cluster, ConsumedTopic
-from ingest_project.platform.dagster.run_records import DagsterRecords, DagsterRecordsUnavailableError, SensorOnRecord
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError, RunRecords, SensorOnRecord
 from ingest_project.platform.kafka.dead_letters import newest_letters
 from ingest_project.platform.kafka.offsets import Positions, TopicStates, committed_positions
 from ingest_project.platform.runtime import Runtime
@@ -60,7 +60,7 @@ class LagMeter:
         records: the saved cursors.
     """
 
-    def __init__(self, services: Runtime, records: DagsterRecords) -> None:
+    def __init__(self, services: Runtime, records: RunRecords) -> None:
         self._main = services
         self._records = records
         self._unavailable: str | None = None
@@ -231,9 +231,7 @@ class BrokerPoll:
         topics: returns the topics that are consumed.
     """
 
-    def __init__(
-        self, services: Runtime, records: DagsterRecords, topics: Callable[[], Iterable[ConsumedTopic]]
-    ) -> None:
+    def __init__(self, services: Runtime, records: RunRecords, topics: Callable[[], Iterable[ConsumedTopic]]) -> None:
         self._services = services
         self._records = records
         self._topics = topics

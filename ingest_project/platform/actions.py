@@ -24,6 +24,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import DatabaseUnavailableError, PermanentError, TransactionConflictError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
@@ -37,10 +38,10 @@ logger = get_logger(__name__)
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
 MAX_LINES = 1_000
+LAST_ACTIONS = 20
 STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly done", "failed", "interrupted"
 # Nothing was done, as something else works on the items.
 NOT_DONE = "not done"
-OUTCOMES = (STARTED, DONE, PARTLY_DONE, FAILED, NOT_DONE, INTERRUPTED)
 # Outcome of an item that was left to what works on it.
 IN_PROGRESS = "in progress"
 # Another process may be looking whether an action was interrupted; its lock is free after that.
@@ -279,7 +280,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         finished_at: when it ended; of an interrupted one, when what it had done was found out.
-        outcome: one of OUTCOMES.
+        outcome: STARTED, DONE, PARTLY_DONE, NOT_DONE, FAILED or INTERRUPTED.
         selected: items that it was to act on.
         remaining: items that matched beyond the limit.
     """
@@ -457,7 +458,7 @@ def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
     if not 1 <= request.limit <= MAX_LIMIT:
         raise ActionRefusedError(f"The limit must be between 1 and {MAX_LIMIT:,}.")
     reason = " ".join(request.reason.replace("\x00", "").split())
-    if not reason and not request.dry_run:
+    if not request.dry_run and not any(one.isprintable() and one != " " for one in reason):
         raise ActionRefusedError("Enter a reason: the record of the action needs one.")
     if len(reason) > MAX_REASON_LENGTH:
         raise ActionRefusedError(f"The reason has more than {MAX_REASON_LENGTH:,} characters.")
@@ -476,7 +477,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
         ActionRefusedError: it is none of these.
     """
     if ago := _AGO.fullmatch(text.strip()):
-        return (now or datetime.now(UTC)) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        return (now or datetime.now(UTC)).replace(microsecond=0) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
@@ -537,11 +538,11 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
     return ActionRecord(**row) if row else None
 
 
-def interrupted_actions(connection: sa.Connection, since: datetime, limit: int = 20) -> tuple[ActionRecord, ...]:
+def interrupted_actions(connection: sa.Connection, since: datetime) -> tuple[ActionRecord, ...]:
     """Return the records of interrupted actions that started at a time or later, the newest first."""
     columns = operator_actions.c
     query = sa.select(operator_actions).where(columns.started_at >= since, columns.outcome == INTERRUPTED)
-    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(limit)).mappings()
+    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(LAST_ACTIONS)).mappings()
     return tuple(ActionRecord(**row) for row in rows)
 
 
@@ -554,12 +555,16 @@ def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[Item
         return tuple(ItemOutcome(*row) for row in connection.execute(query))
 
 
-def actions_on_item(engine: sa.Engine, item_key: str, limit: int = 20) -> tuple[ActionRecord, ...]:
+def actions_on_item(engine: sa.Engine, item_key: str) -> tuple[ActionRecord, ...]:
     """Return the records of the actions that selected an item, the newest first."""
     ids = sa.select(operator_action_items.c.action_id).where(operator_action_items.c.item_key == item_key)
     query = sa.select(operator_actions).where(operator_actions.c.action_id.in_(ids))
     with reading(engine) as connection:
-        rows = connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(limit)).mappings().all()
+        rows = (
+            connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(LAST_ACTIONS))
+            .mappings()
+            .all()
+        )
     return tuple(ActionRecord(**row) for row in rows)
 
 
@@ -572,7 +577,7 @@ def _value_of(parameter: Parameter, value: str) -> str:
     if parameter.kind == "lines" and len(value.splitlines()) > MAX_LINES:
         raise ActionRefusedError(f"{parameter.label} takes at most {MAX_LINES:,} lines.")
     # A length of time counts from now, not from when the record is read.
-    return time_of(value).isoformat() if parameter.kind == "time" else value
+    return data_text(time_of(value)) if parameter.kind == "time" else value
 
 
 def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, found: Performed) -> None:

@@ -1,7 +1,8 @@
-"""Protocol through which definitions, operations and the command line use a capability.
+"""Protocol through which operations and the command line use a capability.
 
 A capability implements it once, in its `capability.py`, and is listed once, in `operations/__init__.py`; the defaults
-here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast.
+here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast:
+what Dagster loads of it is listed in `operations/definitions.py`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.core.settings import KafkaSettings, Settings
-from ingest_project.platform import tracing
+from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
+from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
-
-if TYPE_CHECKING:
-    # Importing Dagster takes a second, which commands do not have.
-    import dagster as dg
-
-    from ingest_project.platform.dagster.catalog import StoredTable
-    from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.trace_context import context_prefix, trace_ids_of
 
 # States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
@@ -334,24 +329,8 @@ class PurgeStep(NamedTuple):
     remove: Callable[[], object]
 
 
-class DagsterParts(NamedTuple):
-    """The parts of a capability that Dagster loads.
-
-    Args:
-        definitions: its assets, checks, jobs, schedules and sensors.
-        external_assets: creates the specs of what it reads and writes outside this project.
-        stored: tables with rows that other assets can load.
-        locations: addresses of what other assets store, without secrets.
-    """
-
-    definitions: dg.Definitions
-    external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
-    stored: Mapping[dg.AssetKey, StoredTable] = {}
-    locations: Mapping[dg.AssetKey, str] = {}
-
-
 class Capability(Generic[Services_contra]):
-    """A capability as definitions, operations and commands use it, with resources of type `Services_contra`.
+    """A capability as operations and commands use it, with resources of type `Services_contra`.
 
     Methods that take resources raise DatabaseUnavailableError or TransactionConflictError where the database does not
     answer.
@@ -363,11 +342,6 @@ class Capability(Generic[Services_contra]):
     metrics: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
     actions: tuple[Action[Services_contra], ...] = ()
-
-    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
-        """Import and return what Dagster loads, by the name that INGEST_DISABLED_CAPABILITIES takes."""
-        del settings
-        raise NotImplementedError
 
     def topics(self, services: Services_contra) -> tuple[ConsumedTopic, ...]:
         """Return the topics that the capability reads, in the order in which data flows."""
@@ -395,8 +369,8 @@ class Capability(Generic[Services_contra]):
         del connection, limit
         return ()
 
-    def delta_tables(self, services: Services_contra) -> Mapping[str, Callable[[], DeltaStore]]:
-        """Return the Delta tables by name, each with a function that opens it."""
+    def delta_tables(self, services: Services_contra) -> Mapping[str, Callable[[], TableFigures | None]]:
+        """Return the Delta tables by name, each with a function that reads its figures, see `DeltaStore.figures`."""
         del services
         return {}
 
@@ -503,7 +477,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
     if row["finished_at"]:
         yield Moment(row["finished_at"], subject, row["state"], end)
     elif row["reason"]:
-        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S} UTC."
+        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z."
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 
@@ -542,17 +516,15 @@ def counted_by_state(
     queue: QueueView,
     columns: tuple[sa.Column[Any], ...],
     amounts: Callable[[sa.RowMapping], Iterator[Amount]],
-    states: Sequence[str] | None = None,
 ) -> tuple[CountedTable, ...]:
-    """Return the counted rows of a work queue, one per state: an index then leads straight to the new ones.
+    """Return the finished rows of a work queue, one per state: an index then leads straight to the new ones.
 
     Args:
         queue: the work queue.
         columns: that `amounts` reads.
         amounts: what one entry adds.
-        states: that are counted; all finished ones by default.
     """
-    table, ends = queue.table, states or finished_states(queue.states)
+    table, ends = queue.table, finished_states(queue.states)
     # Ending an entry sets both of its times, and this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
 
@@ -564,9 +536,9 @@ def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
 
 def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
     """Yield the conditions of `of_trace`, each for an index of its own."""
-    ids = tracing.trace_ids_of(text)
+    ids = trace_ids_of(text)
     yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
-    if (prefix := tracing.context_prefix(text)) is not None and "traceparent" in table.c:
+    if (prefix := context_prefix(text)) is not None and "traceparent" in table.c:
         yield table.c.traceparent.startswith(prefix)
 
 

@@ -6,13 +6,8 @@ Loaded when the first reference to a vault is read; the SDKs take a second to im
 from __future__ import annotations
 
 import logging
-from functools import cache
-from typing import TYPE_CHECKING
 
 from ingest_project.core.errors import PermanentError, TransientError
-
-if TYPE_CHECKING:
-    from azure.keyvault.secrets import SecretClient
 
 PUBLIC_VAULTS = ".vault.azure.net"
 CONNECT_SECONDS, ANSWER_SECONDS, ATTEMPTS = 5, 10, 3
@@ -34,10 +29,18 @@ def read_key_vault(location: str) -> str:
         SecretUnavailableError: the vault does not answer, or refuses this host's identity.
     """
     from azure.core.exceptions import AzureError, ResourceNotFoundError  # see the module's docstring
+    from azure.keyvault.secrets import SecretClient
 
+    from ingest_project.platform.azure.identity import default_credential
+
+    # The SDK logs every request's headers at INFO.
+    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     vault, name, *version = location.split("/")
+    host = vault if set(vault) & set(".:") else f"{vault}{PUBLIC_VAULTS}"
+    timeouts = {"connection_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
     try:
-        value = _key_vault(vault).get_secret(name, *version).value
+        with SecretClient(f"https://{host}", default_credential(), **timeouts, retry_total=ATTEMPTS - 1) as client:
+            value = client.get_secret(name, *version).value
     except ResourceNotFoundError as error:
         raise PermanentError(f"the vault {vault} has no such secret ({_sentence(error)})") from error
     except (AzureError, ValueError) as error:
@@ -80,24 +83,6 @@ def read_secrets_manager(secret_id: str) -> str:
     if not found.get("SecretString"):
         raise PermanentError("it is empty or binary")
     return str(found["SecretString"])
-
-
-@cache
-def _key_vault(vault: str) -> SecretClient:
-    from azure.keyvault.secrets import SecretClient  # see the module's docstring
-
-    from ingest_project.platform.azure import default_credential
-
-    # The SDK logs every request's headers at INFO.
-    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
-    host = vault if set(vault) & set(".:") else f"{vault}{PUBLIC_VAULTS}"
-    return SecretClient(
-        f"https://{host}",
-        default_credential(),
-        connection_timeout=CONNECT_SECONDS,
-        read_timeout=ANSWER_SECONDS,
-        retry_total=ATTEMPTS - 1,
-    )
 
 
 def _sentence(error: Exception) -> str:

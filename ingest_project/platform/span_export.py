@@ -1,4 +1,4 @@
-"""OpenTelemetry's side of `tracing`: identity of this process, sampling, and the export of spans over OTLP/HTTP.
+"""What `spans` exports by: identity of this process, sampling, and the export of spans over OTLP/HTTP.
 
 The standard variables of OpenTelemetry hold wherever a setting of this project does not say otherwise.
 """
@@ -43,7 +43,7 @@ def create_provider(settings: Settings, wanted_trace_id: Callable[[], int | None
         resource=_resource(settings.environment),
         id_generator=_Ids(wanted_trace_id),
         span_limits=SpanLimits(max_links=int(os.environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") or MAX_LINKS)),
-        # It would wait for a collector that is away; `tracing.flush` has a bound.
+        # It would wait for a collector that is away; `spans.flush` has a bound.
         shutdown_on_exit=False,
     )
     provider.add_span_processor(_Processor(_exporter(settings)))

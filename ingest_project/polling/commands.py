@@ -11,8 +11,7 @@ import typer
 from ingest_project.contracts.files import FileEvent
 from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
 from ingest_project.core.errors import IngestError, TransientError
-from ingest_project.core.settings import ConfiguredSource, load_settings
-from ingest_project.polling.job_queue import PollingResources
+from ingest_project.core.settings import ConfiguredSource, Settings, load_settings
 from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_accepted
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
@@ -76,7 +75,7 @@ def try_source(
     if name not in settings.sources:
         known = ", ".join(settings.sources) or "none"
         raise typer.BadParameter(f"{name!r} is not configured. Configured are: {known}.")
-    sample = take_sample(name, settings.sources[name], PollingResources(settings))
+    sample = take_sample(name, settings.sources[name], settings)
     if as_json:
         print_json(sample)
     else:
@@ -85,9 +84,11 @@ def try_source(
         raise typer.Exit(1)
 
 
-def take_sample(name: str, configured: ConfiguredSource, services: PollingResources) -> SourceSample:
+def take_sample(name: str, configured: ConfiguredSource, settings: Settings) -> SourceSample:
     """List a source and read its first file; a failure is part of the result."""
-    sample = SourceSample(source=name, location="")
+    from ingest_project.sources.resources import SourceResources  # imports Polars
+
+    services, sample = SourceResources(settings), SourceSample(source=name, location="")
     try:
         source = services.open_source(configured.source_config)
         sample.location = source.location

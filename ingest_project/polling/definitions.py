@@ -30,14 +30,15 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.dagster.catalog import topic, topic_key
+from ingest_project.platform.dagster.catalog import DagsterParts, topic, topic_key, topic_uri
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
 from ingest_project.polling.discovery import Discovery, discover
-from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord, PollingResources
+from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord
+from ingest_project.polling.resources import PollingResources
 
 logger = get_logger(__name__)
 
@@ -309,3 +310,9 @@ def _source(name: str, source: ConfiguredSource) -> dg.AssetSpec:
         kinds={str(config["source_type"])},
         metadata={**address, "pattern": source.file_pattern},
     )
+
+
+def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of polling."""
+    announced = {DISCOVERED_FILES: topic_uri(settings, settings.topics.file_event_queue)}
+    return {"polling": DagsterParts(polling, external_assets, locations=announced)}

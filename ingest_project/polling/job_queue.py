@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,7 +25,6 @@ from ingest_project.platform.database.sql import (
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
-from ingest_project.sources.registry import SourceResources
 
 polling_jobs = sa.Table(
     "polling_jobs",
@@ -190,15 +188,6 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         update = update.values({**listed, **change, "error_class": None, "updated_at": now})
         with writing(self._engine) as connection:
             return self._entries(connection, update)[job_key]
-
-
-class PollingResources(SourceResources):
-    """The queue of polling jobs, and the sources."""
-
-    @cached_property
-    def polling_jobs(self) -> JobQueue:
-        """The queue of polling jobs."""
-        return JobQueue(self.engine)
 
 
 class JobOutbox(MessageOutbox):

@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from ingest_project.contracts.columns import CLOCK_FAULT_OF
-from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT, TEXT
+from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
@@ -248,7 +248,7 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     """
     if kinds is None:
         return parse_numbers(texts, layout)
-    is_number = kinds.is_in([NUMBER, PERCENT]).fill_null(value=False)
+    is_number = kinds.is_in([NUMBER, PERCENT, INEXACT]).fill_null(value=False)
     from_text = parse_numbers(text_cells(texts, kinds), layout)
     # Number cells are written in the notation of Python; those of JSON may be too small for a float.
     plain = kept(texts, is_number)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 import polars as pl
 
 from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_of_cells, without_null_numbers
-from ingest_project.readers.excel_cells import DATE, DURATION, NUMBER, PERCENT, TEXT
+from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.units import Scale
+from ingest_project.readers.scales import Scale
 
 # Of a number without an exponent: the digits after the last mark.
 FRACTION = "[.,]([0-9]+)$"
@@ -187,7 +187,7 @@ def _number_in(texts: pl.Series, numbers: NumberLayout, kinds: pl.Series | None)
     only = single.to_series()
     if kinds is None:
         return only
-    return texts.zip_with(kinds.is_in([NUMBER, PERCENT]).fill_null(value=False), only)
+    return texts.zip_with(kinds.is_in([NUMBER, PERCENT, INEXACT]).fill_null(value=False), only)
 
 
 def _number_pattern(numbers: NumberLayout) -> str:

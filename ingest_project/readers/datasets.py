@@ -7,15 +7,15 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
-from ingest_project.core.errors import SettingsError, UnreadableMessageError
+from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
@@ -28,6 +28,8 @@ from ingest_project.readers.profiles import (
 __all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures", "StoredIn", "load_declarations"]
 
 logger = get_logger(__name__)
+
+Declaration = TypeVar("Declaration", bound=BaseModel)
 
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
@@ -120,6 +122,21 @@ class Declarations(Mapping[str, DatasetDeclaration]):
             )
         return declaration
 
+    def require_profile(self, metadata: Mapping[str, Any], settings: Settings) -> None:
+        """Check the reader profile that the metadata of a file or a job name.
+
+        Raises:
+            UnreadableMessageError: no dataset has it.
+        """
+        if "format" not in metadata:
+            return
+        name, known = str(metadata["format"]), load_profiles(settings.file_ingest.profiles)
+        if not any(name in one.profiles(known) for one in self._usable.values()):
+            try:
+                known.named(name)
+            except FileRejectedError as error:
+                raise UnreadableMessageError(str(error)) from error
+
     def refusal_of(self, event: FileEvent) -> str:
         """Return why a file is not ingested; empty if it is."""
         try:
@@ -173,6 +190,28 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
+def check_declarations(paths: Sequence[Path], read: Callable[[Path], object | None]) -> tuple[list[str], int, int]:
+    """Read files of declarations, and those below folders.
+
+    Args:
+        paths: files and folders.
+        read: reads one file; returns None if it declares something else, and raises SettingsError if it is broken.
+
+    Returns:
+        what is wrong, how many are of the kind, and how many declare something else.
+    """
+    problems: list[str] = []
+    usable = others = 0
+    for path in paths:
+        for file in ([*declaration_files(path)] if path.is_dir() else []) or [path]:
+            try:
+                is_of_kind = read(file / DECLARATION_FILES[0] if file.is_dir() else file) is not None
+                usable, others = usable + is_of_kind, others + (not is_of_kind)
+            except SettingsError as error:
+                problems.append(str(error))
+    return problems, usable, others
+
+
 def read_declaration(path: Path) -> DatasetDeclaration | None:
     """Read the dataset that one file declares; None if it declares something else.
 
@@ -188,13 +227,22 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
             line = line_of(path, ["type"])
             raise SettingsError(f"{path}, line {line}: there is no {component}{nearest(component, COMPONENTS)}.")
         return None
+    return declared(DatasetDeclaration, "a dataset", path, content)
+
+
+def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[str, Any]) -> Declaration:
+    """Return what the content of a file declares; its folder names it by default.
+
+    Raises:
+        SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
+    """
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
     try:
-        return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
+        return model.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a dataset", error, within=["attributes"])) from None
+        raise SettingsError(mistakes_in(path, noun, error, within=["attributes"])) from None
     except SettingsError as error:
         part = "model" if attributes.get("model") else "reader"
         raise SettingsError(f"{path}, line {line_of(path, ['attributes', part])}: {error}") from None

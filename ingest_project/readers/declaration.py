@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import polars as pl
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from ingest_project.contracts.columns import Column, Owners, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Column, Owners
 from ingest_project.contracts.files import (
     INGESTIBLE_TYPES,
     SENSOR_READINGS,
@@ -24,9 +22,6 @@ from ingest_project.core.yaml_models import ContradictionsError, Declared, neare
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
 from ingest_project.readers.target import READINGS, Target
-
-if TYPE_CHECKING:
-    import pandera.polars as pandera
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
@@ -46,10 +41,6 @@ OWN_TABLES = frozenset(
         *("stream_hours", "unidentified_messages", "user_activity_hourly"),
     }
 )
-# A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
-MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
-# Delta reads it as null.
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 GROUPABLE = frozenset({"text", "integer", "boolean", "date"})
 MEASURABLE = frozenset({"integer", "number", "decimal"})
 
@@ -156,32 +147,17 @@ class DatasetDeclaration(Declared):
         return self
 
     @cached_property
-    def schema_model(self) -> type[pandera.DataFrameModel] | None:
-        """The user's pandera model, if the dataset has one.
+    def typed_columns(self) -> tuple[Column, ...]:
+        """The columns of a row, declared here or in the model.
 
         Raises:
-            ValueError: there is no such class.
+            ValueError: there is no such model.
         """
-        return None if self.model is None else model_named(self.model)
+        if self.model is None:
+            return self.columns
+        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
 
-    @cached_property
-    def typed_columns(self) -> tuple[Column, ...]:
-        """The columns of a row, declared here or in the model."""
-        return self.columns if self.schema_model is None else columns_of(self.schema_model)
-
-    @cached_property
-    def contract(self) -> pandera.DataFrameSchema:
-        """The contract of the rows, which pandera applies."""
-        schema = schema_of(self.columns) if self.schema_model is None else self.schema_model.to_schema()
-        texts = [one.name for one in self.typed_columns if one.kind == "text" and one.name in self.target.partition_by]
-        if not texts:
-            return schema
-        from ingest_project.contracts.validation import row_check  # heavy, as a schema is
-
-        checks = [row_check(f"{name}_not_a_partition", _is_a_partition(name)) for name in texts]
-        found = copy.copy(schema)
-        found.checks = [*schema.checks, *checks]
-        return found
+        return columns_of(model_named(self.model))
 
     @property
     def table(self) -> str | None:
@@ -302,9 +278,3 @@ class DatasetDeclaration(Declared):
             yield "measures.group_by: a column is called like one of the summaries; rename it"
         if self.key and self.key.unique == "table" and self.target.delta:
             yield "key.unique: a Delta table cannot keep keys unique; use unique: file, or a table of the warehouse"
-
-
-def _is_a_partition(name: str) -> pl.Expr:
-    text = pl.col(name)
-    size = text.str.len_bytes().cast(pl.Int64) * 3 - text.str.count_matches(AS_THEY_ARE).cast(pl.Int64) * 2
-    return ((size <= MAX_PARTITION_BYTES) & (text != NULL_PARTITION)).fill_null(value=True)

@@ -14,11 +14,14 @@ from typing import NamedTuple
 # The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
 # formula one that was never calculated.
 TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
+# A number with more digits than workbooks keep: the nearest one is known.
+INEXACT = "i"
 # Of JSON and Parquet only: an object or a list, as JSON.
 NESTED = "j"
 
 # Above this a float does not represent every integer.
 EXACT_INTEGERS = 2.0**53
+MICROSECONDS = 1_000_000
 # Excel counts a 29 February 1900 that did not exist: in some programs earlier days are one day off.
 FIRST_RELIABLE_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
 BUILT_IN_PERCENT = frozenset({9, 10})
@@ -80,7 +83,23 @@ def cell_of(value: object, style: Style = PLAIN) -> Cell:
     if isinstance(value, date):
         # The library returns midnight as a date without time.
         return _moment(datetime(value.year, value.month, value.day))  # noqa: DTZ001 - as above
-    return Cell(DURATION if isinstance(value, time | timedelta) else TEXT, str(value))
+    if isinstance(value, timedelta):
+        value, kind = duration_text(value // timedelta(microseconds=1), MICROSECONDS), DURATION
+    else:
+        kind = DURATION if isinstance(value, time) else TEXT
+    return Cell(kind, str(value))
+
+
+def duration_text(ticks: int, per_second: int) -> str:
+    """Write a duration as spreadsheets show it: hours, of which there may be more than 24, minutes and seconds.
+
+    Args:
+        ticks: its length.
+        per_second: how many are a second, a power of ten.
+    """
+    seconds, fraction = divmod(abs(ticks), per_second)
+    digits = f".{fraction + per_second}".replace(".1", ".", 1).rstrip("0") if fraction else ""
+    return f"{'-' if ticks < 0 else ''}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{digits}"
 
 
 def _number(value: float, style: Style) -> Cell:
@@ -90,7 +109,7 @@ def _number(value: float, style: Style) -> Cell:
     if float(value).is_integer() and abs(value) < EXACT_INTEGERS:
         whole = int(value)
         return Cell(NUMBER, f"{whole:0{style.digits + (whole < 0)}d}")
-    return Cell(NUMBER, repr(value))
+    return Cell(NUMBER if abs(value) < EXACT_INTEGERS else INEXACT, repr(value))
 
 
 def _moment(value: datetime) -> Cell:

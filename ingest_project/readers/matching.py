@@ -221,7 +221,7 @@ class Header:
     def _missing(self, expected: str) -> str:
         shown = ", ".join(repr(name[:40]) for name in self.names[:NAMES_SHOWN])
         more = ", …" if len(self.names) > NAMES_SHOWN else ""
-        said = f"The header has no column {expected} (profile {self._profile.name}). It has {shown}{more}."
+        said = f"The header has no column {expected} (profile {self._profile.name}). It has {shown or 'none'}{more}."
         mark = max(";,\t|", key=self.names[0].count) if self.names else ""
         is_undivided = len(self.names) <= UNDIVIDED_NAMES and mark and mark in self.names[0]
         return f"{said} Is the delimiter {mark!r}?" if is_undivided else said

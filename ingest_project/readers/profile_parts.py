@@ -14,8 +14,8 @@ import polars as pl
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ingest_project.core.yaml_models import Declared
+from ingest_project.readers.scales import Scale
 from ingest_project.readers.time_formats import time_format
-from ingest_project.readers.units import Scale, scale_of
 
 NAMED_TIME_FORMATS = ("iso8601", "unix_seconds", "unix_milliseconds")
 MAX_NULL_BYTES = 12
@@ -197,7 +197,12 @@ class CellRule(Declared):
         scale, offset = Fraction(self.scale), Fraction(self.offset)
         if self.to is None and (scale, offset) == (Fraction(1), Fraction(0)):
             return None
-        return scale_of(scale, offset, self.unit, self.to)
+        own = Scale(scale, offset)
+        if not (self.unit and self.to):
+            return own
+        from ingest_project.readers.units import conversion  # loads pint
+
+        return own.then(conversion(self.unit, self.to))
 
     @property
     def reads_text(self) -> bool:

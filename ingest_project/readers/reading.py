@@ -96,7 +96,7 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
                 found = found or chunk.rows.height > 0 or chunk.malformed.height > 0
                 yield _in_archive(chunk, file, number) if file.member else chunk
     if not found:
-        raise FileRejectedError("no_rows", "The file has a header and no rows.")
+        raise FileRejectedError("no_rows", "The file has no rows, or a header and no rows.")
 
 
 def _read_file(file: Contained, profile: ReaderProfile, limits: ReadLimits, target: Target) -> Iterator[RowsChunk]:

@@ -24,8 +24,8 @@ from ingest_project.readers.casting import (
     numbers_of_cells,
     text_cells,
 )
-from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, NUMBER, PERCENT, TEXT
-from ingest_project.readers.formats.json_text import NUL, depth_of
+from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.formats.json_text import NUL, JsonParser, depth_of
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
@@ -100,7 +100,7 @@ def _cells(rows: pl.DataFrame, name: str, names: set[str]) -> Cells:
 
 def _texts(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
     """Return texts that every database stores: without NUL characters, and no cell that shows an error."""
-    unfit = cells.texts.str.contains("\0", literal=True).fill_null(value=False) | cells.of_kind(ERROR, FORMULA)
+    unfit = cells.texts.str.contains("\0", literal=True).fill_null(value=False) | cells.of_kind(ERROR, FORMULA, INEXACT)
     return kept(cells.texts, ~unfit) if unfit.any() else cells.texts
 
 
@@ -206,7 +206,14 @@ def _timestamps(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Ser
 
 
 def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
-    valid = pl.Series([text is None or _is_json(text) for text in cells.texts], dtype=pl.Boolean)
+    # Those that are no text have been parsed before.
+    valid = pl.Series(
+        [
+            text is None or (_is_json(text) and (written is None or _has_single_names(written)))
+            for text, written in zip(cells.texts, cells.written, strict=True)
+        ],
+        dtype=pl.Boolean,
+    )
     return cells.texts if valid.all() else kept(cells.texts, valid)
 
 
@@ -220,6 +227,11 @@ def _is_json(text: str) -> bool:
         return False
     openings = text.count("[") + text.count("{")
     return openings <= MAX_JSON_DEPTH or depth_of(text) <= MAX_JSON_DEPTH
+
+
+def _has_single_names(text: str) -> bool:
+    """Return True for JSON without an object that has a name twice: databases keep one of the two values."""
+    return text.count(":") <= 1 or JsonParser(MAX_JSON_DEPTH).value_at(text.strip())[2] != "duplicate_key"
 
 
 def _finite(text: str) -> float:

@@ -222,10 +222,10 @@ def only_accepted(
         yield Skipped(printable(entry.path), reason) if reason else entry
 
 
-def count_reason(counts: MutableMapping[str, int], reason: str, times: int = 1) -> None:
+def count_reason(counts: MutableMapping[str, int], reason: str) -> None:
     """Count the reason of a skipped file. Untrusted names can cause any number: later ones count as one."""
     known = reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS
-    counts[known] = counts.get(known, 0) + times
+    counts[known] = counts.get(known, 0) + 1
 
 
 def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:

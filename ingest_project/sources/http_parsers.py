@@ -33,6 +33,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import msgspec
 
+from ingest_project.contracts import plainly
 from ingest_project.sources import MAX_SIZE_BYTES, printable
 
 MAX_TARGET_LENGTH = 8_192
@@ -351,8 +352,8 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     except msgspec.ValidationError as error:
         # An unknown field may mean that this is one page of several: the page is not taken as a listing.
         raise NotAListingError(
-            f"JSON that is no list of files ({printable(str(error))}); its fields are 'files' and, for the address of "
-            "a further page, 'next'"
+            f"JSON that is no list of files ({printable(plainly(error))}); its fields are 'files' and, for the address "
+            "of a further page, 'next'"
         ) from error
     except (ValueError, RecursionError) as error:
         raise NotAListingError(f"not the JSON it seems to be ({printable(str(error))[:100]})") from error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 from pydantic import ValidationError
@@ -24,12 +24,8 @@ from ingest_project.core.errors import ForbiddenPathError, PermanentError, Unkno
 from ingest_project.core.settings import ConfiguredSource, Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
-from ingest_project.platform.runtime import Runtime
 from ingest_project.sources import Source
 from ingest_project.sources.reading import SourceLimits
-
-if TYPE_CHECKING:
-    from ingest_project.readers.datasets import Declarations
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,23 +205,3 @@ def _credentials(event: FileEvent, root: str, context: SourceContext) -> Iterato
             config = {"source_type": event.source_type, "path": root, "credentials": name}
             open_source(config, context).require_allowed(event.file_path)
             yield name
-
-
-class SourceResources(Runtime):
-    """Opens sources that share their clients."""
-
-    @cached_property
-    def source_context(self) -> SourceContext:
-        """Settings and shared clients of sources."""
-        return SourceContext(self.settings)
-
-    @cached_property
-    def datasets(self) -> Declarations:
-        """The declared datasets, and the shipped one."""
-        from ingest_project.readers.datasets import load_declarations  # imports Polars
-
-        return load_declarations(self.settings)
-
-    def open_source(self, source_config: Mapping[str, Any]) -> Source:
-        """Make the source of a job's or file event's `source_config`, see `open_source` of this module."""
-        return open_source(source_config, self.source_context)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from botocore.response import StreamingBody
@@ -26,14 +26,11 @@ from ingest_project.core.settings import Credential
 from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
+from ingest_project.platform.object_store.s3 import ListedObject, ListingPage, S3Client
 from ingest_project.sources import Pattern, Skipped, SourceFile, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
 from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
 from ingest_project.sources.s3_client import AMAZON, S3Account, account_client, s3_errors
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 LONGEST_KEY_BYTES = 1_024
 READ_BYTES = 64 * 1024
@@ -187,7 +184,7 @@ class S3Source:
     def _payer(self) -> dict[str, Any]:
         return {"RequestPayer": "requester"} if self.requester_pays else {}
 
-    def _pages(self, prefix: str, pattern: Pattern, budget: ListingBudget) -> Iterator[ListObjectsV2OutputTypeDef]:
+    def _pages(self, prefix: str, pattern: Pattern, budget: ListingBudget) -> Iterator[ListingPage]:
         delimiter: dict[str, Any] = {} if pattern.recursive else {"Delimiter": "/"}
         location = f"{self.bucket.location}/{quote(prefix, safe=_SAFE_IN_KEY)}"
         with s3_errors(location):
@@ -198,7 +195,7 @@ class S3Source:
                     raise UnreadableListingError(location, "S3 reports further pages without a continuation token")
                 yield page
 
-    def _entry(self, found: ObjectTypeDef, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
+    def _entry(self, found: ListedObject, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
         # Some tools mark a folder by an empty object whose key ends with a slash.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -46,11 +46,8 @@ from ingest_project.platform.http import WebAddress, parse_url
 from ingest_project.platform.http.host_policy import HostLists, HostRules
 from ingest_project.platform.http.pinned_transport import Connector, DeadlineSSLSocket, PinnedHTTPConnection
 from ingest_project.platform.http.response import REDIRECTS
-from ingest_project.platform.object_store.s3 import s3_client
+from ingest_project.platform.object_store.s3 import S3Client, s3_client
 from ingest_project.platform.object_store.store import S3Options
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 # A thousand keys of a thousand bytes, each of them percent-encoded, are under 4 MiB.
 MAX_ANSWER_BYTES = 8 * 1024**2

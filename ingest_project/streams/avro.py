@@ -24,6 +24,13 @@ from ingest_project.streams.registry import Registry, framed, name_of
 from ingest_project.streams.values import exact_decimal
 
 EXACT_DECIMAL = "ingest-decimal"
+REASONS: dict[type[Exception], str] = {
+    EOFError: "it ends too early",
+    UnicodeDecodeError: "a text is not UTF-8",
+    OverflowError: "a time or a number is out of range",
+    IndexError: "it has a value that its enum or union does not have",
+    RecursionError: "it is nested too deeply",
+}
 # Types by the least number of bytes of a value.
 PRIMITIVES = {"null": 0} | dict.fromkeys(("boolean", "int", "long", "bytes", "string"), 1) | {"float": 4, "double": 8}
 
@@ -135,4 +142,6 @@ def _least_bytes(schema: Any, named: Mapping[str, Any], inside: frozenset[str]) 
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]
+    """Return why bytes or a schema cannot be read, in words: fastavro raises Python's own errors."""
+    known = next((words for kind, words in REASONS.items() if isinstance(error, kind)), None)
+    return known or " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -6,39 +6,33 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from ingest_project.core.console import counted
-from ingest_project.core.settings import Settings
 from ingest_project.platform.capability import (
     Amount,
     Capability,
     ConsumedTopic,
-    DagsterParts,
     Failure,
     Metric,
     WorkState,
 )
 from ingest_project.platform.database import reading
-from ingest_project.platform.delta.table import DeltaStore
+from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
 from ingest_project.streams.crm.records import unidentified_messages
+from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
 from ingest_project.streams.resources import DeclaredStreamResources
-
-if TYPE_CHECKING:
-    from ingest_project.streams.declaration import StreamDeclaration
 
 STREAM_MESSAGES = "ingest_stream_messages"
 UNIDENTIFIED = "ingest_unidentified_messages"
 FAILED_ATTEMPTS = "ingest_stream_failed_attempts"
 
 MAX_HOURS = 1_000
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Streams(Capability[DeclaredStreamResources]):
@@ -58,19 +52,6 @@ class Streams(Capability[DeclaredStreamResources]):
             unit="runs",
         ),
     )
-
-    def dagster_parts(self, settings: Settings) -> Mapping[str, DagsterParts]:
-        """Import and return what Dagster loads of each stream; a declared one that fails is left out."""
-        from ingest_project.streams.crm import definitions as crm  # imports dagster
-        from ingest_project.streams.declaration import load_streams  # brings Polars
-        from ingest_project.streams.declared import parts_of_stream  # the same
-        from ingest_project.streams.user_activity import definitions as activity  # the same
-
-        return {
-            "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
-            "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
-            **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
-        }
 
     def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
@@ -131,12 +112,16 @@ class Streams(Capability[DeclaredStreamResources]):
         for gone in lost:
             yield Failure("lost_offsets", str(gone.offsets), "lost", gone.reason, gone.found_at, None, None)
 
-    def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], DeltaStore]]:
+    def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the tables of user activity and of declared streams."""
+
+        def user_activity() -> TableFigures | None:
+            return services.user_activity_events.figures()
+
         declared = [one for one in services.declared_streams.usable if one.is_delta]
         return {
-            "user_activity_events": lambda: services.user_activity_events,
-            **{one.name: partial(_store_of, services, one) for one in declared},
+            "user_activity_events": user_activity,
+            **{one.name: partial(_figures_of, services, one) for one in declared},
         }
 
     def trace(self, services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
@@ -157,8 +142,8 @@ class Streams(Capability[DeclaredStreamResources]):
         return sum(stream.correct_future_times(now, skew_seconds) for stream in streams)
 
 
-def _store_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> DeltaStore:
-    return services.delta_stream(declaration).store
+def _figures_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> TableFigures | None:
+    return services.delta_stream(declaration).store.figures()
 
 
 def _attempts(positions: Mapping[str, Sequence[SinkPosition]]) -> dict[tuple[str, ...], float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -20,6 +21,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     print_json,
+    report_check,
     say,
     shortened,
     show,
@@ -123,6 +125,33 @@ def show_positions(
         complain(f"Lost: {lost}")
     if found.problem:
         complain(found.problem)
+
+
+@streams_app.command("check")
+def check_streams(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="YAML files, or folders of them.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Check the declared streams of the settings, or these. Exit code 1 when one is broken.
+
+    Declared datasets are checked by `ingest dataset check`.
+    """
+    from ingest_project.readers.datasets import check_declarations, declaration_files
+    from ingest_project.streams.declaration import load_streams, read_stream
+
+    if paths:
+        problems, usable, others = check_declarations(paths, read_stream)
+    else:
+        settings = load_settings().settings
+        found = load_streams(settings)
+        problems, usable = [one.problem for one in found.broken], len(found.usable)
+        others = len([*declaration_files(settings.declarations)]) - usable - len(problems)
+    if others:
+        complain(f"{counted(others, 'declaration')} of another kind: `ingest dataset check` checks those of datasets.")
+    report_check(problems, counted(usable, "stream"), as_json=as_json)
 
 
 def _stream_list(services: DeclaredStreamResources, *, everything: bool) -> StreamList:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,6 @@ import polars as pl
 import pyarrow as pa
 
 from ingest_project.contracts.columns import TEXT_OF, StreamColumn
-from ingest_project.contracts.validation import validate
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -68,11 +68,15 @@ class Contract:
         settings: Settings,
         known_columns: Callable[[], tuple[AbstractSet[str], AbstractSet[str]]] = lambda: (frozenset(), frozenset()),
     ) -> None:
-        self._columns = declaration.typed_columns
-        self._schema, self._drift = declaration.contract, declaration.drift
+        from ingest_project.contracts.schemas import schema_of  # loads pandera
+        from ingest_project.contracts.validation import validate  # the same
+
+        schema = schema_of(declaration.columns, declaration.model)
+        self._columns, self._drift = declaration.typed_columns, declaration.drift
+        self._validate = partial(validate, schema=schema)
         self._decoder = DECODERS[declaration.decoder](self._columns, settings)
         self._evolution = _Evolution(known_columns, _taken(self._columns))
-        self._has_defaults = [name for name, one in self._schema.columns.items() if one.default is not None]
+        self._has_defaults = [name for name, one in schema.columns.items() if one.default is not None]
 
     def rows_of(self, messages: Sequence[ConsumerRecord]) -> ContractRows:
         """Decode messages that have a value, and validate them.
@@ -83,7 +87,7 @@ class Contract:
         decoded = self._decoder.decode(messages)
         arrays, texts = _arrays(self._columns, decoded)
         rows = pl.DataFrame({**{name: pl.from_arrow(array) for name, array in arrays.items()}, **texts})
-        validated = validate(rows.with_row_index(ROW), self._schema)
+        validated = self._validate(rows.with_row_index(ROW))
         problems = {row: _broken(reasons) for row, reasons in validated.rejected.select(ROW, "reasons").iter_rows()}
         arrays |= self._unknown(decoded.unknown, problems)
         table = pa.table(arrays)

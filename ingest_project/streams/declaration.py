@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ingest_project.contracts.columns import Owners, StreamColumn, columns_of, model_named, schema_of
+from ingest_project.contracts.columns import Owners, StreamColumn
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -24,16 +24,11 @@ from ingest_project.core.yaml_models import (
     AsWritten,
     ContradictionsError,
     Declared,
-    line_of,
-    mistakes_in,
     nearest,
     yaml_content,
 )
-from ingest_project.readers.datasets import OWN_TABLES, declaration_files, read_declaration
+from ingest_project.readers.datasets import OWN_TABLES, declaration_files, declared, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
-
-if TYPE_CHECKING:
-    import pandera.polars as pandera
 
 logger = get_logger(__name__)
 
@@ -149,19 +144,18 @@ class StreamDeclaration(Declared):
         """The columns of a row, those of the model with the paths that are declared here."""
         if self.model is None:
             return self.columns
+        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
+
         declared = {column.name: column for column in self.columns}
         found = {column.name: column for column in columns_of(model_named(self.model))}
         if unknown := sorted(declared.keys() - found.keys()):
-            raise ValueError(f"columns: the model {self.model} has no column {', '.join(unknown)}")
+            raise ValueError(
+                f"columns: the model {self.model} has no column {', '.join(unknown)}{nearest(unknown[0], found)}"
+            )
         paths = {name: column.model_dump(include={"path", "epoch"}) for name, column in declared.items()}
         return tuple(
             StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
         )
-
-    @cached_property
-    def contract(self) -> pandera.DataFrameSchema:
-        """The contract of the rows, which pandera applies."""
-        return schema_of(self.columns) if self.model is None else model_named(self.model).to_schema()
 
     @property
     def is_delta(self) -> bool:
@@ -222,7 +216,8 @@ class StreamDeclaration(Declared):
             yield "the decoder text fills one column of type text"
         kinds = {column.name: column.kind for column in columns}
         if self.event_time and kinds.get(self.event_time) != "timestamp":
-            yield f"event_time: {self.event_time} must be a column of type timestamp"
+            times = [name for name, kind in kinds.items() if kind == "timestamp"]
+            yield f"event_time: {self.event_time} must be a column of type timestamp" + nearest(self.event_time, times)
 
     def _sink_problems(self) -> Iterator[str]:
         sink = self.sink
@@ -232,7 +227,7 @@ class StreamDeclaration(Declared):
         named = [*(("key", name) for name in sink.key), *([("version", sink.version)] if sink.version else [])]
         for where, name in named:
             if name not in columns:
-                yield f"sink.{where}: there is no column {name}"
+                yield f"sink.{where}: there is no column {name}" + nearest(name, columns)
             elif not columns[name].required:
                 yield f"sink.{where}: the column {name} must be required"
             elif columns[name].kind in ("json", "boolean") or (where == "version" and columns[name].kind == "decimal"):
@@ -306,13 +301,7 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or str(content.get("type")) != COMPONENT:
         return None
-    attributes = content.get("attributes") or {}
-    if not isinstance(attributes, dict):
-        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
-    try:
-        return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
-    except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a stream", error, within=["attributes"])) from None
+    return declared(StreamDeclaration, "a stream", path, content)
 
 
 def _require_distinct(

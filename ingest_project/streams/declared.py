@@ -1,4 +1,4 @@
-"""What Dagster loads of a declared stream: the same parts that the shipped streams have."""
+"""What Dagster loads of streams: the same parts of a declared one that the shipped streams have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from zlib import crc32
 import dagster as dg
 
 from ingest_project.core.settings import Settings
-from ingest_project.platform.capability import DagsterParts
 from ingest_project.platform.dagster.asset_events import WholeAssetResult
 from ingest_project.platform.dagster.catalog import (
     KAFKA,
+    DagsterParts,
     HourlyDeltaTable,
     SqlTable,
     StoredTable,
@@ -18,7 +18,8 @@ from ingest_project.platform.dagster.catalog import (
     topic_uri,
 )
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
-from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
+from ingest_project.streams.crm import definitions as crm
+from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration, load_streams
 from ingest_project.streams.delta.declared import schema_of
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
 from ingest_project.streams.engine import StreamRun
@@ -27,9 +28,19 @@ from ingest_project.streams.resources import DeclaredStreamResources
 from ingest_project.streams.sensor import StreamLimits
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
 from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
+from ingest_project.streams.user_activity import definitions as activity
 
 # Counting all that ever arrived would take longer each time, and hide what is wrong now.
 LAST_OFFSETS = 100_000
+
+
+def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of each stream; a declared one that is broken is left out."""
+    return {
+        "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
+        "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
+        **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
+    }
 
 
 def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
@@ -155,6 +166,7 @@ def _stored(declaration: StreamDeclaration) -> StoredTable:
             lambda: schema_of(declaration),
             declaration.time_column,
             DAY,
+            {column.name: column.description for column in declaration.typed_columns},
         )
     return SqlTable(table_of(declaration))
 

@@ -10,17 +10,19 @@ group `ingest_project.decoders`, whose value is a `DecoderFactory`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Raw, UnsetType
 from sqlalchemy.exc import SQLAlchemyError
 
-from ingest_project.contracts import MAX_MESSAGE_BYTES, plainly, require_readable_size
+from ingest_project.contracts import MAX_MESSAGE_BYTES, not_json, plainly, require_readable_size
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
@@ -28,9 +30,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-
-if TYPE_CHECKING:
-    from ingest_project.contracts.columns import StreamColumn
+from ingest_project.streams.values import json_of
 
 logger = get_logger(__name__)
 
@@ -95,12 +95,14 @@ class Structs(Generic[Struct]):
         structs: one of each.
         unknown: the fields of each that the struct lacks, a JSON object; None without any.
         refused: the other messages, with the reason.
+        payloads: what was decoded of each.
     """
 
     kept: list[ConsumerRecord]
     structs: list[Struct]
     unknown: list[bytes | None]
     refused: list[tuple[ConsumerRecord, Refusal]]
+    payloads: list[bytes] = field(default_factory=list)
 
 
 def structs_of(
@@ -121,37 +123,49 @@ def structs_of(
     found: list[Struct | None] = []
     unknown: list[bytes | None] = [None] * len(messages)
     refused: list[tuple[ConsumerRecord, Refusal]] = []
+    payloads = _payloads(messages, payload_of)
     # A loop in Python would cost as much as the decoding. `extend` keeps what came before an exception, and `map` goes
     # on behind it, so that no message is decoded twice for another's sake.
-    decoded = map(decode, _payloads(messages, payload_of))
+    all_readable = UnreadableMessageError not in set(map(type, payloads))
+    decoded = map(decode, payloads if all_readable else map(_readable, payloads))
     while len(found) < len(messages):
         try:
             found.extend(decoded)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UnreadableMessageError):
-            message = messages[len(found)]
+            number = len(found)
             try:
-                one, unknown[len(found)] = decode_alone(require_readable_size(payload_of(message)))
+                one, unknown[number] = decode_alone(_readable(payloads[number]))
                 found.append(one)
             except UnreadableMessageError as error:
-                refused.append((message, error))
+                refused.append((messages[number], error))
                 found.append(None)
     if not refused:
-        return Structs(list(messages), [one for one in found if one is not None], unknown, [])
+        return Structs(list(messages), [one for one in found if one is not None], unknown, [], payloads)
     is_kept = [one is not None for one in found]
     structs = [one for one in found if one is not None]
-    return Structs(list(compress(messages, is_kept)), structs, list(compress(unknown, is_kept)), refused)
+    kept, others = list(compress(messages, is_kept)), list(compress(unknown, is_kept))
+    return Structs(kept, structs, others, refused, list(compress(payloads, is_kept)))
 
 
-def _payloads(
-    messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]
-) -> Iterable[bytes]:
-    """Return what is to be decoded; one that is empty or too large raises when its turn comes."""
+def _payloads(messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]) -> list[Any]:
+    """Return what is to be decoded; of a message without anything to decode, the error that says why."""
     if payload_of is VALUE:
         values = [value for value in map(VALUE, messages) if value]
         if len(values) == len(messages) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:
             return values
-    # Not a generator, which ends with its first exception.
-    return map(require_readable_size, map(payload_of, messages))
+    found: list[Any] = []
+    for message in messages:
+        try:
+            found.append(require_readable_size(payload_of(message)))
+        except UnreadableMessageError as error:
+            found.append(error)
+    return found
+
+
+def _readable(payload: Any) -> bytes:  # noqa: ANN401 - bytes, or an error
+    if isinstance(payload, UnreadableMessageError):
+        raise payload
+    return bytes(payload)
 
 
 def decode_apart(
@@ -208,6 +222,7 @@ class JsonDecoder:
     ) -> None:
         self._tree = tree_of(columns)
         self._names = SingleNames(self._tree)
+        self._kept = [number for number, column in enumerate(columns) if column.kind == "json"]
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
         self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
@@ -216,10 +231,9 @@ class JsonDecoder:
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Decode JSON."""
         found = structs_of(messages, self._decoder.decode, self._with_unknown, self._payload_of)
-        payloads = [self._payload_of(message) or b"" for message in found.kept]
         columns, names = self._shape.values(found.structs)
         decoded = Decoded(found.kept, columns, found.unknown, found.refused, is_typed=True)
-        wrong = self._names.problems(payloads, names)
+        wrong = self._names.problems(found.payloads, names, [columns[number] for number in self._kept], found.unknown)
         return decoded.without(wrong) if wrong else decoded
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
@@ -228,10 +242,8 @@ class JsonDecoder:
             return self._lenient_decoder.decode(raw), _unknown(raw, self._tree)
         except msgspec.ValidationError as error:
             raise UnreadableMessageError(f"Not a message of this stream: {plainly(error)}.") from error
-        except RecursionError as error:
-            raise UnreadableMessageError("Not JSON that can be read: nested too deeply.") from error
-        except (ValueError, OverflowError) as error:  # msgspec's errors about JSON, and Python's about numbers
-            raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
+        except (ValueError, OverflowError, RecursionError) as error:  # msgspec's about JSON, and Python's about numbers
+            raise not_json(raw, error) from error
 
 
 class TextDecoder:
@@ -274,8 +286,6 @@ class RecordDecoder:
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
         """Read records, and take the values of the columns out of them."""
-        from ingest_project.streams.values import json_of  # heavy
-
         found = Decoded(columns=[[] for _ in range(self._count)])
         for message in messages:
             values: list[Any] = [None] * self._count
@@ -397,8 +407,6 @@ class _Shape:
 
 def present(values: Sequence[Any], nothing: object = UNSET) -> Any:  # noqa: ANN401 - a number for all, or one for each
     """Return 1 for each message that has the field of some values, and 0 for the others."""
-    import numpy as np  # heavy
-
     return np.fromiter((value is not nothing for value in values), np.int64, len(values)) if nothing in values else 1
 
 

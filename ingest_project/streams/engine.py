@@ -408,7 +408,7 @@ def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> It
         chunks = services.range_reader.read(*one.topic_partition, one.next_offset, one.next_offset + 1, 1, 1)
         written = [message.timestamp for chunk in chunks for message in chunk.messages]
         if not any(at and at >= moment for at in written):
-            yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}"
+            yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}Z"
 
 
 class StreamResources(Runtime):

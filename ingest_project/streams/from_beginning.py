@@ -74,7 +74,7 @@ def _sensor_stopped(settings: Settings, sensor: str, positions: StreamPositions)
         stop_sensors,
         unfinished_runs,
     )
-    from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError  # as above
+    from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError  # as above
 
     with ExitStack() as stack:
         try:

@@ -11,12 +11,12 @@ import sqlalchemy as sa
 
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
-from ingest_project.platform import tracing
 from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
+from ingest_project.platform.trace_context import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.delta.queries import row_at, rows_with
 from ingest_project.streams.positions import SinkPosition, StreamPositions
@@ -98,10 +98,8 @@ class DeltaRows(NamedTuple):
         return self._with(("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
 
     def _with(self, columns: Sequence[str], text: str, limit: int, shown: Sequence[str] = ()) -> Sequence[Row]:
-        """Return the rows with an id or a trace, in the first of its forms that has any."""
-        store = self.open()
-        found = (rows_with(store, columns, form, limit, shown) for form in tracing.trace_ids_of(text))
-        return next(filter(None, found), ())
+        """Return the rows with an id or a trace, in any of its forms."""
+        return rows_with(self.open(), columns, trace_ids_of(text), limit, shown)
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""
@@ -202,7 +200,7 @@ def history(name: str, row: Row) -> Iterator[Moment]:
         yield Moment(at, f"event {key}", str(row["event_type"]), kafka_position(row))
     elif at:
         subject = f"{name} {key}" if key else f"row of {name}"
-        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S} UTC from " if row.get("last_modified") else ""
+        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S}Z from " if row.get("last_modified") else ""
         yield Moment(at, subject, "stored", version + kafka_position(row))
 
 

@@ -53,9 +53,13 @@ class ProtobufRecords:
         found = self._classes[key]()
         try:
             found.ParseFromString(payload.read())
+            if not found.IsInitialized():
+                raise ValueError(f"it lacks {', '.join(found.FindInitializationErrors())}")  # noqa: TRY301 - as others
             return _record(found)
-        except (DecodeError, ValueError, OverflowError) as error:
-            raise UnreadableMessageError(f"Not of its Protobuf schema {named}: {str(error)[:200]}.") from error
+        except (DecodeError, json_format.Error, ValueError, OverflowError, RecursionError) as error:
+            raise UnreadableMessageError(
+                f"Not of its Protobuf schema {named}: {str(error)[:200].rstrip('.')}."
+            ) from error
 
     def _class(self, schema: Schema, key: tuple[object, tuple[int, ...]]) -> Any:  # noqa: ANN401 - a class, or why none
         named, indexes = key
@@ -117,7 +121,7 @@ def _name_at(file: descriptor_pb2.FileDescriptorProto, indexes: tuple[int, ...])
 
 def _record(message: Message) -> dict[str, Any]:
     if len(UnknownFieldSet(message)):
-        raise ValueError(f"it has fields that {message.DESCRIPTOR.name} does not have")
+        raise ValueError(f"it has fields that {message.DESCRIPTOR.name} does not have, or such values of an enum")
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 

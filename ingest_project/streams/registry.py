@@ -12,13 +12,20 @@ from functools import cache
 from io import BytesIO
 from typing import Any
 
+import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, dual_schema_id_deserializer
 from confluent_kafka.schema_registry.common._httpx_compat import httpx
 from confluent_kafka.schema_registry.error import SchemaRegistryError
-from confluent_kafka.schema_registry.json_schema import JSONDeserializer
 from confluent_kafka.schema_registry.serde import SchemaId
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
+from jsonschema.exceptions import SchemaError as JsonSchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
+from jsonschema_specifications import REGISTRY as STANDARD_SCHEMAS
+from referencing import Resource
+from referencing.jsonschema import DRAFT7
 
+from ingest_project.contracts import not_json
 from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, UnreadableMessageError
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.http import parse_url
@@ -26,6 +33,12 @@ from ingest_project.platform.http.host_policy import HostLists, host_lists
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 NOT_FOUND = 404
+# Of an answer that is not a registry's.
+NO_ERROR_CODE = -1
+# Registries number schemas by 32 bits with a sign.
+LAST_ID = 2**31 - 1
+# The id of a schema, and the indexes of a nested message of Protobuf.
+MAX_FRAME_BYTES = 1024
 RETRIES, FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 2, 200, 1_000
 
 
@@ -69,7 +82,8 @@ class Registry:
         try:
             return fetch()
         except SchemaRegistryError as error:
-            if error.http_status_code == NOT_FOUND:
+            # What a proxy answers that does not reach the registry says nothing of a schema.
+            if error.http_status_code == NOT_FOUND and (error.error_code or NO_ERROR_CODE) != NO_ERROR_CODE:
                 raise UnreadableMessageError(f"The schema registry: {error.error_message}.") from error
             raise SchemaRegistryUnavailableError(self._url, f"{error}") from error
         except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
@@ -166,39 +180,79 @@ def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, BytesIO
     Raises:
         UnreadableMessageError: it names no schema.
     """
-    schema_id = SchemaId(schema_type)
+    schema_id, value = SchemaId(schema_type), message.value or b""
     try:
-        return schema_id, dual_schema_id_deserializer(message.value or b"", _context(message), schema_id)
+        # Only its beginning, as a number that goes on for a megabyte would take minutes to read.
+        begun = dual_schema_id_deserializer(value[:MAX_FRAME_BYTES], _context(message), schema_id)
     except (SerializationError, struct.error, EOFError, ValueError, TypeError) as error:
-        raise UnreadableMessageError(f"It names no schema: {error}.") from error
+        why = "it has too few bytes" if isinstance(error, struct.error | EOFError) else str(error)
+        raise UnreadableMessageError(f"It names no schema: {why}.") from error
+    if (schema_id.id or 0) > LAST_ID:
+        raise UnreadableMessageError(f"It names no schema: {schema_id.id} is no id, which has 31 bits.")
+    payload = BytesIO(value)
+    payload.seek(begun.tell())
+    return schema_id, payload
 
 
 def json_payload_of(registry: Registry) -> Callable[[ConsumerRecord], bytes | None]:
     """Return a function that validates a message by its JSON schema, and returns its JSON."""
-    known: set[int | str] = set()
-    # Without a subject a schema is fetched by its id alone, as `schema_of` does.
-    conf = {"subject.name.strategy": lambda _context, _record: None}
-    deserialize = JSONDeserializer(None, schema_registry_client=registry.client, conf=conf)
-
-    def validate(message: ConsumerRecord) -> None:
-        try:
-            deserialize(message.value, _context(message))
-        except SerializationError as error:
-            raise UnreadableMessageError(f"Not of its JSON schema: {str(error)[:300]}.") from error
-        except (ValueError, RecursionError) as error:
-            raise UnreadableMessageError(f"Not JSON: {str(error)[:200]}.") from error
+    validators: dict[int | str, Any] = {}
 
     def payload_of(message: ConsumerRecord) -> bytes | None:
         schema_id, payload = framed(message, "JSON")
-        if name_of(schema_id) not in known:
-            # The deserializer's own errors do not say whose fault a missing schema is.
-            registry.schema_of(schema_id)
-            known.add(name_of(schema_id))
-        registry.call(lambda: validate(message))
-        return payload.read()
+        named, text = name_of(schema_id), payload.read()
+        if named not in validators:
+            validators[named] = _validator(registry, registry.schema_of(schema_id), named)
+        if isinstance(validators[named], UnreadableMessageError):
+            raise validators[named]
+        try:
+            wrong = best_match(validators[named].iter_errors(msgspec.json.decode(text)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise not_json(text, error) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a schema that cannot be applied, such as a reference to nothing
+            raise UnreadableMessageError(_unusable(named, error)) from error
+        if wrong is not None:
+            raise UnreadableMessageError(f"Not of its JSON schema {named}: {wrong.json_path} {wrong.message[:300]}.")
+        return text
 
     return payload_of
 
 
+def _validator(registry: Registry, schema: Schema, named: object) -> Any:  # noqa: ANN401 - a validator, or why none
+    if schema.schema_type != "JSON":
+        return UnreadableMessageError(f"Its schema {named} is {schema.schema_type or 'AVRO'}, not JSON.")
+    try:
+        content = msgspec.json.decode(schema.schema_str or "")
+        kind = validator_for(content)
+        kind.check_schema(content)
+        # References lead to other schemas of the registry only, never to an address that a schema names.
+        return kind(content, registry=_with_references(registry, schema, STANDARD_SCHEMAS))
+    except UnreadableMessageError as error:
+        return error
+    except (JsonSchemaError, ValueError, TypeError, RecursionError) as error:
+        return UnreadableMessageError(_unusable(named, error))
+
+
+def _with_references(registry: Registry, schema: Schema, known: Any) -> Any:  # noqa: ANN401 - a registry of `referencing`
+    for one in schema.references or ():
+        if one.name in known:
+            continue
+        found = registry.version_of(one.subject or "", one.version or 0)
+        content = msgspec.json.decode(found.schema_str or "")
+        known = known.with_resource(one.name, Resource.from_contents(content, default_specification=DRAFT7))
+        known = _with_references(registry, found, known)
+    return known
+
+
+def _unusable(named: object, error: Exception) -> str:
+    said = error.message if isinstance(error, JsonSchemaError) else " ".join(str(error).split())
+    return f"Its JSON schema {named} cannot be used: {said[:200]}."
+
+
 def _context(message: ConsumerRecord) -> SerializationContext:
-    return SerializationContext(message.topic, MessageField.VALUE, list(message.headers))
+    headers: list[tuple[str, str | bytes | None]] = [
+        (name, value) for name, value in message.headers if len(value or b"") <= MAX_FRAME_BYTES
+    ]
+    return SerializationContext(message.topic, MessageField.VALUE, headers)

@@ -96,6 +96,27 @@ class StreamSensor:
     worth_splitting: int
 
 
+def scheduled_checks(
+    name: str, checks: Sequence[dg.AssetChecksDefinition], cron: str, description: str
+) -> dg.Definitions:
+    """Return the checks of a stream, the job that runs them, and its schedule.
+
+    Args:
+        name: of the stream.
+        checks: of its assets.
+        cron: when they run.
+        description: of the job.
+    """
+    job = dg.define_asset_job(f"{name}_checks", selection=dg.AssetSelection.checks(*checks), description=description)
+    schedule = dg.ScheduleDefinition(
+        name=f"{job.name}_every_quarter_hour",
+        job=job,
+        cron_schedule=cron,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return dg.Definitions(asset_checks=checks, jobs=[job], schedules=[schedule])
+
+
 def stream_sensor(name: str, job_name: str, tick: Tick) -> dg.SensorDefinition:
     """Create the sensor of a stream.
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -19,13 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    from ingest_project.contracts.columns import StreamColumn
+from ingest_project.contracts.columns import Column, StreamColumn
 
 INSTANT = pa.timestamp("us", tz="UTC")
 # What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 PLAIN_DATE = r"^[1-9]\d{3}-\d\d-\d\d$"
+ARROW_TYPES = {
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": INSTANT,
+}
 WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32())}
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
@@ -61,6 +67,11 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 
 Unreadable = dict[int, str]
 """Texts of the values that cannot be read as the type of their column, by row."""
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """Return the type of a column in Arrow and Delta."""
+    return pa.decimal128(*column.digits) if column.digits else ARROW_TYPES.get(column.kind, pa.string())
 
 
 def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = False) -> tuple[pa.Array, Unreadable]:
@@ -144,7 +155,7 @@ def _in_bulk(column: StreamColumn, values: Sequence[Any], *, is_typed: bool) -> 
         return _plain(pa.array(values, pa.string()), *WRITTEN[column.kind])
     if column.kind == "timestamp" or not kinds <= PLAIN[column.kind]:
         return None
-    found = pa.array(values, column.arrow_type)
+    found = pa.array(values, arrow_type(column))
     if column.kind == "number" and pc.all(pc.is_finite(found)).as_py() is False:
         return None
     return found
@@ -157,7 +168,7 @@ def _written_numbers(column: StreamColumn, values: Sequence[msgspec.Raw]) -> pa.
         return None
     digits = pc.utf8_trim(texts, '"')
     if column.epoch is None:
-        return digits.cast(column.arrow_type)
+        return digits.cast(arrow_type(column))
     shift = EPOCHS[column.epoch]
     if shift < 0:
         return None
@@ -182,13 +193,13 @@ def _one_by_one(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, 
             given = _value_of(value) if isinstance(value, msgspec.Raw) else value
             one = None if given is None else convert(column, given)
             # Within the bounds of the column: 64 bits, the digits of a decimal.
-            pa.scalar(one, column.arrow_type)
+            pa.scalar(one, arrow_type(column))
         except (ValueError, TypeError, OverflowError, InvalidOperation, pa.ArrowException):
             text = bytes(value).decode(errors="replace") if isinstance(value, msgspec.Raw) else str(value)
             unreadable[row] = text[:MAX_SHOWN]
             one = None
         converted.append(one)
-    return pa.array(converted, column.arrow_type), unreadable
+    return pa.array(converted, arrow_type(column)), unreadable
 
 
 def _value_of(raw: msgspec.Raw) -> object:
@@ -213,6 +224,8 @@ def _text(column: StreamColumn, value: object) -> str:
 def _integer(column: StreamColumn, value: object) -> int:
     del column
     if isinstance(value, str) and WHOLE.fullmatch(value):
+        return int(value)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
         return int(value)
     if type(value) is not int:
         raise TypeError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.attempts import AttemptResult
-from ingest_project.attachments.extraction import EventArrival
+from ingest_project.attachments.events import EventArrival
 from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord, TaskArrival
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode

@@ -46,6 +46,19 @@ def test_a_command_does_not_wait_for_what_only_others_need() -> None:
     subprocess.run([sys.executable, "-c", f"{command}; {loaded}"], check=True, stdout=subprocess.DEVNULL)
 
 
+WORK = {"dagster", "pandera", "pint", "azure", "boto3", "opentelemetry", "openlineage", "apprise", "authlib"}
+LIGHT = ["config", "files", "quarantine", "send", "sources", "profile", "dataset", "baselines"]
+
+
+@pytest.mark.parametrize(
+    ("commands", "libraries"), [([*COMMANDS], WORK), (LIGHT, WORK | {"polars", "pyarrow", "numpy"})]
+)
+def test_commands_are_shown_without_the_libraries_of_their_work(commands: list[str], libraries: set[str]) -> None:
+    built = f"import sys; from ingest_project.cli.main import build_app; build_app({commands})"
+    loaded = f"found = {libraries} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", f"{built}; {loaded}"], check=True)
+
+
 def test_every_command_is_registered_under_its_name_and_loads_alone() -> None:
     assert set(typer.main.get_command(build_app()).commands) == set(COMMANDS)  # type: ignore[attr-defined]
     for name in COMMANDS:

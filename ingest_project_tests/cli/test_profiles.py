@@ -210,10 +210,29 @@ def test_a_header_that_another_delimiter_divides_is_asked_about(ingest: Ingest, 
     assert done.json["refusal"].endswith("Is the delimiter ';'?")
 
 
-def test_checking_datasets_counts_no_stream(ingest: Ingest, tmp_path: Path) -> None:
-    stream = tmp_path / "orders" / "defs.yaml"
-    stream.parent.mkdir()
-    stream.write_text("type: ingest_project.TopicStream\nattributes: {topic: orders}\n", encoding="utf-8")
-    done = ingest("dataset", "check", str(stream))
-    assert (done.exit_code, done.out) == (0, "0 datasets usable, 0 problems.\n")
-    assert "declares no dataset" in done.err
+def test_checking_says_what_it_checked_and_which_command_checks_the_rest(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "declared"
+    attributes = {
+        "orders": "TopicStream\nattributes:\n  topic: orders\n  columns: [{name: id, type: text}]\n",
+        "halls": "FileDataset\nattributes:\n  columns: [{name: id, type: text}]\n",
+        "keyed": "TopicStream\nattributes:\n  topic: o\n  columns: [{name: id, type: text}]\n  sink:\n    key: [idd]\n",
+    }
+    for name, text in attributes.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "defs.yaml").write_text(f"type: ingest_project.{text}", encoding="utf-8")
+    monkeypatch.setenv("INGEST_DECLARATIONS", str(folder))
+    for arguments, shipped in (((), 1), (("declared",), 0)):
+        done = ingest("dataset", "check", *arguments)
+        assert (done.exit_code, done.out) == (0, f"{shipped + 1} dataset{'s' * shipped} usable, 0 problems.\n")
+        assert "2 declarations of another kind: `ingest streams check`" in done.err
+        done = ingest("streams", "check", *arguments)
+        assert (done.exit_code, done.out) == (1, "1 stream usable, 1 problem.\n")
+        assert (
+            "keyed/defs.yaml, line 6: this is not a stream: sink.key: there is no column idd, did you mean id?"
+            in done.err
+        )
+        assert "1 declaration of another kind: `ingest dataset check`" in done.err
+    assert "declared/gone" in ingest("streams", "check", "declared/gone").err
+    assert ingest("streams", "check", "declared/orders", "--json").json == {"problems": []}

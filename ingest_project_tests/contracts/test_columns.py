@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from ingest_project.contracts.columns import TYPES, Column, columns_of, schema_of
+from ingest_project.contracts.columns import TYPES, Column
+from ingest_project.contracts.schemas import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes
+from ingest_project.streams.values import arrow_type
 
 
 def refused(**declared: Any) -> str:  # noqa: ANN401 - whatever a user may write
@@ -38,7 +40,7 @@ def refused(**declared: Any) -> str:  # noqa: ANN401 - whatever a user may write
 )
 def test_every_type_has_its_counterparts(written: str, in_polars: pl.DataType, in_arrow: pa.DataType) -> None:
     column = Column(name="amount", type=written)
-    assert (column.polars_type, column.arrow_type) == (in_polars, in_arrow)
+    assert (column.polars_type, arrow_type(column)) == (in_polars, in_arrow)
     assert column.type == written.replace(" ", "")
     assert schema_of([column]).columns["amount"].dtype.type == in_polars
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from ingest_project.core.settings import KafkaSettings, MonitorSettings, Settings, WarehouseSettings
 from ingest_project.operations.dashboard import monitor_app
+from ingest_project.operations.dashboard.connections import server_config
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import open_browser
 
@@ -52,7 +53,7 @@ def running(settings: Settings, *, local_only: bool = True) -> Iterator[str]:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """An application with /healthz on a free port, and its address; ended in order."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from urllib.parse import urljoin
@@ -19,7 +21,7 @@ from starlette.routing import Route
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.operations.dashboard import body, require_protection
+from ingest_project.operations.dashboard import body, connections, require_protection
 from ingest_project.operations.dashboard.auth import ANYBODY, COOKIE, Gate, Guarded, problem
 from ingest_project.operations.dashboard.limits import MAX_ADDRESSES, ActionLimits
 from ingest_project.operations.dashboard.sign_in import SignInPages
@@ -228,6 +230,25 @@ def test_a_body_that_does_not_come_is_given_up(locked: str, monkeypatch: pytest.
         head = f"POST /act HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {OPERATOR}\r\nContent-Length: 100\r\n\r\nabc"
         connection.sendall(head.encode())
         assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_head_that_does_not_come_or_does_not_end_is_given_up(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = ("127.0.0.1", int(locked.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=5) as connection:
+        # Without a bound, each line of it would be kept.
+        with suppress(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % number for number in range(20_000)))
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    with socket.create_connection(address, timeout=5) as connection:
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2:
+            try:
+                connection.sendall(bytes([byte]))
+            except ConnectionError:
+                break
+            time.sleep(0.02)
+        with suppress(ConnectionError):
+            assert connection.recv(1_000) == b""
 
 
 def test_a_refusal_is_a_page_for_people_and_a_line_or_json_for_programs(locked: str) -> None:

@@ -80,7 +80,7 @@ def test_files_are_released_by_a_preview_and_one_of_two_clicks(console: Console,
     assert preview.status_code == 200
     assert "2 of 3 matching would be acted on" in preview.text
     assert "1 more match beyond the limit of 2" in preview.text
-    assert "2026-01-15T10:30:00+00:00" in unescape(preview.text)
+    assert "2026-01-15 10:30:00Z" in unescape(preview.text)
     assert action_records(services.engine) == ()
     final = console.fields(preview.text) | {"reason": "the source is fixed"}
     clicks = [console.send(NAME, final) for _ in range(2)]
@@ -109,16 +109,28 @@ def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
     token = console.fields(console.get(f"/actions/{NAME}").text)
     for given, said in (
         ({"since": "yesterday"}, "is no time"),
-        ({"limit": "many"}, "The limit is a number"),
+        ({"limit": "many"}, "The limit is a whole number"),
+        ({"limit": "1e3"}, "The limit is a whole number"),
+        ({"limit": "-1"}, "The limit is a whole number"),
+        ({"limit": "\u0661\u0660"}, "The limit is a whole number"),
         ({"limit": "0"}, "The limit must be between"),
         ({"step": "perform", "action_id": "x"}, "begin again with the preview"),
         ({"step": "perform", "action_id": "a" * 32}, "Enter a reason"),
+        ({"step": "perform", "action_id": "a" * 32, "reason": "\ufeff \x00\u200b"}, "Enter a reason"),
         ({"new_profile": "<script>"}, "no usable reader profile"),
     ):
         answer = console.send(NAME, token | given)
         assert (answer.status_code, said in answer.text) == (400, True), answer.text
         assert "<script>" not in answer.text
-    assert "<b>.csv" not in console.send(NAME, token).text
+    preview = console.send(NAME, token)
+    assert "<b>.csv" not in preview.text
+    # What was entered is kept for the next attempt, of the same action.
+    final = console.fields(preview.text)
+    answer = console.send(NAME, final | {"reason": "because " * 200})
+    assert (answer.status_code, "The reason has more than" in answer.text) == (400, True)
+    assert console.fields(answer.text) == final
+    assert "because because" in answer.text
+    assert console.send(NAME, final | {"action_id": "../" * 9}).status_code == 400
     assert console.get("/actions/no-such-action").status_code == 404
     assert requests.get(f"{console.site}/actions/{NAME}", {"step": "perform"}, timeout=SECONDS).status_code == 200
     assert action_records(services.engine) == ()
@@ -132,6 +144,7 @@ def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
     fields = console.fields(console.get(f"/actions/{name}?key={BAD}").text) | {"key": BAD}
     refused = console.send(name, fields, files={"file": ("../../fixed.xlsx", b"x")})
     assert (refused.status_code, "type csv, not xlsx" in refused.text) == (400, True)
+    assert [*Path(services.settings.state_dir, "uploads").iterdir()] == []
     content = b"timestamp,device_id,sensor_type,value\n"
     preview = console.send(name, fields, files={"file": ("../../fixed.csv", content)})
     assert "1 of 1 matching" in preview.text

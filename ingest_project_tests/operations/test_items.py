@@ -154,6 +154,15 @@ def test_a_message_that_is_none_has_a_page_with_its_dead_letter(landed: System, 
     assert isinstance(letter, ItemRef)
     assert view.ref.key in requests.get(f"{site}/items/message/{letter.key}", timeout=20).text
     assert requests.get(f"{site}/bytes/message/message/{letter.key}", timeout=20).content == b"{ <b>broken"
+    # By the id of its trace, its key, and an id in the bytes that could not be read.
+    for text in ("0af7651916cd43dd8448eb211c80319c", "key-1", "broken"):
+        hits = find(landed.services, text).hits
+        assert (letter, "dead letter") in [(hit.ref, hit.state) for hit in hits], text
+    assert requests.get(f"{site}/search?q=key-1", timeout=20).url == f"{site}/items/message/{letter.key}"
+    (moment,) = (one for one in trace(landed.services, "key-1").moments if one.what == "dead-lettered")
+    assert moment.subject == f"message {view.ref.key}"
+    for part in ("roken", "key", "-1"):
+        assert letter not in [hit.ref for hit in find(landed.services, part).hits], part
 
 
 def test_what_is_not_on_record_is_not_found_and_no_other_topic_is_shown(landed: System, site: str) -> None:
@@ -163,6 +172,10 @@ def test_what_is_not_on_record_is_not_found_and_no_other_topic_is_shown(landed: 
         "items/nonsense/x",
         "items/message/a-topic-of-others/0/0",
         "items/message/x",
+        "items/file/a%00b",
+        "items/%00/a",
+        "audit/%00",
+        "bytes/%00/file/%00",
         "bytes/landed/file/nothing",
         "bytes/landed/nonsense/x",
         f"items/message/{landed.settings.topics.polling_queue}/0/99999",
@@ -170,6 +183,8 @@ def test_what_is_not_on_record_is_not_found_and_no_other_topic_is_shown(landed: 
         answer = requests.get(f"{site}/{path}", timeout=20)
         assert answer.status_code == 404, path
         assert "private" not in answer.text
+    for path in ("audit?action=%00&who=%00", "audit?before=%00", "dead-letters?topic=", "search?q=%00"):
+        assert requests.get(f"{site}/{path}", timeout=20).status_code == 200, path
 
 
 def test_positions_are_read_in_every_usual_notation() -> None:

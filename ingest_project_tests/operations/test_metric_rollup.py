@@ -38,12 +38,14 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
     ended = NOW - AGO
     bad_rows = {"value_out_of_range": 3}
+    mostly_bad = {"value_not_a_number": 9, "too_many_bad_rows": 1}
     put(
         engine,
         files,
         [
             file_row("good", "ingested", ended, seconds=3, rows_accepted=97, rows_quarantined=3, rule_counts=bad_rows),
             file_row("bad", "quarantined", ended, rule_counts={"missing_column": 1}),
+            file_row("mostly_bad", "quarantined", ended, rule_counts=mostly_bad, reason="too_many_bad_rows: 9 of 10"),
             file_row("same", "duplicate", ended),
             file_row("lost", "failed", ended),
             file_row("coming", "pending", ended),
@@ -57,11 +59,11 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
     put(engine, sink_positions, [position_row(ended, {"opportunities": 90, "unidentified": 10})])
 
     totals = RunningTotals(engine)
-    assert totals.count(NOW) == 12
+    assert totals.count(NOW) == 13
     counted = totals.totals()
     assert {labels[0]: value for (name, labels), value in counted.items() if name == "ingest_files"} == {
         "ingested": 1,
-        "quarantined": 1,
+        "quarantined": 2,
         "duplicate": 1,
         "failed": 1,
     }
@@ -70,6 +72,7 @@ def test_every_kind_of_end_is_counted(engine: sa.Engine) -> None:
         ("ingest_rows", ("quarantined",)): 3,
         ("ingest_quarantined_rows", ("value_out_of_range",)): 3,
         ("ingest_quarantined_files", ("missing_column",)): 1,
+        ("ingest_quarantined_files", ("too_many_bad_rows",)): 1,
         ("poller_jobs", ("done",)): 1,
         ("poller_files_published", ("sftp",)): 4,
         ("ingest_downloads", ("failed_transient", "1")): 1,

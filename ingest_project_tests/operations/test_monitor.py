@@ -23,7 +23,8 @@ from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.monitor import Line, Monitor, Poller, daemon_line, readiness, sensors_line, topics_line
 from ingest_project.operations.snapshot import DagsterState, Sample
 from ingest_project.operations.topics import BrokerState, Movement, TopicLag
-from ingest_project.platform.dagster.run_records import DagsterRecords, FailingTicks, RunsInFlight, SensorOnRecord
+from ingest_project.platform.dagster.records import FailingTicks, RunsInFlight, SensorOnRecord
+from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.cli.test_status import save_cursor

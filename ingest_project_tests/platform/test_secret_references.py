@@ -28,7 +28,6 @@ from ingest_project.core.errors import (
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project.platform import secrets as vaults
 from ingest_project.platform.azure import onelake_options, parse_address
 from ingest_project.platform.azure.client import shared_file_system
 from ingest_project.platform.dagster.instance import shared_engine
@@ -96,9 +95,7 @@ def key_vault(
     del identity_server
     with KeyVaultServer(tmp_path) as server:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server.authority))
-        vaults._key_vault.cache_clear()
         yield server
-    vaults._key_vault.cache_clear()
 
 
 def test_a_secret_of_secrets_manager_is_read_whole_or_by_a_field(secrets_manager: Any) -> None:  # noqa: ANN401

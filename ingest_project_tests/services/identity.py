@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ingest_project.platform.azure import default_credential
+from ingest_project.platform.azure.identity import default_credential
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 
 # Each of these makes the default credential try something else, or somebody's own account.

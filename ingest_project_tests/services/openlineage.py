@@ -14,7 +14,7 @@ import pytest
 from openlineage.client import event_v2, generated
 
 from ingest_project.core.settings import current_settings
-from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster import lineage_events
 from ingest_project_tests.services.receiver import Receiver
 
 
@@ -58,7 +58,7 @@ def require_valid(event: Mapping[str, Any]) -> None:
         job=event_v2.Job(event["job"]["namespace"], event["job"]["name"]),
     )
     assert event["schemaURL"].endswith("RunEvent")
-    assert event["producer"] == lineage.PRODUCER
+    assert event["producer"] == lineage_events.PRODUCER
     parts = [event["run"]["facets"], event["job"]["facets"]]
     for dataset in (*event["inputs"], *event["outputs"]):
         assert dataset["namespace"]
@@ -66,7 +66,7 @@ def require_valid(event: Mapping[str, Any]) -> None:
         parts += [dataset.get(name, {}) for name in ("facets", "inputFacets", "outputFacets")]
     for facets in parts:
         for facet in facets.values():
-            assert facet["_producer"] == lineage.PRODUCER
+            assert facet["_producer"] == lineage_events.PRODUCER
             own = {name: value for name, value in facet.items() if not name.startswith("_")}
             _classes()[facet["_schemaURL"]](**own)
 
@@ -84,7 +84,7 @@ def _classes() -> dict[str, Any]:
 def forget() -> None:
     """Have this process read its settings and set the client up again."""
     current_settings.cache_clear()
-    lineage._sender.cache_clear()
+    lineage_events._sender.cache_clear()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ingest_project.core.settings import current_settings
-from ingest_project.platform import tracing
+from ingest_project.platform import spans, tracing
 from ingest_project_tests.services.receiver import Receiver
 
 
@@ -89,8 +89,9 @@ def _values(attributes: Any) -> dict[str, Any]:  # noqa: ANN401 - protobuf
 def forget() -> None:
     """Have this process read its settings and set tracing up again."""
     current_settings.cache_clear()
-    tracing._provider.cache_clear()
-    tracing._tracer.cache_clear()
+    tracing.is_on.cache_clear()
+    spans._provider.cache_clear()
+    spans._tracer.cache_clear()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -31,9 +31,6 @@ from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import FtpsServer
 from ingest_project_tests.services.listing_server import ListingServer
 from ingest_project_tests.services.sftp_server import SftpServer
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 LONG_AGO = 1_700_000_000.0
 
@@ -172,7 +169,7 @@ class S3Backend(Backend):
 
     def __init__(self, options: S3Options, bucket: str) -> None:
         self.bucket = bucket
-        self.client: S3Client = s3_client(options)
+        self.client = s3_client(options)
         self.client.create_bucket(Bucket=bucket)
         self.settings = {
             "sources": {"backend": {"source_config": {"source_type": "s3", "bucket": bucket}}},

@@ -18,9 +18,9 @@ from dagster._core.execution.api import execute_run
 from ingest_project.attachments.catalog import external_assets
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import SystemResources
-from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster import lineage, lineage_events
 from ingest_project.platform.dagster.catalog import topic_key
-from ingest_project.platform.dagster.executor import run_executor
+from ingest_project.platform.dagster.executor import lost_run_sensors, run_executor
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.file_ingest.datasets.system import BAD, GOOD, HEADER, DatasetSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
@@ -56,7 +56,7 @@ def test_a_polling_job_and_a_batch_of_files(system: System, backend: Backend) ->
     good, bad = system.write("good.csv", readings(4)), system.write("bad.csv", readings(3, device="d2", bad=1))
     system.send_job(system.folder, "*.csv")
     system.drive()
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     polled, stored = backend.ended("polling_batch"), backend.ended("file_batch")
     topics = system.settings.topics
     assert polled["eventType"] == stored["eventType"] == "COMPLETE"
@@ -88,7 +88,7 @@ def test_a_polling_job_and_a_batch_of_files(system: System, backend: Backend) ->
     assert datasets(begun, "inputs").keys() == queues
     # A job of checks alone reads the tables that it judges.
     system.execute("file_checks", dg.RunRequest())
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     judged = datasets(backend.ended("file_checks"), "inputs")[f"{namespace} {prefix}raw_sensor_data"]
     assert judged["inputFacets"]["dataQualityAssertions"]["assertions"]
 
@@ -97,7 +97,7 @@ def test_attachments(attachment_system: AttachmentSystem, http_server: HttpServe
     system = recorded(attachment_system)
     system.send_event(http_server.url("/files/a.pdf"), http_server.url("/files/b.pdf?secret=1"))
     system.drive_attachments()
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     done = backend.ended("attachment_events_batch")
     outputs = datasets(done, "outputs")
     assert topic(system, system.settings.topics.events_raw) in datasets(done, "inputs")
@@ -114,7 +114,7 @@ def test_user_activity(activity: ActivitySystem, backend: Backend) -> None:
     recorded(activity)
     activity.put(event("one"), event("two"), event("three"))
     activity.drive()
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     stored = [one for one in backend.events if one["job"]["name"] == "user_activity_batch"][-1]
     counted = [one for one in backend.events if one["job"]["name"] == "user_activity_hourly_batch"][-1]
     for one in (stored, counted):
@@ -131,7 +131,7 @@ def test_crm(crm: CrmSystem, backend: Backend) -> None:
     recorded(crm)
     crm.put(encoded_record(opportunity()))
     crm.drive()
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     done = backend.ended("crm_batch")
     namespace, prefix = warehouse(crm)
     assert datasets(done, "inputs").keys() == {topic(crm, crm.topic)}
@@ -144,7 +144,7 @@ def test_a_declared_dataset(weather: DatasetSystem, backend: Backend) -> None:
     path = system.write("weather/a.csv", HEADER + GOOD + BAD)
     system.send_files(path)
     system.run_due()
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     done = backend.ended("weather_batch")
     namespace, prefix = warehouse(system)
     rows = datasets(done, "outputs")[f"{namespace} {prefix}weather"]
@@ -158,7 +158,7 @@ def test_a_run_that_fails(system: System, backend: Backend) -> None:
     system.send_job(system.folder / "missing")
     (request,) = system.requests(POLLING)
     run = system.execute("polling_batch", request)
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     done = backend.ended("polling_batch")
     assert done["eventType"] == "FAIL"
     assert "missing" in done["run"]["facets"]["errorMessage"]["message"]
@@ -179,7 +179,7 @@ def test_a_backend_that_is_away_neither_fails_nor_delays_a_run(
         system.drive()
         assert system.states() == {"f.csv": "ingested"}
         began = time.monotonic()
-        lineage.flush(0.5)
+        lineage_events.flush(0.5)
         assert time.monotonic() - began < 2
 
 
@@ -198,7 +198,7 @@ def test_a_backend_that_is_away_neither_fails_nor_delays_a_run(
     ],
 )
 def test_names_of_datasets_follow_the_specification(address: str, namespace: str, name: str) -> None:
-    found = lineage.of_address(address)
+    found = lineage_events.of_address(address)
     assert found is not None
     assert (found.namespace, found.name) == (namespace, name)
 
@@ -211,14 +211,14 @@ def test_a_run_that_was_killed_is_reported_by_a_sensor(instance: DagsterInstance
     tags = {"dagster/parent_run_id": PARENT, ".dagster/scheduled_execution_time": "2026-01-15T10:00:00+00:00"}
     run = instance.create_run_for_job(any_job, tags=tags)
     reported = instance.create_run_for_job(any_job, tags={lineage.REPORTED_TAG: "true"})
-    failed, canceled = lineage.lost_run_sensors()
+    failed, canceled = lost_run_sensors()
     definitions = dg.Definitions(jobs=[any_job], sensors=[failed, canceled]).get_repository_def()
     for sensor in (failed, canceled):
         # The first tick of such a sensor notes where it begins.
         cursor = _evaluated(instance, definitions, sensor, None)
         instance.report_run_failed(run if sensor is failed else reported, "Its process ended.")
         _evaluated(instance, definitions, sensor, cursor)
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     (event,) = backend.events
     require_valid(event)
     assert (event["eventType"], event["run"]["runId"]) == ("FAIL", run.run_id)
@@ -242,8 +242,8 @@ def test_openlineages_own_variables_hold(monkeypatch: pytest.MonkeyPatch, lineag
         os.environ |= {"OPENLINEAGE_URL": server.url, "OPENLINEAGE_NAMESPACE": "ours"}
         lineage_to("")
         assert lineage.is_on()
-        lineage.RunReporter(dg.DagsterRun(job_name="any_job", run_id=PARENT)).begin([])
-        lineage.flush(WAIT)
+        lineage_events.RunReporter(dg.DagsterRun(job_name="any_job", run_id=PARENT)).begin([])
+        lineage_events.flush(WAIT)
         (event,) = server.events
         assert event["job"] == event["job"] | {"namespace": "ours", "name": "any_job"}
         os.environ["OPENLINEAGE_DISABLED"] = "true"
@@ -255,14 +255,14 @@ def test_a_run_that_is_stopped_is_aborted(instance: DagsterInstance, backend: Ba
     def stopped() -> None:
         raise DagsterExecutionInterruptedError
 
-    @dg.job(executor_def=run_executor(lambda: lineage.catalog_of([], {}, lambda: SystemResources(Settings()))))
+    @dg.job(executor_def=run_executor(lambda: lineage_events.catalog_of([], {}, lambda: SystemResources(Settings()))))
     def any_job() -> None:
         stopped()
 
     run = instance.create_run_for_job(any_job)
     with contextlib.suppress(DagsterExecutionInterruptedError):
         execute_run(InMemoryJob(any_job), run, instance)
-    lineage.flush(WAIT)
+    lineage_events.flush(WAIT)
     assert backend.ended("any_job")["eventType"] == "ABORT"
 
 
@@ -273,5 +273,5 @@ def test_an_event_hub_is_a_topic_of_its_namespace() -> None:
     environ = {"EVENT_SOURCE": "eventhub", "INGEST_EVENT_HUBS_CONNECTION_STRING": address}
     settings = load_settings(environ).settings
     (events,) = [spec for spec in external_assets(settings) if spec.key == topic_key("events_raw")]
-    found = lineage.catalog_of([events], {}, lambda: SystemResources(settings)).dataset_of(events.key)
+    found = lineage_events.catalog_of([events], {}, lambda: SystemResources(settings)).dataset_of(events.key)
     assert found == lineage.Dataset("kafka://ours.servicebus.windows.net:9093", "hub")

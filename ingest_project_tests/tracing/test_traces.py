@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest_project.platform import tracing
+from ingest_project.platform import spans, tracing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.platform.trace_context import context_in, context_prefix, headers_of, trace_ids_of
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
 from ingest_project_tests.services.http_server import HttpServer
@@ -51,7 +52,7 @@ def test_a_polling_job_its_files_and_their_rows_are_one_trace(system: System, co
     topics = system.settings.topics
     send(system, topics.polling_queue, job_of(system))
     system.drive()
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     assert {span.trace for span in collector.spans} == {TRACE}
     tree = collector.tree(TRACE)
     polled, announced = f"{topics.polling_queue} process", f"{topics.file_event_queue} process"
@@ -82,7 +83,7 @@ def test_a_batch_of_several_traces_has_one_run_that_links_to_each(system: System
         send(system, topic, {"file_path": str(path), "file_name": path.name}, f"00-{name * 32}-{PARENT}-01")
     (request,) = system.requests()
     system.execute("file_batch", request)
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     (run,) = collector.named("run file_batch")
     assert run.trace not in {name * 32 for name in names}
     assert {trace for trace, _ in run.links} == {name * 32 for name in names}
@@ -103,11 +104,11 @@ def test_a_message_without_a_context_begins_a_trace_under_its_own_trace_id(
     send(system, topic, {"file_path": str(path), "file_name": path.name, "trace_id": own}, None)
     send(system, topic, {"file_path": "in/none.csv", "file_name": "none.csv"}, "no context")
     system.tick()
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     (consumed,) = [one for one in collector.named(" process") if one.attributes.get("ingest.trace_id") == own]
     assert (consumed.trace, consumed.parent) == (own.replace("-", ""), "")
     assert system.file("own.csv").intake.context == f"00-{consumed.trace}-{consumed.id}-01"
-    assert tracing.trace_ids_of(f"00-{consumed.trace}-{consumed.id}-01")[1:] == (consumed.trace, own)
+    assert trace_ids_of(f"00-{consumed.trace}-{consumed.id}-01")[1:] == (consumed.trace, own)
 
 
 def test_a_dead_letter_keeps_its_trace_and_shows_the_reason(system: System, collector: Collector) -> None:
@@ -115,7 +116,7 @@ def test_a_dead_letter_keeps_its_trace_and_shows_the_reason(system: System, coll
     send(system, topics.polling_queue, b"{not json")
     send(system, topics.polling_queue, b"[]", None)
     system.tick(POLLING)
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     sent, begun = sorted(collector.named(f"{topics.polling_queue} process"), key=lambda span: span.trace != TRACE)
     assert (sent.trace, sent.parent) == (TRACE, PARENT)
     assert sent.failed
@@ -135,7 +136,7 @@ def test_an_attachment_is_one_trace_over_its_retries(
     event = {"trace_id": "claim-1", "domain": "claims", "event_type": "received", "attachments": [url]}
     send(system, system.settings.topics.events_raw, event)
     system.drive_to_the_end()
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     assert {span.trace for span in collector.spans} == {TRACE}
     attempts = sorted(collector.named("ingest attachment"), key=lambda span: span.attributes["ingest.attempt"])
     assert [(one.attributes["ingest.attempt"], one.failed) for one in attempts] == [(1, True), (2, False)]
@@ -167,7 +168,7 @@ def test_where_nothing_is_exported_a_senders_trace_passes_through(system: System
     assert (event.header("traceparent"), event.header("tracestate")) == (TRACEPARENT.encode(), b"vendor=1")
     assert system.file("f.csv").intake.context == f"{TRACEPARENT} vendor=1"
     # Under either form of its id, an operator finds the entries.
-    assert tracing.context_prefix(TRACEPARENT) == f"00-{TRACE}-"
+    assert context_prefix(TRACEPARENT) == f"00-{TRACE}-"
 
 
 @pytest.mark.parametrize("fault", ["away", "slow"])
@@ -182,15 +183,15 @@ def test_a_collector_that_is_away_or_slow_neither_fails_nor_delays_the_work(
         system.drive()
         assert system.states() == {"f.csv": "ingested"}
         began = time.monotonic()
-        tracing.flush()
-        assert time.monotonic() - began < tracing.FLUSH_SECONDS + 1
+        spans.flush()
+        assert time.monotonic() - began < spans.FLUSH_SECONDS + 1
         # The export is given up in the background; nothing here waits for it.
 
 
 def test_headers_that_are_no_context_begin_a_new_one() -> None:
     valid = (("Traceparent", TRACEPARENT.encode()), ("tracestate", b"a=1, b=2"))
-    assert tracing.context_in(valid) == f"{TRACEPARENT} a=1,b=2"
-    assert tracing.headers_of(tracing.context_in(valid)) == (
+    assert context_in(valid) == f"{TRACEPARENT} a=1,b=2"
+    assert headers_of(context_in(valid)) == (
         ("traceparent", TRACEPARENT.encode()),
         ("tracestate", b"a=1,b=2"),
     )
@@ -202,8 +203,8 @@ def test_headers_that_are_no_context_begin_a_new_one() -> None:
         b"\xff",
         b"01-a-b-00",
     ):
-        assert tracing.context_in((("traceparent", value), ("tracestate", b"a=1"))) is None
-    assert tracing.context_in((("traceparent", TRACEPARENT.encode()), ("tracestate", b"x" * 10_000))) == TRACEPARENT
+        assert context_in((("traceparent", value), ("tracestate", b"a=1"))) is None
+    assert context_in((("traceparent", TRACEPARENT.encode()), ("tracestate", b"x" * 10_000))) == TRACEPARENT
 
 
 def test_a_stream_message_is_traced_to_its_row_and_the_others_with_their_run(
@@ -213,7 +214,7 @@ def test_a_stream_message_is_traced_to_its_row_and_the_others_with_their_run(
     activity.put(event("one"), event("two"))
     send(activity, activity.topic, encoded(event("three")))
     activity.drive()
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     (consumed,) = collector.named(f"{activity.topic} process")
     assert (consumed.trace, consumed.parent) == (TRACE, PARENT)
     assert [span.name for span in collector.spans if span.parent == consumed.id] == ["decode", "append"]
@@ -228,7 +229,7 @@ def test_a_crm_message_is_traced_to_its_row(crm: CrmSystem, collector: Collector
     recorded(crm)
     send(crm, crm.topic, msgspec.json.encode(opportunity()))
     crm.drive()
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     (consumed,) = collector.named(f"{crm.topic} process")
     assert (consumed.trace, consumed.parent) == (TRACE, PARENT)
     assert [span.name for span in collector.spans if span.parent == consumed.id] == ["decode", "upsert"]
@@ -241,7 +242,7 @@ def test_a_run_that_fails_says_so(system: System, collector: Collector) -> None:
     send(system, topics.polling_queue, job_of(system) | {"source_config": source})
     (request,) = system.requests(POLLING)
     assert not system.execute("polling_batch", request).success
-    tracing.flush(WAIT)
+    spans.flush(WAIT)
     (run,), (job,) = collector.named("run polling_batch"), collector.named("poll source")
     assert run.failed
     assert job.failed
@@ -255,7 +256,7 @@ def test_opentelemetrys_own_variables_hold(monkeypatch: pytest.MonkeyPatch, trac
         monkeypatch.setenv("OTEL_SERVICE_NAME", "our-ingest")
         tracing_to("")
         headers = dict(tracing.publish("topic", None))
-        tracing.flush(WAIT)
+        spans.flush(WAIT)
         (span,) = server.spans
         assert (headers["traceparent"] or b"").decode() == f"00-{span.trace}-{span.id}-01"
         assert server.resource["service.name"] == "our-ingest"
@@ -276,7 +277,7 @@ def test_a_share_of_the_traces_is_recorded_and_the_senders_decision_kept(
         assert (own["traceparent"] or b"").endswith(b"-00")
         message = ConsumerRecord("topic", 0, 1, None, None, b"x", (("traceparent", TRACEPARENT.encode()),))
         context = tracing.receive(message, None)
-        tracing.flush(WAIT)
+        spans.flush(WAIT)
         (span,) = server.spans
         assert context == f"00-{TRACE}-{span.id}-01"
         assert (server.requests[0]["api-key"], server.requests[0]["x-more"]) == ("hidden", "1")
@@ -295,7 +296,7 @@ def test_spans_that_do_not_fit_are_dropped_and_logged_once(
         with caplog.at_level("WARNING"):
             for _ in range(100):
                 tracing.publish("topic", None)
-        tracing.flush(WAIT)
+        spans.flush(WAIT)
         assert 10 <= len(server.spans) < 100
         assert sum("spans_dropped" in str(record.msg) for record in caplog.records) == 1
 

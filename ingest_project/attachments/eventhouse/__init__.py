@@ -7,9 +7,9 @@ protocol). It is then neither complete nor right, however many rows it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import EventhouseSettings
@@ -55,6 +55,13 @@ class QueryResult:
     columns: list[str]
     rows: list[list[Any]]
     cursor: str | None = None
+
+
+class QueryClient(Protocol):
+    """Queries one cluster; implemented by `client.EventhouseClient`, whose library commands do not load."""
+
+    def query(self, database: str, text: str, parameters: Mapping[str, str] | None = None) -> QueryResult:
+        """Run a query and return its rows, see `EventhouseClient.query`."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.attachments.eventhouse import AnswerTooLargeError, QueryResult
+from ingest_project.attachments.eventhouse import AnswerTooLargeError, QueryClient, QueryResult
 from ingest_project.attachments.eventhouse.queries import (
     INGESTED_AT,
     KEY,
@@ -40,9 +39,6 @@ from ingest_project.core.errors import QueryRejectedError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_missing
-
-if TYPE_CHECKING:
-    from ingest_project.attachments.eventhouse.client import EventhouseClient
 
 logger = get_logger(__name__)
 
@@ -143,7 +139,7 @@ def position_from_json(text: str) -> QueryCursor:
     return msgspec.json.decode(text, type=QueryCursor)
 
 
-def poll(client: EventhouseClient, query: DomainQuery, position: QueryCursor | None) -> Page:
+def poll(client: QueryClient, query: DomainQuery, position: QueryCursor | None) -> Page:
     """Read the next page of a domain's events. The same position brings the same events, and perhaps newer ones.
 
     Args:
@@ -169,7 +165,7 @@ def poll(client: EventhouseClient, query: DomainQuery, position: QueryCursor | N
     return _page(query, begin, answer, rows)
 
 
-def _time_window(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> QueryCursor | None:
+def _time_window(client: QueryClient, query: DomainQuery, begin: QueryCursor) -> QueryCursor | None:
     """Return the next window of ingestion times; None while the table is empty."""
     found = client.query(query.database, server_time_text(query)).rows
     if not found:
@@ -201,7 +197,7 @@ def next_window(done: QueryCursor, now: datetime, overlap: timedelta) -> QueryCu
     return msgspec.structs.replace(done, since=_iso(last_swept - overlap), until=until, swept=until)
 
 
-def _read(client: EventhouseClient, query: DomainQuery, begin: QueryCursor) -> tuple[QueryResult, int]:
+def _read(client: QueryClient, query: DomainQuery, begin: QueryCursor) -> tuple[QueryResult, int]:
     """Return the next rows, and the limit that was queried: halved each time that they were too large together."""
     rows = begin.rows or query.page_rows
     parameters = {

@@ -38,6 +38,7 @@ class Condition(NamedTuple):
         window_seconds: time over which the value is measured; None where it is a value of the moment.
         after_seconds: how long it must hold before anybody is told.
         remedy: what to do, one sentence; `{subject}` stands for the incident's name without the condition.
+        facets: the names of its subjects, by which rules choose among them.
     """
 
     severity: Severity
@@ -46,37 +47,37 @@ class Condition(NamedTuple):
     window_seconds: float | None = None
     after_seconds: float = 0.0
     remedy: str = ""
+    facets: tuple[str, ...] = ("name",)
 
     def remedy_for(self, incident: str) -> str:
         """Return what to do about an incident, by its name."""
         return self.remedy.replace("{subject}", incident.partition("/")[2])
 
 
+FASTER = "Allow more runs at a time, or find the slow part."
+OF_TOPICS, OF_FILES = ("topic", "name"), ("dataset", "source")
 CONDITIONS: Mapping[str, Condition] = {
     "part_away": Condition(
         "critical", after_seconds=30.0, remedy="Start the service again, or correct the setting with its address."
     ),
-    "daemon_silent": Condition("critical", "seconds", 90.0, None, 30.0, "Start dagster-daemon again."),
+    "daemon_silent": Condition("critical", "seconds", 90.0, None, 30.0, "Start dagster-daemon again.", ()),
     "disk": Condition("critical", remedy="Free space: `ingest retention --dry-run` lists what may go."),
     "failed_run": Condition(
         "warning", window_seconds=7 * DAY, remedy="Read the reason in the run's log, correct it, run the job again."
     ),
     "failing_ticks": Condition("warning", "failures in a row", None, remedy="Read the reason of the last tick."),
     "topic_stalled": Condition(
-        "warning", "seconds", 120.0, remedy="Look at the sensor that reads the topic and at its runs."
+        "warning", "seconds", 120.0, None, 0.0, "Look at the sensor that reads the topic and at its runs.", OF_TOPICS
     ),
-    "lag": Condition(
-        "warning", "messages", 100_000.0, None, 15 * MINUTE, "Allow more runs at a time, or find the slow part."
-    ),
-    "lag_growth": Condition(
-        "warning", "messages", 1_000.0, 15 * MINUTE, remedy="Allow more runs at a time, or find the slow part."
-    ),
+    "lag": Condition("warning", "messages", 100_000.0, None, 15 * MINUTE, FASTER, OF_TOPICS),
+    "lag_growth": Condition("warning", "messages", 1_000.0, 15 * MINUTE, 0.0, FASTER, OF_TOPICS),
     "dead_letters": Condition(
         "warning",
         "messages",
         1.0,
         15 * MINUTE,
         remedy="Read the reasons with `ingest dlq list {subject}`, correct, then redrive.",
+        facets=("topic",),
     ),
     "quarantine": Condition(
         "warning",
@@ -85,6 +86,7 @@ CONDITIONS: Mapping[str, Condition] = {
         30 * MINUTE,
         remedy="Read the reasons with `ingest quarantine list`, of single rows with `ingest quarantine show KEY`, "
         "correct, ingest again.",
+        facets=OF_FILES,
     ),
     "baseline": Condition(
         "warning",
@@ -92,12 +94,16 @@ CONDITIONS: Mapping[str, Condition] = {
         1.0,
         DAY,
         remedy="Compare the file with those before it: `ingest baselines` shows every measure of every source.",
+        facets=OF_FILES,
     ),
     "failed_check": Condition(
         "warning", "checks", 1.0, HOUR, remedy="Open the check of the asset: its metadata says what did not hold."
     ),
     "freshness": Condition(
-        "warning", "seconds", remedy="Ask the sender; `ingest sources test NAME` shows what a source has."
+        "warning",
+        "seconds",
+        remedy="Ask the sender; `ingest sources test NAME` shows what a source has.",
+        facets=(*OF_FILES, "topic"),
     ),
     "interrupted_action": Condition(
         "warning",
@@ -232,6 +238,20 @@ class AlertRule(Section):
             raise ValueError(f"there is no condition {condition[:40]!r}{nearest(condition, CONDITIONS)}")
         return condition
 
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The names or patterns of the subjects that it is for, by facet."""
+        patterns = {"source": self.source, "dataset": self.dataset, "topic": self.topic, "name": self.name}
+        return {facet: pattern for facet, pattern in patterns.items() if pattern is not None}
+
+    @model_validator(mode="after")
+    def _fitting_names(self) -> Self:
+        conditions = fnmatch.filter(CONDITIONS, self.condition)
+        if not any(self.patterns.keys() <= {*CONDITIONS[one].facets} for one in conditions):
+            facets = " and ".join(CONDITIONS[conditions[0]].facets) or "nothing" if len(conditions) == 1 else "others"
+            raise ValueError(f"{self.condition} is not told apart by {' and '.join(self.patterns)}, but by {facets}")
+        return self
+
     @model_validator(mode="after")
     def _fitting_threshold(self) -> Self:
         if self.threshold is None:
@@ -252,11 +272,8 @@ class AlertRule(Section):
             condition: its name.
             facets: what is known of the subject, by the names of the patterns: source, dataset, topic, name.
         """
-        patterns = {"source": self.source, "dataset": self.dataset, "topic": self.topic, "name": self.name}
         return fnmatch.fnmatchcase(condition, self.condition) and all(
-            facet in facets and fnmatch.fnmatchcase(facets[facet], pattern)
-            for facet, pattern in patterns.items()
-            if pattern is not None
+            facet in facets and fnmatch.fnmatchcase(facets[facet], pattern) for facet, pattern in self.patterns.items()
         )
 
 
@@ -304,11 +321,11 @@ class QuietHours(Section):
         zone = ZoneInfo(self.zone)
         local = now.astimezone(zone)
         for day in (local.date() - timedelta(days=1), local.date()):
-            # Wall-clock times: a night with a clock change is an hour shorter or longer.
-            begins = datetime.combine(day, self.start, zone)
-            ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end, zone)
-            if begins.astimezone(UTC) <= now < ends.astimezone(UTC):
-                return ends.astimezone(UTC)
+            # As the clock on the wall shows them: a night with a clock change is an hour shorter or longer.
+            begins = datetime.combine(day, self.start)
+            ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end)
+            if begins <= local.replace(tzinfo=None) < ends:
+                return ends.replace(tzinfo=zone, fold=local.fold).astimezone(UTC)
         return None
 
 

@@ -12,21 +12,20 @@ from typing import Annotated
 
 import typer
 
-from ingest_project.core.console import AsJson, add_row, ago, complain, counted, print_json, say, show, table
-from ingest_project.core.errors import SettingsError
-from ingest_project.core.settings import load_settings
-from ingest_project.file_ingest.commands.profiles import (
-    File,
-    Name,
-    Paths,
-    contract_of,
-    excerpt_of,
-    looked_at,
-    name_of,
+from ingest_project.core.console import (
+    AsJson,
+    add_row,
+    ago,
+    complain,
+    counted,
+    print_json,
     report_check,
-    try_profile,
-    verdict_on,
+    say,
+    show,
+    table,
 )
+from ingest_project.core.settings import load_settings
+from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, try_profile
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app.command("try")(try_profile)
@@ -36,12 +35,19 @@ dataset_app.command("try")(try_profile)
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside
-    from ingest_project.file_ingest.commands.trial import type_of
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, type_of, verdict_on
     from ingest_project.readers.guessing.dataset import guess_dataset
+    from ingest_project.readers.guessing.proposal import look_at
+    from ingest_project.readers.layout import ReadLimits
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(looked_at(file, settings), file.name, type_inside(type_of(file)), named)
+    draft = guess_dataset(
+        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
+        file.name,
+        type_inside(type_of(file)),
+        named,
+    )
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()
@@ -73,25 +79,24 @@ def list_datasets(*, as_json: AsJson = False) -> None:
 def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Check the declared datasets of the settings, or these. Exit code 1 when one is broken.
 
-    Declared streams are not checked here: `ingest status` names those that are broken.
+    Declared streams are checked by `ingest streams check`.
     """
-    from ingest_project.readers.datasets import load_declarations, read_declaration
+    from ingest_project.readers.datasets import (
+        check_declarations,
+        declaration_files,
+        load_declarations,
+        read_declaration,
+    )
 
-    if not paths:
-        found = load_declarations(load_settings().settings)
-        report_check([one.problem for one in found.broken], counted(len(found), "dataset"), as_json=as_json)
-        return
-    files = [path / "defs.yaml" if path.is_dir() else path for path in paths]
-    problems, usable = [], 0
-    for path in files:
-        try:
-            declared = read_declaration(path)
-        except SettingsError as error:
-            problems.append(str(error))
-            continue
-        usable += declared is not None
-        if declared is None:
-            complain(f"{path} declares no dataset. `ingest status` names broken streams.")
+    if paths:
+        problems, usable, others = check_declarations(paths, read_declaration)
+    else:
+        settings = load_settings().settings
+        found = load_declarations(settings)
+        problems, usable = [one.problem for one in found.broken], len(found)
+        others = len([*declaration_files(settings.declarations)]) - len(found.declared) - len(problems)
+    if others:
+        complain(f"{counted(others, 'declaration')} of another kind: `ingest streams check` checks those of streams.")
     report_check(problems, counted(usable, "dataset"), as_json=as_json)
 
 

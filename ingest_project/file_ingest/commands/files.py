@@ -31,9 +31,7 @@ from ingest_project.core.console import (
 )
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.file_ingest.actions import RELEASE
-from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.tables import FileState, asset_of
 from ingest_project.platform.actions import (
     MAX_LIMIT,
@@ -44,6 +42,7 @@ from ingest_project.platform.actions import (
     perform,
 )
 from ingest_project.platform.object_store.content_store import object_name
+from ingest_project.platform.runtime import Runtime
 
 MAX_SHOWN_TEXT = 160
 TITLES = {"device_id": "Device"}
@@ -124,7 +123,7 @@ def list_files(
     as_json: AsJson = False,
 ) -> None:
     """List files, the last changed first."""
-    found = _listed(FileIngestResources(load_settings().settings), state, search, limit)
+    found = _listed(state, search, limit)
     if as_json:
         print_json(found)
         return
@@ -139,8 +138,7 @@ def list_files(
 @files_app.command("show")
 def show_file(key: Key, *, rows: Rows = 10, as_json: AsJson = False) -> None:
     """Show everything that is known of one file."""
-    services = FileIngestResources(load_settings().settings)
-    page = _page_of(_find(services, key), services, rows)
+    page = _page_of(key, rows)
     if as_json:
         print_json(page)
     else:
@@ -155,7 +153,7 @@ def list_quarantined(
     as_json: AsJson = False,
 ) -> None:
     """List the files that were quarantined whole, the last first."""
-    found = _listed(FileIngestResources(load_settings().settings), FileState.QUARANTINED, search, limit)
+    found = _listed(FileState.QUARANTINED, search, limit)
     if as_json:
         print_json(found)
         return
@@ -175,8 +173,7 @@ def list_quarantined(
 @quarantine_app.command("show")
 def show_quarantined(key: Key, *, rows: Rows = 20, as_json: AsJson = False) -> None:
     """Show why a file, or some of its rows, were quarantined. Exit code 1 when nothing of it was."""
-    services = FileIngestResources(load_settings().settings)
-    page = _page_of(_find(services, key), services, rows)
+    page = _page_of(key, rows)
     refused = page.file.state is FileState.QUARANTINED or bool(page.quarantined_rows)
     if as_json:
         print_json(page)
@@ -210,11 +207,14 @@ def release(
     not finished. It leaves the quarantine once it has been accepted. Read by another profile it has another key, and
     replaces what the former profile made of it as soon as it is accepted.
     """
+    from ingest_project.file_ingest.actions import RELEASE  # imports Polars
+    from ingest_project.file_ingest.resources import FileIngestResources  # the same
+
     if bool(keys) == everything:
         raise typer.BadParameter("Name the files, or say --all.")
     services = FileIngestResources(load_settings().settings)
     # Every key is resolved before anything changes, so that a misspelt one changes nothing.
-    chosen = [_find(services, key).file_key for key in keys or ()]
+    chosen = [_find(services.files, key).file_key for key in keys or ()]
     given = {"key": "\n".join(chosen), "new_profile": profile or ""}
     try:
         request = ActionRequest(parameters=given, limit=MAX_LIMIT, reason=reason, who=login_name())
@@ -233,14 +233,19 @@ def release(
         raise typer.Exit(1)
 
 
-def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> FilePage:
-    """Gather the page of one file.
+def _page_of(key: str, rows: int) -> FilePage:
+    """Gather the page of one file; it names an object store that does not answer.
 
     Args:
-        record: of the file.
-        services: the stores; the page names an object store that does not answer.
+        key: of the file, or the beginning of it.
         rows: maximum of quarantined rows.
     """
+    from ingest_project.file_ingest.declared import summaries_of  # imports Polars
+    from ingest_project.file_ingest.resources import FileIngestResources  # the same
+
+    settings = load_settings().settings
+    services = FileIngestResources(settings)
+    record = _find(services.files, key)
     problems: list[str] = []
     note = None
     try:
@@ -248,26 +253,15 @@ def _page_of(record: FileRecord, services: FileIngestResources, rows: int) -> Fi
             note = QuarantineNote(found.location, found.reason)
     except IngestError as error:
         problems.append(str(error))
-    settings = services.settings
     return FilePage(
         file=record,
         ui=_partition_url(settings, record),
         landed_at=f"{settings.landing_url.rstrip('/')}/{object_name(record.sha256)}" if record.sha256 else None,
-        metrics=_summaries(services, record),
+        metrics=summaries_of(services, record),
         quarantined_rows=[row._asdict() for row in services.warehouse.quarantined_rows_of(record.file_key, rows)],
         quarantine=note,
         problems=problems,
     )
-
-
-def _summaries(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
-    """Return the metrics of a file; none where its dataset is not declared any more."""
-    if record.dataset not in services.datasets:
-        return []
-    from ingest_project.file_ingest.declared import tables_of  # imports Dagster
-
-    tables = tables_of(services.datasets[record.dataset], services.settings)
-    return services.warehouse.of(tables).summaries_of(record.file_key)
 
 
 def _partition_url(settings: Settings, record: FileRecord) -> str:
@@ -299,14 +293,14 @@ def _show_quarantined_rows(page: FilePage) -> None:
     show(made, title)
 
 
-def _listed(services: FileIngestResources, state: FileState | None, search: str | None, limit: int) -> FileList:
+def _listed(state: FileState | None, search: str | None, limit: int) -> FileList:
     """Return the newest files that match, up to the limit."""
-    found = services.files.list(state=state, text=search, limit=limit + 1)
+    found = FileQueue(Runtime(load_settings().settings).engine).list(state=state, text=search, limit=limit + 1)
     return FileList(found[:limit], more=len(found) > limit)
 
 
-def _find(services: FileIngestResources, key: str) -> FileRecord:
-    return find_by_key(services.files, key, lambda record: record.file_key, "file", "ingest files list")
+def _find(files: FileQueue, key: str) -> FileRecord:
+    return find_by_key(files, key, lambda record: record.file_key, "file", "ingest files list")
 
 
 def _print_release(released: Release, done: Performed) -> None:

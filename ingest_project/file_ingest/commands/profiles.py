@@ -7,40 +7,27 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
     counted,
-    counts,
     print_json,
-    say,
-    shortened,
+    report_check,
     show,
-    show_facts,
     table,
 )
-from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.core.settings import Settings, load_settings
+from ingest_project.core.errors import SettingsError
+from ingest_project.core.settings import load_settings
 from ingest_project.core.yaml_models import yaml_files
-from ingest_project.readers.target import without_empty_rescue
 
-if TYPE_CHECKING:
-    from ingest_project.file_ingest.commands.trial import Trial
-    from ingest_project.file_ingest.contract import Contract
-    from ingest_project.readers.guessing.proposal import Found
-    from ingest_project.readers.profiles import ReaderProfile
-
-MAX_SHOWN_TEXT = 160
 MAX_NAME = 40
-YAML_ENDINGS = (".yaml", ".yml")
-SENSOR_READINGS = "sensor_readings"
 
 profile_app = typer.Typer(help="Reader profiles: list, check, try, and propose one for a file.", no_args_is_help=True)
 
@@ -103,19 +90,26 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 @profile_app.command("guess")
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, installed_for, type_of, verdict_on
     from ingest_project.file_ingest.sensor_readings import SensorTypes
-    from ingest_project.readers.guessing.proposal import guess_profile
+    from ingest_project.readers.guessing.proposal import guess_profile, look_at
+    from ingest_project.readers.layout import ReadLimits
     from ingest_project.readers.profiles import read_profile
 
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
-    draft = guess_profile(looked_at(file, settings), file.name, name or name_of(file), types.types)
+    draft = guess_profile(
+        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
+        file.name,
+        name or name_of(file),
+        types.types,
+    )
     contract = contract_of(SENSOR_READINGS, settings)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
         written.write_text(draft.text(), encoding="utf-8")
         sample = excerpt_of(file, Path(folder))
-        said = [verdict_on(sample, file, read_profile(written), contract), *_installed(sample, contract)]
+        said = [verdict_on(sample, file, read_profile(written), contract), *installed_for(sample, contract)]
     typer.echo(draft.text(said), nl=False)
 
 
@@ -127,15 +121,15 @@ def try_profile(
 
     Exit code 1 when the file would be quarantined as a whole.
     """
-    from ingest_project.file_ingest.commands.trial import try_file
+    from ingest_project.file_ingest.commands.trial import contract_of, profile_of, show_trial, try_file
 
     settings = load_settings().settings
     contract = contract_of(dataset or SENSOR_READINGS, settings)
-    trial = try_file(file, _profile_of(profile, contract, settings), contract, rows)
+    trial = try_file(file, profile_of(profile, contract, settings), contract, rows)
     if as_json:
         print_json(trial)
     else:
-        _show(trial)
+        show_trial(trial)
     if trial.refusal:
         raise typer.Exit(1)
 
@@ -146,130 +140,3 @@ def name_of(file: Path) -> str:
 
     words = slug(re.sub(r"[0-9]{4}[-_.]?[0-9]{2}(?:[-_.]?[0-9]{2})?", "", file.name.partition(".")[0]))
     return words.lstrip("0123456789_")[:MAX_NAME].strip("_") or "guessed"
-
-
-def looked_at(file: Path, settings: Settings) -> Found:
-    """Find the table in a file, within the limits of the settings."""
-    from ingest_project.file_ingest.commands.trial import type_of
-    from ingest_project.readers.guessing.proposal import look_at
-    from ingest_project.readers.layout import ReadLimits
-
-    return look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest))
-
-
-def contract_of(dataset: str, settings: Settings) -> Contract:
-    """Return the contract of a dataset by its name, or of the declaration in a file."""
-    from ingest_project.file_ingest.contract import SensorContract
-    from ingest_project.file_ingest.declared import DeclaredContract
-    from ingest_project.readers.datasets import load_declarations, read_declaration
-
-    if dataset == SENSOR_READINGS:
-        return SensorContract.from_settings(settings.file_ingest)
-    if dataset.endswith(YAML_ENDINGS):
-        # The folder names the dataset.
-        declaration = read_declaration(Path(dataset).resolve())
-        problem = f"{dataset} declares no dataset."
-    else:
-        known = load_declarations(settings)
-        declaration = known.get(dataset)
-        broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
-        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
-    if declaration is None:
-        raise SettingsError(problem)
-    return DeclaredContract.of(declaration, settings)
-
-
-def _profile_of(name: str | None, contract: Contract, settings: Settings) -> ReaderProfile:
-    from ingest_project.readers.profiles import read_profile
-
-    if name is not None and name.endswith(YAML_ENDINGS):
-        profile = read_profile(Path(name))
-        profile.require_fits(contract.target)
-        return profile
-    own = settings.file_ingest.default_profile if contract.name == SENSOR_READINGS else contract.name
-    try:
-        return contract.profiles.named(name or own)
-    except FileRejectedError as error:
-        raise SettingsError(error.detail) from None
-
-
-def excerpt_of(file: Path, folder: Path) -> Path:
-    """Return a file, or the parts of a large text file that were looked at."""
-    from ingest_project.file_ingest.commands.trial import TEXT_TYPES, type_of
-    from ingest_project.readers.guessing.encoding import excerpt
-
-    return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
-
-
-def _installed(file: Path, contract: Contract) -> Iterator[str]:
-    """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
-    from ingest_project.file_ingest.commands.trial import try_file
-
-    for name, profile in contract.profiles.items():
-        trial = try_file(file, profile, contract, 0)
-        if trial.refusal is None and not trial.rows_rejected:
-            accepted = counted(trial.rows_accepted, "row")
-            yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
-
-
-def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
-    """Read the sample of a file by a proposal, and say how that went."""
-    from ingest_project.file_ingest.commands.trial import try_file
-
-    trial = try_file(sample, profile, contract, 0, file.name)
-    where = file.name if sample == file else f"the beginning and the end of {file.name}"
-    if trial.refusal:
-        return f"{file.name} cannot be read by this proposal yet: {trial.refusal}"
-    said = f"Tried on {where}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
-    said += f", {trial.rows_rejected:,} rejected ({counts(trial.rules)})" if trial.rows_rejected else ""
-    return f"{said}. {trial.drift}" if trial.drift else f"{said}."
-
-
-def report_check(problems: list[str], usable: str, *, as_json: bool) -> None:
-    """Print the problems, and end the command with exit code 1 if there are any."""
-    if as_json:
-        print_json({"problems": problems})
-    else:
-        for problem in problems:
-            complain(problem)
-        say(f"{usable} usable, {counted(len(problems), 'problem')}.", style="red" if problems else "green")
-    if problems:
-        raise typer.Exit(1)
-
-
-def _plain(value: object) -> object:
-    """Return a number as databases show it, without marks between thousands."""
-    if isinstance(value, float):
-        return f"{value:.15g}"
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _show(trial: Trial) -> None:
-    read = f"{trial.rows_read:,} read, {trial.rows_accepted:,} accepted, {trial.rows_rejected:,} rejected"
-    show_facts(
-        [
-            ("File", trial.file),
-            ("Dataset", trial.dataset),
-            ("Reader profile", trial.profile),
-            ("Layout", trial.layout),
-            ("Rows", read),
-            ("Broken rules", counts(trial.rules)),
-            ("Remedy", " ".join(trial.remedies)),
-            ("Columns", trial.drift),
-        ]
-    )
-    if trial.accepted:
-        accepted = without_empty_rescue(trial.accepted)
-        made = table(*accepted[0])
-        for row in accepted:
-            add_row(made, *map(_plain, row.values()))
-        show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
-    if trial.rejected:
-        made = table("Line", "Reasons", "Text", numbers=["Line"])
-        for one in trial.rejected:
-            add_row(made, str(one.line_number), ", ".join(one.reasons), shortened(one.raw_text, MAX_SHOWN_TEXT))
-        show(made, f"The first {len(trial.rejected):,} of {trial.rows_rejected:,} rejected rows")
-    if trial.refusal:
-        say(f"The file would be quarantined: {trial.refusal}", style="red")
-    else:
-        say(f"The file would be stored: {counted(trial.rows_accepted, 'row')}.", style="green")

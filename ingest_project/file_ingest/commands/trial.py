@@ -1,4 +1,7 @@
-"""Read a file as ingestion would, by the same readers and the same contract, and store nothing."""
+"""Read a file as ingestion would, by the same readers and the same contract, store nothing, and show the outcome.
+
+Loads readers, Polars and pandera: commands import it when they run.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,26 @@ import msgspec
 import polars as pl
 
 from ingest_project.contracts.columns import clock_remedies
-from ingest_project.contracts.files import file_type_of, is_readable
-from ingest_project.core.console import counted
-from ingest_project.core.errors import FileRejectedError
-from ingest_project.file_ingest.contract import Contract
+from ingest_project.contracts.files import SENSOR_READINGS, file_type_of, is_readable
+from ingest_project.core.console import add_row, counted, counts, say, shortened, show, show_facts, table
+from ingest_project.core.errors import FileRejectedError, SettingsError
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.contract import Contract, SensorContract
+from ingest_project.file_ingest.declared import DeclaredContract
 from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers.datasets import load_declarations, read_declaration
 from ingest_project.readers.formats.csv_reader import header_search
 from ingest_project.readers.formats.csv_text import encoding_of, find_header, text_blocks
+from ingest_project.readers.guessing.encoding import excerpt
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profile_parts import changes_clocks
-from ingest_project.readers.profiles import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile, read_profile
 from ingest_project.readers.reading import read_chunks
+from ingest_project.readers.target import without_empty_rescue
 
+MAX_SHOWN_TEXT = 160
+YAML_ENDINGS = (".yaml", ".yml")
 TEXT_TYPES = frozenset({"csv", "tsv", "psv", "txt", "dat"})
 
 
@@ -144,10 +154,10 @@ def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, co
     trial.rows_accepted += accepted.height
     trial.rows_rejected += rejected.height + malformed.height
     trial.rows_read += read.height + malformed.height
-    counts = Counter(trial.rules)
-    counts.update(reason for reasons in rejected["reasons"] for reason in reasons)
-    counts.update(malformed["reason"].to_list())
-    trial.rules = dict(counts)
+    broken = Counter(trial.rules)
+    broken.update(reason for reasons in rejected["reasons"] for reason in reasons)
+    broken.update(malformed["reason"].to_list())
+    trial.rules = dict(broken)
     drift = drift_of(chunks[0], contract.target, trial.rules, trial.rows_read)
     trial.drift = str(drift) if drift.found else ""
     contract.require_unchanged(drift)
@@ -168,3 +178,98 @@ def _first_rejected(chunk: RowsChunk, rejected: pl.DataFrame, rows: int) -> list
     malformed = chunk.malformed.head(rows).select("line_number", "reason", "raw_text").iter_rows()
     found += [RejectedRow(line, (reason,), text) for line, reason, text in malformed]
     return sorted(found, key=lambda row: row.line_number)[:rows]
+
+
+def contract_of(dataset: str, settings: Settings) -> Contract:
+    """Return the contract of a dataset by its name, or of the declaration in a file."""
+    if dataset == SENSOR_READINGS:
+        return SensorContract.from_settings(settings.file_ingest)
+    if dataset.endswith(YAML_ENDINGS):
+        # The folder names the dataset.
+        declaration = read_declaration(Path(dataset).resolve())
+        problem = f"{dataset} declares no dataset."
+    else:
+        known = load_declarations(settings)
+        declaration = known.get(dataset)
+        broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
+        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
+    if declaration is None:
+        raise SettingsError(problem)
+    return DeclaredContract.of(declaration, settings)
+
+
+def profile_of(name: str | None, contract: Contract, settings: Settings) -> ReaderProfile:
+    """Return a reader profile by its name or from its file; that of the dataset by default."""
+    if name is not None and name.endswith(YAML_ENDINGS):
+        profile = read_profile(Path(name))
+        profile.require_fits(contract.target)
+        return profile
+    own = settings.file_ingest.default_profile if contract.name == SENSOR_READINGS else contract.name
+    try:
+        return contract.profiles.named(name or own)
+    except FileRejectedError as error:
+        raise SettingsError(error.detail) from None
+
+
+def excerpt_of(file: Path, folder: Path) -> Path:
+    """Return a file, or the parts of a large text file that were looked at."""
+    return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
+
+
+def installed_for(file: Path, contract: Contract) -> Iterator[str]:
+    """Name the reader profiles that read a file without rejecting a row: one of them may be made for it."""
+    for name, profile in contract.profiles.items():
+        trial = try_file(file, profile, contract, 0)
+        if trial.refusal is None and not trial.rows_rejected:
+            accepted = counted(trial.rows_accepted, "row")
+            yield f"The profile {name} reads it too: {accepted} accepted. See `ingest profile show {name}`."
+
+
+def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
+    """Read the sample of a file by a proposal, and say how that went."""
+    trial = try_file(sample, profile, contract, 0, file.name)
+    where = file.name if sample == file else f"the beginning and the end of {file.name}"
+    if trial.refusal:
+        return f"{file.name} cannot be read by this proposal yet: {trial.refusal}"
+    said = f"Tried on {where}: {trial.rows_accepted:,} of {counted(trial.rows_read, 'row')} accepted"
+    said += f", {trial.rows_rejected:,} rejected ({counts(trial.rules)})" if trial.rows_rejected else ""
+    return f"{said}. {trial.drift}" if trial.drift else f"{said}."
+
+
+def show_trial(trial: Trial) -> None:
+    """Print what ingestion would do with a file."""
+    read = f"{trial.rows_read:,} read, {trial.rows_accepted:,} accepted, {trial.rows_rejected:,} rejected"
+    show_facts(
+        [
+            ("File", trial.file),
+            ("Dataset", trial.dataset),
+            ("Reader profile", trial.profile),
+            ("Layout", trial.layout),
+            ("Rows", read),
+            ("Broken rules", counts(trial.rules)),
+            ("Remedy", " ".join(trial.remedies)),
+            ("Columns", trial.drift),
+        ]
+    )
+    if trial.accepted:
+        accepted = without_empty_rescue(trial.accepted)
+        made = table(*accepted[0])
+        for row in accepted:
+            add_row(made, *map(_plain, row.values()))
+        show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
+    if trial.rejected:
+        made = table("Line", "Reasons", "Text", numbers=["Line"])
+        for one in trial.rejected:
+            add_row(made, str(one.line_number), ", ".join(one.reasons), shortened(one.raw_text, MAX_SHOWN_TEXT))
+        show(made, f"The first {len(trial.rejected):,} of {trial.rows_rejected:,} rejected rows")
+    if trial.refusal:
+        say(f"The file would be quarantined: {trial.refusal}", style="red")
+    else:
+        say(f"The file would be stored: {counted(trial.rows_accepted, 'row')}.", style="green")
+
+
+def _plain(value: object) -> object:
+    """Return a number as databases show it, without marks between thousands."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

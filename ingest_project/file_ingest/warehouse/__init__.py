@@ -6,14 +6,11 @@ unchanged. A file that is stored again replaces its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    import polars as pl
+import polars as pl
 
 # Of versions that a newer one replaces; a version that is leased finds its successor when it is stored.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
@@ -25,23 +22,6 @@ class StoredCounts(NamedTuple):
     rows: int = 0
     quarantined: int = 0
     metrics: int = 0
-
-
-class DeviceMetric(NamedTuple):
-    """Readings of one device and sensor type, of one file or of all, summarised.
-
-    Args:
-        mean: None over all files where readings are too large to be summed.
-        stddev: of the sample; None for a single reading, and over all files where readings are too large to be squared.
-    """
-
-    device_id: str
-    sensor_type: str
-    min: float
-    max: float
-    mean: float | None
-    count: int  # type: ignore[assignment]  # tuple.count is not used, and the column is named so
-    stddev: float | None
 
 
 class QuarantinedRow(NamedTuple):
@@ -160,92 +140,3 @@ class WarehouseTransaction(Protocol):
             statistics: the columns of `file_statistics`, `null_counts` as JSON text.
             without: keys of files that are not ingested: they have none.
         """
-
-
-class RowsElsewhere(Protocol):
-    """The accepted rows of a dataset outside the database, written in one commit before the database's own."""
-
-    def session(self) -> AbstractContextManager[RowsSession]:
-        """Collect the changes of one transaction, and drop them at the end."""
-
-    def counts(self, file_keys: Sequence[str] | None) -> dict[str, int]:
-        """Count the stored rows of each of these files, or of all; files without rows are left out."""
-
-    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
-        """Yield the file's stored rows in parts of bounded size, in no particular order."""
-
-    def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield the rows that these files had before the last commit that deleted any.
-
-        Of a file whose commit is out of retention there are none.
-        """
-
-    def changed_since(self, versions: Mapping[str, int]) -> tuple[set[str], int]:
-        """Return which of these files were written after a version of each, and the present version."""
-
-    def rows_at(self, versions: Mapping[str, int]) -> Iterator[pl.DataFrame]:
-        """Yield the rows that these files had in a version of each."""
-
-    def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> Sequence[tuple[Any, ...]]:
-        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
-
-
-class RowsSession(Protocol):
-    """Changes of rows outside the database."""
-
-    def replace(self, file_keys: Collection[str]) -> None:
-        """Delete the rows that are stored of these files."""
-
-    def append(self, rows: pl.DataFrame) -> None:
-        """Add rows."""
-
-    @property
-    def file_keys(self) -> AbstractSet[str]:
-        """The files whose rows change."""
-
-    def commit(self) -> int | None:
-        """Write all changes at once; returns the version that has them, None without any."""
-
-
-class Warehouse(Protocol):
-    """Stores the rows of one dataset, and counts what is stored."""
-
-    def transaction(self) -> AbstractContextManager[WarehouseTransaction]:
-        """Open a database transaction: committed at the end, rolled back when anything is raised."""
-
-    def file_counts(self, file_keys: Sequence[str]) -> dict[str, StoredCounts]:
-        """Count the stored rows of each of these files in the tables."""
-
-    def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
-        """Yield the file's stored rows in parts of bounded size, in no particular order, without their file_key."""
-
-    def undo_unrecorded(self) -> tuple[str, ...]:
-        """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
-
-        Rows outside are committed first, and the commit of the database may fail for good. The second time nothing
-        is left to do.
-
-        Returns:
-            keys of the files whose rows were deleted.
-        """
-
-    def totals(self) -> StoredCounts:
-        """Count what is stored of all files. Reads every row: for checks, not for every tick."""
-
-    def summaries_of(self, file_key: str) -> list[dict[str, Any]]:
-        """Return the rows of the dataset's table of metrics for a file, by its group columns; empty without a table."""
-
-    def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
-        """Return the file's metrics by device and sensor type."""
-
-    def metrics_of_files(self, file_keys: Sequence[str]) -> Mapping[str, tuple[DeviceMetric, ...]]:
-        """Return the metrics of many files; files without metrics are left out."""
-
-    def device_metrics(self) -> tuple[DeviceMetric, ...]:
-        """Return the metrics merged over all files, by device and sensor type."""
-
-    def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
-        """Return the file's rejected rows, the first lines first."""
-
-    def close(self) -> None:
-        """Close the connections. The warehouse opens new ones when it is used again."""

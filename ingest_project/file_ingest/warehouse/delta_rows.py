@@ -45,7 +45,7 @@ def delta_store(declaration: DatasetDeclaration, settings: Settings) -> Replacea
 
 @dataclass(frozen=True)
 class DeltaRows:
-    """See `RowsElsewhere`."""
+    """The accepted rows of a dataset in its Delta table, written in one commit before the database's own."""
 
     store: ReplaceableStore
 
@@ -70,7 +70,10 @@ class DeltaRows:
             yield pl.DataFrame(pl.from_arrow(batch)).drop("file_key")
 
     def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """Yield the rows that these files had before the last commit that deleted any."""
+        """Yield the rows that these files had before the last commit that deleted any.
+
+        Of a file whose commit is out of retention there are none.
+        """
         for key in file_keys:
             query, found = f"SELECT * FROM events WHERE {_is_of([key])}", False
             # A commit that was tried again names the file as well, and had nothing left to delete.
@@ -110,7 +113,7 @@ class DeltaRows:
 
 @dataclass
 class DeltaSession:
-    """See `RowsSession`."""
+    """Changes of rows in one transaction."""
 
     store: ReplaceableStore
     spool: IO[bytes]

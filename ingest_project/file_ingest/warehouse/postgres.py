@@ -23,7 +23,8 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.secrets import text_of
-from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, RowsSession, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.warehouse.delta_rows import DeltaSession
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
@@ -123,12 +124,10 @@ PIN_VERSIONS = """
 
 
 class PostgresWarehouse(SqlWarehouse):
-    """See `Warehouse`. Threads may use it at once; each transaction then has a connection of its own."""
+    """See `SqlWarehouse`. Threads may use it at once; each transaction then has a connection of its own."""
 
-    def __init__(
-        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
-    ) -> None:
-        super().__init__(database_url, connect_timeout_seconds, tables)
+    def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
+        super().__init__(database_url, connect_timeout_seconds)
         self._url = database_address(text_of(database_url))
 
         def connect() -> Any:  # noqa: ANN401 - a pool takes any driver's
@@ -181,7 +180,7 @@ class PostgresTransaction:
         connection: Connection,
         address: str,
         tables: DatasetTables = SENSOR_TABLES,
-        outside: RowsSession | None = None,
+        outside: DeltaSession | None = None,
     ) -> None:
         self._address = address
         self._tables = tables

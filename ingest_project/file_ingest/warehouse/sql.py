@@ -31,14 +31,12 @@ from ingest_project.file_ingest.tables import (
 from ingest_project.file_ingest.tables import files as files_table
 from ingest_project.file_ingest.warehouse import (
     REPLACEABLE_STATES,
-    DeviceMetric,
     QuarantinedRow,
-    RowsElsewhere,
-    RowsSession,
     StoredCounts,
     VersionRow,
     WarehouseTransaction,
 )
+from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, DeltaSession
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
@@ -147,7 +145,7 @@ class DatasetTables:
     metrics: sa.Table | None
     row_schema: Schema
     metric_schema: Schema
-    elsewhere: RowsElsewhere | None = None
+    elsewhere: DeltaRows | None = None
     view: View | None = None
 
     @property
@@ -157,17 +155,14 @@ class DatasetTables:
 
 
 SENSOR_TABLES = DatasetTables(SENSOR_READINGS, raw_sensor_data, aggregated_metrics, READINGS, METRICS)
-device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
 
 
 class SqlWarehouse:
-    """See `Warehouse`; connects when it is first used."""
+    """Stores the rows of one dataset, and counts what is stored; connects when it is first used."""
 
-    def __init__(
-        self, database_url: str | SecretStr, connect_timeout_seconds: float = 10, tables: DatasetTables = SENSOR_TABLES
-    ) -> None:
+    def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
         self._engine = open_engine(database_url, connect_timeout_seconds)
-        self._tables = tables
+        self._tables = SENSOR_TABLES
 
     def of(self, tables: DatasetTables) -> Self:
         """Return the warehouse of another dataset, with the same connections."""
@@ -187,7 +182,7 @@ class SqlWarehouse:
                 _record_version(connection, outside.file_keys, outside.commit())
 
     @contextmanager
-    def _outside(self) -> Iterator[RowsSession | None]:
+    def _outside(self) -> Iterator[DeltaSession | None]:
         with ExitStack() as opened:
             elsewhere = self._tables.elsewhere
             yield opened.enter_context(elsewhere.session()) if elsewhere is not None else None
@@ -243,6 +238,9 @@ class SqlWarehouse:
     def undo_unrecorded(self) -> tuple[str, ...]:
         """Delete rows outside the database of files that it does not record as stored, and restore what they replaced.
 
+        Rows outside are committed first, and the commit of the database may fail for good. The second time nothing
+        is left to do.
+
         Returns:
             keys of the files whose rows were deleted, or are those of an earlier attempt again.
         """
@@ -295,7 +293,7 @@ class SqlWarehouse:
         return StoredCounts(rows, quarantined, metrics)
 
     def summaries_of(self, file_key: str) -> list[dict[str, Any]]:
-        """Return the rows of the dataset's table of metrics for a file, by its group columns."""
+        """Return the rows of the dataset's table of metrics for a file, by its group columns; empty without a table."""
         table = self._tables.metrics
         if table is None:
             return []
@@ -303,31 +301,6 @@ class SqlWarehouse:
         query = sa.select(*columns).where(table.c.file_key == file_key).order_by(*columns[:-5])
         with reading(self._engine) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
-
-    def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
-        """Return the file's metrics by device and sensor type."""
-        return self.metrics_of_files([file_key]).get(file_key, ())
-
-    def metrics_of_files(self, file_keys: Sequence[str]) -> dict[str, tuple[DeviceMetric, ...]]:
-        """Return the metrics of many files; files without metrics are left out."""
-        table = aggregated_metrics
-        found: dict[str, list[DeviceMetric]] = {}
-        with reading(self._engine) as connection:
-            for part in in_parts(file_keys):
-                query = (
-                    sa.select(table.c.file_key, *(table.c[name] for name in DeviceMetric._fields))
-                    .where(table.c.file_key.in_(part))
-                    .order_by(table.c.file_key, table.c.device_id, table.c.sensor_type)
-                )
-                for key, *values in connection.execute(query):
-                    found.setdefault(key, []).append(DeviceMetric(*values))
-        return {key: tuple(metrics) for key, metrics in found.items()}
-
-    def device_metrics(self) -> tuple[DeviceMetric, ...]:
-        """Return the metrics merged over all files, by device and sensor type."""
-        query = sa.select(device_metrics).order_by(device_metrics.c.device_id, device_metrics.c.sensor_type)
-        with reading(self._engine) as connection:
-            return tuple(DeviceMetric(*row) for row in connection.execute(query))
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
         """Return the file's rejected rows, the first lines first."""
@@ -369,7 +342,7 @@ class SqlTransaction:
     """See `WarehouseTransaction`."""
 
     def __init__(
-        self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: RowsSession | None = None
+        self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: DeltaSession | None = None
     ) -> None:
         self._connection = connection
         self._tables = tables

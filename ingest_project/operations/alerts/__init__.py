@@ -9,10 +9,11 @@ its value an `AlertChannel`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
+from ingest_project.core.console import moment
 from ingest_project.core.errors import TransientError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
@@ -105,11 +106,11 @@ def _lines(environment: str, alert: Alert) -> Iterable[str]:
     if alert.status == "test":
         return
     if alert.ended_at:
-        yield f"  From {_time(alert.since)} to {_time(alert.ended_at)}."
+        yield f"  From {moment(alert.since)} to {moment(alert.ended_at)}."
         return
     measured = "" if alert.value is None else f", {_measured(alert)}"
     owner = f", owner {plain(alert.owner, 100)}" if alert.owner else ""
-    yield f"  {alert.severity.capitalize()} since {_time(alert.since)}{measured}{owner}."
+    yield f"  {alert.severity.capitalize()} since {moment(alert.since)}{measured}{owner}."
     yield from (f"  - {example}" for example in alert.examples[:SHOWN_EXAMPLES])
     if alert.remedy:
         yield f"  {alert.remedy} ({DOCUMENTATION})"
@@ -129,7 +130,3 @@ def amount(value: float, unit: str) -> str:
     if unit == "seconds":
         return f"{value:,.0f} s"
     return f"{value:,.0f} {unit.removesuffix('s') if round(value) == 1 else unit}".strip()
-
-
-def _time(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

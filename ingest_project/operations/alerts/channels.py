@@ -12,7 +12,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Any
 
 import msgspec
 from pydantic import SecretStr
@@ -24,9 +24,6 @@ from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import SCHEME
 from ingest_project.core.yaml_models import nearest
 from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, text_of, title_of
-
-if TYPE_CHECKING:
-    from apprise import AppriseAsset
 
 CONNECT_SECONDS, RESPONSE_SECONDS = 5.0, 10.0
 WEBHOOK = "webhook"
@@ -165,7 +162,7 @@ def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> 
     kind = "failure" if "critical" in severities else "warning" if severities else "info"
     if all(alert.status == "resolved" for alert in alerts):
         kind = "success"
-    service = apprise.Apprise(asset=_asset())
+    service = apprise.Apprise(asset=apprise.AppriseAsset(**_options()))
     service.add(url.get_secret_value().strip())
     reasons = _reasons()
     reasons.begin()
@@ -185,10 +182,8 @@ def _problem(url: SecretStr) -> str:
     import apprise  # see above
 
     _reasons()
-    if (
-        apprise.Apprise.instantiate(url.get_secret_value().strip(), asset=_asset(), suppress_exceptions=True)
-        is not None
-    ):
+    asset, address = apprise.AppriseAsset(**_options()), url.get_secret_value().strip()
+    if apprise.Apprise.instantiate(address, asset=asset, suppress_exceptions=True) is not None:
         return ""
     schemas = [schema for one in apprise.Apprise().details()["schemas"] for schema in _schemas(one)]
     service = url.get_secret_value().partition("://")[0].strip().lower()
@@ -202,24 +197,23 @@ def _schemas(details: Mapping[str, object]) -> list[str]:
     return [str(schema) for protocols in both if isinstance(protocols, list | tuple) for schema in protocols]
 
 
-@cache
-def _asset() -> AppriseAsset:
+def _options() -> dict[str, Any]:
     import apprise  # see above
 
-    # What strangers chose is not read as an escape, an emoji or a template; an answer leads nowhere else.
-    return apprise.AppriseAsset(
-        app_id="ingest_project",
-        app_desc="ingest_project",
-        app_url="",
-        async_mode=False,
-        interpret_escapes=False,
-        interpret_emojis=False,
-        http_redirects=False,
-        allow_templates=False,
-        storage_mode=apprise.PersistentStoreMode.MEMORY,
+    return {
+        "app_id": "ingest_project",
+        "app_desc": "ingest_project",
+        "app_url": "",
+        "async_mode": False,
+        # What strangers chose is not read as an escape, an emoji or a template; an answer leads nowhere else.
+        "interpret_escapes": False,
+        "interpret_emojis": False,
+        "http_redirects": False,
+        "allow_templates": False,
+        "storage_mode": apprise.PersistentStoreMode.MEMORY,
         # In this thread, whose warnings are kept; who started it waits for a bounded time.
-        service_timeout=0,
-    )
+        "service_timeout": 0,
+    }
 
 
 class _Reasons(logging.Handler):

@@ -12,8 +12,10 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import load_settings
 from ingest_project.core.settings.alerts import CONDITIONS
 from ingest_project.core.yaml_models import nearest
+from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts import amount
 from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts.conditions import require_known_names
 from ingest_project.operations.alerts.incidents import Incident, recent_incidents
 from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.alerts.watch import send_test
@@ -68,6 +70,7 @@ def send_test_messages(
     if owner is not None and owner not in known:
         raise SettingsError(f"INGEST_ALERT_OWNERS has no owner {owner!r}{nearest(owner, known) or '.'}")
     require_usable(settings)
+    require_known_names(SystemResources(settings))
     outcomes = send_test(settings, owner)
     if not outcomes:
         raise SettingsError("No alert channel is set. Set INGEST_ALERT_URLS or INGEST_ALERT_WEBHOOK_URL.")

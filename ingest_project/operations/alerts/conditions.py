@@ -5,6 +5,7 @@ A condition whose part could not be read is not assessed: nothing is known of it
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,18 +13,21 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ingest_project.core.console import counted, length_of
+from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import digest_of
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import Policy
+from ingest_project.core.yaml_models import nearest
 from ingest_project.file_ingest.tables import asset_of
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE
+from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts import plain
 from ingest_project.operations.alerts.facts import matching
 from ingest_project.operations.alerts.incidents import Finding, History
 from ingest_project.operations.monitor import daemon_line, readiness
-from ingest_project.operations.snapshot import SENSOR_DAEMON, SystemSnapshot
-from ingest_project.operations.topics import TopicLag
+from ingest_project.operations.snapshot import SENSOR_DAEMON, SystemSnapshot, consumed_topics
+from ingest_project.operations.topics import TopicLag, topics_of_dead_letters
 
 ALERTS_SENSOR = "alerts_sensor"
 MAX_NAME = 200
@@ -135,6 +139,29 @@ def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = 
             assessed.add(condition)
             findings += [one for one in found if one.policy.enabled]
     return Assessment(tuple(findings), frozenset(assessed))
+
+
+def require_known_names(services: SystemResources) -> None:
+    """Refuse a rule whose dataset or topic does not exist where one of a similar name does.
+
+    Any other name may be that of something which is declared later.
+
+    Raises:
+        SettingsError: with the similar name.
+    """
+    named = [rule for rule in services.settings.alerts.rules if rule.dataset or rule.topic]
+    if not named:
+        return
+    topics, datasets = consumed_topics(services), services.datasets
+    known = {
+        "dataset": {*datasets, *(one.name for one in datasets.broken)},
+        "topic": {*(one.topic for one in topics), *topics_of_dead_letters(services, topics)},
+    }
+    for rule in named:
+        for facet, names in known.items():
+            pattern = rule.patterns.get(facet, "*")
+            if not fnmatch.filter(names, pattern) and (guess := nearest(pattern, names)):
+                raise SettingsError(f"INGEST_ALERT_RULES: there is no {facet} {pattern[:100]!r}{guess}")
 
 
 def gauges(snapshot: SystemSnapshot) -> dict[str, float]:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.operations import SystemResources
-from ingest_project.platform.dagster.run_records import DagsterRecords, FailedChecks, FailedRun, FailingTicks
+from ingest_project.platform.dagster.records import FailedChecks, FailedRun, FailingTicks, RunRecords
 from ingest_project.platform.database import reading
 
 ENDED = (FileState.INGESTED, FileState.QUARANTINED, FileState.FAILED)
@@ -82,7 +82,7 @@ class Intake(msgspec.Struct, frozen=True, kw_only=True):
     owners: Mapping[tuple[str, str], tuple[str, ...]] = {}
 
 
-def read_failures(records: DagsterRecords, settings: Settings, now: datetime) -> DagsterFailures:
+def read_failures(records: RunRecords, settings: Settings, now: datetime) -> DagsterFailures:
     """Read Dagster's failures.
 
     Raises:

@@ -448,8 +448,8 @@ def _alert(row: sa.RowMapping) -> Alert:
         condition=row["condition"],
         severity=row["severity"],
         owner=row["owner"],
-        value=row["value"],
-        threshold=row["threshold"],
+        value=_number(row["value"]),
+        threshold=_number(row["threshold"]),
         examples=tuple(row["examples"]),
         remedy=CONDITIONS[row["condition"]].remedy_for(row["name"]) if row["condition"] in CONDITIONS else "",
     )
@@ -483,7 +483,11 @@ def recent_incidents(engine: sa.Engine, since: datetime, limit: int) -> list[Inc
 
 
 def _incident(row: sa.RowMapping) -> Incident:
-    return Incident(
-        **{field: row[field] for field in Incident.__struct_fields__ if field != "examples"},
-        examples=tuple(row["examples"]),
-    )
+    known = {field: row[field] for field in Incident.__struct_fields__}
+    measured = {field: _number(row[field]) for field in ("value", "threshold")}
+    return Incident(**known | measured | {"examples": tuple(row["examples"])})
+
+
+def _number(value: float | None) -> float | None:
+    """Return a whole number without decimals, as the JSON of everything else has it."""
+    return int(value) if value is not None and value.is_integer() else value

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import printable
 from ingest_project.core.settings import Settings
-from ingest_project.operations import RunningTotals
+from ingest_project.operations import RunningTotals, SystemResources
 from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts.conditions import require_known_names
 from ingest_project.operations.alerts.watch import AlertWatch, Watcher
 from ingest_project.operations.dashboard import actions, dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
@@ -33,8 +34,6 @@ from ingest_project.platform.http.origin import is_loopback
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
 FIRST_POLL_OF_PAGE_SECONDS = 0.5
-# Time for requests in progress once the server is stopped.
-GRACE_SECONDS = 3
 STATIC = {
     "dashboard.css": "text/css",
     "dashboard.js": "text/javascript",
@@ -89,22 +88,22 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
         insecure: listen beyond this machine without a token.
 
     Raises:
-        SettingsError: it would be open to others without a token, the port is taken, or an alert address is wrong.
+        SettingsError: it would be open to others without a token, the port is taken, or an alert's address or rule is
+            wrong.
     """
     import uvicorn  # only this command serves
 
+    from ingest_project.operations.dashboard.connections import server_config
+
     require_protection(settings, host, insecure=insecure)
     require_usable(settings)
+    require_known_names(SystemResources(settings))
     app = monitor_app(settings, local_only=is_loopback(host) and not _is_protected(settings))
     listener = _listen(host, port)
-    # Its own log would have another format, and a line for every request.
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
-    )
     shown = f"[{host}]" if ":" in host else host
     started(f"http://{shown}:{listener.getsockname()[1]}/")
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(server_config(app)).run(sockets=[listener])
     finally:
         listener.close()
 

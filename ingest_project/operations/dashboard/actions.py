@@ -45,6 +45,7 @@ from ingest_project.platform.actions import (
     checked,
     items_of_action,
     perform,
+    time_of,
 )
 
 RECORDS_A_PAGE = 50
@@ -99,16 +100,20 @@ class ActionPages:
         """Show what would be done, or do it and lead to the record."""
         action = _action(request)
         async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
-            is_final = form.get("step") == "perform"
+            texts, is_final = _texts(form), form.get("step") == "perform"
+            action_id = texts.get("action_id", "") if is_final else uuid.uuid4().hex
             try:
-                wanted = await self._request_of(request, action, form, is_final=is_final)
+                wanted = await self._request_of(request, action, form, action_id, is_final=is_final)
                 done = await run_in_threadpool(perform, self._console.services, action, wanted)
             except AlreadyPerformedError as known:
                 return _to_record(request, known.action_id)
-            except ActionRefusedError as refusal:
-                return _refused(request, action, _texts(form), str(refusal), 400)
             except IngestError as error:
-                return _refused(request, action, _texts(form), str(error), 503)
+                status = 400 if isinstance(error, ActionRefusedError) else 503
+                if not is_final:
+                    await run_in_threadpool(self._uploads.remove, action_id)
+                elif not _wants_json(request):
+                    return await run_in_threadpool(self._not_performed, request, action, texts, str(error), status)
+                return _refused(request, action, texts, str(error), status)
         if is_final:
             await run_in_threadpool(self._uploads.remove, wanted.action_id)
         if _wants_json(request):
@@ -116,6 +121,22 @@ class ActionPages:
         if is_final:
             return _to_record(request, done.action_id)
         return _preview(request, action, checked(action, wanted), done)
+
+    def _not_performed(
+        self, request: Request, action: Action[SystemResources], texts: dict[str, str], problem: str, status: int
+    ) -> Response:
+        """Show why the last step failed: with its record where it has one, else with everything that was entered."""
+        action_id = texts.get("action_id", "")
+        with suppress(IngestError):
+            if action_record(self._console.services.engine, action_id):
+                return _to_record(request, action_id)
+            if _ACTION_ID.fullmatch(action_id):
+                entered = texts | {"reason": ""}
+                wanted = self._wanted(action, entered, action_id, request.state.viewer.name, dry_run=True)
+                done = perform(self._console.services, action, wanted)
+                again = {"reason": texts.get("reason", ""), "problem": problem}
+                return _preview(request, action, checked(action, wanted), done, status, **again)
+        return _refused(request, action, texts, problem, status)
 
     async def audit(self, request: Request) -> Response:
         """List the records of actions, the newest first, a page at a time."""
@@ -161,35 +182,36 @@ class ActionPages:
         return action_record(engine, action_id), items_of_action(engine, action_id, SHOWN_ITEMS)
 
     async def _request_of(
-        self, request: Request, action: Action[SystemResources], form: FormData, *, is_final: bool
+        self, request: Request, action: Action[SystemResources], form: FormData, action_id: str, *, is_final: bool
     ) -> ActionRequest:
         """Return the request that a form makes.
 
         Raises:
             ActionRefusedError: a field is wrong.
         """
-        texts = _texts(form)
-        action_id = texts.get("action_id", "") if is_final else uuid.uuid4().hex
         if not _ACTION_ID.fullmatch(action_id):
             raise ActionRefusedError("The form is incomplete: begin again with the preview.")
-        values = {one.name: texts[one.name] for one in action.parameters if one.kind != "file" and one.name in texts}
-        for parameter in action.parameters:
-            if parameter.kind != "file":
-                continue
-            given = form.get(parameter.name)
+        for name in _files(action):
+            given = form.get(name)
             if isinstance(given, UploadFile) and given.filename:
                 await run_in_threadpool(self._uploads.keep, action_id, given)
-            if path := self._uploads.find(action_id):
-                values[parameter.name] = str(path)
-        limit = texts.get("limit") or str(DEFAULT_LIMIT)
-        if not limit.isdecimal() or len(limit) > 9:  # noqa: PLR2004 - far more than any limit
-            raise ActionRefusedError("The limit is a number.")
+        return self._wanted(action, _texts(form), action_id, request.state.viewer.name, dry_run=not is_final)
+
+    def _wanted(
+        self, action: Action[SystemResources], texts: dict[str, str], action_id: str, who: str, *, dry_run: bool
+    ) -> ActionRequest:
+        values = {one.name: texts[one.name] for one in action.parameters if one.kind != "file" and one.name in texts}
+        if path := self._uploads.find(action_id):
+            values |= dict.fromkeys(_files(action), str(path))
+        limit = texts.get("limit", "").strip() or str(DEFAULT_LIMIT)
+        if not (limit.isascii() and limit.isdecimal()) or len(limit) > 9:  # noqa: PLR2004 - far more than any limit
+            raise ActionRefusedError(f"The limit is a whole number, not {limit[:20]!r}.")
         return ActionRequest(
             parameters=values,
             limit=int(limit),
             reason=texts.get("reason", ""),
-            who=request.state.viewer.name,
-            dry_run=not is_final,
+            who=who,
+            dry_run=dry_run,
             action_id=action_id,
         )
 
@@ -283,20 +305,37 @@ def _form(
     status: int = 200,
 ) -> Response:
     has_file = any(parameter.kind == "file" for parameter in action.parameters)
-    # A moment of the query may be any that the command line takes; the field takes one form.
     times = {one.name for one in action.parameters if one.kind == "time"}
-    shown = {name: value[:16] if name in times else value for name, value in values.items()}
+    shown = {name: _field_of_time(value) if name in times else value for name, value in values.items()}
     return render(
         request, "action.html", status, action=action, values=shown, problem=problem, done=None, has_file=has_file
     )
 
 
-def _preview(request: Request, action: Action[SystemResources], wanted: ActionRequest, done: Performed) -> Response:
+def _field_of_time(text: str) -> str:
+    """Return a moment, which the query may have in any form that the command line takes, as the field takes it."""
+    with suppress(ActionRefusedError):
+        return f"{time_of(text):%Y-%m-%dT%H:%M:%S}"
+    return ""
+
+
+def _preview(  # noqa: PLR0913, PLR0917 - the last three are of a step that failed
+    request: Request,
+    action: Action[SystemResources],
+    wanted: ActionRequest,
+    done: Performed,
+    status: int = 200,
+    reason: str = "",
+    problem: str = "",
+) -> Response:
     hidden = {name: value for name, value in wanted.parameters.items() if name not in _files(action)}
     return render(
         request,
         "preview.html",
+        status,
         action=action,
+        problem=problem,
+        reason=reason,
         hidden=hidden,
         shown={one.label: wanted.parameters[one.name] for one in action.parameters if one.name in hidden},
         file_name=next((Path(wanted.parameters[name]).name for name in _files(action)), None),

@@ -283,6 +283,10 @@ class Guarded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # NUL, which databases and file systems refuse, is in no name.
+        plain = {"path": scope["path"].replace("\x00", "\ufffd")}
+        plain["query_string"] = scope["query_string"].replace(b"%00", b"%EF%BF%BD").replace(b"\x00", b"%EF%BF%BD")
+        scope = {**scope, **plain}
         app, request = self._app, Request(scope, receive)
         request.state.viewer, request.state.csrf_token = NOBODY, ""
         try:
@@ -418,7 +422,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
-                headers[name] = value
+                headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store")
         await send(message)
 

@@ -23,7 +23,7 @@ from ingest_project.operations.monitor import readiness
 from ingest_project.operations.snapshot import DagsterState, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState
 from ingest_project.platform.capability import EVENT_TO_STORED, LATENCY_BUCKETS, Failure
-from ingest_project.platform.dagster.run_records import RunOnRecord
+from ingest_project.platform.dagster.records import RunOnRecord
 from ingest_project.platform.items import KINDS, ItemRef
 from ingest_project.platform.work_queue.sensor import BATCH_SIZE_TAG, BATCH_TAG
 from ingest_project.streams.capability import STREAM_MESSAGES, UNIDENTIFIED
@@ -78,7 +78,8 @@ class History(msgspec.Struct, frozen=True):
     Args:
         starts: of each step, seconds since 1970.
         files, rows: by outcome, one number a step.
-        reasons: why files and rows were refused: reason, files, rows; the most frequent first.
+        file_reasons: why files were refused whole, with their number; the most frequent first.
+        row_reasons: why rows of other files were refused; one row may have several.
         downloads: by attempt and status.
         failures: of downloads, by class of error.
         messages: of streams, by topic and outcome.
@@ -89,7 +90,8 @@ class History(msgspec.Struct, frozen=True):
     starts: tuple[int, ...]
     files: Mapping[str, tuple[int, ...]]
     rows: Mapping[str, tuple[int, ...]]
-    reasons: tuple[tuple[str, int, int], ...]
+    file_reasons: tuple[tuple[str, int], ...]
+    row_reasons: tuple[tuple[str, int], ...]
     downloads: Mapping[str, Mapping[str, int]]
     failures: Mapping[str, int]
     messages: Mapping[str, Mapping[str, int]]
@@ -138,7 +140,8 @@ def history_of(values: Iterable[MinuteValue], window: Window, now: datetime) -> 
         starts=tuple(step * window.step * 60 for step in steps),
         files=_series(by_name[FILES], steps),
         rows=_series(by_name[ROWS], steps),
-        reasons=_reasons(by_name[QUARANTINED_FILES], by_name[QUARANTINED_ROWS]),
+        file_reasons=tuple(_by_last(by_name[QUARANTINED_FILES]).items()),
+        row_reasons=tuple(_by_last(by_name[QUARANTINED_ROWS]).items()),
         downloads=_by_two(by_name[DOWNLOADS], outer=1),
         failures=_by_last(by_name[DOWNLOAD_FAILURES]),
         messages=_by_two(by_name[STREAM_MESSAGES], outer=0),
@@ -331,7 +334,7 @@ def _by_last(values: Sequence[MinuteValue]) -> dict[str, int]:
     made: dict[str, int] = {}
     for value in values:
         made[value.labels[-1]] = made.get(value.labels[-1], 0) + round(value.value)
-    return dict(sorted(made.items(), key=lambda item: -item[1]))
+    return dict(sorted(made.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _by_two(values: Sequence[MinuteValue], outer: int) -> dict[str, dict[str, int]]:
@@ -341,12 +344,6 @@ def _by_two(values: Sequence[MinuteValue], outer: int) -> dict[str, dict[str, in
         label = value.labels[1 - outer]
         inner[label] = inner.get(label, 0) + round(value.value)
     return dict(sorted(made.items()))
-
-
-def _reasons(files: Sequence[MinuteValue], rows: Sequence[MinuteValue]) -> tuple[tuple[str, int, int], ...]:
-    of_files, of_rows = _by_last(files), _by_last(rows)
-    each = [(reason, of_files.get(reason, 0), of_rows.get(reason, 0)) for reason in {**of_files, **of_rows}]
-    return tuple(sorted(each, key=lambda entry: (-entry[1], -entry[2], entry[0])))
 
 
 def _latencies(values: Sequence[MinuteValue]) -> dict[str, Latency]:

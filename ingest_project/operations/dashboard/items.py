@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
 from ingest_project.operations import SystemResources
@@ -86,7 +87,8 @@ class ItemPages:
         text = request.query_params.get("q", "")[:MAX_SEARCH_LENGTH]
         try:
             self._require_database()
-            found = await run_in_threadpool(find, self._console.services, text)
+            broker_problem = self._console.monitor.broker.sample.problem
+            found = await run_in_threadpool(find, self._console.services, text, broker_problem)
         except (DatabaseUnavailableError, WarehouseAwayError) as away:
             return render(request, "search.html", 503, found=None, problem=str(away), searched=text, what=SEARCHED)
         if len(found.hits) == 1 and not found.more:
@@ -140,7 +142,11 @@ class ItemPages:
         except IngestError as error:
             opened.close()
             return PlainTextResponse(f"{error}\n", 503)
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(content.file_name, safe='')}"}
+        headers = {
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(content.file_name, safe='')}",
+            # Wherever they are opened in spite of that, they are a stranger's.
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+        }
         return StreamingResponse(
             pieces, headers=headers | {"Content-Length": str(size)}, media_type="application/octet-stream"
         )
@@ -171,7 +177,7 @@ def _shown(view: ItemView, name: str, first: int) -> ShownRows:
 
 
 def _bounded(page: RowPage) -> RowPage:
-    rows = tuple(tuple("" if value is None else str(value)[:MAX_SHOWN_VALUE] for value in row) for row in page.rows)
+    rows = tuple(tuple(data_text(value)[:MAX_SHOWN_VALUE] for value in row) for row in page.rows)
     return RowPage(page.columns, rows, page.more)
 
 

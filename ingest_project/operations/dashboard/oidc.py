@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,10 +22,6 @@ from ingest_project.core.logging import get_logger, printable
 from ingest_project.core.settings.platform import OidcSettings
 from ingest_project.operations.dashboard.auth import Role, Viewer
 from ingest_project.platform.http.origin import is_loopback
-
-if TYPE_CHECKING:
-    from authlib.integrations.requests_client import OAuth2Session
-
 
 logger = get_logger(__name__)
 
@@ -91,11 +87,13 @@ class Provider:
         Raises:
             HTTPException: 502: the provider does not answer as it should.
         """
+        from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
+
         now = time.monotonic()
         while self._begun and (len(self._begun) >= MAX_SIGN_INS or next(iter(self._begun.values())).ends <= now):
             self._begun.popitem(last=False)
         browser, state, verifier, nonce = (secrets.token_urlsafe(48) for _ in range(4))
-        with self._client() as client:
+        with OAuth2Session(**self._identity()) as client:
             address, _ = client.create_authorization_url(
                 self._endpoint(self._metadata(client), "authorization_endpoint"),
                 state=state,
@@ -139,7 +137,9 @@ class Provider:
 
     def _claims(self, begun: SignIn, code: str) -> dict[str, Any]:
         """Exchange the code; return the claims of the verified ID token, with those of the user-info endpoint."""
-        with self._client() as client:
+        from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
+
+        with OAuth2Session(**self._identity()) as client:
             metadata = self._metadata(client)
             known = metadata.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
             if self._settings.client_secret and "client_secret_basic" not in known:
@@ -206,18 +206,16 @@ class Provider:
             f"names this person or a group of theirs.{hint}",
         )
 
-    def _client(self) -> OAuth2Session:
-        from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
-
+    def _identity(self) -> dict[str, str | None]:
         secret = self._settings.client_secret
-        return OAuth2Session(
-            self._settings.client_id,
-            secret.get_secret_value() if secret else None,
-            scope=self._settings.scopes,
-            code_challenge_method="S256",
-        )
+        return {
+            "client_id": self._settings.client_id,
+            "client_secret": secret.get_secret_value() if secret else None,
+            "scope": self._settings.scopes,
+            "code_challenge_method": "S256",
+        }
 
-    def _metadata(self, client: OAuth2Session) -> dict[str, Any]:
+    def _metadata(self, client: requests.Session) -> dict[str, Any]:
         issuer = self._settings.issuer
         found = self._asked(client, "GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
@@ -231,14 +229,12 @@ class Provider:
             raise self._away(f"its {name} is not an https address")
         return address
 
-    def _asked(self, client: OAuth2Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
+    def _asked(self, client: requests.Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
         """Send one request; return the JSON object of its answer.
 
         Raises:
             HTTPException: 502: there is none.
         """
-        import requests  # only where people sign in
-
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"} | options.pop("headers", {})
         options |= {"timeout": TIMEOUT_SECONDS, "stream": True, "allow_redirects": False, "withhold_token": True}
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
+from ingest_project.core.console import value_text
 from ingest_project.core.logging import printable, to_json
 from ingest_project.platform.items import ItemRef
 
@@ -34,6 +35,7 @@ def render(request: Request, template: str, /, status: int = 200, **values: obje
         "root": root_of(request.scope),
         "path": request.scope["path"],
         "searched": "",
+        "looking_only": f"Only an operator can perform actions, and {request.state.viewer.name} is a viewer.",
     }
     return HTMLResponse(_TEMPLATES.get_template(template).render(shared | values), status)
 
@@ -67,19 +69,8 @@ def item_path(ref: ItemRef) -> str:
 
 
 def shown(value: object) -> str:
-    """Return any value for a person: times in UTC, thousands separated."""
-    if isinstance(value, datetime):
-        return f"{time_text(value)} UTC"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return value if isinstance(value, str) else to_json(value)
-
-
-def time_text(moment: datetime | None) -> str:
-    """Return a time for a person, in UTC."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if moment else ""
+    """Return any value for a person, see `value_text`; what has parts as JSON."""
+    return value_text(value) if isinstance(value, str | int | float | datetime) else to_json(value)
 
 
 def _finalized(value: Any) -> Any:  # noqa: ANN401 - whatever a template shows
@@ -99,7 +90,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "size": size_text,
-        "time": time_text,
+        "time": value_text,
         "shown": shown,
         "item_path": item_path,
         "item_address": lambda ref: f"items/{item_path(ref)}",

@@ -8,7 +8,7 @@ A message may name an account only when it is listed: an identity, a key or a SA
 account of ADLS Gen2 is a host of its own. OneLake has one host for all tenants, so that there the workspace is what is
 listed. A store, table or source that the settings name counts as listed.
 
-Nothing here loads the Azure SDK; `client` does.
+Nothing here loads the Azure SDK; `client` and `identity` do.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import cache
 from glob import escape
-from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from pydantic import SecretStr
@@ -37,9 +35,6 @@ from ingest_project.platform.http import (
     printable_url,
     split_address,
 )
-
-if TYPE_CHECKING:
-    from azure.core.credentials import TokenCredential
 
 DEFAULT_ENDPOINT = "https://onelake.dfs.fabric.microsoft.com"
 FABRIC_HOSTS = ".dfs.fabric.microsoft.com"
@@ -300,14 +295,6 @@ def accounts_of(addresses: Iterable[str], endpoint: str = DEFAULT_ENDPOINT) -> l
             address = parse_address(text, endpoint)
             accounts.append(AllowedAccount(address.account_url, escape(address.file_system.lower())))
     return accounts
-
-
-@cache
-def default_credential() -> TokenCredential:
-    """Return the credential of this process, which keeps the tokens it got."""
-    from azure.identity import DefaultAzureCredential  # takes 0.3 s, and a SAS or key does without
-
-    return DefaultAzureCredential()
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ from ingest_project.platform.azure import (
     OneLakeOptions,
     StoreRejectedError,
     StoreThrottledError,
-    default_credential,
 )
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
@@ -351,6 +350,8 @@ def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential 
         return credential.sas.get_secret_value().lstrip("?")
     if credential.account_name and credential.account_key:
         return AzureNamedKeyCredential(credential.account_name, credential.account_key.get_secret_value())
+    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s, and a SAS or key does without
+
     return default_credential()
 
 

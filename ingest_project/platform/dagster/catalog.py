@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql
 
+from ingest_project.contracts.tables import meaning_of
 from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
 from ingest_project.platform.database import reading
@@ -104,7 +105,7 @@ def table_metadata(table: sa.Table) -> dict[str, Any]:
         dg.TableColumn(
             column.name,
             column.type.compile(_DIALECT).lower(),
-            description=column.doc,
+            description=column.doc or column.comment or meaning_of(table.name, column.name),
             constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
         )
         for column in table.columns
@@ -112,9 +113,18 @@ def table_metadata(table: sa.Table) -> dict[str, Any]:
     return {"dagster/table_name": table.name, "dagster/column_schema": dg.TableSchema(columns)}
 
 
-def delta_metadata(name: str, schema: pa.Schema) -> dict[str, Any]:
-    """Return the name and the columns of a Delta table, as an asset's metadata."""
-    columns = [dg.TableColumn(field.name, str(field.type)) for field in schema]
+def delta_metadata(name: str, schema: pa.Schema, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the name and the columns of a Delta table, as an asset's metadata.
+
+    Args:
+        name: of the table.
+        schema: its columns.
+        descriptions: of columns that a user has declared.
+    """
+    columns = [
+        dg.TableColumn(one.name, str(one.type), descriptions.get(one.name) or meaning_of(name, one.name))
+        for one in schema
+    ]
     return {"dagster/table_name": name, "dagster/column_schema": dg.TableSchema(columns)}
 
 
@@ -172,6 +182,7 @@ class HourlyDeltaTable:
         schema: its columns.
         time_column: says in which hour a row belongs.
         day_column: `yyyy-mm-dd` of that time, by which the table's files are sorted.
+        descriptions: of declared columns.
     """
 
     name: str
@@ -179,10 +190,11 @@ class HourlyDeltaTable:
     schema: Callable[[], pa.Schema]
     time_column: str
     day_column: str
+    descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
         """Return the table's name and columns for the asset's page."""
-        return delta_metadata(self.name, self.schema())
+        return delta_metadata(self.name, self.schema(), self.descriptions)
 
     def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
         """Read the rows of some hours; of all of them for None.
@@ -212,16 +224,18 @@ class DeltaTable:
         store: of the table.
         schema: its declared columns.
         partition_column: tells partitions apart.
+        descriptions: of declared columns.
     """
 
     name: str
     store: Callable[[], DeltaStore]
     schema: pa.Schema
     partition_column: str
+    descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Any]:
         """Return the table's name and columns for the asset's page."""
-        return delta_metadata(self.name, self.schema)
+        return delta_metadata(self.name, self.schema, self.descriptions)
 
     def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
         """Read the rows of some partitions; of all of them for None.
@@ -238,6 +252,22 @@ class DeltaTable:
 
 
 StoredTable = SqlTable | HourlyDeltaTable | DeltaTable
+
+
+class DagsterParts(NamedTuple):
+    """The parts of a capability that Dagster loads.
+
+    Args:
+        definitions: its assets, checks, jobs, schedules and sensors.
+        external_assets: creates the specs of what it reads and writes outside this project.
+        stored: tables with rows that other assets can load.
+        locations: addresses of what other assets store, without secrets.
+    """
+
+    definitions: dg.Definitions
+    external_assets: Callable[[Settings], Sequence[dg.AssetSpec]] | None = None
+    stored: Mapping[dg.AssetKey, StoredTable] = {}
+    locations: Mapping[dg.AssetKey, str] = {}
 
 
 class StoredRowsIOManager(dg.IOManager):

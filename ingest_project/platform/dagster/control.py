@@ -23,7 +23,7 @@ from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatu
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 
 UNFINISHED = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 MAX_BACKFILLS = 100

@@ -1,7 +1,8 @@
 """The executor of every run: Dagster's in-process executor, which records the run as a whole where that is wanted.
 
 One run is one process: a batch shares its memory and its connections between all steps. Where neither traces nor
-lineage are exported, it is Dagster's own executor.
+lineage are exported, it is Dagster's own executor. A run that is killed cannot report its lineage: sensors do, by
+Dagster's records.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from dagster._core.executor.in_process import InProcessExecutor
 
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster import lineage
-from ingest_project.platform.dagster.lineage import Catalog, Checked, RunReporter, inputs_of
+from ingest_project.platform.dagster.lineage import Catalog, Checked, inputs_of
+from ingest_project.platform.dagster.run_records import failure_of_run
+
+LOST_RUNS_EVERY_SECONDS = 10
 
 
 def run_executor(catalog: Callable[[], Catalog]) -> dg.ExecutorDefinition:
@@ -55,6 +59,8 @@ class _RecordingExecutor(InProcessExecutor):
         self, plan_context: PlanOrchestrationContext, events: Iterator[DagsterEvent]
     ) -> Iterator[DagsterEvent]:
         """Pass the events of a run on, and report its lineage."""
+        from ingest_project.platform.dagster.lineage_events import RunReporter  # loads OpenLineage's client
+
         run, catalog, job = plan_context.dagster_run, self._catalog(), plan_context.job.get_definition()
         reporter = RunReporter(run, job.description)
         selected = run.asset_selection or job.asset_layer.executable_asset_keys
@@ -75,6 +81,41 @@ class _RecordingExecutor(InProcessExecutor):
         if error is not None:
             plan_context.instance.add_run_tags(run.run_id, {lineage.REPORTED_TAG: "true"})
         reporter.end(found, catalog, error)
+
+
+def lost_run_sensors() -> list[dg.SensorDefinition]:
+    """Return the sensors that report the end of runs which could not: killed, never started, or stopped before that."""
+    if not lineage.is_on():
+        return []
+    from ingest_project.platform.dagster.lineage_events import RunReporter  # loads OpenLineage's client
+
+    options: dict[str, Any] = {
+        "minimum_interval_seconds": LOST_RUNS_EVERY_SECONDS,
+        "default_status": dg.DefaultSensorStatus.RUNNING,
+    }
+
+    def report(context: dg.RunStatusSensorContext, *, aborted: bool) -> None:
+        run = context.dagster_run
+        if lineage.REPORTED_TAG not in run.tags:
+            reason = failure_of_run(context.instance, run.run_id) or context.dagster_event.message or ""
+            RunReporter(run).lost(reason, aborted=aborted)
+
+    @dg.run_failure_sensor(
+        name="lineage_of_lost_runs", description="Reports runs to OpenLineage that failed without doing it.", **options
+    )
+    def failed(context: dg.RunFailureSensorContext) -> None:
+        report(context, aborted=False)
+
+    @dg.run_status_sensor(
+        run_status=dg.DagsterRunStatus.CANCELED,
+        name="lineage_of_canceled_runs",
+        description="Reports runs to OpenLineage that were canceled before they did it.",
+        **options,
+    )
+    def canceled(context: dg.RunStatusSensorContext) -> None:
+        report(context, aborted=True)
+
+    return [failed, canceled]
 
 
 def note(event: DagsterEvent) -> None:

@@ -2,144 +2,77 @@
 
 They are read from its storage, PostgreSQL or SQLite by the same rule as `dagster.yaml`, which works without a
 DAGSTER_HOME, and while webserver and daemon are away. Nothing is created or changed.
+
+Loads Dagster: what operations know of the records, without it, is in `records`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import msgspec
 import sqlalchemy as sa
+from dagster import (
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+    RunRecord,
+    RunsFilter,
+)
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.events import JobFailureData
+from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorTick,
+    SensorInstigatorData,
+    TickStatus,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.runs import RunStorage, SqliteRunStorage
+from dagster._core.storage.schedules import ScheduleStorage, SqliteScheduleStorage
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import SQLAlchemyError
+from typing_extensions import override
 
-from ingest_project.core.errors import IngestError, TransientError
+from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings
+from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2
+from ingest_project.platform.dagster.records import (
+    DagsterRecordsUnavailableError,
+    FailedChecks,
+    FailedRun,
+    FailingTicks,
+    RunOnRecord,
+    RunRecords,
+    RunsInFlight,
+    SensorOnRecord,
+)
 from ingest_project.platform.database import open_engine, printable, reading
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance, RunRecord
-    from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
-    from dagster._core.storage.event_log import SqlEventLogStorage
-    from dagster._core.storage.runs import RunStorage
-    from dagster._core.storage.schedules import ScheduleStorage
 
 MAX_REASON = 300
 MAX_FAILED_RUNS = 200
 MAX_CHECK_RESULTS = 20_000
 SHOWN_PARTITIONS = 3
 MAIN_TABLES = {"runs", "instigators"}
-# The modules of dagster_postgres import each other: two threads that begin at different ones get half a module.
-_IMPORTING = threading.Lock()
 
 
-class DagsterRecordsUnavailableError(TransientError):
-    """Dagster's storage cannot be read."""
-
-    def __init__(self, address: str, cause: object) -> None:
-        super().__init__(
-            f"Dagster's records at {address} cannot be read: {cause}. "
-            "Start it (ingest dev), or set DAGSTER_POSTGRES_URL or DAGSTER_HOME."
-        )
-
-
-class RunsInFlight(msgspec.Struct, frozen=True):
-    """Numbers of runs that are not finished: those that wait, and those that work."""
-
-    queued: int
-    started: int
-
-
-class SensorOnRecord(msgspec.Struct, frozen=True):
-    """A sensor as its last tick left it.
-
-    Args:
-        ticked_at: when it last began a tick; None where it never has.
-        stopped: a person has stopped it.
-    """
-
-    name: str
-    cursor: str | None
-    ticked_at: datetime | None
-    stopped: bool
-
-
-class FailingTicks(msgspec.Struct, frozen=True):
-    """A sensor or schedule whose last tick failed.
-
-    Args:
-        in_a_row: ticks that failed one after the other.
-        reason: of the last one.
-        kind: `sensor` or `schedule`.
-    """
-
-    in_a_row: int
-    reason: str
-    kind: str = "sensor"
-
-    def __str__(self) -> str:
-        """Describe it for people."""
-        times = f"{self.in_a_row} times in a row" if self.in_a_row > 1 else "the last time"
-        return f"failed {times}: {self.reason}"
-
-
-class RunOnRecord(msgspec.Struct, frozen=True):
-    """A run that is not finished.
-
-    Args:
-        since: when it started, or was requested where it has not.
-        tags: as Dagster keeps them.
-    """
-
-    run_id: str
-    job: str
-    status: str
-    since: datetime
-    tags: dict[str, str]
-
-
-class FailedRun(msgspec.Struct, frozen=True):
-    """The last run of a job, which failed.
-
-    Args:
-        at: when it ended.
-    """
-
-    job: str
-    run_id: str
-    at: datetime
-
-
-class FailedChecks(msgspec.Struct, frozen=True):
-    """An asset check that failed.
-
-    Args:
-        asset: its key, e.g. `validated_sensor_data`.
-        failed: partitions for which its last result is a failure; 1 without partitions.
-        partitions: some of these, newest first.
-        run_id: that evaluated it last.
-    """
-
-    asset: str
-    check: str
-    failed: int
-    partitions: tuple[str, ...]
-    run_id: str | None
-
-
-class DagsterRecords:
+class DagsterRecords(RunRecords):
     """Read Dagster's storage; opened when first used.
 
     Args:
         settings: say where it is.
         instance: whose storage is read instead of that of the settings.
-
-    Raises:
-        DagsterRecordsUnavailableError: from every method.
     """
 
     def __init__(self, settings: Settings, instance: DagsterInstance | None = None) -> None:
@@ -147,25 +80,16 @@ class DagsterRecords:
         self._instance = instance
         self._url = settings.dagster.postgres_url
 
+    @override
     def sensors(self) -> dict[str, SensorOnRecord]:
-        """Return every sensor that has ticked, or that a person has started or stopped, by name."""
-        from dagster._core.definitions.run_request import InstigatorType  # one second to import
-
         with self._mapped_errors():
             states = self._storages[1].all_instigator_state(instigator_type=InstigatorType.SENSOR)
         # The same sensor may be on record under an older name of its code location: the one that ticks counts.
         each = sorted(map(_sensor, states), key=lambda sensor: sensor.ticked_at.timestamp() if sensor.ticked_at else 0)
         return {sensor.name: sensor for sensor in each}
 
+    @override
     def failing(self, *, schedules: bool = False) -> dict[str, FailingTicks]:
-        """Return the sensors whose last ended tick failed, by name, without those that a person has stopped.
-
-        Args:
-            schedules: the schedules as well, which takes a query for each.
-        """
-        from dagster._core.definitions.run_request import InstigatorType  # one second to import
-        from dagster._core.scheduler.instigation import TickStatus  # the same
-
         ended = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
         storage = self._storages[1]
         found: dict[str, FailingTicks] = {}
@@ -178,26 +102,20 @@ class DagsterRecords:
                         found[state.instigator_name] = _failing(tick, state.instigator_type.value.lower())
         return found
 
+    @override
     def heartbeats(self) -> dict[str, datetime]:
-        """Return when each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
         with self._mapped_errors():
             beats = self._storages[0].get_daemon_heartbeats()
         return {kind: datetime.fromtimestamp(beat.timestamp, UTC) for kind, beat in beats.items()}
 
+    @override
     def unfinished_runs(self, limit: int) -> tuple[RunOnRecord, ...]:
-        """Return runs that wait or work, the newest first."""
-        from dagster import RunsFilter  # one second to import
-        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # the same
-
         with self._mapped_errors():
             records = self._storages[0].get_run_records(RunsFilter(statuses=NOT_FINISHED_STATUSES), limit=limit)
         return tuple(map(_run, records))
 
+    @override
     def runs_in_flight(self) -> RunsInFlight:
-        """Count the runs that are not finished."""
-        from dagster import DagsterRunStatus, RunsFilter  # one second to import
-        from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # the same
-
         waiting = [DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED]
         working = [status for status in NOT_FINISHED_STATUSES if status not in waiting]
         with self._mapped_errors():
@@ -207,10 +125,8 @@ class DagsterRecords:
                 started=runs.get_runs_count(RunsFilter(statuses=working)),
             )
 
+    @override
     def failed_runs(self, since: datetime) -> tuple[FailedRun, ...]:
-        """Return the last ended run of each job where it has failed, of those that failed after a moment."""
-        from dagster import DagsterRunStatus, RunsFilter  # one second to import
-
         ended = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE]
         found: list[FailedRun] = []
         with self._mapped_errors():
@@ -224,14 +140,8 @@ class DagsterRecords:
                     found.append(FailedRun(job, last.dagster_run.run_id, at if at.tzinfo else at.replace(tzinfo=UTC)))
         return tuple(found)
 
+    @override
     def failed_checks(self, since: datetime) -> tuple[FailedChecks, ...]:
-        """Return the checks whose last result is a failure: since a moment for a partition, else at any time.
-
-        Only the last results are searched: there is one for each check of each file, and no index over their time.
-        """
-        from dagster import AssetKey  # one second to import
-        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable  # the same
-
         columns = AssetCheckExecutionsTable.c
         check = (columns.asset_key, columns.check_name)
         found: dict[tuple[str, str], list[tuple[str | None, str]]] = {}
@@ -283,8 +193,6 @@ class DagsterRecords:
 
     @cached_property
     def _events(self) -> SqlEventLogStorage:
-        from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage  # one second to import
-
         if self._instance:
             storage = self._instance.event_log_storage
             if not isinstance(storage, SqlEventLogStorage):
@@ -295,11 +203,6 @@ class DagsterRecords:
             if not (events / "index.db").exists():
                 raise DagsterRecordsUnavailableError(self._address, "there are none")
             return SqliteEventLogStorage(str(events))
-        with _IMPORTING:
-            from dagster_postgres.event_log import PostgresEventLogStorage  # the same
-
-            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # imports dagster
-
         self._require_tables()
         url = with_psycopg2(self._url.get_secret_value())
         storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
@@ -308,12 +211,6 @@ class DagsterRecords:
 
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()
-        with _IMPORTING:
-            from dagster_postgres.run_storage import PostgresRunStorage  # one second to import
-            from dagster_postgres.schedule_storage import PostgresScheduleStorage  # the same
-
-            from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2  # imports dagster
-
         url = with_psycopg2(self._url.get_secret_value())
         storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
         for storage in storages:
@@ -325,19 +222,14 @@ class DagsterRecords:
         runs, schedules = self._folder / "history", self._folder / "schedules"
         if not (runs / "runs.db").exists() or not (schedules / "schedules.db").exists():
             raise DagsterRecordsUnavailableError(self._address, "there are none")
-        from dagster._core.storage.runs import SqliteRunStorage  # one second to import
-        from dagster._core.storage.schedules import SqliteScheduleStorage  # the same
-
         return SqliteRunStorage.from_local(str(runs)), SqliteScheduleStorage.from_local(str(schedules))
 
     def _require_tables(self) -> None:
         """Fail fast and without log lines: Dagster itself would try for six seconds and log each time."""
-        from sqlalchemy import inspect  # with the rest
-
         engine = open_engine(self._url, self._settings.warehouse.connect_timeout_seconds)
         try:
             with reading(engine) as connection:
-                missing = MAIN_TABLES - set(inspect(connection).get_table_names())
+                missing = MAIN_TABLES - set(sa.inspect(connection).get_table_names())
         finally:
             engine.dispose()
         if missing:
@@ -345,9 +237,6 @@ class DagsterRecords:
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
-        from dagster_postgres.utils import DagsterPostgresException  # one second to import
-        from sqlalchemy.exc import SQLAlchemyError  # with the rest
-
         try:
             yield
         except DagsterRecordsUnavailableError:
@@ -359,10 +248,6 @@ class DagsterRecords:
 
 def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
     """Return what Dagster recorded of the end of a run: an exception, or how its process died; else nothing."""
-    from dagster import DagsterEventType  # one second to import
-    from dagster._core.events import JobFailureData  # the same
-    from dagster._core.execution.plan.objects import StepFailureData  # the same
-
     kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
     records = instance.get_records_for_run(run_id, of_type=kinds, limit=1).records
     if not records:
@@ -380,8 +265,6 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
-    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # one second to import
-
     stopped = state.status is InstigatorStatus.STOPPED
     data = state.instigator_data
     if not isinstance(data, SensorInstigatorData):
@@ -393,8 +276,6 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 def _may_have_failed(state: InstigatorState) -> bool:
     """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
-    from dagster._core.scheduler.instigation import InstigatorStatus, SensorInstigatorData  # one second to import
-
     data = state.instigator_data
     succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp
     return state.status is not InstigatorStatus.STOPPED and not succeeded

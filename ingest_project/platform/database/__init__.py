@@ -35,14 +35,13 @@ BEGIN_OPTION = "ingest_sqlite_begin"
 Connected = TypeVar("Connected")
 
 
-def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 10, *, pool_size: int = 2) -> sa.Engine:
+def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> sa.Engine:
     """Make an engine for the work queues and the generic warehouse; nothing is connected yet.
 
     Args:
         database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file. Each new
             connection uses what a secret is then.
         connect_timeout_seconds: how long one connection attempt may take.
-        pool_size: connections kept open; a few more are opened when needed.
 
     Raises:
         SettingsError: the URL is empty or cannot be understood.
@@ -57,7 +56,7 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
             name: value for name, value in postgres_options(connect_timeout_seconds).items() if name not in given
         }
     engine = sa.create_engine(
-        url, pool_size=pool_size, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
+        url, pool_size=2, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
     )
     follow_secret(engine, database_url, arguments)
     return engine

@@ -13,9 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ingest_project.contracts.columns import Column
 from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.platform.database import exclusive, reading, writing
-from ingest_project.platform.database.sql import ExactDecimal, metadata
+from ingest_project.platform.database.sql import Double, ExactDecimal, Json, UtcTime, metadata
 
 LOCK = "declared-tables"
 
@@ -48,6 +49,21 @@ class View:
     of: str
     query: str
     columns: tuple[str, ...]
+
+
+def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
+    """Return the type of a declared column in a table; it keeps every value exactly."""
+    if column.digits:
+        return ExactDecimal(*column.digits)
+    types: dict[str, sa.types.TypeEngine[Any]] = {
+        "integer": sa.BigInteger(),
+        "number": Double,
+        "boolean": sa.Boolean(),
+        "date": sa.Date(),
+        "timestamp": UtcTime(),
+        "json": Json,
+    }
+    return types.get(column.kind, sa.Text())
 
 
 def ensure_tables(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -13,10 +13,6 @@ from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.core.items import digest_of
-
-if TYPE_CHECKING:
-    # Imports Polars, which most programs with a database never need.
-    from ingest_project.contracts.columns import Column
 
 # PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -81,21 +77,6 @@ class ExactDecimal(sa.types.TypeDecorator[Decimal]):
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
         """Return the exact number."""
         return None if value is None else Decimal(value)
-
-
-def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
-    """Return the type of a declared column in a table; it keeps every value exactly."""
-    if column.digits:
-        return ExactDecimal(*column.digits)
-    types: dict[str, sa.types.TypeEngine[Any]] = {
-        "integer": sa.BigInteger(),
-        "number": Double,
-        "boolean": sa.Boolean(),
-        "date": sa.Date(),
-        "timestamp": UtcTime(),
-        "json": Json,
-    }
-    return types.get(column.kind, sa.Text())
 
 
 metadata = sa.MetaData()

@@ -25,7 +25,6 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.secrets import SecretReference, text_of
 from ingest_project.core.settings import OneLakeSettings, Settings
-from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
 from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
 
@@ -42,6 +41,16 @@ NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # A signed address is as good as a password.
 SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
+
+
+@dataclass(frozen=True)
+class TableFigures:
+    """A table at one version. `rows` is None when a writer left its files uncounted."""
+
+    table_version: int
+    files: int
+    rows: int | None
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -260,5 +269,7 @@ def _azure_options(credential: AzureCredential) -> StorageOptions:
 
 
 def _storage_token() -> BearerToken:
+    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s, and a SAS or key does without
+
     token = default_credential().get_token(STORAGE_SCOPE)
     return BearerToken(token.token, datetime.fromtimestamp(token.expires_on, UTC))

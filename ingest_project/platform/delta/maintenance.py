@@ -18,17 +18,16 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, PostCommitHookProperties
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import DeltaSettings
-from ingest_project.platform.delta import delta_errors
-from ingest_project.platform.delta.schema import TableFigures, figures_of
+from ingest_project.platform.delta import TableFigures, delta_errors
+from ingest_project.platform.delta.schema import figures_of
 from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
-
 
 CLAIM_PROPERTY = "ingest_project.maintenance"
 # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
@@ -139,9 +138,6 @@ def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = No
 
 def _partitions_to_compact(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
     """Return the partitions with many small files, the ones with the most first."""
-    import pyarrow as pa  # heavy
-    import pyarrow.compute as pc
-
     columns = list(table.metadata().partition_columns)
     adds = pa.table(table.get_add_actions(flatten=True))
     small = adds.filter(pc.less(adds["size_bytes"], limits.target_bytes // 2))
@@ -194,8 +190,6 @@ def _claimed(table: DeltaTable) -> str:
 def _compact(
     store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits
 ) -> None:
-    from deltalake import PostCommitHookProperties  # heavy
-
     table.update_incremental()
     if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:
         raise TransactionConflictError(store.url, "another maintenance has begun")

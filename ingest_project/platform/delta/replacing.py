@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import DeltaCredentials, delta_errors, delta_location
 from ingest_project.platform.delta.schema import rows_to_append
 from ingest_project.platform.delta.table import DeltaStore, pauses
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
-
 
 Result = TypeVar("Result")
 Batches = Callable[[], Iterator[pa.RecordBatch]]
@@ -110,8 +107,6 @@ class ReplaceableStore(DeltaStore):
         raise AssertionError
 
     def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> int:
-        from deltalake import write_deltalake  # heavy
-
         _, other_columns = rows_to_append(schema.empty_table(), table.schema(), self.url)
         rows = pa.RecordBatchReader.from_batches(schema, batches())
         merge: Literal["merge"] | None = "merge" if other_columns else None

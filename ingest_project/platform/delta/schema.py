@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake import Schema as DeltaSchema
 
 from ingest_project.core.errors import SchemaConflictError
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
-    from deltalake import Schema as DeltaSchema
+from ingest_project.platform.delta import TableFigures
 
 BATCH_ROWS = 65_536
 # Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
@@ -175,21 +174,8 @@ def _keeps_rows(commit: dict[str, Any]) -> bool:
     return operation in KEEPS_ROWS
 
 
-@dataclass(frozen=True)
-class TableFigures:
-    """A table at one version. `rows` is None when a writer left its files uncounted."""
-
-    table_version: int
-    files: int
-    rows: int | None
-    size_bytes: int
-
-
 def figures_of(table: DeltaTable) -> TableFigures:
     """Return the figures of an open handle; reads nothing from the store."""
-    import pyarrow as pa  # heavy
-    import pyarrow.compute as pc
-
     adds = pa.table(table.get_add_actions(flatten=True))
     counts = adds["num_records"]
     rows = None if counts.null_count else pc.sum(counts).as_py() or 0

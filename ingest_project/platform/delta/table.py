@@ -26,24 +26,32 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from deltalake import (
+    BloomFilterProperties,
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    QueryBuilder,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
 from ingest_project.platform.delta import (
     DeltaCredentials,
     DeltaLocation,
     StorageOptions,
+    TableFigures,
     delta_errors,
     delta_location,
     reason_of,
     storage_options,
 )
-from ingest_project.platform.delta.schema import History, TableFigures, figures_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from deltalake import DeltaTable, WriterProperties
-
+from ingest_project.platform.delta.schema import History, delta_schema, figures_of, rows_to_append
 
 COMMIT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.05
@@ -213,8 +221,6 @@ class DeltaStore:
             TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused.
         """
-        import pyarrow as pa  # heavy
-
         with self._lock:
             table = self._refreshed()
         if table is not None:
@@ -236,8 +242,6 @@ class DeltaStore:
 
         A query for one value then reads the files that have it, and of all others a few kilobytes.
         """
-        from deltalake import BloomFilterProperties, ColumnProperties, WriterProperties  # heavy
-
         in_group = max(FEWEST_DISTINCT, min(rows, ROWS_OF_GROUP))
         bloom = ColumnProperties(bloom_filter_properties=BloomFilterProperties(True, FALSE_POSITIVES, in_group))
         # The default, which properties of any kind switch off.
@@ -259,8 +263,6 @@ class DeltaStore:
         if self._table is None or self._options.ended or self._log_identity != self._identity_now():
             return self._reopened()
         with delta_errors(self._location):
-            from deltalake.exceptions import DeltaError  # heavy, and loaded already here
-
             try:
                 self._table.update_incremental()
             except DeltaError:
@@ -291,11 +293,6 @@ class DeltaStore:
         return tuple(_identity_of(path) for path in (log, entry))
 
     def _created(self, data: pa.Table) -> DeltaTable:
-        from deltalake import CommitProperties, DeltaTable  # heavy
-        from deltalake.exceptions import DeltaError
-
-        from ingest_project.platform.delta.schema import delta_schema  # brings pyarrow
-
         schema = delta_schema(data.schema, self.url)
         with delta_errors(self._location):
             try:
@@ -339,10 +336,6 @@ class DeltaStore:
         return Committed(table.version(), data.num_rows)
 
     def _commit(self, table: DeltaTable, data: pa.Table, transactions: Mapping[str, int]) -> None:
-        from deltalake import CommitProperties, Transaction, write_deltalake  # heavy
-
-        from ingest_project.platform.delta.schema import rows_to_append  # brings pyarrow
-
         rows, other_columns = rows_to_append(data, table.schema(), self.url)
         now_ms = int(time.time() * 1000)
         carried = [Transaction(name, version, now_ms) for name, version in transactions.items()]
@@ -394,9 +387,6 @@ def open_delta_table(
 
 
 def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None:
-    from deltalake import DeltaTable  # heavy
-    from deltalake.exceptions import TableNotFoundError
-
     with delta_errors(location):
         try:
             return DeltaTable(location.url, storage_options=options.values)
@@ -436,9 +426,6 @@ def query_version(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    import pyarrow as pa  # heavy
-    from deltalake import QueryBuilder
-
     try:
         with delta_errors(store.location):
             for batch in QueryBuilder().register("events", table).execute(query):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -22,11 +22,7 @@ from pydantic import SecretStr
 from ingest_project.core.errors import BrokerUnavailableError, SettingsError
 from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.azure import default_credential
 from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
-
-if TYPE_CHECKING:
-    from azure.core.credentials import AccessToken
 
 REMEDY = (
     "Sign this host in (managed identity, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET, or `az login`) and give it the role "
@@ -84,21 +80,23 @@ class TokenSource:
     def __call__(self, _config: str | None) -> tuple[str, float]:
         """Return a token and when it ends, in seconds since 1970, as the library's `oauth_cb` does."""
         try:
-            token = self._get()
+            return self._get()
         except BrokerUnavailableError as error:
             # The library tries again every ten seconds, and its own error of the connection has no reason in it.
             _logger.warning("%s", error)
             raise
-        return token.token, float(token.expires_on)
 
-    def _get(self) -> AccessToken:
+    def _get(self) -> tuple[str, float]:
         from azure.core.exceptions import AzureError  # half a second, for these brokers alone
 
+        from ingest_project.platform.azure.identity import default_credential  # the same
+
         try:
-            return default_credential().get_token(self.scope)
+            token = default_credential().get_token(self.scope)
         except AzureError as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:MAX_REASON_LENGTH].rstrip(". ")
             raise BrokerUnavailableError(self._servers, f"no token for {self.scope}: {reason}", REMEDY) from error
+        return token.token, float(token.expires_on)
 
 
 def _host(server: str) -> str:

@@ -15,9 +15,12 @@ list is written or an hour later.
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice, takewhile
 
@@ -31,11 +34,14 @@ from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.kafka.reader import Backlog, RangeReader
+from ingest_project.platform.kafka.reader import Backlog, OpenRanges, RangeReader
 
 HEADER_PREFIX = "dlq."
 MAX_REASON_BYTES = 2_048
 MAX_HEADER_BYTES = 512
+TRACE_HEADER = f"{HEADER_PREFIX}trace-id"
+# Letters of one topic, the newest ones, that a search by an id examines.
+MAX_EXAMINED = 5_000
 # A topic that is created again has another id, and other messages at these offsets.
 skipped_offsets = sa.Table(
     "skipped_offsets",
@@ -179,6 +185,54 @@ def newest_letters(
         )
         letters = filter(wanted, recent)
         yield from ((letter, backlog.topic_id) for letter in islice(letters, limit))
+
+
+def letters_naming(
+    reader: RangeReader, topic: str, ids: Sequence[str], context: str | None, seconds: float
+) -> tuple[list[DeadLetter], int]:
+    """Find the newest letters of a topic that have an id: as their trace, their key, a header, or within their value.
+
+    Args:
+        reader: of the cluster.
+        topic: of dead letters; one that does not exist has none.
+        ids: forms of one id.
+        context: how the `traceparent` of its trace begins, if it is that of one.
+        seconds: begin no further read after so long.
+
+    Returns:
+        the letters, and how many older ones were not examined.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer.
+    """
+    give_up_at = time.monotonic() + seconds
+    backlog = _everything(reader, topic)
+    if backlog is None:
+        return [], 0
+    pattern, found, examined = _pattern_of(ids, context), list[DeadLetter](), 0
+    for partition in sorted(backlog.ends):
+        newest = islice(_newest_first(reader, topic, backlog, partition), MAX_EXAMINED // len(backlog.ends))
+        for letter in takewhile(lambda _: time.monotonic() < give_up_at, newest):
+            examined += 1
+            if any(pattern.search(text) for text in _texts_with_ids(letter)):
+                found.append(letter_of(letter))
+    kept = sum(end - backlog.log_starts[partition] for partition, end in backlog.ends.items())
+    return found, kept - examined
+
+
+def _pattern_of(ids: Sequence[str], context: str | None) -> re.Pattern[bytes]:
+    """Return what matches one of some ids as a whole, also as JSON escapes it, or the beginning of a `traceparent`."""
+    forms = {form for one in ids for form in (one, json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1])}
+    either = b"|".join(re.escape(form.encode("utf-8", "replace")) for form in sorted(forms))
+    beginning = b"|" + re.escape(context.encode()) if context else b""
+    return re.compile(rb"(?<![\w-])(?:(?:" + either + rb")(?![\w-])" + beginning + b")")
+
+
+def _texts_with_ids(letter: ConsumerRecord) -> Iterator[bytes]:
+    yield from (text for text in (letter.key, letter.value) if text)
+    # The other headers of a letter say where it was and why: words that are in many.
+    own = (value for name, value in letter.headers if not name.startswith(HEADER_PREFIX) or name == TRACE_HEADER)
+    yield from filter(None, own)
 
 
 def letters_in_order(
@@ -327,14 +381,15 @@ def _everything(reader: RangeReader, topic: str) -> Backlog | None:
 
 def _newest_first(reader: RangeReader, topic: str, backlog: Backlog, partition: int) -> Iterator[ConsumerRecord]:
     start, end = backlog.log_starts[partition], backlog.ends[partition]
-    while end > start:
-        first = max(start, end - OFFSETS_AT_A_TIME)
-        yield from reversed(_between(reader, topic, backlog, partition, first, end))
-        end = first
+    with reader.opened() as ranges:
+        while end > start:
+            first = max(start, end - OFFSETS_AT_A_TIME)
+            yield from reversed(_between(ranges, topic, backlog, partition, first, end))
+            end = first
 
 
 def _between(  # noqa: PLR0913, PLR0917 - a range is four facts
-    reader: RangeReader, topic: str, backlog: Backlog, partition: int, first: int, end: int
+    reader: RangeReader | OpenRanges, topic: str, backlog: Backlog, partition: int, first: int, end: int
 ) -> list[ConsumerRecord]:
     chunks = reader.read(topic, backlog.topic_id, partition, first, end, OFFSETS_AT_A_TIME, MAX_BYTES_AT_A_TIME)
     return [message for chunk in chunks for message in chunk.messages]

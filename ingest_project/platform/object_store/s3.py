@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict  # noqa: TID251 - see below
 
 import boto3
 import botocore.session
@@ -46,8 +46,15 @@ from ingest_project.platform.object_store.store import (
 )
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    # boto3 makes its classes when it runs; the package with their types is installed for development only.
+    import mypy_boto3_s3
+    from mypy_boto3_s3 import type_defs
+
+    S3Client = mypy_boto3_s3.S3Client
+    ListingPage = type_defs.ListObjectsV2OutputTypeDef
+    ListedObject = type_defs.ObjectTypeDef
+else:
+    S3Client = ListingPage = ListedObject = object
 
 TIMEOUT_SECONDS = 20.0
 MAX_ATTEMPTS = 4
@@ -316,17 +323,23 @@ class S3Store:
             Metadata=header_values(metadata, MAX_METADATA_BYTES),
             ContentType=content_type_of(metadata),
         )["UploadId"]
-        done: list[CompletedPartTypeDef] = []
+        versions: list[str] = []
         try:
             while part := file.read(PART_BYTES):
-                number = len(done) + 1
+                number = len(versions) + 1
                 answer = self._client.upload_part(
                     Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=part
                 )
-                done.append({"PartNumber": number, "ETag": answer["ETag"]})
+                versions.append(answer["ETag"])
             file.finish()
             self._client.complete_multipart_upload(
-                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": done}, **condition
+                Bucket=bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={
+                    "Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(versions, start=1)]
+                },
+                **condition,
             )
         except BaseException:
             # One that cannot be aborted now is found by `remove_orphaned`.

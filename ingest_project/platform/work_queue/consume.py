@@ -35,6 +35,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project.platform.runtime import Runtime
+from ingest_project.platform.trace_context import headers_of
 from ingest_project.platform.work_queue.queue import KafkaPosition
 
 logger = get_logger(__name__)
@@ -63,7 +64,7 @@ class ConsumedMessage(Generic[Message]):
     @property
     def trace_id(self) -> str | None:
         """The trace that its headers name, or that began when it was consumed."""
-        return trace_id_in((*self.received.headers, *tracing.headers_of(self.intake.context)))
+        return trace_id_in((*self.received.headers, *headers_of(self.intake.context)))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ STARTS = (
     (re.compile(rb"\x1f\x8b\x08"), "gzip"),
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)"), "bzip2"),
     (re.compile(rb"\xfd7zXZ\0"), "xz"),
-    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd"),
+    # A frame, or one to be skipped, with which pzstd begins.
+    (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstd"),
     (re.compile(rb"PK(?:\x03\x04|\x05\x06)"), "zip"),
 )
 START_BYTES = 16
@@ -149,12 +150,12 @@ class _Expansion:
                 with _damage(f"The file {name} in the archive"), archive.open(member) as content:
                     pieces = iter(lambda content=content: content.read(PIECE_BYTES), b"")  # type: ignore[misc]
                     target = self._expanded(pieces, member.compress_size)
-                own = member.filename.rpartition("/")[2]
+                own = _parts(member.filename)[-1]
                 yield _named(target, file_type_of(own), own)._replace(member=name, left_out=tuple(self.left_out))
 
     def _checked(self, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         """Return the files of an archive, if all of them may be read; folders and hidden files are left out."""
-        members = [member for member in archive.infolist() if not (member.is_dir() or _is_hidden(member.filename))]
+        members = [member for member in archive.infolist() if not (_is_folder(member) or _is_hidden(member.filename))]
         self.members += len(members)
         if self.members > self.limits.max_archive_members:
             raise LimitExceededError(
@@ -162,6 +163,10 @@ class _Expansion:
             )
         if not members:
             raise FileRejectedError("empty_file", "The archive has no files.")
+        if min(member.header_offset for member in archive.infolist()) > 0:
+            raise _unreadable(
+                "The archive begins with bytes that are none of its files, as where two follow each other."
+            )
         repeated = [name for name, times in Counter(member.filename for member in members).items() if times > 1]
         if repeated:
             raise _unreadable(f"The archive has more than one file called {_shown(repeated[0])}.")
@@ -250,9 +255,18 @@ def _shown(name: str) -> str:
     return printable(name[:NAME_SHOWN])
 
 
+def _parts(name: str) -> list[str]:
+    # Some programs of Windows write its separator.
+    return name.replace("\\", "/").split("/")
+
+
+def _is_folder(member: zipfile.ZipInfo) -> bool:
+    return member.is_dir() or (not member.file_size and member.filename.endswith("\\"))
+
+
 def _is_hidden(name: str) -> bool:
     """Return True for what systems add: dot files, the folder of macOS for resource forks, and files of Windows."""
-    parts = [part for part in name.split("/") if part not in {".", ".."}]
+    parts = [part for part in _parts(name) if part not in {".", ".."}]
     return any(part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"} for part in parts)
 
 
@@ -264,7 +278,7 @@ def _problem(member: zipfile.ZipInfo) -> str:
         return "is a link or a device, not a file"
     if member.compress_type not in ZIP_METHODS:
         return f"is compressed by method {member.compress_type}, which is not read; use deflate"
-    file_type = file_type_of(member.filename.rpartition("/")[2])
+    file_type = file_type_of(_parts(member.filename)[-1])
     if is_readable(file_type):
         return ""
     return f"is of a type that no reader reads ({file_type or 'none'}); choose the files by `members` of the profile"

@@ -68,11 +68,30 @@ class CsvReader:
             layout = layout_of(header.names, profile, limits, Surroundings(file_name, above), target)
             rest = chain([(text[header.start :], final)], blocks)
             tables = split_blocks(rest, dialect_of(header, layout, profile, limits), header.line_number)
+            if profile.header:
+                tables = without_headers(tables, header, layout)
         for table in rows_of_data(tables, profile):
             yield rows_chunk(table.columns, table.malformed, table, layout, profile)
 
 
 READER = CsvReader()
+
+
+def without_headers(tables: Iterator[TableChunk], header: Header, layout: Layout) -> Iterator[TableChunk]:
+    """Reject the records that repeat the header, as in files that were put together: as texts they would be rows."""
+    written = {name: header.names[index] for name, index in layout.wanted.items()}
+    for table in tables:
+        found = table.columns
+        # In a single column it may be a value.
+        for name, text in written.items() if len(written) > 1 else ():
+            found = found.filter(pl.col(name) == text) if found.height else found
+        if len(written) > 1 and found.height:
+            numbers = found["line_number"].to_list()
+            rows = [Malformed(*row, "repeated_header") for row in zip(numbers, table.raw_text(numbers), strict=True)]
+            columns = table.columns.filter(~pl.col("line_number").is_in(numbers))
+            yield TableChunk(columns, pl.concat([table.malformed, _frame(rows)]).sort("line_number"), table.raw)
+        else:
+            yield table
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.formats import excel_worker
-from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks
+from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks, without_headers
 from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, kind_of, text_blocks
 from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
 from ingest_project.readers.formats.json_text import json_of
@@ -162,6 +162,8 @@ class _Workbook:
         wanted = {ROW_MARK: 0} | {name: index + 2 for name, index in layout.wanted.items()}
         dialect = replace(dialect, wanted=wanted, width=dialect.width + 2, comment=b"")
         tables = split_blocks(chain([(text[header.start :], final)], blocks), dialect, header.line_number)
+        if profile.header:
+            tables = without_headers(tables, header, layout)
         for table in rows_of_data(tables, profile):
             yield _chunk(table, layout, profile, first, header.names)
 

@@ -370,7 +370,7 @@ def _style(formats: _Formats, index: int) -> Style:
 def _date(days: float, code: str, epoch: datetime) -> Cell:
     """Interpret a count of days by its format: a duration and a clock time are no date."""
     if ELAPSED.search(code) or not days >= 1:
-        return Cell(DURATION, str(timedelta(days=days)) if abs(days) < timedelta.max.days else repr(days))
+        return cell_of(timedelta(days=days)) if abs(days) < timedelta.max.days else Cell(DURATION, repr(days))
     try:
         return cell_of(epoch + timedelta(milliseconds=round(days * DAY_MILLISECONDS)))
     except OverflowError:

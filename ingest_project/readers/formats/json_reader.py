@@ -43,6 +43,8 @@ MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
 BLANKS = b" \t\r"
 MISSING = object()
+# Of one character, as RFC 4627 tells encodings apart.
+UTF_32_BYTES = 4
 
 JsonPath = tuple[str | int, ...]
 
@@ -97,16 +99,29 @@ def _records(path: Path, encoding: str, limits: ReadLimits) -> Iterator[Record]:
     number = 1
     for block, final in blocks:
         start = block.lstrip()
+        if b"\0" in start[:UTF_32_BYTES] and not start.startswith(INVALID_BYTE.encode()):
+            raise FileRejectedError("encoding", "The file has NUL bytes: UTF-16 without a byte order mark, or no text.")
         if start:
             number += block.count(b"\n", 0, len(block) - len(start))
             rest = chain([(start, final)], blocks)
             if start[:1] == b"[":
                 return _array(_Values(rest, parser, limits, number))
-            if start.partition(b"\n")[0].strip() == b"{":
+            line = start.partition(b"\n")[0]
+            if line.strip() == b"{" or _has_several(line, parser):
                 return _objects(_Values(rest, parser, limits, number))
             return _lines(rest, parser, limits.max_row_bytes, number)
         number += block.count(b"\n")
     raise FileRejectedError("empty_file", "The file has no text.")
+
+
+def _has_several(line: bytes, parser: JsonParser) -> bool:
+    """Return True for a line with an object that another one follows, as some delivery services write them."""
+    text = line.decode()
+    try:
+        _, end, _ = parser.value_at(text)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return text[end:].lstrip().startswith("{")
 
 
 def _lines(

@@ -93,7 +93,7 @@ def _is_unicode(value: object) -> bool:
 
 
 def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
-    """Write a value as JSON: numbers as they were written, bytes in hexadecimal digits, times in ISO 8601.
+    """Write a value as JSON: numbers as they were written, times in ISO 8601, bytes as text or hexadecimal digits.
 
     Args:
         value: of JSON or Arrow, as Python has it. A float that JSON cannot write becomes a text.
@@ -108,4 +108,15 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
         return repr(value) if value - value == 0 else f'"{value}"'
     if isinstance(value, date | datetime | time):
         value = value.isoformat()
-    return json.dumps(value.hex() if isinstance(value, bytes) else str(value), ensure_ascii=False)
+    if isinstance(value, bytes):
+        text = text_of(value)
+        value = f"\\x{value.hex()}" if text is None else text
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def text_of(value: bytes) -> str | None:
+    """Return bytes as text if they are UTF-8, as many programs write texts; None if they are not."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None

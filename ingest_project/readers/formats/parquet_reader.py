@@ -14,7 +14,7 @@ import pyarrow as pa
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import ERROR, TEXT
+from ingest_project.readers.excel_cells import DATE, ERROR, NESTED, TEXT
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import kind_of
@@ -25,6 +25,8 @@ from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChun
 from ingest_project.readers.reader_profile import ReaderProfile
 
 HEAD_BYTES = 512
+# Bytes that are no text, times that are none, and either inside of a nested value.
+MAY_BE_UNREADABLE = (TEXT, DATE, NESTED)
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 CONFINEMENT = Confinement(
     parquet_worker,
@@ -122,13 +124,14 @@ def _chunk(  # noqa: PLR0913, PLR0917 - all of it describes the one file
 
 
 def _texts(column: str, kind: str, profile: ReaderProfile) -> pl.Expr:
-    texts = _shown(pl.col(column)).str.strip_chars(UNSEEN_ENDS) if kind == TEXT else pl.col(column)
+    texts = _shown(pl.col(column)) if kind in MAY_BE_UNREADABLE else pl.col(column)
+    texts = texts.str.strip_chars(UNSEEN_ENDS) if kind == TEXT else texts
     return pl.when(~texts.is_in(["", *profile.nulls])).then(texts)
 
 
 def _kind(column: str, kind: str) -> pl.Expr:
     """Return the kind of each cell; one with bytes that are no text is unreadable as any type."""
-    if kind != TEXT:
+    if kind not in MAY_BE_UNREADABLE:
         return pl.lit(kind)
     return pl.when(pl.col(column).str.starts_with(NO_TEXT)).then(pl.lit(ERROR)).otherwise(pl.lit(kind))
 

@@ -11,16 +11,17 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ingest_project.platform.confined import ContentRejectedError, convert_file
-from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT
-from ingest_project.readers.formats.json_text import json_of
+from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT, duration_text
+from ingest_project.readers.formats.json_text import json_of, text_of
 
 BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
 DETAIL_SHOWN = 200
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Begins a cell with bytes that are no text: PostgreSQL's notation behind a character that no table stores.
 NO_TEXT = "\0\\x"
 
@@ -131,11 +132,15 @@ def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
     if types.is_timestamp(kind):
         texts = compute.replace_substring(values.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
         texts = compute.binary_join_element_wise(texts, "" if kind.tz is None else "Z", "")
-        return texts.cast(pa.large_string())
+        # Arrow says so of what is no year.
+        impossible = compute.starts_with(texts, "<")
+        return compute.if_else(impossible, f"{NO_TEXT} out of range", texts).cast(pa.large_string())
     if types.is_float16(kind):
         values = values.cast(pa.float32())
-    if types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind):
-        return pa.array(_nested(values.to_pylist()), pa.large_string())
+    if types.is_duration(kind):
+        return pa.array(_durations(values), pa.large_string())
+    if types.is_nested(kind) or types.is_interval(kind):
+        return pa.array(_nested(_python_values(values)), pa.large_string())
     try:
         return values.cast(pa.large_string())
     except pa.ArrowInvalid:
@@ -146,14 +151,29 @@ def _text_or_bytes(value: bytes | None) -> str | None:
     """Return bytes as text where they are UTF-8, as many writers store texts; others in hexadecimal digits."""
     if value is None:
         return None
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return NO_TEXT + value.hex()
+    text = text_of(value)
+    return NO_TEXT + value.hex() if text is None else text
 
 
-def _nested(values: Sequence[Any]) -> list[str | None]:
+def _nested(values: Iterable[Any]) -> list[str | None]:
     return [None if value is None else value if isinstance(value, str) else json_of(value) for value in values]
+
+
+def _python_values(values: Any) -> Iterator[Any]:  # noqa: ANN401 - as above
+    """Yield nested values; for one with a time that Python does not have, a text that no type takes."""
+    for value in values:
+        try:
+            yield value.as_py()
+        except (ValueError, OverflowError) as error:
+            yield f"{NO_TEXT} {error}"
+
+
+def _durations(values: Any) -> list[str | None]:  # noqa: ANN401 - as above
+    import pyarrow as pa  # as above
+
+    per_second = TICKS[values.type.unit]
+    ticks = values.cast(pa.int64()).to_pylist()
+    return [None if one is None else duration_text(one, per_second) for one in ticks]
 
 
 if __name__ == "__main__":

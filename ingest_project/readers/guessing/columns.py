@@ -15,7 +15,7 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import numbers_of_cells
-from ingest_project.readers.excel_cells import DATE, NUMBER, PERCENT
+from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT
 from ingest_project.readers.guessing.numbers import NullGuess, NumberGuess, guess_nulls, guess_numbers, is_numeric
 from ingest_project.readers.guessing.table import Table
 from ingest_project.readers.guessing.text import MAX_ROWS, MISSING, Grid, Row
@@ -155,7 +155,7 @@ def _times_of(column: Column) -> TimeGuess | None:
 def _is_numeric(column: Column) -> bool:
     if column.kinds is None:
         return is_numeric(column.present)
-    numbers = int(column.kinds.is_in([NUMBER, PERCENT]).sum())
+    numbers = int(column.kinds.is_in([NUMBER, PERCENT, INEXACT]).sum())
     return numbers >= len(column.present) / 2 if numbers else is_numeric(column.words)
 
 

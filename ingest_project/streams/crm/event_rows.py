@@ -20,6 +20,7 @@ from ingest_project.contracts.crm_event import (
     DECODERS,
     EVENTS,
     META_FIELDS,
+    META_NAMES,
     NAMES,
     NUMBERS,
     CrmEvent,
@@ -45,6 +46,7 @@ PLAIN_NUMBER = r"^(0|-?[1-9]\d{0,17})(\.\d{1,18})?$"
 
 _encoder = msgspec.json.Encoder()
 _nothing, _null = Meta(""), Raw(b"null")
+NOTHING_READ = _encoder.encode(_nothing)
 
 
 @dataclass
@@ -112,7 +114,12 @@ def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataF
         values["meta_data"][row] = _null
     more = {name: list(map(attrgetter(name), metas)) for name in META_FIELDS}
     raws = [message.value or b"" for message in messages]
-    _check_names(raws, events, len(values) + sum(map(present, more.values())), problems)
+    wrong = NAMES.problems(raws, len(values), [values["meta_data"]], found.unknown)
+    metas_read = [NOTHING_READ if row in problems else bytes(raw) for row, raw in enumerate(values["meta_data"])]
+    inside = META_NAMES.problems(metas_read, sum(map(present, more.values())))
+    for row, reason in (*wrong.items(), *((row, f"meta_data.{error}") for row, error in inside.items())):
+        problems.setdefault(row, str(reason))
+    _check_names(events, problems)
     columns: dict[str, Any] = {**values, "other_fields": pa.array(found.unknown, pa.binary()).cast(pa.string())}
     columns |= {name: _numbers(values[name], name, problems) for name in NUMBERS[kind]}
     columns["meta_data"] = raw_texts(values["meta_data"]).cast(pa.string())
@@ -145,10 +152,8 @@ def _metas(raws: Sequence[Raw], problems: dict[int, str]) -> list[Meta]:
     return found
 
 
-def _check_names(raws: Sequence[bytes], events: Sequence[CrmEvent], expected: Any, problems: dict[int, str]) -> None:  # noqa: ANN401 - a number, or one for each
-    """Find names of fields that occur twice, and ids and names of records that cannot be."""
-    for row, error in NAMES.problems(raws, expected).items():
-        problems.setdefault(row, str(error))
+def _check_names(events: Sequence[CrmEvent], problems: dict[int, str]) -> None:
+    """Find ids and names of records that cannot be."""
     if has_sound_names(events):
         return
     for row, event in enumerate(events):

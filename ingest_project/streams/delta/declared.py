@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from ingest_project.contracts import trace_id_in
 from ingest_project.core.settings import Settings
@@ -12,15 +13,20 @@ from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.contract import RESCUED, Contract
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
-from ingest_project.streams.delta.rows import StreamRows
+from ingest_project.streams.delta.rows import (
+    POSITION_FIELDS,
+    StreamRows,
+    days_of,
+    decode_bisecting,
+    hours_in,
+    hours_of_day,
+    position_columns,
+)
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.hours import DAY, FIRST_HOUR
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ingest_project.streams.contract import Contract
+from ingest_project.streams.values import arrow_type
 
 HOUR = "event_hour"
 STRING = 'PrimitiveType("string")'
@@ -52,12 +58,7 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
 
 def schema_of(declaration: StreamDeclaration) -> pa.Schema:
     """Return the columns of the table, those that were evolved left out."""
-    import pyarrow as pa  # heavy
-
-    from ingest_project.streams.contract import RESCUED
-    from ingest_project.streams.delta.rows import POSITION_FIELDS
-
-    declared = [(column.name, column.arrow_type) for column in declaration.typed_columns]
+    declared = [(column.name, arrow_type(column)) for column in declaration.typed_columns]
     by_hour = isinstance(declaration.sink, DeltaTarget) and declaration.sink.partition_by == "hour"
     return pa.schema([*declared, (RESCUED, pa.string()), *POSITION_FIELDS, *([(HOUR, pa.string())] if by_hour else [])])
 
@@ -70,8 +71,6 @@ class _Rows:
 
     @cached_property
     def _contract(self) -> Contract:
-        from ingest_project.streams.contract import Contract  # heavy
-
         return Contract(self._declaration, self._settings, self._columns_of_table)
 
     @cached_property
@@ -85,22 +84,10 @@ class _Rows:
 
     def decode(self, messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
         """Turn messages of a topic, given by its id, into rows."""
-        from ingest_project.streams.delta.rows import decode_bisecting  # heavy
-
         filled = [message for message in messages if message.value is not None]
         return decode_bisecting(filled, self._schema, lambda part: self._decode(part, topic_id))
 
     def _decode(self, messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
-        import pyarrow as pa  # heavy
-
-        from ingest_project.streams.delta.rows import (
-            StreamRows,
-            days_of,
-            hours_in,
-            hours_of_day,
-            position_columns,
-        )
-
         rows = self._contract.rows_of(messages)
         columns = position_columns(rows.messages, topic_id)
         columns |= {name: rows.table[name].combine_chunks() for name in rows.table.column_names}

@@ -56,6 +56,7 @@ from ingest_project.streams.sensor import (
     StreamSensor,
     gap_check,
     raise_failure,
+    scheduled_checks,
     stream_sensor,
     tick,
 )
@@ -123,11 +124,6 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
         more: assets that belong to it.
     """
     checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]
-    checks_job = dg.define_asset_job(
-        f"{parts.name}_checks",
-        selection=dg.AssetSelection.checks(*checks),
-        description="Checks whether every offset is stored once, and the events' times are possible.",
-    )
     maintenance = _maintenance_job(parts)
 
     def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
@@ -137,22 +133,21 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
         )
         return tick(context, services, parts.open(services).positions, sensor)
 
-    return dg.Definitions(
+    own = dg.Definitions(
         assets=[_asset(parts), *more],
-        asset_checks=checks,
-        jobs=[_batch_job(parts), checks_job, maintenance],
+        jobs=[_batch_job(parts), maintenance],
         schedules=[
-            _schedule(f"{checks_job.name}_every_quarter_hour", checks_job, parts.checks_cron),
-            _schedule(f"{maintenance.name}_every_ten_minutes", maintenance, parts.maintenance_cron),
+            dg.ScheduleDefinition(
+                name=f"{maintenance.name}_every_ten_minutes",
+                job=maintenance,
+                cron_schedule=parts.maintenance_cron,
+                default_status=dg.DefaultScheduleStatus.RUNNING,
+            )
         ],
         sensors=[stream_sensor(f"{parts.asset.path[-1]}_sensor", parts.batch_name, sensor_tick)],
     )
-
-
-def _schedule(name: str, job: Any, cron: str) -> dg.ScheduleDefinition:  # noqa: ANN401 - a job of either kind
-    return dg.ScheduleDefinition(
-        name=name, job=job, cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING
-    )
+    described = "Checks whether every offset is stored once, and the events' times are possible."
+    return dg.Definitions.merge(own, scheduled_checks(parts.name, checks, parts.checks_cron, described))
 
 
 def _asset(parts: DeltaParts) -> dg.AssetsDefinition:

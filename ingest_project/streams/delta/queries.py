@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import stamina
+from deltalake import DeltaTable, write_deltalake
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import delta_errors
 from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from deltalake import DeltaTable
 
 REPLACE_TRIES = 8
 LONGEST_PAUSE_SECONDS = 2.0
@@ -53,8 +52,6 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange, time_column: str = "ti
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
-    import pyarrow.compute as pc  # heavy
-
     found: Counter[datetime] = Counter()
     # Not SQL's own date_trunc: it fails for the ends of the calendar, and with it for every row around them.
     for batch in query_events(store, f'SELECT "{time_column}" FROM events WHERE {of_offsets(offsets)}'):
@@ -90,16 +87,16 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
 
 
 def rows_with(
-    store: DeltaStore, columns: Sequence[str], value: str, limit: int, shown: Sequence[str] = ()
+    store: DeltaStore, columns: Sequence[str], values: Sequence[str], limit: int, shown: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return the rows that have a value in the first of some columns that has it, in the order of their messages.
+    """Return the rows with one of a few values in the first of some columns that has any, in the order of messages.
 
     The columns need Bloom filters, by which files without the value are left out; without them all are read.
 
     Args:
         store: of the table.
         columns: of text.
-        value: to find.
+        values: to find, at most 20: filters do not count for more.
         limit: most rows by each column.
         shown: further columns to return.
 
@@ -114,7 +111,7 @@ def rows_with(
     if table is None:
         return []
     for column in columns:
-        query = f'SELECT {named} FROM events WHERE "{column}" = {_text(value)} LIMIT {limit}'
+        query = f'SELECT {named} FROM events WHERE "{column}" IN ({", ".join(map(_text, values))}) LIMIT {limit}'
         for batch in query_version(store, table, query):
             found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
         if found:
@@ -174,9 +171,6 @@ def replace(
 def _replace(
     store: DeltaStore, condition: str, rows: Callable[[], tuple[pa.Schema, Iterator[pa.RecordBatch]]]
 ) -> int | None:
-    import pyarrow as pa  # heavy
-    from deltalake import write_deltalake
-
     table = store.opened()
     if table is None:
         return None

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import Refused, dead_letter_message
-from ingest_project.streams.delta.rows import StreamRows
+from ingest_project.streams.delta.rows import StreamRows, hours_in
 from ingest_project.streams.hours import FIRST_HOUR, StreamHours
 from ingest_project.streams.positions import StreamPositions, TopicPartition
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 # What is decoded at a time: the messages of a chunk are objects, those of a commit columns.
 CHUNK_MESSAGES = 10_000
@@ -80,12 +77,8 @@ class DeltaStream:
 
     def schema_with_evolved(self) -> pa.Schema:
         """Return the columns of the rows, those that drift has added to the table included."""
-        import pyarrow as pa  # heavy
-
         return pa.schema([*self.schema_of(), *((name, pa.string()) for name in self.evolved())])
 
     def hours_of(self, table: pa.Table) -> dict[datetime, int]:
         """Count the rows of each hour that is, or soon will be, a partition."""
-        from ingest_project.streams.delta.rows import hours_in  # brings pyarrow
-
         return hours_in(table, self.time_column, self.first_hour)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -16,21 +16,22 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts import trace_id_in
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables
-from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes, sql_type
+from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables, sql_type
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.consume import dead_letter_message
+from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Refusal, decode_apart
+from ingest_project.streams.delta.rows import position_columns
 from ingest_project.streams.positions import SinkPosition
 from ingest_project.streams.sql.sink import reason_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
-
-if TYPE_CHECKING:
-    from ingest_project.streams.contract import Contract
+from ingest_project.streams.values import array_of
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,8 @@ KEYS_AT_A_TIME = 1_000
 DELETED_AT = "deleted_at"
 TABLES = TableKind(proof="kafka_offset", setting="sink.table")
 
+# Headers that name the schema of a key and of a value, as Confluent's serializers write them.
+KEY_SCHEMA, VALUE_SCHEMA = "__key_schema_id", "__value_schema_id"
 # What a tombstone is stored with.
 POSITION = (*KAFKA_ORDER, "kafka_timestamp", "trace_id")
 
@@ -141,8 +144,6 @@ class DeclaredTable:
 
     @cached_property
     def _contract(self) -> Contract:
-        from ingest_project.streams.contract import Contract  # heavy
-
         return Contract(self._declaration, self._services.settings, self._columns_of_table)
 
     def _decoded(
@@ -161,12 +162,10 @@ class DeclaredTable:
         """Return the keys of messages without a value, and the messages whose key cannot be read."""
         if self._sink.tombstones == "ignore" or not messages:
             return pl.DataFrame(), []
-        from ingest_project.streams.values import array_of  # heavy
-
         by_name = {column.name: column for column in self._declaration.typed_columns}
-        columns = [by_name[name] for name in self._sink.key]
+        columns = _in_key([by_name[name] for name in self._sink.key])
         decoder = DECODERS[self._sink.key_decoder](columns, self._services.settings)
-        decoded = decoder.decode([msgspec.structs.replace(message, value=message.key) for message in messages])
+        decoded = decoder.decode([_key_as_value(message) for message in messages])
         originals = {message.offset: message for message in messages}
         refused: list[tuple[ConsumerRecord, Refusal]] = [
             (originals[one.offset], UnreadableMessageError(f"A tombstone whose key cannot be read: {why}"))
@@ -288,8 +287,6 @@ def table_of(declaration: StreamDeclaration) -> sa.Table:
 
 def _positions(messages: Sequence[ConsumerRecord], position: SinkPosition) -> list[pl.Series]:
     """Return the columns that say which message a row is from."""
-    from ingest_project.streams.delta.rows import position_columns  # heavy
-
     columns: dict[str, Any] = {**position_columns(messages, position.topic_id)}
     traces = [trace_id_in(message.headers) if message.headers else None for message in messages]
     return [
@@ -297,6 +294,19 @@ def _positions(messages: Sequence[ConsumerRecord], position: SinkPosition) -> li
         pl.Series("kafka_epoch", [position.epoch] * len(messages), pl.Int64),
         pl.Series("trace_id", traces, pl.String),
     ]
+
+
+def _in_key(columns: Sequence[StreamColumn]) -> Sequence[StreamColumn]:
+    """Return columns with the paths of their fields in a key, which has what is deep inside a value at its top."""
+    names = [column.steps[-1] for column in columns]
+    if len(set(names)) < len(names):
+        return columns
+    return [one.model_copy(update={"path": f"$.{name}"}) for one, name in zip(columns, names, strict=True)]
+
+
+def _key_as_value(message: ConsumerRecord) -> ConsumerRecord:
+    headers = tuple((VALUE_SCHEMA, value) for name, value in message.headers if name == KEY_SCHEMA)
+    return msgspec.structs.replace(message, value=message.key, headers=headers)
 
 
 def _newest(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

@@ -23,6 +23,7 @@ from ingest_project.streams.sensor import (
     StreamSensor,
     gap_check,
     raise_failure,
+    scheduled_checks,
     stream_sensor,
     tick,
 )
@@ -71,11 +72,6 @@ def sql_definitions(parts: SqlParts) -> dg.Definitions:
         selection=dg.AssetSelection.assets(*(spec.key for spec in parts.specs)).without_checks(),
         description="Stores messages of the topic up to the offsets in its configuration.",
     )
-    checks_job = dg.define_asset_job(
-        f"{parts.name}_checks",
-        selection=dg.AssetSelection.checks(*checks),
-        description="Checks whether every offset is stored once, and values are possible.",
-    )
 
     def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
         limits = parts.limits(services)
@@ -84,19 +80,11 @@ def sql_definitions(parts: SqlParts) -> dg.Definitions:
         )
         return tick(context, services, parts.positions(services), sensor)
 
-    schedule = dg.ScheduleDefinition(
-        name=f"{checks_job.name}_every_quarter_hour",
-        job=checks_job,
-        cron_schedule=parts.checks_cron,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
+    own = dg.Definitions(
+        assets=[_assets(parts)], jobs=[batch], sensors=[stream_sensor(parts.sensor, batch.name, sensor_tick)]
     )
-    return dg.Definitions(
-        assets=[_assets(parts)],
-        asset_checks=checks,
-        jobs=[batch, checks_job],
-        schedules=[schedule],
-        sensors=[stream_sensor(parts.sensor, batch.name, sensor_tick)],
-    )
+    described = "Checks whether every offset is stored once, and values are possible."
+    return dg.Definitions.merge(own, scheduled_checks(parts.name, checks, parts.checks_cron, described))
 
 
 def _assets(parts: SqlParts) -> dg.AssetsDefinition:

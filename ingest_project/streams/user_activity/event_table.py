@@ -6,7 +6,8 @@ the messages around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -16,6 +17,8 @@ import pyarrow.compute as pc
 
 from ingest_project.contracts import MAX_TRACE_LENGTH, trace_id_in
 from ingest_project.contracts.enriched_event import (
+    NAMES,
+    NO_JSON,
     ClientInfo,
     EnrichedEvent,
     ProcessingInfo,
@@ -27,7 +30,7 @@ from ingest_project.contracts.enriched_event import (
 )
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.decoders import Structs, structs_of
+from ingest_project.streams.decoders import Structs, given, present, structs_of
 from ingest_project.streams.delta.rows import (
     POSITION_FIELDS,
     RefusedMessage,
@@ -40,6 +43,7 @@ from ingest_project.streams.delta.rows import (
 from ingest_project.streams.hours import DAY, FIRST_HOUR
 from ingest_project.streams.values import INSTANT, converted, instants, raw_texts
 
+TO_TEXT = partial(pa.array, type=pa.string())
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
 
 _client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
@@ -86,14 +90,19 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows
     found = _with_sound_names(structs_of(messages, decode_known_fields, decode_enriched_event))
     kept, events = found.kept, found.structs
     refused: list[RefusedMessage] = found.refused
-    problems: dict[int, str] = {}
-    columns = _event_columns(events, problems) | position_columns(kept, topic_id)
+    unreadable: dict[int, str] = {}
+    values = _columns(events, EnrichedEvent)
+    columns, names = _event_columns(values, unreadable)
+    columns |= position_columns(kept, topic_id)
     columns["_rescued"] = pa.array(found.unknown, pa.binary()).cast(pa.string())
     columns["trace_id"] = _traces(kept, events, columns["request_id"])
     columns[DAY] = days_of(columns["timestamp"], columns["kafka_timestamp"], FIRST_HOUR)
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    wrong = NAMES.problems(found.payloads, names, [values["event_data"]], found.unknown)
+    problems = {row: f"{why}." for row, why in unreadable.items()} | {row: str(error) for row, error in wrong.items()}
     if problems:
-        refused += [(kept[row], UnreadableMessageError(f"Not an EnrichedEvent: {problems[row]}.")) for row in problems]
+        whys = ((kept[row], problems[row]) for row in sorted(problems))
+        refused += [(message, UnreadableMessageError(f"Not an EnrichedEvent: {why}")) for message, why in whys]
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
     return StreamRows(table, refused)
 
@@ -103,7 +112,7 @@ def _with_sound_names(found: Structs[EnrichedEvent]) -> Structs[EnrichedEvent]:
     if have_sound_names(found.structs):
         return found
     sound: Structs[EnrichedEvent] = Structs([], [], [], found.refused)
-    for message, event, unknown in zip(found.kept, found.structs, found.unknown, strict=True):
+    for message, event, unknown, raw in zip(found.kept, found.structs, found.unknown, found.payloads, strict=True):
         try:
             check_names(event)
         except UnreadableMessageError as error:
@@ -112,6 +121,7 @@ def _with_sound_names(found: Structs[EnrichedEvent]) -> Structs[EnrichedEvent]:
             sound.kept.append(message)
             sound.structs.append(event)
             sound.unknown.append(unknown)
+            sound.payloads.append(raw)
     return sound
 
 
@@ -132,15 +142,29 @@ def _trace_of(message: ConsumerRecord, event: EnrichedEvent) -> str | None:
     return request if request and len(request) <= MAX_TRACE_LENGTH and request.isprintable() else None
 
 
-def _event_columns(events: Sequence[EnrichedEvent], problems: dict[int, str]) -> dict[str, pa.Array]:
-    values = _columns(events, EnrichedEvent)
-    return {name: pa.array(values[name], pa.string()) for name in TEXTS} | {
-        "timestamp": instants(values["timestamp"], "timestamp", problems),
-        "event_data": _objects(values["event_data"], "event_data", problems),
+def _event_columns(values: dict[str, list[Any]], problems: dict[int, str]) -> tuple[dict[str, pa.Array], Any]:
+    """Return the columns of events, and how many of the fields each event has."""
+    found: dict[str, tuple[pa.Array, Any]] = {name: _column(values[name], TO_TEXT) for name in TEXTS}
+    found |= {
+        "timestamp": (instants(values["timestamp"], "timestamp", problems), 1),
+        "event_data": (
+            _objects(values["event_data"], "event_data", problems),
+            1 if all(values["event_data"]) else present(values["event_data"], NO_JSON),
+        ),
         "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
         "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
         "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
     }
+    return {name: column for name, (column, _) in found.items()}, sum(names for _, names in found.values())
+
+
+def _column(values: list[Any], convert: Callable[[list[Any]], pa.Array]) -> tuple[pa.Array, Any]:
+    """Return a column, and 1 for each event that has the field."""
+    try:
+        return convert(values), 1
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        # A value is UNSET: to look for it in columns that have none would cost as much as the conversion.
+        return convert(given(values)), present(values)
 
 
 def _columns(structs: Sequence[msgspec.Struct], shape: type[msgspec.Struct]) -> dict[str, list[Any]]:
@@ -149,18 +173,26 @@ def _columns(structs: Sequence[msgspec.Struct], shape: type[msgspec.Struct]) -> 
 
 
 def _struct(
-    values: Sequence[msgspec.Struct | None], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
-) -> pa.StructArray:
-    """Return a column of structs; a missing one is null and not a struct of nulls."""
-    is_missing = pa.array([value is None for value in values], pa.bool_()) if None in values else None
-    columns = _columns([nothing if value is None else value for value in values], type(nothing))
-    fields = [
-        instants(columns[field.name], f"processing_info.{field.name}", problems)
-        if field.type == INSTANT
-        else pa.array(columns[field.name], field.type)
-        for field in struct
-    ]
-    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing)
+    values: list[Any], nothing: msgspec.Struct, struct: pa.StructType, problems: dict[int, str]
+) -> tuple[pa.StructArray, Any]:
+    """Return a column of structs, and how many names each event has there; a missing one is no struct of nulls."""
+    names: Any = 1
+    is_missing = None
+    if set(map(type, values)) != {type(nothing)}:
+        names = present(values)
+        values = given(values)
+        is_missing = pa.array([value is None for value in values], pa.bool_())
+        values = [nothing if value is None else value for value in values]
+    columns = _columns(values, type(nothing))
+    fields = []
+    for field in struct:
+        is_time = field.type == INSTANT
+        path = f"processing_info.{field.name}"
+        convert = partial(instants, path=path, problems=problems) if is_time else partial(pa.array, type=field.type)
+        column, inside = _column(columns[field.name], convert)
+        fields.append(column)
+        names = names + inside
+    return pa.StructArray.from_arrays(fields, fields=list(struct), mask=is_missing), names
 
 
 def _objects(values: Sequence[msgspec.Raw], path: str, problems: dict[int, str]) -> pa.Array:

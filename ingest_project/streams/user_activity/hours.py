@@ -14,9 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import msgspec
+import polars as pl
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
@@ -27,9 +27,6 @@ from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.streams.delta.queries import of_hours
 from ingest_project.streams.engine import USER_ACTIVITY
 from ingest_project.streams.hours import stream_hours
-
-if TYPE_CHECKING:
-    import polars as pl
 
 ROWS_AT_A_TIME = 1_000_000
 COLUMNS = (
@@ -171,7 +168,6 @@ def _value_at(counts: Counter[float], rank: int) -> float:
 
 def _share(store: DeltaStore, where: str, share: int, shares: int) -> pl.DataFrame:
     """Return the rows of the event ids whose hash falls to this share, in the order in which they came."""
-    import polars as pl  # heavy
 
     def chosen() -> Iterator[pl.DataFrame]:
         for batch in query_events(store, f"SELECT {COLUMNS} FROM events WHERE {where}"):

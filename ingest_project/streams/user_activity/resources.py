@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
-from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import USER_ACTIVITY, StreamResources
 from ingest_project.streams.hours import StreamHours
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ingest_project.streams.user_activity.event_table import SCHEMA, event_rows
 
 
 class UserActivityResources(StreamResources):
@@ -50,19 +44,7 @@ class UserActivityResources(StreamResources):
             dead_letter_topic=topics.user_activity_events_dlq,
             store=self.user_activity_events,
             lock="user_activity_events",
-            decode=_event_rows,
-            schema_of=_schema,
+            decode=event_rows,
+            schema_of=lambda: SCHEMA,
             commit_messages=self.settings.user_activity.range_messages,
         )
-
-
-def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
-    from ingest_project.streams.user_activity.event_table import event_rows  # brings pyarrow
-
-    return event_rows(messages, topic_id)
-
-
-def _schema() -> pa.Schema:
-    from ingest_project.streams.user_activity.event_table import SCHEMA  # brings pyarrow
-
-    return SCHEMA

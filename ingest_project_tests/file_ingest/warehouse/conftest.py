@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project.file_ingest.warehouse import Warehouse
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 
 
 @pytest.fixture
-def warehouse(database_url: str) -> Iterator[Warehouse]:
+def warehouse(database_url: str) -> Iterator[SqlWarehouse]:
     opened = open_warehouse(database_url)
     yield opened
     opened.close()

@@ -11,8 +11,10 @@ import sqlalchemy as sa
 from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.tables import files, raw_sensor_data
-from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.database import open_engine, reading
+from ingest_project_tests.file_ingest.stored_metrics import metrics_of
 from ingest_project_tests.file_ingest.warehouse.samples import (
     claims,
     finished,
@@ -24,7 +26,7 @@ from ingest_project_tests.file_ingest.warehouse.samples import (
 )
 
 
-def store(warehouse: Warehouse, *frames: pl.DataFrame) -> None:
+def store(warehouse: SqlWarehouse, *frames: pl.DataFrame) -> None:
     rows = pl.concat(frames)
     with warehouse.transaction() as transaction:
         transaction.replace_files(rows["file_key"].unique().to_list())
@@ -32,7 +34,7 @@ def store(warehouse: Warehouse, *frames: pl.DataFrame) -> None:
         transaction.put_metrics(metrics(rows))
 
 
-def test_readings_come_back_as_they_were(warehouse: Warehouse, database_url: str) -> None:
+def test_readings_come_back_as_they_were(warehouse: SqlWarehouse, database_url: str) -> None:
     values = [0.1 + 0.2, -math.pi, 1e-300, 21.5]
     store(warehouse, readings("ü~1", values, device="gerät 7", kind="température"))
     engine = open_engine(database_url)
@@ -45,12 +47,12 @@ def test_readings_come_back_as_they_were(warehouse: Warehouse, database_url: str
     assert (rows[0].device_id, rows[0].sensor_type, rows[0].file_key) == ("gerät 7", "température", "ü~1")
 
 
-def test_a_unit_may_be_missing_in_every_row(warehouse: Warehouse) -> None:
+def test_a_unit_may_be_missing_in_every_row(warehouse: SqlWarehouse) -> None:
     store(warehouse, readings("a", [1, 2]).with_columns(unit=pl.lit(None)))
     assert warehouse.totals().rows == 2
 
 
-def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: Warehouse, database_url: str) -> None:
+def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a", "b")
     store(warehouse, readings("a", [1, 2, 3]), readings("b", [4, 5]))
     with warehouse.transaction() as transaction:
@@ -66,7 +68,7 @@ def test_storing_a_file_again_replaces_its_rows_and_nobody_elses(warehouse: Ware
     assert warehouse.totals() == StoredCounts(3, 0, 2)
 
 
-def test_readings_known_only_by_the_queue_are_replaced_too(warehouse: Warehouse, database_url: str) -> None:
+def test_readings_known_only_by_the_queue_are_replaced_too(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     with warehouse.transaction() as transaction:
         transaction.append_rows(readings("a", [1, 2, 3]))
@@ -77,7 +79,7 @@ def test_readings_known_only_by_the_queue_are_replaced_too(warehouse: Warehouse,
     assert warehouse.totals().rows == 1
 
 
-def test_an_exception_leaves_everything_as_it_was(warehouse: Warehouse, database_url: str) -> None:
+def test_an_exception_leaves_everything_as_it_was(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     store(warehouse, readings("a", [1, 2]))
 
@@ -96,7 +98,7 @@ def test_an_exception_leaves_everything_as_it_was(warehouse: Warehouse, database
     assert warehouse.file_counts(["a"]) == {"a": StoredCounts(1, 0, 1)}
 
 
-def test_one_large_file_goes_in_many_chunks(warehouse: Warehouse) -> None:
+def test_one_large_file_goes_in_many_chunks(warehouse: SqlWarehouse) -> None:
     rows = readings("a", range(5_000))
     with warehouse.transaction() as transaction:
         transaction.replace_files(["a"])
@@ -106,7 +108,7 @@ def test_one_large_file_goes_in_many_chunks(warehouse: Warehouse) -> None:
     assert warehouse.totals() == StoredCounts(5_000, 0, 1)
 
 
-def test_empty_groups_and_frames_change_nothing(warehouse: Warehouse) -> None:
+def test_empty_groups_and_frames_change_nothing(warehouse: SqlWarehouse) -> None:
     empty = readings("a", [])
     with warehouse.transaction() as transaction:
         transaction.replace_files([])
@@ -119,7 +121,7 @@ def test_empty_groups_and_frames_change_nothing(warehouse: Warehouse) -> None:
     assert warehouse.totals() == StoredCounts()
 
 
-def test_refused_rows_come_back_with_their_text_and_every_reason(warehouse: Warehouse) -> None:
+def test_refused_rows_come_back_with_their_text_and_every_reason(warehouse: SqlWarehouse) -> None:
     texts = ['1,"a ""quoted"" cell",\t;\\N', "", "ümläut\r\nsecond line", "NULL"]
     with warehouse.transaction() as transaction:
         transaction.append_quarantined(refused("a", texts))
@@ -130,7 +132,7 @@ def test_refused_rows_come_back_with_their_text_and_every_reason(warehouse: Ware
     assert warehouse.quarantined_rows_of("b") == ()
 
 
-def test_nul_characters_are_replaced_wherever_they_come(warehouse: Warehouse, database_url: str) -> None:
+def test_nul_characters_are_replaced_wherever_they_come(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     bad = refused("a", ["x\x00y"]).with_columns(reasons=pl.lit(["r\x00"], dtype=pl.List(pl.String)))
     with warehouse.transaction() as transaction:
@@ -141,32 +143,32 @@ def test_nul_characters_are_replaced_wherever_they_come(warehouse: Warehouse, da
     assert (row.raw_text, row.reasons) == ("x\ufffdy", ("r\ufffd",))
 
 
-def test_metrics_come_back_and_a_single_reading_has_no_deviation(warehouse: Warehouse) -> None:
+def test_metrics_come_back_and_a_single_reading_has_no_deviation(warehouse: SqlWarehouse) -> None:
     store(warehouse, readings("a", [1, 2, 3]), readings("a", [5], device="device-2"), readings("b", [9]))
-    found = warehouse.metrics_of("a")
+    found = metrics_of(warehouse, "a")
     assert [(m.device_id, m.min, m.max, m.mean, m.count, m.stddev) for m in found] == [
         ("device-1", 1.0, 3.0, 2.0, 3, 1.0),
         ("device-2", 5.0, 5.0, 5.0, 1, None),
     ]
-    assert set(warehouse.metrics_of_files(["a", "b", "c"])) == {"a", "b"}
-    assert warehouse.metrics_of("c") == ()
+    assert metrics_of(warehouse, "b")
+    assert metrics_of(warehouse, "c") == ()
 
 
-def test_the_first_file_stands_for_a_content_and_stays_so_when_it_comes_again(warehouse: Warehouse) -> None:
+def test_the_first_file_stands_for_a_content_and_stays_so_when_it_comes_again(warehouse: SqlWarehouse) -> None:
     with warehouse.transaction() as transaction:
         assert transaction.claim_contents(claims(("b", "1"), ("a", "1"), ("c", "2"))) == {"b": "b", "a": "b", "c": "c"}
     with warehouse.transaction() as transaction:
         assert transaction.claim_contents(claims(("d", "1"), ("b", "1"))) == {"d": "b", "b": "b"}
 
 
-def test_the_same_bytes_read_by_another_profile_are_another_content(warehouse: Warehouse) -> None:
+def test_the_same_bytes_read_by_another_profile_are_another_content(warehouse: SqlWarehouse) -> None:
     with warehouse.transaction() as transaction:
         transaction.claim_contents(claims(("a", "1")))
         other = claims(("b", "1")).with_columns(meaning=pl.lit("other"))
         assert transaction.claim_contents(other) == {"b": "b"}
 
 
-def test_a_claim_that_is_rolled_back_leaves_the_content_free(warehouse: Warehouse) -> None:
+def test_a_claim_that_is_rolled_back_leaves_the_content_free(warehouse: SqlWarehouse) -> None:
     def claim_and_fail() -> None:
         with warehouse.transaction() as transaction:
             transaction.claim_contents(claims(("a", "1")))
@@ -178,7 +180,9 @@ def test_a_claim_that_is_rolled_back_leaves_the_content_free(warehouse: Warehous
         assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
 
 
-def test_duplicates_of_a_file_that_is_refused_now_are_ingested_again(warehouse: Warehouse, database_url: str) -> None:
+def test_duplicates_of_a_file_that_is_refused_now_are_ingested_again(
+    warehouse: SqlWarehouse, database_url: str
+) -> None:
     in_ledger(database_url, "a", "b", "c")
     with warehouse.transaction() as transaction:
         transaction.claim_contents(claims(("a", "1"), ("b", "1"), ("c", "2")))
@@ -193,7 +197,7 @@ def test_duplicates_of_a_file_that_is_refused_now_are_ingested_again(warehouse: 
         assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
 
 
-def test_a_file_whose_content_changed_gives_its_old_content_up(warehouse: Warehouse, database_url: str) -> None:
+def test_a_file_whose_content_changed_gives_its_old_content_up(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a", "b")
     with warehouse.transaction() as transaction:
         transaction.claim_contents(claims(("a", "1"), ("b", "1")))
@@ -205,7 +209,7 @@ def test_a_file_whose_content_changed_gives_its_old_content_up(warehouse: Wareho
         assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
 
 
-def test_a_finished_file_has_its_result_in_the_queue(warehouse: Warehouse, database_url: str) -> None:
+def test_a_finished_file_has_its_result_in_the_queue(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a", "b")
     with warehouse.transaction() as transaction:
         transaction.finish_files(finished("a", "quarantined", accepted=3).with_columns(reason=pl.lit("no rows")))
@@ -219,7 +223,7 @@ def test_a_finished_file_has_its_result_in_the_queue(warehouse: Warehouse, datab
     assert states(database_url)["b"] == "ingesting"
 
 
-def test_a_warehouse_that_was_closed_opens_again(warehouse: Warehouse) -> None:
+def test_a_warehouse_that_was_closed_opens_again(warehouse: SqlWarehouse) -> None:
     store(warehouse, readings("a", [1]))
     warehouse.close()
     store(warehouse, readings("b", [1]))

@@ -12,7 +12,8 @@ import pytest
 
 from ingest_project.core.errors import DatabaseUnavailableError, TransactionConflictError
 from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project.file_ingest.warehouse import StoredCounts, Warehouse
+from ingest_project.file_ingest.warehouse import StoredCounts
+from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
 from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
@@ -34,13 +35,13 @@ with warehouse.transaction() as transaction:
 
 
 @pytest.fixture
-def postgres_warehouse(postgres_url: str) -> Iterator[Warehouse]:
+def postgres_warehouse(postgres_url: str) -> Iterator[SqlWarehouse]:
     warehouse = open_warehouse(postgres_url)
     yield warehouse
     warehouse.close()
 
 
-def store(warehouse: Warehouse, file_key: str, values: range) -> None:
+def store(warehouse: SqlWarehouse, file_key: str, values: range) -> None:
     rows = readings(file_key, values)
     with warehouse.transaction() as transaction:
         transaction.replace_files([file_key])
@@ -73,7 +74,7 @@ def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(database_url: 
 
 
 def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_goes_on(
-    postgres_warehouse: Warehouse, postgres_url: str, postgres_server: PostgresServer
+    postgres_warehouse: SqlWarehouse, postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     in_ledger(postgres_url, "a")
     store(postgres_warehouse, "a", range(3))
@@ -92,7 +93,7 @@ def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_go
 
 
 def test_a_connection_cut_between_transactions_is_not_noticed(
-    postgres_warehouse: Warehouse, postgres_url: str, postgres_server: PostgresServer
+    postgres_warehouse: SqlWarehouse, postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     store(postgres_warehouse, "a", range(3))
     cut_everybody_off(postgres_server, postgres_url)
@@ -152,7 +153,7 @@ def test_of_two_transactions_that_claim_one_content_at_once_only_one_stands_for_
 
 
 def test_a_content_given_up_while_its_duplicate_is_stored_finds_the_duplicate(
-    postgres_warehouse: Warehouse, postgres_url: str
+    postgres_warehouse: SqlWarehouse, postgres_url: str
 ) -> None:
     in_ledger(postgres_url, "a", "b")
     with postgres_warehouse.transaction() as transaction:
@@ -174,7 +175,7 @@ def test_a_content_given_up_while_its_duplicate_is_stored_finds_the_duplicate(
     assert states(postgres_url) == {"a": "quarantined", "b": "pending"}
 
 
-def test_a_deadlock_is_a_conflict_that_may_be_tried_again(postgres_warehouse: Warehouse, postgres_url: str) -> None:
+def test_a_deadlock_is_a_conflict_that_may_be_tried_again(postgres_warehouse: SqlWarehouse, postgres_url: str) -> None:
     in_ledger(postgres_url, "a", "b")
     at_once = threading.Barrier(2)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,20 @@ from ingest_project.core.settings.alerts import CONDITIONS, QuietHours
 from ingest_project.file_ingest.tables import files
 from ingest_project.file_ingest.warehouse.baselines import Judgement, SourceReport, Usual, Verdict
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts.conditions import Assessment, assess, gauges, history_seconds
+from ingest_project.operations.alerts.conditions import (
+    Assessment,
+    assess,
+    gauges,
+    history_seconds,
+    require_known_names,
+)
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, Refusals
 from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState, DeadLetters, StalledTopic, TopicLag
 from ingest_project.platform.capability import WorkState
-from ingest_project.platform.dagster.run_records import (
-    DagsterRecords,
-    FailedChecks,
-    FailedRun,
-    FailingTicks,
-    RunsInFlight,
-    SensorOnRecord,
-)
+from ingest_project.platform.dagster.records import FailedChecks, FailedRun, FailingTicks, RunsInFlight, SensorOnRecord
+from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import writing
 from ingest_project.platform.runtime import Disk
 from ingest_project_tests.operations.seeding import file_row
@@ -328,6 +330,10 @@ def test_the_last_result_of_each_check_counts(any_instance: DagsterInstance) -> 
         ({"INGEST_ALERT_RULES": '[{"condition": "quarantine", "threshold": 20}]'}, "is a share, at most 1 or 100%"),
         ({"INGEST_ALERT_RULES": '[{"condition": "disk", "threshold": 20}]'}, "disk has no threshold"),
         ({"INGEST_ALERT_RULES": '[{"condition": "lag", "window": "soon"}]'}, "'soon' is no duration"),
+        (
+            {"INGEST_ALERT_RULES": '[{"condition": "lag", "dataset": "a"}]'},
+            "not told apart by dataset, but by topic and",
+        ),
         ({"INGEST_ALERT_RULES": '["lag"]'}, "a rule has names and values"),
         ({"INGEST_ALERT_QUIET_HOURS": "22:00-06:00 Europe/Osl"}, "'Europe/Osl', did you mean Europe/Oslo"),
         ({"INGEST_ALERT_QUIET_HOURS": '{"critical": "22:00-06:00"}'}, "critical alerts are always sent"),
@@ -343,6 +349,25 @@ def test_a_mistake_in_the_settings_is_named_with_the_nearest_name(
         load_settings(variables, tmp_path)
     assert next(iter(variables)) in str(caught.value)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "guess"),
+    [
+        ({"condition": "quarantine", "dataset": "sensor_reading"}, "sensor_readings"),
+        ({"condition": "lag", "topic": "file-event-queu"}, "file-event-queue"),
+        ({"condition": "dead_letters", "topic": "file-event-queue.dql"}, "file-event-queue.dlq"),
+        ({"dataset": "declared_next_week"}, ""),
+        ({"topic": "file-*"}, ""),
+    ],
+)
+def test_a_rule_with_a_misspelt_name_is_refused_before_the_monitor_starts(
+    rule: dict[str, str], guess: str, tmp_path: Path
+) -> None:
+    settings = load_settings({"INGEST_ALERT_RULES": json.dumps([rule])}, tmp_path).settings
+    refused = pytest.raises(SettingsError, match=f"did you mean {guess}") if guess else nullcontext()
+    with refused:
+        require_known_names(SystemResources(settings))
 
 
 def test_rules_and_owners_come_from_the_yaml_file_as_well(tmp_path: Path) -> None:
@@ -361,6 +386,15 @@ def test_rules_and_owners_come_from_the_yaml_file_as_well(tmp_path: Path) -> Non
     assert alerts.policy("quarantine", {"dataset": "other"}).threshold == 0.2
     assert alerts.policy("freshness", {"dataset": "orders"}).owner == "data"
     assert "slack" not in repr(alerts.urls)
+
+
+def test_quiet_hours_that_a_clock_change_cuts_or_repeats_are_those_on_the_wall() -> None:
+    cut, twice = (QuietHours.model_validate(f"{hours} Europe/Oslo") for hours in ("02:30-03:30", "02:15-02:45"))
+    spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
+    assert cut.end_of(spring + timedelta(minutes=75)) == spring + timedelta(minutes=90)
+    for minutes, end in ((10, None), (20, 45), (50, None), (80, 105), (106, None)):
+        expected = autumn + timedelta(minutes=end) if end else None
+        assert twice.end_of(autumn + timedelta(minutes=minutes)) == expected, minutes
 
 
 def test_quiet_hours_follow_the_clock_of_their_zone() -> None:

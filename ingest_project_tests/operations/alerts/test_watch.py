@@ -24,7 +24,8 @@ from ingest_project.operations.alerts.incidents import alert_leases
 from ingest_project.operations.alerts.watch import AlertWatch
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState, take_snapshot
 from ingest_project.operations.topics import BrokerState
-from ingest_project.platform.dagster.run_records import DagsterRecords, FailedRun, RunsInFlight
+from ingest_project.platform.dagster.records import FailedRun, RunsInFlight
+from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import open_engine, writing
 from ingest_project.platform.runtime import Disk
 from ingest_project_tests.operations.conftest import running

@@ -14,7 +14,7 @@ from ingest_project.platform.dagster.control import (
     start_sensors,
     stop_sensors,
 )
-from ingest_project.platform.dagster.run_records import DagsterRecordsUnavailableError
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project_tests.cli.test_status import save_cursor
 
 KEYS = dg.DynamicPartitionsDefinition(name="things")

@@ -241,7 +241,7 @@ def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_fro
     good = [
         b'{"id": "a", "in": {"id": 1}}',
         b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
-        b'{"id": "\\"id\\": 1", "other": 1, "other": 2, "in": {"id": 1}}',
+        b'{"id": "\\"id\\": 1", "other": 1, "in": {"id": 1, "more": 2}}',
         b'{"other": {"id": 1}, "in": {}}',
         b"{}",
         b'{"id": "caf\\u00e9 \\u0041"}',
@@ -253,6 +253,8 @@ def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_fro
         b'{"id": "a", "\\u0069d": "b"}',
         b'{"id": "a", "id" : "a", "unknown": 1}',
         b'{"id": null, "id": "b", "more": 1}',
+        b'{"id": "a", "other": 1, "other": 2, "in": {"id": 1}}',
+        b'{"id": "a", "in": {"id": 1, "odd": 1, "odd": 2}}',
     ]
     rows, refused = decoded(contract("json", columns=columns), *received(*good, *bad))
     assert len(rows) == len(good), refused
@@ -368,7 +370,7 @@ def test_avro_bytes_must_be_of_their_schema_to_the_last_one(registry: SchemaRegi
     found = received(*(framed(number, raw) for raw in (cut, longer, good)))
     rows, refused = decoded(contract("avro", settings_of(registry)), *found)
     assert rows == [ROW]
-    assert "EOFError" in refused[0]
+    assert "it ends too early" in refused[0]
     assert "1 bytes are left over" in refused[1]
     assert registry.requests[f"GET /schemas/ids/{number}"] == 1
 

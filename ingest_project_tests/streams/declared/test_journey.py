@@ -203,6 +203,21 @@ def test_a_tombstone_whose_key_cannot_be_read_is_a_dead_letter(declared: Declare
     assert b"A tombstone whose key cannot be read" in (system.dead_letters[0].header("dlq.reason") or b"")
 
 
+def test_the_key_of_a_tombstone_may_be_of_another_format_than_the_value(
+    declared: Declare, registry: SchemaRegistry
+) -> None:
+    schema = {"type": "record", "name": "K", "fields": [{"name": "order_id", "type": "string"}]}
+    key = framed(registry.register("k", schema), b"\x04o1")
+    nested = [{**one, "path": "$.in.order_id"} if one["name"] == "order_id" else one for one in COLUMNS]
+    sink = {"key": ["order_id"], "key_decoder": "avro"}
+    system = declared({**KEYED, "columns": nested, "max_rejected_share": 1, "sink": sink})
+    value = json.dumps({"in": {"order_id": "o1"}, "amount": 1, "placed_at": "2026-01-15T10:00:00Z"}).encode()
+    system.put(value, None, keys=[key, key])
+    system.drive()
+    assert system.table() == {}
+    assert (system.outcome["rows"], system.outcome["tombstones"], system.dead_letters) == (1, 1, [])
+
+
 def test_a_value_that_the_database_refuses_is_a_dead_letter_and_the_others_are_stored(declared: Declare) -> None:
     system = declared({**KEYED, "max_rejected_share": 1})
     system.put(*(order(number) for number in range(20)), order(20, order_id="a\0b"), *(map(order, range(21, 40))))

@@ -94,13 +94,45 @@ def test_many_messages_are_decoded_as_each_is_on_its_own(payloads: list[bytes]) 
         row = by_offset.get(offset)
         if row is None:
             # What is looked at in columns: times, and the text of the data.
-            assert re.search(r"timestamp|received_at|processed_at|event_data", reasons[offset])
+            assert re.search(r"timestamp|received_at|processed_at|event_data|occurs", reasons[offset])
             continue
         texts = ("event_id", "event_type", "request_id", "user_id", "session_id", "page_url")
-        assert [row[name] for name in texts] == [getattr(found, name) for name in texts]
+        assert [row[name] for name in texts] == [getattr(found, name) or None for name in texts]
         assert (row["event_data"] or "null") == (bytes(found.event_data) or b"null").decode()
-        assert row["client_info"] == (found.client_info and msgspec.structs.asdict(found.client_info))
+        client = msgspec.to_builtins(found.client_info) if found.client_info else None
+        assert row["client_info"] == (None if client is None else dict.fromkeys(row["client_info"]) | client)
         assert row["_rescued"] == (unknown and unknown.decode())
+
+
+@pytest.mark.parametrize("number", [1, 300])
+def test_an_event_with_a_name_that_occurs_twice_is_refused_alone(number: int) -> None:
+    good = [
+        encoded(event("g")),
+        encoded({"event_id": "g", "event_type": "x", "timestamp": "2026-01-15T10:30:45Z"}),
+        encoded(event("g", event_data={"event_id": 1, "in": {"language": ' "x" :'}}, user_id=None, page_url=' "a" : ')),
+        b'{"event_id":"g","event_type":"x","timestamp":"2026-01-15T10:30:45Z","event_data":{"a":1,"a":2},"user_id":null}',
+        encoded(event("g", colour={"user_id": 1}, client_info={"language": "en", "user_id": {"language": 1}})),
+        encoded(event("g", client_info=None, service_info={}, processing_info={"received_at": None})),
+    ]
+    whole, unknown = encoded(event("b")), encoded(event("b", colour=1))
+    bad = {
+        "user_id occurs 2 times": whole.replace(b'"user_id"', b'"user_id": null, "user_id"'),
+        "event_id occurs 3 times": whole.replace(b"{", b'{"event_id" : "a", "event_\\u0069d": "c", ', 1),
+        "client_info.language occurs 2 times": whole.replace(b'"language"', b'"language": "de", "language"'),
+        "event_data occurs 2 times": whole.replace(b'"event_data"', b'"event_data": {"a": 1}, "event_data"'),
+        "processing_info occurs 2 times": whole.replace(
+            b'"processing_info"', b'"processing_info": {}, "processing_info"'
+        ),
+        "colour occurs 2 times": unknown.replace(b'"colour"', b'"colour": 2, "colour"'),
+        "user_id occurs 4 times": whole.replace(
+            b'"user_id"', b'" \\u0020:": 1, "user_id": 1, "user_id": 2, "user_id": 3, "user_id"'
+        ),
+        "client_info.device occurs 2 times": whole.replace(b'"language"', b'"device": 1, "device": 2, "language"'),
+    }
+    assert all(raw not in (whole, unknown) for raw in bad.values())
+    rows, reasons = rows_of(received(*good * number, *bad.values()))
+    assert (len(rows), {row["event_id"] for row in rows}) == (len(good) * number, {"g"}), reasons
+    assert list(reasons.values()) == [f"Not an EnrichedEvent: {reason}." for reason in bad]
 
 
 def test_times_without_zone_are_utc_and_others_are_brought_to_it() -> None:
@@ -114,7 +146,7 @@ def test_no_data_is_null_and_an_object_stays_as_it_was_written(data: str | None)
     raw = encoded(event(event_data=None))
     if data is not None:
         raw = raw[:-1] + b', "event_data": null}'
-    written = raw[:-1] + b', "event_data": {"big": 12345678901234567890123, "a": 1.50}}'
+    written = encoded(event(event_data=None))[:-1] + b', "event_data": {"big": 12345678901234567890123, "a": 1.50}}'
     rows, _ = rows_of(received(raw, written))
     assert [row["event_data"] for row in rows] == [None, '{"big": 12345678901234567890123, "a": 1.50}']
 

@@ -7,13 +7,19 @@ const short = new Intl.NumberFormat("en", { notation: "compact", maximumFraction
 /** A number for people: exact as long as it is short. */
 export const count = (value) => (Math.abs(value) < 10_000 ? exact.format(value) : short.format(value));
 
+// A stranger's text may reorder a line or hide a part of it: such characters are shown as escapes, as on all pages.
+// The zero-width space of an alert keeps chat programs from seeing a mention.
+const legible = (text) => text.replaceAll("\u200b", "").replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
+
 /** An element with attributes and children; children are nodes or text, null ones are left out. */
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value === true ? "" : value);
+    if (value === null || value === undefined || value === false) continue;
+    made.setAttribute(key, value === true ? "" : key === "title" ? legible(value) : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  const shown = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  made.append(...shown.map((child) => (typeof child === "string" ? legible(child) : child)));
   return made;
 }
 
@@ -39,10 +45,13 @@ export function sparkline(values, label) {
     shape("polyline", { points: points.join(" ") }));
 }
 
+/** A time to the second in UTC, as every page and command writes it. */
+export const timeText = (moment) => `${new Date(moment).toISOString().slice(0, 19).replace("T", " ")}Z`;
+
 function moment(seconds, stepMinutes) {
   const when = new Date(seconds * 1000);
-  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
-  return stepMinutes < 60 ? time : `${when.toLocaleDateString([], { weekday: "short" })} ${time}`;
+  const time = `${timeText(when).slice(11, 16)}Z`;
+  return stepMinutes < 60 ? time : `${when.toLocaleDateString("en", { weekday: "short", timeZone: "UTC" })} ${time}`;
 }
 
 /**

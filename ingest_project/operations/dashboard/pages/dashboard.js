@@ -1,6 +1,6 @@
 // Fetch the data at intervals, and redraw each part of the page when its data has changed.
 
-import { bars, columns, count, element, sparkline, table } from "./charts.js";
+import { bars, columns, count, element, sparkline, table, timeText } from "./charts.js";
 
 const TONES = { ingested: "good", accepted: "good", stored: "good", success: "good", duplicate: "known", replaced: "known", superseded: "known", quarantined: "warn", failed_transient: "warn", failed: "bad", failed_permanent: "bad" };
 const ORDER = Object.keys(TONES);
@@ -54,7 +54,7 @@ function show(seen) {
     rows: [[seen.history], () => rows(seen.history)],
     lag: [[seen.topics], () => lag(seen.topics)],
     latency: [[seen.history?.latency], () => latency(seen.history)],
-    reasons: [[seen.history?.reasons], () => reasons(seen.history)],
+    reasons: [[seen.history?.file_reasons, seen.history?.row_reasons], () => reasons(seen.history)],
     downloads: [[seen.history?.downloads, seen.history?.failures], () => downloads(seen.history)],
     retry_tiers: [[seen.retry_tiers], () => retry_tiers(seen.retry_tiers)],
     running: [[seen.runs, seen.unfinished, minuteOf(seen)], () => running(seen)],
@@ -72,7 +72,7 @@ function show(seen) {
     redraw(find(id), [make()].flat().filter(Boolean));
   }
   find("dagster").href = seen.dagster_url;
-  find("at").textContent = `Seen at ${new Date(seen.at).toLocaleTimeString([], { hour12: false })}`;
+  find("at").textContent = `Seen at ${timeText(seen.at)}`;
 }
 
 // Who moves through the page with the keyboard stays at the same control.
@@ -180,14 +180,16 @@ function latency(history) {
 
 function reasons(history) {
   if (!history) return away("The warehouse");
-  if (!history.reasons.length) return empty("Nothing was refused in this window.");
-  const text = (ofFiles, ofRows) => [ofFiles && `${count(ofFiles)} ${ofFiles === 1 ? "file" : "files"}`, ofRows && `${count(ofRows)} ${ofRows === 1 ? "row" : "rows"}`].filter(Boolean).join(", ");
-  const top = history.reasons.slice(0, 8);
-  const most = Math.max(...top.map(([, ofFiles, ofRows]) => Math.log1p(ofFiles + ofRows)));
-  return [
-    bars(top.map(([reason, ofFiles, ofRows]) => ({ label: reason.replaceAll("_", " "), text: text(ofFiles, ofRows), parts: [["warn", Math.log1p(ofFiles + ofRows)]] })), most),
-    element("p", { class: "quiet-list" }, "Whole files and single rows; the bars grow with the order of magnitude."),
-  ];
+  const groups = [["Whole files", history.file_reasons], ["Rows of other files", history.row_reasons]].filter(([, list]) => list.length);
+  if (!groups.length) return empty("Nothing was refused in this window.");
+  const part = ([heading, list]) => {
+    const top = list.slice(0, 6);
+    return [
+      element("h3", {}, heading),
+      bars(top.map(([reason, number]) => ({ label: reason.replaceAll("_", " "), text: count(number), parts: [["warn", Math.log1p(number)]] })), Math.log1p(top[0][1])),
+    ];
+  };
+  return [...groups.flatMap(part), element("p", { class: "quiet-list" }, "The bars grow with the order of magnitude.")];
 }
 
 function downloads(history) {
@@ -212,7 +214,7 @@ function retry_tiers(tiers) {
 }
 
 function since(moment, now) {
-  return element("time", { datetime: moment, title: new Date(moment).toLocaleString() }, length(Math.max(0, (Date.parse(now) - Date.parse(moment)) / 1000)));
+  return element("time", { datetime: moment, title: timeText(moment) }, length(Math.max(0, (Date.parse(now) - Date.parse(moment)) / 1000)));
 }
 
 function running(seen) {

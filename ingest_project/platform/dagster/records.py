@@ -1,0 +1,140 @@
+"""What operations read of Dagster's records. Commands import this without Dagster; `run_records` reads them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from ingest_project.core.errors import TransientError
+
+
+class DagsterRecordsUnavailableError(TransientError):
+    """Dagster's storage cannot be read."""
+
+    def __init__(self, address: str, cause: object) -> None:
+        super().__init__(
+            f"Dagster's records at {address} cannot be read: {cause}. "
+            "Start it (ingest dev), or set DAGSTER_POSTGRES_URL or DAGSTER_HOME."
+        )
+
+
+class RunsInFlight(msgspec.Struct, frozen=True):
+    """Numbers of runs that are not finished: those that wait, and those that work."""
+
+    queued: int
+    started: int
+
+
+class SensorOnRecord(msgspec.Struct, frozen=True):
+    """A sensor as its last tick left it.
+
+    Args:
+        ticked_at: when it last began a tick; None where it never has.
+        stopped: a person has stopped it.
+    """
+
+    name: str
+    cursor: str | None
+    ticked_at: datetime | None
+    stopped: bool
+
+
+class FailingTicks(msgspec.Struct, frozen=True):
+    """A sensor or schedule whose last tick failed.
+
+    Args:
+        in_a_row: ticks that failed one after the other.
+        reason: of the last one.
+        kind: `sensor` or `schedule`.
+    """
+
+    in_a_row: int
+    reason: str
+    kind: str = "sensor"
+
+    def __str__(self) -> str:
+        """Describe it for people."""
+        times = f"{self.in_a_row} times in a row" if self.in_a_row > 1 else "the last time"
+        return f"failed {times}: {self.reason}"
+
+
+class RunOnRecord(msgspec.Struct, frozen=True):
+    """A run that is not finished.
+
+    Args:
+        since: when it started, or was requested where it has not.
+        tags: as Dagster keeps them.
+    """
+
+    run_id: str
+    job: str
+    status: str
+    since: datetime
+    tags: dict[str, str]
+
+
+class FailedRun(msgspec.Struct, frozen=True):
+    """The last run of a job, which failed.
+
+    Args:
+        at: when it ended.
+    """
+
+    job: str
+    run_id: str
+    at: datetime
+
+
+class FailedChecks(msgspec.Struct, frozen=True):
+    """An asset check that failed.
+
+    Args:
+        asset: its key, e.g. `validated_sensor_data`.
+        failed: partitions for which its last result is a failure; 1 without partitions.
+        partitions: some of these, newest first.
+        run_id: that evaluated it last.
+    """
+
+    asset: str
+    check: str
+    failed: int
+    partitions: tuple[str, ...]
+    run_id: str | None
+
+
+class RunRecords(Protocol):
+    """Dagster's records; `run_records.DagsterRecords` reads them from its storage.
+
+    Raises:
+        DagsterRecordsUnavailableError: from every method.
+    """
+
+    def sensors(self) -> dict[str, SensorOnRecord]:
+        """Return every sensor that has ticked, or that a person has started or stopped, by name."""
+
+    def failing(self, *, schedules: bool = False) -> dict[str, FailingTicks]:
+        """Return the sensors whose last ended tick failed, by name, without those that a person has stopped.
+
+        Args:
+            schedules: the schedules as well, which takes a query for each.
+        """
+
+    def heartbeats(self) -> dict[str, datetime]:
+        """Return when each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
+
+    def unfinished_runs(self, limit: int) -> tuple[RunOnRecord, ...]:
+        """Return runs that wait or work, the newest first."""
+
+    def runs_in_flight(self) -> RunsInFlight:
+        """Count the runs that are not finished."""
+
+    def failed_runs(self, since: datetime) -> tuple[FailedRun, ...]:
+        """Return the last ended run of each job where it has failed, of those that failed after a moment."""
+
+    def failed_checks(self, since: datetime) -> tuple[FailedChecks, ...]:
+        """Return the checks whose last result is a failure: since a moment for a partition, else at any time.
+
+        Only the last results are searched: there is one for each check of each file, and no index over their time.
+        """

@@ -1,0 +1,341 @@
+"""Record spans by OpenTelemetry: the side of `tracing` that is loaded where a collector is set.
+
+A run or tick has one span, with a link to each item; each item's steps are spans in the item's own trace.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.util import Finalize
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, get_current_span, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from ingest_project.contracts import TRACEPARENT, trace_id_in
+from ingest_project.core.logging import bound
+from ingest_project.core.settings import current_settings
+from ingest_project.platform.errors import error_class_of, reason_of
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.span_export import create_provider
+from ingest_project.platform.trace_context import OTEL_TRACE_ID, TRACESTATE, Item, context_in
+
+# Of the messages of one batch of a stream that have a trace, those with spans of their own.
+MAX_TRACED_MESSAGES = 1_000
+# How long the end of a process waits for its last spans to be exported.
+FLUSH_SECONDS = 2.0
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+# Spans of the items that this run works on, by key.
+_spans: ContextVar[dict[str, Span] | None] = ContextVar("spans", default=None)
+_work: ContextVar[_Work | None] = ContextVar("work", default=None)
+# The id of the next root span's trace.
+_wanted_trace_id: ContextVar[int | None] = ContextVar("wanted_trace_id", default=None)
+
+
+def context_of(key: str) -> str | None:
+    """Return the context of the span of an item that this run works on."""
+    span = (_spans.get() or {}).get(key)
+    return None if span is None else _text_of(span)
+
+
+def log_fields(key: str) -> dict[str, str]:
+    """Return the trace and span of an item as fields of log lines."""
+    span = (_spans.get() or {}).get(key)
+    return {} if span is None else _log_fields(span)
+
+
+def publish(topic: str, trace_id: str | None) -> str:
+    """Record the publication of a message that begins a trace; return its context."""
+    span = _message_span(topic, "send", SpanKind.PRODUCER, None, trace_id)
+    span.end()
+    return _text_of(span)
+
+
+def receive(message: ConsumerRecord, context: str | None, trace_id: str | None, error: Exception | None) -> str:
+    """Record that a message was consumed, or refused for an error; return the context of what is made of it."""
+    span = _received(message, context, trace_id)
+    if error is not None:
+        _fail(span, error_class_of(error), reason_of(error))
+    span.end()
+    if (work := _work.get()) is not None:
+        work.linked.append(_text_of(span))
+    return _text_of(span)
+
+
+@contextmanager
+def tick(name: str) -> Iterator[list[str]]:
+    """Record a tick that did something; yield the list of what it requested."""
+    requested: list[str] = []
+    with _working(_Work(f"tick {name}", {"dagster.sensor": name})) as work:
+        try:
+            yield requested
+        except Exception as error:
+            work.fail(error)
+            raise
+        finally:
+            if work.linked or requested or work.error:
+                work.attributes |= {"ingest.messages": len(work.linked), "ingest.runs_requested": len(requested)}
+                work.end()
+
+
+@contextmanager
+def run(job: str, run_id: str) -> Iterator[None]:
+    """Record a run. Its span begins with the first items that it works on, see `items`."""
+    with _working(_Work(f"run {job}", {"dagster.job": job, "dagster.run_id": run_id})) as work:
+        try:
+            yield
+        except BaseException as error:
+            work.fail(error)
+            raise
+        finally:
+            work.end()
+
+
+def fail_run(error_class: str, reason: str) -> None:
+    """Mark the present run as failed, where no exception leaves it."""
+    if (work := _work.get()) is not None:
+        work.error = error_class, reason
+
+
+@contextmanager
+def items(name: str, worked_on: Iterable[Item]) -> Iterator[None]:
+    """Give each item a span in its own trace, until `finish` or the end of the block; the run links to it."""
+    outer = _work.get()
+    with nullcontext(outer) if outer else _working(_Work("run", {})) as work:
+        opened, fields = _opened(name, work, list(worked_on))
+        token = _spans.set(opened)
+        try:
+            with bound(**fields):
+                yield
+        except Exception as error:
+            for key in opened:
+                finish(key, (error_class_of(error), reason_of(error)))
+            raise
+        finally:
+            for key in opened:
+                finish(key)
+            _spans.reset(token)
+            if outer is None:
+                work.end()
+
+
+def finish(key: str, error: tuple[str, str] | None = None, **attributes: Any) -> None:  # noqa: ANN401 - of a span
+    """End the span of an item."""
+    spans = _spans.get()
+    if not spans or (span := spans.get(key)) is None or not span.is_recording():
+        return
+    span.set_attributes({f"ingest.{name}": value for name, value in attributes.items() if value is not None})
+    if error is not None:
+        _fail(span, *error)
+    span.end()
+
+
+def step(name: str, keys: Iterable[str], *, of_run: bool = False) -> AbstractContextManager[None]:
+    """Record a step of some items, and with `of_run` one below the run's span."""
+    spans = _spans.get()
+    return _NOTHING if spans is None else _step(name, spans, keys, of_run=of_run)
+
+
+def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
+    """Give the messages of a stream that have a context a span each, a bounded number; return their keys."""
+    spans, work = _spans.get(), _work.get()
+    if spans is None or work is None:
+        return ()
+    found: dict[str, tuple[ConsumerRecord, str]] = {}
+    for message in messages:
+        if len(found) < MAX_TRACED_MESSAGES and (context := context_in(message.headers)):
+            found[f"{message.topic}[{message.partition}]@{message.offset}"] = message, context
+    others = [None] if len(found) < len(messages) else []
+    run_span = work.begin([*(context for _, context in found.values()), *others])
+    for key, (message, context) in found.items():
+        spans[key] = _received(message, context, trace_id_in(message.headers), links=[_text_of(run_span)])
+        spans[key].set_attributes(work.attributes)
+    return list(found)
+
+
+def finish_messages(keys: Iterable[str]) -> None:
+    """End the spans of messages that are stored, and forget them: a run of a stream may store millions."""
+    for key in keys:
+        finish(key)
+        (_spans.get() or {}).pop(key, None)
+
+
+def flush(seconds: float = FLUSH_SECONDS) -> None:
+    """Export the spans that wait, for a bounded time."""
+    # The SDK's own bound is not in force yet.
+    exporting = threading.Thread(target=_provider().force_flush, daemon=True)
+    exporting.start()
+    exporting.join(seconds)
+
+
+@dataclass
+class _Work:
+    """The span of a run or tick, which begins once its items are known: of a single trace, it is part of it.
+
+    Args:
+        linked: contexts of the items that a tick links to at its end.
+    """
+
+    name: str
+    attributes: dict[str, Any]
+    linked: list[str] = field(default_factory=list)
+    error: tuple[str, str] | None = None
+    began: int = field(default_factory=time.time_ns)
+    span: Span | None = None
+
+    def begin(self, contexts: Sequence[str | None]) -> Span:
+        """Begin the span, or add links to the one that has begun.
+
+        Args:
+            contexts: of the items; None for one without a context.
+        """
+        links = _links([context for context in contexts if context])
+        if self.span is None:
+            traces = {context and context.split("-")[1] for context in contexts}
+            parent = _otel_context(contexts[0] if len(traces) == 1 else None)
+            self.span = _tracer().start_span(
+                self.name, parent, attributes=self.attributes, links=links, start_time=self.began
+            )
+        else:
+            for link in links:
+                self.span.add_link(link.context)
+        return self.span
+
+    def fail(self, error: BaseException) -> None:
+        """Note the error that ended it."""
+        self.error = error_class_of(error), reason_of(error)
+
+    def end(self) -> None:
+        """End the span."""
+        span = self.begin(self.linked)
+        span.set_attributes(self.attributes)
+        if self.error:
+            _fail(span, *self.error)
+        span.end()
+
+
+def _opened(name: str, work: _Work, worked_on: Sequence[Item]) -> tuple[dict[str, Span], dict[str, str]]:
+    """Begin the spans of items; return them, and the run's trace as fields of log lines."""
+    if not worked_on:
+        return {}, {}
+    run_span = work.begin([context for _, context, _ in worked_on])
+    links = _links([_text_of(run_span)])
+    spans = {}
+    for key, context, known in worked_on:
+        attributes = {"ingest.item": key, **work.attributes, **_plain(known)}
+        spans[key] = _tracer().start_span(name, _otel_context(context), attributes=attributes, links=links)
+    return spans, _log_fields(run_span)
+
+
+@contextmanager
+def _working(work: _Work) -> Iterator[_Work]:
+    token = _work.set(work)
+    try:
+        yield work
+    finally:
+        _work.reset(token)
+
+
+@contextmanager
+def _step(name: str, spans: Mapping[str, Span], keys: Iterable[str], *, of_run: bool) -> Iterator[None]:
+    parents = [span for key in keys if (span := spans.get(key)) is not None]
+    if of_run and (work := _work.get()) is not None:
+        parents.append(work.begin([]))
+    fields = _log_fields(parents[0]) if len(parents) == 1 else {}
+    opened = [_tracer().start_span(name, set_span_in_context(parent)) for parent in parents]
+    try:
+        with bound(**fields):
+            yield
+    except Exception as error:
+        for span in opened:
+            _fail(span, error_class_of(error), reason_of(error))
+        raise
+    finally:
+        for span in opened:
+            span.end()
+
+
+def _received(message: ConsumerRecord, context: str | None, trace_id: str | None, links: Sequence[str] = ()) -> Span:
+    span = _message_span(message.topic, "process", SpanKind.CONSUMER, context, trace_id, links)
+    span.set_attribute("messaging.destination.partition.id", str(message.partition))
+    span.set_attribute("messaging.kafka.offset", message.offset)
+    return span
+
+
+def _message_span(  # noqa: PLR0913, PLR0917 - the parts of a span
+    topic: str,
+    operation: str,
+    kind: SpanKind,
+    context: str | None,
+    trace_id: str | None,
+    links: Sequence[str] = (),
+) -> Span:
+    attributes = {
+        "messaging.system": "kafka",
+        "messaging.operation.type": operation,
+        "messaging.destination.name": topic,
+        **({"ingest.trace_id": trace_id} if trace_id else {}),
+    }
+    own = (trace_id or "").lower().replace("-", "")
+    token = _wanted_trace_id.set(int(own, 16) if OTEL_TRACE_ID.fullmatch(own) else None)
+    try:
+        return _tracer().start_span(
+            f"{topic} {operation}", _otel_context(context), kind=kind, attributes=attributes, links=_links(links)
+        )
+    finally:
+        _wanted_trace_id.reset(token)
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"ingest.{name}": value for name, value in attributes.items() if value is not None}
+
+
+def _fail(span: Span, error_class: str, reason: str) -> None:
+    span.set_attribute("error.type", error_class)
+    span.set_status(StatusCode.ERROR, reason)
+
+
+def _log_fields(span: Span) -> dict[str, str]:
+    context = span.get_span_context()
+    return {"otel_trace_id": f"{context.trace_id:032x}", "otel_span_id": f"{context.span_id:016x}"}
+
+
+def _text_of(span: Span) -> str:
+    context = span.get_span_context()
+    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    return f"{parent} {context.trace_state.to_header()}".rstrip()
+
+
+def _otel_context(context: str | None) -> Context:
+    """Return the context as OpenTelemetry has it; an empty one, which begins a trace, for None."""
+    if context is None:
+        return Context()
+    parent, _, state = context.partition(" ")
+    return TraceContextTextMapPropagator().extract({TRACEPARENT: parent, TRACESTATE: state}, Context())
+
+
+def _links(contexts: Sequence[str]) -> list[Link]:
+    return [Link(get_current_span(_otel_context(one)).get_span_context()) for one in dict.fromkeys(contexts)]
+
+
+@cache
+def _tracer() -> Tracer:
+    return _provider().get_tracer("ingest_project")
+
+
+@cache
+def _provider() -> TracerProvider:
+    """Set OpenTelemetry up, once a process."""
+    provider = create_provider(current_settings(), _wanted_trace_id.get)
+    # Run workers are children of multiprocessing, which end without Python's own handlers at exit.
+    Finalize(None, flush, exitpriority=10)
+    return provider

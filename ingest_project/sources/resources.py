@@ -1,0 +1,30 @@
+"""Resources of the capabilities that read sources: their shared clients, and the datasets that files belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from ingest_project.platform.runtime import Runtime
+from ingest_project.readers.datasets import Declarations, load_declarations
+from ingest_project.sources import Source
+from ingest_project.sources.registry import SourceContext, open_source
+
+
+class SourceResources(Runtime):
+    """Opens sources that share their clients."""
+
+    @cached_property
+    def source_context(self) -> SourceContext:
+        """Settings and shared clients of sources."""
+        return SourceContext(self.settings)
+
+    @cached_property
+    def datasets(self) -> Declarations:
+        """The declared datasets, and the shipped one."""
+        return load_declarations(self.settings)
+
+    def open_source(self, source_config: Mapping[str, Any]) -> Source:
+        """Make the source of a job's or file event's `source_config`, see `registry.open_source`."""
+        return open_source(source_config, self.source_context)
