@@ -72,11 +72,8 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
             return msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(plainly(error))}.") from error
-    except (
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # msgspec's errors about JSON, and Python's about numbers
+    except (ValueError, OverflowError, RecursionError) as error:
+        # msgspec's errors about JSON, and Python's about numbers.
         raise not_json(text, error) from error
 
 

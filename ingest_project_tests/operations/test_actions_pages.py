@@ -116,6 +116,7 @@ def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
         ({"limit": "0"}, "The limit must be between"),
         ({"step": "perform", "action_id": "x"}, "begin again with the preview"),
         ({"step": "perform", "action_id": "a" * 32}, "Enter a reason"),
+        ({"step": "perform", "action_id": "a" * 32, "reason": "\ufeff \x00\u200b"}, "Enter a reason"),
         ({"new_profile": "<script>"}, "no usable reader profile"),
     ):
         answer = console.send(NAME, token | given)

@@ -24,6 +24,8 @@ from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files, quarantined_rows, raw_sensor_data
 from ingest_project.platform.actions import operator_action_items, operator_actions
 from ingest_project.platform.database import open_engine
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.conftest import running
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
@@ -68,6 +70,11 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
     writer = TopicWriter(settings.kafka)
     headers = (("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("source", b"plant-7"))
     writer.send_all("file-event-queue", [ProducerRecord(b'{"file_name": "line_7"}', b"line_7", headers)])
+    embedded_broker.create_topic("file-event-queue.dlq", 1)
+    refused = ConsumerRecord("file-event-queue", 0, 0, None, b"line_7", b"{", ())
+    facts = {"error_class": "UnreadableMessageError", "reason": "Not JSON: " + 300 * "x", "topic_id": ""}
+    letter = dead_letter(refused, first_failed_at=now, last_failed_at=now, **facts)[1]
+    writer.send_all("file-event-queue.dlq", [letter, letter])
     writer.close()
     _put_file(engine, datetime.now(UTC))
     _put_actions(engine, datetime.now(UTC))
@@ -186,6 +193,7 @@ PAGES = {
     "audit": "audit",
     "record": f"audit/{0:032d}",
     "dead-letters": "dead-letters",
+    "problem": f"audit/{9:032d}",
 }
 BY_KEYBOARD = ("dashboard", "item", "form", "audit")
 
