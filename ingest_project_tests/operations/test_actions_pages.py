@@ -158,6 +158,11 @@ def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
     with services.landing.local_path(new.uploaded_sha256 or "") as path:
         assert path.read_bytes() == content
     assert not Path(services.settings.state_dir, "uploads", final["action_id"]).exists()
+    again = console.send(name, fields, files={"file": ("fixed.csv", content)})
+    assert "0 of 1 matching" in again.text
+    assert "the same bytes were uploaded for it before" in again.text
+    empty = console.send(name, fields, files={"file": ("fixed.csv", b"")})
+    assert (empty.status_code, "fixed.csv is empty" in empty.text) == (400, True)
 
 
 @pytest.mark.long

@@ -72,8 +72,14 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
     writer.send_all("file-event-queue", [ProducerRecord(b'{"file_name": "line_7"}', b"line_7", headers)])
     embedded_broker.create_topic("file-event-queue.dlq", 1)
     refused = ConsumerRecord("file-event-queue", 0, 0, None, b"line_7", b"{", ())
-    facts = {"error_class": "UnreadableMessageError", "reason": "Not JSON: " + 300 * "x", "topic_id": ""}
-    letter = dead_letter(refused, first_failed_at=now, last_failed_at=now, **facts)[1]
+    _, letter = dead_letter(
+        refused,
+        error_class="UnreadableMessageError",
+        reason="Not JSON: " + 300 * "x",
+        first_failed_at=now,
+        last_failed_at=now,
+        topic_id="",
+    )
     writer.send_all("file-event-queue.dlq", [letter, letter])
     writer.close()
     _put_file(engine, datetime.now(UTC))
