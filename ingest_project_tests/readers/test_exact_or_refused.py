@@ -43,7 +43,7 @@ def xlsx(*rows: Sequence[Any]) -> bytes:
     sheet = workbook.active
     assert sheet is not None
     for row in rows:
-        sheet.append(row)
+        sheet.append(list(row))
     workbook.save(target)
     return target.getvalue()
 
