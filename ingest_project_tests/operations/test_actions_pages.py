@@ -193,3 +193,17 @@ def test_a_person_releases_a_file_and_uploads_a_corrected_one_in_a_browser(
     assert services.files.get_many([BAD])[0].state is FileState.PENDING
     log: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
     assert log == []
+
+
+def test_a_folder_that_cannot_be_written_or_a_file_that_is_gone_is_a_clear_message(
+    console: Console, services: SystemResources
+) -> None:
+    folder = services.settings.state_dir / "uploads"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # As root, no mode keeps this process from writing; a file in the place of the folder does.
+    folder.write_bytes(b"")
+    name = "upload-corrected-file"
+    fields = console.fields(console.get(f"/actions/{name}?key={BAD}").text) | {"key": BAD}
+    answer = console.send(name, fields, {"file": ("right.csv", b"device_id\n")})
+    assert answer.status_code == 503
+    assert f"The monitor cannot use {folder}" in unescape(answer.text)
