@@ -40,6 +40,7 @@ class Table:
         footer: rows at the end of the file that are no records.
         above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
+        question: whether a row above the header is a part of it.
     """
 
     names: list[str]
@@ -53,6 +54,7 @@ class Table:
     footer: list[Row]
     above: tuple[str, ...]
     notes: dict[str, str]
+    question: str = ""
 
     @property
     def selectors(self) -> list[str]:
@@ -125,6 +127,9 @@ def find_table(grid: Grid) -> Table:
         footer=footer,
         above=above,
         notes=_notes(header, header_rows, typed, width),
+        question=""
+        if groups or grid.widths or header is None or header_rows[0] is header
+        else "does the row above belong to the names? Then header_rows: 2 replaces one of these lines",
     )
 
 
@@ -193,7 +198,7 @@ def _is_unit(cell: str) -> bool:
 def _is_group_row(above: Row, header: Row) -> bool:
     """Return True if names repeat or are empty in the header, and the row above tells them apart."""
     named = [matched_name(cell) for cell in header.cells]
-    return sum(bool(cell) for cell in above.cells) >= MIN_GROUPS and len(set(named)) < len(named)
+    return sum(bool(cell) for cell in above.cells) >= MIN_GROUPS and (len(set(named)) < len(named) or "" in named)
 
 
 def _names(header: Row | None, width: int) -> list[str]:
