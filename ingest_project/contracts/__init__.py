@@ -226,7 +226,7 @@ def _field(found: re.Match[str]) -> str:
 _WORDS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (_MISMATCH, _mismatch),
     (_MISSING, lambda found: f"{_field(found)} is missing"),
-    (_UNKNOWN, lambda found: f"{_field(found)} is unknown"),
+    (_UNKNOWN, lambda found: f"the field {_field(found)} is unknown"),
     (_NO_TIME, lambda found: f"{found[2] or 'the message'} must be {_LIKE[found[1]]}"),
     (_TOO_LARGE, lambda found: f"{found[1] or 'a number'} is too large to be read"),
 )

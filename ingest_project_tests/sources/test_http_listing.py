@@ -127,7 +127,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
         (Answer(headers={"Content-Type": "application/xml"}, body=b"<?xml version='1.0'?><Error/>"), UnreadableListingError, "'error'"),  # noqa: E501
         (Answer(headers={"Content-Type": "text/csv"}, body=b"a,b\n1,2.x\n"), UnreadableListingError, "'text/csv'"),
         (Answer(headers={"Content-Type": "image/png"}, body=b"\x89PNG"), UnreadableListingError, "'image/png'"),
-        (as_json({"error": "unauthorised"}), UnreadableListingError, "unknown field|missing required field"),
+        (as_json({"error": "unauthorised"}), UnreadableListingError, "the field error is unknown"),
         (as_json("text"), UnreadableListingError, "no list of files"),
         (Answer(headers=JSON, body=b"[1"), UnreadableListingError, "not the JSON"),
         (Answer(headers=JSON, body=b"[" * 100_000), UnreadableListingError, "not the JSON"),
