@@ -8,7 +8,7 @@ from functools import cache
 import dagster as dg
 
 from ingest_project.core.local_files import keep_files_private
-from ingest_project.core.logging import configure_logging, log_ignored
+from ingest_project.core.logging import configure_logging, get_logger, log_ignored
 from ingest_project.core.settings import Settings, current_settings, load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.operations import definitions as of_operations
@@ -115,6 +115,8 @@ def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
 keep_files_private()
 configure_logging(current_settings().logging)
 log_ignored(load_settings().ignored)
+if unshared := SystemResources(current_settings()).unshared_stores:
+    get_logger(__name__).warning("stores_not_shared", reason=unshared)
 
 PARTS = parts_of(current_settings())
 STORED = stored_in(PARTS)

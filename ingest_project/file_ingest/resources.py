@@ -35,8 +35,13 @@ class FileIngestResources(SourceResources):
 
     @property
     def store_urls(self) -> tuple[str, ...]:
-        """The landing store and the quarantine as well."""
-        return (*super().store_urls, self.settings.landing_url, self.settings.quarantine_url)
+        """The landing store, the quarantine and the Delta tables of declared datasets as well."""
+        in_delta = [one for one in self.datasets.declared if one.target.delta]
+        if in_delta:
+            from ingest_project.file_ingest.warehouse.delta_rows import delta_url  # loads Delta
+
+        tables = [delta_url(one, self.settings) for one in in_delta]
+        return (*super().store_urls, self.settings.landing_url, self.settings.quarantine_url, *tables)
 
     @cached_property
     def files(self) -> FileQueue:

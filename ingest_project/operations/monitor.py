@@ -192,6 +192,7 @@ class Monitor:
             dagster=self.dagster.sample,
             tables=self.tables.sample,
             disk=self.disk.sample,
+            unshared_stores=self.services.unshared_stores,
             sources=self.sources.sample,
             failures=self.failures.sample,
             intake=self.intake.sample,
@@ -280,7 +281,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def readiness(snapshot: SystemSnapshot) -> tuple[Line, ...]:
-    """Check broker, warehouse, Dagster's storage, its daemon, sensors, topics and free disk space of this machine."""
+    """Check broker, warehouse, Dagster's storage, its daemon, sensors, topics, stores and this machine's disks."""
     dagster, now, every_seconds = snapshot.dagster, snapshot.at, snapshot.settings.monitor.refresh_seconds
     return (
         _answers("broker", snapshot.broker, now, every_seconds),
@@ -289,6 +290,7 @@ def readiness(snapshot: SystemSnapshot) -> tuple[Line, ...]:
         daemon_line(dagster, now),
         sensors_line(dagster, now, snapshot.paused),
         topics_line(snapshot.broker, dagster),
+        *([Line("stores", ok=False, detail=snapshot.unshared_stores)] if snapshot.unshared_stores else []),
         disk_line(snapshot.disk),
     )
 

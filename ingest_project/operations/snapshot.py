@@ -150,6 +150,7 @@ class SystemSnapshot:
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
+        unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
         sources: of files, their last file next to what is usual; those that are not usual first.
         failures, intake: what alerts need to know besides.
         alerts: open incidents, and channels that fail.
@@ -162,6 +163,7 @@ class SystemSnapshot:
     dagster: Sample[DagsterState] = Sample()
     tables: Sample[tuple[DeltaFigures, ...]] = Sample()
     disk: Sample[Disk] = Sample()
+    unshared_stores: str | None = None
     sources: Sample[tuple[SourceReport, ...]] = Sample()
     failures: Sample[DagsterFailures] = Sample()
     intake: Sample[Intake] = Sample()
@@ -212,6 +214,8 @@ class SystemSnapshot:
         problems += [sample.problem for sample in samples if sample.problem]
         if self.disk.present and self.disk.present.is_nearly_full:
             problems.append(str(self.disk.present))
+        if self.unshared_stores:
+            problems.append(self.unshared_stores)
         if self.warehouse.present:
             problems += [problem for work in self.warehouse.present.work.values() for problem in work.problems]
         failing = self.dagster.present.failing if self.dagster.present else {}
@@ -258,6 +262,7 @@ def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnaps
         warehouse=Sample(problem=problem) if problem else sample_of(lambda: _with_pauses(services, work)),
         dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
+        unshared_stores=services.unshared_stores,
         alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),
     )
     if snapshot.is_idle:

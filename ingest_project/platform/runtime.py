@@ -8,10 +8,11 @@ and no disk nearly full. What is not started waits on its topic or in the queue,
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from sqlalchemy import Engine
 from ingest_project.core.errors import BrokerUnavailableError, DatabaseUnavailableError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import BackpressureSettings, Settings
+from ingest_project.core.yaml_models import yaml_content
 from ingest_project.platform.azure import is_address
 from ingest_project.platform.database import migrate, open_engine, writing
 from ingest_project.platform.kafka.dead_letters import SkippedOffsetStore
@@ -38,6 +40,8 @@ LARGEST_SKEW_SECONDS = 5.0
 MEBIBYTE = 1024**2
 # While the warehouse is slow, one batch continues: it shows when the warehouse has recovered.
 BATCHES_WHILE_SLOW = 1
+# Launchers whose runs are processes of this machine.
+LOCAL_LAUNCHERS = ("ingest_project.", "dagster.", "dagster._core.")
 # A transaction of nothing but a commit, which PostgreSQL has to write and flush like any other.
 COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
 
@@ -74,6 +78,18 @@ class Runtime:
     def fullest_disk(self) -> Disk:
         """Return the disk with the least room among those of the local stores and the state folder."""
         return fullest_disk([str(self.settings.state_dir), *self.store_urls], self.settings.backpressure)
+
+    @property
+    def unshared_stores(self) -> str | None:
+        """Say which stores would be lost with each run, as runs have another state folder; None where none is."""
+        launcher = launcher_module()
+        if launcher is None or launcher.startswith(LOCAL_LAUNCHERS) or not (stores := local_stores(self)):
+            return None
+        return (
+            f"Runs are started elsewhere ({launcher}), and these stores are in its state folder, which no run shares: "
+            f"{', '.join(stores)}. Give them addresses in a bucket, in OneLake or in a shared folder outside of it "
+            "(INGEST_..._URL, and delta in declarations)."
+        )
 
     def blocking_reason(self) -> str | None:
         """Say why no run can be requested: a missing service or a disk that is nearly full; None when neither is."""
@@ -203,6 +219,21 @@ class Capacity(NamedTuple):
 
     batches: int
     reason: str | None = None
+
+
+def local_stores(services: Runtime) -> list[str]:
+    """Return the folders of the stores that are in the state folder."""
+    state = services.settings.state_dir.absolute()
+    return sorted({str(folder) for folder in _local_folders(services.store_urls) if folder.is_relative_to(state)})
+
+
+@cache
+def launcher_module() -> str | None:
+    """Return the module of the run launcher in this process's dagster.yaml; None where none is named."""
+    path = Path(os.environ.get("DAGSTER_HOME") or os.devnull, "dagster.yaml")
+    content = yaml_content(path, "configuration of Dagster") if path.is_file() else None
+    launcher = content.get("run_launcher") if isinstance(content, dict) else None
+    return str(launcher["module"]) if isinstance(launcher, dict) and "module" in launcher else None
 
 
 def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:

@@ -21,11 +21,14 @@ from pydantic import ValidationError
 from ingest_project.contracts.files import SECRET_NAMES, FileEvent
 from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
+from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import ConfiguredSource, Credential, PollingSettings, Settings
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
 from ingest_project.sources import Source
 from ingest_project.sources.reading import SourceLimits
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +190,13 @@ def _configured(event: FileEvent, context: SourceContext) -> Iterator[_Match]:
     for name, configured in context.settings.sources.items():
         if configured.source_config["source_type"] != event.source_type:
             continue
-        # A source that cannot be used fails when it is listed; it does not stop all others.
-        with suppress(PermanentError):
+        try:
             source = open_source(configured.source_config, context)
+        except PermanentError as error:
+            # It fails when it is listed, and does not stop all others; its files are not recognised as its own.
+            logger.warning("source_not_usable", source=name, reason=str(error))
+            continue
+        with suppress(PermanentError):
             source.require_allowed(event.file_path)
             folder = f"{source.location.rstrip('/')}/"
             is_inside = source.canonical_location(event.file_path).startswith(folder)

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from ingest_project.cli.main import build_app
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project_tests.deploy.compose_file import (
     COMPOSE_FILE,
     REQUIRED,
@@ -128,6 +128,24 @@ def test_every_setting_is_one_that_exists(name: str) -> None:
     settings = load_settings(environ, ROOT / "deploy").settings
     assert settings.kafka.bootstrap_servers == "kafka:19092"
     assert "canary" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_file_of_settings_wins_over_whatever_the_project_sets(name: str) -> None:
+    service = compose()["services"][name]
+    # `environment` would win over it silently.
+    assert service["environment"].keys() <= {"PGPASSWORD", "DAGSTER_CODE_SERVER_HOST", "INGEST_MONITOR_TOKEN"}
+    assert service["env_file"] == [
+        {"path": "deploy/compose.settings.env"},
+        {"path": "deploy/ingest.env", "required": False},
+    ]
+
+
+def test_whatever_uses_files_of_the_state_folder_or_declarations_has_them() -> None:
+    volumes = {name: {volume.split(":")[1] for volume in SERVICES[name].get("volumes", [])} for name in OURS}
+    assert {name for name in OURS if "/var/lib/ingest" in volumes[name]} == {"code-server", "monitor"}
+    declared = {name for name in OURS if f"/opt/ingest/{Settings().declarations}" in volumes[name]}
+    assert declared == set(OURS) - {"webserver"}
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -23,7 +23,9 @@ from moto import mock_aws
 from examples.demo.attachments import FileServer
 from ingest_project.core.settings import load_settings
 from ingest_project.definitions import defs
-from ingest_project_tests.deploy.compose_file import ROOT
+from ingest_project.operations import SystemResources
+from ingest_project.platform.runtime import local_stores
+from ingest_project_tests.deploy.compose_file import ROOT, services
 
 FOLDER = ROOT / "deploy" / "ecs"
 SERVICES = ("migrate", "code-server", "daemon", "webserver", "monitor", "run")
@@ -70,7 +72,9 @@ def test_no_task_is_root_or_has_a_secret_inline(name: str) -> None:
     (container,) = definition(name)["containerDefinitions"]
     assert container["user"] == "10001:10001"
     assert container["linuxParameters"]["capabilities"] == {"drop": ["ALL"]}
-    more = {"INGEST_MONITOR_TOKEN"} if name == "monitor" else set()
+    # What decides about files and reads them has the credentials of sources.
+    further = dict.fromkeys(("code-server", "run"), "INGEST_CREDENTIALS") | {"monitor": "INGEST_MONITOR_TOKEN"}
+    more = {further[name]} if name in further else set()
     assert {secret["name"] for secret in container["secrets"]} == {"DATABASE_URL", "DAGSTER_POSTGRES_URL"} | more
     assert not any(re.search("PASSWORD|SECRET|TOKEN", entry["name"]) for entry in container["environment"])
 
@@ -81,6 +85,16 @@ def test_every_setting_is_one_that_exists(name: str) -> None:
     environ = {entry["name"]: entry["value"] for entry in container["environment"]}
     settings = load_settings(environ, FOLDER).settings
     assert settings.landing_url == "s3://example-ingest/landing"
+    assert local_stores(SystemResources(settings)) == []
+    # Where every process learns that runs are tasks of their own.
+    assert environ["DAGSTER_HOME"] == "/opt/ingest/ecs_home"
+
+
+@pytest.mark.parametrize("name", ["code-server", "daemon", "webserver", "monitor"])
+def test_each_process_is_the_one_of_the_compose_file(name: str) -> None:
+    (container,) = definition(name)["containerDefinitions"]
+    command = " ".join(services()[name]["command"]).replace("dagster_home", "ecs_home")
+    assert " ".join(container["command"]) == command
 
 
 def test_the_configuration_is_that_of_the_project_with_another_launcher() -> None:

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,17 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin, RepositoryPythonOrigin
 from dagster_k8s import K8sRunLauncher
 
-from ingest_project.core.settings import load_settings
+from ingest_project.core.secrets import holds_secrets
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.core.yaml_models import leaves, variables_of
 from ingest_project.definitions import defs
+from ingest_project.operations import SystemResources
+from ingest_project.platform.runtime import local_stores
 from ingest_project_tests.deploy.compose_file import ROOT
 from ingest_project_tests.services.kubernetes_api import KubernetesApi
 
 FOLDER = ROOT / "deploy" / "kubernetes"
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 # The oldest one that is still supported, whose fields all newer ones have.
 SCHEMAS = "1.34"
 DIFFERENT = ("run_launcher", "compute_logs")
@@ -34,8 +41,8 @@ ALL = {"dagster-database", "warehouse", "kafka", "stores", "sources", "monitor"}
 # Each process with the secrets that it uses, and no other.
 SECRETS = {
     "migrate": {"dagster-database", "warehouse", "kafka"},
-    "code-server": {"dagster-database", "warehouse", "kafka", "stores"},
-    "daemon": {"dagster-database", "warehouse"},
+    "code-server": {"dagster-database", "warehouse", "kafka", "stores", "sources"},
+    "daemon": {"dagster-database", "warehouse", "kafka"},
     "webserver": {"dagster-database"},
     "monitor": {"dagster-database", "warehouse", "kafka", "stores", "monitor"},
 }
@@ -89,7 +96,7 @@ def test_every_process_gets_the_same_settings_and_image() -> None:
         assert container["envFrom"][0] == {"configMapRef": {"name": "ingest-settings"}}
         assert container["image"] == image["name"]
     assert settings["DAGSTER_CURRENT_IMAGE"] == f"{image['newName']}:{image['newTag']}" == IMAGE
-    assert load_settings(settings, FOLDER).settings.landing_url.startswith("s3://")
+    assert local_stores(SystemResources(load_settings(settings, FOLDER).settings)) == []
 
 
 def test_nothing_is_open_to_the_world_and_no_secret_is_inline() -> None:
@@ -114,6 +121,45 @@ def test_services_and_budgets_select_pods_that_exist(kind: str) -> None:
 def test_only_daemon_and_webserver_reach_the_code_server() -> None:
     assert {name for name in _labels() if _may_connect(name, "code-server", 4000)} == {"daemon", "webserver"}
     assert _settings()["DAGSTER_CODE_SERVER_HOST"] in {found["metadata"]["name"] for found in OBJECTS}
+
+
+def test_each_process_reaches_what_its_code_contacts() -> None:
+    broker = {name for name in _labels() if _may_leave(name, 9_094)}
+    assert broker == {"migrate", "code-server", "daemon", "monitor", "run"}
+    # Sources, of which only a tick and a run ask anything: SFTP here.
+    assert {name for name in _labels() if _may_leave(name, 22)} == {"code-server", "run"}
+
+
+def test_the_page_says_which_secret_holds_each_setting_that_is_one() -> None:
+    rows = re.findall(r"^\| `ingest-[\w-]+` \| (.+) \| .+ \|$", DEPLOYMENT, flags=re.MULTILINE)
+    held = tuple(name.rstrip("…") for row in rows for name in re.findall(r"`([A-Z0-9_]+…?)`", row))
+    secrets = [name for _, field in leaves(Settings) if holds_secrets(field.annotation) for name in variables_of(field)]
+    assert len(secrets) > 10
+    assert [name for name in secrets if not name.startswith(held)] == []
+
+
+@pytest.mark.parametrize("token", ["INGEST_MONITOR_TOKEN", "INGEST_MONITOR_OPERATOR_TOKEN", None])
+def test_the_readiness_of_the_monitor_is_asked_for_with_the_token_there_is(token: str | None) -> None:
+    (container,) = PODS["monitor"]["spec"]["containers"]
+    program, *arguments = container["readinessProbe"]["exec"]["command"]
+    seen: list[tuple[str, str | None]] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        code = arguments[-1].replace("8080", str(server.server_port))
+        environ = {"PATH": os.environ["PATH"], **({token: "a-token-of-the-tests"} if token else {})}
+        subprocess.run([sys.executable, *arguments[:-1], code], env=environ, check=True)
+    assert program == "python"
+    assert seen == [("/readyz", "Bearer a-token-of-the-tests") if token else ("/healthz", None)]
 
 
 def test_nothing_in_the_namespace_reaches_a_run() -> None:
@@ -280,6 +326,17 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items()) and all(
         expression["operator"] == "In" and labels.get(expression["key"]) in expression["values"]
         for expression in expressions
+    )
+
+
+def _may_leave(sender: str, port: int) -> bool:
+    """Test whether a policy lets a pod connect to this port of any address outside."""
+    policies = [p for p in POLICIES if "Egress" in p["policyTypes"] and _selects(p["podSelector"], _labels()[sender])]
+    return any(
+        port in [entry["port"] for entry in rule.get("ports", [{"port": port}])]
+        and any("ipBlock" in peer for peer in rule["to"])
+        for policy in policies
+        for rule in policy.get("egress", [])
     )
 
 

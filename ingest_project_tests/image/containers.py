@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ingest_project_tests.deploy.compose_file import ROOT, compose
+from ingest_project_tests.deploy.compose_file import ROOT, compose, shipped_settings
 from ingest_project_tests.image.building import STORAGE
 from ingest_project_tests.services.debian import debian_program
 from ingest_project_tests.services.kafka import kafka_jars
@@ -53,13 +53,21 @@ class Composed:
         self.folder, self.inbox = folder, folder / "inbox"
         self.inbox.mkdir()
         self._settings = folder / "ingest.env"
-        self._settings.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), "utf-8")
+        # The later file wins over the shipped one.
+        given = {**shipped_settings({}), **settings}
+        self._settings.write_text("".join(f"{name}={value}\n" for name, value in given.items()), "utf-8")
+        (folder / "declarations").mkdir()
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self.use(image)
 
     def use(self, image: str) -> None:
         """Read the file with another image."""
-        variables = {"POSTGRES_PASSWORD": PASSWORD, "MONITOR_TOKEN": TOKEN, "INBOX_FOLDER": str(self.inbox)}
+        variables = {
+            "POSTGRES_PASSWORD": PASSWORD,
+            "MONITOR_TOKEN": TOKEN,
+            "INBOX_FOLDER": str(self.inbox),
+            "DECLARATIONS_FOLDER": str(self.folder / "declarations"),
+        }
         self.services: dict[str, dict[str, Any]] = compose({**variables, "INGEST_IMAGE": image})["services"]
 
     def grace(self, name: str) -> float:
@@ -87,7 +95,7 @@ class Composed:
             given.append(f"--stop-signal={signal_name}")
         variables = self.folder / f"{name}.env"
         variables.write_text("".join(f"{key}={value}\n" for key, value in service["environment"].items()), "utf-8")
-        assert [entry["path"] for entry in service["env_file"]] == ["deploy/ingest.env"]
+        assert [entry["path"] for entry in service["env_file"]] == ["deploy/compose.settings.env", "deploy/ingest.env"]
         # The file's own variables win over those of env_file, as in Compose: the last one counts.
         return [*given, f"--env-file={self._settings}", f"--env-file={variables}"]
 

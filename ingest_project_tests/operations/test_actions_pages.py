@@ -116,6 +116,7 @@ def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
         ({"limit": "0"}, "The limit must be between"),
         ({"step": "perform", "action_id": "x"}, "begin again with the preview"),
         ({"step": "perform", "action_id": "a" * 32}, "Enter a reason"),
+        ({"step": "perform", "action_id": "a" * 32, "reason": "\ufeff \x00\u200b"}, "Enter a reason"),
         ({"new_profile": "<script>"}, "no usable reader profile"),
     ):
         answer = console.send(NAME, token | given)
@@ -157,6 +158,11 @@ def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
     with services.landing.local_path(new.uploaded_sha256 or "") as path:
         assert path.read_bytes() == content
     assert not Path(services.settings.state_dir, "uploads", final["action_id"]).exists()
+    again = console.send(name, fields, files={"file": ("fixed.csv", content)})
+    assert "0 of 1 matching" in again.text
+    assert "the same bytes were uploaded for it before" in again.text
+    empty = console.send(name, fields, files={"file": ("fixed.csv", b"")})
+    assert (empty.status_code, "fixed.csv is empty" in empty.text) == (400, True)
 
 
 @pytest.mark.long
@@ -187,3 +193,17 @@ def test_a_person_releases_a_file_and_uploads_a_corrected_one_in_a_browser(
     assert services.files.get_many([BAD])[0].state is FileState.PENDING
     log: list[dict[str, str]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
     assert log == []
+
+
+def test_a_folder_that_cannot_be_written_or_a_file_that_is_gone_is_a_clear_message(
+    console: Console, services: SystemResources
+) -> None:
+    folder = services.settings.state_dir / "uploads"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # As root, no mode keeps this process from writing; a file in the place of the folder does.
+    folder.write_bytes(b"")
+    name = "upload-corrected-file"
+    fields = console.fields(console.get(f"/actions/{name}?key={BAD}").text) | {"key": BAD}
+    answer = console.send(name, fields, {"file": ("right.csv", b"device_id\n")})
+    assert answer.status_code == 503
+    assert f"The monitor cannot use {folder}" in unescape(answer.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -16,7 +17,8 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.operations.monitor import Monitor, readiness
-from ingest_project.platform.runtime import Capacity, Disk, available_slots
+from ingest_project.operations.snapshot import SystemSnapshot
+from ingest_project.platform.runtime import Capacity, Disk, available_slots, launcher_module
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     POLLING,
@@ -160,6 +162,28 @@ def test_the_monitor_says_that_a_disk_is_nearly_full(tmp_path: Path) -> None:
     assert (line.name, line.ok) == ("disk", False)
     assert NEARLY_FULL.fullmatch(line.detail)
     assert not Disk(tmp_path, 10, 10).is_nearly_full
+
+
+@pytest.mark.parametrize("launcher", ["dagster_k8s", "dagster_aws.ecs", "dagster_docker"])
+def test_stores_that_runs_elsewhere_would_lose_are_named(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    settings = changed(Settings(state_dir=tmp_path / "state"), "storage", landing_url=f"{tmp_path}/shared/landing")
+    settings = changed(settings, "attachments", store_url="s3://bucket/attachments")
+    for module, is_named in ((launcher, True), ("ingest_project.platform.dagster.instance", False)):
+        (tmp_path / "dagster.yaml").write_text(f"run_launcher: {{module: {module}, class: Launcher}}\n")
+        launcher_module.cache_clear()
+        problem = SystemResources(settings).unshared_stores
+        launcher_module.cache_clear()
+        assert (problem is not None) is is_named
+        if problem:
+            assert f"{settings.state_dir}/delta/user_activity_events" in problem
+            assert "landing" not in problem
+            assert "s3://" not in problem
+            snapshot = SystemSnapshot(settings=settings, at=datetime.now(UTC), unshared_stores=problem)
+            assert problem in snapshot.problems
+            assert [line.detail for line in readiness(snapshot) if line.name == "stores"] == [problem]
 
 
 def quiet_files(system: System) -> list[FileRecord]:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ingest_project.core.errors import IngestError, SettingsError
-from ingest_project.core.logging import printable
+from ingest_project.core.logging import get_logger, printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals, SystemResources
 from ingest_project.operations.alerts.channels import require_usable
@@ -30,6 +30,8 @@ from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 from ingest_project.platform.http.origin import is_loopback
+
+logger = get_logger(__name__)
 
 FIRST_POLL_SECONDS = 10.0
 # The page shows what is there, and the rest a moment later.
@@ -66,7 +68,9 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
         *pages,
     ]
     app = Starlette(
-        routes=routes, lifespan=answers.polling, exception_handlers={HTTPException: problem, IngestError: problem}
+        routes=routes,
+        lifespan=answers.polling,
+        exception_handlers={HTTPException: problem, IngestError: problem, OSError: file_problem},
     )
     return Guarded(
         app,
@@ -106,6 +110,18 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
         uvicorn.Server(server_config(app)).run(sockets=[listener])
     finally:
         listener.close()
+
+
+def file_problem(request: Request, error: Exception) -> Response:
+    """Return the response for a folder or file of this process that cannot be used; log it."""
+    path = getattr(error, "filename", None) or "a file"
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    logger.error("file_not_usable", path=str(path), reason=reason)
+    detail = (
+        f"The monitor cannot use {path}: {reason}. Its state folder must be writable, and local stores must be mounted "
+        "where the runs have them."
+    )
+    return problem(request, HTTPException(503, detail))
 
 
 def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:

@@ -18,6 +18,8 @@ from ingest_project.readers.layout import ReadLimits
 TYPED_SHARE = 0.8
 MAX_HEADER_ROWS = 6
 MIN_GROUPS = 2
+# Longer names are no names, and YAML takes none over 1,024 characters.
+MAX_NAME = 200
 # What data loggers write below their header besides units: time stamp, record number, and how a value was made.
 PROCESSING = frozenset({"ts", "rn", "avg", "smp", "min", "max", "tot", "std", "sample", "wvc", "unitless", "none"})
 
@@ -56,11 +58,13 @@ class Table:
 
     @property
     def selectors(self) -> list[str]:
-        """How a profile names each column: by its name, or by its number where that is empty or two have it."""
+        """How a profile names each column: by its name, or by its number where that is empty, long or of two."""
         matched = [matched_name(name) for name in self.names]
         plain = not self.group_names
         return [
-            _selector(name) if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            _selector(name)
+            if plain and 0 < len(name) <= MAX_NAME and matched.count(matched_name(name)) == 1
+            else f"#{number}"
             for number, name in enumerate(self.names, 1)
         ]
 
