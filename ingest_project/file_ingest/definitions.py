@@ -162,21 +162,19 @@ def _partition_report(result: FileResult, assets: DatasetAssets) -> PartitionEve
 def _land(
     context: dg.AssetExecutionContext, services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
 ) -> None:
-    alert_conditions = []
+    failures = []
     for record in services.files.get_many(keys):
         try:
             with panics_as_errors():
                 landed = land(record, services).landed
         except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
-            alert_conditions.append(f"{record.file_key}: {error_of('Landing the file', error)}")
+            failures.append(f"{record.file_key}: {error_of('Landing the file', error)}")
             continue
         metadata = raw_file_metadata(FileResult(record, record.state, landed))
         report(context, [PartitionEvents(record.file_key, {assets.raw_files: metadata})])
     # The queue entries of these files do not change: only this run shows the failures.
-    if alert_conditions:
-        raise dg.Failure(
-            description=alert_conditions[0], metadata={"files": len(alert_conditions)}, allow_retries=False
-        )
+    if failures:
+        raise dg.Failure(description=failures[0], metadata={"files": len(failures)}, allow_retries=False)
 
 
 def _item(record: FileRecord) -> Item:

@@ -123,12 +123,12 @@ class Announcement(NamedTuple):
 
     Args:
         files: that are ingested.
-        error: why others of the same notification are not; None where all are.
+        error: why others of the same notification, or all, are not; None where all are.
         ignored: number of its records that announce no file, by reason.
     """
 
     files: Sequence[Announced]
-    error: UnreadableMessageError | None = None
+    error: Exception | None = None
     ignored: Mapping[Ignored, int] = {}
 
     @property
@@ -148,8 +148,14 @@ def announcement_of(
         announced: returns a file with its dataset; what it raises rejects that file alone.
 
     Raises:
-        IngestError: all of its objects are rejected.
+        IngestError: all of its objects are rejected, and no record is ignored.
     """
+    ignored: Counter[Ignored] = Counter()
+    for (_, reason), number in notification.ignored.items():
+        ignored[reason] += number
+    if ignored:
+        by_event = {name: number for (name, _), number in notification.ignored.items()}
+        logger.info("storage_events_ignored", number=ignored.total(), by_event=by_event)
     files: list[Announced] = []
     reasons = [f"Not a FileEvent: {reason}." for reason in notification.rejected]
     alone = len(reasons) + len(notification.files) == 1
@@ -157,21 +163,18 @@ def announcement_of(
         try:
             files.append(announced(with_source(event, context)))
         except Exception as error:
-            if alone or not is_item_fault(error):
+            if not is_item_fault(error) or (alone and not ignored):
                 raise
+            if alone:
+                return Announcement([], error, ignored)
             reasons.append(f"{event.file_path[:MAX_PATH_SHOWN]}: {reason_of(error)}")
-    ignored: Counter[Ignored] = Counter()
-    for (_, reason), number in notification.ignored.items():
-        ignored[reason] += number
-    if ignored:
-        by_event = {name: number for (name, _), number in notification.ignored.items()}
-        logger.info("storage_events_ignored", number=ignored.total(), by_event=by_event)
     if not reasons:
         return Announcement(files, ignored=ignored)
     total = len(files) + len(reasons)
     rejected = f"{len(reasons)} of {total} objects are not ingested. " if total > 1 else ""
     unreadable = UnreadableMessageError(rejected + " ".join(reasons))
-    if not files:
+    # A message that is decoded is stored: only then its ignored records are counted.
+    if not files and not ignored:
         raise unreadable
     return Announcement(files, unreadable, ignored)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -22,27 +22,31 @@ __all__ = ["READINGS", "RESCUED", "Layout", "RawText", "ReadLimits", "RowsChunk"
 MAX_ROW_LIMIT_BYTES = 256 * 1024**2
 
 
+def _default(name: str) -> Any:  # noqa: ANN401 - of any type
+    return FileIngestSettings.model_fields[name].default
+
+
 @dataclass(frozen=True)
 class ReadLimits:
-    """Limits of reading one file; the names are those of the settings.
+    """Limits of reading one file; names and defaults are those of the settings.
 
     Args:
         chunk_bytes: text that is read at a time. Reading needs about thirty times as much memory.
     """
 
-    max_row_bytes: int = 1024**2
-    max_columns: int = 2_000
-    max_excel_bytes: int = 100 * 1024**2
-    max_excel_cells: int = 20_000_000
-    max_excel_memory_bytes: int = 1536 * 1024**2
-    max_excel_seconds: float = 60.0
-    max_parquet_memory_bytes: int = 2 * 1024**3
-    max_parquet_seconds: float = 600.0
-    max_json_depth: int = 32
-    max_expanded_bytes: int = 4 * 1024**3
-    max_expansion_ratio: int = 300
-    max_archive_members: int = 1_000
-    max_archive_depth: int = 2
+    max_row_bytes: int = _default("max_row_bytes")
+    max_columns: int = _default("max_columns")
+    max_excel_bytes: int = _default("max_excel_bytes")
+    max_excel_cells: int = _default("max_excel_cells")
+    max_excel_memory_bytes: int = _default("max_excel_memory_bytes")
+    max_excel_seconds: float = _default("max_excel_seconds")
+    max_parquet_memory_bytes: int = _default("max_parquet_memory_bytes")
+    max_parquet_seconds: float = _default("max_parquet_seconds")
+    max_json_depth: int = _default("max_json_depth")
+    max_expanded_bytes: int = _default("max_expanded_bytes")
+    max_expansion_ratio: int = _default("max_expansion_ratio")
+    max_archive_members: int = _default("max_archive_members")
+    max_archive_depth: int = _default("max_archive_depth")
     chunk_bytes: int = 1024**2
 
     def __post_init__(self) -> None:

@@ -122,7 +122,7 @@ def test_a_polling_job_that_is_waited_for_says_how_it_ended(  # noqa: PLR0913, P
         queue.record([JobArrival("j~1", decode_polling_job(message.value), position)], now)
         if ended == "done":
             queue.begin(["j~1"], "run", now)
-            JobOutbox(services.engine, "j~1").intend("files", ["a", "b"], {0: 0})
+            JobOutbox(services.engine, "j~1").record_intent("files", ["a", "b"], {0: 0})
             JobOutbox(services.engine, "j~1").mark_sent("files", ["a", "b"])
             queue.finish_listing("j~1", 3, {"Announced before, in this version.": 1}, now)
         elif ended == "failed":

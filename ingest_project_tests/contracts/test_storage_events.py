@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.contracts.storage_events import MAX_RECORDS, StorageNotification, decode_storage_notification
+from ingest_project.contracts.files import FileEvent
+from ingest_project.contracts.storage_events import (
+    MAX_RECORDS,
+    Ignored,
+    StorageNotification,
+    decode_storage_notification,
+)
 from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.settings import Settings
+from ingest_project.file_ingest.sensors import announcement_of
+from ingest_project.file_ingest.versions import Announced
+from ingest_project.sources.registry import SourceContext
 
 AT = "2026-01-15T10:30:45.123Z"
 BLOB = "https://acct.blob.core.windows.net/in/a b.csv"
@@ -220,3 +231,17 @@ def test_no_record_of_any_shape_ends_in_another_error(record: dict[str, Any], na
     azure = {**record, "eventType": "Microsoft.Storage.BlobCreated", "data": entity}
     for message in ({"Records": records}, [azure], {**BRIDGED, "detail": entity}):
         decode_storage_notification(json.dumps(message).encode())
+
+
+def test_a_notification_whose_files_are_all_rejected_still_has_its_ignored_records_counted() -> None:
+    ignored = Counter({("Microsoft.Storage.BlobCreated", Ignored.INCOMPLETE_WRITE): 2})
+    rejected = StorageNotification(rejected=["record 1: url is missing"], ignored=ignored)
+
+    def not_asked(_: FileEvent) -> Announced:
+        raise AssertionError
+
+    found = announcement_of(rejected, SourceContext(Settings()), not_asked)
+    assert (found.files, found.ignored) == ([], {Ignored.INCOMPLETE_WRITE: 2})
+    assert "url is missing" in str(found.error)
+    with pytest.raises(UnreadableMessageError):
+        announcement_of(StorageNotification(rejected=["url is missing"]), SourceContext(Settings()), not_asked)

@@ -55,7 +55,7 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     texts: list[str] = []
     for entry in events:
         event = entry.get_dagster_event()
-        parts = _parts_of(event.event_specific_data)
+        parts = _separated(event.event_specific_data)
         frame = (entry._replace(dagster_event=None), event._replace(event_specific_data=None), *parts.shared)
         if frame != shared:
             marked = entry._replace(dagster_event=event._replace(event_specific_data=parts.marked()))
@@ -64,20 +64,21 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
         yield "".join(_NAMES.get(text, "") + own[text] if number % 2 else text for number, text in enumerate(texts))
 
 
-def _parts_of(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
-    return _parts_of_materialization(data) if isinstance(data, StepMaterializationData) else _parts_of_check(data)
+def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
+    """Separate what an event shares with its neighbours from its own parts, which marks stand for."""
+    return _separated_materialization(data) if isinstance(data, StepMaterializationData) else _separated_check(data)
 
 
-def _parts_of_materialization(data: StepMaterializationData) -> _Parts:
+def _separated_materialization(data: StepMaterializationData) -> _Parts:
     made = data.materialization
-    own, marks = _marked(partition=made.partition)
+    own, marks = _with_marks(partition=made.partition)
     own[_NO_ENTRIES] = [_packed_entry(label, value) for label, value in made.metadata.items()]
     bare = data._replace(materialization=made._replace(metadata={}, partition=marks["partition"]))
     return _Parts((bare,), lambda: bare, own)
 
 
-def _parts_of_check(found: AssetCheckEvaluation) -> _Parts:
-    own, marks = _marked(partition=found.partition, description=found.description)
+def _separated_check(found: AssetCheckEvaluation) -> _Parts:
+    own, marks = _with_marks(partition=found.partition, description=found.description)
     own[_NO_METADATA] = {label: _packed(value) for label, value in found.metadata.items()}
     target = found.target_materialization_data
     if target is not None:
@@ -100,7 +101,7 @@ def _parts_of_check(found: AssetCheckEvaluation) -> _Parts:
     return _Parts((*shared, *marks.values()), marked, own)
 
 
-def _marked(**texts: str | None) -> tuple[dict[str, Any], dict[str, str | None]]:
+def _with_marks(**texts: str | None) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Return each text by its mark, and the marks by name: a missing text has none."""
     marks = {name: None if text is None else f"{_MARK} {name}" for name, text in texts.items()}
     return {f'"{mark}"': texts[name] for name, mark in marks.items() if mark}, marks

@@ -52,18 +52,22 @@ class HeldRuns:
 
 
 def install(held: HeldRuns) -> None:
-    """Have the run queue of this process hold runs back."""
-    run_iteration, workspaces = run_queue.QueuedRunCoordinatorDaemon.run_iteration, list[Any]()
+    """Have the run queue of this process hold runs back.
+
+    Dagster asks a counter about each queued run, and does not tell it the workspace, which says whose job the run is:
+    that of the present iteration is noted when it begins.
+    """
+    run_iteration, present = run_queue.QueuedRunCoordinatorDaemon.run_iteration, dict[str, Any]()
 
     def noting_workspace(self: Any, workspace: Any, *more: Any) -> Any:  # noqa: ANN401 - Dagster's own
-        workspaces[:] = [workspace]
+        present["workspace"] = workspace
         return run_iteration(self, workspace, *more)
 
     class HoldingCounter(TagConcurrencyLimitsCounter):
         """Blocks the runs that wait, besides those that limits block."""
 
         def is_blocked(self, item: Any) -> bool:  # noqa: ANN401 - a run, or a step where Dagster uses it elsewhere
-            return held.holds(item, workspaces[0]) or super().is_blocked(item)
+            return held.holds(item, present["workspace"]) or super().is_blocked(item)
 
     run_queue.QueuedRunCoordinatorDaemon.run_iteration = noting_workspace  # type: ignore[assignment, method-assign]
     vars(run_queue).update(TagConcurrencyLimitsCounter=HoldingCounter)

@@ -94,8 +94,11 @@ _POOL_OVERFLOW = 20
 _POOL_RECYCLE_SECONDS = 3_600
 
 
-def _once_found(look: Callable[..., bool]) -> Callable[..., bool]:
-    """Return a method that looks for a table, a column or a data migration until it is there: none goes away again."""
+def _remembered_once_true(look: Callable[..., bool]) -> Callable[..., bool]:
+    """Return a method that remembers that it found a table, a column or a data migration: none goes away again.
+
+    While it answers False it looks again each time; Dagster would query the catalogue for every answer.
+    """
 
     def has(storage: Any, *sought: object) -> bool:  # noqa: ANN401 - any of Dagster's storages
         found = vars(storage).setdefault(_FOUND, set())
@@ -110,9 +113,9 @@ def _once_found(look: Callable[..., bool]) -> Callable[..., bool]:
 class BulkEventLogStorage(PostgresEventLogStorage):
     """Dagster's event log in PostgreSQL, with a bulk path for materialisations, check results and partitions."""
 
-    has_table = _once_found(PostgresEventLogStorage.has_table)
-    has_asset_key_col = _once_found(PostgresEventLogStorage.has_asset_key_col)
-    _has_asset_key_col_on_connection = _once_found(PostgresEventLogStorage._has_asset_key_col_on_connection)  # noqa: SLF001 - Dagster's
+    has_table = _remembered_once_true(PostgresEventLogStorage.has_table)
+    has_asset_key_col = _remembered_once_true(PostgresEventLogStorage.has_asset_key_col)
+    _has_asset_key_col_on_connection = _remembered_once_true(PostgresEventLogStorage._has_asset_key_col_on_connection)  # noqa: SLF001 - Dagster's
 
     def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
         """Store materialisations of one asset; return their storage ids.
@@ -180,19 +183,19 @@ class BulkEventLogStorage(PostgresEventLogStorage):
 class _RunStorage(PostgresRunStorage):
     """Dagster's runs and backfills; reading a run is preceded by no look at the columns of its table."""
 
-    has_run_stats_index_cols = _once_found(PostgresRunStorage.has_run_stats_index_cols)
-    has_backfill_id_column = _once_found(PostgresRunStorage.has_backfill_id_column)
-    has_backfill_tags_table = _once_found(PostgresRunStorage.has_backfill_tags_table)
-    has_bulk_action_job_name_column = _once_found(PostgresRunStorage.has_bulk_action_job_name_column)
-    has_bulk_actions_selector_cols = _once_found(PostgresRunStorage.has_bulk_actions_selector_cols)
+    has_run_stats_index_cols = _remembered_once_true(PostgresRunStorage.has_run_stats_index_cols)
+    has_backfill_id_column = _remembered_once_true(PostgresRunStorage.has_backfill_id_column)
+    has_backfill_tags_table = _remembered_once_true(PostgresRunStorage.has_backfill_tags_table)
+    has_bulk_action_job_name_column = _remembered_once_true(PostgresRunStorage.has_bulk_action_job_name_column)
+    has_bulk_actions_selector_cols = _remembered_once_true(PostgresRunStorage.has_bulk_actions_selector_cols)
 
 
 class _ScheduleStorage(PostgresScheduleStorage):
     """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries."""
 
-    has_built_index = _once_found(PostgresScheduleStorage.has_built_index)
-    has_instigators_table = _once_found(PostgresScheduleStorage.has_instigators_table)
-    _has_instigators_table = _once_found(PostgresScheduleStorage._has_instigators_table)  # noqa: SLF001 - Dagster's
+    has_built_index = _remembered_once_true(PostgresScheduleStorage.has_built_index)
+    has_instigators_table = _remembered_once_true(PostgresScheduleStorage.has_instigators_table)
+    _has_instigators_table = _remembered_once_true(PostgresScheduleStorage._has_instigators_table)  # noqa: SLF001 - Dagster's
 
 
 class _PooledPostgresStorage(DagsterPostgresStorage):

@@ -13,7 +13,7 @@ from deltalake import DeltaTable, write_deltalake
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import DeltaCredentials, delta_errors, delta_location
 from ingest_project.platform.delta.schema import rows_to_append
-from ingest_project.platform.delta.table import DeltaStore, pauses
+from ingest_project.platform.delta.table import DeltaStore, commit_pauses
 
 Result = TypeVar("Result")
 Batches = Callable[[], Iterator[pa.RecordBatch]]
@@ -93,7 +93,7 @@ class ReplaceableStore(DeltaStore):
 
     def _retrying(self, change: Callable[[], Result]) -> Result:
         """Make a change at the newest version, and again where another writer was faster."""
-        for pause in (*pauses(), None):
+        for pause in (*commit_pauses(), None):
             try:
                 with delta_errors(self._location):
                     result = change()

@@ -172,7 +172,7 @@ class DeltaStore:
         with self._lock:
             transactions = {app_id: version} | ({} if checked is None else {checked_by(app_id): checked})
             outcome = self._tried_to_append(data, app_id, after, transactions)
-            for pause in pauses():
+            for pause in commit_pauses():
                 if not isinstance(outcome, TransactionConflictError):
                     return outcome
                 time.sleep(pause)
@@ -394,7 +394,7 @@ def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None
             return None
 
 
-def pauses() -> Iterator[float]:
+def commit_pauses() -> Iterator[float]:
     """Yield the seconds between the attempts of one commit: growing, and never the same in two writers."""
     for attempt in range(COMMIT_RETRIES):
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)

@@ -84,7 +84,7 @@ class PublisherReplacedError(TransientError):
         super().__init__(f"Messages to {topic} were taken over by another publisher: this one was suspended.")
 
 
-IsOurs = Callable[[Sequence[str]], bool]
+StillOwns = Callable[[Sequence[str]], bool]
 """Returns True while this publisher owns all messages of these ids."""
 
 
@@ -94,7 +94,7 @@ class Outbox(Protocol):
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that are not marked as sent."""
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs | None:
+    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns | None:
         """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since`.
@@ -146,9 +146,9 @@ def _publish(
     pending = recover(reader, outbox, topic, list(messages))
     if not pending:
         return 0
-    is_ours = outbox.intend(topic, pending, reader.end_offsets(topic))
+    still_owns = outbox.record_intent(topic, pending, reader.end_offsets(topic))
     # Ownership is checked while they are sent, after everything else that may take long.
-    writer.send_all(topic, _while_ours(topic, messages, pending, is_ours))
+    writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
     outbox.mark_sent(topic, pending)
     return len(pending)
 
@@ -169,11 +169,11 @@ def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequen
     return [message_id for message_id in pending if message_id not in written]
 
 
-def _while_ours(
-    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], is_ours: IsOurs | None
+def _while_owned(
+    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], still_owns: StillOwns | None
 ) -> Iterator[ProducerRecord]:
     for part in in_parts(pending, MESSAGES_PER_CHECK):
-        if is_ours is not None and not is_ours(part):
+        if still_owns is not None and not still_owns(part):
             raise PublisherReplacedError(topic)
         for message_id in part:
             yield _with_id(message_id, messages[message_id])
@@ -243,7 +243,7 @@ class MessageOutbox:
                 sent.update(connection.execute(query).scalars())
         return [message_id for message_id in message_ids if message_id not in sent]
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs:
+    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns:
         """Record the intent to write these messages, and the end offsets of the topic before that.
 
         An intent that exists keeps its earlier `since` and its owner.

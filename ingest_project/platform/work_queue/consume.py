@@ -120,14 +120,14 @@ class Attempt:
             error = UnexpectedError("Taking this message", cause)
             self.refused.setdefault((message.partition, message.offset), error)
 
-    def following(self, saved: Positions | None, limit: int) -> Attempt:
+    def next_attempt(self, saved: Positions | None, limit: int) -> Attempt:
         """Return the next attempt at the topic; one that begins where this one did gets half as many messages."""
-        following = Attempt(saved, min(limit, self.max_messages), self.refused, (), self.unfinished_alone)
+        attempt = Attempt(saved, min(limit, self.max_messages), self.refused, (), self.unfinished_alone)
         if self.saved == saved and self.messages:
-            following.max_messages = max(1, len(self.messages) // 2)
+            attempt.max_messages = max(1, len(self.messages) // 2)
             if len(self.messages) == 1:
                 self._count_unfinished_alone()
-        return following
+        return attempt
 
     def _count_unfinished_alone(self) -> None:
         where = (self.messages[0].partition, self.messages[0].offset)
@@ -192,7 +192,7 @@ def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Atte
         limit: messages to read after attempts that ended well.
     """
     last = _attempts.get(topic)
-    attempt = last.following(saved, limit) if last else Attempt(saved, limit, {})
+    attempt = last.next_attempt(saved, limit) if last else Attempt(saved, limit, {})
     _attempts[topic] = attempt
     try:
         yield attempt

@@ -32,7 +32,7 @@ class SqliteOutbox:
         sent = {row[0] for row in self._rows.execute("select id from outbox where sent = 1")}
         return [message_id for message_id in message_ids if message_id not in sent]
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> None:
+    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> None:
         """Insert them; rows that are there keep their `since`."""
         del topic
         rows = [(message_id, json.dumps(since)) for message_id in message_ids]

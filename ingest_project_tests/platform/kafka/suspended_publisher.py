@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.publisher import IsOurs, MessageOutbox, publish_once
+from ingest_project.platform.kafka.publisher import MessageOutbox, StillOwns, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.platform.kafka.sqlite_outbox import messages
 from ingest_project_tests.services.kafka import settings_for
@@ -30,11 +30,11 @@ def suspend() -> None:
 class SuspendedOutbox(MessageOutbox):
     """Stops when the intent is on record."""
 
-    def intend(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> IsOurs:
+    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns:
         """Record it, and stop."""
-        is_ours = super().intend(topic, message_ids, since)
+        still_owns = super().record_intent(topic, message_ids, since)
         suspend()
-        return is_ours
+        return still_owns
 
 
 class SuspendedWriter(TopicWriter):

@@ -20,7 +20,7 @@ def outbox(database_url: str) -> Iterator[MessageOutbox]:
 
 def test_what_nobody_sent_is_unsent_in_order(outbox: MessageOutbox) -> None:
     assert outbox.unsent(["b", "a"]) == ["b", "a"]
-    outbox.intend("topic", ["a", "b"], {0: 5})
+    outbox.record_intent("topic", ["a", "b"], {0: 5})
     assert outbox.unsent(["b", "a"]) == ["b", "a"]
     outbox.mark_sent("topic", ["b"])
     outbox.mark_sent("topic", ["b"])
@@ -28,30 +28,30 @@ def test_what_nobody_sent_is_unsent_in_order(outbox: MessageOutbox) -> None:
 
 
 def test_an_interrupted_intent_keeps_where_the_topic_ended_first(outbox: MessageOutbox) -> None:
-    outbox.intend("topic", ["a", "b"], {0: 5, 11: 7})
+    outbox.record_intent("topic", ["a", "b"], {0: 5, 11: 7})
     outbox.mark_sent("topic", ["b"])
-    outbox.intend("topic", ["a", "b", "c"], {0: 50, 11: 70})
+    outbox.record_intent("topic", ["a", "b", "c"], {0: 50, 11: 70})
     assert outbox.interrupted("topic", ["a", "b", "c", "d"]) == {"a": {0: 5, 11: 7}, "c": {0: 50, 11: 70}}
     assert outbox.interrupted("another", ["a"]) == {}
 
 
 def test_an_intent_that_another_publisher_took_over_no_longer_belongs_to_the_first(outbox: MessageOutbox) -> None:
     successor = MessageOutbox(outbox._engine)
-    is_first_s = outbox.intend("topic", ["a", "b"], {0: 5})
+    is_first_s = outbox.record_intent("topic", ["a", "b"], {0: 5})
     assert is_first_s(["a", "b"])
     assert successor.interrupted("topic", ["b", "c"]) == {"b": {0: 5}}
-    is_successor_s = successor.intend("topic", ["b", "c"], {0: 50})
+    is_successor_s = successor.record_intent("topic", ["b", "c"], {0: 50})
     assert not is_first_s(["a", "b"])
     assert is_first_s(["a"])
     assert is_successor_s(["b", "c"])
-    assert not outbox.intend("topic", ["c"], {0: 60})(["c"])
+    assert not outbox.record_intent("topic", ["c"], {0: 60})(["c"])
     successor.mark_sent("topic", ["b", "c"])
     assert not is_successor_s(["b", "c"])
 
 
 def test_thousands_of_messages_pass_in_bulk(outbox: MessageOutbox) -> None:
     ids = [f"id-{number}" for number in range(12_000)]
-    outbox.intend("topic", ids, {0: 0})
+    outbox.record_intent("topic", ids, {0: 0})
     assert len(outbox.interrupted("topic", ids)) == 12_000
     outbox.mark_sent("topic", ids)
     assert outbox.unsent(ids) == []
