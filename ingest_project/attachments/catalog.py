@@ -20,7 +20,7 @@ from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report_each
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report_each
 from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.queue import JobState
@@ -221,7 +221,7 @@ def attachment_stored(
     report_each(context, results)
     failed = [result for result in results.values() if not result.passed]
     first = failed[0] if failed else next(iter(results.values()), None)
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=not failed,
         description=first.description if first else "The work queue does not know this attachment.",
         metadata=dict(first.metadata) if first and len(results) == 1 else {"failed": len(failed)},
@@ -253,7 +253,7 @@ def every_event_accounted(services: dg.ResourceParam[AttachmentResources]) -> dg
     found = services.attachments.found_in_events()
     ended = services.attachments.ends_without_outcome()
     failed = services.attachment_events.counts_by_state()[JobState.FAILED]
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=made <= found and ended == 0 and failed == 0,
         metadata={
             "events_failed": failed,
@@ -277,7 +277,7 @@ def stored_results_match(services: dg.ResourceParam[AttachmentResources]) -> dg.
     committed = services.outcomes.committed()
     figures = services.attachment_results.figures()
     rows = (figures.rows or 0) if figures else 0
-    return dg.AssetCheckResult(passed=rows == committed, metadata={"rows": rows, "attempts_committed": committed})
+    return WholeAssetResult(passed=rows == committed, metadata={"rows": rows, "attempts_committed": committed})
 
 
 @dg.asset_check(
@@ -292,7 +292,7 @@ def nothing_overdue(services: dg.ResourceParam[AttachmentResources]) -> dg.Asset
     metadata: dict[str, float | str] = {"limit_seconds": limit_seconds, "overdue_seconds": max(0.0, overdue_seconds)}
     if oldest:
         metadata["attachment"] = oldest.attachment_key
-    return dg.AssetCheckResult(passed=overdue_seconds <= limit_seconds, metadata=metadata)
+    return WholeAssetResult(passed=overdue_seconds <= limit_seconds, metadata=metadata)
 
 
 @dg.asset_check(
@@ -305,7 +305,7 @@ def dead_share_acceptable(services: dg.ResourceParam[AttachmentResources]) -> dg
     dead, total = finished[AttachmentState.FAILED], sum(finished.values())
     share = dead / total if total else 0.0
     limit = services.settings.attachments.max_dead_share
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=share <= limit,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"finished": total, "dead": dead, "share": share, "limit": limit},

@@ -29,6 +29,7 @@ from ingest_project.operations.items import SEARCHED, as_record, describe, find,
 from ingest_project.platform.items import KINDS, Content, Hit, ItemRef, ItemView
 
 NOT_FOUND = 1
+BROKER_SECONDS = 3.0
 Text = Annotated[
     list[str],
     typer.Argument(metavar="TEXT", help=f"What identifies it: {SEARCHED}."),
@@ -41,7 +42,7 @@ def find_items(text: Text, *, as_json: AsJson = False) -> None:
 
     Exit code 1 when nothing is found.
     """
-    found = find(_services(), " ".join(text))
+    found = find(_services_for_search(), " ".join(text))
     if as_json:
         print_json(found)
     elif found.hits:
@@ -91,7 +92,7 @@ def show_trace(
     as_json: AsJson = False,
 ) -> None:
     """Show everything on record of one trace, in time order."""
-    history = trace(_services(), wanted := " ".join(text))
+    history = trace(_services_for_search(), wanted := " ".join(text))
     if as_json:
         print_json({"trace_id": history.trace_id, "moments": history.moments, "problems": history.problems})
     elif history.moments:
@@ -107,6 +108,15 @@ def show_trace(
 
 def _services() -> SystemResources:
     return SystemResources(load_settings().settings)
+
+
+def _services_for_search() -> SystemResources:
+    settings = load_settings().settings
+    # A person waits, and most of what is asked for is in the database.
+    kafka = settings.kafka.model_copy(
+        update={"request_timeout_seconds": min(settings.kafka.request_timeout_seconds, BROKER_SECONDS)}
+    )
+    return SystemResources(settings.model_copy(update={"kafka": kafka}))
 
 
 def _complain_all(problems: tuple[str, ...]) -> None:

@@ -205,7 +205,7 @@ def not_json(raw: bytes, error: Exception) -> UnreadableMessageError:
     except UnicodeDecodeError as wrong:
         return UnreadableMessageError(f"Not UTF-8: {wrong.reason} at byte {wrong.start}.")
     why = plainly(error)
-    if "truncated" in why and _SURROGATE.search(raw):
+    if _SURROGATE.search(raw) and any(said in why for said in ("truncated", "escape")):
         why = "a text has half of a surrogate pair"
     return UnreadableMessageError(f"Not JSON that can be read: {why[:200]}.")
 

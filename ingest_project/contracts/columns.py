@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
@@ -47,9 +48,13 @@ OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data", 
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
 TEXT_OF = "{}:text".format
-# Name of the column that says why a clock time names no single moment: `ambiguous_time` or `skipped_time`, else null.
-CLOCK_FAULT_OF = "{}:clock_fault".format
-# Their remedies.
+# Name of the column that says what is wrong with a value that is of the type of its column, but does not fit in it:
+# a clock time that names no single moment (see CLOCK_FAULTS), or a number (see NUMBER_FAULTS); null elsewhere.
+FAULT_OF = "{}:fault".format
+NUMBER_FAULTS = ("out_of_range", "too_many_decimals")
+WRITTEN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
+INTEGERS = range(-(2**63), 2**63)
+# By their names, with their remedies.
 CLOCK_FAULTS = {
     "ambiguous_time": "Clocks passed some times twice: set timestamps.ambiguous of the reader to earliest or latest.",
     "skipped_time": "Clocks skipped some times: is timestamps.zone of the reader the right one?",
@@ -62,6 +67,24 @@ def clock_remedies(rules: Iterable[str]) -> list[str]:
     """Return the remedies for broken rules about clock times that a zone passes twice or skips."""
     names = tuple(rules)
     return [remedy for fault, remedy in CLOCK_FAULTS.items() if any(name.endswith(f"_{fault}") for name in names)]
+
+
+def number_fault(text: str, column: Column) -> str | None:
+    """Return which of NUMBER_FAULTS keeps a number out of its column; None for what is no number of its kind.
+
+    Args:
+        text: that cannot be read as the type of the column, with a decimal point and without marks between digits.
+        column: of it.
+    """
+    if not WRITTEN_NUMBER.fullmatch(text):
+        return None
+    number = Decimal(text)
+    if column.kind == "integer":
+        return "out_of_range" if not INTEGERS[0] <= number <= INTEGERS[-1] else None
+    if column.digits is None:
+        return "out_of_range" if math.isinf(float(number)) else None
+    digits, places = column.digits
+    return "out_of_range" if number and number.adjusted() >= digits - places else "too_many_decimals"
 
 
 def _known_type(text: str) -> str:

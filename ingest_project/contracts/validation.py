@@ -23,7 +23,7 @@ from pandera.config import ValidationDepth, config_context
 from pandera.constants import CHECK_OUTPUT_KEY
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
-from ingest_project.contracts.columns import CLOCK_FAULT_OF, CLOCK_FAULTS, TEXT_OF
+from ingest_project.contracts.columns import CLOCK_FAULTS, FAULT_OF, NUMBER_FAULTS, TEXT_OF
 from ingest_project.core.errors import CheckFailedError
 
 # Column that tells the files of a batch apart; without it all rows are of one file.
@@ -70,13 +70,13 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
     """Separate the rows that fulfil a schema from those that do not.
 
     Reasons are `<column>_missing`, `_out_of_range`, `_not_allowed`, `_pattern`, `_length`, `_duplicate` and, of values
-    that could not be read, `_not_a_number` and the like, or `_ambiguous_time` and `_skipped_time`; or the name of a
-    user's check, with its column in front where it is about one. A check with one result for many rows applies to all
-    rows of the file.
+    that could not be read, `_not_a_number` and the like, `_too_many_decimals`, `_ambiguous_time` or `_skipped_time`;
+    or the name of a user's check, with its column in front where it is about one. A check with one result for many
+    rows applies to all rows of the file.
 
     Args:
         rows: the columns of the schema in their types, and others. A column `TEXT_OF(name)` holds the texts that
-            could not be read as the type of that column, null elsewhere; `CLOCK_FAULT_OF(name)` may say why.
+            could not be read as the type of that column, null elsewhere; `FAULT_OF(name)` may say why.
         schema: made of declared columns or of a user's model. Its options about further columns, their order and the
             removal of rows do not apply: columns are matched when a file is read, and no row is dropped.
 
@@ -89,7 +89,7 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
         broken |= _rule_by_rule(
             checked, broken.pop(ALL_RULES), [check for check in schema.checks if _is_row_check(check)]
         )
-    texts = {made(name) for name in schema.columns for made in (TEXT_OF, CLOCK_FAULT_OF)}
+    texts = {made(name) for name in schema.columns for made in (TEXT_OF, FAULT_OF)}
     kept = [name for name in rows.columns if name not in texts]
     others = [name for name in kept if name not in schema.columns]
     if not broken:
@@ -255,10 +255,11 @@ def _readable(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> Iterator[pa.Che
             is_json = (column.metadata or {}).get("type") == "json"
             ending = "not_json" if is_json else UNREADABLE[column.dtype.type.base_type()]
             readable = pl.col(TEXT_OF(name)).is_null()
-            if CLOCK_FAULT_OF(name) in rows.columns:
-                fault = pl.col(CLOCK_FAULT_OF(name))
+            if FAULT_OF(name) in rows.columns:
+                fault = pl.col(FAULT_OF(name))
                 readable |= fault.is_not_null()
-                yield from (row_check(f"{name}_{each}", fault != each) for each in CLOCK_FAULTS)
+                faults = CLOCK_FAULTS if column.dtype.type.base_type() is pl.Datetime else NUMBER_FAULTS
+                yield from (row_check(f"{name}_{each}", fault != each) for each in faults)
             yield row_check(f"{name}_{ending}", readable)
 
 

@@ -5,6 +5,7 @@ Each uses the path that the file would take anyway: the work queue, or a backfil
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,7 @@ FILTERS = (
     equals("job_id", COLUMNS.job_id, "Polling job that found it."),
     equals("trace_id", COLUMNS.trace_id, "Trace of its event."),
 )
+TAKEN_BEFORE = "the same bytes were uploaded for it before"
 NEW_PROFILE = Parameter("new_profile", "Reader profile to read them by from now on.")
 STATE = Parameter("state", f"Only files in this state; by default {', '.join(REPROCESSED)}.", FINISHED)
 PARAMETERS = tuple(one.parameter for one in FILTERS)
@@ -191,6 +193,14 @@ def _select_corrected(services: FileIngestResources, request: ActionRequest) -> 
     _require_suitable(Path(request.parameters["file"]), record, services)
     if not record.state.finished:
         return Selection((), 1, in_progress={key: f"it is {record.state}"})
+    path = Path(request.parameters["file"])
+    try:
+        with path.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if services.files.is_corrected_by(record, sha256, path.stat().st_size):
+        return Selection((), 1, refused={key: TAKEN_BEFORE})
     return Selection((key,), 1)
 
 
@@ -229,7 +239,7 @@ def _upload(services: FileIngestResources, request: ActionRequest, keys: Sequenc
         return Outcome((), {key: str(error)})
     new_key = services.files.correct(record, landed.sha256, landed.size_bytes, now)
     if new_key is None:
-        return Outcome((), {key: "the same bytes were uploaded for it before"})
+        return Outcome((), {key: TAKEN_BEFORE})
     detail = f"The corrected version is {new_key}; it replaces {key} as soon as it is accepted."
     return Outcome((key,), detail=detail, created={key: new_key})
 

@@ -422,7 +422,7 @@ def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Co
 
 
 def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
-    from ingest_project.file_ingest.declared import tables_of  # brings Polars
+    from ingest_project.file_ingest.declared import tables_of  # loads pandera
 
     declaration = services.datasets.get(row["dataset"])
     if declaration is None:

@@ -43,7 +43,7 @@ from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
-from ingest_project.platform.dagster.asset_events import CheckResult, report_each
+from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, report_each
 from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
@@ -161,7 +161,7 @@ def _file_check(
         errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
         # A warning in front must not hide an error, which blocks.
         first = next(iter([*errors, *failed, *results.values()]))
-        return dg.AssetCheckResult(
+        return WholeAssetResult(
             passed=not failed,
             severity=first.severity,
             description=first.description,
@@ -236,7 +236,7 @@ def _rows_add_up(assets: DatasetAssets) -> dg.AssetChecksDefinition:
             and recorded.accepted == stored.rows
             and recorded.quarantined == stored.quarantined
         )
-        return dg.AssetCheckResult(passed=passed, metadata=metadata)
+        return WholeAssetResult(passed=passed, metadata=metadata)
 
     return check
 
@@ -290,7 +290,7 @@ def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources])
     """Check the files of the last day."""
     recent = services.files.quarantine_share(datetime.now(UTC) - RECENT)
     limit = services.settings.file_ingest.max_quarantine_share
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=recent.share <= limit,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
@@ -312,7 +312,7 @@ def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> d
     oldest = services.files.oldest_unfinished()
     metadata: dict[str, Any] = {"limit_seconds": limit_seconds}
     if oldest is None:
-        return dg.AssetCheckResult(passed=True, metadata=metadata)
+        return WholeAssetResult(passed=True, metadata=metadata)
     waiting_seconds = (datetime.now(UTC) - oldest.created_at).total_seconds()
     metadata |= {
         "waiting_seconds": waiting_seconds,
@@ -320,7 +320,7 @@ def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> d
         "state": oldest.state.value,
         "reason": oldest.reason or "",
     }
-    return dg.AssetCheckResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
+    return WholeAssetResult(passed=waiting_seconds <= limit_seconds, metadata=metadata)
 
 
 _rows_of_sensors, *_of_each_file = checks_of_dataset(SENSOR_READINGS)

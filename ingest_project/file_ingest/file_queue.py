@@ -203,6 +203,13 @@ FILE_QUEUE = QueueTable(
 )
 
 
+def _correction(record: FileRecord, sha256: str, size_bytes: int, now: datetime) -> FileArrival:
+    uploaded = {"etag": f"{UPLOADED}{sha256}", "size_bytes": size_bytes, "modified_at": now, "discovered_at": now}
+    event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
+    key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
+    return FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
+
+
 class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
     """The queue over the table `files`."""
 
@@ -259,13 +266,14 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         Returns:
             the key of the new entry; None if the same bytes were queued for it before.
         """
-        uploaded = {"etag": f"{UPLOADED}{sha256}", "size_bytes": size_bytes, "modified_at": now, "discovered_at": now}
-        event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
-        key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
-        arrival = FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
+        arrival = _correction(record, sha256, size_bytes, now)
         row = self._row(arrival, now) | {"corrects": record.file_key, "reopened_at": now}
         with writing(self._engine) as connection:
-            return key if self._insert(connection, [row]) else None
+            return arrival.file_key if self._insert(connection, [row]) else None
+
+    def is_corrected_by(self, record: FileRecord, sha256: str, size_bytes: int) -> bool:
+        """Test whether these bytes were queued for a file before."""
+        return self.get(_correction(record, sha256, size_bytes, datetime.now(UTC)).file_key) is not None
 
     def count_ignored(self, found: Iterable[tuple[KafkaPosition, Mapping[Ignored, int]]]) -> None:
         """Count records of notifications that announce no file; a message that was counted before is not counted again.

@@ -19,6 +19,7 @@ rejected rows are in `quarantined_rows`. A second write for the same file replac
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,8 +27,10 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import sqlalchemy as sa
 import stamina
 
+from ingest_project.core.console import value_text
 from ingest_project.core.errors import (
     DatabaseUnavailableError,
     FileRejectedError,
@@ -47,6 +50,7 @@ from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
 from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
+from ingest_project.platform.database import reading
 from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
@@ -58,6 +62,8 @@ STORE_WAIT_SECONDS, MAX_STORE_WAIT_SECONDS = 0.5, 2.0
 SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 UNIQUE_VIOLATION = "23505"
 MAX_CONSECUTIVE_FAILURES = 3
+KEYS_AT_A_TIME = 500
+MAX_SHOWN_KEY = 200
 
 
 @dataclass
@@ -120,9 +126,10 @@ class GroupLoad:
 
     def store_failed(self, result: FileResult, error: Exception) -> list[FileResult]:
         """Store that one file cannot be stored: rejected for its keys, or failed."""
-        if not is_stored_key(error):
+        if not isinstance(error, StoredKeyError):
             return [record_failure(result, error, self.services, self.run_id)]
-        (kept,) = quarantine_rejected([rejected_for_stored_key(result)], self.services, self.run_id)
+        refused = rejected_for_stored_key(result, error, self.services)
+        (kept,) = quarantine_rejected([refused], self.services, self.run_id)
         if kept.state is not FileState.QUARANTINED:
             return [kept]
         group = self.group
@@ -201,18 +208,62 @@ def record_failure(result: FileResult, cause: Exception, services: FileIngestRes
     return failed
 
 
-def is_stored_key(cause: Exception) -> bool:
-    """Return True if a row has a key that must be unique in its table, and that another file's row has."""
-    broken = getattr(cause, "orig", None) or cause
-    return sqlstate(broken) == UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(broken)
+class StoredKeyError(Exception):
+    """A row has a key that must be unique in its table, and that a row of another file has.
+
+    Args:
+        rows: one of which it is.
+        table: that has the other.
+    """
+
+    def __init__(self, rows: pl.DataFrame, table: sa.Table) -> None:
+        super().__init__("A key is stored already.")
+        self.rows, self.table = rows, table
 
 
-def rejected_for_stored_key(result: FileResult) -> FileResult:
-    """Return the result of a file with a key that is stored already."""
-    reason = "A key of the file is stored already, of another file, and keys are declared unique in the table."
-    error = FileRejectedError("stored_key", reason)
+def append_accepted(transaction: WarehouseTransaction, rows: pl.DataFrame, table: sa.Table | None) -> None:
+    """Store accepted rows.
+
+    Raises:
+        StoredKeyError: a key of theirs is stored already.
+    """
+    try:
+        transaction.append_rows(rows)
+    except Exception as error:
+        broken = getattr(error, "orig", None) or error
+        is_unique = sqlstate(broken) == UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(broken)
+        if table is None or not is_unique:
+            raise
+        raise StoredKeyError(rows, table) from error
+
+
+def rejected_for_stored_key(result: FileResult, error: StoredKeyError, services: FileIngestResources) -> FileResult:
+    """Return the result of a file with a key that is stored already; its reason names the key and the other file."""
+    found = _first_stored_key(error, services.engine)
+    reason = (
+        f"{found or 'A key of the file is stored already, of another file'}; keys are declared unique in the table."
+    )
     known = {"profile": result.profile, "rows_read": result.rows_read, "drift": result.drift, "policy": result.policy}
-    return result_of_error(result.record, error, result.landed, **known)
+    return result_of_error(result.record, FileRejectedError("stored_key", reason), result.landed, **known)
+
+
+def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
+    """Say which row has the first key that another file stored, and which file; empty if none has it any more."""
+    stored = error.table.c
+    names = [column.name for index in error.table.indexes if index.unique for column in index.columns]
+    columns = [stored[name] for name in names]
+    keys = error.rows.select("line_number", *names).drop_nulls()
+    with reading(engine) as connection:
+        for part in keys.iter_slices(KEYS_AT_A_TIME):
+            wanted = [key for _, *key in part.iter_rows()]
+            query = sa.select(stored.file_key, *columns).where(sa.tuple_(*columns).in_(wanted))
+            owners = {tuple(key): owner for owner, *key in connection.execute(query)}
+            for line, *key in part.iter_rows():
+                if owner := owners.get(tuple(key)):
+                    pairs = (f"{name} {value_text(value)}" for name, value in zip(names, key, strict=True))
+                    shown = textwrap.shorten(", ".join(pairs), MAX_SHOWN_KEY, placeholder=" …")
+                    return f"The key of line {line} ({shown}) is stored already, of the file {owner}"
+    return ""
 
 
 def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:
@@ -251,7 +302,7 @@ def store_at_once(
         unstored = unstored_files(results, attempted)
         transaction.replace_files([result.record.file_key for result in results] + list(replaced), unstored)
         accepted, quarantined, metrics = ingested_frames(group, results)
-        transaction.append_rows(accepted)
+        append_accepted(transaction, accepted, group.tables.rows)
         transaction.append_quarantined(quarantined)
         transaction.put_metrics(metrics)
         for result in results:

@@ -24,8 +24,9 @@ from ingest_project.file_ingest.aggregation import detached, merge
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.load import (
+    StoredKeyError,
+    append_accepted,
     finish,
-    is_stored_key,
     leave_quarantine,
     lock_locations_of,
     rejected_for_stored_key,
@@ -250,14 +251,12 @@ def _store_large(file: OpenedFile, services: FileIngestResources, contract: Cont
     try:
         with panics_as_errors():
             results = store_large_file(file, services, contract, run_id)
+    except StoredKeyError as error:
+        read = FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name)
+        results = [rejected_for_stored_key(read, error, services)]
     except Exception as error:  # noqa: BLE001 - one file's failure is its own, whatever it is
-        if is_stored_key(error):
-            results = [
-                rejected_for_stored_key(FileResult(file.record, FileState.INGESTED, file.landed, file.profile.name))
-            ]
-        else:
-            failed = _failed(file.record, "Storing the file", error, file.landed)
-            results = [replace(failed, profile=file.profile.name)]
+        failed = _failed(file.record, "Storing the file", error, file.landed)
+        results = [replace(failed, profile=file.profile.name)]
     if results[0].state in {FileState.QUARANTINED, FileState.FAILED}:
         return store(group_of_rejected(results[0], contract), services, contract, run_id)
     return results
@@ -320,7 +319,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     nulls = Counter[str]()
     with prefetch(_checked(file, contract)) as chunks:
         for checked in chunks:
-            transaction.append_rows(checked.accepted)
+            append_accepted(transaction, checked.accepted, contract.tables.rows)
             transaction.append_quarantined(checked.quarantined)
             summaries, instants = map(detached, contract.summarised(checked.accepted))
             metrics.append(summaries)

@@ -16,7 +16,7 @@ import pandera.polars as pa
 import polars as pl
 from pydantic import TypeAdapter, ValidationError, model_validator
 
-from ingest_project.contracts.columns import CLOCK_FAULT_OF, CLOCK_FAULTS, UTC_MICROSECONDS
+from ingest_project.contracts.columns import CLOCK_FAULTS, FAULT_OF, UTC_MICROSECONDS
 from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
@@ -44,7 +44,7 @@ COLUMN_TYPES = {
     "value": pl.Float64(),
     "unit": pl.String(),
 }
-CLOCK_FAULT = CLOCK_FAULT_OF("timestamp")
+CLOCK_FAULT = FAULT_OF("timestamp")
 CHECK_COLUMNS = frozenset({"timestamp_text", "value_text", CLOCK_FAULT, *map(KIND_OF, ACCEPTED_COLUMNS)})
 
 

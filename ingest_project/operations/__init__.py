@@ -126,11 +126,10 @@ class RunningTotals:
         with writing(self._engine) as connection:
             _lock_progress(connection)
             until = _settled(connection, now)
-            progress = _progress(connection)
-            counted = sum(_count_source(connection, source, progress, until) for source in self._sources)
+            progress, oldest = _progress(connection), int(now.timestamp() // 60) - KEPT_MINUTES
+            counted = sum(_count_source(connection, source, progress, until, oldest) for source in self._sources)
             counted += _count_kept_totals(connection, now)
             if counted:
-                oldest = int(now.timestamp() // 60) - KEPT_MINUTES
                 connection.execute(sa.delete(metric_minutes).where(metric_minutes.c.minute < oldest))
         return counted
 
@@ -187,14 +186,14 @@ def _progress(connection: sa.Connection) -> dict[str, datetime]:
 
 
 def _count_source(
-    connection: sa.Connection, source: CountedTable, progress: Mapping[str, datetime], until: datetime
+    connection: sa.Connection, source: CountedTable, progress: Mapping[str, datetime], until: datetime, oldest: int
 ) -> int:
     after = progress.get(source.name, BEGINNING)
     if until <= after:
         return 0
     rows, until = _ends_between(connection, source, after, until)
     if rows:
-        _add(connection, source, rows)
+        _add(connection, source, rows, oldest)
     if rows or until - after > SETTLE:
         moved = {"source": source.name, "counted_until": until}
         statement = insert_into(connection, metric_progress).values(moved)
@@ -217,7 +216,8 @@ def _ends_between(
     return connection.execute(query.where(source.ended_at <= until)).mappings().all(), until
 
 
-def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowMapping]) -> None:
+def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowMapping], oldest: int) -> None:
+    """Add rows to the totals, and to the minutes from the oldest one that is kept."""
     added: dict[tuple[int, Series], float] = defaultdict(float)
     for row in rows:
         minute = int(row["ended_at"].timestamp() // 60)
@@ -229,7 +229,8 @@ def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowM
     minutes: dict[tuple[Any, ...], float] = defaultdict(float)
     for (minute, series), value in added.items():
         totals[stored_as[series]] += value
-        minutes[minute, *stored_as[series]] += value
+        if minute >= oldest:
+            minutes[minute, *stored_as[series]] += value
     _upsert(connection, metric_totals, ("name", "labels"), totals)
     _upsert(connection, metric_minutes, ("minute", "name", "labels"), minutes)
 

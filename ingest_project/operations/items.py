@@ -33,6 +33,7 @@ from ingest_project.platform.items import (
 )
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import (
+    DeadLetter,
     as_text,
     letter_of,
     letters_naming,
@@ -111,7 +112,7 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     if broker_problem is not None:
         problems.append(broker_problem)
     else:
-        hits += _asked(lambda: _letters(services, search, problems), problems) or []
+        hits += [_hit_of(letter) for letter in _letters(services, search, problems)]
         hits = hits or _message_at(services, search.position, problems)
     if not hits:
         hits = _searched(services, msgspec.structs.replace(search, by_prefix=True), problems)
@@ -173,6 +174,9 @@ def trace(services: SystemResources, text: str) -> History:
         # What is on record of the item itself: dead letters, and what has no trace.
         moments += [moment for view in views for moment in view.moments]
         trace_id = traces[0] if len(traces) == 1 else trace_id
+    else:
+        letters = _letters(services, Search.of(text), problems)
+        moments += [moment for letter in letters for moment in _moment_of(letter)]
     return History(trace_id, tuple(sorted(set(moments))), tuple(dict.fromkeys(problems)))
 
 
@@ -227,20 +231,33 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
     ]
 
 
-def _letters(services: SystemResources, search: Search, problems: list[str]) -> list[Hit]:
-    """Return the dead letters that have an id."""
+def _letters(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
+    """Return the dead letters that have an id, as far as they can be searched."""
+    return _asked(lambda: _examined(services, search, problems), problems) or []
+
+
+def _examined(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
     if len(search.text) < SHORTEST_ID or search.position:
         return []
     ids, context = trace_ids_of(search.text), context_prefix(search.text)
-    hits, give_up_at = [], time.monotonic() + LETTER_SECONDS
+    letters, give_up_at = list[DeadLetter](), time.monotonic() + LETTER_SECONDS
     for topic in topics_of_dead_letters(services, _consumed(services)):
         found, older = letters_naming(services.range_reader, topic, ids, context, give_up_at - time.monotonic())
         if older:
             problems.append(f"the oldest {counted(older, 'dead letter')} on {topic}; see: ingest dlq list")
-        for one in found:
-            name = f"dead letter of {one.original_location or topic}"
-            hits.append(Hit("message", one.place, name, "dead letter", one.failed_at))
-    return hits
+        letters += found
+    return letters
+
+
+def _hit_of(letter: DeadLetter) -> Hit:
+    name = f"dead letter of {letter.original_location or 'an unknown message'}"
+    return Hit("message", letter.place, name, "dead letter", letter.failed_at)
+
+
+def _moment_of(letter: DeadLetter) -> Iterator[Moment]:
+    if letter.failed_at:
+        subject = f"message {letter.original_location or letter.place}"
+        yield Moment(letter.failed_at, subject, "dead-lettered", letter.reason or f"on {letter.place}")
 
 
 def _message_at(services: SystemResources, position: Position | None, problems: list[str]) -> list[Hit]:
@@ -301,7 +318,12 @@ def _with_letter(view: ItemView, letter: tuple[Moment, dict[str, object]] | None
         }
         state = view.state or "dead letter"
         return replace(
-            view, facts={**view.facts, **facts}, state=state, reason=own.reason, trace_id=view.trace_id or own.trace_id
+            view,
+            facts={**view.facts, **facts},
+            state=state,
+            reason=own.reason,
+            trace_id=view.trace_id or own.trace_id,
+            moments=[*view.moments, *_moment_of(own)],
         )
     if letter is None:
         return view

@@ -458,7 +458,7 @@ def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
     if not 1 <= request.limit <= MAX_LIMIT:
         raise ActionRefusedError(f"The limit must be between 1 and {MAX_LIMIT:,}.")
     reason = " ".join(request.reason.replace("\x00", "").split())
-    if not reason and not request.dry_run:
+    if not request.dry_run and not any(one.isprintable() and one != " " for one in reason):
         raise ActionRefusedError("Enter a reason: the record of the action needs one.")
     if len(reason) > MAX_REASON_LENGTH:
         raise ActionRefusedError(f"The reason has more than {MAX_REASON_LENGTH:,} characters.")

@@ -15,7 +15,7 @@ from typing import Literal
 
 import polars as pl
 
-from ingest_project.contracts.columns import CLOCK_FAULT_OF
+from ingest_project.contracts.columns import FAULT_OF
 from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
 from ingest_project.readers.reader_profile import ReaderProfile
@@ -186,7 +186,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
     Returns:
         the rows with `timestamp` (UTC, microseconds) and `value` (float; infinities and NaN are kept as such), null
         where missing or unreadable, and `timestamp_text` and `value_text` as they were, to distinguish the two. Also
-        `CLOCK_FAULT_OF("timestamp")`, see `clock_faults`, if there are such times.
+        `FAULT_OF("timestamp")`, see `clock_faults`, if there are such times.
     """
     typed = KIND_OF("value") in rows.columns
     cells = _scaled_percentages(rows) if typed else rows
@@ -195,7 +195,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
     faults = clock_faults(rows["timestamp"], kinds, found, profile.timestamps)
     return cells.with_columns(
         found.alias("timestamp"),
-        *([] if faults is None else [faults.alias(CLOCK_FAULT_OF("timestamp"))]),
+        *([] if faults is None else [faults.alias(FAULT_OF("timestamp"))]),
         numbers_of_cells(cells["value"], cells[KIND_OF("value")] if typed else None, profile.numbers).alias("value"),
         rows["timestamp"].alias("timestamp_text"),
         rows["value"].alias("value_text"),

@@ -10,9 +10,9 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
 from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
@@ -28,6 +28,8 @@ from ingest_project.readers.profiles import (
 __all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures", "StoredIn", "load_declarations"]
 
 logger = get_logger(__name__)
+
+Declaration = TypeVar("Declaration", bound=BaseModel)
 
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
@@ -225,13 +227,22 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
             line = line_of(path, ["type"])
             raise SettingsError(f"{path}, line {line}: there is no {component}{nearest(component, COMPONENTS)}.")
         return None
+    return declared(DatasetDeclaration, "a dataset", path, content)
+
+
+def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[str, Any]) -> Declaration:
+    """Return what the content of a file declares; its folder names it by default.
+
+    Raises:
+        SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
+    """
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
     try:
-        return DatasetDeclaration.model_validate({"name": path.parent.name, **attributes})
+        return model.model_validate({"name": path.parent.name, **attributes})
     except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a dataset", error, within=["attributes"])) from None
+        raise SettingsError(mistakes_in(path, noun, error, within=["attributes"])) from None
     except SettingsError as error:
         part = "model" if attributes.get("model") else "reader"
         raise SettingsError(f"{path}, line {line_of(path, ['attributes', part])}: {error}") from None

@@ -42,7 +42,9 @@ REMEDIES = {
     "X": "what it means depends on a machine's language",
     "c": "what it means depends on a machine's language",
 } | dict.fromkeys("UWGVuwCg", "weeks and centuries are not read; write the date in full")
-TOKEN = re.compile(r"%(:z|\.f|[-_0^#]*[A-Za-z%])|(\s+)|([^%\s]+)|(%)")
+# One number of hour and minute, as data loggers write it: 5 is 00:05, 100 is 01:00.
+HOUR_MINUTE = "-H%M"
+TOKEN = re.compile(rf"%(:z|\.f|{HOUR_MINUTE}|[-_0^#]*[A-Za-z%])|(\s+)|([^%\s]+)|(%)")
 ENDS_IN_UTC = re.compile(r"(?:^|[^A-Za-z])(?:Z|UTC|GMT)$")
 OFFSET = r"(?P<offset>[Zz]|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?)"
 
@@ -108,6 +110,7 @@ DIRECTIVES = {
     "I": Directive("half_day_hour", "1[0-2]|0?[1-9]", "1[0-2]|0[1-9]"),
     # strptime reads two letters; Davis's stations write one.
     "p": Directive("half", "[AaPp][Mm]?"),
+    HOUR_MINUTE: Directive("hour_minute", "[0-9]{1,4}", "[0-9]{4}"),
     "M": Directive("minute", "[0-5]?[0-9]", "[0-5][0-9]"),
     "S": Directive("second", "[0-5]?[0-9]", "[0-5][0-9]"),
     "f": Directive("fraction", "[0-9]{1,6}", "[0-9]{6}"),
@@ -154,7 +157,7 @@ def _plain(name: str) -> str:
         raise ValueError("it has no directive such as %Y")
     if len(name) > MAX_FORMAT_LENGTH:
         raise ValueError(f"it is longer than {MAX_FORMAT_LENGTH} characters")
-    return re.sub("%%|%-?[A-Za-z]", lambda found: SHORT_FOR.get(found[0], found[0]), name)
+    return re.sub(f"%%|%{HOUR_MINUTE}|%-?[A-Za-z]", lambda found: SHORT_FOR.get(found[0], found[0]), name)
 
 
 def _translated(name: str) -> TimeFormat:
@@ -169,7 +172,7 @@ def _translated(name: str) -> TimeFormat:
             known = _directive(directive)
             crowded = _ends_in_digit(tokens[:index]) or _begins_with_digit(tokens[index + 1 :])
             pattern.append(f"(?P<{known.part}>{(crowded and known.next_to_digits) or known.pattern})")
-            parts.append(known.part)
+            parts += ["hour", "minute", known.part] if directive == HOUR_MINUTE else [known.part]
     twice = sorted({part for part in parts if parts.count(part) > 1})
     if twice:
         raise ValueError(f"the {_said(twice[0])} occurs twice")
@@ -226,7 +229,7 @@ def _require_a_moment(parts: frozenset[str]) -> None:
 
 def _require_same_as_strptime(name: str, found: TimeFormat) -> None:
     """Read sample moments in this format with both parsers."""
-    python = name.replace("%:z", "%z")
+    python = name.replace("%:z", "%z").replace(f"%{HOUR_MINUTE}", "%H%M")
     texts = [sample.strftime(python.replace("%z", SAMPLE_OFFSET)) for sample in SAMPLES]
     try:
         expected = [datetime.strptime(text, python) for text in texts]  # noqa: DTZ007 - as the text says
@@ -257,6 +260,9 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
     """
     parts = texts.to_frame("text").select(pl.col("text").str.extract_groups(found.pattern)).unnest("text")
     has = found.parts
+    if "hour_minute" in has:
+        written = pl.col("hour_minute").str.zfill(4)
+        parts = parts.with_columns(hour=written.str.slice(0, 2), minute=written.str.slice(2))
     clock_text = pl.concat_str(
         _year(has),
         pl.lit("-"),

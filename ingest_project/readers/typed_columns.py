@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from ingest_project.contracts.columns import CLOCK_FAULT_OF, TEXT_OF, Column
+from ingest_project.contracts.columns import FAULT_OF, TEXT_OF, Column, number_fault
 from ingest_project.readers.casting import (
     ALIKE,
     KIND_OF,
@@ -32,6 +32,7 @@ from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 PLAIN_NUMBERS = NumberLayout()
+PLAIN_FRACTION = r"(?:\.[0-9]*)?"
 # Databases and spreadsheets often write a date as midnight of that day.
 ISO_DATE = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]00:00(?::00(?:\.0+)?)?)?$"
 # Databases limit the digits of numbers and the nesting of documents in JSON columns; so do we, well below.
@@ -73,8 +74,8 @@ def cast_columns(rows: pl.DataFrame, columns: Sequence[Column], profile: ReaderP
 
     Returns:
         the rows without kinds of cells. A column that has unreadable values is followed by `TEXT_OF(name)` at the end,
-        the texts of those values, null elsewhere; `contracts.validation` makes a reason of it. Times that their zone
-        passes twice or skips are also in `CLOCK_FAULT_OF(name)`.
+        the texts of those values, null elsewhere; `contracts.validation` makes a reason of it. `FAULT_OF(name)` says
+        which of them are numbers that do not fit, or times that their zone passes twice or skips.
     """
     names = {column.name for column in columns}
     cast: list[pl.Series] = []
@@ -84,11 +85,22 @@ def cast_columns(rows: pl.DataFrame, columns: Sequence[Column], profile: ReaderP
         cast.append(values)
         if values.null_count() > cells.texts.null_count():
             cast.append(kept(cells.texts, values.is_null()).alias(TEXT_OF(column.name)))
-            if column.kind == "timestamp":
-                faults = clock_faults(*cells, values, profile.timestamps)
-                cast += [] if faults is None else [faults.alias(CLOCK_FAULT_OF(column.name))]
+            faults = _faults(cells, values, column, profile)
+            cast += [] if faults is None else [faults.alias(FAULT_OF(column.name))]
     kinds = {KIND_OF(name) for name in names} - names
     return rows.drop(kinds, strict=False).with_columns(cast)
+
+
+def _faults(cells: Cells, values: pl.Series, column: Column, profile: ReaderProfile) -> pl.Series | None:
+    """Say what is wrong with values that are of the column's type but do not fit in it; None if none is such."""
+    if column.kind == "timestamp":
+        return clock_faults(*cells, values, profile.timestamps)
+    if column.kind not in {"integer", "number", "decimal"}:
+        return None
+    written = _plain(_scaled_percentages(cells, column), profile.numbers, _fraction(profile))
+    unread = kept(written, values.is_null())
+    faults = {text: number_fault(text, column) for text in unread.unique().drop_nulls()}
+    return unread.replace_strict(faults, default=None, return_dtype=pl.String) if any(faults.values()) else None
 
 
 def _cells(rows: pl.DataFrame, name: str, names: set[str]) -> Cells:
@@ -112,20 +124,26 @@ def _numbers(cells: Cells, column: Column, profile: ReaderProfile) -> pl.Series:
 
 
 def _integers(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Series:
-    """Return whole numbers of up to 64 bits, written without a fraction."""
+    """Return whole numbers of up to 64 bits, in text written without a fraction; the number 5.0 of JSON is whole."""
     # Without marks Polars reads exactly digits with a sign, and detects an overflow.
     is_plain = cells.kinds is None and profile.numbers.thousands is None
     plain = cells.texts if is_plain else _plain(cells, profile.numbers, "")
+    if plain.null_count() > cells.texts.null_count():
+        numbers = _shaped(kept(cells.texts, cells.of_kind(NUMBER)), PLAIN_NUMBERS, PLAIN_FRACTION)
+        plain = plain.fill_null(_without_exponents(numbers).str.replace(r"\.0*$", ""))
     return plain.cast(pl.Int64, strict=False)
 
 
 def _decimals(cells: Cells, column: Column, profile: ReaderProfile) -> pl.Series:
     """Return exact decimal numbers; one with more digits than the type has is unreadable, not rounded."""
     digits, places = column.digits or (0, 0)
-    fraction = rf"(?:{re.escape(profile.numbers.decimal)}[0-9]*)?"
-    plain = _without_exponents(_plain(_scaled_percentages(cells, column), profile.numbers, fraction))
+    plain = _without_exponents(_plain(_scaled_percentages(cells, column), profile.numbers, _fraction(profile)))
     fits = plain.str.contains(rf"^[+-]?0*[0-9]{{0,{digits - places}}}(?:\.[0-9]{{0,{places}}}0*)?$")
     return kept(plain, fits).cast(pl.Decimal(digits, places), strict=False)
+
+
+def _fraction(profile: ReaderProfile) -> str:
+    return rf"(?:{re.escape(profile.numbers.decimal)}[0-9]*)?"
 
 
 def _plain(cells: Cells, layout: NumberLayout, fraction: str) -> pl.Series:

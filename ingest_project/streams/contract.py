@@ -17,7 +17,7 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 
-from ingest_project.contracts.columns import TEXT_OF, StreamColumn
+from ingest_project.contracts.columns import FAULT_OF, TEXT_OF, StreamColumn, number_fault
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -157,13 +157,16 @@ class _Evolution:
 
 
 def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str, pa.Array], Mapping[str, pl.Series]]:
-    """Return the columns, and the texts of their unreadable values."""
+    """Return the columns, and the texts of their unreadable values with what is wrong with them."""
     arrays, texts = {}, {}
     for column, values in zip(columns, decoded.columns, strict=True):
         arrays[column.name], unreadable = array_of(column, values, is_typed=decoded.is_typed)
         if unreadable:
             shown: list[Any] = [unreadable.get(row) for row in range(len(values))]
             texts[TEXT_OF(column.name)] = pl.Series(shown, dtype=pl.String)
+            if column.kind in {"integer", "number", "decimal"}:
+                faults = [text and number_fault(text.strip('"'), column) for text in shown]
+                texts[FAULT_OF(column.name)] = pl.Series(faults, dtype=pl.String)
     return arrays, texts
 
 

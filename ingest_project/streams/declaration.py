@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ingest_project.contracts.columns import Owners, StreamColumn
 from ingest_project.core.errors import SettingsError
@@ -24,12 +24,10 @@ from ingest_project.core.yaml_models import (
     AsWritten,
     ContradictionsError,
     Declared,
-    line_of,
-    mistakes_in,
     nearest,
     yaml_content,
 )
-from ingest_project.readers.datasets import OWN_TABLES, declaration_files, read_declaration
+from ingest_project.readers.datasets import OWN_TABLES, declaration_files, declared, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 logger = get_logger(__name__)
@@ -303,15 +301,7 @@ def read_stream(path: Path) -> StreamDeclaration | None:
     content = yaml_content(path, "declaration", AsWritten)
     if not isinstance(content, dict) or str(content.get("type")) != COMPONENT:
         return None
-    attributes = content.get("attributes") or {}
-    if not isinstance(attributes, dict):
-        raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
-    try:
-        return StreamDeclaration.model_validate({"name": path.parent.name, **attributes})
-    except ValidationError as error:
-        raise SettingsError(mistakes_in(path, "a stream", error, within=["attributes"])) from None
-    except SettingsError as error:
-        raise SettingsError(f"{path}, line {line_of(path, ['attributes', 'model'])}: {error}") from None
+    return declared(StreamDeclaration, "a stream", path, content)
 
 
 def _require_distinct(

@@ -7,6 +7,7 @@ from zlib import crc32
 import dagster as dg
 
 from ingest_project.core.settings import Settings
+from ingest_project.platform.dagster.asset_events import WholeAssetResult
 from ingest_project.platform.dagster.catalog import (
     KAFKA,
     DagsterParts,
@@ -142,7 +143,7 @@ def contract_holds(declaration: StreamDeclaration) -> dg.AssetChecksDefinition:
             ids = services.outbox.ids(declaration.dlq, prefix)
             offsets += one.next_offset - first
             letters += sum(int(message_id.removeprefix(prefix)) >= first for message_id in ids)
-        return dg.AssetCheckResult(
+        return WholeAssetResult(
             passed=letters <= offsets * declaration.max_rejected_share,
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"offsets": offsets, "dead_letters": letters},

@@ -11,6 +11,7 @@ group `ingest_project.decoders`, whose value is a `DecoderFactory`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
 from operator import attrgetter
@@ -226,6 +227,11 @@ class JsonDecoder:
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
         self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
+        # The number 5.0 is a whole one; `values` refuses those that are not.
+        types = {**JSON_TYPES, "integer": int | float | None}
+        self._number_decoder = msgspec.json.Decoder(
+            _Shape(self._tree, columns, types, forbid_unknown_fields=False).struct
+        )
         self._payload_of = payload_of
 
     def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
@@ -239,7 +245,12 @@ class JsonDecoder:
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
         """Decode a message, and return the fields that no column names as JSON."""
         try:
-            return self._lenient_decoder.decode(raw), _unknown(raw, self._tree)
+            try:
+                return self._lenient_decoder.decode(raw), _unknown(raw, self._tree)
+            except msgspec.ValidationError:
+                with suppress(msgspec.ValidationError):
+                    return self._number_decoder.decode(raw), _unknown(raw, self._tree)
+                raise
         except msgspec.ValidationError as error:
             raise UnreadableMessageError(f"Not a message of this stream: {plainly(error)}.") from error
         except (ValueError, OverflowError, RecursionError) as error:  # msgspec's about JSON, and Python's about numbers
@@ -357,10 +368,17 @@ def tree_of(columns: Sequence[StreamColumn]) -> Tree:
 class _Shape:
     """A msgspec struct made of a tree of columns."""
 
-    def __init__(self, tree: Tree, columns: Sequence[StreamColumn], *, forbid_unknown_fields: bool = True) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        columns: Sequence[StreamColumn],
+        types: Mapping[str, Any] = JSON_TYPES,
+        *,
+        forbid_unknown_fields: bool = True,
+    ) -> None:
         self._names = {f"f{index}": name for index, name in enumerate(tree)}
         self._inside = {
-            f"f{i}": _Shape(part, columns, forbid_unknown_fields=forbid_unknown_fields)
+            f"f{i}": _Shape(part, columns, types, forbid_unknown_fields=forbid_unknown_fields)
             for i, part in enumerate(tree.values())
             if isinstance(part, dict)
         }
@@ -371,7 +389,7 @@ class _Shape:
                 fields.append((name, self._inside[name].struct | UnsetType | None, UNSET))
             else:
                 column = columns[self._columns[name]]
-                kind = Raw if column.epoch else JSON_TYPES[column.kind]
+                kind = Raw if column.epoch else types[column.kind]
                 fields.append((name, kind, NO_JSON) if kind is Raw else (name, kind | UnsetType, UNSET))
         self.struct: Any = msgspec.defstruct(
             "Message",

@@ -17,6 +17,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     DatabaseUnavailableError,
@@ -89,8 +91,6 @@ class Batch(Generic[Rows]):
 
     def seconds(self, now: datetime) -> dict[str, float]:
         """Return what the batch adds to the histograms if it is stored now, see `positions.sink_positions`."""
-        import numpy as np  # heavy
-
         processing = time.monotonic() - self.began
         found = {f"{PROCESSING.bucket}/{latency_bucket(processing)}": 1.0, PROCESSING.sum: processing}
         written = np.array(self.written_ms, np.int64)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import nearest_or_known
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
+from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.resources import DeclaredStreamResources
 
@@ -43,8 +45,6 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
     with _sensor_stopped(services.settings, SHIPPED.get(name, f"{name}_sensor"), positions):
         declared = next((one for one in services.declared_streams.usable if one.name == name), None)
         if name == services.activity_positions.stream or (declared is not None and declared.is_delta):
-            from ingest_project.streams.delta.rebuild import read_again_from_beginning  # brings pyarrow
-
             table = services.user_activity if declared is None else services.delta_stream(declared)
             return read_again_from_beginning(table)
         return _move_back(services, positions)
@@ -74,7 +74,6 @@ def _sensor_stopped(settings: Settings, sensor: str, positions: StreamPositions)
         stop_sensors,
         unfinished_runs,
     )
-    from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError  # as above
 
     with ExitStack() as stack:
         try:

@@ -18,9 +18,11 @@ from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
 from ingest_project.platform.trace_context import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
+from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.queries import row_at, rows_with
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.sql.declared import table_of
 
 UNIDENTIFIED = "unidentified"
 ACTIVITY = "user_activity_events"
@@ -116,8 +118,6 @@ def tables_of(services: DeclaredStreamResources) -> Iterator[SqlRows | DeltaRows
     declared = services.declared_streams.usable
     for one in declared:
         if not one.is_delta:
-            from ingest_project.streams.sql.declared import table_of  # brings Polars
-
             table = table_of(one)
             if columns_of_table(services.engine, table.name):
                 yield SqlRows(one.topic, table, one.id_columns[:1])
@@ -237,5 +237,5 @@ def _at(row: Row) -> datetime | None:
     return row.get("stored_at") or row.get("received_at") or row.get("kafka_timestamp")
 
 
-def _store_of(services: DeclaredStreamResources, declaration: Any) -> DeltaStore:  # noqa: ANN401 - brings Polars
+def _store_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> DeltaStore:
     return services.delta_stream(declaration).store

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
+from ingest_project.platform.dagster.asset_events import WholeAssetResult
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import (
@@ -249,7 +250,7 @@ def gap_check(
         is_wrong: the sink lacks rows.
     """
     wrong = bool(health.failing or health.late or is_wrong)
-    return dg.AssetCheckResult(
+    return WholeAssetResult(
         passed=not (wrong or health.lost),
         # What retention has removed cannot be recovered: it is worth a warning only.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,

@@ -49,6 +49,8 @@ MAX_EPOCH_DIGITS = 30
 FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
 WHOLE = re.compile(r"-?[0-9]{1,19}")
 MAX_SHOWN = 40
+# From here on, a float may stand for several whole numbers.
+INEXACT_FROM = 2**53
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING = type(None)
 NO_JSON = (b"", b"null")
@@ -150,7 +152,8 @@ def instant_of(text: str) -> datetime:
 
 
 def _in_bulk(column: StreamColumn, values: Sequence[Any], *, is_typed: bool) -> pa.Array | None:
-    kinds = set() if is_typed else set(map(type, values))
+    # Arrow would cut off the fraction of a number.
+    kinds = set() if is_typed and column.kind != "integer" else set(map(type, values))
     if column.epoch is None and column.kind in WRITTEN and kinds <= {str, NOTHING}:
         return _plain(pa.array(values, pa.string()), *WRITTEN[column.kind])
     if column.kind == "timestamp" or not kinds <= PLAIN[column.kind]:
@@ -226,6 +229,8 @@ def _integer(column: StreamColumn, value: object) -> int:
     if isinstance(value, str) and WHOLE.fullmatch(value):
         return int(value)
     if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < INEXACT_FROM:
         return int(value)
     if type(value) is not int:
         raise TypeError

@@ -25,14 +25,14 @@ Asked = tuple["Sequence[str]", "Sequence[str]"]
 def selections(demo: Demo) -> dict[str, Asked]:
     """Return assets and partitions of each backfill. No file is in two of them: they would wait for each other."""
     mixed = [demo.file(name).file_key for name in (CLEAN, SOME_BAD_ROWS, REFUSED)]
-    # Every fourth in order of arrival: none is next to another.
     others = [key for key in partitions_of(demo.site, "raw_files") if key not in mixed]
     return {
         "files of every kind": (FILE_ASSETS, mixed),
-        **{asset: ([asset], others[place :: len(FILE_ASSETS)]) for place, asset in enumerate(FILE_ASSETS)},
+        **{asset: ([asset], others[place : place + 1]) for place, asset in enumerate(FILE_ASSETS)},
         "stored attachments": (["onelake_attachments"], [one.attachment_key for one in demo.report.attachments]),
-        "attachment_events": (["attachment_events"], HOURS),
-        "attachment_results": (["attachment_results"], HOURS),
+        # What is next to each other is one run.
+        "attachment_events": (["attachment_events"], HOURS[:2]),
+        "attachment_results": (["attachment_results"], HOURS[:2]),
         "user activity": (ACTIVITY_ASSETS, HOURS),
         "polling jobs": (["discovered_files"], partitions_of(demo.site, "discovered_files")),
     }

@@ -47,6 +47,11 @@ FLAGS = (
     "--force-prefers-reduced-motion",
     "--lang=en-US",
 )
+# What a click on a link of the UI does: it is one application, whose scripts take a processor seconds to load.
+FOLLOW = """
+history.pushState({}, '', arguments[0]);
+window.dispatchEvent(new PopStateEvent('popstate', {state: {}}));
+"""
 RETRIED = (ElementNotInteractableException, NoSuchElementException, StaleElementReferenceException)
 
 
@@ -66,8 +71,11 @@ class Window:
         self._folders = [pictures, *([kept_pictures] if kept_pictures else [])]
 
     def open(self, path: str) -> None:
-        """Go to a page of the UI."""
-        self._driver.get(self._site + path)
+        """Go to a page of the UI: the first by its address, the others as the links of the UI do."""
+        if self._driver.current_url.startswith(self._site):
+            self._driver.execute_script(FOLLOW, path)
+        else:
+            self._driver.get(self._site + path)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """The first place where the page's visible text has the pattern (`^` and `$` match at lines, `.` everything).

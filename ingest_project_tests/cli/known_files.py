@@ -48,6 +48,25 @@ def arrive(services: SystemResources, *file_keys: str) -> None:
     services.files.record(arrivals, ARRIVED)
 
 
+def arrive_from(services: SystemResources, file_name: str, **folders: str) -> None:
+    """Files of one name are announced, each in a folder for the dataset of its keyword; a run refuses all."""
+    keys = {dataset: f"{file_name}~{dataset}" for dataset in folders}
+    arrivals = [
+        FileArrival(
+            keys[dataset],
+            f"local:{folder}/{file_name}",
+            FileEvent(file_path=f"{folder}/{file_name}", file_name=file_name),
+            "canonical",
+            KafkaPosition(TOPIC, 2, 41, "g", ARRIVED),
+            dataset=dataset,
+        )
+        for dataset, folder in folders.items()
+    ]
+    services.files.record(arrivals, ARRIVED)
+    for key in keys.values():
+        finish(services, key, FileState.QUARANTINED, reason="no")
+
+
 def take(services: SystemResources, *file_keys: str) -> None:
     """A run has them in its hands."""
     now = datetime.now(UTC)

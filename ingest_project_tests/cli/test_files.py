@@ -9,7 +9,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.platform.object_store.content_store import object_name
 from ingest_project_tests.cli.conftest import Ingest
-from ingest_project_tests.cli.known_files import SHA256, arrive, finish
+from ingest_project_tests.cli.known_files import SHA256, arrive, arrive_from, finish
 
 CLEAN, BAD, WAITING = "clean.csv~aaaaaaaaaa", "bad.csv~bbbbbbbbbb", "waiting.csv~cccccccccc"
 NASTY = "\x1b[2J[red]raw"
@@ -27,6 +27,22 @@ def test_files_are_listed_with_state_rows_and_reason(ingest: Ingest) -> None:
     assert listed.exit_code == 0
     for text in (CLEAN, BAD, WAITING, "ingested", "quarantined", "pending", "no column [value]."):
         assert text in listed.out
+
+
+@pytest.mark.parametrize("command", ["files", "quarantine"])
+def test_files_of_one_name_are_told_apart_by_their_datasets_and_folders(
+    ingest: Ingest, services: SystemResources, command: str
+) -> None:
+    assert "Folder" not in (plain := ingest(command, "list").out)
+    assert "Dataset" not in plain
+    arrive_from(services, "s1.csv", weather="/in/oslo/2026", orders="/in/bergen/2026", other="/in/oslo/2025")
+    lines = {line.split()[0]: line.split()[1:3] for line in ingest(command, "list", "--search", "s1").out.splitlines()}
+    assert lines == {
+        "Key": ["Dataset", "Folder"],
+        "s1.csv~weather": ["weather", "oslo/2026"],
+        "s1.csv~orders": ["orders", "bergen/2026"],
+        "s1.csv~other": ["other", "2025"],
+    }
 
 
 def test_the_list_can_be_narrowed_and_says_when_there_is_more(ingest: Ingest) -> None:

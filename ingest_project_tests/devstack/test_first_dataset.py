@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 import dagster as dg
 import pytest
 
+from ingest_project.cli import main as cli
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack.dagster_processes import query_webserver
 from ingest_project.devstack.supervisor import running_stack
@@ -41,7 +45,21 @@ def run(command: str) -> str:
         command, shell=True, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    return shown(done.stdout)
+
+
+def run_here(command: str) -> str:
+    """Run one command in this process, where it imports nothing again; what only a shell can do, in a shell."""
+    if not command.startswith("ingest ") or ">" in command or "psql" in command:
+        return run(command)
+    printed = io.StringIO()
+    with mock.patch.dict(os.environ), contextlib.redirect_stdout(printed):
+        assert cli.run(shlex.split(command)[1:]) == 0, command
+    return shown(printed.getvalue())
+
+
+def shown(output: str) -> str:
+    return "\n".join(line.rstrip() for line in output.strip().splitlines())
 
 
 @contextmanager
@@ -79,7 +97,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def declare(folder: Path) -> list[str]:
+def declare(folder: Path, run: Callable[[str], str] = run) -> list[str]:
     """Do what the page says before and with `ingest dev`; the commands that come after it."""
     make_folder, guess, trial, roots, dev, *after = commands()
     assert len(commands()) <= MOST_COMMANDS
@@ -106,17 +124,17 @@ def require_rows(said: Mapping[str, str]) -> str:
 def test_the_commands_of_the_page_take_a_file_to_its_rows_and_its_partition(
     newcomer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, status, *after = declare(newcomer)
+    send, status, *after = declare(newcomer, run_here)
     assert status.startswith("ingest status --wait-until-idle")
     # Sensors and runs are in this process, and are waited for here: starting Dagster's takes a processor half a minute.
     with running_stack(load_settings(), lambda _step, _state: None, dagster=False, monitor=False) as stack:
-        run(send)
+        run_here(send)
         url = stack.settings.dagster.postgres_url.get_secret_value()
         with instance_on(url, newcomer / ".ingest", monkeypatch) as instance:
             system = DatasetSystem(stack.settings, instance, newcomer)
             system.run_due()
             system.close()
-            page = require_rows({command: run(command) for command in after})
+            page = require_rows({command: run_here(command) for command in after})
             key = page.splitlines()[0].strip()
             assert key.startswith("garden_2026-01-15.csv~")
             for asset in ASSETS:
@@ -145,5 +163,5 @@ def require_partition(page: str) -> None:
 
 
 def test_the_sample_on_the_page_is_the_file() -> None:
-    shown, *_ = blocks(PAGE, "")
-    assert shown == (ROOT / "examples" / "first_dataset" / "garden_2026-01-15.csv").read_text("utf-8")
+    sample, *_ = blocks(PAGE, "")
+    assert sample == (ROOT / "examples" / "first_dataset" / "garden_2026-01-15.csv").read_text("utf-8")

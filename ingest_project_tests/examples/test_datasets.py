@@ -89,7 +89,10 @@ def require_orders(system: ExampleSystem) -> None:
         ("ord-000106", "shipped", "EUR", Decimal("75.25"), None, None, None),
         ("ord-000107", "cancelled", "NOK", Decimal("310.00"), None, None, None),
     ]
-    assert system.quarantine("orders-2026-01-15.jsonl") == [(4, ["status_not_allowed"]), (5, ["amount_not_a_decimal"])]
+    assert system.quarantine("orders-2026-01-15.jsonl") == [
+        (4, ["status_not_allowed"]),
+        (5, ["amount_too_many_decimals"]),
+    ]
     assert system.rows('SELECT currency, "min", "max", "count" FROM orders_metrics ORDER BY 1, 2') == [
         ("EUR", 0.1, 129.9, 2),
         ("EUR", 75.25, 75.25, 1),

@@ -38,7 +38,7 @@ def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_g
     (tmp_path / "secret.csv").write_text("no business of theirs")
     topic = system.settings.topics.file_event_queue
     bad: list[tuple[bytes, str]] = [
-        (b"\xff\xfe not JSON", "Not JSON"),
+        (b"\xff\xfe not JSON", "Not UTF-8"),
         (b"", "empty"),
         (b"[" * 100_000, "must be an object"),
         (json.dumps({"file_name": "a.csv"}).encode(), "file_path"),

@@ -10,6 +10,7 @@ import pytest
 from ingest_project.file_ingest.actions import UPLOAD
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.actions import ActionRequest, perform
+from ingest_project_tests.file_ingest.stored_metrics import device_metrics
 from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed, readings
 
 SEMICOLONS = (
@@ -42,7 +43,7 @@ def test_the_same_content_under_another_name_is_noticed_and_not_counted_twice(sy
         assert (files[name].state, files[name].duplicate_of) == (FileState.DUPLICATE, files["first.csv"].file_key)
         assert system.metadata(RAW, files[name].file_key)["duplicate_of"] == files["first.csv"].file_key
     assert system.services.warehouse.totals().rows == 5
-    assert len(system.services.warehouse.device_metrics()) == 1
+    assert len(device_metrics(system.services.warehouse)) == 1
     assert system.check("rows_add_up").passed
 
     system.materialize([files["second.csv"].file_key])
@@ -124,7 +125,7 @@ def test_a_person_repeats_partitions_and_the_state_is_the_same(system: System) -
         keys = [file.file_key for file in system.files().values()]
         shown = [system.instance.get_materialized_partitions(asset) for asset in (RAW, VALIDATED, METRICS, QUARANTINED)]
         stored = system.services.warehouse.file_counts(sorted(keys))
-        return system.states(), stored, shown, system.checks(), system.services.warehouse.device_metrics()
+        return system.states(), stored, shown, system.checks(), device_metrics(system.services.warehouse)
 
     before = state()
     keys = [system.file(path.name).file_key for path in paths]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ingest_project_tests.file_ingest.stored_metrics import metrics_of
 from ingest_project_tests.journeys.system import METRICS, QUARANTINED, RAW, VALIDATED, System, changed
 
 DUMMY_DATA = Path(__file__).parents[2] / "dummy_data"
@@ -61,13 +62,13 @@ def test_the_example_files_end_as_their_names_say(system: System) -> None:
         file = files[name]
         assert (file.rows_accepted, file.rows_quarantined) == expected, name
         assert stored[keys[name]][:2] == expected, name
-        assert stored[keys[name]].metrics == len(system.services.warehouse.metrics_of(keys[name])) > 0
+        assert stored[keys[name]].metrics == len(metrics_of(system.services.warehouse, keys[name])) > 0
         assert file.event.trace_id == "trace-1"
         assert file.event.metadata == {"site": "plant"}
         shown = system.metadata(VALIDATED, keys[name])
         assert (shown["dagster/row_count"], shown["source"]) == (expected[0], file.location)
         assert 0 < shown["seconds_from_event"] < 600
-        measured = system.services.warehouse.metrics_of(keys[name])
+        measured = metrics_of(system.services.warehouse, keys[name])
         summed = system.metadata(METRICS, keys[name])
         assert summed.pop("metrics")[0]["mean"] == measured[0].mean
         assert summed == {
@@ -114,7 +115,7 @@ def _shown_in_dagster(system: System, ingested: set[str], refused: set[str], twi
         ["device_id", "line_number", "sensor_type", "timestamp", "unit", "value"]
     ] * 3
     shown = system.metadata(METRICS, keys["sample_data_1.csv"])["metrics"]
-    stored = system.services.warehouse.metrics_of(keys["sample_data_1.csv"])
+    stored = metrics_of(system.services.warehouse, keys["sample_data_1.csv"])
     assert [(row["device_id"], row["sensor_type"], row["mean"], row["count"]) for row in shown] == [
         (one.device_id, one.sensor_type, one.mean, one.count) for one in stored[: len(shown)]
     ]

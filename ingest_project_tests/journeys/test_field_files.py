@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ingest_project_tests.file_ingest.stored_metrics import device_metrics
 from ingest_project_tests.journeys.system import System, changed
 from ingest_project_tests.readers.real_files import DATA
 
@@ -159,7 +160,7 @@ def test_f12_growing_counts_each_reading_once(field: System) -> None:
     path.write_text(path.read_text("utf-8") + "2026-01-15T10:03:00Z,dev-k,temperature,20.4,°C\n", encoding="utf-8")
     field.send_job(path.parent)
     field.drive()
-    (metrics,) = field.services.warehouse.device_metrics()
+    (metrics,) = device_metrics(field.services.warehouse)
     assert metrics.count == 4
     assert stored(field) == each_at(TEN, range(4), "dev-k", (20.1, 20.2, 20.3, 20.4))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project_tests.file_ingest.stored_metrics import device_metrics, metrics_of
 from ingest_project_tests.journeys.system import QUARANTINED, System, changed, readings
 from ingest_project_tests.readers.real_files import (
     DATA,
@@ -78,8 +79,8 @@ def test_every_sensor_file_is_stored_as_a_plain_program_reads_it(system: System,
         for _, device, sensor_type, value in accepted.elements():
             values[device, sensor_type].append(value)
             overall[device, sensor_type].append(value)
-        assert_summarised(system.services.warehouse.metrics_of(record.file_key), values)
-    assert_summarised(system.services.warehouse.device_metrics(), overall)
+        assert_summarised(metrics_of(system.services.warehouse, record.file_key), values)
+    assert_summarised(device_metrics(system.services.warehouse), overall)
     assert system.check("rows_add_up").passed
 
 

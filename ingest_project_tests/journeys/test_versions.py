@@ -11,6 +11,7 @@ import pytest
 
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import FileState
+from ingest_project_tests.file_ingest.stored_metrics import device_metrics
 from ingest_project_tests.journeys.system import METRICS, RAW, VALIDATED, System, changed, file_event, readings
 
 SEMICOLONS = """
@@ -44,7 +45,7 @@ def profiled(system: System) -> System:
 
 def counted(system: System) -> int:
     """Readings as device_metrics counts them; every other place must agree."""
-    number = sum(metric.count for metric in system.services.warehouse.device_metrics())
+    number = sum(metric.count for metric in device_metrics(system.services.warehouse))
     assert system.services.warehouse.totals().rows == number
     assert system.check("rows_add_up").passed
     return number
@@ -220,7 +221,7 @@ def test_files_with_the_same_bytes_whose_names_carry_the_device_are_both_stored(
         system.send_files(system.write(name, rows), metadata={"format": "by_name"})
     system.drive()
     assert sorted(system.states().values()) == ["duplicate", "ingested", "ingested"]
-    assert {metric.device_id: metric.count for metric in system.services.warehouse.device_metrics()} == {
+    assert {metric.device_id: metric.count for metric in device_metrics(system.services.warehouse)} == {
         "fridge-1": 2,
         "fridge-2": 2,
     }
@@ -253,11 +254,11 @@ def test_a_profile_that_read_nonsense_is_replaced_and_may_come_back(profiled: Sy
     path = system.write("a.csv", readings(3))
     system.send_files(path, metadata={"format": "swapped"})
     system.drive()
-    assert [metric.device_id for metric in system.services.warehouse.device_metrics()] == ["C"]
+    assert [metric.device_id for metric in device_metrics(system.services.warehouse)] == ["C"]
     for profile, device in (("canonical", "device-1"), ("swapped", "C"), ("canonical", "device-1")):
         system.send_files(path, metadata={"format": profile})
         system.drive()
-        assert [metric.device_id for metric in system.services.warehouse.device_metrics()] == [device]
+        assert [metric.device_id for metric in device_metrics(system.services.warehouse)] == [device]
         assert counted(system) == 3
     assert len(versions(system)) == 2
 
@@ -273,10 +274,10 @@ def test_a_mended_profile_is_used_for_what_is_released_and_for_nothing_else(prof
     for path in paths:
         system.send_files(path, metadata={"format": "swapped"})
     system.drive()
-    assert {metric.device_id for metric in system.services.warehouse.device_metrics()} == {"C"}
+    assert {metric.device_id for metric in device_metrics(system.services.warehouse)} == {"C"}
     system.services.files.reopen([system.file("a.csv").file_key], datetime.now(UTC))
     system.drive()
-    counts = {metric.device_id: metric.count for metric in system.services.warehouse.device_metrics()}
+    counts = {metric.device_id: metric.count for metric in device_metrics(system.services.warehouse)}
     assert counts == {"device-1": 3, "C": 4}
 
 

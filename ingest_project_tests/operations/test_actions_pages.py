@@ -116,6 +116,7 @@ def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
         ({"limit": "0"}, "The limit must be between"),
         ({"step": "perform", "action_id": "x"}, "begin again with the preview"),
         ({"step": "perform", "action_id": "a" * 32}, "Enter a reason"),
+        ({"step": "perform", "action_id": "a" * 32, "reason": "\ufeff \x00\u200b"}, "Enter a reason"),
         ({"new_profile": "<script>"}, "no usable reader profile"),
     ):
         answer = console.send(NAME, token | given)
@@ -157,6 +158,11 @@ def test_a_corrected_file_is_uploaded_with_the_preview_and_used_by_the_action(
     with services.landing.local_path(new.uploaded_sha256 or "") as path:
         assert path.read_bytes() == content
     assert not Path(services.settings.state_dir, "uploads", final["action_id"]).exists()
+    again = console.send(name, fields, files={"file": ("fixed.csv", content)})
+    assert "0 of 1 matching" in again.text
+    assert "the same bytes were uploaded for it before" in again.text
+    empty = console.send(name, fields, files={"file": ("fixed.csv", b"")})
+    assert (empty.status_code, "fixed.csv is empty" in empty.text) == (400, True)
 
 
 @pytest.mark.long

@@ -159,6 +159,8 @@ def test_a_message_that_is_none_has_a_page_with_its_dead_letter(landed: System, 
         hits = find(landed.services, text).hits
         assert (letter, "dead letter") in [(hit.ref, hit.state) for hit in hits], text
     assert requests.get(f"{site}/search?q=key-1", timeout=20).url == f"{site}/items/message/{letter.key}"
+    (moment,) = (one for one in trace(landed.services, "key-1").moments if one.what == "dead-lettered")
+    assert moment.subject == f"message {view.ref.key}"
     for part in ("roken", "key", "-1"):
         assert letter not in [hit.ref for hit in find(landed.services, part).hits], part
 

@@ -191,6 +191,22 @@ def test_a_poll_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqli
     monitor.stop()
 
 
+def test_a_first_poll_that_takes_long_holds_up_nobody_who_asks_later(
+    settings_of: Callable[..., Settings], sqlite_url: str
+) -> None:
+    monitor = Monitor(settings_of(sqlite_url))
+    monitor._pollers = (Poller("slow", lambda: time.sleep(1.5), 60.0),)
+    monitor.start()
+    waited = []
+    for _ in range(2):
+        began = time.monotonic()
+        monitor.wait_for_first(0.3)
+        waited.append(time.monotonic() - began)
+    monitor.stop()
+    assert waited[0] > 0.2
+    assert waited[1] < 0.1
+
+
 def test_a_defect_in_one_poll_is_reported_and_the_last_value_kept() -> None:
     answers = iter([1])
     part = Poller("part", lambda: next(answers), 1.0)

@@ -15,15 +15,19 @@ import axe_core_python
 import pytest
 import sqlalchemy as sa
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from ingest_project.core.settings import Settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files, quarantined_rows, raw_sensor_data
 from ingest_project.platform.actions import operator_action_items, operator_actions
 from ingest_project.platform.database import open_engine
+from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project_tests.operations.conftest import running
 from ingest_project_tests.operations.seeding import busy_hour, file_row, put
@@ -68,6 +72,17 @@ def site(settings_of: Callable[..., Settings], postgres_url: str, embedded_broke
     writer = TopicWriter(settings.kafka)
     headers = (("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("source", b"plant-7"))
     writer.send_all("file-event-queue", [ProducerRecord(b'{"file_name": "line_7"}', b"line_7", headers)])
+    embedded_broker.create_topic("file-event-queue.dlq", 1)
+    refused = ConsumerRecord("file-event-queue", 0, 0, None, b"line_7", b"{", ())
+    _, letter = dead_letter(
+        refused,
+        error_class="UnreadableMessageError",
+        reason="Not JSON: " + 300 * "x",
+        first_failed_at=now,
+        last_failed_at=now,
+        topic_id="",
+    )
+    writer.send_all("file-event-queue.dlq", [letter, letter])
     writer.close()
     _put_file(engine, datetime.now(UTC))
     _put_actions(engine, datetime.now(UTC))
@@ -186,6 +201,7 @@ PAGES = {
     "audit": "audit",
     "record": f"audit/{0:032d}",
     "dead-letters": "dead-letters",
+    "problem": f"audit/{9:032d}",
 }
 BY_KEYBOARD = ("dashboard", "item", "form", "audit")
 
@@ -207,7 +223,8 @@ def test_no_page_has_a_barrier_in_light_or_dark_or_on_a_phone(
                 _open(browser, path if "://" in path else f"{site}/{path}", width, dark=dark)
                 if name == "preview":
                     browser.find_element(By.CSS_SELECTOR, "main form button[type=submit]").click()
-                    assert browser.find_element(By.TAG_NAME, "h1").text.endswith(": preview")
+                    shown = WebDriverWait(browser, 20, ignored_exceptions=[WebDriverException])
+                    shown.until(lambda window: window.find_element(By.TAG_NAME, "h1").text.endswith(": preview"))
                 where = f"{name}, {width} px{', dark' if dark else ''}"
                 problems += [f"{where}: it moves by {one}" for one in browser.execute_script("return window.shifts")]
                 if browser.execute_script("return document.documentElement.scrollWidth > innerWidth"):

@@ -153,6 +153,21 @@ def test_dates_without_a_time_of_day_are_a_question(tmp_path: Path) -> None:
     assert any("time of day" in question for question in draft.questions)
 
 
+def test_a_time_in_columns_of_year_day_and_hour_with_minute_is_found(tmp_path: Path) -> None:
+    text = "Site,Met,,\nYear,Day,HHMM,AirTemp\n" + "".join(f"2026,15,{clock},1.5\n" for clock in (0, 5, 100, 2355))
+    profile, draft = guessed(path := sample_file(text, tmp_path), tmp_path)
+    clocks = [f"{moment:%j %H:%M}" for moment in readings(path, profile)["timestamp"]]
+    assert clocks == ["015 00:00", "015 00:05", "015 01:00", "015 23:55"]
+    assert any("header_rows: 2" in question for question in draft.questions)
+
+
+def test_a_header_of_two_lines_of_which_one_alone_names_some_columns_is_read_as_one(tmp_path: Path) -> None:
+    rows = "".join(f"2026-01-15T1{hour}:00:00Z,{hour},{hour}.5\n" for hour in range(5))
+    profile, _ = guessed(sample_file(f"time,Air,Soil\n,Temp,Moist\n{rows}", tmp_path), tmp_path)
+    assert profile.header_rows == 2
+    assert {quantity.sensor_type for quantity in profile.quantities.values()} == {"temperature", "soil_moist"}
+
+
 def test_a_loggers_serial_number_is_no_part_of_the_proposal(tmp_path: Path) -> None:
     text = LOGGER_FILES[5].content.decode()
     profile, _ = guessed(sample_file(text, tmp_path), tmp_path)

@@ -220,5 +220,15 @@ def test_long_and_hostile_text_takes_linear_time(name: str) -> None:
     assert moments(texts, name) == [None] * 5
 
 
+def test_an_hour_and_a_minute_as_one_number_need_no_leading_zeros() -> None:
+    texts = ["2026 15 0", "2026 15 5", "2026 15 100", "2026 15 1230", "2026 15 0905", "2026 15 2400", "2026 15 160"]
+    clocks = ["00:00", "00:05", "01:00", "12:30", "09:05"]
+    expected = [datetime.fromisoformat(f"2026-01-15T{clock}:00+00:00") for clock in clocks]
+    assert moments([*texts], "%Y %j %-H%M") == [*expected, None, None]
+    midnight = datetime(2026, 1, 16, tzinfo=UTC)
+    assert moments([*texts], "%Y %j %-H%M", hour_24="midnight") == [*expected, midnight, None]
+    assert moments(["202601150905", "20260115905"], "%Y%m%d%-H%M") == [expected[-1], None]
+
+
 def test_a_format_is_translated_once() -> None:
     assert time_format("%d.%m.%Y") is time_format("%d.%m.%Y")

@@ -153,6 +153,7 @@ def test_the_notation_is_the_profiles(declared: str, text: str, expected: object
     [
         ("integer", "n", "42", 42),
         ("integer", "n", "4.5", UNREADABLE),
+        ("integer", "n", "5.0", 5),
         ("integer", "p", "0.45", UNREADABLE),
         ("integer", "b", "true", UNREADABLE),
         ("number", "n", "1.5", 1.5),
@@ -202,6 +203,28 @@ def test_unreadable_values_become_reasons_and_readable_ones_do_not() -> None:
     assert outcome.accepted.rows() == [(2, None)]
     assert validate(outcome.accepted, schema_of(columns)).rejected.schema == outcome.rejected.schema
     assert not validate(outcome.accepted, schema_of(columns)).rejected.height
+
+
+def test_a_number_that_does_not_fit_its_column_is_not_called_one_of_another_type() -> None:
+    columns = [
+        Column(name="n", type="integer"),
+        Column(name="v", type="decimal(10,2)"),
+        Column(name="f", type="number"),
+    ]
+    texts = {
+        "n": ["9223372036854775808", "-9223372036854775809", "9223372036854775807", "1,5", "x"],
+        "v": ["6,123", "123456789,5", "12345678,50", "1e9", "x"],
+        "f": ["1e999", "-1e400", "1e300", "1e-999", "x"],
+    }
+    rows = pl.DataFrame({"line_number": range(5)} | texts)
+    notation = CANONICAL.model_copy(update={"numbers": NumberLayout(decimal=",")})
+    rejected = validate(cast_columns(rows, columns, notation), schema_of(columns)).rejected
+    assert dict(rejected.select("line_number", "reasons").iter_rows()) == {
+        0: ["f_out_of_range", "n_out_of_range", "v_too_many_decimals"],
+        1: ["f_out_of_range", "n_out_of_range", "v_out_of_range"],
+        3: ["f_not_a_number", "n_not_an_integer", "v_out_of_range"],
+        4: ["f_not_a_number", "n_not_an_integer", "v_not_a_decimal"],
+    }
 
 
 Numbers = st.one_of(

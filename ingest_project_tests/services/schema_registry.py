@@ -31,6 +31,7 @@ class SchemaRegistry(ServedOverHttp):
         self.requests: Counter[str] = Counter()
         # Answered instead of everything, while it is set.
         self.status = 0
+        self.answer: Answer | None = None
         self._schemas: list[dict[str, Any]] = []
         self._subjects: dict[str, list[int]] = {}
         self._http = HttpServer(self._respond)
@@ -50,6 +51,8 @@ class SchemaRegistry(ServedOverHttp):
     def _respond(self, request: Request) -> Answer:
         self.requests[f"{request.method} {request.path}"] += 1
         wanted = {"basic": f"Basic {base64.b64encode(BASIC_USER.encode()).decode()}", "bearer": f"Bearer {TOKEN}"}
+        if self.answer is not None:
+            return self.answer
         if self.status:
             return _json({"error_code": self.status, "message": "as the test wants"}, self.status)
         if self.authentication and request.headers.get("authorization") != wanted[self.authentication]:

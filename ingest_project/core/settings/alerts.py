@@ -321,11 +321,11 @@ class QuietHours(Section):
         zone = ZoneInfo(self.zone)
         local = now.astimezone(zone)
         for day in (local.date() - timedelta(days=1), local.date()):
-            # Wall-clock times: a night with a clock change is an hour shorter or longer.
-            begins = datetime.combine(day, self.start, zone)
-            ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end, zone)
-            if begins.astimezone(UTC) <= now < ends.astimezone(UTC):
-                return ends.astimezone(UTC)
+            # As the clock on the wall shows them: a night with a clock change is an hour shorter or longer.
+            begins = datetime.combine(day, self.start)
+            ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end)
+            if begins <= local.replace(tzinfo=None) < ends:
+                return ends.replace(tzinfo=zone, fold=local.fold).astimezone(UTC)
         return None
 
 

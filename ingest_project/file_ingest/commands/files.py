@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -10,6 +10,7 @@ import msgspec
 import typer
 from rich.table import Table
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
     add_row,
@@ -127,11 +128,12 @@ def list_files(
     if as_json:
         print_json(found)
         return
-    made = table("Key", "State", "Accepted", "Refused", "Changed", "Reason", numbers=["Accepted", "Refused"])
-    for record in found.files:
+    apart = _told_apart(found.files)
+    made = table("Key", *apart, "State", "Accepted", "Refused", "Changed", "Reason", numbers=["Accepted", "Refused"])
+    for record, *which in zip(found.files, *apart.values(), strict=True):
         reason = shortened(record.reason or "", MAX_SHOWN_REASON)
         values = (record.rows_accepted, record.rows_quarantined, ago(record.updated_at), reason)
-        add_row(made, record.file_key, record.state, *values)
+        add_row(made, record.file_key, *which, record.state, *values)
     show_list(made, "files", more=found.more)
 
 
@@ -157,12 +159,14 @@ def list_quarantined(
     if as_json:
         print_json(found)
         return
-    made = table("Key", "Refused", "Broken rules", "Reason")
-    for record in found.files:
+    apart = _told_apart(found.files)
+    made = table("Key", *apart, "Refused", "Broken rules", "Reason")
+    for record, *which in zip(found.files, *apart.values(), strict=True):
         reason = shortened(record.reason or "", MAX_SHOWN_REASON)
         add_row(
             made,
             record.file_key,
+            *which,
             ago(record.finished_at or record.updated_at),
             counts(record.rule_counts or {}),
             reason,
@@ -297,6 +301,31 @@ def _listed(state: FileState | None, search: str | None, limit: int) -> FileList
     """Return the newest files that match, up to the limit."""
     found = FileQueue(Runtime(load_settings().settings).engine).list(state=state, text=search, limit=limit + 1)
     return FileList(found[:limit], more=len(found) > limit)
+
+
+def _told_apart(records: Sequence[FileRecord]) -> dict[str, list[str]]:
+    """Return the columns that tell listed files apart: their datasets, and folders where a name occurs in several."""
+    columns: dict[str, list[str]] = {}
+    datasets = [record.dataset for record in records]
+    if {*datasets} - {SENSOR_READINGS}:
+        columns["Dataset"] = datasets
+    places: dict[str, set[str]] = {}
+    for record in records:
+        places.setdefault(record.event.file_name, set()).add(record.location)
+    folders = [_folder(record.location, places[record.event.file_name]) for record in records]
+    return columns | ({"Folder": folders} if any(folders) else {})
+
+
+def _folder(location: str, places: Collection[str]) -> str:
+    """Return the end of a file's folder, as much of it as no other place of a file of this name has."""
+    if len(places) == 1:
+        return ""
+    folders = [place.split("/")[:-1] for place in places]
+    own = location.split("/")[:-1]
+    for length in range(1, len(own)):
+        if sum(folder[-length:] == own[-length:] for folder in folders) == 1:
+            return "/".join(own[-length:])
+    return "/".join(own)
 
 
 def _find(files: FileQueue, key: str) -> FileRecord:

@@ -24,23 +24,6 @@ class StoredCounts(NamedTuple):
     metrics: int = 0
 
 
-class DeviceMetric(NamedTuple):
-    """Readings of one device and sensor type, of one file or of all, summarised.
-
-    Args:
-        mean: None over all files where readings are too large to be summed.
-        stddev: of the sample; None for a single reading, and over all files where readings are too large to be squared.
-    """
-
-    device_id: str
-    sensor_type: str
-    min: float
-    max: float
-    mean: float | None
-    count: int  # type: ignore[assignment]  # tuple.count is not used, and the column is named so
-    stddev: float | None
-
-
 class QuarantinedRow(NamedTuple):
     """One rejected row of a file, its text as written, and the reasons."""
 

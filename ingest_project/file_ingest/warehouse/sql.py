@@ -31,7 +31,6 @@ from ingest_project.file_ingest.tables import (
 from ingest_project.file_ingest.tables import files as files_table
 from ingest_project.file_ingest.warehouse import (
     REPLACEABLE_STATES,
-    DeviceMetric,
     QuarantinedRow,
     StoredCounts,
     VersionRow,
@@ -156,7 +155,6 @@ class DatasetTables:
 
 
 SENSOR_TABLES = DatasetTables(SENSOR_READINGS, raw_sensor_data, aggregated_metrics, READINGS, METRICS)
-device_metrics = sa.table("device_metrics", *(sa.column(name) for name in DeviceMetric._fields))
 
 
 class SqlWarehouse:
@@ -303,31 +301,6 @@ class SqlWarehouse:
         query = sa.select(*columns).where(table.c.file_key == file_key).order_by(*columns[:-5])
         with reading(self._engine) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
-
-    def metrics_of(self, file_key: str) -> tuple[DeviceMetric, ...]:
-        """Return the file's metrics by device and sensor type."""
-        return self.metrics_of_files([file_key]).get(file_key, ())
-
-    def metrics_of_files(self, file_keys: Sequence[str]) -> dict[str, tuple[DeviceMetric, ...]]:
-        """Return the metrics of many files; files without metrics are left out."""
-        table = aggregated_metrics
-        found: dict[str, list[DeviceMetric]] = {}
-        with reading(self._engine) as connection:
-            for part in in_parts(file_keys):
-                query = (
-                    sa.select(table.c.file_key, *(table.c[name] for name in DeviceMetric._fields))
-                    .where(table.c.file_key.in_(part))
-                    .order_by(table.c.file_key, table.c.device_id, table.c.sensor_type)
-                )
-                for key, *values in connection.execute(query):
-                    found.setdefault(key, []).append(DeviceMetric(*values))
-        return {key: tuple(metrics) for key, metrics in found.items()}
-
-    def device_metrics(self) -> tuple[DeviceMetric, ...]:
-        """Return the metrics merged over all files, by device and sensor type."""
-        query = sa.select(device_metrics).order_by(device_metrics.c.device_id, device_metrics.c.sensor_type)
-        with reading(self._engine) as connection:
-            return tuple(DeviceMetric(*row) for row in connection.execute(query))
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
         """Return the file's rejected rows, the first lines first."""

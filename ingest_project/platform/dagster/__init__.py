@@ -14,6 +14,7 @@ it does not.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
+  `AssetCheckResult._get_target_materialization_data`; without it, Dagster's own way to it, which takes longer.
 - `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
   `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).

@@ -25,9 +25,25 @@ from ingest_project.readers.profiles import DEFAULT_NULLS, ReaderProfile
 from ingest_project.readers.reading import read_chunks
 from ingest_project.readers.target import RESCUED, Target
 
-PARTS = ("year", "month", "day", "hour", "minute", "second")
-SHORT_PARTS = ("yr|yyyy|yy", "mon|mo|mm", "dd?|dy", "hr|hh?", "min|mn", "sec")
-PART_NAMES = {part: rf"(?i)#?(?:{part}s?|{short})" for part, short in zip(PARTS, SHORT_PARTS, strict=True)}
+# Directives of time formats, by the names of the columns that hold such a part alone.
+PART_NAMES = {
+    "%Y": r"(?i)#?(?:years?|yr|yyyy|yy)",
+    "%m": r"(?i)#?(?:months?|mon|mo|mm)",
+    "%d": r"(?i)#?(?:days?|dd?|dy)",
+    "%H": r"(?i)#?(?:hours?|hr|hh?)",
+    "%M": r"(?i)#?(?:minutes?|min|mn)",
+    "%S": r"(?i)#?(?:seconds?|sec)",
+    "%j": r"(?i)#?(?:(?:julian|year)[ _]?day|day[ _]?of[ _]?year|doy|jday|jd|ddd|days?)",
+    "%-H%M": r"(?i)#?(?:hh?:?mm|hrmn|hours?[ _/]?min(?:ute)?s?|time|clock)",
+}
+# What the columns of a time can be, the most complete first.
+PARTS_TOGETHER = tuple(
+    tuple(each.split())
+    for each in (
+        *("%Y %m %d %-H%M", "%Y %j %-H%M", "%Y %m %d %H %M %S", "%Y %m %d %H %M", "%Y %m %d %H"),
+        *("%Y %j %H %M %S", "%Y %j %H %M", "%Y %j %H", "%Y %m %d", "%Y %j"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -167,9 +183,10 @@ def _chosen_times(
     if clocked:
         best = max(clocked, key=lambda index: (_rank(columns[index].meaning), stamps[index].fit, -index))
         return ((best,), stamps[best]), (best,)
-    for indexes in (*_dates_with_clocks(columns, stamps), *_parts_of_dates(columns)):
+    together = (("", indexes) for indexes in _dates_with_clocks(columns, stamps))
+    for format_, indexes in (*together, *_parts_of_dates(columns)):
         texts = joined(columns[index].texts for index in indexes).drop_nulls()
-        guess = guess_times(texts, "time") if indexes[0] in stamps else times_in_parts(texts, len(indexes))
+        guess = times_in_parts(texts, format_) if format_ else guess_times(texts, "time")
         if guess is not None:
             return (indexes, guess), indexes
     if stamps:
@@ -192,14 +209,16 @@ def _dates_with_clocks(columns: Sequence[Column], stamps: Mapping[int, TimeGuess
             yield from ((date, clock.index) for date in stamps)
 
 
-def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[int, ...]]:
-    """Yield the columns of year, month, day and so on, if there are such."""
-    named = [
-        next((c.index for c in columns if re.fullmatch(PART_NAMES[part], c.meaning.strip())), None) for part in PARTS
-    ]
-    known = named[: named.index(None)] if None in named else named
-    if len(known) >= len(("year", "month", "day")):
-        yield tuple(index for index in known if index is not None)
+def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield formats of times in parts with the columns of these parts, where there is one of each."""
+    named = {
+        part: next((c.index for c in columns if re.fullmatch(name, c.meaning.strip())), None)
+        for part, name in PART_NAMES.items()
+    }
+    for parts in PARTS_TOGETHER:
+        indexes = tuple(index for part in parts if (index := named[part]) is not None)
+        if len({*indexes}) == len(parts):
+            yield " ".join(parts), indexes
 
 
 MAX_FIELDS = 500

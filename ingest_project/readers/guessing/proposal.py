@@ -175,7 +175,8 @@ def _write_header(draft: Draft, table: Table) -> None:
     if table.comment:
         draft.add("comment", table.comment, f"{len(table.above):,} lines above the first record begin with it")
     elif table.skip_lines:
-        draft.add("skip_lines", table.skip_lines, f"lines above line {table.skip_lines + 1}; other files may have more")
+        above = f"lines above line {table.skip_lines + 1}; other files may have more"
+        draft.add("skip_lines", table.skip_lines, above, question=table.question)
     if not table.header:
         draft.add("header", value=False, comment=table.notes["header"])
     if table.group_names:

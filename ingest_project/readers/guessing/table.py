@@ -18,6 +18,8 @@ from ingest_project.readers.layout import ReadLimits
 TYPED_SHARE = 0.8
 MAX_HEADER_ROWS = 6
 MIN_GROUPS = 2
+# Longer names are no names, and YAML takes none over 1,024 characters.
+MAX_NAME = 200
 # What data loggers write below their header besides units: time stamp, record number, and how a value was made.
 PROCESSING = frozenset({"ts", "rn", "avg", "smp", "min", "max", "tot", "std", "sample", "wvc", "unitless", "none"})
 
@@ -38,6 +40,7 @@ class Table:
         footer: rows at the end of the file that are no records.
         above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
+        question: whether a row above the header is a part of it.
     """
 
     names: list[str]
@@ -51,14 +54,17 @@ class Table:
     footer: list[Row]
     above: tuple[str, ...]
     notes: dict[str, str]
+    question: str = ""
 
     @property
     def selectors(self) -> list[str]:
-        """How a profile names each column: by its name, or by its number where that is empty or two have it."""
+        """How a profile names each column: by its name, or by its number where that is empty, long or of two."""
         matched = [matched_name(name) for name in self.names]
         plain = not self.group_names
         return [
-            _selector(name) if plain and name and matched.count(matched_name(name)) == 1 else f"#{number}"
+            _selector(name)
+            if plain and 0 < len(name) <= MAX_NAME and matched.count(matched_name(name)) == 1
+            else f"#{number}"
             for number, name in enumerate(self.names, 1)
         ]
 
@@ -121,6 +127,9 @@ def find_table(grid: Grid) -> Table:
         footer=footer,
         above=above,
         notes=_notes(header, header_rows, typed, width),
+        question=""
+        if groups or grid.widths or header is None or header_rows[0] is header
+        else "does the row above belong to the names? Then header_rows: 2 replaces one of these lines",
     )
 
 
@@ -189,7 +198,7 @@ def _is_unit(cell: str) -> bool:
 def _is_group_row(above: Row, header: Row) -> bool:
     """Return True if names repeat or are empty in the header, and the row above tells them apart."""
     named = [matched_name(cell) for cell in header.cells]
-    return sum(bool(cell) for cell in above.cells) >= MIN_GROUPS and len(set(named)) < len(named)
+    return sum(bool(cell) for cell in above.cells) >= MIN_GROUPS and (len(set(named)) < len(named) or "" in named)
 
 
 def _names(header: Row | None, width: int) -> list[str]:

@@ -69,9 +69,8 @@ class TimeGuess(NamedTuple):
     has_clock: bool
 
 
-def times_in_parts(texts: pl.Series, parts: int) -> TimeGuess | None:
-    """Guess the times of year, month, day and further parts in columns of their own, joined by spaces."""
-    chosen = " ".join(("%Y", "%m", "%d", "%H", "%M", "%S")[:parts])
+def times_in_parts(texts: pl.Series, chosen: str) -> TimeGuess | None:
+    """Guess the times of year, day and further parts in columns of their own, joined by spaces, in one format."""
     found = {chosen: _read(texts, chosen)}
     return _described(texts, [chosen], found) if found[chosen].count() >= MIN_SHARE * max(len(texts), 1) else None
 
@@ -199,7 +198,7 @@ def _described(texts: pl.Series, chosen: Sequence[str], found: dict[str, pl.Seri
         alternatives=tuple(each for each in candidates if each != first),
         why=why,
         has_offset=_share(texts.str.contains(OFFSET)),
-        has_clock=any("%H" in format_ or "%I" in format_ or format_ == "iso8601" for format_ in chosen),
+        has_clock=any(re.search("%-?[HI]|iso8601", format_) for format_ in chosen),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest_project.core.errors import (
     BrokerUnavailableError,
@@ -154,9 +155,6 @@ class _Append:
 def _without(table: pa.Table, offsets: Sequence[int]) -> pa.Table:
     if not offsets:
         return table
-    import pyarrow as pa  # heavy
-    import pyarrow.compute as pc
-
     return table.filter(pc.invert(pc.is_in(table["kafka_offset"], pa.array(offsets, pa.int64()))))
 
 

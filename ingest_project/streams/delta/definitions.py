@@ -18,6 +18,7 @@ from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform.dagster.asset_events import (
     Context,
     PartitionEvents,
+    WholeAssetResult,
     keep_connections_open,
     outputs_without_events,
     report,
@@ -292,7 +293,7 @@ def no_duplicate_offsets(parts: DeltaParts) -> dg.AssetChecksDefinition:
             query = f"SELECT {counted} FROM events WHERE {of_offsets(last)}"
             found = _counts(stream, query, "rows", "offsets") if len(last) else (0, 0)
             rows, offsets = rows + found[0], offsets + found[1]
-        return dg.AssetCheckResult(passed=rows == offsets, metadata={"rows": rows, "duplicates": rows - offsets})
+        return WholeAssetResult(passed=rows == offsets, metadata={"rows": rows, "duplicates": rows - offsets})
 
     return check
 
@@ -313,7 +314,7 @@ def event_time_plausible(parts: DeltaParts) -> dg.AssetChecksDefinition:
         arrived_recently = f"kafka_timestamp >= TIMESTAMP '{(datetime.now(UTC) - RECENT).isoformat()}'"
         query = f"SELECT {counted} FROM events WHERE {arrived_recently}"
         rows, implausible = _counts(stream, query, "rows", "implausible")
-        return dg.AssetCheckResult(
+        return WholeAssetResult(
             passed=implausible <= rows * parts.limits(services).max_implausible_share,
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"rows": rows, "implausible": implausible},

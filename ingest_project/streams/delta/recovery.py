@@ -24,6 +24,7 @@ from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
 from ingest_project.streams.delta.appending import AppendTarget, append_bisecting
 from ingest_project.streams.delta.queries import count_offsets, stored_offsets
+from ingest_project.streams.delta.rows import with_few_days
 from ingest_project.streams.delta.stream import CHUNK_MESSAGES, DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES, MAX_SHOWN
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
@@ -233,8 +234,6 @@ def _read_again(
 
 def _append(stream: DeltaStream, piece: OffsetRange, table: pa.Table) -> pa.Table:
     """Commit rows; returns those that are in the table then."""
-    from ingest_project.streams.delta.rows import with_few_days  # brings pyarrow
-
     store, app_id = stream.store, f"{stream.app_id_of(piece.topic_partition)}/recovered"
     hours, before = stream.hours_of(table), store.committed_version(app_id)
     # Before and after: killed in between, the hours are nevertheless counted again.

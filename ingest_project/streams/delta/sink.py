@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
@@ -103,8 +105,6 @@ class DeltaSink:
         return self._record(position, batch.next_offset, self.stream.hours_of(done.rows), outcome, seconds)
 
     def _append(self, batch: Batch[StreamRows], position: SinkPosition) -> Appended:
-        import pyarrow as pa  # heavy
-
         from ingest_project.streams.delta.rows import with_few_days
 
         tables = [rows.table for rows in batch.rows] or [self.stream.no_rows()]

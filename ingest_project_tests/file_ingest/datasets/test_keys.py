@@ -72,7 +72,12 @@ def test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_ta
         "other.csv": "ingested",
     }
     if unique.unique == "table":
-        assert keyed.file("again.csv").rule_counts == {"stored_key": 1}
+        again = keyed.file("again.csv")
+        assert again.rule_counts == {"stored_key": 1}
+        assert again.reason == (
+            "stored_key: The key of line 3 (station AAA, observed_at 2026-01-15 10:00:00Z) is stored already, of"
+            f" the file {keyed.file('a.csv').file_key}; keys are declared unique in the table."
+        )
         assert keyed.rows("SELECT station FROM weather WHERE station > 'CCC'") == [("EEE",)]
         # A newer version of the file that has them may have the same keys.
         keyed.send_files(weather_file(keyed, content=HEADER + GOOD + "FFF,2026-01-15T10:00:00Z,,,,,\n"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ingest_project.file_ingest.tables import aggregated_metrics
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.database import open_engine, writing
+from ingest_project_tests.file_ingest.stored_metrics import device_metrics
 from ingest_project_tests.file_ingest.warehouse.samples import metrics, readings
 from ingest_project_tests.fuzz import examples
 
@@ -36,7 +37,7 @@ def test_merged_metrics_equal_the_figures_of_all_readings(
         transaction.put_metrics(metrics(pl.concat(frames)))
     everything = [value + offset for values in files for value in values]
 
-    (merged,) = warehouse.device_metrics()
+    (merged,) = device_metrics(warehouse)
 
     assert (merged.min, merged.max, merged.count) == (min(everything), max(everything), len(everything))
     assert merged.mean == pytest.approx(statistics.fmean(everything), rel=1e-12, abs=1e-9)
@@ -62,7 +63,7 @@ def test_a_reading_beyond_all_measure_leaves_the_view_readable(
     frames = [readings(f"f{n}", [value]) for n, value in enumerate(values)]
     with warehouse.transaction() as transaction:
         transaction.put_metrics(metrics(pl.concat([*frames, readings("a", [1, 3], device="ordinary")])))
-    ordinary, extreme = sorted(warehouse.device_metrics(), key=lambda found: found.device_id != "ordinary")
+    ordinary, extreme = sorted(device_metrics(warehouse), key=lambda found: found.device_id != "ordinary")
     assert (extreme.min, extreme.max, extreme.mean, extreme.stddev) == (*values, mean, stddev)
     assert (ordinary.mean, ordinary.count) == (2.0, 2)
 
@@ -78,7 +79,7 @@ def test_each_device_and_type_is_merged_separately(warehouse: SqlWarehouse) -> N
     )
     with warehouse.transaction() as transaction:
         transaction.put_metrics(metrics(rows))
-    found = {(m.device_id, m.sensor_type): (m.count, m.mean, m.stddev) for m in warehouse.device_metrics()}
+    found = {(m.device_id, m.sensor_type): (m.count, m.mean, m.stddev) for m in device_metrics(warehouse)}
     assert found == {
         ("d1", "temperature"): (3, 3.0, 2.0),
         ("d1", "humidity"): (1, 9.0, None),

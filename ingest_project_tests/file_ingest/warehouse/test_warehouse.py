@@ -14,6 +14,7 @@ from ingest_project.file_ingest.tables import files, raw_sensor_data
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
 from ingest_project.platform.database import open_engine, reading
+from ingest_project_tests.file_ingest.stored_metrics import metrics_of
 from ingest_project_tests.file_ingest.warehouse.samples import (
     claims,
     finished,
@@ -144,13 +145,13 @@ def test_nul_characters_are_replaced_wherever_they_come(warehouse: SqlWarehouse,
 
 def test_metrics_come_back_and_a_single_reading_has_no_deviation(warehouse: SqlWarehouse) -> None:
     store(warehouse, readings("a", [1, 2, 3]), readings("a", [5], device="device-2"), readings("b", [9]))
-    found = warehouse.metrics_of("a")
+    found = metrics_of(warehouse, "a")
     assert [(m.device_id, m.min, m.max, m.mean, m.count, m.stddev) for m in found] == [
         ("device-1", 1.0, 3.0, 2.0, 3, 1.0),
         ("device-2", 5.0, 5.0, 5.0, 1, None),
     ]
-    assert set(warehouse.metrics_of_files(["a", "b", "c"])) == {"a", "b"}
-    assert warehouse.metrics_of("c") == ()
+    assert metrics_of(warehouse, "b")
+    assert metrics_of(warehouse, "c") == ()
 
 
 def test_the_first_file_stands_for_a_content_and_stays_so_when_it_comes_again(warehouse: SqlWarehouse) -> None:

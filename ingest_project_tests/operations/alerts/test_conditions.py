@@ -388,6 +388,15 @@ def test_rules_and_owners_come_from_the_yaml_file_as_well(tmp_path: Path) -> Non
     assert "slack" not in repr(alerts.urls)
 
 
+def test_quiet_hours_that_a_clock_change_cuts_or_repeats_are_those_on_the_wall() -> None:
+    cut, twice = (QuietHours.model_validate(f"{hours} Europe/Oslo") for hours in ("02:30-03:30", "02:15-02:45"))
+    spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
+    assert cut.end_of(spring + timedelta(minutes=75)) == spring + timedelta(minutes=90)
+    for minutes, end in ((10, None), (20, 45), (50, None), (80, 105), (106, None)):
+        expected = autumn + timedelta(minutes=end) if end else None
+        assert twice.end_of(autumn + timedelta(minutes=minutes)) == expected, minutes
+
+
 def test_quiet_hours_follow_the_clock_of_their_zone() -> None:
     night = QuietHours.model_validate("22:00-06:00 Europe/Oslo")
     summer, winter = datetime(2026, 7, 1, 20, 0, tzinfo=UTC), datetime(2026, 1, 1, 21, 0, tzinfo=UTC)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from ingest_project.platform.dagster import asset_events
 from ingest_project.platform.dagster import instance as dagster_parts
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, report
+from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report
 from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.dagster.instance import BulkEventLogStorage
 from ingest_project_tests.fuzz import examples
@@ -223,6 +223,47 @@ def test_a_check_result_is_what_dagster_would_have_written(
     bulk_storage(dagster_instance).store_check_results(events)
     for text, event in zip(stored(dagster_instance, "ASSET_CHECK_EVALUATION"), events, strict=True):
         assert in_order_of_labels(text) == serialize_value(event)
+
+
+HOURS = dg.HourlyPartitionsDefinition(start_date=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@dg.asset(partitions_def=HOURS)
+def hourly() -> None:
+    """Have a partition for each hour."""
+
+
+@dg.asset_check(asset=hourly)
+def plain_holds() -> dg.AssetCheckResult:
+    """Return a result of Dagster's own kind."""
+    return dg.AssetCheckResult(passed=False, metadata={"n": 1})
+
+
+@dg.asset_check(asset=hourly)
+def whole_holds() -> dg.AssetCheckResult:
+    """Return the same of ours."""
+    return WholeAssetResult(passed=False, metadata={"n": 1})
+
+
+@pytest.mark.parametrize("materialized", [True, False])
+def test_a_check_of_a_whole_asset_is_of_its_newest_materialisation_and_lists_no_partition(
+    dagster_instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, *, materialized: bool
+) -> None:
+    if materialized:
+        for hour in ("2026-01-15-11:00", "2026-01-15-10:00"):
+            dg.materialize([hourly], instance=dagster_instance, partition_key=hour)
+    assets = [hourly, plain_holds, whole_holds]
+
+    def evaluated(check: dg.AssetChecksDefinition) -> AssetCheckEvaluation:
+        selection = dg.AssetSelection.checks(check)
+        result = dg.materialize(assets, instance=dagster_instance, selection=selection)
+        return result.get_asset_check_evaluations()[0]
+
+    plain = evaluated(plain_holds)
+    monkeypatch.setattr(dg.TimeWindowPartitionsDefinition, "get_partition_keys", None)
+    whole = evaluated(whole_holds)
+    assert (whole.target_materialization_data, whole.metadata) == (plain.target_materialization_data, plain.metadata)
+    assert (whole.target_materialization_data is not None) is materialized
 
 
 def in_order_of_labels(text: str) -> str:

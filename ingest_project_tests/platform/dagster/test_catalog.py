@@ -68,16 +68,17 @@ def ingested(system: System, *names: str) -> list[str]:
     return [system.file(name).file_key for name in names]
 
 
-@pytest.mark.parametrize("shape", [pl.DataFrame, pl.LazyFrame, pd.DataFrame, pa.Table, Any])
-def test_the_rows_of_one_partition_come_in_the_shape_that_the_annotation_names(system: System, shape: Any) -> None:  # noqa: ANN401
+def test_the_rows_of_one_partition_come_in_the_shape_that_the_annotation_names(system: System) -> None:
     key, _ = ingested(system, "a.csv", "b.csv")
-    rows = loaded(system, VALIDATED_SENSOR_DATA, shape, files_partitions, partition_key=key)
-    assert isinstance(rows, pd.DataFrame if shape is Any else shape)
-    frame = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
-    frame = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(frame)
-    assert frame["device_id"].to_list() == ["a.csv", "a.csv"]
-    assert frame["value"].to_list() == [20.0, 21.0]
-    assert frame["timestamp"].dtype.time_zone == "UTC"  # type: ignore[attr-defined]
+    shapes: list[Any] = [pl.DataFrame, pl.LazyFrame, pd.DataFrame, pa.Table, Any]
+    for shape in shapes:
+        rows = loaded(system, VALIDATED_SENSOR_DATA, shape, files_partitions, partition_key=key)
+        assert isinstance(rows, pd.DataFrame if shape is Any else shape)
+        frame = rows.collect() if isinstance(rows, pl.LazyFrame) else rows
+        frame = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(frame)
+        assert frame["device_id"].to_list() == ["a.csv", "a.csv"]
+        assert frame["value"].to_list() == [20.0, 21.0]
+        assert frame["timestamp"].dtype.time_zone == "UTC"  # type: ignore[attr-defined]
 
 
 def test_several_partitions_and_all_of_them_can_be_loaded(system: System) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.sink import identify
+
+# The row that a message becomes, and its kind.
+CrmRow = tuple[CrmKind, dict[str, Any]]
 
 
 def opportunity(
@@ -52,10 +56,18 @@ def encoded(message: dict[str, Any], **numbers: str) -> bytes:
     return marked.encode()
 
 
-def row_of(raw: bytes | None) -> tuple[CrmKind, dict[str, Any]] | str:
+def row_of(raw: bytes | None) -> CrmRow | str:
     """Return the row that a message becomes and its kind, or the reason why it becomes none."""
-    found = identify([ConsumerRecord("sales_events", 0, 0, None, None, raw, ())], "g")
-    if found.unidentified:
-        return found.unidentified[0].reason
-    ((kind, row),) = [(kind, row) for kind in CrmKind for row in found.frame(kind).to_dicts()]
-    return kind, row
+    (found,) = rows_of([raw])
+    return found
+
+
+def rows_of(raws: Sequence[bytes | None]) -> list[CrmRow | str]:
+    """Return what each message of one batch becomes, see `row_of`; its offset is its place among them."""
+    found = identify(
+        [ConsumerRecord("sales_events", 0, place, None, None, raw, ()) for place, raw in enumerate(raws)], "g"
+    )
+    outcomes: dict[int, CrmRow | str]
+    outcomes = {one.position.offset: one.reason for one in found.unidentified}
+    outcomes |= {row["kafka_offset"]: (kind, row) for kind in CrmKind for row in found.frame(kind).to_dicts()}
+    return [outcomes[place] for place in range(len(raws))]

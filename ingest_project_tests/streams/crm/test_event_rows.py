@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from ingest_project.contracts import MAX_MESSAGE_BYTES
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.crm.sink import identify
 from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams import hostile
-from ingest_project_tests.streams.crm.messages import encoded, opportunity, project, row_of
+from ingest_project_tests.streams.crm.messages import encoded, opportunity, project, row_of, rows_of
 
 
 def without(message: dict[str, Any], name: str) -> dict[str, Any]:
@@ -35,10 +33,6 @@ def decoded(raw: bytes) -> tuple[CrmKind, dict[str, Any]]:
     return found
 
 
-def record(raw: bytes, offset: int) -> ConsumerRecord:
-    return ConsumerRecord("sales_events", 0, offset, None, None, raw, ())
-
-
 @settings(deadline=None, max_examples=examples(300))
 @given(
     messages=st.lists(
@@ -49,14 +43,8 @@ def record(raw: bytes, offset: int) -> ConsumerRecord:
 )
 def test_what_becomes_of_a_message_does_not_depend_on_those_around_it(messages: list[bytes]) -> None:
     alone = [row_of(raw) for raw in messages]
-    together = identify([record(raw, offset) for offset, raw in enumerate(messages)], "g")
-    reasons = {one.position.offset: one.reason for one in together.unidentified}
-    rows = {row["kafka_offset"]: (kind, row) for kind in CrmKind for row in together.frame(kind).to_dicts()}
-    for offset, one in enumerate(alone):
-        if isinstance(one, str):
-            assert reasons[offset] == one
-        else:
-            assert rows[offset] == (one[0], one[1] | {"kafka_offset": offset})
+    for offset, (one, among_others) in enumerate(zip(alone, rows_of(messages), strict=True)):
+        assert among_others == (one if isinstance(one, str) else (one[0], one[1] | {"kafka_offset": offset}))
 
 
 def test_the_contracts_examples_are_accepted_unchanged() -> None:

@@ -196,13 +196,16 @@ def test_many_rows_are_stored_as_a_few_are_however_their_json_is_laid_out(engine
         .replace(b"50000", b"%d.5" % number)
         for number in range(600)
     ]
-    events = [placed(raw, offset) for offset, raw in enumerate(raws)]
-    assert store(engine, *events) == 600
+    messages = [ConsumerRecord("sales_events", 0, offset, None, None, raw, ()) for offset, raw in enumerate(raws)]
+    frame = identify(messages, "g").frame(CrmKind.OPPORTUNITY)
+    with writing(engine) as connection:
+        assert upsert(connection, CrmKind.OPPORTUNITY, frame, NOW) == 600
     together = rows(engine)
     with writing(engine) as connection:
         connection.execute(sa.delete(opportunities))
     for first in range(0, 600, 100):
-        store(engine, *events[first : first + 100])
+        with writing(engine) as connection:
+            upsert(connection, CrmKind.OPPORTUNITY, frame[first : first + 100], NOW)
     assert rows(engine) == together
     assert together[7]["meta_data"]["notes"] == 'a\\b\n\t"c\\.'
     assert (together[7]["name"], together[7]["other_fields"]) == ("deal\t7\\N", {"region": "\\."})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -21,6 +23,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.registry import forget_registries, registry_of
+from ingest_project_tests.services.http_exchange import Answer
 from ingest_project_tests.services.schema_registry import BASIC_USER, TOKEN, SchemaRegistry
 from ingest_project_tests.streams.declared import messages
 from ingest_project_tests.streams.declared.messages import TOPIC, framed, received
@@ -149,9 +152,9 @@ def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: Sch
     bad = {
         b'"amount": "9999999999.99"': None,
         b'"amount": 1e2': None,
-        b'"amount": 0.001': "amount_not_a_decimal",
+        b'"amount": 0.001': "amount_too_many_decimals",
         b'"amount": -1': "amount_out_of_range",
-        b'"amount": 1e999999999': "amount_not_a_decimal",
+        b'"amount": 1e999999999': "amount_out_of_range",
         b'"amount": "NaN"': "amount_not_a_decimal",
         b'"amount": null': "amount_missing",
         b'"amount": true': "amount_not_a_decimal",
@@ -172,8 +175,10 @@ def test_json_keeps_the_digits_of_decimals_and_refuses_other_types(registry: Sch
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("quantity", 2**63, "quantity_not_an_integer"),
-        ("quantity", 1.5, "$.quantity"),
+        ("quantity", 2**63, "quantity_out_of_range"),
+        ("quantity", 1.5, "quantity_not_an_integer"),
+        ("quantity", 2.0**53, "quantity_not_an_integer"),
+        ("quantity", 5.0, None),
         ("quantity", "many", "$.quantity must be a whole number, is text"),
         ("weight", 2**53 + 1, None),
         ("placed_at", "2026-02-30T00:00:00Z", "placed_at_not_a_timestamp"),
@@ -314,7 +319,7 @@ def test_protobuf_needs_no_generated_classes(registry: SchemaRegistry) -> None:
         "rescued_data": None,
     }
     assert (rows[1]["weight"], rows[1]["quantity"], rows[1]["status"]) == (None, 0, "OPEN")
-    assert "quantity_not_an_integer" in refused[2]
+    assert "quantity_out_of_range" in refused[2]
     assert "status is 9" in refused[3]
     assert "Not of its Protobuf schema" in refused[4]
     assert "fields that Order does not have" in refused[5]
@@ -338,6 +343,54 @@ def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> Non
     assert "order_id" in refused[2]
     assert "Not JSON" in refused[3]
     assert "names no schema" in refused[4]
+
+
+def test_a_json_schema_that_cannot_be_applied_blames_its_messages_alone(registry: SchemaRegistry) -> None:
+    address = {"type": "object", "required": ["city"]}
+    registry.register("address", address, "JSON")
+    refers = {"properties": {"a": {"$ref": "address.json"}}, "additionalProperties": False}
+    references = [{"name": "address.json", "subject": "address", "version": 1}]
+    number = registry.register("order", refers, "JSON", references)
+    broken: list[object] = [
+        {"$ref": "#/nothing"},
+        {"$ref": f"{registry.url}/never-fetched.json"},
+        {"properties": {"a": {"minimum": "a"}}},
+        {"properties": {"a": {"type": "strng"}}},
+        {"$ref": "#"},
+        "nonsense",
+    ]
+    numbers = [registry.register(f"broken-{at}", schema, "JSON") for at, schema in enumerate(broken)]
+    raw = [b'{"a": {"city": "x"}}', b'{"a": {}}', b'{"b": 1}', b'{"a": {"city": 1e400}}', b'{"a": {"city": "\\ud800"}}']
+    payloads = [framed(number, one) for one in raw] + [framed(one, b'{"a": 1}') for one in numbers]
+    made = contract("json_schema", settings_of(registry), columns=[{"name": "a", "type": "json"}])
+    rows, refused = decoded(made, *received(*payloads))
+    assert [row["a"] for row in rows] == ['{"city": "x"}']
+    assert "$.a 'city' is a required property" in refused[1]
+    assert "'b' was unexpected" in refused[2]
+    assert "too large to be read" in refused[3]
+    assert "half of a surrogate pair" in refused[4]
+    assert all("cannot be used" in refused[at] or "nested too deeply" in refused[at] for at in range(5, 11))
+    assert registry.requests["GET /never-fetched.json"] == 0
+
+
+def test_ids_and_frames_that_cannot_be_are_refused_at_once(registry: SchemaRegistry) -> None:
+    odd = [struct.pack(">bi", 0, -1) + b"x", b"\0\0\0\0\1" + b"\xff" * 900_000, b"\0\0"]
+    rows, refused = decoded(contract("protobuf", settings_of(registry)), *received(*odd))
+    assert (rows, len(refused), sum(registry.requests.values())) == ([], 3, 0)
+    assert "which has 31 bits" in refused[0] or "too few bytes" in refused[0]
+    assert "too few bytes" in refused[1]
+
+
+def test_protobuf_of_the_second_version_must_have_its_required_fields(registry: SchemaRegistry) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="p.proto", package="p", syntax="proto2")
+    message = file.message_type.add(name="P")
+    message.field.add(name="a", number=1, type=FIELD.TYPE_STRING, label=FIELD.LABEL_REQUIRED)
+    message.field.add(name="b", number=2, type=FIELD.TYPE_INT32, label=FIELD.LABEL_OPTIONAL)
+    number = registry.register("p", base64.b64encode(file.SerializeToString()).decode(), "PROTOBUF")
+    made = contract("protobuf", settings_of(registry), columns=[{"name": "a", "type": "text"}])
+    rows, refused = decoded(made, *received(framed(number, b"\0\x0a\x01x"), framed(number, b"\0\x10\x05")))
+    assert [row["a"] for row in rows] == ["x"]
+    assert "it lacks a" in refused[1]
 
 
 AVRO_PAYLOAD = messages.encoded_avro(AVRO, RECORD)
@@ -402,6 +455,10 @@ def test_a_decimal_beyond_its_precision_is_not_rounded(registry: SchemaRegistry)
     made = contract("avro", settings_of(registry), columns=[{"name": "amount", "type": "decimal(12,2)"}])
     rows, _ = decoded(made, *received(payload))
     assert rows[0]["amount"] == Decimal("12345.67")
+    whole = {"name": "amount", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9}}
+    payload = framed(registry.register("w", {**schema, "fields": [whole]}), b"\x02\x05")
+    made = contract("avro", settings_of(registry), columns=[{"name": "amount", "type": "integer"}])
+    assert decoded(made, *received(payload))[0][0]["amount"] == 5
 
 
 def test_schemas_that_refer_to_others_and_ids_in_headers_are_read(registry: SchemaRegistry) -> None:
@@ -428,6 +485,10 @@ def test_a_registry_that_is_away_or_refuses_blames_no_message(registry: SchemaRe
         with pytest.raises(TransientError, match=f"HTTP status code {status}"):
             made.rows_of(found)
     registry.status = 0
+    registry.answer = Answer(404, {"Content-Type": "text/html"}, b"<h1>default backend</h1>")
+    with pytest.raises(TransientError, match="HTTP status code 404"):
+        made.rows_of(found)
+    registry.answer = None
     assert decoded(made, *found)[0] == [ROW]
     with SchemaRegistry() as gone:
         away = settings_of(gone)
