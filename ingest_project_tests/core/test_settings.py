@@ -98,6 +98,22 @@ def test_a_misspelt_name_in_a_dotenv_file_is_an_error_all_the_same(tmp_path: Pat
         load_settings({}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["KAFKA_SESSION_TIMEOUT_MS", "KAFKA_MAX_POLL_RECORDS", "ONELAKE_WORKSPACE_ID", "ENABLE_AUTOCOMMIT", "MAX_RETRY"],
+)
+def test_a_client_setting_of_another_service_is_named_and_stops_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".env").write_text(f"{name}=anything\n")
+    assert load_settings({}, tmp_path).ignored == (name,)
+    assert load_settings({name: "anything"}, tmp_path).ignored == (name,)
+
+
+@pytest.mark.parametrize("name", ["ONELAKE_CLAIMS_PTH", "ONELAKE_CLAIMS_PATHS"])
+def test_a_misspelt_destination_of_a_domain_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} in environment. Did you mean ONELAKE_"):
+        load_settings({name: "abfss://here"}, tmp_path)
+
+
 def test_the_other_name_of_the_environment_is_honoured(tmp_path: Path) -> None:
     assert load_settings({"APP_ENV": "staging"}, tmp_path).settings.environment == "staging"
 

@@ -95,6 +95,11 @@ OF_A_BROKER = re.compile(
 SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 SERVICE_ADDRESS = ("tcp://", "udp://")
 SIMILAR_ENOUGH = 0.86
+# Clients of Kafka and OneLake in other services have settings of their own: only what is nearly ours is taken for ours.
+SHARED_PREFIXES = ("KAFKA_", "ONELAKE_")
+SIMILAR_TO_OURS = 0.76
+# Of any other program's variables, such a one may be meant for us: it is named, and stops nothing.
+SIMILAR_TO_NAME = 0.8
 LEAST_SIMILAR = 0.5
 
 
@@ -259,7 +264,7 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
     _require_two_databases(settings)
     settings = settings.model_copy(update={"declarations": folder / settings.declarations})
     given = {**dotenv.env_vars, **environ}
-    return LoadedSettings(settings, origins, tuple(name for name in IGNORED_NAMES if given.get(name)))
+    return LoadedSettings(settings, origins, _ignored({name: value for name, value in given.items() if value}))
 
 
 @cache
@@ -332,7 +337,10 @@ class _Variables(_Layer, EnvSettingsSource):
             if name in _known_variables() or _is_foreign(name, self.env_vars[name] or "", nearest):
                 continue
             # A shell's environment is full of other programs' names, and a .env file is often shared with them.
-            if name.startswith(OWN_PREFIXES):
+            if name.startswith(SHARED_PREFIXES):
+                if guess := _family_of_misspelt(name) or _nearest(name, SIMILAR_TO_OURS):
+                    yield _unknown(name, self.origin, guess)
+            elif name.startswith(OWN_PREFIXES):
                 yield _unknown(name, self.origin, _nearest(name, LEAST_SIMILAR))
             elif nearest and len(name) > len("ENVIRON"):
                 yield _unknown(name, self.origin, nearest)
@@ -404,6 +412,19 @@ def _flatten(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") 
     return flat
 
 
+def _ignored(given: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names that have no meaning here and look as if somebody thought that they had one."""
+    others = sorted(
+        name
+        for name, value in given.items()
+        if name not in IGNORED_NAMES and name not in _known_variables() and not _is_foreign(name, value, None)
+    )
+    return (
+        *(name for name in IGNORED_NAMES if name in given),
+        *(name for name in others if name.startswith(SHARED_PREFIXES) or _resembles_one(name)),
+    )
+
+
 def _unknown(name: str, origin: Origin, guess: str | None) -> str:
     hint = f"Did you mean {guess}?" if guess else "`ingest config` lists every setting."
     return f"Unknown setting {name} in {origin}. {hint}"
@@ -453,6 +474,23 @@ def _content(name: str, path: Path) -> str:
         return file_text(path)
     except ValueError as error:
         raise SettingsError(f"{name} names a file that cannot be used: {error}") from None
+
+
+def _family_of_misspelt(name: str) -> str | None:
+    """Return the family of variables whose ending this name misspells."""
+    for family in _families():
+        ending = name.rpartition("_")[2]
+        alike = difflib.SequenceMatcher(None, family.suffix.removeprefix("_"), ending).ratio()
+        if name.startswith(family.prefix) and alike >= SIMILAR_TO_OURS:
+            return str(family)
+    return None
+
+
+@cache
+def _resembles_one(name: str) -> bool:
+    """Test whether a name is nearly one of ours or of a service that this project replaces."""
+    known = {one for one in _known_variables() if not one.startswith(OWN_PREFIXES)}
+    return bool(difflib.get_close_matches(name, [*known, *IGNORED_NAMES], n=1, cutoff=SIMILAR_TO_NAME))
 
 
 # A process reads its settings more than once, and the other programs' names in its environment stay what they are.
