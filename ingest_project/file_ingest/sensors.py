@@ -14,6 +14,7 @@ import dagster as dg
 from msgspec.structs import replace as replaced
 
 from ingest_project.contracts.files import (
+    SENSOR_READINGS,
     FileEvent,
     decode_file_event,
     file_key,
@@ -75,29 +76,52 @@ def file_events_sensor(
 
 
 def file_events(services: FileIngestResources, topic: str, datasets: Collection[str]) -> Intake[Announcement]:
-    """Return how one tick consumes a topic of file events; it enters the files of these datasets only."""
+    """Return how one tick consumes a topic of file events.
+
+    Args:
+        services: where files, sources and declarations are.
+        topic: of the events.
+        datasets: whose files are entered. Without the shipped one among them, a message that is not of them, or not
+            readable, is left to others: it is no dead letter.
+    """
     settings = services.settings.file_ingest
     # Querying a source is slow, and if one event is rejected the others are stored again.
     versions: dict[KafkaPosition, Sequence[FileEvent]] = {}
 
-    def announced(event: FileEvent) -> Announced:
+    # Datasets of another Dagster project are consumed beside those who take every other message.
+    takes_all = SENSOR_READINGS in datasets
+
+    def announced(event: FileEvent) -> list[Announced]:
+        if not (takes_all or _belongs_to(datasets, event, services)):
+            return []
         dataset = services.datasets.require_accepted(event)
         source = source_of(event, services)
         source.require_allowed(event.file_path)
-        return Announced(event, source, dataset.name, dataset.profile_of(event.metadata, settings.default_profile))
+        profile = dataset.profile_of(event.metadata, settings.default_profile)
+        return [Announced(event, source, dataset.name, profile)]
 
     def decode(raw: bytes | None) -> Announcement:
         try:
-            return Announcement([announced(decode_file_event(raw))])
-        except UnreadableMessageError:
+            event = decode_file_event(raw)
+        except UnreadableMessageError as error:
+            return decode_notification(raw, error)
+        return Announcement(announced(event))
+
+    def decode_notification(raw: bytes | None, error: UnreadableMessageError) -> Announcement:
+        try:
             notification = decode_storage_notification(raw)
             if notification is None:
+                raise error
+        except UnreadableMessageError:
+            if takes_all:
                 raise
-        return announcement_of(notification, services.source_context, announced)
+            return Announcement([])
+        known = notification if takes_all else StorageNotification(notification.files)
+        return announcement_of(known, services.source_context, announced)
 
     def arrivals(arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
         services.files.count_ignored((one.intake, one.message.ignored) for one in arrived if one.message.ignored)
-        files = {one.intake: [file for file in one.message.files if file.dataset in datasets] for one in arrived}
+        files = {one.intake: one.message.files for one in arrived}
         unresolved = [intake for intake in files if intake not in versions]
         resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
         versions.update((intake, [next(resolved) for _ in files[intake]]) for intake in unresolved)
@@ -137,15 +161,23 @@ class Announcement(NamedTuple):
         return self.files[0].trace_id if self.files else None
 
 
+def _belongs_to(datasets: Collection[str], event: FileEvent, services: FileIngestResources) -> bool:
+    try:
+        return services.datasets.dataset_of(event.metadata, event.job_id, event.file_path).name in datasets
+    except UnreadableMessageError:
+        return False
+
+
 def announcement_of(
-    notification: StorageNotification, context: SourceContext, announced: Callable[[FileEvent], Announced]
+    notification: StorageNotification, context: SourceContext, announced: Callable[[FileEvent], Sequence[Announced]]
 ) -> Announcement:
     """Return the files of a notification, each with the source that the settings have for it.
 
     Args:
         notification: of a store.
         context: settings of the sources.
-        announced: returns a file with its dataset; what it raises rejects that file alone.
+        announced: returns a file with its dataset, or nothing for one that is left to others; what it raises rejects
+            that file alone.
 
     Raises:
         IngestError: all of its objects are rejected, and no record is ignored.
@@ -161,7 +193,7 @@ def announcement_of(
     alone = len(reasons) + len(notification.files) == 1
     for event in notification.files:
         try:
-            files.append(announced(with_source(event, context)))
+            files += announced(with_source(event, context))
         except Exception as error:
             if not is_item_fault(error) or (alone and not ignored):
                 raise

@@ -237,7 +237,7 @@ def test_a_notification_whose_files_are_all_rejected_still_has_its_ignored_recor
     ignored = Counter({("Microsoft.Storage.BlobCreated", Ignored.INCOMPLETE_WRITE): 2})
     rejected = StorageNotification(rejected=["record 1: url is missing"], ignored=ignored)
 
-    def not_asked(_: FileEvent) -> Announced:
+    def not_asked(_: FileEvent) -> list[Announced]:
         raise AssertionError
 
     found = announcement_of(rejected, SourceContext(Settings()), not_asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,13 @@ from dagster.components.scaffold.scaffold import NoParams
 from jsonschema import Draft202012Validator
 
 import ingest_project
+from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.errors import UnreadableMessageError
+from ingest_project.core.settings import load_settings
+from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.file_ingest.sensors import Announcement, file_events
 from ingest_project.operations import components
-from ingest_project.readers.datasets import DatasetDeclaration, read_declaration
+from ingest_project.readers.datasets import DatasetDeclaration, Declarations, read_declaration
 from ingest_project_tests.file_ingest.datasets.system import WEATHER
 
 
@@ -56,6 +62,33 @@ def test_in_another_project_it_brings_all_that_a_dataset_needs() -> None:
     assert {"weather_batch", "other_batch"} <= {job.name for job in repository.get_all_jobs()}
     assert len(repository.sensor_defs) == 4
     assert {"weather", "other"} <= {*components._services().datasets}
+
+
+def test_beside_other_projects_it_takes_its_own_files_and_refuses_only_those(tmp_path: Path) -> None:
+    folder = tmp_path / "weather"
+    folder.mkdir()
+    (folder / "a.csv").touch()
+    services = FileIngestResources(load_settings({"INGEST_LOCAL_ROOTS": str(folder)}, tmp_path).settings)
+    services.datasets = Declarations([DatasetDeclaration.model_validate({"name": "weather", **WEATHER})])
+
+    def decode(own: str, message: object) -> Announcement:
+        raw = message if isinstance(message, bytes) else json.dumps(message).encode()
+        return file_events(services, "file-event-queue", {own}).topic.decode(raw)
+
+    def event(path: Path, **metadata: str) -> dict[str, object]:
+        config = {"source_type": "local", "path": str(path.parent)}
+        return {"file_path": str(path), "file_name": path.name, "source_config": config, "metadata": metadata}
+
+    (found,) = decode("weather", event(folder / "a.csv")).files
+    assert found.dataset == "weather"
+    with pytest.raises(UnreadableMessageError, match="of the dataset weather, not 'kv'"):
+        decode("weather", event(folder / "a.kv"))
+    deleted = {"Records": [{"eventName": "ObjectRemoved:Delete", "s3": {}}, {"eventName": "ObjectCreated:Put"}]}
+    for foreign in (event(tmp_path / "b.kv"), event(folder / "a.csv", dataset="orders"), b"{", deleted):
+        assert decode("weather", foreign) == Announcement([])
+    for refused in (event(tmp_path / "b.kv"), event(folder / "a.csv", dataset="orders"), b"{"):
+        with pytest.raises(UnreadableMessageError):
+            decode(SENSOR_READINGS, refused)
 
 
 def test_what_dg_checks_by_lists_the_names_there_are() -> None:
