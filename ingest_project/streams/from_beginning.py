@@ -57,7 +57,8 @@ def _move_back(services: DeclaredStreamResources, positions: StreamPositions) ->
         return {}
     for partition, one in positions.begin(backlog, datetime.now(UTC)).items():
         start = backlog.log_starts[partition]
-        positions.restart(one, min(start, one.first_offset), start)
+        # Counts go with the offsets: messages that are stored again are counted again.
+        positions.restart(one, start, start, {})
     return {partition: end - backlog.log_starts[partition] for partition, end in sorted(backlog.ends.items())}
 
 

@@ -243,9 +243,16 @@ class StreamPositions:
             known = self.current()
         return {partition: known[partition] for partition in sorted(backlog.ends)}
 
-    def restart(self, position: SinkPosition, first: int, next_offset: int) -> None:
-        """Move the beginning of a partition back, and its position to `next_offset`."""
-        values = {"first_offset": first, "next_offset": next_offset}
+    def restart(self, position: SinkPosition, first: int, next_offset: int, outcome: Mapping[str, int]) -> None:
+        """Move the beginning of a partition back, and its position to `next_offset`.
+
+        Args:
+            position: of the partition.
+            first: the offset where reading begins.
+            next_offset: the offset of the next message to store.
+            outcome: number of messages between the two by outcome.
+        """
+        values = {"first_offset": first, "next_offset": next_offset, "outcome": outcome}
         with writing(self._engine) as connection:
             connection.execute(sa.update(sink_positions).where(_is(position)).values(values))
 

@@ -101,8 +101,9 @@ def read_again_from_beginning(stream: DeltaStream) -> dict[int, int]:
                 with writing(stream.services.engine) as connection:
                     count_changes(connection, stream.name, hours, datetime.now(UTC))
                     add_spans(connection, stream.name, piece, hours)
-            next_offset = one.next_offset if reached is not None else start
-            positions.restart(one, min(start, one.first_offset), next_offset)
+            # What is replaced was counted when it was stored first.
+            next_offset, outcome = (start, {}) if reached is None else (one.next_offset, one.outcome)
+            positions.restart(one, min(start, one.first_offset), next_offset, outcome)
             found[partition] = backlog.ends[partition] - start
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -337,6 +338,9 @@ def test_from_the_beginning_nothing_is_doubled_and_the_sensor_is_stopped_meanwhi
     crm.positions.release(crm.positions.all(), run.run_id)
     crm.drive()
     assert [crm.rows(table) for table in TABLES] == before
+    assert crm.check("no_duplicate_offsets").passed
+    counted = sum((Counter(one.outcome) for one in crm.positions.all()), Counter[str]())
+    assert (counted["unidentified"], counted["opportunity_messages"], counted["project_messages"]) == (1, 2, 1)
     with pytest.raises(PermanentError, match="did you mean crm"):
         read_from_beginning(services, "crn")
     close(services)  # type: ignore[arg-type]
