@@ -334,11 +334,11 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
     def _as_new(self, now: datetime) -> dict[str, Any]:
         """Return the changes that reset a finished file to a new arrival.
 
-        The announced version and the landed bytes are cleared: a corrected source has another version, which is now
-        ingested under the known key, as the newest version of its location. An upload keeps the etag that names its
-        bytes.
+        The announced version is cleared: a corrected source has another one, which is now ingested under the known key,
+        as the newest version of its location. If the source no longer has the file, the landed bytes are read. An
+        upload keeps the etag that names its bytes.
         """
-        forgotten: dict[str, Any] = dict.fromkeys(("size_bytes", "modified_at", "sha256", "landed_bytes"))
+        forgotten: dict[str, Any] = dict.fromkeys(("size_bytes", "modified_at"))
         forgotten["etag"] = sa.case((files.c.corrects.is_not(None), files.c.etag), else_=None)
         return {**super()._as_new(now), **forgotten, "version_at": now, "announced_at": now, "pinned": False}
 

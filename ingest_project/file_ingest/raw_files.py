@@ -59,7 +59,9 @@ def land(record: FileRecord, services: FileIngestResources) -> LandedFile:
         return _copy(record, services)
     except (SourceNotFoundError, SourceUnreachableError, SourceChangedError, VersionSupersededError) as error:
         landed = _landed_before(record, services.landing)
-        if landed is None:
+        # Of a file that names no version the present one is wanted: its source may have been corrected.
+        may_have_another = isinstance(error, SourceUnreachableError) and not record.pinned
+        if landed is None or may_have_another:
             raise
         logger.warning("source_gone", partition_key=record.file_key, reason=str(error), landed=landed.path)
         return LandedFile(record, landed)

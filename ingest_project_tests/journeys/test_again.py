@@ -175,6 +175,23 @@ def test_a_released_file_is_ingested_as_its_source_is_now(system: System) -> Non
     assert system.checks() == {refused.file_key: "SUCCEEDED"}
 
 
+def test_a_released_file_whose_source_is_gone_is_read_from_the_landed_bytes(system: System) -> None:
+    stored, refused = system.write("a.csv", readings(3)), system.write("b.csv", "timestamp,value\n1,2\n")
+    system.send_files(stored, refused)
+    system.drive()
+    before = [system.file(path.name) for path in (stored, refused)]
+    for path in (stored, refused):
+        path.unlink()
+    assert system.services.files.reopen([one.file_key for one in before], datetime.now(UTC))
+    system.drive()
+    after = [system.file(path.name) for path in (stored, refused)]
+    assert [(one.state, one.sha256, one.landed_bytes) for one in after] == [
+        (one.state, one.sha256, one.landed_bytes) for one in before
+    ]
+    assert [one.state for one in after] == [FileState.INGESTED, FileState.QUARANTINED]
+    assert "missing_column:" in str(after[1].reason), "for what it holds, not for what is gone"
+
+
 def landed_at(system: System, name: str) -> Path:
     """Where the bytes of a file are in the landing store."""
     landed = system.services.landing.find(system.file(name).sha256 or "")
