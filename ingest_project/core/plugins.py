@@ -132,7 +132,7 @@ def _load_problem(point: EntryPoint, requires: str) -> str:
     """Return why a part cannot be used, once per process; empty if it can."""
     try:
         part = _loaded(point)
-    except Exception as error:  # noqa: BLE001 - another package may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - another package may raise anything while it is imported
         problem = f"{point.value} cannot be imported: {type(error).__name__}: {str(error)[:300]}"
     else:
         is_plain = requires == CALLABLE or not isinstance(part, type)

@@ -52,6 +52,7 @@ def test_a_part_of_another_package_is_found_and_loaded_when_it_is_used(install: 
     ("code", "entry", "problem"),
     [
         ("raise RuntimeError('no licence')", "rec = own_b:rec", "RuntimeError: no licence"),
+        ("raise SystemExit(1)", "rec = own_b:rec", "SystemExit: 1"),
         ("", "rec = own_b:rec", "AttributeError"),
         ("", "rec = none_of_ours:rec", "ModuleNotFoundError"),
         ("rec = 5", "rec = own_b:rec", "no object with 'read'"),
