@@ -236,3 +236,16 @@ def test_checking_says_what_it_checked_and_which_command_checks_the_rest(
         assert "1 declaration of another kind: `ingest dataset check`" in done.err
     assert "declared/gone" in ingest("streams", "check", "declared/gone").err
     assert ingest("streams", "check", "declared/orders", "--json").json == {"problems": []}
+
+
+def test_what_a_profile_takes_from_the_folders_is_there_when_it_is_tried(ingest: Ingest, tmp_path: Path) -> None:
+    file = tmp_path / "hall-7" / "a.csv"
+    file.parent.mkdir()
+    file.write_text("timestamp,sensor_type,value\n2026-01-15T10:00:00Z,temperature,1.5\n")
+    profile = tmp_path / "halls.yaml"
+    profile.write_text(
+        "name: halls\ncolumns: {timestamp: timestamp, sensor_type: sensor_type, value: value}\n"
+        "from_path: {device_id: '(hall-[0-9]+)/'}\n"
+    )
+    trial = ingest("profile", "try", str(file), "--profile", str(profile), "--json").json
+    assert (trial["refusal"], trial["accepted"][0]["device_id"]) == (None, "hall-7")

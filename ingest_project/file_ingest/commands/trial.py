@@ -97,10 +97,11 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
         profile: that reads it.
         contract: of its dataset.
         rows: how many accepted and rejected rows to keep.
-        file_name: its own name, when `path` has another.
+        file_name: its own name or location, when `path` has another.
     """
     trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
-    name = file_name or path.name
+    # Profiles may take columns from the folders above, as they do of a file that is ingested.
+    name = file_name or str(path.absolute())
     # Text may be compressed under the name of plain text: it has no layout before it is read.
     with suppress(FileRejectedError):
         trial.layout = ", ".join(_layout(path, profile, contract))
@@ -227,7 +228,7 @@ def installed_for(file: Path, contract: Contract) -> Iterator[str]:
 
 def verdict_on(sample: Path, file: Path, profile: ReaderProfile, contract: Contract) -> str:
     """Read the sample of a file by a proposal, and say how that went."""
-    trial = try_file(sample, profile, contract, 0, file.name)
+    trial = try_file(sample, profile, contract, 0, str(file.absolute()))
     where = file.name if sample == file else f"the beginning and the end of {file.name}"
     if trial.refusal:
         return f"{file.name} cannot be read by this proposal yet: {trial.refusal}"
