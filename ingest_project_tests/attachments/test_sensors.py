@@ -38,7 +38,7 @@ QUERY = f"domain: claims\ndatabase: events\ntable: {TABLE}\nkey: [EventId]\npage
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.look_at_eventhouse"
 POSITIONS = "ingest_project.attachments.eventhouse.polling:EventhousePositions"
 KILL_POINTS = [
-    KillPoint("page intended", "ingest_project.platform.kafka.publisher:MessageOutbox.intend"),
+    KillPoint("page intended", "ingest_project.platform.kafka.publisher:MessageOutbox.record_intent"),
     KillPoint("page sent", "ingest_project.platform.kafka.producer:TopicWriter.send_all"),
     KillPoint("page marked as sent", "ingest_project.platform.kafka.publisher:MessageOutbox.mark_sent"),
     KillPoint("position saved", f"{POSITIONS}.advance"),

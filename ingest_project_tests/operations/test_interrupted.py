@@ -232,7 +232,7 @@ CASES = [
     ),
     Case(
         REDRIVE,
-        KillPoint("intended", "ingest_project.platform.kafka.publisher:MessageOutbox.intend"),
+        KillPoint("intended", "ingest_project.platform.kafka.publisher:MessageOutbox.record_intent"),
         *(letters, 0, 5, are_on_the_topic(1)),
     ),
     Case(REDRIVE, SENT, letters, 5, 5, are_on_the_topic(1)),

@@ -176,7 +176,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("step", ["intend", "mark_sent"])
+@pytest.mark.parametrize("step", ["record_intent", "mark_sent"])
 def test_killed_between_publication_and_record_each_letter_is_published_once(
     services: SystemResources, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
