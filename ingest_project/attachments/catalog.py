@@ -17,6 +17,7 @@ from ingest_project.attachments.results import results_schema
 from ingest_project.attachments.storage import stored_attachment
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts.attachments import DownloadStatus
+from ingest_project.core.console import moment
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
@@ -163,7 +164,7 @@ def stored_result(outcome: AttemptResult) -> CheckResult:
     if outcome.leaves_stored_bytes:
         follows = "The earlier file stays stored."
     else:
-        follows = f"Tried again at {waits:%Y-%m-%d %H:%M:%S}Z." if waits else "In the dead letters."
+        follows = f"Tried again at {moment(waits)}." if waits else "In the dead letters."
     return CheckResult(
         ONELAKE_ATTACHMENTS,
         ATTACHMENT_STORED,

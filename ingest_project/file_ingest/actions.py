@@ -6,7 +6,8 @@ Each uses the path that the file would take anyway: the work queue, or a backfil
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -190,26 +191,21 @@ def _select_corrected(services: FileIngestResources, request: ActionRequest) -> 
     record = services.files.get(key)
     if record is None:
         raise ActionRefusedError(f"No file has the key {key!r}.")
-    _require_suitable(Path(request.parameters["file"]), record, services)
+    path = Path(request.parameters["file"])
+    size = _suitable_size(path, record, services)
     if not record.state.finished:
         return Selection((), 1, in_progress={key: f"it is {record.state}"})
-    path = Path(request.parameters["file"])
-    try:
-        with path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
-    if services.files.is_corrected_by(record, sha256, path.stat().st_size):
+    with _refused_unless_readable(path), path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if services.files.is_corrected_by(record, sha256, size):
         return Selection((), 1, refused={key: TAKEN_BEFORE})
     return Selection((key,), 1)
 
 
-def _require_suitable(path: Path, record: FileRecord, services: FileIngestResources) -> None:
-    """Hold an upload to the rules of a file that a source offers: its type, its dataset and its size."""
-    try:
+def _suitable_size(path: Path, record: FileRecord, services: FileIngestResources) -> int:
+    """Return the size of an upload, held to the rules of a file that a source offers: its type, dataset and size."""
+    with _refused_unless_readable(path):
         size = path.stat().st_size if path.is_file() else None
-    except OSError as error:
-        raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
     if size is None:
         raise ActionRefusedError(f"{path.name} is no file.")
     if size == 0:
@@ -224,6 +220,15 @@ def _require_suitable(path: Path, record: FileRecord, services: FileIngestResour
     limit = services.settings.file_ingest.max_file_bytes
     if size > limit:
         raise ActionRefusedError(f"The file has {size:,} bytes; at most {limit:,} are read (INGEST_MAX_FILE_BYTES).")
+    return size
+
+
+@contextmanager
+def _refused_unless_readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ActionRefusedError(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
 def _upload(services: FileIngestResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.core.console import moment
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading
@@ -477,7 +478,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
     if row["finished_at"]:
         yield Moment(row["finished_at"], subject, row["state"], end)
     elif row["reason"]:
-        until = f" Not before {row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z."
+        until = f" Not before {moment(row['next_attempt_at'])}."
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 

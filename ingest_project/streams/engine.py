@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from ingest_project.core.console import moment
 from ingest_project.core.errors import (
     BrokerUnavailableError,
     DatabaseUnavailableError,
@@ -396,19 +397,19 @@ def is_failing(position: SinkPosition) -> bool:
     return position.attempts >= MAX_FAILURES and position.reason is not None
 
 
-def _late(services: Runtime, positions: StreamPositions, moment: datetime) -> Iterator[str]:
+def _late(services: Runtime, positions: StreamPositions, since: datetime) -> Iterator[str]:
     """Yield partitions that have not moved since a moment although a message of before then waits."""
-    if all(one.updated_at >= moment for one in positions.current().values()):
+    if all(one.updated_at >= since for one in positions.current().values()):
         return
     backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
     for partition, one in positions.current().items():
         end = backlog.ends.get(partition, 0) if backlog else 0
-        if one.updated_at >= moment or one.next_offset >= end:
+        if one.updated_at >= since or one.next_offset >= end:
             continue
         chunks = services.range_reader.read(*one.topic_partition, one.next_offset, one.next_offset + 1, 1, 1)
         written = [message.timestamp for chunk in chunks for message in chunk.messages]
-        if not any(at and at >= moment for at in written):
-            yield f"{one.until(end)}, since {one.updated_at:%Y-%m-%d %H:%M:%S}Z"
+        if not any(at and at >= since for at in written):
+            yield f"{one.until(end)}, since {moment(one.updated_at)}"
 
 
 class StreamResources(Runtime):

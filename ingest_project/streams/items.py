@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from ingest_project.core.console import moment
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
 from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
@@ -200,7 +201,7 @@ def history(name: str, row: Row) -> Iterator[Moment]:
         yield Moment(at, f"event {key}", str(row["event_type"]), kafka_position(row))
     elif at:
         subject = f"{name} {key}" if key else f"row of {name}"
-        version = f"version of {row['last_modified']:%Y-%m-%d %H:%M:%S}Z from " if row.get("last_modified") else ""
+        version = f"version of {moment(row['last_modified'])} from " if row.get("last_modified") else ""
         yield Moment(at, subject, "stored", version + kafka_position(row))
 
 

@@ -489,8 +489,13 @@ def _family_of_misspelt(name: str) -> str | None:
 @cache
 def _resembles_one(name: str) -> bool:
     """Test whether a name is nearly one of ours or of a service that this project replaces."""
-    known = {one for one in _known_variables() if not one.startswith(OWN_PREFIXES)}
-    return bool(difflib.get_close_matches(name, [*known, *IGNORED_NAMES], n=1, cutoff=SIMILAR_TO_NAME))
+    return bool(difflib.get_close_matches(name, _names_of_services(), n=1, cutoff=SIMILAR_TO_NAME))
+
+
+@cache
+def _names_of_services() -> tuple[str, ...]:
+    """Return the names, of ours and of those services, that do not show by their beginning whose they are."""
+    return (*(one for one in _known_variables() if not one.startswith(OWN_PREFIXES)), *IGNORED_NAMES)
 
 
 # A process reads its settings more than once, and the other programs' names in its environment stay what they are.
