@@ -352,7 +352,7 @@ def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, t
 def move_to(system: System, server: Server) -> None:
     """Begin again at another broker."""
     system.settings = changed(
-        system.settings, "kafka", bootstrap_servers=server.bootstrap_servers, request_timeout_seconds=1.0
+        system.settings, "kafka", bootstrap_servers=server.bootstrap_servers, request_timeout_seconds=3.0
     )
     system.restart()
 
