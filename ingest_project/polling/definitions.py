@@ -37,8 +37,7 @@ from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
 from ingest_project.polling.discovery import Discovery, discover
-from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord
-from ingest_project.polling.resources import PollingResources
+from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord, PollingResources
 
 logger = get_logger(__name__)
 
