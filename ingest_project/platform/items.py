@@ -325,6 +325,21 @@ class ItemTable:
         """Return the entry of a key."""
         return connection.execute(sa.select(self.table).where(self.key == key)).mappings().one_or_none()
 
+    def view(self, connection: sa.Connection, row: sa.RowMapping) -> ItemView:
+        """Describe an entry by what every work queue records of it."""
+        return ItemView(
+            ref=ItemRef(self.kind, row[self.key.name]),
+            name=row[self.name.name],
+            state=row["state"],
+            reason=row["reason"],
+            trace_id=row["trace_id"],
+            position=Position.of(row),
+            topic_id=row["kafka_topic_id"],
+            run_id=row["run_id"],
+            partition=row[self.key.name],
+            related=self.neighbours(connection, row),
+        )
+
     def neighbours(self, connection: sa.Connection, row: sa.RowMapping) -> dict[str, Related]:
         """Return the other items of the batch that the last run of an item worked on."""
         if row["batch_id"] is None:
