@@ -428,22 +428,6 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         with reading(self._engine) as connection:
             return tuple(Lease(**row) for row in connection.execute(query).mappings())
 
-    def correct_future_times(self, now: datetime, skew_seconds: float) -> int:
-        """Set the times of entries that a clock, set back since, wrote with a time in the future.
-
-        Args:
-            now: the right time.
-            skew_seconds: normal difference between clocks.
-
-        Returns:
-            number of corrected entries; a second call finds none.
-        """
-        columns = self._table.c
-        sooner = sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at)
-        ahead = sa.update(self._table).where(columns.updated_at > now + timedelta(seconds=skew_seconds))
-        with writing(self._engine) as connection:
-            return connection.execute(ahead.values(updated_at=now, next_attempt_at=sooner)).rowcount
-
     def get(self, key: str) -> Entry | None:
         """Return one entry."""
         found = self.get_many([key])
@@ -457,19 +441,16 @@ class WorkQueue(Generic[Arrival, Entry, State]):
                 found.update(self._entries(connection, sa.select(self._table).where(self._key.in_(part))))
         return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
 
-    def list(
-        self, state: State | None = None, text: str | None = None, limit: int = 100, offset: int = 0
-    ) -> tuple[Entry, ...]:
+    def list(self, state: State | None = None, text: str | None = None, limit: int = 100) -> tuple[Entry, ...]:
         """Return entries, the last changed first.
 
         Args:
             state: only those in this state.
             text: part of one of the searched columns, upper and lower case alike.
             limit: maximum number.
-            offset: number of entries to skip first.
         """
         columns = self._table.c
-        query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit).offset(offset)
+        query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit)
         if state is not None:
             query = query.where(columns.state == state)
         if text:
