@@ -61,13 +61,10 @@ DOWNLOADS = "ingest_downloads"
 DOWNLOAD_FAILURES = "ingest_download_failures"
 UPLOADED_BYTES = "ingest_uploaded_bytes"
 
-EVENT_QUEUE = QueueView(
-    "attachment_event", attachment_events, attachment_events.c.event_key, JobState, failed_states=("failed",)
-)
+EVENT_QUEUE = QueueView("attachment_event", attachment_events, JobState, failed_states=("failed",))
 ATTACHMENT_QUEUE = QueueView(
     "attachment",
     attachments,
-    attachments.c.attachment_key,
     AttachmentState,
     failed_states=("failed",),
     expiring_states=("stored",),
@@ -93,17 +90,8 @@ def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     yield columns.stored_path == text
 
 
-EVENTS = ItemTable(
-    "event", attachment_events, attachment_events.c.event_key, attachment_events.c.event_type, _events_found_by
-)
-ITEMS = ItemTable(
-    "attachment",
-    attachments,
-    attachments.c.attachment_key,
-    attachments.c.attachment_key,
-    _attachments_found_by,
-    KEY_HASH_LENGTH,
-)
+EVENTS = ItemTable("event", attachment_events, attachment_events.c.event_type, _events_found_by)
+ITEMS = ItemTable("attachment", attachments, attachments.c.attachment_key, _attachments_found_by, KEY_HASH_LENGTH)
 
 
 def event_amounts(row: sa.RowMapping) -> Iterator[Amount]:

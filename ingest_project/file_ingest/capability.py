@@ -122,7 +122,6 @@ SHOWN = 10
 QUEUE = QueueView(
     "file",
     files,
-    files.c.file_key,
     FileState,
     failed_states=("failed", "quarantined"),
     expiring_states=("ingested", "duplicate", "replaced", "superseded"),
@@ -151,7 +150,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         yield sa.and_(columns.file_name == search.name, is_there)
 
 
-ITEMS = ItemTable("file", files, files.c.file_key, files.c.file_name, _found_by)
+ITEMS = ItemTable("file", files, files.c.file_name, _found_by)
 
 
 def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:

@@ -20,6 +20,7 @@ from ingest_project.core.console import moment
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import primary_key
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
@@ -73,7 +74,6 @@ class QueueView(NamedTuple):
     Args:
         kind: name in metrics and on the dashboard, e.g. `polling_job`.
         table: of the entries.
-        key: its primary key.
         states: in the order in which people see them.
         failed_states: states in which an entry needs a person.
         expiring_states: states whose entries retention may purge, with their partitions.
@@ -86,7 +86,6 @@ class QueueView(NamedTuple):
 
     kind: str
     table: sa.Table
-    key: sa.Column[str]
     states: type[StrEnum]
     failed_states: tuple[str, ...]
     expiring_states: tuple[str, ...] = ()
@@ -95,6 +94,11 @@ class QueueView(NamedTuple):
     routes: sa.Column[str] | None = None
     set_of: Callable[[str], str] | None = None
     asset_of: Callable[[str], str] | None = None
+
+    @property
+    def key(self) -> sa.Column[str]:
+        """The primary key of the table."""
+        return primary_key(self.table)
 
     def partition_sets(self, connection: sa.Connection) -> list[str]:
         """Return the names of all sets of partitions that the entries are in."""

@@ -19,6 +19,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database import reading
+from ingest_project.platform.database.sql import primary_key
 
 KINDS = ("file", "attachment", "event", "message", "polling_job")
 # What people and other parts of the system call them too.
@@ -287,7 +288,6 @@ class ItemTable:
     Args:
         kind: of the items.
         table: with the columns of every work queue.
-        key: its primary key.
         name: column for people.
         found_by: returns the conditions of a search besides that of the key; an index serves each.
         hash_length: of the hash at the end of a key.
@@ -295,10 +295,14 @@ class ItemTable:
 
     kind: str
     table: sa.Table
-    key: sa.Column[str]
     name: sa.Column[str]
     found_by: Callable[[Search], Iterable[sa.ColumnElement[bool]]]
     hash_length: int = 26
+
+    @property
+    def key(self) -> sa.Column[str]:
+        """The primary key of the table."""
+        return primary_key(self.table)
 
     def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
         """Yield what meets a search."""

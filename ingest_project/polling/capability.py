@@ -42,7 +42,6 @@ ACTIVE_JOBS = "poller_active_jobs"
 QUEUE = QueueView(
     "polling_job",
     polling_jobs,
-    polling_jobs.c.job_key,
     JobState,
     failed_states=("failed",),
     expiring_states=("done",),
@@ -58,7 +57,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         yield from conditions_of_trace(polling_jobs, search.text)
 
 
-ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_key, polling_jobs.c.job_id, _found_by)
+ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_id, _found_by)
 FILTERS = (
     *entry_filters(polling_jobs.c.job_key, "polling job"),
     equals("job_id", polling_jobs.c.job_id, "Id that its sender chose."),

@@ -218,6 +218,12 @@ def update_each(
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
 
 
+def primary_key(table: sa.Table) -> sa.Column[str]:
+    """Return the one column of a table's primary key."""
+    (key,) = table.primary_key
+    return key
+
+
 def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:
     """Yield keys in parts that one statement can take."""
     for start in range(0, len(keys), size):

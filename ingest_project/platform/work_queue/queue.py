@@ -24,7 +24,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import contains, in_parts, insert_missing, update_each
+from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, update_each
 
 PENDING = "pending"
 REQUESTED = "requested"
@@ -263,7 +263,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         self._engine = engine
         self._queue = queue
         self._table = queue.table
-        self._key: sa.Column[str] = next(iter(queue.table.primary_key))
+        self._key = primary_key(queue.table)
         self._queue_name = queue.table.c[queue.queue_name]
 
     def key_of(self, one: Arrival | Entry) -> str:
