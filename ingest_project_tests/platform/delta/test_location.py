@@ -25,12 +25,12 @@ from ingest_project.core.errors import SettingsError, StoreUnavailableError
 from ingest_project.devstack import free_port
 from ingest_project.platform.azure import OneLakeCredential, identity
 from ingest_project.platform.delta import DeltaCredentials, delta_location, storage_options
-from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.platform.delta.test_append import numbers, together
-from ingest_project_tests.platform.delta.test_maintenance import keep_nothing_expired
+from ingest_project_tests.platform.delta.test_maintenance import AT_ONCE, keep_nothing_expired
 from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
 from ingest_project_tests.services.kafka import wait_until
 
@@ -137,7 +137,7 @@ def test_maintenance_works_in_remote_locations(location: Location) -> None:
     for version in range(12):
         store.append(numbers(version), app_id="topic-0", version=version)
     keep_nothing_expired(store)
-    done = optimize_and_vacuum(store, MaintenanceLimits(retention=timedelta(0)))
+    done = optimize_and_vacuum(store, AT_ONCE)
     assert done is not None
     assert (done.before.files, done.after.files, len(done.removed)) == (12, 1, 12)
     assert read(store) == list(range(12))
