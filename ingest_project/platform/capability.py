@@ -439,9 +439,9 @@ class Capability(Generic[Services_contra]):
             skew_seconds: by how much clocks differ anyway.
         """
         corrected, ahead = 0, now + timedelta(seconds=skew_seconds)
-        for columns in (queue.table.c for queue in self.queues):
-            sooner = sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at)
-            update = sa.update(columns.updated_at.table).where(columns.updated_at > ahead)
+        for table in (queue.table for queue in self.queues):
+            sooner = sa.case((table.c.next_attempt_at > now, now), else_=table.c.next_attempt_at)
+            update = sa.update(table).where(table.c.updated_at > ahead)
             with writing(services.engine) as connection:
                 corrected += connection.execute(update.values(updated_at=now, next_attempt_at=sooner)).rowcount
         return corrected

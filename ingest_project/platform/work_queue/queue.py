@@ -16,13 +16,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, update_each
 
@@ -47,19 +48,6 @@ class JobState(StrEnum):
     def finished(self) -> bool:
         """True when only a person can request another attempt."""
         return self in {JobState.DONE, JobState.FAILED}
-
-
-class RetryRule(Protocol):
-    """Limit of attempts, and the pauses between them."""
-
-    @property
-    def max_attempts(self) -> int:
-        """Attempts after which an entry is failed."""
-        ...
-
-    def delay(self, attempts: int) -> timedelta:
-        """Return the pause after this number of attempts."""
-        ...
 
 
 class KafkaPosition(msgspec.Struct, frozen=True):
@@ -356,7 +344,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             self._update(connection, keys, {"reopened_at": now}, self._table.c.state.in_(self._queue.finished))
 
     def requeue_later(
-        self, keys: Sequence[str], reason: str, error_class: str, retries: RetryRule, now: datetime
+        self, keys: Sequence[str], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
         """Requeue entries after a transient failure inside a run, after a pause; fail those with no attempt left."""
         why = {"reason": reason, "error_class": error_class}
@@ -371,7 +359,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return RequeuedEntries(sum(one.pending for one in found), tuple(key for one in found for key in one.failed))
 
     def requeue_lost(
-        self, batch_id: str | None, run_id: str | None, reason: str, retries: RetryRule, now: datetime
+        self, batch_id: str | None, run_id: str | None, reason: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
         """Requeue the entries of a dead or never started run of a batch; a run that began meanwhile keeps its own.
 
@@ -582,7 +570,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         connection: sa.Connection,
         chosen: sa.ColumnElement[bool],
         why: Mapping[str, str],
-        retries: RetryRule,
+        retries: RetrySettings,
         now: datetime,
     ) -> RequeuedEntries:
         columns = self._table.c
