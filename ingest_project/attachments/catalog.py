@@ -22,11 +22,18 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report_each
-from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
+from ingest_project.platform.dagster.catalog import (
+    KAFKA,
+    HourlyDeltaTable,
+    StoredTable,
+    freshness_within,
+    topic,
+    topic_key,
+)
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.queue import JobState
 
-ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+ATTACHMENTS_FRESHNESS = freshness_within(48)
 
 
 ATTACHMENTS = "attachments"

@@ -46,7 +46,7 @@ from ingest_project.platform.dagster.asset_events import (
     report_bisecting,
 )
 from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable
-from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.trace_context import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
@@ -236,12 +236,11 @@ file_checks = dg.define_asset_job(
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def maintain_dataset_tables(context: dg.OpExecutionContext, services: dg.ResourceParam[FileIngestResources]) -> None:
     """Maintain the Delta table of each declared dataset; the second time nothing is left to do."""
-    limits = maintenance_limits(services.settings.delta)
     for declaration in services.datasets.declared:
         if declaration.target.delta:
             _undo_unrecorded(services, tables_of(declaration, services.settings))
             store = delta_store(declaration, services.settings)
-            context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, limits)))
+            context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, services.settings.delta)))
 
 
 @dg.job(description="Maintains the Delta tables of declared datasets.")
