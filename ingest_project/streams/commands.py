@@ -119,7 +119,9 @@ def show_positions(
             "unknown" if one.waiting is None else one.waiting,
             shortened(one.reason or "", MAX_SHOWN_REASON),
         )
-        add_row(made, one.topic, one.partition, one.next_offset, waiting, ago(one.updated_at), one.attempts, reason)
+        add_row(
+            made, one.topic, one.partition, str(one.next_offset), waiting, ago(one.updated_at), one.attempts, reason
+        )
     show_list(made, "partitions", more=False)
     for lost in found.lost:
         complain(f"Lost: {lost}")
