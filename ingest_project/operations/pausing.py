@@ -94,6 +94,8 @@ def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str
             insert = insert_into(connection, paused_capabilities).values(capability=name, **row)
             connection.execute(insert.on_conflict_do_update(index_elements=["capability"], set_=row))
         stop_sensors(instance, running)
+    if earlier and not running:
+        return Outcome((name,), detail=f"It was paused before; this reason replaces that of {earlier.who}.")
     return Outcome((name,), detail=f"Stopped: {', '.join(stopped) or 'nothing, all were stopped before'}.")
 
 
