@@ -78,7 +78,8 @@ def _select_to_pause(services: SystemResources, request: ActionRequest) -> Selec
     name = request.parameters[CAPABILITY.name]
     sensors = _sensors_of(services, name)
     pause = _pause_of(services, name)
-    return Selection((name,), 1, notes=(f"Stops {', '.join(sensors)}.", *([f"{pause}."] if pause else [])))
+    note = f"{pause}. Your reason replaces this one." if pause else f"Stops {', '.join(sensors)}."
+    return Selection((name,), 1, notes=(note,))
 
 
 def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
