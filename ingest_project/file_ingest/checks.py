@@ -155,18 +155,7 @@ def _file_check(
     def check(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
-        results = results_of(services, assets, list(context.partition_keys))
-        report_each(context, results)
-        failed = [result for result in results.values() if not result.passed]
-        errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
-        # A warning in front must not hide an error, which blocks.
-        first = next(iter([*errors, *failed, *results.values()]))
-        return WholeAssetResult(
-            passed=not failed,
-            severity=first.severity,
-            description=first.description,
-            metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
-        )
+        return report_each(context, results_of(services, assets, list(context.partition_keys)))
 
     return check
 

@@ -30,7 +30,7 @@ import polars as pl
 import sqlalchemy as sa
 import stamina
 
-from ingest_project.core.console import value_text
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
     DatabaseUnavailableError,
     FileRejectedError,
@@ -260,7 +260,7 @@ def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
             owners = {tuple(key): owner for owner, *key in connection.execute(query)}
             for line, *key in part.iter_rows():
                 if owner := owners.get(tuple(key)):
-                    pairs = (f"{name} {value_text(value)}" for name, value in zip(names, key, strict=True))
+                    pairs = (f"{name} {data_text(value)}" for name, value in zip(names, key, strict=True))
                     shown = textwrap.shorten(", ".join(pairs), MAX_SHOWN_KEY, placeholder=" …")
                     return f"The key of line {line} ({shown}) is stored already, of the file {owner}"
     return ""

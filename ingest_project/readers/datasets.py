@@ -7,7 +7,7 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
+from ingest_project.core.console import complain, counted, report_check
 from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
@@ -41,7 +42,7 @@ class BrokenDeclaration:
     """A declaration that cannot be used.
 
     Args:
-        name: of its dataset.
+        name: of its dataset or stream.
         problem: which file, which line, and what is wrong.
         jobs, paths: whose files belong to it, as far as they can be read: these files must not become another's.
     """
@@ -190,26 +191,46 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
-def check_declarations(paths: Sequence[Path], read: Callable[[Path], object | None]) -> tuple[list[str], int, int]:
-    """Read files of declarations, and those below folders.
+def report_declarations(  # noqa: PLR0913 - what a kind is, and what people read of it
+    paths: Sequence[Path] | None,
+    read: Callable[[Path], object | None],
+    load: Callable[[Settings], tuple[Sized, Sequence[BrokenDeclaration]]],
+    noun: str,
+    of_others: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Check the declarations of one kind and print what is wrong with them; end the command with exit code 1 if any is.
 
     Args:
-        paths: files and folders.
+        paths: files, and folders of them; by default those of the settings.
         read: reads one file; returns None if it declares something else, and raises SettingsError if it is broken.
-
-    Returns:
-        what is wrong, how many are of the kind, and how many declare something else.
+        load: loads those of the settings, which must also fit each other: the usable ones and the broken ones.
+        noun: of one declaration.
+        of_others: the command that checks the other kind, and what that is.
+        as_json: print one JSON object.
     """
-    problems: list[str] = []
-    usable = others = 0
+    settings = None if paths else load_settings().settings
+    files = _files_of(paths or ()) if settings is None else declaration_files(settings.declarations)
+    of_kind, problems = list[bool](), list[str]()
+    for file in files:
+        try:
+            of_kind.append(read(file) is not None)
+        except SettingsError as error:
+            problems.append(str(error))
+    usable = of_kind.count(True)
+    if settings is not None:
+        found, broken = load(settings)
+        usable, problems = len(found), [one.problem for one in broken]
+    if others := of_kind.count(False):
+        complain(f"{counted(others, 'declaration')} of another kind: {of_others}.")
+    report_check(problems, counted(usable, noun), as_json=as_json)
+
+
+def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        for file in ([*declaration_files(path)] if path.is_dir() else []) or [path]:
-            try:
-                is_of_kind = read(file / DECLARATION_FILES[0] if file.is_dir() else file) is not None
-                usable, others = usable + is_of_kind, others + (not is_of_kind)
-            except SettingsError as error:
-                problems.append(str(error))
-    return problems, usable, others
+        # A folder without declarations is one that somebody expects to have one.
+        yield from [*declaration_files(path)] or [path / DECLARATION_FILES[0] if path.is_dir() else path]
 
 
 def read_declaration(path: Path) -> DatasetDeclaration | None:

@@ -17,9 +17,7 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
-    counted,
     print_json,
-    report_check,
     say,
     show,
     table,
@@ -81,23 +79,16 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
 
     Declared streams are checked by `ingest streams check`.
     """
-    from ingest_project.readers.datasets import (
-        check_declarations,
-        declaration_files,
-        load_declarations,
-        read_declaration,
-    )
+    from ingest_project.readers.datasets import load_declarations, read_declaration, report_declarations
 
-    if paths:
-        problems, usable, others = check_declarations(paths, read_declaration)
-    else:
-        settings = load_settings().settings
-        found = load_declarations(settings)
-        problems, usable = [one.problem for one in found.broken], len(found)
-        others = len([*declaration_files(settings.declarations)]) - len(found.declared) - len(problems)
-    if others:
-        complain(f"{counted(others, 'declaration')} of another kind: `ingest streams check` checks those of streams.")
-    report_check(problems, counted(usable, "dataset"), as_json=as_json)
+    report_declarations(
+        paths,
+        read_declaration,
+        lambda settings: ((found := load_declarations(settings)), found.broken),
+        "dataset",
+        "`ingest streams check` checks those of streams",
+        as_json=as_json,
+    )
 
 
 def show_baselines(

@@ -16,7 +16,7 @@ import polars as pl
 
 from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS, file_type_of, is_readable
-from ingest_project.core.console import add_row, counted, counts, say, shortened, show, show_facts, table
+from ingest_project.core.console import add_row, counted, counts, data_text, say, shortened, show, show_facts, table
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.contract import Contract, SensorContract
@@ -256,7 +256,7 @@ def show_trial(trial: Trial) -> None:
         accepted = without_empty_rescue(trial.accepted)
         made = table(*accepted[0])
         for row in accepted:
-            add_row(made, *map(_plain, row.values()))
+            add_row(made, *map(data_text, row.values()))
         show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
     if trial.rejected:
         made = table("Line", "Reasons", "Text", numbers=["Line"])
@@ -267,10 +267,3 @@ def show_trial(trial: Trial) -> None:
         say(f"The file would be quarantined: {trial.refusal}", style="red")
     else:
         say(f"The file would be stored: {counted(trial.rows_accepted, 'row')}.", style="green")
-
-
-def _plain(value: object) -> object:
-    """Return a number as databases show it, without marks between thousands."""
-    if isinstance(value, float):
-        return f"{value:.15g}"
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
