@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.schemas import schema_of
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
+from ingest_project.core.errors import SchemaConflictError, SettingsError, StoreUnavailableError
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
 from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
@@ -27,7 +29,8 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
-from ingest_project.platform.database.declared_tables import TableKind, View, ensure_tables, sql_type
+from ingest_project.platform.database import open_engine
+from ingest_project.platform.database.declared_tables import TableKind, View, due_changes, ensure_tables, sql_type
 from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
@@ -138,8 +141,20 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
+        # A store that is away is each file's to report, as of any other.
+        with suppress(StoreUnavailableError):
+            self._require_fit_outside()
         ensure_tables(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
         return self.tables
+
+    def require_fit(self, engine: sa.Engine) -> None:
+        """Require that the tables, as far as they exist, take what is declared; nothing is changed."""
+        self._require_fit_outside()
+        due_changes(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
+
+    def _require_fit_outside(self) -> None:
+        if self.tables.elsewhere is not None:
+            self.tables.elsewhere.require_fit(self.tables.row_schema)
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
@@ -318,6 +333,23 @@ def contract_of(services: FileIngestResources, dataset: str) -> Contract:
     if dataset == SENSOR_READINGS:
         return SensorContract.from_settings(services.settings.file_ingest)
     return DeclaredContract.of(services.datasets[dataset], services.settings)
+
+
+def refused_by_tables(declarations: Iterable[DatasetDeclaration], settings: Settings) -> Iterator[str]:
+    """Yield what the tables that exist have against declarations; nothing is changed.
+
+    Raises:
+        DatabaseUnavailableError, StoreUnavailableError: the database, or the store of a Delta table, does not answer.
+    """
+    engine = open_engine(settings.warehouse.database_url, settings.warehouse.connect_timeout_seconds)
+    try:
+        for declaration in declarations:
+            try:
+                DeclaredContract.of(declaration, settings).require_fit(engine)
+            except (SchemaConflictError, SettingsError) as error:
+                yield f"The dataset {declaration.name}: {error}"
+    finally:
+        engine.dispose()
 
 
 def summaries_of(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:

@@ -235,8 +235,11 @@ def _update_unstored(result: FileResult, services: FileIngestResources) -> FileR
 
 
 def requeue_later(result: FileResult, services: FileIngestResources) -> FileResult:
-    """Requeue a file for a later attempt; one with no attempt left is failed."""
+    """Requeue a file for a later attempt; one with no attempt left is failed, unless it waits for a person."""
     retries = services.settings.retries
+    if result.awaits_a_person:
+        await_a_person([result], services)
+        return result
     released = services.files.requeue_later(
         [result.record.file_key],
         result.reason or "",
@@ -245,6 +248,13 @@ def requeue_later(result: FileResult, services: FileIngestResources) -> FileResu
         datetime.now(UTC),
     )
     return replace(result, state=FileState.FAILED) if released.failed else result
+
+
+def await_a_person(results: Sequence[FileResult], services: FileIngestResources) -> None:
+    """Requeue files that one error stops until a person has mended its cause."""
+    first = results[0]
+    why = (first.reason or "", first.error_class or "")
+    services.files.await_a_person([one.record for one in results], *why, services.settings.retries, datetime.now(UTC))
 
 
 def _store_large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:

@@ -49,6 +49,10 @@ class DeltaRows:
 
     store: ReplaceableStore
 
+    def require_fit(self, schema: Mapping[str, Any]) -> None:
+        """Require that rows of this schema of polars can be stored, see `ReplaceableStore.require_fit`."""
+        self.store.require_fit(_as_delta(pl.DataFrame(schema=schema), self.store.url).schema)
+
     @contextmanager
     def session(self) -> Iterator[DeltaSession]:
         """Collect the changes of one transaction in memory, and on disk where they are many."""
@@ -129,8 +133,7 @@ class DeltaSession:
         """Add rows, in the columns of the table."""
         if rows.is_empty():
             return
-        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-        table = ready_to_append(table, delta_schema(table.schema, self.store.url))
+        table = _as_delta(rows, self.store.url)
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self.spool, table.schema)
         self._writer.write_table(table)
@@ -157,6 +160,11 @@ class DeltaSession:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         self.spool.seek(0)
         yield from pa.ipc.open_stream(self.spool)
+
+
+def _as_delta(rows: pl.DataFrame, url: str) -> pa.Table:
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return ready_to_append(table, delta_schema(table.schema, url))
 
 
 def _is_of(file_keys: Sequence[str]) -> str:

@@ -11,12 +11,14 @@ import dagster as dg
 import polars as pl
 import pytest
 from dagster import AssetCheckEvaluation, DagsterInstance
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.file_ingest.declared import DeclaredContract
+from ingest_project.file_ingest.capability import FileIngest
+from ingest_project.file_ingest.declared import DeclaredContract, refused_by_tables, tables_of
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
-from ingest_project.platform.database import open_engine, reading
+from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.delta.table import query_events
 from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project_tests.file_ingest.datasets.system import (
@@ -30,6 +32,7 @@ from ingest_project_tests.file_ingest.datasets.system import (
 from ingest_project_tests.services.kafka import Server
 
 VALIDATED = dg.AssetKey(["weather", "validated"])
+B = "station,observed_at,temperature\nBBB,2026-01-15T10:00:00Z,3\n"
 OTHER = "observed_at,station,Wind Speed,1st\n2026-01-15T10:00:00Z,AAA,3,x\n2026-01-15T11:00:00Z,AAA,,\n"
 
 Make = Callable[..., DatasetSystem]
@@ -56,7 +59,12 @@ def system(kafka_server: Server, postgres_url: str, instance: DagsterInstance, t
 
 def reported(system: DatasetSystem) -> AssetCheckEvaluation:
     """Return the newest result of `schema_unchanged`."""
-    key = dg.AssetCheckKey(VALIDATED, "schema_unchanged")
+    return newest(system, "schema_unchanged")
+
+
+def newest(system: DatasetSystem, check: str) -> AssetCheckEvaluation:
+    """Return the newest result of a check."""
+    key = dg.AssetCheckKey(VALIDATED, check)
     (record, *_) = system.instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
     assert record.event is not None
     assert record.event.dagster_event is not None
@@ -159,13 +167,97 @@ def test_a_change_that_would_lose_data_is_refused_and_the_files_wait(
         columns[2] |= change
     measures = {"columns": ["rain"], "group_by": ["station"]}
     weather = system(columns=columns, measures=measures)
-    weather.send_files(weather_file(weather, "b.csv", "station,observed_at,temperature\nBBB,2026-01-15T10:00:00Z,3\n"))
+    weather.send_files(weather_file(weather, "b.csv", B))
     (request,) = weather.requests()
     assert not weather.execute(str(request.job_name), request).success
     record = weather.file("b.csv")
     assert record.state.value == "pending"
     assert reason in str(record.reason)
     assert "ALTER TABLE weather" in str(record.reason)
+
+
+@pytest.mark.parametrize("target", [{}, {"delta": "weather"}], ids=["table", "Delta"])
+def test_files_that_the_table_refuses_are_never_failed_and_go_on_once_it_is_mended(
+    system: Make, target: dict[str, str]
+) -> None:
+    weather = system(target=target)
+    weather.send_files(weather_file(weather))
+    weather.run_due()
+    columns = [dict(column) for column in WEATHER["columns"]]
+    columns[2]["type"] = "integer"
+    weather = system(target=target, columns=columns)
+    weather.send_files(weather_file(weather, "b.csv", B))
+    for _ in range(weather.settings.retries.max_attempts + 2):
+        (request,) = weather.requests()
+        run = weather.execute(str(request.job_name), request)
+        assert not run.success
+    record, stored = weather.file("b.csv"), weather.file("a.csv")
+    assert (record.state.value, record.attempts, record.error_class) == ("pending", 0, "SchemaConflictError")
+    assert "Column 'temperature' does not fit" in str(record.reason)
+    assert "Declare the" in str(record.reason)
+    assert f"name a new table as target.{'delta' if target else 'table'}" in str(record.reason)
+    (problem,) = FileIngest().read_work(weather.services, detailed=False).problems
+    assert problem.startswith(f"1 file waits in the dataset weather. {record.reason}")
+    (failed,) = (event.step_failure_data.user_failure_data for event in run.all_events if event.is_step_failure)
+    assert failed is not None
+    assert failed.description == problem
+    assert weather.item("b.csv").reason == record.reason
+    shown = newest(weather, "file_accepted")
+    assert (shown.passed, shown.partition, shown.description) == (False, record.file_key, record.reason)
+    assert [*refused_by_tables(weather.declarations.declared, weather.settings)] == [
+        f"The dataset weather: {record.reason}"
+    ]
+    # A person processes a stored file again: it waits as well, and its rows stay.
+    job = weather.definitions.resolve_job_def("weather_batch")
+    assert not job.execute_in_process(
+        instance=weather.instance, partition_key=stored.file_key, raise_on_error=False
+    ).success
+    assert weather.states() == {"a.csv": "pending", "b.csv": "pending"}
+    assert weather.file("a.csv").stands
+    weather = system(target=target)
+    weather.run_due()
+    assert weather.states() == {"a.csv": "ingested", "b.csv": "ingested"}
+    assert weather.check("rows_add_up").passed
+    assert (
+        weather.services.warehouse.of(tables_of(weather.declarations["weather"], weather.settings)).totals().rows == 4
+    )
+    keys = {record.file_key, stored.file_key}
+    assert weather.instance.get_materialized_partitions(VALIDATED) == keys
+    statuses = weather.instance.get_status_by_partition(VALIDATED, keys, weather_partitions(weather))
+    assert statuses == dict.fromkeys(keys, AssetPartitionStatus.MATERIALIZED)
+    assert FileIngest().read_work(weather.services, detailed=False).problems == ()
+
+
+def weather_partitions(weather: DatasetSystem) -> dg.PartitionsDefinition[str]:
+    """Return the partitions of the dataset."""
+    found = weather.definitions.resolve_asset_graph().get(VALIDATED).partitions_def
+    assert found is not None
+    return found
+
+
+def test_a_file_whose_new_column_the_table_refuses_waits_alone(system: Make) -> None:
+    weather = system(drift="evolve")
+    weather.send_files(weather_file(weather))
+    weather.run_due()
+    with writing(weather.services.engine) as connection:
+        connection.exec_driver_sql("ALTER TABLE weather ADD COLUMN gust DOUBLE PRECISION")
+    weather.send_files(
+        weather_file(weather, "b.csv", "station,observed_at,Gust\nBBB,2026-01-15T10:00:00Z,3\n"),
+        weather_file(weather, "c.csv", "station,observed_at,Calm\nCCC,2026-01-15T10:00:00Z,3\n"),
+    )
+    for _ in range(weather.settings.retries.max_attempts + 2):
+        for request in weather.requests():
+            weather.execute(str(request.job_name), request)
+    assert weather.states() == {"a.csv": "ingested", "b.csv": "pending", "c.csv": "ingested"}
+    assert "Column 'gust' does not fit weather" in str(weather.file("b.csv").reason)
+    with writing(weather.services.engine) as connection:
+        connection.exec_driver_sql("ALTER TABLE weather DROP COLUMN gust")
+    weather.run_due()
+    assert weather.rows("SELECT station, gust, calm FROM weather WHERE station <> 'AAA' ORDER BY 1, line_number") == [
+        ("BBB", None, None),
+        ("BBB", "3", None),
+        ("CCC", None, "3"),
+    ]
 
 
 @pytest.mark.parametrize("target", [{}, {"delta": "places"}], ids=["table", "Delta"])
