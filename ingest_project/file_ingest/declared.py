@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import pandera.polars as pandera
 import polars as pl
+import pyarrow as pa
 import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
@@ -30,7 +33,14 @@ from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
 from ingest_project.platform.database import open_engine
-from ingest_project.platform.database.declared_tables import TableKind, View, due_changes, ensure_tables, sql_type
+from ingest_project.platform.database.declared_tables import (
+    TableKind,
+    View,
+    columns_of_table,
+    due_changes,
+    ensure_tables,
+    sql_type,
+)
 from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
@@ -65,6 +75,7 @@ class DeclaredContract(Contract):
         limits: of sizes and counts.
         tables: of its rows and metrics.
         largest_share: of bad rows, if it declares none.
+        undeclared: columns of the table of rows that are not declared, and whether they are of text.
     """
 
     declaration: DatasetDeclaration
@@ -72,6 +83,7 @@ class DeclaredContract(Contract):
     limits: ReadLimits
     tables: DatasetTables
     largest_share: float
+    undeclared: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, declaration: DatasetDeclaration, settings: Settings) -> DeclaredContract:
@@ -141,27 +153,36 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
+        tables, evolving = self.tables, self.drift == "evolve"
         # A store that is away is each file's to report, as of any other.
         with suppress(StoreUnavailableError):
-            self._require_fit_outside()
-        ensure_tables(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
-        return self.tables
+            self.undeclared.update(self._columns_outside())
+        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=evolving)
+        if evolving and tables.rows is not None:
+            self.undeclared.update(
+                {name: held == "TEXT" for name, held in columns_of_table(engine, tables.rows.name).items()}
+            )
+        for name in tables.row_schema:
+            self.undeclared.pop(name, None)
+        return tables
 
     def require_fit(self, engine: sa.Engine) -> None:
         """Require that the tables, as far as they exist, take what is declared; nothing is changed."""
-        self._require_fit_outside()
+        self._columns_outside()
         due_changes(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
 
-    def _require_fit_outside(self) -> None:
-        if self.tables.elsewhere is not None:
-            self.tables.elsewhere.require_fit(self.tables.row_schema)
+    def _columns_outside(self) -> dict[str, bool]:
+        """Return the columns of the table outside the database, which must fit, and whether they are of text."""
+        elsewhere = self.tables.elsewhere
+        present = elsewhere.fitted_columns(self.tables.row_schema) if elsewhere else pa.schema([])
+        return {column.name: column.type == pa.string() for column in present}
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
-        columns = [name for name in evolved_names(names, self.declaration).values() if name]
-        if self.drift != "evolve" or not columns:
+        columns = dict.fromkeys(self._evolved_columns(names).values())
+        if not columns:
             return self.tables
-        tables = with_columns(self.tables, columns)
+        tables = with_columns(self.tables, [*columns])
         ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=True)
         return tables
 
@@ -169,19 +190,51 @@ class DeclaredContract(Contract):
         """Give the columns their types, and separate the good rows from the bad ones."""
         return validate(cast_columns(rows, self.declaration.typed_columns, profile), self.schema)
 
-    def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Move undeclared columns from rescued_data to columns of their own."""
-        columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
-        if self.drift != "evolve" or not columns or not rows.height:
+    def evolved(self, rows: pl.DataFrame, names: Sequence[Sequence[str]]) -> pl.DataFrame:
+        """Move undeclared columns from rescued_data to columns of their own, see `_evolved_columns`."""
+        columns = self._evolved_columns([name for own in names for name in own])
+        if not columns:
             return rows
+        named = [names_of_columns(own, columns) for own in names]
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
+        pairs = list(zip(members, rows["file_index"], strict=True))
         moved = [
-            pl.Series(column, [_text(one.pop(name, None)) for one in members], pl.String)
-            for name, column in columns.items()
+            pl.Series(column, [_text(one.pop(named[index].get(column), None)) for one, index in pairs], pl.String)
+            for column in dict.fromkeys(columns.values())
         ]
         left = [json.dumps(one, ensure_ascii=False) if one else None for one in members]
         return rows.with_columns(*moved, pl.Series(RESCUED, left, pl.String))
+
+    def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the undeclared columns of a file stay in rescued_data although the dataset evolves."""
+        if self.drift != "evolve":
+            return ()
+        moved = names_of_columns(names, self._evolved_columns(names)).values()
+        return tuple(name for name in names if name not in moved)
+
+    def _evolved_columns(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the column of each undeclared one that gets any; spellings of one name have the same column.
+
+        A name that cannot be a column's has none, nor one of a column of the table that is no text, nor one beyond
+        MAX_EVOLVED_COLUMNS.
+        """
+        if self.drift != "evolve":
+            return {}
+        taken = {*OWN_NAMES, *(column.name for column in self.declaration.typed_columns)}
+        present = {name for name, is_text in self.undeclared.items() if is_text}
+        taken |= self.undeclared.keys() - present
+        found: dict[str, str] = {}
+        forms: dict[str, str] = {}
+        for name in sorted(names):
+            column = column_name(name)
+            usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
+            # Letters that no column can have are lost in its name: names that differ in these are no spellings of one.
+            if usable and forms.setdefault(column, spelling_of(name)) == spelling_of(name):
+                found[name] = column
+        # Of the same table as when this run began: the rows of a group and its tables must have the same columns.
+        kept = {*sorted(forms.keys() - present)[: max(0, MAX_EVOLVED_COLUMNS - len(present))]} | present
+        return {name: column for name, column in found.items() if column in kept}
 
     def summarised(self, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Summarise the measures of each file by their groups."""
@@ -257,16 +310,26 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
     return replace(tables, row_schema=row_schema, rows=table)
 
 
-def evolved_names(names: Sequence[str], declaration: DatasetDeclaration) -> dict[str, str | None]:
-    """Return the column for each undeclared column of a file; None where its name cannot be one of a column."""
-    taken = {*OWN_NAMES, *(column.name for column in declaration.typed_columns)}
-    found: dict[str, str | None] = {}
-    for name in sorted(names)[:MAX_EVOLVED_COLUMNS]:
-        column = column_name(name)
-        usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
-        found[name] = column if usable else None
-        taken.add(column)
+def names_of_columns(names: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the one undeclared column of a file that each column of the table takes.
+
+    Of two spellings of one name it is the very name of the column, else the first one.
+
+    Args:
+        names: of the undeclared columns of the file, in order.
+        columns: the column of each that has one.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        column = columns.get(name)
+        if column is not None and (column not in found or name == column):
+            found[column] = name
     return found
+
+
+def spelling_of(name: str) -> str:
+    """Return a name without what spellings of it differ in: case, and signs between words."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def _text(value: object) -> str | None:

@@ -117,8 +117,11 @@ class GroupLoad:
     def _store_at_once(self, results: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
         try:
             group = subset(self.group, results)
-            if group.unknown:
-                group = replace(group, tables=self.contract.widened(self.services.engine, group.unknown))
+            if unknown := evolving_names(group):
+                tables = self.contract.widened(self.services.engine, unknown)
+                # Where a whole group has too many columns, a part of it may have others.
+                schema = {name: kind for name, kind in tables.row_schema.items() if name in group.accepted.columns}
+                group = replace(group, tables=replace(tables, row_schema=schema))
             return store_at_once(group, self.services, self.run_id, self._attempted, wait=wait)
         except TransientError as error:
             logger.warning("store_failed", files=len(results), reason=str(error))
@@ -264,6 +267,12 @@ def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
                     shown = textwrap.shorten(", ".join(pairs), MAX_SHOWN_KEY, placeholder=" …")
                     return f"The key of line {line} ({shown}) is stored already, of the file {owner}"
     return ""
+
+
+def evolving_names(group: CheckedGroup) -> list[str]:
+    """Return the undeclared columns of the ingested files of a group."""
+    ingested = (result for result in group.results if result.state is FileState.INGESTED)
+    return [*dict.fromkeys(name for result in ingested for name in result.drift.unknown)]
 
 
 def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:

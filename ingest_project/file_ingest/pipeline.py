@@ -185,7 +185,6 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
         pl.concat([group.quarantined for group in groups]),
         pl.concat([group.metrics for group in groups]),
         contract.tables,
-        tuple(dict.fromkeys(name for group in groups for name in group.unknown)),
     )
 
 
@@ -347,7 +346,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
     for chunk in _in_larger_chunks(file.chunks):
-        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, [file.first.unknown_columns])
 
 
 def _in_larger_chunks(chunks: Iterator[RowsChunk]) -> Iterator[RowsChunk]:

@@ -49,9 +49,13 @@ class DeltaRows:
 
     store: ReplaceableStore
 
-    def require_fit(self, schema: Mapping[str, Any]) -> None:
-        """Require that rows of this schema of polars can be stored, see `ReplaceableStore.require_fit`."""
-        self.store.require_fit(_as_delta(pl.DataFrame(schema=schema), self.store.url).schema)
+    def fitted_columns(self, schema: Mapping[str, Any]) -> pa.Schema:
+        """Return the columns of the table, which take rows of this schema of polars; none where there is no table.
+
+        Raises:
+            SchemaConflictError, StoreUnavailableError: see `ReplaceableStore.fitted_columns`.
+        """
+        return self.store.fitted_columns(_as_delta(pl.DataFrame(schema=schema), self.store.url).schema)
 
     @contextmanager
     def session(self) -> Iterator[DeltaSession]:

@@ -15,7 +15,13 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.capability import FileIngest
-from ingest_project.file_ingest.declared import DeclaredContract, refused_by_tables, tables_of
+from ingest_project.file_ingest.declared import (
+    MAX_EVOLVED_COLUMNS,
+    DeclaredContract,
+    refused_by_tables,
+    tables_of,
+    with_columns,
+)
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
 from ingest_project.platform.database import open_engine, reading, writing
@@ -26,6 +32,7 @@ from ingest_project_tests.file_ingest.datasets.system import (
     DatasetSystem,
     declare,
     opened,
+    read_in_chunks,
     settings_of,
     weather_file,
 )
@@ -235,29 +242,88 @@ def weather_partitions(weather: DatasetSystem) -> dg.PartitionsDefinition[str]:
     return found
 
 
-def test_a_file_whose_new_column_the_table_refuses_waits_alone(system: Make) -> None:
+TEMP = "station,observed_at,Gust,{}\n{},2026-01-15T10:00:00Z,{}\n"
+
+
+@pytest.mark.parametrize("target", [{}, {"delta": "weather"}], ids=["table", "Delta"])
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 40])
+def test_spellings_of_a_new_column_are_one_column(
+    system: Make, monkeypatch: pytest.MonkeyPatch, target: dict[str, str], chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    weather = system(drift="evolve", target=target)
+    files = {
+        "a": TEMP.format("Wind Speed", "AAA", "1,2"),
+        "b": TEMP.format("wind_speed", "BBB", "3,4"),
+        # Both in one file: the column has its own name's, the other one stays where it is.
+        "c": TEMP.format("Wind Speed,wind_speed", "CCC", "5,6,7") + "CCC,2026-01-15T10:00:00Z,,8,\n",
+        # No letter of the one is in the other.
+        "d": TEMP.format("\u6e29\u5ea6 1,\u6e7f\u5ea6 1", "DDD", "9,10,11"),
+        "e": TEMP.format("More", "EEE", "x,y"),
+    }
+    weather.send_files(*(weather_file(weather, f"{name}.csv", content) for name, content in files.items()))
+    weather.run_due()
+    assert set(weather.states().values()) == {"ingested"}
+    table = tables_of(weather.declarations["weather"], weather.settings)
+    found = {}
+    for name in files:
+        key = weather.file(f"{name}.csv").file_key
+        tables = with_columns(table, ["gust", "wind_speed", "_1", "more"])
+        page = weather.services.warehouse.of(tables).page_of(key, 0, 9)
+        shown = [page.columns.index(column) for column in ("gust", "wind_speed", "_1", "more", "rescued_data")]
+        found[name] = [tuple(row[index] for index in shown) for row in page.rows]
+    assert found == {
+        "a": [("1", "2", None, None, None)],
+        "b": [("3", "4", None, None, None)],
+        "c": [("5", "7", None, None, '{"Wind Speed": "6"}'), (None, None, None, None, '{"Wind Speed": "8"}')],
+        "d": [("9", None, "10", None, '{"\u6e7f\u5ea6 1": "11"}')],
+        "e": [("x", None, None, "y", None)],
+    }
+    shown = weather.metadata(VALIDATED, weather.file("c.csv").file_key)
+    assert shown["rescued_columns"] == ["Wind Speed"]
+
+
+def test_columns_and_not_their_spellings_count_against_the_limit(system: Make) -> None:
+    weather = system(drift="evolve")
+    names = [spelt for number in range(MAX_EVOLVED_COLUMNS) for spelt in (f"c{number:03d}", f"C{number:03d}")]
+    weather.send_files(
+        *(
+            weather_file(
+                weather, f"{part}.csv", f"station,observed_at,{','.join(own)}\nAAA,2026-01-15T10:00:00Z{',1' * 100}\n"
+            )
+            for part in range(4)
+            for own in [names[part * 100 : part * 100 + 100]]
+        )
+    )
+    weather.run_due()
+    assert set(weather.states().values()) == {"ingested"}
+    (count,) = weather.rows("SELECT SUM(c000::int), SUM(c199::int), COUNT(rescued_data) FROM weather")
+    assert count == (1, 1, 4)
+    weather.send_files(weather_file(weather, "b.csv", "station,observed_at,More,c000\nBBB,2026-01-15T10:00:00Z,1,2\n"))
+    weather.run_due()
+    assert weather.rows("SELECT c000, rescued_data FROM weather WHERE station = 'BBB'") == [("2", {"More": "1"})]
+
+
+def test_a_new_column_that_the_table_has_of_another_type_stays_in_rescued_data(system: Make) -> None:
     weather = system(drift="evolve")
     weather.send_files(weather_file(weather))
     weather.run_due()
     with writing(weather.services.engine) as connection:
         connection.exec_driver_sql("ALTER TABLE weather ADD COLUMN gust DOUBLE PRECISION")
     weather.send_files(
-        weather_file(weather, "b.csv", "station,observed_at,Gust\nBBB,2026-01-15T10:00:00Z,3\n"),
-        weather_file(weather, "c.csv", "station,observed_at,Calm\nCCC,2026-01-15T10:00:00Z,3\n"),
+        weather_file(weather, "b.csv", "station,observed_at,Gust,Calm\nBBB,2026-01-15T10:00:00Z,3,4\n"),
     )
-    for _ in range(weather.settings.retries.max_attempts + 2):
-        for request in weather.requests():
-            weather.execute(str(request.job_name), request)
-    assert weather.states() == {"a.csv": "ingested", "b.csv": "pending", "c.csv": "ingested"}
-    assert "Column 'gust' does not fit weather" in str(weather.file("b.csv").reason)
-    with writing(weather.services.engine) as connection:
-        connection.exec_driver_sql("ALTER TABLE weather DROP COLUMN gust")
     weather.run_due()
-    assert weather.rows("SELECT station, gust, calm FROM weather WHERE station <> 'AAA' ORDER BY 1, line_number") == [
-        ("BBB", None, None),
-        ("BBB", "3", None),
-        ("CCC", None, "3"),
+    assert weather.rows("SELECT gust, calm, rescued_data FROM weather WHERE file_key LIKE 'b.csv%'") == [
+        (None, "4", {"Gust": "3"})
     ]
+
+
+def test_a_file_with_a_new_column_and_no_good_row_is_quarantined(system: Make) -> None:
+    weather = system(drift="evolve")
+    weather.send_files(weather_file(weather, content="station,observed_at,Gust\nbad,2026-01-15T10:00:00Z,3\n"))
+    weather.run_due()
+    assert weather.states() == {"a.csv": "quarantined"}
 
 
 @pytest.mark.parametrize("target", [{}, {"delta": "places"}], ids=["table", "Delta"])
