@@ -238,6 +238,9 @@ class DatasetDeclaration(Declared):
         for kind in unknown:
             guess = nearest(kind, READERS)
             yield f"file_types: no reader reads the file type {kind!r}{guess}; known: {', '.join(READERS)}"
+        for kind in dict.fromkeys(map(type_inside, self.file_types)):
+            if problem := READERS.problem_of(kind):
+                yield f"file_types: the reader of {kind!r} is a plug-in that cannot be used: {problem}"
 
     def _column_problems(self) -> Iterator[str]:
         if self.name == SENSOR_READINGS:
