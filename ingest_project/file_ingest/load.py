@@ -448,8 +448,9 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
         "reason": _storable(result.reason),
         "error_class": result.error_class,
         "run_id": run_id,
-        "sha256": result.landed.sha256 if result.landed else None,
-        "landed_bytes": result.landed.size_bytes if result.landed else None,
+        # What an earlier attempt landed is still there: read where the source is gone, and purged in its time.
+        "sha256": result.landed.sha256 if result.landed else result.record.sha256,
+        "landed_bytes": result.landed.size_bytes if result.landed else result.record.landed_bytes,
         "profile": result.profile or result.record.profile,
         "duplicate_of": result.duplicate_of,
         "replaced_by": result.replaced_by,

@@ -18,7 +18,7 @@ from deltalake import Schema as DeltaSchema
 from ingest_project.core.errors import SchemaConflictError
 from ingest_project.platform.delta import TableFigures
 
-WAY_OUT = "Declare the column as the table has it, or name a new table as target.delta"
+WAY_OUT = "Declare the column as the table has it, or name another Delta table in the declaration"
 BATCH_ROWS = 65_536
 # Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
 FORBIDDEN_IN_NAMES = re.compile(r"[ ,;{}()\n\t=]")

@@ -202,7 +202,7 @@ def test_files_that_the_table_refuses_are_never_failed_and_go_on_once_it_is_mend
     assert (record.state.value, record.attempts, record.error_class) == ("pending", 0, "SchemaConflictError")
     assert "Column 'temperature' does not fit" in str(record.reason)
     assert "Declare the" in str(record.reason)
-    assert f"name a new table as target.{'delta' if target else 'table'}" in str(record.reason)
+    assert ("name another Delta table" if target else "name a new table as target.table") in str(record.reason)
     (problem,) = FileIngest().read_work(weather.services, detailed=False).problems
     assert problem.startswith(f"1 file waits in the dataset weather. {record.reason}")
     (failed,) = (event.step_failure_data.user_failure_data for event in run.all_events if event.is_step_failure)
