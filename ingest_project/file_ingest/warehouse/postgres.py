@@ -28,11 +28,13 @@ from ingest_project.file_ingest.warehouse.delta_rows import DeltaSession
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
+    NO_MORE,
     QUARANTINED,
     RENEWED,
     SENSOR_TABLES,
     STATISTICS,
     VERSIONS,
+    WAS_DUPLICATE,
     DatasetTables,
     SqlWarehouse,
     fitted,
@@ -65,9 +67,10 @@ OWNERS = f"""
     SELECT claim.file_key, contents.file_key FROM {CLAIMED}
     JOIN contents USING (sha256, meaning) ORDER BY sha256, meaning FOR SHARE OF contents"""
 RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
-REOPEN_DUPLICATES = """
+REOPEN_DUPLICATES = f"""
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
-        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
+        reason = '{WAS_DUPLICATE}' || duplicate_of || '{NO_MORE}', run_id = NULL,
+        finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
         reopened_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 

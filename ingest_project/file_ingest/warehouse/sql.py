@@ -123,6 +123,8 @@ RENEWED = ("rows_read", "rows_quarantined", "null_counts")
 
 # Of files that a run may have begun to store, and did not finish.
 UNRECORDED_STATES = ("pending", "failed")
+# Around the key of the file that a duplicate was one of, until it is ingested itself.
+WAS_DUPLICATE, NO_MORE = "It was a duplicate of ", ", which does not represent it any more. It is ingested itself."
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
@@ -487,6 +489,7 @@ class SqlTransaction:
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
             .values(next_attempt_at=now, updated_at=now, reopened_at=now, stands=False)
+            .values(reason=sa.literal(WAS_DUPLICATE) + files_table.c.duplicate_of + NO_MORE)
         )
         return reopened
 

@@ -120,7 +120,13 @@ def test_a_newer_version_replaces_and_a_copy_counts_once(weather: DatasetSystem)
     weather.run_due()
     assert sorted(weather.states().values()) == ["duplicate", "ingested"]
     assert weather.rows("SELECT COUNT(*) FROM weather") == [(3,)]
-    weather.send_files(weather_file(weather, content=HEADER + "ZZZ,2026-01-16T10:00:00Z,3,,,,\n"))
+    original = weather.file(next(name for name, state in weather.states().items() if state == "ingested"))
+    newer = HEADER + "ZZZ,2026-01-16T10:00:00Z,3,,,,\n"
+    weather.send_files(weather_file(weather, original.event.file_name, newer))
+    (request,) = weather.requests()
+    assert weather.execute(str(request.job_name), request).success
+    (revived,) = (record for record in weather.services.files.list() if record.state is FileState.PENDING)
+    assert str(revived.reason).startswith(f"It was a duplicate of {original.file_key}, which does not")
     weather.run_due()
     states = sorted(record.state for record in weather.services.files.list())
     assert states == [FileState.INGESTED, FileState.INGESTED, FileState.REPLACED]
