@@ -34,6 +34,8 @@ Declaration = TypeVar("Declaration", bound=BaseModel)
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
+# Those that any component of Dagster has.
+TOP_NAMES = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def load_declarations(settings: Settings) -> Declarations:
             _require_free(declaration, usable, tables, path)
             if isinstance(declaration.reader, str):
                 profiles = profiles or load_profiles(settings.file_ingest.profiles)
-                _require_profile(declaration, profiles, path)
+                require_profile(declaration, profiles, path)
         except SettingsError as error:
             broken.append(_broken(path, str(error)))
             continue
@@ -236,6 +238,10 @@ def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[s
     Raises:
         SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
     """
+    for name in content:
+        if name not in TOP_NAMES:
+            line = line_of(path, [name])
+            raise SettingsError(f"{path}, line {line}: {name} is unknown{nearest_or_known(name, TOP_NAMES)}")
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
@@ -264,7 +270,12 @@ def _require_free(
             )
 
 
-def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+def require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+    """Require that the reader profile that a declaration names exists and fits.
+
+    Raises:
+        SettingsError: it does not; names the file and the line.
+    """
     try:
         declaration.profiles(profiles)
     except SettingsError as error:

@@ -215,9 +215,10 @@ class DatasetDeclaration(Declared):
         own = {self.name: self.own_profile} if self.own_profile else {}
         usable = known.of_dataset(self.name) | own
         if self.profile not in usable:
+            other = f" (it has `dataset: {known[self.profile].dataset}`)" if self.profile in known else ""
             raise SettingsError(
                 f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
-                f" name with `dataset: {self.name}`."
+                f" name with `dataset: {self.name}`{other or nearest(self.profile, usable)}."
             )
         for profile in usable.values():
             profile.require_fits(self.read_as)

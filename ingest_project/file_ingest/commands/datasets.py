@@ -89,7 +89,9 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
         declaration_files,
         load_declarations,
         read_declaration,
+        require_profile,
     )
+    from ingest_project.readers.profiles import load_profiles
 
     settings = load_settings().settings
     declared: list[DatasetDeclaration] = []
@@ -97,7 +99,9 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
 
         def read(path: Path) -> DatasetDeclaration | None:
             declaration = read_declaration(path)
-            declared.extend([declaration] if declaration else [])
+            if declaration is not None:
+                require_profile(declaration, load_profiles(settings.file_ingest.profiles), path)
+                declared.append(declaration)
             return declaration
 
         problems, usable, others = check_declarations(paths, read)

@@ -19,6 +19,7 @@ from ingest_project.contracts.files import SENSOR_READINGS, file_type_of, is_rea
 from ingest_project.core.console import add_row, counted, counts, say, shortened, show, show_facts, table
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings
+from ingest_project.core.yaml_models import nearest
 from ingest_project.file_ingest.contract import Contract, SensorContract
 from ingest_project.file_ingest.declared import DeclaredContract
 from ingest_project.file_ingest.drift import drift_of
@@ -193,7 +194,7 @@ def contract_of(dataset: str, settings: Settings) -> Contract:
         known = load_declarations(settings)
         declaration = known.get(dataset)
         broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
-        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
+        problem = f"There is no usable dataset {dataset!r}{nearest(dataset, known)}. Known: {', '.join(known)}.{broken}"
     if declaration is None:
         raise SettingsError(problem)
     return DeclaredContract.of(declaration, settings)
