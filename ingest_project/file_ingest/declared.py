@@ -23,6 +23,7 @@ from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.schemas import schema_of
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
 from ingest_project.core.errors import SchemaConflictError, SettingsError, StoreUnavailableError
+from ingest_project.core.items import digest_of
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
 from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
@@ -307,6 +308,8 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
         return replace(tables, row_schema=row_schema)
     columns = [sa.Column(column.name, column.type, nullable=column.nullable) for column in tables.rows.columns]
     table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
+    for index in (index for index in tables.rows.indexes if index.unique):
+        _keep_unique(table, [column.name for column in index.columns])
     return replace(tables, row_schema=row_schema, rows=table)
 
 
@@ -343,8 +346,18 @@ def _sql_column(column: Column) -> sa.Column[Any]:
 def _rows_table(declaration: DatasetDeclaration, name: str) -> sa.Table:
     table = _table(name, [*map(_sql_column, declaration.typed_columns), *_engine_columns()], "brin")
     if declaration.key and declaration.key.unique == "table":
-        sa.Index(f"{name}_key", *(table.c[column] for column in declaration.key.columns), unique=True)
+        _keep_unique(table, declaration.key.columns)
     return table
+
+
+def _keep_unique(table: sa.Table, columns: Sequence[str]) -> None:
+    sa.Index(_index_of(table.name, "key"), *(table.c[name] for name in columns), unique=True)
+
+
+def _index_of(table: str, ending: str) -> str:
+    """Return the name of an index; a longer one than PostgreSQL takes begins with a hash of the table's name."""
+    name = f"{table}_{ending}"
+    return name if len(name) <= LONGEST_NAME else f"table_{digest_of(table)}_{ending}"
 
 
 def _engine_columns() -> list[sa.Column[Any]]:
@@ -364,7 +377,7 @@ def _table(name: str, columns: Sequence[sa.Column[Any]], index: str) -> sa.Table
             "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
             "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
         }
-    by_file = sa.Index(f"{name}_by_file", "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
+    by_file = sa.Index(_index_of(name, "by_file"), "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
     return sa.Table(name, sa.MetaData(), *columns, by_file)
 
 

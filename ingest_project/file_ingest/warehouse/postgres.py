@@ -48,7 +48,8 @@ CLAIM_TRIES = 5
 LOCK_FILES = """
     SELECT file_key, COALESCE(rows_accepted, 0) > 0 FROM files
     WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
-DELETE_ROWS = "DELETE FROM {table} WHERE file_key = ANY($1::text[])"
+# Users name tables, and a name may be a word of SQL.
+DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
 
 CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""

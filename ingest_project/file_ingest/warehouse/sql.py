@@ -500,7 +500,7 @@ class SqlTransaction:
             names = ", ".join(f'"{name}"' for name in frame.columns)
             for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
                 self._connection.exec_driver_sql(
-                    f"INSERT INTO {table.name} ({names}) VALUES ({placeholders})", cast("Any", part.rows())
+                    f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})', cast("Any", part.rows())
                 )
             return
         for part in frame.iter_slices(ROWS_AT_A_TIME):

@@ -83,3 +83,39 @@ def test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_ta
         keyed.send_files(weather_file(keyed, content=HEADER + GOOD + "FFF,2026-01-15T10:00:00Z,,,,,\n"))
         keyed.run_due()
         assert keyed.rows("SELECT COUNT(*) FROM weather") == [(5,)]
+
+
+WORDS = ["select", "user", "group", "from", "order", "limit", "default", "end", "table", "values", "check", "desc"]
+LONG = "t" * 60
+
+
+@pytest.mark.parametrize("table", ["order", LONG], ids=["a word of SQL", "the longest name"])
+@pytest.mark.parametrize("database", ["PostgreSQL", "SQLite"])
+def test_names_may_be_words_of_sql_and_as_long_as_is_declared(  # noqa: PLR0913, PLR0917 - fixtures
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, table: str, database: str
+) -> None:
+    declare(
+        tmp_path,
+        "order",
+        columns=[{"name": "id", "type": "text"}, *({"name": name, "type": "integer"} for name in WORDS)],
+        key={"columns": ["id", "order"], "unique": "table"},
+        measures={"columns": ["select", "user"], "group_by": ["group", "table"]},
+        target={"table": table},
+        drift="evolve",
+        paths=["*/weather/*"],
+    )
+    url = postgres_url if database == "PostgreSQL" else f"sqlite:///{tmp_path}/w.db"
+    system = opened(settings_of(kafka_server, url, tmp_path), instance, tmp_path)
+    header = ",".join(["id", *WORDS, "Where"]) + "\n"
+    for ids in ("a", "ab"):
+        content = header + "".join(f"{one},{','.join(map(str, range(len(WORDS))))},x\n" for one in ids)
+        system.send_files(weather_file(system, content=content))
+        system.run_due()
+    # The newer version has replaced the rows of the former; another file has the same key.
+    system.send_files(weather_file(system, "b.csv", header.replace("Where", "Other") + f"b{',4' * len(WORDS)},y\n"))
+    system.run_due()
+    assert system.states() == {"a.csv": "ingested", "b.csv": "quarantined"}, system.file("b.csv").reason
+    assert system.file("b.csv").rule_counts == {"stored_key": 1}
+    assert system.rows(f'SELECT id, "order", "where" FROM "{table}" ORDER BY id') == [("a", 4, "x"), ("b", 4, "x")]
+    assert system.rows("SELECT \"group\", max, count FROM order_metrics_merged WHERE measure = 'user'") == [(2, 1.0, 2)]
+    system.close()
