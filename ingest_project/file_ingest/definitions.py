@@ -7,6 +7,7 @@ it reports everything that it wrote, even assets that were not selected.
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -99,6 +100,10 @@ def _ingest(
         waiting = [FileResult(record, FileState.PENDING, **why) for record in records]
         if waiting:
             await_a_person(waiting, services)
+            # One run is enough to see whether it is mended, however many files wait for that.
+            with suppress(TransientError):
+                pause = services.settings.retries.delay(max(record.begun for record in records))
+                services.files.postpone(assets.dataset, pause, datetime.now(UTC))
         _report(context, services, assets, [result for result in waiting if result.is_news])
         raise _failure(waiting) if waiting else dg.Failure(str(error), allow_retries=False) from error
     try:

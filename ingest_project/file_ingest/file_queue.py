@@ -270,6 +270,14 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         for pause, keys in by_pause.items():
             self._change(keys, {**again, "retry_group": None, "next_attempt_at": now + pause}, now, self._is_leased())
 
+    def postpone(self, dataset: str, pause: timedelta, now: datetime) -> None:
+        """Let the files of a dataset that wait for a person wait for at least so long: none of them can go on yet."""
+        until, columns = now + pause, files.c
+        waiting = sa.and_(columns.dataset == dataset, sa.text(AWAITING_A_PERSON), columns.state == PENDING)
+        with writing(self._engine) as connection:
+            sooner = sa.update(files).where(waiting, columns.next_attempt_at < until)
+            connection.execute(sooner.values(next_attempt_at=until))
+
     def awaiting_a_person(self) -> tuple[AwaitingFiles, ...]:
         """Return the datasets whose files wait until a person has mended something."""
         columns = files.c

@@ -44,7 +44,14 @@ from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
+from ingest_project.file_ingest.result import (
+    FileResult,
+    error_of,
+    is_schema_error,
+    panics_as_errors,
+    result_of_error,
+    traceback_of,
+)
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
@@ -58,8 +65,6 @@ logger = get_logger(__name__)
 # A run waits for the end of a short outage; after a longer one its files are claimed again later.
 STORE_ATTEMPTS = 3
 STORE_WAIT_SECONDS, MAX_STORE_WAIT_SECONDS = 0.5, 2.0
-# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
-SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 UNIQUE_VIOLATION = "23505"
 MAX_CONSECUTIVE_FAILURES = 3
 KEYS_AT_A_TIME = 500
@@ -161,8 +166,6 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         the result of each file: as given, or duplicate, replaced or failed, or pending where it is to be retried; and
         of each other version that was replaced by one of them.
 
-    Raises:
-        Exception: the tables do not match this version; nothing can be stored.
     """
     kept = quarantine_rejected(group.results, services, run_id)
     storing = GroupLoad(group, services, contract, run_id)
@@ -172,17 +175,15 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         failures = store_bisecting(to_store, storing.store, storing.is_file_fault)
         for result in storing.busy:
             failures += store_bisecting([result], storing.store_busy, storing.is_file_fault)
-    except TransientError as error:
+    except Exception as cause:
+        if not (isinstance(cause, TransientError) or is_schema_error(cause)):
+            raise
+        error = error_of("Storing the files", cause)
         settled = {result.record.file_key for result in storing.done}
         left = [result for result in to_store if result.record.file_key not in settled]
         return requeue_later + storing.done + [result_of_error(result.record, error, result.landed) for result in left]
     failed = [one for result, error in failures for one in storing.store_failed(result, error)]
     return requeue_later + storing.done + failed
-
-
-def is_schema_error(error: Exception) -> bool:
-    """Return True for an error of tables or rights, for which bisecting would fail every file of the batch."""
-    return sqlstate(getattr(error, "orig", None) or error).startswith(SCHEMA_ERRORS)
 
 
 def accepts_transactions(services: FileIngestResources) -> bool:

@@ -23,6 +23,7 @@ from ingest_project.core.errors import (
     FileRejectedError,
     IngestError,
     SchemaConflictError,
+    TableUnusableError,
     TransientError,
     UnexpectedError,
     VersionSupersededError,
@@ -42,6 +43,7 @@ from ingest_project.file_ingest.warehouse.baselines import (
     source_of,
 )
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import Landed
 
 CONTRACT_HOLDS = "contract_holds"
@@ -53,6 +55,8 @@ MAX_RAW_TEXT_SHOWN = 200
 PANIC = "PanicException"
 TRACEBACK_FRAMES = 12
 MAX_TRACEBACK_LENGTH = 4_000
+# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
+SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 # Shortages that one file may cause; another file, or the same one later, may succeed.
 SHORTAGES = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
@@ -159,9 +163,16 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
         return cause
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
         return WorkerExhaustedError(doing, cause)
+    if is_schema_error(cause):
+        return TableUnusableError(getattr(cause, "orig", None) or cause)
     if isinstance(cause, Exception) or type(cause).__name__ == PANIC:
         return UnexpectedError(doing, cause)
     raise cause
+
+
+def is_schema_error(error: BaseException) -> bool:
+    """Return True for an error of tables or rights, for which bisecting would fail every file of the batch."""
+    return sqlstate(getattr(error, "orig", None) or error).startswith(SCHEMA_ERRORS)
 
 
 def traceback_of(cause: BaseException) -> str:
@@ -191,7 +202,7 @@ def result_of_error(record: FileRecord, error: IngestError, landed: Landed | Non
         landed: its bytes, if they were landed.
         known: further fields of the result.
     """
-    if isinstance(error, TransientError | SchemaConflictError):
+    if isinstance(error, TransientError | SchemaConflictError | TableUnusableError):
         state = FileState.PENDING
     elif isinstance(error, FileRejectedError):
         state = FileState.QUARANTINED

@@ -148,10 +148,11 @@ contents = sa.Table(
 )
 
 # Errors of a declaration, a setting or a table, which only a person can mend: files wait, however long that takes.
-MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError")
+MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
 # In the words of the index: otherwise neither database uses it.
 AWAITING_A_PERSON = (
-    "error_class IN ('SchemaConflictError', 'SettingsError') AND state IN ('pending', 'requested', 'ingesting')"
+    "error_class IN ('SchemaConflictError', 'SettingsError', 'TableUnusableError')"
+    " AND state IN ('pending', 'requested', 'ingesting')"
 )
 KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
 

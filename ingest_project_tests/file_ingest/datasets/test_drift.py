@@ -242,6 +242,34 @@ def weather_partitions(weather: DatasetSystem) -> dg.PartitionsDefinition[str]:
     return found
 
 
+@pytest.mark.parametrize("chunk_bytes", [1024**2, 40])
+def test_files_wait_for_a_right_that_is_missing(
+    system: Make, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    read_in_chunks(monkeypatch, chunk_bytes)
+    weather = system()
+    weather.send_files(weather_file(weather))
+    weather.run_due()
+    forbid = (
+        "CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$"
+    )
+    with writing(weather.services.engine) as connection:
+        # As the owner of the table, the user of the tests has every right.
+        connection.exec_driver_sql(forbid)
+        connection.exec_driver_sql("CREATE TRIGGER t BEFORE INSERT ON weather EXECUTE FUNCTION forbid()")
+    weather.send_files(weather_file(weather, "b.csv", B), weather_file(weather, "c.csv", B + B.splitlines()[1] + "\n"))
+    for _ in range(weather.settings.retries.max_attempts + 2):
+        for request in weather.requests():
+            assert not weather.execute(str(request.job_name), request).success
+    assert weather.states() == {"a.csv": "ingested", "b.csv": "pending", "c.csv": "pending"}
+    assert "The database refuses to store: " in str(weather.file("b.csv").reason)
+    with writing(weather.services.engine) as connection:
+        connection.exec_driver_sql("DROP TRIGGER t ON weather")
+    weather.run_due()
+    assert set(weather.states().values()) == {"ingested"}
+    assert weather.check("rows_add_up").passed
+
+
 TEMP = "station,observed_at,Gust,{}\n{},2026-01-15T10:00:00Z,{}\n"
 
 

@@ -10,7 +10,10 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-AWAITING = "error_class IN ('SchemaConflictError', 'SettingsError') AND state IN ('pending', 'requested', 'ingesting')"
+AWAITING = (
+    "error_class IN ('SchemaConflictError', 'SettingsError', 'TableUnusableError')"
+    " AND state IN ('pending', 'requested', 'ingesting')"
+)
 
 
 def upgrade() -> None:
