@@ -59,6 +59,8 @@ MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
 # A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
 MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
+# PostgreSQL's index takes no entry of more than 2,704 bytes, those of numbers and times included.
+MAX_KEY_BYTES = 2_400
 # Delta reads it as null.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
@@ -141,6 +143,9 @@ class DeclaredContract(Contract):
             *(row_check(f"{name}_not_a_partition", _is_a_partition(name)) for name in partitions),
         ]
         if declared.key is not None:
+            sized = [name for name in declared.key.columns if name in texts]
+            if declared.key.unique == "table" and sized:
+                schema.checks = [*schema.checks, row_check("key_too_long", _fits_an_index(sized))]
             unique: Any = schema.unique or []
             others = [unique] if unique and isinstance(unique[0], str) else unique
             keys: Any = [*others, list(declared.key.columns)]
@@ -434,6 +439,10 @@ def summaries_of(services: FileIngestResources, record: FileRecord) -> list[dict
     if declaration is None:
         return []
     return services.warehouse.of(tables_of(declaration, services.settings)).summaries_of(record.file_key)
+
+
+def _fits_an_index(names: Sequence[str]) -> pl.Expr:
+    return pl.sum_horizontal(pl.col(name).str.len_bytes() for name in names) <= MAX_KEY_BYTES
 
 
 def _is_a_partition(name: str) -> pl.Expr:

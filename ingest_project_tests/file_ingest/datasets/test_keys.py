@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,4 +119,22 @@ def test_names_may_be_words_of_sql_and_as_long_as_is_declared(  # noqa: PLR0913,
     assert system.file("b.csv").rule_counts == {"stored_key": 1}
     assert system.rows(f'SELECT id, "order", "where" FROM "{table}" ORDER BY id') == [("a", 4, "x"), ("b", 4, "x")]
     assert system.rows("SELECT \"group\", max, count FROM order_metrics_merged WHERE measure = 'user'") == [(2, 1.0, 2)]
+    system.close()
+
+
+def test_a_key_that_is_too_long_for_an_index_costs_its_row_alone(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    columns = [{"name": name, "type": "text"} for name in ("a", "b")]
+    key = {"columns": ["a", "b"], "unique": "table"}
+    declare(tmp_path, "long", columns=columns, key=key, max_rejected_share=0.5, paths=["*/weather/*"])
+    system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
+    # Nothing that could be compressed.
+    text = "".join(hashlib.sha256(bytes([number])).hexdigest() for number in range(40))
+    fits, long = text[:2_300], text[:2_500]
+    system.send_files(weather_file(system, content=f"a,b\n{fits},{fits[:90]}\n{long},x\n,y\n"))
+    system.run_due()
+    record = system.file("a.csv")
+    assert (record.state.value, record.rule_counts) == ("ingested", {"key_too_long": 1}), record.reason
+    assert system.rows("SELECT LENGTH(a), LENGTH(b) FROM long ORDER BY line_number") == [(2_300, 90), (None, 1)]
     system.close()
