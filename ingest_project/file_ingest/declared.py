@@ -281,21 +281,23 @@ def merged_view(metrics: sa.Table, name: str) -> View:
     """Return the view that merges the summaries of all files exactly, as `device_metrics` does, see the migrations."""
     keys = [column.name for column in metrics.columns if column.name not in {"file_key", *SUMMARY_COLUMNS}]
     groups = ", ".join(f'"{key}"' for key in keys)
+    # No group can have the name of what is computed on the way: names of columns have no spaces.
     within = _square("stddev")
-    between = _square('("mean" - grand_mean)')
+    between = _square('("mean" - "grand mean")')
     query = f"""
-        SELECT {groups}, MIN("min") AS "min", MAX("max") AS "max", MAX(grand_mean) AS "mean",
+        SELECT {groups}, MIN("min") AS "min", MAX("max") AS "max", MAX("grand mean") AS "mean",
             CAST(SUM("count") AS BIGINT) AS "count",
-            CASE WHEN SUM("count") > 1 AND MAX(ABS("mean" - grand_mean)) <= {MOST_TO_SQUARE}
+            CASE WHEN SUM("count") > 1 AND MAX(ABS("mean" - "grand mean")) <= {MOST_TO_SQUARE}
                     AND MAX(COALESCE(ABS(stddev), 0)) <= {MOST_TO_SQUARE} THEN
                 SQRT(SUM(("count" - 1) * {within} + "count" * {between}) / (SUM("count") - 1))
             END AS stddev
         FROM (SELECT summed.*,
                 CASE WHEN MAX(ABS("mean")) OVER merged <= {MOST_TO_SUM} THEN
-                    SUM(weight) OVER merged / SUM("count") OVER merged
-                END AS grand_mean
+                    SUM("own weight") OVER merged / SUM("count") OVER merged
+                END AS "grand mean"
             FROM (SELECT {metrics.name}.*,
-                    CASE WHEN ABS("mean") BETWEEN {LEAST} AND {MOST_TO_SUM} THEN "mean" * "count" ELSE 0 END AS weight
+                    CASE WHEN ABS("mean") BETWEEN {LEAST} AND {MOST_TO_SUM} THEN "mean" * "count"
+                        ELSE 0 END AS "own weight"
                 FROM {metrics.name}) AS summed
             WINDOW merged AS (PARTITION BY {groups})) AS each_file
         GROUP BY {groups}"""

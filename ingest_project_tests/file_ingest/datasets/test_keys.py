@@ -86,7 +86,22 @@ def test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_ta
         assert keyed.rows("SELECT COUNT(*) FROM weather") == [(5,)]
 
 
-WORDS = ["select", "user", "group", "from", "order", "limit", "default", "end", "table", "values", "check", "desc"]
+WORDS = [
+    "weight",
+    "grand_mean",
+    "select",
+    "user",
+    "group",
+    "from",
+    "order",
+    "limit",
+    "default",
+    "end",
+    "table",
+    "values",
+    "check",
+    "desc",
+]
 LONG = "t" * 60
 
 
@@ -100,7 +115,7 @@ def test_names_may_be_words_of_sql_and_as_long_as_is_declared(  # noqa: PLR0913,
         "order",
         columns=[{"name": "id", "type": "text"}, *({"name": name, "type": "integer"} for name in WORDS)],
         key={"columns": ["id", "order"], "unique": "table"},
-        measures={"columns": ["select", "user"], "group_by": ["group", "table"]},
+        measures={"columns": ["select", "user"], "group_by": ["group", "table", "weight", "grand_mean"]},
         target={"table": table},
         drift="evolve",
         paths=["*/weather/*"],
@@ -113,12 +128,12 @@ def test_names_may_be_words_of_sql_and_as_long_as_is_declared(  # noqa: PLR0913,
         system.send_files(weather_file(system, content=content))
         system.run_due()
     # The newer version has replaced the rows of the former; another file has the same key.
-    system.send_files(weather_file(system, "b.csv", header.replace("Where", "Other") + f"b{',4' * len(WORDS)},y\n"))
+    system.send_files(weather_file(system, "b.csv", header.replace("Where", "Other") + f"b{',6' * len(WORDS)},y\n"))
     system.run_due()
     assert system.states() == {"a.csv": "ingested", "b.csv": "quarantined"}, system.file("b.csv").reason
     assert system.file("b.csv").rule_counts == {"stored_key": 1}
-    assert system.rows(f'SELECT id, "order", "where" FROM "{table}" ORDER BY id') == [("a", 4, "x"), ("b", 4, "x")]
-    assert system.rows("SELECT \"group\", max, count FROM order_metrics_merged WHERE measure = 'user'") == [(2, 1.0, 2)]
+    assert system.rows(f'SELECT id, "order", "where" FROM "{table}" ORDER BY id') == [("a", 6, "x"), ("b", 6, "x")]
+    assert system.rows("SELECT \"group\", max, count FROM order_metrics_merged WHERE measure = 'user'") == [(4, 3.0, 2)]
     system.close()
 
 
