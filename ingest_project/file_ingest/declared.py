@@ -43,6 +43,7 @@ from ingest_project.platform.database.declared_tables import (
     sql_type,
 )
 from ingest_project.platform.database.sql import Double, Json
+from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name
@@ -57,6 +58,8 @@ TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
+# Name of a further column of one name, see `readers.matching`.
+REPEATED = re.compile(r"(.+) \[[0-9]+\]'*", re.DOTALL)
 # A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
 MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
 # PostgreSQL's index takes no entry of more than 2,704 bytes, those of numbers and times included.
@@ -198,15 +201,22 @@ class DeclaredContract(Contract):
 
     def evolved(self, rows: pl.DataFrame, names: Sequence[Sequence[str]]) -> pl.DataFrame:
         """Move undeclared columns from rescued_data to columns of their own, see `_evolved_columns`."""
-        columns = self._evolved_columns([name for own in names for name in own])
+        columns = self._evolved_columns([name for own in names for name in without_repeated(own)])
         if not columns:
             return rows
-        named = [names_of_columns(own, columns) for own in names]
+        of_files = [names_of_columns(own, columns) for own in names]
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
-        pairs = list(zip(members, rows["file_index"], strict=True))
+        named = [of_files[index] for index in rows["file_index"]]
         moved = [
-            pl.Series(column, [_text(one.pop(named[index].get(column), None)) for one, index in pairs], pl.String)
+            pl.Series(
+                column,
+                [
+                    _text(one.pop(own[column], None)) if column in own else None
+                    for one, own in zip(members, named, strict=True)
+                ],
+                pl.String,
+            )
             for column in dict.fromkeys(columns.values())
         ]
         left = [json.dumps(one, ensure_ascii=False) if one else None for one in members]
@@ -216,7 +226,7 @@ class DeclaredContract(Contract):
         """Return which of the undeclared columns of a file stay in rescued_data although the dataset evolves."""
         if self.drift != "evolve":
             return ()
-        moved = names_of_columns(names, self._evolved_columns(names)).values()
+        moved = names_of_columns(names, self._evolved_columns(without_repeated(names))).values()
         return tuple(name for name in names if name not in moved)
 
     def _evolved_columns(self, names: Iterable[str]) -> dict[str, str]:
@@ -320,7 +330,14 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
     return replace(tables, row_schema=row_schema, rows=table)
 
 
-def names_of_columns(names: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
+def without_repeated(names: Sequence[str]) -> list[str]:
+    """Return the undeclared columns of a file but those of a name that occurs before: `temp [2]` next to `Temp`."""
+    known = {matched_name(name) for name in names}
+    repeated = {name: match[1] for name in names if (match := REPEATED.fullmatch(name))}
+    return [name for name in names if name not in repeated or matched_name(repeated[name]) not in known]
+
+
+def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Return the one undeclared column of a file that each column of the table takes.
 
     Of two spellings of one name it is the very name of the column, else the first one.
@@ -330,7 +347,7 @@ def names_of_columns(names: Iterable[str], columns: Mapping[str, str]) -> dict[s
         columns: the column of each that has one.
     """
     found: dict[str, str] = {}
-    for name in names:
+    for name in without_repeated(names):
         column = columns.get(name)
         if column is not None and (column not in found or name == column):
             found[column] = name

@@ -273,7 +273,8 @@ def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
 def evolving_names(group: CheckedGroup) -> list[str]:
     """Return the undeclared columns of the ingested files of a group."""
     ingested = (result for result in group.results if result.state is FileState.INGESTED)
-    return [*dict.fromkeys(name for result in ingested for name in result.drift.unknown)]
+    named = (name for result in ingested for name in result.drift.unknown if name not in result.drift.rescued)
+    return [*dict.fromkeys(named)]
 
 
 def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:

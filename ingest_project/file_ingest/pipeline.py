@@ -286,7 +286,8 @@ def store_large_file(
         finished in the queue, any other is still to be stored.
     """
     try:
-        tables = contract.widened(services.engine, file.first.unknown_columns)
+        unknown, rescued = file.first.unknown_columns, contract.rescued(file.first.unknown_columns)
+        tables = contract.widened(services.engine, [name for name in unknown if name not in rescued])
         with services.warehouse.of(tables).transaction() as transaction:
             result, replaced = _store(transaction, file, services, contract, run_id)
         return [result, *replaced_results(services, replaced)]

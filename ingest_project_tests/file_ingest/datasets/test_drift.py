@@ -288,6 +288,7 @@ def test_spellings_of_a_new_column_are_one_column(
         # No letter of the one is in the other.
         "d": TEMP.format("\u6e29\u5ea6 1,\u6e7f\u5ea6 1", "DDD", "9,10,11"),
         "e": TEMP.format("More", "EEE", "x,y"),
+        "f": TEMP.format("gust,More [2]", "FFF", "12,13,14"),
     }
     weather.send_files(*(weather_file(weather, f"{name}.csv", content) for name, content in files.items()))
     weather.run_due()
@@ -306,6 +307,7 @@ def test_spellings_of_a_new_column_are_one_column(
         "c": [("5", "7", None, None, '{"Wind Speed": "6"}'), (None, None, None, None, '{"Wind Speed": "8"}')],
         "d": [("9", None, "10", None, '{"\u6e7f\u5ea6 1": "11"}')],
         "e": [("x", None, None, "y", None)],
+        "f": [("12", None, None, None, '{"gust [2]": "13"}')],
     }
     shown = weather.metadata(VALIDATED, weather.file("c.csv").file_key)
     assert shown["rescued_columns"] == ["Wind Speed"]
