@@ -96,8 +96,10 @@ def _ingest(
         contract.prepare_tables(services.engine)
     except (SettingsError, SchemaConflictError) as error:
         # The files wait until what all of them need is mended; their reason names it.
-        why = {"reason": str(error), "error_class": error.error_class}
-        waiting = [FileResult(record, FileState.PENDING, **why) for record in records]
+        waiting = [
+            FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class)
+            for record in records
+        ]
         if waiting:
             await_a_person(waiting, services)
             # One run is enough to see whether it is mended, however many files wait for that.

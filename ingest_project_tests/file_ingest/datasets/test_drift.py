@@ -228,8 +228,8 @@ def test_files_that_the_table_refuses_are_never_failed_and_go_on_once_it_is_mend
     assert (
         weather.services.warehouse.of(tables_of(weather.declarations["weather"], weather.settings)).totals().rows == 4
     )
-    keys = {record.file_key, stored.file_key}
-    assert weather.instance.get_materialized_partitions(VALIDATED) == keys
+    keys = [record.file_key, stored.file_key]
+    assert weather.instance.get_materialized_partitions(VALIDATED) == {*keys}
     statuses = weather.instance.get_status_by_partition(VALIDATED, keys, weather_partitions(weather))
     assert statuses == dict.fromkeys(keys, AssetPartitionStatus.MATERIALIZED)
     assert FileIngest().read_work(weather.services, detailed=False).problems == ()
@@ -309,8 +309,8 @@ def test_spellings_of_a_new_column_are_one_column(
         "e": [("x", None, None, "y", None)],
         "f": [("12", None, None, None, '{"gust [2]": "13"}')],
     }
-    shown = weather.metadata(VALIDATED, weather.file("c.csv").file_key)
-    assert shown["rescued_columns"] == ["Wind Speed"]
+    metadata = weather.metadata(VALIDATED, weather.file("c.csv").file_key)
+    assert metadata["rescued_columns"] == ["Wind Speed"]
 
 
 def test_columns_and_not_their_spellings_count_against_the_limit(system: Make) -> None:
