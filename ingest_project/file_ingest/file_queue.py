@@ -202,7 +202,9 @@ class AwaitingFiles(NamedTuple):
     def __str__(self) -> str:
         """Describe it in a few sentences."""
         wait = "file waits" if self.files == 1 else "files wait"
-        remedy = "Nothing is lost: tried again at growing intervals, and done once that is mended."
+        remedy = (
+            "Nothing is lost: it goes on by itself once that is mended, a declaration with a reload of its location."
+        )
         return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
 
 
