@@ -243,9 +243,10 @@ class FileIngest(Capability[FileIngestResources]):
     actions = ACTIONS
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
-        """Read the queue, and find broken reader profiles and declarations."""
+        """Read the queue, and find broken reader profiles and declarations, and files that wait for a person."""
         work = super().read_work(services, detailed=detailed)
-        return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
+        waiting = map(str, services.files.awaiting_a_person()[:MAX_SHOWN])
+        return msgspec.structs.replace(work, problems=(*declaration_problems(services.settings), *waiting))
 
     def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
         """Yield the records of storage notifications that announce no file."""

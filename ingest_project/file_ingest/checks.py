@@ -102,7 +102,7 @@ def columns_of_landed(services: FileIngestResources, file_key: str, contract: Co
             file = open_file(record, landed, services.landing, contract)
             resources.push(file.resources)
             counts, rows_read = record.rule_counts or {}, record.rows_read or 0
-            drift = drift_of(file.first, contract.target, counts, rows_read)
+            drift = drift_of(file.first, contract, counts, rows_read)
     return drift_result(drift, assets, contract.drift)
 
 
