@@ -380,8 +380,9 @@ MESSAGES = (
 
 INTRODUCTION = f"""# Messages
 
-Every message is JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024**2} MiB. Topic names are the defaults; each one is a
-setting (`KAFKA_TOPIC_*`). With `EVENT_SOURCE=eventhub` the event hub is read instead of `{TOPICS.events_raw}`.
+Every message is JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024**2} MiB, and no object in it has a name twice.
+Topic names are the defaults; each one is a setting (`KAFKA_TOPIC_*`). With `EVENT_SOURCE=eventhub` the event hub is
+read instead of `{TOPICS.events_raw}`.
 `make messages` writes this page from the code; a test holds it against the code and decodes every example.
 
 ## Topics

@@ -99,8 +99,7 @@ OWN_FIELDS = {
 }
 NUMBERS = {CrmKind.OPPORTUNITY: ("amount", "probability"), CrmKind.PROJECT: ("budget",)}
 ID_PREFIXES = {CrmKind.OPPORTUNITY: "opp_", CrmKind.PROJECT: "proj_"}
-NAMES = SingleNames(dict.fromkeys((*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names))))
-META_NAMES = SingleNames(dict.fromkeys(META_FIELDS))
+NAMES = SingleNames()
 
 # Decoders of events that have the fields of one kind, and no others.
 DECODERS = {kind: msgspec.json.Decoder(event).decode for kind, event in EVENTS.items()}

@@ -240,12 +240,12 @@ def test_a_time_as_a_number_is_exact_in_any_unit_and_refused_otherwise(around: l
             assert rows[0]["at"] == datetime.fromisoformat(f"{expected}+00:00"), (epoch, written)
 
 
-def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_from_it() -> None:
+def test_a_name_that_occurs_twice_refuses_the_message_at_any_depth() -> None:
     columns = [{"name": "id", "type": "text"}, {"name": "n", "type": "integer", "path": "$.in.id"}]
     columns += [{"name": "more", "type": "json"}]
     good = [
         b'{"id": "a", "in": {"id": 1}}',
-        b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
+        b'{"id": null, "in": null, "more": {"id": 1, "more": {"id": 2}}}',
         b'{"id": "\\"id\\": 1", "other": 1, "in": {"id": 1, "more": 2}}',
         b'{"other": {"id": 1}, "in": {}}',
         b"{}",
@@ -260,6 +260,9 @@ def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_fro
         b'{"id": null, "id": "b", "more": 1}',
         b'{"id": "a", "other": 1, "other": 2, "in": {"id": 1}}',
         b'{"id": "a", "in": {"id": 1, "odd": 1, "odd": 2}}',
+        b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
+        b'{"more": [[{"a": 1}, {"a": 1, "b": 1, "a": 2}]]}',
+        b'{"other": {"id": 1, "in": {"a": 1, "\\u0061": 2}}}',
     ]
     rows, refused = decoded(contract("json", columns=columns), *received(*good, *bad))
     assert len(rows) == len(good), refused
