@@ -20,7 +20,7 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.crm_event import COMMON_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
+from ingest_project.contracts.crm_event import COMMON_FIELDS, OPTIONAL_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
 from ingest_project.contracts.files import FileEvent, PollingJob, decode_file_event, decode_polling_job
 from ingest_project.core.settings import TopicSettings
@@ -181,8 +181,9 @@ def enriched_event_schema() -> dict[str, Any]:
 
 def crm_schema(kind: CrmKind) -> dict[str, Any]:
     """Return the schema of one kind of CRM message; its fields are those of the contract."""
-    names = [*COMMON_FIELDS, *OWN_FIELDS[kind]]
-    return {"type": "object", "properties": {name: _CRM_FIELDS[name] for name in names}, "required": names}
+    required = [*COMMON_FIELDS, *OWN_FIELDS[kind]]
+    properties = {name: _CRM_FIELDS[name] for name in (*required, *OPTIONAL_FIELDS[kind])}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def decode_cached_download(raw: bytes) -> CachedDownload:

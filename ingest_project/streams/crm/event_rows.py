@@ -22,6 +22,7 @@ from ingest_project.contracts.crm_event import (
     META_FIELDS,
     NAMES,
     NUMBERS,
+    OPTIONAL_FIELDS,
     CrmEvent,
     CrmKind,
     Meta,
@@ -36,7 +37,7 @@ from ingest_project.contracts.crm_event import (
 )
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.decoders import VALUE, Refusal, Structs, given, structs_of
+from ingest_project.streams.decoders import VALUE, Refusal, Structs, given, present, structs_of
 from ingest_project.streams.delta.rows import position_columns
 from ingest_project.streams.values import converted, instants, raw_texts
 
@@ -114,7 +115,11 @@ def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataF
         # Perhaps it is not even UTF-8.
         values["meta_data"][row] = _null
     more = {name: list(map(attrgetter(name), metas)) for name in META_FIELDS}
-    for row, error in NAMES.problems(found.payloads, len(values), [values["meta_data"]], found.unknown).items():
+    names = len(values) - len(OPTIONAL_FIELDS[kind])
+    for name, nothing in OPTIONAL_FIELDS[kind].items():
+        names += present(values[name], nothing)
+        values[name] = given(values[name])
+    for row, error in NAMES.problems(found.payloads, names, [values["meta_data"]], found.unknown).items():
         problems.setdefault(row, str(error))
     _check_names(events, problems)
     columns: dict[str, Any] = {**values, "other_fields": pa.array(found.unknown, pa.binary()).cast(pa.string())}
