@@ -98,6 +98,8 @@ class Registry:
         except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
             raise SchemaRegistryUnavailableError(self._url, f"{type(error).__name__}: {error}") from error
         if not found.schema_str:
+            # Else it would be kept.
+            self.client.clear_caches()
             raise SchemaRegistryUnavailableError(self._url, "it answers without a schema")
         return found
 

@@ -174,7 +174,7 @@ def _numbers(raws: Sequence[Raw], name: str, problems: dict[int, str]) -> pa.Arr
     except pa.ArrowInvalid:
         pass
     written = [bytes(raw).decode(errors="replace") for raw in raws]
-    given = [None if text == "null" else text for text in written]
+    given = [None if text in {"", "null"} else text for text in written]
     return converted(given, lambda text: format(number_of(text), "f"), name, problems, pa.string())
 
 
