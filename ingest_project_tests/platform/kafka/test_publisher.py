@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,31 @@ def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_no
         suspended.wait()
         engine.dispose()
 
-    assert said.split() == ["PublisherReplacedError"]
+    assert said.split() == ["published"], "by its successor"
+    assert ids_on(reader, topic) == once()
+
+
+def test_publishers_of_the_same_messages_at_the_same_time_write_them_once_and_none_of_them_fails(
+    broker: Server, reader: TopicReader, topic: str, postgres_url: str
+) -> None:
+    broker.create_topic(topic, 2)
+    engine = open_engine(postgres_url)
+    migrate(engine)
+
+    def publish(_number: int) -> int:
+        writer = TopicWriter(broker.settings)
+        try:
+            return publish_once(writer, TopicReader(broker.settings), MessageOutbox(engine), topic, messages(COUNT))
+        finally:
+            writer.close()
+
+    try:
+        with ThreadPoolExecutor(4) as publishers:
+            written = list(publishers.map(publish, range(4)))
+    finally:
+        engine.dispose()
+
+    assert max(written) == COUNT
     assert ids_on(reader, topic) == once()
 
 
