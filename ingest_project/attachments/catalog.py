@@ -21,7 +21,13 @@ from ingest_project.core.console import moment
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report_each
+from ingest_project.platform.dagster.asset_events import (
+    CheckResult,
+    PartitionEvents,
+    WholeAssetResult,
+    partitions_of_check,
+    report_each,
+)
 from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.queue import JobState
@@ -217,7 +223,7 @@ def attachment_stored(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> dg.AssetCheckResult:
     """Check the stored file of each selected attachment."""
-    records = services.attachments.get_many(list(context.partition_keys))
+    records = services.attachments.get_many(partitions_of_check(context))
     results = {record.attachment_key: stored_bytes_match(services, record) for record in records}
     report_each(context, results)
     failed = [result for result in results.values() if not result.passed]
