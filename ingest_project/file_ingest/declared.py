@@ -207,16 +207,9 @@ class DeclaredContract(Contract):
         texts = rows[RESCUED].to_list()
         # As they are written: a float would change 0.10, and every integer above 2^53.
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in texts]
-        named = [of_files[index] for index in rows["file_index"]]
+        pairs = [(one, of_files[index]) for one, index in zip(members, rows["file_index"], strict=True)]
         moved = [
-            pl.Series(
-                column,
-                [
-                    _text(one.pop(own[column], None)) if column in own else None
-                    for one, own in zip(members, named, strict=True)
-                ],
-                pl.String,
-            )
+            pl.Series(column, [_taken(one, own.get(column)) for one, own in pairs], pl.String)
             for column in dict.fromkeys(columns.values())
         ]
         left = [msgspec.json.encode(one).decode() if one else None for one in members]
@@ -359,9 +352,9 @@ def spelling_of(name: str) -> str:
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-def _text(value: msgspec.Raw | None) -> str | None:
-    """Return a JSON text as its characters, anything else as JSON."""
-    written = "null" if value is None else bytes(value).decode().strip()
+def _taken(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:
+    """Take a field out of others: a JSON text as its characters, anything else as JSON."""
+    written = "null" if name is None else bytes(fields.pop(name, b"null")).decode().strip()
     if written == "null":
         return None
     return str(msgspec.json.decode(written)) if written.startswith('"') else written
