@@ -32,6 +32,7 @@ from ingest_project.core.errors import (
     TransactionConflictError,
     TransientError,
 )
+from ingest_project.core.items import as_utc
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
 from ingest_project.platform.database import exclusive, reading, writing
@@ -515,8 +516,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
     if ago := _AGO.fullmatch(text.strip()):
         return (now or datetime.now(UTC)).replace(microsecond=0) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        moment = datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return as_utc(datetime.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
         raise ActionRefusedError(f"{text[:50]!r} is no time: write 2026-01-15T10:30 (UTC) or 2h (ago).") from None
 
@@ -577,9 +577,7 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
 def interrupted_actions(connection: sa.Connection, since: datetime) -> tuple[ActionRecord, ...]:
     """Return the records of interrupted actions that started at a time or later, the newest first."""
     columns = operator_actions.c
-    query = sa.select(operator_actions).where(columns.started_at >= since, columns.outcome == INTERRUPTED)
-    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(LAST_ACTIONS)).mappings()
-    return tuple(ActionRecord(**row) for row in rows)
+    return _last_actions(connection, columns.started_at >= since, columns.outcome == INTERRUPTED)
 
 
 def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[ItemOutcome, ...]:
@@ -594,14 +592,13 @@ def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[Item
 def actions_on_item(engine: sa.Engine, item_key: str) -> tuple[ActionRecord, ...]:
     """Return the records of the actions that selected an item, the newest first."""
     ids = sa.select(operator_action_items.c.action_id).where(operator_action_items.c.item_key == item_key)
-    query = sa.select(operator_actions).where(operator_actions.c.action_id.in_(ids))
     with reading(engine) as connection:
-        rows = (
-            connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(LAST_ACTIONS))
-            .mappings()
-            .all()
-        )
-    return tuple(ActionRecord(**row) for row in rows)
+        return _last_actions(connection, operator_actions.c.action_id.in_(ids))
+
+
+def _last_actions(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> tuple[ActionRecord, ...]:
+    query = sa.select(operator_actions).where(*conditions).order_by(operator_actions.c.started_at.desc())
+    return tuple(ActionRecord(**row) for row in connection.execute(query.limit(LAST_ACTIONS)).mappings())
 
 
 def _value_of(parameter: Parameter, value: str) -> str:

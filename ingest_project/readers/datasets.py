@@ -35,6 +35,8 @@ Declaration = TypeVar("Declaration", bound=BaseModel)
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
+# Those that any component of Dagster has.
+TOP_NAMES = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def load_declarations(settings: Settings) -> Declarations:
             _require_free(declaration, usable, tables, path)
             if isinstance(declaration.reader, str):
                 profiles = profiles or load_profiles(settings.file_ingest.profiles)
-                _require_profile(declaration, profiles, path)
+                require_profile(declaration, profiles, path)
         except SettingsError as error:
             broken.append(_broken(path, str(error)))
             continue
@@ -191,12 +193,13 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
-def report_declarations(  # noqa: PLR0913 - what a kind is, and what people read of it
+def report_declarations(  # noqa: PLR0913, PLR0917 - what a kind is, and what people read of it
     paths: Sequence[Path] | None,
     read: Callable[[Path], object | None],
     load: Callable[[Settings], tuple[Sized, Sequence[BrokenDeclaration]]],
     noun: str,
     of_others: str,
+    refused: Callable[[], Sequence[str]] = tuple,
     *,
     as_json: bool,
 ) -> None:
@@ -208,6 +211,7 @@ def report_declarations(  # noqa: PLR0913 - what a kind is, and what people read
         load: loads those of the settings, which must also fit each other: the usable ones and the broken ones.
         noun: of one declaration.
         of_others: the command that checks the other kind, and what that is.
+        refused: returns what else is wrong with those that were read or loaded.
         as_json: print one JSON object.
     """
     settings = None if paths else load_settings().settings
@@ -222,6 +226,7 @@ def report_declarations(  # noqa: PLR0913 - what a kind is, and what people read
     if settings is not None:
         found, broken = load(settings)
         usable, problems = len(found), [one.problem for one in broken]
+    problems += refused()
     if others := of_kind.count(False):
         complain(f"{counted(others, 'declaration')} of another kind: {of_others}.")
     report_check(problems, counted(usable, noun), as_json=as_json)
@@ -257,6 +262,10 @@ def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[s
     Raises:
         SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
     """
+    for name in content:
+        if name not in TOP_NAMES:
+            line = line_of(path, [name])
+            raise SettingsError(f"{path}, line {line}: {name} is unknown{nearest_or_known(name, TOP_NAMES)}")
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
@@ -285,7 +294,12 @@ def _require_free(
             )
 
 
-def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+def require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+    """Require that the reader profile that a declaration names exists and fits.
+
+    Raises:
+        SettingsError: it does not; names the file and the line.
+    """
     try:
         declaration.profiles(profiles)
     except SettingsError as error:

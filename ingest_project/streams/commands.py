@@ -151,7 +151,7 @@ def _stream_list(services: DeclaredStreamResources, *, everything: bool) -> Stre
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
-    for positions in services.stream_positions:
+    for positions in (one.positions for one in services.streams):
         ends: dict[int, int] = {}
         if problem is None:
             try:

@@ -274,6 +274,7 @@ class DeltaSettings(Section):
     min_small_files: Annotated[int, Env("INGEST_DELTA_MIN_SMALL_FILES")] = Field(10, gt=1)
     target_file_bytes: Annotated[int, Env("INGEST_DELTA_TARGET_FILE_BYTES")] = Field(128 * 1024**2, gt=0)
     time_limit_seconds: Annotated[int, Env("INGEST_DELTA_TIME_LIMIT_SECONDS")] = Field(600, gt=0)
+    # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
     retention_hours: Annotated[int, Env("INGEST_DELTA_RETENTION_HOURS")] = Field(168, ge=168)
 
 
