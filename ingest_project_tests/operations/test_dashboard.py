@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
@@ -193,7 +194,7 @@ def test_changes_are_shown_without_a_reload_and_a_silent_monitor_is_reported(
         page.evaluate("window.stayed = true")
         reason = "<img src=x onerror='document.body.remove()'> & no column 'device_id'"
         ended = datetime.now(UTC) + timedelta(seconds=1)
-        opened = dict.fromkeys(("incident_id", "condition", "severity", "summary"), "x")
+        opened: dict[str, Any] = dict.fromkeys(("incident_id", "condition", "severity", "summary"), "x")
         opened |= {"name": "quarantine/x", "state": "open", "link": "http://monitor.before:8080/", "examples": []}
         opened |= dict.fromkeys(("since", "opened_at", "seen_at"), ended)
         put(open_engine(sqlite_url), incidents, [opened])
