@@ -26,7 +26,7 @@ from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
-from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 
@@ -65,7 +65,7 @@ def attachments_batch() -> None:
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def maintain_results(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Maintain the Delta table of results; the second time nothing is left to do."""
-    maintenance = optimize_and_vacuum(services.attachment_results, maintenance_limits(services.settings.delta))
+    maintenance = optimize_and_vacuum(services.attachment_results, services.settings.delta)
     context.log.info(summary(maintenance))
 
 

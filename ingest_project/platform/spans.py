@@ -171,8 +171,12 @@ def finish_messages(keys: Iterable[str]) -> None:
 
 def flush(seconds: float = FLUSH_SECONDS) -> None:
     """Export the spans that wait, for a bounded time."""
+    _flush(_provider(), seconds)
+
+
+def _flush(provider: TracerProvider, seconds: float) -> None:
     # The SDK's own bound is not in force yet.
-    exporting = threading.Thread(target=_provider().force_flush, daemon=True)
+    exporting = threading.Thread(target=provider.force_flush, daemon=True)
     exporting.start()
     exporting.join(seconds)
 
@@ -337,5 +341,5 @@ def _provider() -> TracerProvider:
     """Set OpenTelemetry up, once a process."""
     provider = create_provider(current_settings(), _wanted_trace_id.get)
     # Run workers are children of multiprocessing, which end without Python's own handlers at exit.
-    Finalize(None, flush, exitpriority=10)
+    Finalize(None, _flush, (provider, FLUSH_SECONDS), exitpriority=10)
     return provider

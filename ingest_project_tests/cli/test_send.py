@@ -34,7 +34,7 @@ def only_message(
 
     def read(topic: str) -> ConsumerRecord:
         reader = TopicReader(load_settings().settings.kafka)
-        (message,) = reader.read(topic, None, max_messages=10, max_bytes=10**6, wait_seconds=2).messages
+        (message,) = reader.read(topic, None, max_messages=10, max_bytes=10**6, wait_seconds=10).messages
         reader.close()
         return message
 

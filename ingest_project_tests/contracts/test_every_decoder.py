@@ -203,9 +203,12 @@ def test_the_shared_inputs_are_read_or_refused_also_inside_a_message(contract: C
     files = [path for path in sorted(DATA.rglob("*")) if path.is_file()] if DATA.exists() else []
     if not files:
         pytest.skip("the shared JSON data is not next to this repository")
-    inputs = [raw for path in files for raw in (path.read_bytes(), *path.read_bytes().splitlines()[:50])]
+    read = [path.read_bytes() for path in files]
+    # Many files have a line in common.
+    inputs = [*dict.fromkeys(raw for content in read for raw in (content, *content.splitlines()[:50]))]
     around = [json.dumps(contract.good | {name: SPLICE}).encode() for name in contract.good]
-    inside = [text.replace(json.dumps(SPLICE).encode(), raw) for raw in inputs if len(raw) < 2_000 for text in around]
+    short = [raw for raw in inputs if len(raw) < 2_000]
+    inside = [text.replace(json.dumps(SPLICE).encode(), raw) for raw in short for text in around]
     if contract.decode is not crm_row:
         for raw in (*inputs, *inside):
             read_or_refuse(contract, raw)
@@ -225,13 +228,13 @@ def test_the_largest_message_is_refused_or_read_in_bounded_time(contract: Contra
         b'"' + filling * (full // len(filling)) + b'"' for filling in (b"\\\\", b"\\u0000", b"a/", "é".encode())
     ]
     fillings += [b"[" + b'"a",' * (full // 4) + b"1]", b"{" + b'"a":1,' * (full // 6) + b'"b":1}']
-    began = time.monotonic()
+    began = time.process_time()
     for filling in fillings:
         read_or_refuse(contract, filling, look=False)
         for name in sorted(contract.good)[:2]:
             start, end = json.dumps(contract.good | {name: SPLICE}).encode().split(json.dumps(SPLICE).encode())
             read_or_refuse(contract, (start + filling + end)[: MAX_MESSAGE_BYTES + 5], look=False)
-    assert time.monotonic() - began < BOUNDED_SECONDS * 2
+    assert time.process_time() - began < BOUNDED_SECONDS * 2
 
 
 OPTIONAL = {

@@ -245,7 +245,7 @@ def test_kafka_clients_that_stay_connected_take_the_new_password(kafka_server: S
             writer.send_all(topic, [ProducerRecord(b"x")])
         file.write_text(CONNECTION_STRING)
         assert writer.send_all(topic, [ProducerRecord(b"x")]) == 1
-        read = reader.read(topic, None, max_messages=1, max_bytes=1_000, wait_seconds=2)
+        read = reader.read(topic, None, max_messages=1, max_bytes=1_000, wait_seconds=10)
         assert [message.value for message in read.messages] == [b"x"]
 
 

@@ -171,10 +171,10 @@ def test_an_invalid_byte_in_the_header_refuses_the_file_and_names_the_line(tmp_p
 
 
 def test_a_file_of_another_encoding_altogether_is_refused_and_costs_little(tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(FileRejectedError, match=r"More than 100,000 bytes of the file are not utf-8.*reader profile"):
         read_text(tmp_path, HEADER.encode() + b"\xff\xfe\n" * 2_000_000)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("line", [",,,,", " , ,\t,,", ",", ",,,,,,,,"])
@@ -395,10 +395,10 @@ def test_whatever_the_bytes_a_file_is_read_or_refused(
 
 
 def test_a_megabyte_of_blanks_in_a_cell_takes_no_time(tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     outcome = read_text(tmp_path, HEADER + f"2024-01-15T10:30:45Z,{' ' * 500_000}d{' ' * 500_000},t,{' ' * 40},C\n")
     assert outcome.rows.row(0)[2:5] == ("d", "t", None)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_millions_of_tiny_lines_come_in_chunks_of_bounded_size(tmp_path: Path) -> None:

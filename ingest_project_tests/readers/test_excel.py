@@ -153,7 +153,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     refusal = refused(bomb)
     assert isinstance(refusal, LimitExceededError)
     assert "times its size" in refusal.detail
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_an_xml_bomb_is_refused(tmp_path: Path) -> None:

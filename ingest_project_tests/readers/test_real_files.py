@@ -103,7 +103,7 @@ def fitting_profile(name: str) -> ReaderProfile:
 @pytest.mark.parametrize("entry", nasty_files(), ids=lambda entry: entry["file"])
 def test_a_nasty_file_gets_what_its_manifest_says(entry: dict[str, Any]) -> None:
     path = DATA / "nasty" / entry["file"]
-    started = time.monotonic()
+    started = time.process_time()
     if entry["expect"] == "reject_file":
         with pytest.raises(FileRejectedError) as refused:
             read(path, fitting_profile(entry["file"]), kind_of(entry["file"]))
@@ -119,7 +119,7 @@ def test_a_nasty_file_gets_what_its_manifest_says(entry: dict[str, Any]) -> None
             assert outcome.malformed == []
         if entry["expect"] == "reject_rows" and entry["file"] not in BAD_CELLS:
             assert outcome.malformed
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("entry", nasty_files(), ids=lambda entry: entry["file"])

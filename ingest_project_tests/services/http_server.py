@@ -33,6 +33,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pytest
 
+from ingest_project_tests.services.unvisited import on_an_unvisited_port
+
 DEFAULT_SIZE = 100_000
 # Of every file here, in seconds since 1970.
 CHANGED_AT = 1_700_000_000.0
@@ -125,7 +127,7 @@ class HttpServer:
 
     def __post_init__(self) -> None:
         self.stopping = threading.Event()
-        self._server = _Server(self)
+        self._server = on_an_unvisited_port(lambda port: _Server(self, port))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
@@ -186,13 +188,13 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, owner: HttpServer) -> None:
+    def __init__(self, owner: HttpServer, port: int) -> None:
         self.owner = owner
         self.accepted = 0
         self._open: set[socket.socket] = set()
         self._handlers: list[threading.Thread] = []
         self.address_family = socket.AF_INET6 if ":" in owner.host else socket.AF_INET
-        super().__init__((owner.host, 0), _Handler)
+        super().__init__((owner.host, port), _Handler)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         connection = cast("socket.socket", request)

@@ -8,6 +8,7 @@ import threading
 from typing import Self
 
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request, ServedOverHttp
+from ingest_project_tests.services.unvisited import on_an_unvisited_port
 
 WAIT_SECONDS = 0.2
 
@@ -24,7 +25,7 @@ class Listener:
     def __init__(self) -> None:
         self.connections = 0
         self.received = b""
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = on_an_unvisited_port(lambda port: socket.create_server(("127.0.0.1", port)))
         self.port = int(self._socket.getsockname()[1])
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()

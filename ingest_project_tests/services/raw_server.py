@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from ingest_project_tests.services.unvisited import on_an_unvisited_port
+
 WAIT_SECONDS = 30
 
 
@@ -21,7 +23,7 @@ class RawServer:
     def __init__(self, behave: Callable[[socket.socket], None]) -> None:
         self.connections = 0
         self._behave = behave
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = on_an_unvisited_port(lambda port: socket.create_server(("127.0.0.1", port)))
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self.port = int(self._listener.getsockname()[1])

@@ -173,24 +173,24 @@ PIECES += ["</", "a", " ", "<a href='&#", "<base href=", "<![CDATA[", "<a\n", "<
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_page_that_repeats_one_thing_is_parsed_in_linear_time(piece: str) -> None:
     body = ("<title>Index of /</title>" + piece * (LONG // len(piece))).encode()
-    started = time.monotonic()
+    started = time.process_time()
     read(body, "text/html")
     read(body, "text/plain")
     read(body, "application/json")
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize(
     "piece", [b"1 ", b" ", b"9", b"Jan 15 10:30 ", b"- ", b"type=", b";", b"=", b"-rw-r--r-- ", b"a"]
 )
 def test_a_line_of_eight_kilobytes_is_parsed_at_once(piece: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for beginning in (b"", b"-rw-r--r-- 1 o g ", b"01-15-26  10:30PM  "):
         line = (beginning + piece * 8_192)[:8_192]
         for _ in range(20):
             parse_list_line(line, NOW, ZONES[0])
             parse_machine_line(line)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_reasons_are_counted_by_a_few_classes() -> None:

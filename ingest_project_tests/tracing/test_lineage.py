@@ -180,7 +180,7 @@ def test_a_backend_that_is_away_neither_fails_nor_delays_a_run(
         assert system.states() == {"f.csv": "ingested"}
         began = time.monotonic()
         lineage_events.flush(0.5)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize(

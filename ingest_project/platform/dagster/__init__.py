@@ -18,7 +18,8 @@ it does not.
 - `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
   `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).
-- `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; the command line of
+- `daemon.py`: `MIN_INTERVAL_LOOP_TIME` and `DEFAULT_DAEMON_INTERVAL_SECONDS` of Dagster's loops; its variables
+  `DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR` and `ASSET_BACKFILL_CURSOR_OFFSET`; the command line of
   `dagster-daemon`; `InstigatorState`, its data and its ticks (test_daemon of both packages). Without it:
   `dagster-daemon run`, each message seen up to four seconds later.
 - `quiet_sensors.py`: `is_under_min_interval` and `SensorLaunchContext` of the loop over the sensors, which it finds by

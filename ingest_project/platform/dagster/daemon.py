@@ -3,9 +3,9 @@
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
 instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
 (`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. It also leaves
-the queued runs of paused capabilities waiting (`held_runs`), and lets a backfill go on after its code server was
-restarted. Without this module (`dagster dev`, `dagster-daemon run`) everything else works as well, each message seen up
-to four seconds later.
+the queued runs of paused capabilities waiting (`held_runs`), lets a backfill go on after its code server was restarted,
+and shows it events that are committed out of order. Without this module (`dagster dev`, `dagster-daemon run`)
+everything else works as well, each message seen up to four seconds later.
 
 Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
 a sensor or schedule whose recorded times lie in the future. This daemon detects that, has the records repaired and
@@ -40,6 +40,8 @@ logger = get_logger(__name__)
 
 CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
+# Most events that other processes number while one of them stores a statement of its own (`ROWS_PER_STATEMENT`).
+EVENTS_BEING_STORED = 10_000
 # How often the records are checked: only they show another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 10.0
 # One tick each second of ten minutes, and more than any schedule makes in a year ahead.
@@ -69,6 +71,9 @@ def run_daemon(
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
     # A code server that is restarted has no assets for a moment: every backfill in progress would fail for good.
     os.environ.setdefault("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR", "yes")
+    # An event is numbered before it is committed: where one with a higher number is seen first, the backfill would
+    # never look at it, and count its partition as failed.
+    os.environ.setdefault("ASSET_BACKFILL_CURSOR_OFFSET", str(EVENTS_BEING_STORED))
     if held is not None:
         held_runs.install(held)
     if quiet is not None:

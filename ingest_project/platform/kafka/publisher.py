@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 
 import msgspec
 import sqlalchemy as sa
@@ -88,33 +87,10 @@ StillOwns = Callable[[Sequence[str]], bool]
 """Returns True while this publisher owns all messages of these ids."""
 
 
-class Outbox(Protocol):
-    """Record of messages to publish. Every method is durable when it returns."""
-
-    def unsent(self, message_ids: Sequence[str]) -> list[str]:
-        """Return those of the ids that are not marked as sent."""
-
-    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns | None:
-        """Record the intent to write these messages, and the end offsets of the topic before that.
-
-        An intent that exists keeps its earlier `since`.
-
-        Returns:
-            a function that tells whether this publisher still owns some of them, for another one may have taken them
-            over; None where only one publisher exists.
-        """
-
-    def interrupted(self, topic: str, message_ids: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
-        """Take over the ids with an intent that is not marked as sent, each with its `since`; some may be written."""
-
-    def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
-        """Mark messages as sent. Idempotent."""
-
-
 def publish_once(
     writer: TopicWriter,
     reader: TopicReader,
-    outbox: Outbox,
+    outbox: MessageOutbox,
     topic: str,
     messages: Sequence[tuple[str, ProducerRecord]],
 ) -> int:
@@ -141,7 +117,7 @@ def publish_once(
 
 
 def _publish(
-    writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, ProducerRecord]
+    writer: TopicWriter, reader: TopicReader, outbox: MessageOutbox, topic: str, messages: Mapping[str, ProducerRecord]
 ) -> int:
     pending = recover(reader, outbox, topic, list(messages))
     if not pending:
@@ -153,7 +129,7 @@ def _publish(
     return len(pending)
 
 
-def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequence[str]) -> list[str]:
+def recover(reader: TopicReader, outbox: MessageOutbox, topic: str, message_ids: Sequence[str]) -> list[str]:
     """Find out what a publisher that was killed had written, and return those of the ids that are not on the topic.
 
     Args:
@@ -170,10 +146,10 @@ def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequen
 
 
 def _while_owned(
-    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], still_owns: StillOwns | None
+    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], still_owns: StillOwns
 ) -> Iterator[ProducerRecord]:
     for part in in_parts(pending, MESSAGES_PER_CHECK):
-        if still_owns is not None and not still_owns(part):
+        if not still_owns(part):
             raise PublisherReplacedError(topic)
         for message_id in part:
             yield _with_id(message_id, messages[message_id])

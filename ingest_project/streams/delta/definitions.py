@@ -24,7 +24,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.database import exclusive
-from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
@@ -208,7 +208,8 @@ def _maintenance_job(parts: DeltaParts) -> dg.JobDefinition:
     def maintain(context: dg.OpExecutionContext, services: dg.ResourceParam[Runtime]) -> None:
         """Maintain the Delta table. Idempotent."""
         stream = parts.open(services)
-        limits = MaintenanceLimits(retention=timedelta(hours=parts.limits(services).retention_hours))
+        retention = {"retention_hours": parts.limits(services).retention_hours}
+        limits = services.settings.delta.model_copy(update=retention)
         with exclusive(services.engine, stream.lock, LOCK_WAIT_SECONDS):
             try:
                 context.log.info("Rows recovered: %s", complete_all(stream).metadata() or "none")

@@ -115,9 +115,9 @@ def test_any_text_is_an_address_or_refused_by_an_error_of_ours(text: str) -> Non
     ],
 )
 def test_a_long_text_is_refused_or_read_in_bounded_time(text: str) -> None:
-    begun_at = time.monotonic()
+    begun_at = time.thread_time()
     with contextlib.suppress(MalformedAddressError):
         split_address(text, ("https",))
     with contextlib.suppress(AddressRejectedError):
         parse_url(text)
-    assert time.monotonic() - begun_at < 5
+    assert time.thread_time() - begun_at < 5

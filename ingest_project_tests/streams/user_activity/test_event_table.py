@@ -97,7 +97,8 @@ def test_many_messages_are_decoded_as_each_is_on_its_own(payloads: list[bytes]) 
             assert re.search(r"timestamp|received_at|processed_at|event_data|occurs", reasons[offset])
             continue
         texts = ("event_id", "event_type", "request_id", "user_id", "session_id", "page_url")
-        assert [row[name] for name in texts] == [getattr(found, name) or None for name in texts]
+        sent = (getattr(found, name) for name in texts)
+        assert [row[name] for name in texts] == [None if value is msgspec.UNSET else value for value in sent]
         assert (row["event_data"] or "null") == (bytes(found.event_data) or b"null").decode()
         client = msgspec.to_builtins(found.client_info) if found.client_info else None
         assert row["client_info"] == (None if client is None else dict.fromkeys(row["client_info"]) | client)
