@@ -21,7 +21,13 @@ from ingest_project.core.console import moment
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report_each
+from ingest_project.platform.dagster.asset_events import (
+    CheckResult,
+    PartitionEvents,
+    WholeAssetResult,
+    partitions_of_check,
+    report_each,
+)
 from ingest_project.platform.dagster.catalog import (
     KAFKA,
     HourlyDeltaTable,
@@ -226,10 +232,11 @@ def attachment_stored(
     """Check the stored file of each selected attachment."""
     reason = "The work queue does not know this attachment."
     unknown = CheckResult(ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=False, description=reason)
-    known = {one.attachment_key: one for one in services.attachments.get_many(list(context.partition_keys))}
+    partitions = partitions_of_check(context)
+    known = {one.attachment_key: one for one in services.attachments.get_many(partitions)}
     return report_each(
         context,
-        {key: stored_bytes_match(services, known[key]) if key in known else unknown for key in context.partition_keys},
+        {key: stored_bytes_match(services, known[key]) if key in known else unknown for key in partitions},
     )
 
 

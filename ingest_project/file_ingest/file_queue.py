@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.items import digest_of
+from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_into
@@ -28,7 +29,6 @@ from ingest_project.platform.work_queue.queue import (
     KafkaPosition,
     QueueEntry,
     QueueTable,
-    RetryRule,
     WorkQueue,
 )
 
@@ -258,7 +258,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         self._change([file_key], {"state": was, "reason": reason, "finished_at": now}, now, files.c.stands)
 
     def await_a_person(
-        self, records: Sequence[FileRecord], reason: str, error_class: str, retries: RetryRule, now: datetime
+        self, records: Sequence[FileRecord], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> None:
         """Requeue files that go on only once a person has mended what stops them; none of them is ever failed for it.
 

@@ -193,7 +193,7 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
-def report_declarations(  # noqa: PLR0913 - what a kind is, and what people read of it
+def report_declarations(  # noqa: PLR0913, PLR0917 - what a kind is, and what people read of it
     paths: Sequence[Path] | None,
     read: Callable[[Path], object | None],
     load: Callable[[Settings], tuple[Sized, Sequence[BrokenDeclaration]]],

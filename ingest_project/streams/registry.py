@@ -99,7 +99,7 @@ class Registry:
             raise SchemaRegistryUnavailableError(self._url, f"{type(error).__name__}: {error}") from error
         if not found.schema_str:
             # Else it would be kept.
-            self.client.clear_caches()  # type: ignore[no-untyped-call] # the library leaves it without types
+            self.client.clear_caches()  # type: ignore[no-untyped-call]
             raise SchemaRegistryUnavailableError(self._url, "it answers without a schema")
         return found
 

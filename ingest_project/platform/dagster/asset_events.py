@@ -37,6 +37,18 @@ warnings.filterwarnings(
 )
 
 
+def partitions_of_check(context: dg.AssetCheckExecutionContext) -> list[str]:
+    """Return the partitions that a run of a check of partitions is for.
+
+    Raises:
+        Failure: the run names none.
+    """
+    run = context.op_execution_context
+    if not (run.has_partition_key or run.has_partition_key_range):
+        raise dg.Failure("This check looks at single partitions, and the run names none. Select partitions.")
+    return list(context.partition_keys)
+
+
 class WholeAssetResult(dg.AssetCheckResult):
     """The result of a check of a whole asset, whatever partitions it has.
 

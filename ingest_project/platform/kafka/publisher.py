@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -43,6 +43,11 @@ SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
 # The last request of a publisher that was just killed may still lie unread in the broker's socket.
 SETTLE_SECONDS = 0.3
+# An intent of another publisher that is younger than this is left alone: two runs over the same entries, which a person
+# can start, publish at the same time, and both are alive.
+YOUNG_SECONDS = 3.0
+# How long a publisher that was replaced waits for the other one to send the messages.
+REPLACED_SECONDS = 30.0
 # What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
 outbox = sa.Table(
     "outbox",
@@ -106,11 +111,11 @@ def publish_once(
         messages: id and message; an id that occurs again is the same message.
 
     Returns:
-        how many messages this call wrote.
+        how many messages this call wrote, or the publisher that took them over from it.
 
     Raises:
         BrokerUnavailableError: not everything was confirmed; call again.
-        PublisherReplacedError: another publisher writes the rest; this call wrote none of it.
+        PublisherReplacedError: another publisher took the rest over and has not written it yet; this call wrote none.
         MessageTooLargeError: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
@@ -124,8 +129,16 @@ def _publish(
         return 0
     still_owns = outbox.record_intent(topic, pending, reader.end_offsets(topic))
     # Ownership is checked while they are sent, after everything else that may take long.
-    writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
-    outbox.mark_sent(topic, pending)
+    try:
+        writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
+    except PublisherReplacedError:
+        give_up_at = time.monotonic() + REPLACED_SECONDS
+        while outbox.unsent(pending):
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.1)
+    else:
+        outbox.mark_sent(topic, pending)
     return len(pending)
 
 
@@ -242,8 +255,13 @@ class MessageOutbox:
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
         """Take over the ids with an intent that is not marked as sent: their earlier publisher no longer writes them.
 
+        One that has just recorded its intent is probably alive: it gets YOUNG_SECONDS to mark them as sent.
+
         Returns each with the offsets, by partition, from which it may be found.
         """
+        give_up_at = time.monotonic() + YOUNG_SECONDS
+        while time.monotonic() < give_up_at and self._has_young(topic, message_ids):
+            time.sleep(0.1)
         found: dict[str, dict[int, int]] = {}
         query = sa.select(outbox.c.message_id, outbox.c.since)
         with reading(self._engine) as connection:
@@ -256,6 +274,15 @@ class MessageOutbox:
                     taken = sa.update(outbox).where(*self._intended(topic, part)).values(owner=self._owner())
                     connection.execute(taken)
         return found
+
+    def _has_young(self, topic: str, message_ids: Sequence[str]) -> bool:
+        since = datetime.now(UTC) - timedelta(seconds=YOUNG_SECONDS)
+        of_another = sa.and_(outbox.c.owner != self._owner(), outbox.c.created_at > since)
+        with reading(self._engine) as connection:
+            return any(
+                connection.scalar(sa.select(sa.exists().where(*self._intended(topic, part), of_another)))
+                for part in in_parts(message_ids)
+            )
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
         """Mark messages as sent. Idempotent."""

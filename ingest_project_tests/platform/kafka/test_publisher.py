@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -110,7 +111,26 @@ def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_no
         suspended.kill()
         suspended.wait()
 
-    assert said.split() == ["PublisherReplacedError"]
+    assert said.split() == ["published"], "by its successor"
+    assert ids_on(reader, topic) == once()
+
+
+def test_publishers_of_the_same_messages_at_the_same_time_write_them_once_and_none_of_them_fails(
+    broker: Server, reader: TopicReader, topic: str, outbox: MessageOutbox
+) -> None:
+    broker.create_topic(topic, 2)
+
+    def publish(_number: int) -> int:
+        writer = TopicWriter(broker.settings)
+        try:
+            return publish_once(writer, TopicReader(broker.settings), outbox, topic, messages(COUNT))
+        finally:
+            writer.close()
+
+    with ThreadPoolExecutor(4) as publishers:
+        written = list(publishers.map(publish, range(4)))
+
+    assert max(written) == COUNT
     assert ids_on(reader, topic) == once()
 
 
