@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,9 @@ KEPT = {
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
 }
 
+# The instances of tests in `KEPT` that there are in this run, by the name of the test: `test_ordinary_run.py` compares.
+COLLECTED = pytest.StashKey[dict[str, set[str]]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of examples before tests are imported; an option of Hypothesis comes after it.
@@ -132,12 +136,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(3, min(4, os.cpu_count() or 1))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of whole systems first, then those that kill; leave further instances to the long run."""
+    collected = config.stash.setdefault(COLLECTED, defaultdict(set))
     for item in items:
-        kept = KEPT.get(getattr(item, "originalname", ""))
-        if kept and isinstance(item, pytest.Function) and item.callspec.id not in kept:
-            item.add_marker(pytest.mark.long)
+        if isinstance(item, pytest.Function) and item.originalname in KEPT:
+            collected[item.originalname].add(item.callspec.id)
+            if item.callspec.id not in KEPT[item.originalname]:
+                item.add_marker(pytest.mark.long)
     items.sort(key=_order)
 
 
