@@ -1,8 +1,4 @@
-"""An outbox in a SQLite file, and a publisher that a test starts as a process of its own and kills.
-
-`python -m ingest_project_tests.platform.kafka.sqlite_outbox SERVERS FILE TOPIC COUNT DIE` publishes COUNT
-messages. DIE names the step at which the process kills itself: after_intend, in_produce, before_mark, or never.
-"""
+"""An outbox in a SQLite file, and a publisher that is killed in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
@@ -87,12 +82,20 @@ def messages(count: int) -> list[tuple[str, ProducerRecord]]:
     return [(f"id-{number}", ProducerRecord(b"%d " % number + b"x" * 2_000)) for number in range(count)]
 
 
-def main() -> None:
-    servers, path, topic, count, die_at = sys.argv[1:]
+def publish(servers: str, path: str, topic: str, count: int, die_at: str) -> int:
+    """Publish messages, for `Forks`.
+
+    Args:
+        servers: of the broker.
+        path: of the outbox.
+        topic: of the messages.
+        count: of the messages.
+        die_at: the step at which this process kills itself: after_intend, in_produce, before_mark, or never.
+
+    Returns:
+        zero.
+    """
     settings = settings_for(servers)
     writer = DyingWriter(settings) if die_at == "in_produce" else TopicWriter(settings)
-    publish_once(writer, TopicReader(settings), SqliteOutbox(path, die_at), topic, messages(int(count)))
-
-
-if __name__ == "__main__":
-    main()
+    publish_once(writer, TopicReader(settings), SqliteOutbox(path, die_at), topic, messages(count))
+    return 0

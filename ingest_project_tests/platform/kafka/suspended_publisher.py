@@ -1,25 +1,21 @@
-"""A publisher that a test starts as a process of its own, and that is suspended as a laptop or a virtual machine is.
-
-`python -m ingest_project_tests.platform.kafka.suspended_publisher SERVERS DATABASE TOPIC COUNT STEP` publishes COUNT
-messages and stops itself (SIGSTOP) at a step: `intended`, `connected` or `half`. Continued, it says how its call ended.
-"""
+"""A publisher in a process of its own, which is suspended as a laptop or a virtual machine is."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.publisher import MessageOutbox, StillOwns, publish_once
+from ingest_project.platform.kafka.publisher import MessageOutbox, PublisherReplacedError, StillOwns, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.platform.kafka.sqlite_outbox import messages
 from ingest_project_tests.services.kafka import settings_for
 
 HALF = 500
+REPLACED = 3
 
 
 def suspend() -> None:
@@ -58,19 +54,24 @@ class SuspendedWriter(TopicWriter):
                 suspend()
 
 
-def main() -> None:
-    """Publish, and say `published` or the name of the error."""
-    servers, database_url, topic, count, step = sys.argv[1:]
+def publish(servers: str, database_url: str, topic: str, count: int, step: str) -> int:
+    """Publish messages, for `Forks`.
+
+    Args:
+        servers: of the broker.
+        database_url: of the outbox.
+        topic: of the messages.
+        count: of the messages.
+        step: at which this process stops itself (SIGSTOP): `intended`, `connected` or `half`.
+
+    Returns:
+        REPLACED if another publisher has done its work meanwhile, else zero.
+    """
     settings, engine = settings_for(servers), open_engine(database_url)
     writer = TopicWriter(settings) if step == "intended" else SuspendedWriter(settings, HALF if step == "half" else 0)
     outbox = SuspendedOutbox(engine) if step == "intended" else MessageOutbox(engine)
     try:
-        publish_once(writer, TopicReader(settings), outbox, topic, messages(int(count)))
-    except Exception as error:  # noqa: BLE001 - its name is the answer
-        print(type(error).__name__, flush=True)  # noqa: T201 - to the test
-    else:
-        print("published", flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+        publish_once(writer, TopicReader(settings), outbox, topic, messages(count))
+    except PublisherReplacedError:
+        return REPLACED
+    return 0

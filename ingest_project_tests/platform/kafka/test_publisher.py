@@ -6,28 +6,36 @@ import collections
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ingest_project.platform.database import migrate, open_engine
+from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, MessageOutbox, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
+from ingest_project_tests.platform.kafka import sqlite_outbox, suspended_publisher
 from ingest_project_tests.platform.kafka.sqlite_outbox import SqliteOutbox, messages
+from ingest_project_tests.services.forks import Forks
 from ingest_project_tests.services.kafka import Server
 
 COUNT = 1_500
 
 
-def start_publisher(broker: Server, outbox: Path, topic: str, die_at: str) -> subprocess.Popen[bytes]:
-    module = "ingest_project_tests.platform.kafka.sqlite_outbox"
-    arguments = [broker.bootstrap_servers, str(outbox), topic, str(COUNT), die_at]
-    return subprocess.Popen([sys.executable, "-m", module, *arguments])
+@pytest.fixture(scope="module")
+def publishers() -> Iterator[Forks]:
+    """Publishers that may be killed and suspended."""
+    forks = Forks(sqlite_outbox.__name__, suspended_publisher.__name__)
+    yield forks
+    forks.close()
+
+
+def start_publisher(publishers: Forks, broker: Server, outbox: Path, topic: str, die_at: str) -> int:
+    function = f"{sqlite_outbox.__name__}:publish"
+    return publishers.start(function, broker.bootstrap_servers, str(outbox), topic, COUNT, die_at)
 
 
 def ids_on(reader: TopicReader, topic: str) -> collections.Counter[str]:
@@ -46,11 +54,17 @@ def once(count: int = COUNT) -> collections.Counter[str]:
 
 @pytest.mark.parametrize("step", ["after_intend", "in_produce", "before_mark"])
 def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path, step: str
+    broker: Server,
+    publishers: Forks,
+    reader: TopicReader,
+    writer: TopicWriter,
+    topic: str,
+    tmp_path: Path,
+    step: str,
 ) -> None:
     broker.create_topic(topic, 2)
-    killed = start_publisher(broker, tmp_path / "outbox", topic, step)
-    assert killed.wait(20) == -signal.SIGKILL
+    killed = start_publisher(publishers, broker, tmp_path / "outbox", topic, step)
+    assert publishers.wait(killed) == -signal.SIGKILL
     outbox = SqliteOutbox(str(tmp_path / "outbox"))
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
@@ -59,15 +73,16 @@ def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # n
     assert ids_on(reader, topic) == once()
 
 
-def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
+def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
+    broker: Server, publishers: Forks, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
 ) -> None:
     broker.create_topic(topic, 2)
     for _ in range(3):
-        publisher = start_publisher(broker, tmp_path / "outbox", topic, "never")
-        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311 - no secret
-        publisher.kill()
-        publisher.wait()
+        publisher = start_publisher(publishers, broker, tmp_path / "outbox", topic, "never")
+        time.sleep(random.uniform(0.0, 0.5))  # noqa: S311 - no secret
+        # It may have ended, and is there until somebody waits for it.
+        os.kill(publisher, signal.SIGKILL)
+        publishers.wait(publisher)
     outbox = SqliteOutbox(str(tmp_path / "outbox"))
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
@@ -78,27 +93,27 @@ def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(
 
 @pytest.mark.parametrize("step", ["intended", "connected", "half"])
 def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, postgres_url: str, step: str
+    broker: Server,
+    publishers: Forks,
+    reader: TopicReader,
+    writer: TopicWriter,
+    topic: str,
+    postgres_url: str,
+    step: str,
 ) -> None:
     broker.create_topic(topic, 2)
     engine = open_engine(postgres_url)
-    migrate(engine)
-    module = "ingest_project_tests.platform.kafka.suspended_publisher"
-    arguments = [broker.bootstrap_servers, postgres_url, topic, str(COUNT), step]
-    suspended = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+    function = f"{suspended_publisher.__name__}:publish"
+    suspended = publishers.start(function, broker.bootstrap_servers, postgres_url, topic, COUNT, step)
+    assert publishers.wait(suspended) == -signal.SIGSTOP
     try:
-        _, status = os.waitpid(suspended.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-
         publish_once(writer, reader, MessageOutbox(engine), topic, messages(COUNT))
-        suspended.send_signal(signal.SIGCONT)
-        said, _ = suspended.communicate(timeout=60)
     finally:
-        suspended.kill()
-        suspended.wait()
+        os.kill(suspended, signal.SIGCONT)
+        how_it_ended = publishers.wait(suspended)
         engine.dispose()
 
-    assert said.split() == ["PublisherReplacedError"]
+    assert how_it_ended == suspended_publisher.REPLACED
     assert ids_on(reader, topic) == once()
 
 
