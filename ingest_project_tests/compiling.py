@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def compile_once(config: pytest.Config, folder: Path, imported: Collection[str])
     """
     modules = [path for path in sorted(folder.rglob("*.py")) if path.name.startswith(("test_", "conftest"))]
     missing = [path for path in modules if _read_pyc(path, _compiled(path)) is None]
-    children = [_forked(lambda part=missing[half::2]: _rewrite(config, part)) for half in range(2) if missing[half:]]
+    children = [_forked(partial(_rewrite, config, missing[half::2])) for half in range(2) if missing[half:]]
     if missing == modules:
         children.append(_forked(lambda: [import_module(name) for name in imported]))
     for child in children:

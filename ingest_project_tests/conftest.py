@@ -139,7 +139,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of whole systems first, then those that kill; leave further instances to the long run."""
-    collected = config.stash.setdefault(COLLECTED, defaultdict(set))
+    collected: dict[str, set[str]] = defaultdict(set)
+    config.stash[COLLECTED] = collected
     for item in items:
         if isinstance(item, pytest.Function) and item.originalname in KEPT:
             collected[item.originalname].add(item.callspec.id)
