@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ingest_project_tests.compiling import compile_once
 from ingest_project_tests.fuzz import EXAMPLES, FEW_EXAMPLES, PROFILE
 
 # A busy machine is no fault of the code.
@@ -20,10 +24,9 @@ settings.register_profile(PROFILE, settings.get_profile("long"), max_examples=1_
 # Dagster's modules are a million objects, and all tests are imported before the first begins.
 gc.set_threshold(50_000, 10, 10)
 
-pytest_plugins = [
+FIXTURES = (
     "ingest_project_tests.browser.fixtures",
     "ingest_project_tests.services.alert_receivers",
-    "ingest_project_tests.services.kafka",
     "ingest_project_tests.services.identity",
     "ingest_project_tests.services.kusto_server",
     "ingest_project_tests.services.postgres",
@@ -31,13 +34,18 @@ pytest_plugins = [
     "ingest_project_tests.services.dfs_server",
     "ingest_project_tests.services.object_stores",
     "ingest_project_tests.services.dagster",
+    "ingest_project_tests.services.loaded_definitions",
     "ingest_project_tests.services.http_server",
     "ingest_project_tests.services.openlineage",
     "ingest_project_tests.services.otlp",
     "ingest_project_tests.journeys.system",
     "ingest_project_tests.crashes.deadly_process",
     "ingest_project_tests.attachments.system",
-]
+)
+# It says in the end which broker the tests talked to.
+KAFKA = "ingest_project_tests.services.kafka"
+# The `conftest.py` of a folder may import them before they are plugins.
+pytest.register_assert_rewrite(KAFKA, *FIXTURES)
 
 # These start the whole system. They come first, and so one after the other in one process: side by side they would take
 # each other's time.
@@ -72,9 +80,9 @@ KEPT = {
     "test_a_megabyte_of_what_is_never_closed_is_parsed_at_once": ("<a ", "<script>"),
     "test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy": ("lock",),
     "test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again": (
-        "kafka_server-in_produce",
-        "kafka_server-before_mark",
-        "embedded_server-after_intend",
+        "kafka_server-sending",
+        "kafka_server-written",
+        "embedded_server-intended",
     ),
     "test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again": ("kafka_server",),
     "test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice": (
@@ -82,7 +90,7 @@ KEPT = {
         "kafka_server-half",
         "embedded_server-connected",
     ),
-    "test_a_request_to_stop_ends_everything_in_good_order": ("2", "15"),
+    "test_a_request_to_stop_ends_everything_in_good_order": ("15",),
     "test_a_writer_killed_at_any_moment_leaves_each_row_once_after_it_ran_again": ("committed",),
     "test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not": ("postgres",),
     "test_an_event_that_cannot_be_one_is_a_dead_letter_and_those_around_it_are_stored": ("no list",),
@@ -107,10 +115,21 @@ KEPT = {
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
 }
 
+# The instances of tests in `KEPT` that there are in this run, by the name of the test: `test_ordinary_run.py` compares.
+COLLECTED = pytest.StashKey[dict[str, set[str]]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the number of examples before tests are imported; an option of Hypothesis comes after it."""
+    """Choose the number of examples before tests are imported; an option of Hypothesis comes after it.
+
+    The process that only hands tests out imports no fixtures, and so starts the others five seconds earlier.
+    """
     settings.load_profile("ordinary" if config.option.markexpr == "not long" else "long")
+    hands_out = config.option.dist != "no" and not config.option.collectonly
+    for name in (KAFKA, *(() if hands_out else FIXTURES)):
+        config.pluginmanager.import_plugin(name)
+    if hands_out and not sys.dont_write_bytecode:
+        compile_once(config, Path(__file__).parent, FIXTURES)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -118,12 +137,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(3, min(4, os.cpu_count() or 1))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of whole systems first, then those that kill; leave further instances to the long run."""
+    collected: dict[str, set[str]] = defaultdict(set)
+    config.stash[COLLECTED] = collected
     for item in items:
-        kept = KEPT.get(getattr(item, "originalname", ""))
-        if kept and isinstance(item, pytest.Function) and item.callspec.id not in kept:
-            item.add_marker(pytest.mark.long)
+        if isinstance(item, pytest.Function) and item.originalname in KEPT:
+            collected[item.originalname].add(item.callspec.id)
+            if item.callspec.id not in KEPT[item.originalname]:
+                item.add_marker(pytest.mark.long)
     items.sort(key=_order)
 
 

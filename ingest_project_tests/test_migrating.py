@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ingest_project.cli.main import run
 from ingest_project.core.settings import IGNORED_NAMES, TopicSettings, load_settings
+from ingest_project_tests.services.loaded_definitions import IGNORED, LoadedDefinitions
 
 PAGE = (Path(__file__).parents[1] / "docs" / "migrating.md").read_text(encoding="utf-8")
 VALUES = {
@@ -58,36 +56,24 @@ def test_the_guide_names_every_setting_that_is_ignored_and_every_topic() -> None
         assert topic in topics or re.fullmatch(r"downloads\.retry\..*|.*\.dlq", topic), topic
 
 
-# What the definitions do with the settings, without the rest of them, which takes a processor 5 s.
-CHILD = """
-from ingest_project.core.logging import configure_logging, log_ignored
-from ingest_project.core.settings import load_settings
-loaded = load_settings()
-configure_logging(loaded.settings.logging)
-log_ignored(loaded.ignored)
-"""
-
-
 def test_ignored_settings_are_named_once_without_their_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    loaded_definitions: LoadedDefinitions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    ignored = {"KAFKA_TOPIC": "sales_events", "DB_PASSWORD": "s3cret"}
-    environ = {**os.environ, **ignored, "INGEST_CONFIG_DIR": str(tmp_path), "INGEST_STATE_DIR": str(tmp_path)}
-    environ.pop("_INGEST_SETTINGS_IGNORED", None)
-    code = f"import ingest_project.definitions, subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    lines = [json.loads(line) for line in done.stderr.splitlines() if "settings_ignored" in line]
-    assert [(line["level"], line["names"]) for line in lines] == [("info", ["KAFKA_TOPIC", "DB_PASSWORD"])]
-    assert "s3cret" not in done.stderr
+    lines = [json.loads(line) for line in loaded_definitions.log.splitlines() if "settings_ignored" in line]
+    assert [(line["level"], line["names"]) for line in lines] == [("info", [*IGNORED])]
+    assert IGNORED["DB_PASSWORD"] not in loaded_definitions.log
 
-    for name, value in ignored.items():
+    for name, value in IGNORED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     assert run(["config", "--json"]) == 0
     printed = capfd.readouterr()
     assert json.loads(printed.out)
     assert "KAFKA_TOPIC, DB_PASSWORD" in " ".join(printed.err.split())
-    assert "s3cret" not in printed.err + printed.out
+    assert IGNORED["DB_PASSWORD"] not in printed.err + printed.out
 
 
 def test_what_old_services_accept_is_read_as_they_meant_it(tmp_path: Path) -> None:

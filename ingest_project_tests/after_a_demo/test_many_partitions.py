@@ -66,6 +66,7 @@ def test_six_hundred_files_with_refused_ones_duplicates_and_one_that_is_gone(
     assert not run_jobs(demo.site, ["file_checks"], 120, lambda: None)
 
 
+@pytest.mark.long
 def test_only_the_dead_attachments_of_a_selection_are_replayed(
     demo: Demo, services: SystemResources, http_server: HttpServer
 ) -> None:

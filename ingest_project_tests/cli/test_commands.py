@@ -138,6 +138,7 @@ def test_dev_says_where_things_are_and_ctrl_c_ends_it_with_130(tmp_path: Path) -
     assert "127.0.0.1:" in seen
     assert ":***@" in seen
     assert "everything has stopped" in rest
+    assert "database system is shut down" in (state_dir / "logs" / "postgres.log").read_text()
     assert wait_until_nothing_is_left(state_dir) == {}
 
 

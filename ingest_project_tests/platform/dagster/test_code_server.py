@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,18 +17,19 @@ import pytest
 from dagster._grpc.client import DagsterGrpcClient
 
 from ingest_project.platform.dagster import code_server
+from ingest_project_tests.services.loaded_definitions import LoadedDefinitions
 
 # Starts a worker as the code server does, says which process it is, and waits for it.
 SERVER = """
-import os, time
+import os, sys, time
 from ingest_project.platform.dagster import code_server
 
 def work():
-    print(os.getpid(), flush=True)
+    print(os.getpid(), "colorsys" in sys.modules, flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
-    code_server.HEAVY_MODULES = ()
+    code_server.HEAVY_MODULES = ("colorsys",)
     code_server.warm_workers()
     import multiprocessing
     worker = multiprocessing.get_context("spawn").Process(target=work)
@@ -35,28 +38,34 @@ if __name__ == "__main__":
 """
 
 
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, psutil.Process]]:
+    """A server, its worker and the process that the worker is a fork of."""
+    (folder / "server.py").write_text(SERVER)
+    with subprocess.Popen([sys.executable, str(folder / "server.py")], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            pid, has_its_modules = server.stdout.readline().split()
+            assert has_its_modules == "True"
+            worker = psutil.Process(int(pid))
+            parent = worker.parent()
+            assert parent is not None
+            yield server, worker, parent
+        finally:
+            server.kill()
+
+
 @pytest.mark.parametrize("victim", ["the code server", "the process that workers are forks of"])
 def test_a_worker_ends_at_once_when_nobody_can_see_it_any_more(victim: str, tmp_path: Path) -> None:
-    (tmp_path / "server.py").write_text(SERVER)
-    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        worker = psutil.Process(int(server.stdout.readline()))
-        parent = worker.parent()
-        assert parent is not None
+    with started(tmp_path) as (server, worker, parent):
         (server if victim == "the code server" else parent).kill()
         psutil.wait_procs([worker, parent], timeout=10)
         assert not worker.is_running()
         assert not parent.is_running()
-        server.kill()
 
 
-def test_a_request_to_stop_is_for_the_workers_alone(tmp_path: Path) -> None:
-    (tmp_path / "server.py").write_text(SERVER)
-    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        worker = psutil.Process(int(server.stdout.readline()))
-        parent = worker.parent()
-        assert parent is not None
+def test_a_worker_starts_with_its_modules_and_a_request_to_stop_is_for_the_workers_alone(tmp_path: Path) -> None:
+    with started(tmp_path) as (server, worker, parent):
         parent.send_signal(signal.SIGTERM)
         with pytest.raises(psutil.TimeoutExpired):
             parent.wait(0.3)
@@ -64,25 +73,8 @@ def test_a_request_to_stop_is_for_the_workers_alone(tmp_path: Path) -> None:
         assert server.wait(10) == 0
 
 
-def test_a_worker_starts_with_its_modules_imported(tmp_path: Path) -> None:
-    warm = SERVER.replace("code_server.HEAVY_MODULES = ()", 'code_server.HEAVY_MODULES = ("colorsys",)')
-    warm = warm.replace("os.getpid(), flush=True)", '"colorsys" in sys.modules, flush=True)')
-    (tmp_path / "server.py").write_text(f"import sys{warm}")
-    with subprocess.Popen([sys.executable, str(tmp_path / "server.py")], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == "True\n"
-        server.kill()
-
-
-def test_what_workers_are_forked_from_has_no_threads_of_polars() -> None:
-    program = (
-        "import importlib, os\n"
-        "from ingest_project.platform.dagster.code_server import HEAVY_MODULES\n"
-        "for name in HEAVY_MODULES: importlib.import_module(name)\n"
-        "for task in os.listdir('/proc/self/task'): print(open(f'/proc/self/task/{task}/comm').read(), end='')"
-    )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"polars-0", "tokio-rt-worker"} & set(said), said
+def test_what_workers_are_forked_from_has_no_threads_of_polars(loaded_definitions: LoadedDefinitions) -> None:
+    assert not {"polars-0", "tokio-rt-worker"} & {*loaded_definitions.threads}, loaded_definitions.threads
 
 
 def test_a_reload_ends_the_server_so_that_its_supervisor_starts_it_with_what_is_declared_now(tmp_path: Path) -> None:
