@@ -130,11 +130,19 @@ def _require_announced_version(record: FileRecord, found: SourceFile, source: So
         raise SourceChangedError(
             source.canonical_location(event.file_path), f"its source shows the one of {found.modified_at}"
         )
-    announced = version_of(event.etag, event.size_bytes, event.modified_at)
-    actual = version_of(found.etag, found.size_bytes, found.modified_at)
+    announced, actual = versions_apart(event, found)
     raise VersionSupersededError(
         source.canonical_location(event.file_path), f"announced with {announced}, found with {actual}"
     )
+
+
+def versions_apart(event: FileEvent, found: SourceFile) -> tuple[str, str]:
+    """Describe the version that was announced and the one that was found, so that the two differ."""
+    versions = [version_of(one.etag, one.size_bytes, one.modified_at) for one in (event, found)]
+    if versions[0] == versions[1]:
+        # A server may send something else under the same etag.
+        versions = [version_of(None, one.size_bytes, one.modified_at) for one in (event, found)]
+    return versions[0], versions[1]
 
 
 def _older(found: datetime, announced: datetime) -> bool:

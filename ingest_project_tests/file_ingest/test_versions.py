@@ -9,8 +9,10 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest_project.contracts.files import FileEvent
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.load import finish, lock_locations_of, settle_versions
+from ingest_project.file_ingest.raw_files import versions_apart
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.file_ingest.versions import meaning_of
@@ -18,6 +20,7 @@ from ingest_project.file_ingest.warehouse.sql import SqlTransaction
 from ingest_project.platform.database import writing
 from ingest_project.platform.database.sql import metadata
 from ingest_project.readers.profiles import load_profiles
+from ingest_project.sources import SourceFile
 from ingest_project_tests.file_ingest.samples import NOW, arrival
 from ingest_project_tests.fuzz import examples
 
@@ -101,3 +104,10 @@ def test_the_parts_of_a_name_that_a_profile_reads_are_part_of_the_meaning_and_th
     assert meaning_of(profile, "a.csv", "csv") == meaning_of(
         profile.model_copy(update={"description": "x"}), "a.csv", "csv"
     )
+
+
+def test_what_a_server_sends_under_the_same_etag_is_told_apart_by_its_size() -> None:
+    event = FileEvent(file_path="/a.csv", file_name="a.csv", size_bytes=85, etag="v1")
+    assert versions_apart(event, SourceFile("/a.csv", "a.csv", 85, None, "v2")) == ("etag=v1", "etag=v2")
+    announced, found = versions_apart(event, SourceFile("/a.csv", "a.csv", 40, None, "v1"))
+    assert (announced, found) == ("size=85 modified=unknown", "size=40 modified=unknown")
