@@ -20,7 +20,7 @@ from ingest_project.contracts.attachments import (
     decode_attachment_event,
     decode_download_task,
 )
-from ingest_project.contracts.crm_event import COMMON_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
+from ingest_project.contracts.crm_event import COMMON_FIELDS, OPTIONAL_FIELDS, OWN_FIELDS, CrmKind, decode_crm_event
 from ingest_project.contracts.enriched_event import EnrichedEvent, decode_enriched_event
 from ingest_project.contracts.files import FileEvent, PollingJob, decode_file_event, decode_polling_job
 from ingest_project.core.settings import TopicSettings
@@ -181,8 +181,9 @@ def enriched_event_schema() -> dict[str, Any]:
 
 def crm_schema(kind: CrmKind) -> dict[str, Any]:
     """Return the schema of one kind of CRM message; its fields are those of the contract."""
-    names = [*COMMON_FIELDS, *OWN_FIELDS[kind]]
-    return {"type": "object", "properties": {name: _CRM_FIELDS[name] for name in names}, "required": names}
+    required = [*COMMON_FIELDS, *OWN_FIELDS[kind]]
+    properties = {name: _CRM_FIELDS[name] for name in (*required, *OPTIONAL_FIELDS[kind])}
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def decode_cached_download(raw: bytes) -> CachedDownload:
@@ -380,8 +381,9 @@ MESSAGES = (
 
 INTRODUCTION = f"""# Messages
 
-Every message is JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024**2} MiB. Topic names are the defaults; each one is a
-setting (`KAFKA_TOPIC_*`). With `EVENT_SOURCE=eventhub` the event hub is read instead of `{TOPICS.events_raw}`.
+Every message is JSON in UTF-8, at most {MAX_MESSAGE_BYTES // 1024**2} MiB, and no object in it has a name twice.
+Topic names are the defaults; each one is a setting (`KAFKA_TOPIC_*`). With `EVENT_SOURCE=eventhub` the event hub is
+read instead of `{TOPICS.events_raw}`.
 `make messages` writes this page from the code; a test holds it against the code and decodes every example.
 
 ## Topics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,7 +37,6 @@ from ingest_project.platform.capability import (
     counted_by_state,
     entry_facts,
     finished_states,
-    intake_of,
     latency,
     latency_columns,
     of_trace,
@@ -61,13 +61,10 @@ DOWNLOADS = "ingest_downloads"
 DOWNLOAD_FAILURES = "ingest_download_failures"
 UPLOADED_BYTES = "ingest_uploaded_bytes"
 
-EVENT_QUEUE = QueueView(
-    "attachment_event", attachment_events, attachment_events.c.event_key, JobState, failed_states=("failed",)
-)
+EVENT_QUEUE = QueueView("attachment_event", attachment_events, JobState, failed_states=("failed",))
 ATTACHMENT_QUEUE = QueueView(
     "attachment",
     attachments,
-    attachments.c.attachment_key,
     AttachmentState,
     failed_states=("failed",),
     expiring_states=("stored",),
@@ -93,17 +90,8 @@ def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     yield columns.stored_path == text
 
 
-EVENTS = ItemTable(
-    "event", attachment_events, attachment_events.c.event_key, attachment_events.c.event_type, _events_found_by
-)
-ITEMS = ItemTable(
-    "attachment",
-    attachments,
-    attachments.c.attachment_key,
-    attachments.c.attachment_key,
-    _attachments_found_by,
-    KEY_HASH_LENGTH,
-)
+EVENTS = ItemTable("event", attachment_events, attachment_events.c.event_type, _events_found_by)
+ITEMS = ItemTable("attachment", attachments, attachments.c.attachment_key, _attachments_found_by, KEY_HASH_LENGTH)
 
 
 def event_amounts(row: sa.RowMapping) -> Iterator[Amount]:
@@ -238,18 +226,13 @@ class Attachments(Capability[AttachmentResources]):
             found = rows_where(connection, attachments, of_trace(attachments, trace_id))
             return [*(moment for row in events for moment in _event_history(row)), *_histories(connection, found)]
 
-    def view_of(
-        self, services: AttachmentResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    def completed(
+        self, services: AttachmentResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Describe an event, or an attachment with its attempts and its stored file."""
-        if ref.kind == EVENTS.kind:
-            return _event_view(connection, ref, row)
-        return _attachment_view(services, connection, ref, row)
-
-    def correct_future_times(self, services: AttachmentResources, now: datetime, skew_seconds: float) -> int:
-        """Set times in the future to now."""
-        queues = (services.attachment_events, services.attachments)
-        return sum(queue.correct_future_times(now, skew_seconds) for queue in queues)
+        if view.ref.kind == EVENTS.kind:
+            return _event_view(connection, view, row)
+        return _attachment_view(services, connection, view, row)
 
 
 def retry_tiers(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[RetryTier, ...]:
@@ -310,15 +293,11 @@ def _histories(connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> Iter
         yield Moment(row["asked_at"], _subject(row), "replayed", f"by {row['asked_by']}")
 
 
-def _event_view(connection: sa.Connection, ref: ItemRef, row: sa.RowMapping) -> ItemView:
-    found = ITEMS.related(connection, attachments.c.event_key == ref.key)
-    return ItemView(
-        ref=ref,
-        name=row["event_type"] or ref.key,
-        state=row["state"],
-        reason=row["reason"],
-        trace_id=row["trace_id"],
-        **intake_of(row),
+def _event_view(connection: sa.Connection, view: ItemView, row: sa.RowMapping) -> ItemView:
+    found = ITEMS.related(connection, attachments.c.event_key == view.ref.key)
+    return replace(
+        view,
+        name=view.name or view.ref.key,
         facts={
             "Domain": row["domain"],
             "Event type": row["event_type"],
@@ -327,16 +306,14 @@ def _event_view(connection: sa.Connection, ref: ItemRef, row: sa.RowMapping) -> 
             **entry_facts(row),
         },
         moments=[*_event_history(row)],
-        run_id=row["run_id"],
         asset="attachment_events",
         partition=row["hour"],
-        related={name: one for name, one in {"attachments": found}.items() if one.hits}
-        | EVENTS.neighbours(connection, row),
+        related={**({"attachments": found} if found.hits else {}), **view.related},
     )
 
 
 def _attachment_view(
-    services: AttachmentResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    services: AttachmentResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
 ) -> ItemView:
     attempts = row["attempt"] if row["replays"] == 0 else f"{row['attempt']}, replayed {row['replays']} times"
     contents = {}
@@ -348,13 +325,8 @@ def _attachment_view(
             row["size_bytes"],
             lambda: services.attachment_store(domain).local_path(path),
         )
-    return ItemView(
-        ref=ref,
-        name=ref.key,
-        state=row["state"],
-        reason=row["reason"],
-        trace_id=row["trace_id"],
-        **intake_of(row),
+    return replace(
+        view,
         facts={
             "Domain": row["domain"],
             # A signed address is a secret as long as it is valid.
@@ -372,8 +344,5 @@ def _attachment_view(
         },
         moments=[*_histories(connection, [row])],
         contents=contents,
-        run_id=row["run_id"],
         asset=ATTACHMENT_QUEUE.asset,
-        partition=ref.key,
-        related=ITEMS.neighbours(connection, row),
     )

@@ -21,12 +21,25 @@ from ingest_project.core.console import moment
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.items import end_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report_each
-from ingest_project.platform.dagster.catalog import KAFKA, HourlyDeltaTable, StoredTable, topic, topic_key
+from ingest_project.platform.dagster.asset_events import (
+    CheckResult,
+    PartitionEvents,
+    WholeAssetResult,
+    partitions_of_check,
+    report_each,
+)
+from ingest_project.platform.dagster.catalog import (
+    KAFKA,
+    HourlyDeltaTable,
+    StoredTable,
+    freshness_within,
+    topic,
+    topic_key,
+)
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.queue import JobState
 
-ATTACHMENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
+ATTACHMENTS_FRESHNESS = freshness_within(48)
 
 
 ATTACHMENTS = "attachments"
@@ -217,15 +230,13 @@ def attachment_stored(
     context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> dg.AssetCheckResult:
     """Check the stored file of each selected attachment."""
-    records = services.attachments.get_many(list(context.partition_keys))
-    results = {record.attachment_key: stored_bytes_match(services, record) for record in records}
-    report_each(context, results)
-    failed = [result for result in results.values() if not result.passed]
-    first = failed[0] if failed else next(iter(results.values()), None)
-    return WholeAssetResult(
-        passed=not failed,
-        description=first.description if first else "The work queue does not know this attachment.",
-        metadata=dict(first.metadata) if first and len(results) == 1 else {"failed": len(failed)},
+    reason = "The work queue does not know this attachment."
+    unknown = CheckResult(ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=False, description=reason)
+    partitions = partitions_of_check(context)
+    known = {one.attachment_key: one for one in services.attachments.get_many(partitions)}
+    return report_each(
+        context,
+        {key: stored_bytes_match(services, known[key]) if key in known else unknown for key in partitions},
     )
 
 

@@ -26,9 +26,9 @@ from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
-from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
-from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
+from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run, keys_of_run
 
 # No upload takes a day.
 ABANDONED_AFTER = timedelta(days=1)
@@ -37,7 +37,7 @@ ABANDONED_AFTER = timedelta(days=1)
 @dg.op(out=dg.Out(dg.Nothing), description="Extracts the addresses of the batch's events and announces the tasks.")
 def extract_addresses(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Extract the addresses of the batch's events."""
-    extract(context, services, keys_of_run(context, services.attachment_events.batch), context.run.tags[BATCH_ID_TAG])
+    extract(context, services, keys_of_run(context, services.attachment_events.batch), batch_of_run(context))
 
 
 @dg.op(
@@ -47,7 +47,7 @@ def extract_addresses(context: dg.OpExecutionContext, services: dg.ResourceParam
 )
 def download_and_store(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Download and store the batch's attachments."""
-    download(context, services, services.attachments.batch(context.run.tags[BATCH_ID_TAG]))
+    download(context, services, services.attachments.batch(batch_of_run(context)))
 
 
 @dg.job(description="Extracts the addresses of a batch of events, downloads and stores.")
@@ -65,7 +65,7 @@ def attachments_batch() -> None:
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def maintain_results(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Maintain the Delta table of results; the second time nothing is left to do."""
-    maintenance = optimize_and_vacuum(services.attachment_results, maintenance_limits(services.settings.delta))
+    maintenance = optimize_and_vacuum(services.attachment_results, services.settings.delta)
     context.log.info(summary(maintenance))
 
 

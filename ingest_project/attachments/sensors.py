@@ -36,7 +36,7 @@ from ingest_project.contracts.attachments import (
     decode_download_task,
 )
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.items import digest_of, store_bisecting
+from ingest_project.core.items import as_utc, digest_of, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform import tracing
@@ -190,8 +190,7 @@ def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> 
         now: when the task was read.
     """
     try:
-        moment = datetime.fromisoformat((header or b"")[:LONGEST_TIME].decode())
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment = as_utc(datetime.fromisoformat((header or b"")[:LONGEST_TIME].decode()))
     except (ValueError, OverflowError):
         return None
     return min(moment, now + max(*delays, LONGEST_RETRY_AFTER) + CLOCK_SKEW) if moment > now else None
@@ -223,12 +222,11 @@ def _tasks(services: AttachmentResources, topic: str) -> Intake[DownloadTask]:
 
 
 def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> str:
-    occurred_at = task.occurred_at or arrived.intake.at or UNKNOWN_TIME
     return services.destinations.path(
         domain=task.domain,
         trace_id=task.trace_id,
         file_name=chosen_file_name(task.file_name, None, task.attachment_url),
-        occurred_at=occurred_at if occurred_at.tzinfo else occurred_at.replace(tzinfo=UTC),
+        occurred_at=as_utc(task.occurred_at or arrived.intake.at or UNKNOWN_TIME),
         attachment_url=task.attachment_url,
         event_type=task.event_type,
     )

@@ -250,8 +250,8 @@ def skipped(*, limit: MostToList = 50, as_json: AsJson = False) -> None:
         return
     made = table("Topic", "Partition", "From", "To", "Requested", "By", "Reason", numbers=["Partition", "From", "To"])
     for one in found[:limit]:
-        last = one.end_offset - 1
-        add_row(made, one.topic, one.partition, one.first_offset, last, ago(one.asked_at), one.asked_by, one.reason)
+        offsets = map(str, (one.partition, one.first_offset, one.end_offset - 1))
+        add_row(made, one.topic, *offsets, ago(one.asked_at), one.asked_by, one.reason)
     show_list(made, "requests", more=len(found) > limit)
 
 

@@ -194,11 +194,13 @@ def _no_options() -> None:
 
 
 def _misused(problem: Any) -> int:  # noqa: ANN401 - of Typer's own Click, which has no public name
-    from typer.rich_utils import rich_format_error  # for misspelt commands alone
-
-    # The message repeats arguments, which may contain control characters.
-    problem.message = printable_lines(problem.message)
-    rich_format_error(problem)
+    # Without any argument, the help has been printed.
+    if type(problem).__name__ != "NoArgsIsHelpError":
+        # The message repeats arguments, which may contain control characters; that of choices has several lines.
+        message = " ".join(problem.format_message().replace("Value error, ", "").split())
+        end = "" if message.endswith((".", "?")) else "."
+        context = getattr(problem, "ctx", None)
+        complain(f"{message}{end}" + (f" See: {context.command_path} --help" if context else ""))
     return int(problem.exit_code)
 
 

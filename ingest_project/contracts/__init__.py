@@ -5,7 +5,9 @@ Here: decode the bytes of a message or reject it with one clear reason; read its
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -53,10 +55,18 @@ _KINDS = {
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as names and values, names that occur twice included."""
+
+
+# Numbers stay text: they may have more digits than Python converts.
+_pairs = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+
+
 def decode(raw: bytes | None, message_type: type[Message]) -> Message:
     """Decode one message strictly: types are not coerced, required fields must be there, extra fields are ignored.
 
-    A field that may be left out may be null as well, which means the same.
+    A field that may be left out may be null as well, which means the same. No object may have a name twice.
 
     Raises:
         UnreadableMessageError: empty, larger than MAX_MESSAGE_BYTES, not JSON, or not of this shape; names the field.
@@ -64,17 +74,41 @@ def decode(raw: bytes | None, message_type: type[Message]) -> Message:
     text = require_readable_size(raw)
     try:
         try:
-            return msgspec.json.decode(text, type=message_type)
+            found = msgspec.json.decode(text, type=message_type)
         except msgspec.ValidationError:
             without = _without_nulls(text, message_type)
             if without == text:
                 raise
-            return msgspec.json.decode(without, type=message_type)
+            found = msgspec.json.decode(without, type=message_type)
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not a {message_type.__name__}: {_shortened(plainly(error))}.") from error
     except (ValueError, OverflowError, RecursionError) as error:
         # msgspec's errors about JSON, and Python's about numbers.
         raise not_json(text, error) from error
+    require_single_names(text)
+    return found
+
+
+def require_single_names(raw: bytes) -> None:
+    """Reject JSON with an object that has a name twice: parsers differ in which value they take.
+
+    Raises:
+        UnreadableMessageError: a name occurs twice, or it is no JSON; names the field.
+    """
+    try:
+        rest = [("", _pairs.decode(raw.decode("utf-8-sig")))]
+    except (ValueError, RecursionError) as error:
+        raise not_json(raw, error) from error
+    while rest:
+        path, value = rest.pop()
+        if isinstance(value, _Pairs):
+            names = Counter(name for name, _ in value)
+            if len(names) < len(value):
+                name, times = names.most_common(1)[0]
+                raise UnreadableMessageError(f"{path}{name[:MAX_NAME_LENGTH]} occurs {times} times.")
+            rest += [(f"{path}{name}."[:MAX_NAME_LENGTH], one) for name, one in value if isinstance(one, list)]
+        elif isinstance(value, list):
+            rest += [(path, one) for one in value if isinstance(one, list)]
 
 
 def require_readable_size(raw: bytes | None) -> bytes:

@@ -44,6 +44,8 @@ class CrmKind(StrEnum):
 class CrmEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
     """One version of one record; its class is its kind. Numbers are the JSON texts that were sent.
 
+    A field with a default may be left out, which means null; it does not tell the kinds apart.
+
     Args:
         meta_data: the whole object, the JSON text as it was sent.
     """
@@ -91,16 +93,21 @@ class _OnlyMeta(Meta, frozen=True, gc=False, forbid_unknown_fields=True):
 
 
 EVENTS: Mapping[CrmKind, type[CrmEvent]] = {CrmKind.OPPORTUNITY: Opportunity, CrmKind.PROJECT: Project}
-COMMON_FIELDS = CrmEvent.__struct_fields__
+FIELDS = {kind: msgspec.structs.fields(event) for kind, event in EVENTS.items()}
+COMMON_FIELDS = tuple(field.name for field in msgspec.structs.fields(CrmEvent) if field.required)
 META_FIELDS = Meta.__struct_fields__
 # The fields by which the kinds are told apart.
 OWN_FIELDS = {
-    kind: tuple(name for name in event.__struct_fields__ if name not in COMMON_FIELDS) for kind, event in EVENTS.items()
+    kind: tuple(field.name for field in fields if field.required and field.name not in COMMON_FIELDS)
+    for kind, fields in FIELDS.items()
+}
+# Those that may be left out, with what is there then.
+OPTIONAL_FIELDS = {
+    kind: {field.name: field.default for field in fields if not field.required} for kind, fields in FIELDS.items()
 }
 NUMBERS = {CrmKind.OPPORTUNITY: ("amount", "probability"), CrmKind.PROJECT: ("budget",)}
 ID_PREFIXES = {CrmKind.OPPORTUNITY: "opp_", CrmKind.PROJECT: "proj_"}
-NAMES = SingleNames(dict.fromkeys((*COMMON_FIELDS, *(name for names in OWN_FIELDS.values() for name in names))))
-META_NAMES = SingleNames(dict.fromkeys(META_FIELDS))
+NAMES = SingleNames()
 
 # Decoders of events that have the fields of one kind, and no others.
 DECODERS = {kind: msgspec.json.Decoder(event).decode for kind, event in EVENTS.items()}
@@ -133,8 +140,7 @@ def decode_crm_event(raw: bytes | None) -> tuple[CrmEvent, bytes | None]:
     """
     fields, values = _fields_of(storable(require_readable_size(raw)))
     kind = kind_of(values)
-    known = {*COMMON_FIELDS, *OWN_FIELDS[kind]}
-    others = {name: fields.pop(name) for name in sorted(fields.keys() - known)}
+    others = {name: fields.pop(name) for name in sorted(fields.keys() - EVENTS[kind].__struct_fields__)}
     try:
         event = DECODERS[kind](_encoder.encode(fields))
     except msgspec.ValidationError as error:

@@ -74,7 +74,7 @@ KNOWN_NESTED_FIELDS = {
     "service_info": frozenset(ServiceInfo.__struct_fields__),
     "processing_info": frozenset(ProcessingInfo.__struct_fields__),
 }
-NAMES = SingleNames({name: dict.fromkeys(KNOWN_NESTED_FIELDS.get(name, ())) or None for name in KNOWN_FIELDS})
+NAMES = SingleNames(KNOWN_NESTED_FIELDS)
 MAX_CACHED_TYPES = 10_000
 
 _encoder = msgspec.json.Encoder()

@@ -6,7 +6,9 @@ Loads pandera, which takes half a second: import it where a schema is about to b
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import pandera.polars as pandera
 import polars as pl
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 
 from ingest_project.contracts.columns import TYPES, Column, whole_text
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import mistakes
+from ingest_project.core.yaml_models import mistakes, nearest, nearest_or_known
 
 SUPPORTED = (
     'str, int, float, bool, datetime.date, Annotated[pl.Datetime, "us", "UTC"] and Annotated[pl.Decimal, digits, '
@@ -65,12 +67,32 @@ def model_named(name: str) -> type[pandera.DataFrameModel]:
     """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, pandera.DataFrameModel)):
-        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")  # noqa: TRY004 - pydantic expects it
+        imported = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        guess = nearest(module.rpartition(".")[2], _modules_beside(module))
+        raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}{guess}") from None
+    found = getattr(imported, attribute, None)
+    if found is None:
+        models = [one for one, value in vars(imported).items() if _is_model(value)]
+        guess = nearest_or_known(attribute, models)
+        raise ValueError(f"model: {name} cannot be imported, write package.module:Class{guess}")
+    if not _is_model(found):
+        raise ValueError(f"model: {name} is no pandera Polars DataFrameModel")
     return found
+
+
+def _is_model(value: object) -> TypeGuard[type[pandera.DataFrameModel]]:
+    is_class = isinstance(value, type) and issubclass(value, pandera.DataFrameModel)
+    return is_class and value is not pandera.DataFrameModel
+
+
+def _modules_beside(module: str) -> list[str]:
+    """Return the names of the modules of the same package; of all packages for a module in none."""
+    try:
+        path = importlib.import_module(module.rpartition(".")[0]).__path__ if "." in module else None
+    except (ImportError, ValueError, AttributeError):
+        return []
+    return [one.name for one in pkgutil.iter_modules(path)]
 
 
 def columns_of(model: type[pandera.DataFrameModel]) -> tuple[Column, ...]:

@@ -1,44 +1,40 @@
-"""Refuse a name that occurs twice in a JSON object: parsers differ in which value they take; msgspec takes the last."""
+"""Refuse a message with a JSON object that has a name twice: parsers differ in which value they take; msgspec the last.
+
+This holds at any depth, also inside of what is kept as it was sent: whoever reads it there would have to guess.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 
-from ingest_project.contracts import not_json
+from ingest_project.contracts import require_single_names
 from ingest_project.core.errors import UnreadableMessageError
 
-# The names of fields; a mapping where there are more inside.
-Tree = Mapping[str, Any]
 Texts = Sequence[bytes | msgspec.Raw]
 
 # Messages whose names are counted together: they fit into the cache of a core.
 BLOCK_MESSAGES = 256
 COLON, QUOTE = b':"'
-# Escapes of a quote, a colon, and what is less than a quote and no control.
+# Escapes of a quote, a colon, and what is less than a quote and no control: in a text that is written again they may
+# look like the end of a name, and before did not.
 LIKE_A_NAME = re.compile(rb"\\u00(?:2[0-2]|3[aA])")
 _encoder = msgspec.json.Encoder()
 
 
 class SingleNames:
-    """Finds messages with a name that occurs twice.
+    """Finds messages with an object that has a name twice.
 
     Args:
-        tree: the fields that are read. In an object that has one of them, no name may occur twice.
+        objects: names of the objects whose fields are read one by one.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        names = "|".join(map(re.escape, sorted(set(_names(tree)))))
-        self._objects = [_encoder.encode(name) + b":{" for name in set(_objects(tree))]
-        # No encoder escapes ASCII letters: an object that names a field so is looked at.
-        self._pattern = rf'"(?:{names})"\s*:|\\u00[2-7]'
+    def __init__(self, objects: Iterable[str] = ()) -> None:
+        self._objects = [_encoder.encode(name) + b":{" for name in set(objects)]
 
     def problems(
         self,
@@ -51,96 +47,65 @@ class SingleNames:
 
         Args:
             messages: JSON that was decoded.
-            expected: how many of the fields each has.
+            expected: how many fields were read of each.
             kept: for each field whose value is kept as it was written, the values; empty where one is missing.
             unknown: the other fields of each, a JSON object as the decoders make it; None without any.
         """
         found: dict[int, UnreadableMessageError] = {}
         for begin in range(0, len(messages), BLOCK_MESSAGES):
             rows = slice(begin, begin + BLOCK_MESSAGES)
-            block, inside = messages[rows], [values[rows] for values in kept]
-            names = [expected] * len(block) if isinstance(expected, int) else expected[rows].tolist()
-            others = unknown[rows] or [None] * len(block)
-            if not self._are_single(block, names, inside, others):
-                suspects = self._suspects(block, names, inside, others)
-                found |= {begin + number: error for number, error in _errors(block, suspects, self._tree)}
+            block = messages[rows]
+            names = expected * len(block) if isinstance(expected, int) else int(expected[rows].sum())
+            if not self._are_single(block, names, [values[rows] for values in kept], unknown[rows]):
+                found |= {begin + number: error for number, error in _errors(block)}
         return found
 
     def _are_single(
-        self, messages: Texts, expected: Sequence[int], kept: Sequence[Texts], unknown: Sequence[bytes | None]
+        self, messages: Sequence[bytes], names: int, kept: Sequence[Texts], unknown: Sequence[bytes | None]
     ) -> bool:
         """Return True if messages have as many names as were read of them. False at times for sound ones."""
-        text, others = b"".join(messages), b"".join(filter(None, unknown))
-        names = sum(expected) + sum(_names_in(b"".join(values)) for values in kept)
-        if others:
-            # The names of known objects around unknown fields are counted already.
-            names += _names_in(others) - sum(map(others.count, self._objects))
-            # What looks like a name inside of one may have been written otherwise.
-            if b"\\u00" in text and LIKE_A_NAME.search(text):
+        text, others = b"".join(messages), list(filter(None, unknown))
+        for written in (*kept, others):
+            again = _written_again(list(filter(None, written)))
+            if again is None:
                 return False
-        return _names_in(text) == names and _is_utf8(text)
-
-    def _suspects(
-        self, messages: Sequence[bytes], expected: Sequence[int], kept: Sequence[Texts], unknown: Sequence[bytes | None]
-    ) -> Iterator[int]:
-        """Yield the numbers of messages that must be looked at, which costs more than decoding them."""
-        counts = self._counts(messages)
-        for values in kept:
-            counts -= self._counts([bytes(value) for value in values])
-        for number, others in enumerate(unknown):
-            if others is None:
-                # A text may look like a name; one of ours is rare inside a text.
-                is_single = counts[number] == expected[number]
-            else:
-                one = slice(number, number + 1)
-                is_single = self._are_single(messages[one], expected[one], [values[one] for values in kept], [others])
-            if not is_single:
-                yield number
-
-    def _counts(self, texts: Sequence[bytes]) -> np.ndarray[Any, Any]:
-        strings = pl.Series([text.decode() if _is_utf8(text) else None for text in texts], dtype=pl.String)
-        return strings.str.count_matches(self._pattern).cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
+            names += int(_names_in([again])[0])
+        # The names of known objects around unknown fields are counted already.
+        names -= sum(one.count(name) for one in others for name in self._objects)
+        return int(_names_in([text])[0]) == names and _is_utf8(text)
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as names and values, names that occur twice included."""
+def _errors(messages: Sequence[bytes]) -> Iterator[tuple[int, UnreadableMessageError]]:
+    """Yield the errors of messages by their numbers; looking at each on its own costs more than decoding it."""
+    again = [_written_again([raw]) for raw in messages]
+    is_same = _names_in(messages) == _names_in([one or b"" for one in again])
+    for number, (raw, one) in enumerate(zip(messages, again, strict=True)):
+        if one is None or not is_same[number]:
+            try:
+                require_single_names(raw)
+            except UnreadableMessageError as error:
+                yield number, error
 
 
-# Numbers stay text: they may have more digits than Python converts.
-_PAIRS = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+def _written_again(texts: Texts) -> bytes | None:
+    """Return JSON values as a list that has each name of an object once; None where that may not be comparable."""
+    text = b",".join(texts)
+    if b"\\u00" in text and LIKE_A_NAME.search(text):
+        return None
+    try:
+        return _encoder.encode(msgspec.json.decode(b"[%s]" % text))
+    except (ValueError, OverflowError, RecursionError):
+        # A number or a text that msgspec does not read, and that is kept as it is.
+        return None
 
 
-def _errors(
-    messages: Sequence[bytes], suspects: Iterator[int], tree: Tree
-) -> Iterator[tuple[int, UnreadableMessageError]]:
-    for number in suspects:
-        try:
-            _require(_PAIRS.decode(messages[number].decode("utf-8-sig")), tree, "")
-        except UnreadableMessageError as error:
-            yield number, error
-        except (ValueError, RecursionError) as error:
-            yield number, not_json(messages[number], error)
-
-
-def _require(found: Any, tree: Tree, path: str) -> None:  # noqa: ANN401 - JSON of any shape
-    if not isinstance(found, _Pairs):
-        return
-    values: dict[str, Any] = {}
-    for name, value in found:
-        if name in values:
-            times = sum(each == name for each, _ in found)
-            raise UnreadableMessageError(f"{path}{name[:200]} occurs {times} times.")
-        values[name] = value
-    for name, inside in tree.items():
-        if name in values and isinstance(inside, Mapping):
-            _require(values[name], inside, f"{path}{name}.")
-
-
-def _names_in(text: bytes | msgspec.Raw) -> int:
-    """Count the names of a JSON text; what looks like one inside a string counts as well."""
-    codes = np.frombuffer(text, np.uint8)
+def _names_in(texts: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    """Count the names of each JSON text; what looks like one inside a string counts as well."""
+    codes = np.frombuffer(b"".join(texts), np.uint8)
     # A quote, or white space behind one, which is less than a quote.
-    return int(np.count_nonzero((codes[1:] == COLON) & (codes[:-1] <= QUOTE)))
+    names = np.flatnonzero((codes[1:] == COLON) & (codes[:-1] <= QUOTE))
+    ends = np.cumsum([len(text) for text in texts])
+    return np.diff(np.searchsorted(names, ends), prepend=0)
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -151,17 +116,3 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _names(tree: Tree) -> Iterator[str]:
-    for name, inside in tree.items():
-        yield name
-        if isinstance(inside, Mapping):
-            yield from _names(inside)
-
-
-def _objects(tree: Tree) -> Iterator[str]:
-    for name, inside in tree.items():
-        if isinstance(inside, Mapping):
-            yield name
-            yield from _objects(inside)

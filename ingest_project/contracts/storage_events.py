@@ -18,7 +18,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import msgspec
 
-from ingest_project.contracts import plainly, require_readable_size
+from ingest_project.contracts import plainly, require_readable_size, require_single_names
 from ingest_project.contracts.files import VERSION_ID, FileEvent, checked
 from ingest_project.core.errors import UnreadableMessageError
 
@@ -121,16 +121,20 @@ def decode_storage_notification(raw: bytes | None) -> StorageNotification | None
     """Decode a notification; None for a message that is none.
 
     Raises:
-        UnreadableMessageError: it has more than MAX_RECORDS records, or SNS wrapped something else.
+        UnreadableMessageError: it has more than MAX_RECORDS records or an object with a name twice, or SNS wrapped
+            something else.
     """
-    content = _json(raw)
+    content, text = _json(raw), raw or b""
     if isinstance(content, dict) and content.get("Type") == "Notification" and isinstance(content.get("Message"), str):
-        content = _json(content["Message"].encode("utf-8", "replace"))
+        require_single_names(text)
+        text = content["Message"].encode("utf-8", "replace")
+        content = _json(text)
         if _named_records(content) is None:
             raise UnreadableMessageError("Not a FileEvent: SNS wrapped a message that is no notification of S3.")
     records = _named_records(content)
     if records is None:
         return None
+    require_single_names(text)
     if len(records) > MAX_RECORDS:
         raise UnreadableMessageError(f"The notification has {len(records)} records; at most {MAX_RECORDS} are read.")
     notification = StorageNotification()

@@ -72,7 +72,13 @@ def value_text(value: object) -> str:
 
 
 def data_text(value: object) -> str:
-    """Return a value of a stored row for a person: as `value_text`, with the fraction of a time's second."""
+    """Return a value of a row for a person, the same in commands and pages: as `value_text`, but to be copied.
+
+    Numbers are as databases show them, without marks between thousands: many are ids, years and offsets. A time has the
+    fraction of its second.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:.{EXACT_DIGITS}g}" if isinstance(value, float) else str(value)
     text = value_text(value)
     if isinstance(value, datetime) and value.microsecond:
         return f"{text.removesuffix('Z')}{f'.{value:%f}'.rstrip('0')}{'Z' if value.tzinfo else ''}"

@@ -16,6 +16,7 @@
     │   ├── DownloadRejectedError       a web server's answer will be the same again: 404, 403, an empty body
     │   ├── QueryRejectedError          Eventhouse rejects a query: not KQL it can run, not allowed, or not to be paged
     │   ├── SchemaConflictError         rows do not fit their table
+    │   ├── TableUnusableError          a table or column is missing, or the right to write it
     │   ├── MessageTooLargeError        the broker rejects a message for its size
     │   ├── SkippedByOperatorError      a person had a message skipped
     │   └── UnexpectedError             a defect of ours that one file caused; the log has its traceback
@@ -190,6 +191,20 @@ class SchemaConflictError(PermanentError):
         self.table = table
         self.column = column
         super().__init__(f"Column {column!r} does not fit {table}: {reason}. Nothing was written.")
+
+
+class TableUnusableError(PermanentError):
+    """A table or column is missing in the database, or the right to write it.
+
+    Args:
+        cause: the database's reason.
+    """
+
+    def __init__(self, cause: object) -> None:
+        reason = " ".join(str(cause).split())[:300]
+        super().__init__(
+            f"The database refuses to store: {reason}. Correct its tables, or the rights of our user there."
+        )
 
 
 class MessageTooLargeError(PermanentError):

@@ -56,6 +56,15 @@ def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
     return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
 
 
+def as_utc(moment: datetime) -> datetime:
+    """Return a time in UTC; one without a zone is UTC.
+
+    Raises:
+        OverflowError: in UTC it lies outside the years 1 to 9999.
+    """
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def hour_key(moment: datetime) -> str:
     """Return the partition key of the hour that a moment is in."""
     return moment.astimezone(UTC).strftime(HOUR_FORMAT)

@@ -236,5 +236,7 @@ if not structlog.is_configured():
             structlog.processors.format_exc_info,
             _printable_values,
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ]
+        ],
+        # Standard output is the result of a command, which may be JSON.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

@@ -102,6 +102,10 @@ class Plugins(Mapping[str, Part], Generic[Part]):
             for name, points in installed(self.group).items()
         ]
 
+    def problem_of(self, name: str) -> str:
+        """Return why the plug-in of this name cannot be used; empty for one that can, and any other name."""
+        return self._problem(name) if name in installed(self.group) and name not in self._shipped else ""
+
     def _problem(self, name: str) -> str:
         points = installed(self.group)[name]
         if name in self._shipped:

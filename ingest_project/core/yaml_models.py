@@ -180,6 +180,7 @@ SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(
     ("model_type", "model_attributes_type", "dict_type"), "write names and values, like {name: value}"
 )
+SHAPES |= dict.fromkeys(("bool_parsing", "bool_type"), "write true or false")
 
 
 class ContradictionsError(ValueError):

@@ -6,18 +6,16 @@ workspace file names. None of them needs the others to start, so they start at t
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import requests
 import yaml
 
 from ingest_project.core.errors import PermanentError
@@ -33,7 +31,7 @@ POLL_SECONDS = 0.2
 # Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
 # Errors of `query_webserver` while the webserver does not listen yet, or cannot answer all of it.
-REQUEST_ERRORS = (OSError, HTTPException, ValueError, KeyError, TypeError)
+REQUEST_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 _READINESS = """{
   workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
@@ -164,18 +162,16 @@ def query_webserver(port: int, query: str, variables: Mapping[str, Any] | None =
         variables: of the query.
 
     Raises:
-        OSError, http.client.HTTPException: the webserver does not answer.
+        OSError: the webserver does not answer, or refuses.
         ValueError, KeyError, TypeError: the answer is not JSON, or has no data.
     """
-    request = urllib.request.Request(
-        f"http://{HOST}:{port}/graphql",
-        json.dumps({"query": query, "variables": dict(variables or {})}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    # A proxy from the environment cannot reach an address of this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=REQUEST_SECONDS) as response:
-        data: dict[str, Any] = json.load(response)["data"]
+    with requests.Session() as session:
+        # A proxy from the environment cannot reach an address of this machine.
+        session.trust_env = False
+        content = {"query": query, "variables": dict(variables or {})}
+        answer = session.post(f"http://{HOST}:{port}/graphql", json=content, timeout=REQUEST_SECONDS)
+    answer.raise_for_status()
+    data: dict[str, Any] = answer.json()["data"]
     return data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,6 @@ from ingest_project.platform.capability import (
     counted_by_state,
     entry_facts,
     finished_states,
-    intake_of,
     latency,
     latency_columns,
     of_trace,
@@ -122,7 +122,6 @@ SHOWN = 10
 QUEUE = QueueView(
     "file",
     files,
-    files.c.file_key,
     FileState,
     failed_states=("failed", "quarantined"),
     expiring_states=("ingested", "duplicate", "replaced", "superseded"),
@@ -151,7 +150,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         yield sa.and_(columns.file_name == search.name, is_there)
 
 
-ITEMS = ItemTable("file", files, files.c.file_key, files.c.file_name, _found_by)
+ITEMS = ItemTable("file", files, files.c.file_name, _found_by)
 
 
 def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
@@ -244,9 +243,10 @@ class FileIngest(Capability[FileIngestResources]):
     actions = ACTIONS
 
     def read_work(self, services: FileIngestResources, *, detailed: bool) -> WorkState:
-        """Read the queue, and find broken reader profiles and declarations."""
+        """Read the queue, and find broken reader profiles and declarations, and files that wait for a person."""
         work = super().read_work(services, detailed=detailed)
-        return msgspec.structs.replace(work, problems=declaration_problems(services.settings))
+        waiting = map(str, services.files.awaiting_a_person()[:MAX_SHOWN])
+        return msgspec.structs.replace(work, problems=(*declaration_problems(services.settings), *waiting))
 
     def running_totals(self, connection: sa.Connection) -> Iterator[Amount]:
         """Yield the records of storage notifications that announce no file."""
@@ -291,33 +291,27 @@ class FileIngest(Capability[FileIngestResources]):
             rows = rows_where(connection, files, of_trace(files, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
-    def view_of(
-        self, services: FileIngestResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    def completed(
+        self, services: FileIngestResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Describe a file: what it is, its rows, its bytes, and its other versions."""
         columns = files.c
         same_place = sa.and_(columns.file_name == row["file_name"], columns.location_key == row["location_key"])
-        versions = ITEMS.related(connection, sa.and_(same_place, columns.file_key != ref.key))
-        copies = ITEMS.related(connection, columns.duplicate_of == ref.key)
+        key = view.ref.key
+        versions = ITEMS.related(connection, sa.and_(same_place, columns.file_key != key))
+        copies = ITEMS.related(connection, columns.duplicate_of == key)
         related = {"other versions": versions, "duplicates": copies}
-        return ItemView(
-            ref=ref,
-            name=row["file_name"],
-            state=row["state"],
-            reason=row["reason"],
-            trace_id=row["trace_id"],
-            **intake_of(row),
+        return replace(
+            view,
             facts=_facts(row),
             moments=[*_history(row)],
             rows={
-                "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, ref.key)),
+                "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, key)),
                 "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
             },
             contents=_contents(services, row),
-            run_id=row["run_id"],
             asset=asset_of(row["dataset"]),
-            partition=ref.key,
-            related={name: one for name, one in related.items() if one.hits} | ITEMS.neighbours(connection, row),
+            related={**{name: one for name, one in related.items() if one.hits}, **view.related},
         )
 
     def related(self, services: FileIngestResources, view: ItemView) -> Mapping[str, Related]:
@@ -332,7 +326,7 @@ class FileIngest(Capability[FileIngestResources]):
         """Set times in the future to now."""
         with writing(services.engine) as connection:
             arrived = correct_future_arrivals(connection, now, now + timedelta(seconds=skew_seconds))
-        return services.files.correct_future_times(now, skew_seconds) + arrived
+        return super().correct_future_times(services, now, skew_seconds) + arrived
 
 
 def _refusal(row: sa.RowMapping) -> str:

@@ -43,7 +43,7 @@ from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
-from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, report_each
+from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, partitions_of_check, report_each
 from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
@@ -102,7 +102,7 @@ def columns_of_landed(services: FileIngestResources, file_key: str, contract: Co
             file = open_file(record, landed, services.landing, contract)
             resources.push(file.resources)
             counts, rows_read = record.rule_counts or {}, record.rows_read or 0
-            drift = drift_of(file.first, contract.target, counts, rows_read)
+            drift = drift_of(file.first, contract, counts, rows_read)
     return drift_result(drift, assets, contract.drift)
 
 
@@ -155,18 +155,7 @@ def _file_check(
     def check(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
-        results = results_of(services, assets, list(context.partition_keys))
-        report_each(context, results)
-        failed = [result for result in results.values() if not result.passed]
-        errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
-        # A warning in front must not hide an error, which blocks.
-        first = next(iter([*errors, *failed, *results.values()]))
-        return WholeAssetResult(
-            passed=not failed,
-            severity=first.severity,
-            description=first.description,
-            metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
-        )
+        return report_each(context, results_of(services, assets, partitions_of_check(context)))
 
     return check
 

@@ -90,10 +90,20 @@ class Contract(ABC):
         del engine, names
         return self.tables
 
-    def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Move undeclared columns to columns of their own, if the dataset evolves."""
+    def evolved(self, rows: pl.DataFrame, names: Sequence[Sequence[str]]) -> pl.DataFrame:
+        """Move undeclared columns to columns of their own, if the dataset evolves.
+
+        Args:
+            rows: with `file_index`.
+            names: the undeclared columns of each file, by its index.
+        """
         del names
         return rows
+
+    def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the undeclared columns of a file stay in `rescued_data` although the dataset evolves."""
+        del names
+        return ()
 
     def profile_of(self, record: FileRecord) -> ReaderProfile:
         """Return the profile that a file's event names, or the default one.

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import pandera.polars as pandera
 import polars as pl
+import pyarrow as pa
 import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.schemas import schema_of
 from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
+from ingest_project.core.errors import SchemaConflictError, SettingsError, StoreUnavailableError
+from ingest_project.core.items import digest_of
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
 from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
@@ -27,8 +33,17 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
-from ingest_project.platform.database.declared_tables import TableKind, View, ensure_tables, sql_type
+from ingest_project.platform.database import open_engine
+from ingest_project.platform.database.declared_tables import (
+    TableKind,
+    View,
+    columns_of_table,
+    due_changes,
+    ensure_tables,
+    sql_type,
+)
 from ingest_project.platform.database.sql import Double, Json
+from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name
@@ -43,8 +58,12 @@ TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
+# Name of a further column of one name, see `readers.matching`.
+REPEATED = re.compile(r"(.+) \[[0-9]+\]'*", re.DOTALL)
 # A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
 MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
+# PostgreSQL's index takes no entry of more than 2,704 bytes, those of numbers and times included.
+MAX_KEY_BYTES = 2_400
 # Delta reads it as null.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
@@ -62,6 +81,7 @@ class DeclaredContract(Contract):
         limits: of sizes and counts.
         tables: of its rows and metrics.
         largest_share: of bad rows, if it declares none.
+        undeclared: columns of the table of rows that are not declared, and whether they are of text.
     """
 
     declaration: DatasetDeclaration
@@ -69,6 +89,7 @@ class DeclaredContract(Contract):
     limits: ReadLimits
     tables: DatasetTables
     largest_share: float
+    undeclared: dict[str, bool] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, declaration: DatasetDeclaration, settings: Settings) -> DeclaredContract:
@@ -125,6 +146,9 @@ class DeclaredContract(Contract):
             *(row_check(f"{name}_not_a_partition", _is_a_partition(name)) for name in partitions),
         ]
         if declared.key is not None:
+            sized = [name for name in declared.key.columns if name in texts]
+            if declared.key.unique == "table" and sized:
+                schema.checks = [*schema.checks, row_check("key_too_long", _fits_an_index(sized))]
             unique: Any = schema.unique or []
             others = [unique] if unique and isinstance(unique[0], str) else unique
             keys: Any = [*others, list(declared.key.columns)]
@@ -138,15 +162,36 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
-        ensure_tables(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
-        return self.tables
+        tables, evolving = self.tables, self.drift == "evolve"
+        # A store that is away is each file's to report, as of any other.
+        with suppress(StoreUnavailableError):
+            self.undeclared.update(self._columns_outside())
+        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=evolving)
+        if evolving and tables.rows is not None:
+            self.undeclared.update(
+                {name: held == "TEXT" for name, held in columns_of_table(engine, tables.rows.name).items()}
+            )
+        for name in tables.row_schema:
+            self.undeclared.pop(name, None)
+        return tables
+
+    def require_fit(self, engine: sa.Engine) -> None:
+        """Require that the tables, as far as they exist, take what is declared; nothing is changed."""
+        self._columns_outside()
+        due_changes(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
+
+    def _columns_outside(self) -> dict[str, bool]:
+        """Return the columns of the table outside the database, which must fit, and whether they are of text."""
+        elsewhere = self.tables.elsewhere
+        present = elsewhere.fitted_columns(self.tables.row_schema) if elsewhere else pa.schema([])
+        return {column.name: column.type == pa.string() for column in present}
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for what drift adds; create those that do not exist."""
-        columns = [name for name in evolved_names(names, self.declaration).values() if name]
-        if self.drift != "evolve" or not columns:
+        columns = dict.fromkeys(self._evolved_columns(names).values())
+        if not columns:
             return self.tables
-        tables = with_columns(self.tables, columns)
+        tables = with_columns(self.tables, [*columns])
         ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=True)
         return tables
 
@@ -154,19 +199,58 @@ class DeclaredContract(Contract):
         """Give the columns their types, and separate the good rows from the bad ones."""
         return validate(cast_columns(rows, self.declaration.typed_columns, profile), self.schema)
 
-    def evolved(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """Move undeclared columns from rescued_data to columns of their own."""
-        columns = {name: column for name, column in evolved_names(names, self.declaration).items() if column}
-        if self.drift != "evolve" or not columns or not rows.height:
+    def evolved(self, rows: pl.DataFrame, names: Sequence[Sequence[str]]) -> pl.DataFrame:
+        """Move undeclared columns from rescued_data to columns of their own, see `_evolved_columns`."""
+        columns = self._evolved_columns([name for own in names for name in without_repeated(own)])
+        if not columns:
             return rows
+        of_files = [names_of_columns(own, columns) for own in names]
         texts = rows[RESCUED].to_list()
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
+        named = [of_files[index] for index in rows["file_index"]]
         moved = [
-            pl.Series(column, [_text(one.pop(name, None)) for one in members], pl.String)
-            for name, column in columns.items()
+            pl.Series(
+                column,
+                [
+                    _text(one.pop(own[column], None)) if column in own else None
+                    for one, own in zip(members, named, strict=True)
+                ],
+                pl.String,
+            )
+            for column in dict.fromkeys(columns.values())
         ]
         left = [json.dumps(one, ensure_ascii=False) if one else None for one in members]
         return rows.with_columns(*moved, pl.Series(RESCUED, left, pl.String))
+
+    def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the undeclared columns of a file stay in rescued_data although the dataset evolves."""
+        if self.drift != "evolve":
+            return ()
+        moved = names_of_columns(names, self._evolved_columns(without_repeated(names))).values()
+        return tuple(name for name in names if name not in moved)
+
+    def _evolved_columns(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the column of each undeclared one that gets any; spellings of one name have the same column.
+
+        A name that cannot be a column's has none, nor one of a column of the table that is no text, nor one beyond
+        MAX_EVOLVED_COLUMNS.
+        """
+        if self.drift != "evolve":
+            return {}
+        taken = {*OWN_NAMES, *(column.name for column in self.declaration.typed_columns)}
+        present = {name for name, is_text in self.undeclared.items() if is_text}
+        taken |= self.undeclared.keys() - present
+        found: dict[str, str] = {}
+        forms: dict[str, str] = {}
+        for name in sorted(names):
+            column = column_name(name)
+            usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
+            # Letters that no column can have are lost in its name: names that differ in these are no spellings of one.
+            if usable and forms.setdefault(column, spelling_of(name)) == spelling_of(name):
+                found[name] = column
+        # Of the same table as when this run began: the rows of a group and its tables must have the same columns.
+        kept = {*sorted(forms.keys() - present)[: max(0, MAX_EVOLVED_COLUMNS - len(present))]} | present
+        return {name: column for name, column in found.items() if column in kept}
 
     def summarised(self, accepted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Summarise the measures of each file by their groups."""
@@ -207,21 +291,23 @@ def merged_view(metrics: sa.Table, name: str) -> View:
     """Return the view that merges the summaries of all files exactly, as `device_metrics` does, see the migrations."""
     keys = [column.name for column in metrics.columns if column.name not in {"file_key", *SUMMARY_COLUMNS}]
     groups = ", ".join(f'"{key}"' for key in keys)
+    # No group can have the name of what is computed on the way: names of columns have no spaces.
     within = _square("stddev")
-    between = _square('("mean" - grand_mean)')
+    between = _square('("mean" - "grand mean")')
     query = f"""
-        SELECT {groups}, MIN("min") AS "min", MAX("max") AS "max", MAX(grand_mean) AS "mean",
+        SELECT {groups}, MIN("min") AS "min", MAX("max") AS "max", MAX("grand mean") AS "mean",
             CAST(SUM("count") AS BIGINT) AS "count",
-            CASE WHEN SUM("count") > 1 AND MAX(ABS("mean" - grand_mean)) <= {MOST_TO_SQUARE}
+            CASE WHEN SUM("count") > 1 AND MAX(ABS("mean" - "grand mean")) <= {MOST_TO_SQUARE}
                     AND MAX(COALESCE(ABS(stddev), 0)) <= {MOST_TO_SQUARE} THEN
                 SQRT(SUM(("count" - 1) * {within} + "count" * {between}) / (SUM("count") - 1))
             END AS stddev
         FROM (SELECT summed.*,
                 CASE WHEN MAX(ABS("mean")) OVER merged <= {MOST_TO_SUM} THEN
-                    SUM(weight) OVER merged / SUM("count") OVER merged
-                END AS grand_mean
+                    SUM("own weight") OVER merged / SUM("count") OVER merged
+                END AS "grand mean"
             FROM (SELECT {metrics.name}.*,
-                    CASE WHEN ABS("mean") BETWEEN {LEAST} AND {MOST_TO_SUM} THEN "mean" * "count" ELSE 0 END AS weight
+                    CASE WHEN ABS("mean") BETWEEN {LEAST} AND {MOST_TO_SUM} THEN "mean" * "count"
+                        ELSE 0 END AS "own weight"
                 FROM {metrics.name}) AS summed
             WINDOW merged AS (PARTITION BY {groups})) AS each_file
         GROUP BY {groups}"""
@@ -239,19 +325,38 @@ def with_columns(tables: DatasetTables, names: Sequence[str]) -> DatasetTables:
         return replace(tables, row_schema=row_schema)
     columns = [sa.Column(column.name, column.type, nullable=column.nullable) for column in tables.rows.columns]
     table = _table(tables.rows.name, [*columns, *(sa.Column(name, sa.Text) for name in names)], "brin")
+    for index in (index for index in tables.rows.indexes if index.unique):
+        _keep_unique(table, [column.name for column in index.columns])
     return replace(tables, row_schema=row_schema, rows=table)
 
 
-def evolved_names(names: Sequence[str], declaration: DatasetDeclaration) -> dict[str, str | None]:
-    """Return the column for each undeclared column of a file; None where its name cannot be one of a column."""
-    taken = {*OWN_NAMES, *(column.name for column in declaration.typed_columns)}
-    found: dict[str, str | None] = {}
-    for name in sorted(names)[:MAX_EVOLVED_COLUMNS]:
-        column = column_name(name)
-        usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
-        found[name] = column if usable else None
-        taken.add(column)
+def without_repeated(names: Sequence[str]) -> list[str]:
+    """Return the undeclared columns of a file but those of a name that occurs before: `temp [2]` next to `Temp`."""
+    known = {matched_name(name) for name in names}
+    repeated = {name: match[1] for name in names if (match := REPEATED.fullmatch(name))}
+    return [name for name in names if name not in repeated or matched_name(repeated[name]) not in known]
+
+
+def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the one undeclared column of a file that each column of the table takes.
+
+    Of two spellings of one name it is the very name of the column, else the first one.
+
+    Args:
+        names: of the undeclared columns of the file, in order.
+        columns: the column of each that has one.
+    """
+    found: dict[str, str] = {}
+    for name in without_repeated(names):
+        column = columns.get(name)
+        if column is not None and (column not in found or name == column):
+            found[column] = name
     return found
+
+
+def spelling_of(name: str) -> str:
+    """Return a name without what spellings of it differ in: case, and signs between words."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def _text(value: object) -> str | None:
@@ -265,8 +370,18 @@ def _sql_column(column: Column) -> sa.Column[Any]:
 def _rows_table(declaration: DatasetDeclaration, name: str) -> sa.Table:
     table = _table(name, [*map(_sql_column, declaration.typed_columns), *_engine_columns()], "brin")
     if declaration.key and declaration.key.unique == "table":
-        sa.Index(f"{name}_key", *(table.c[column] for column in declaration.key.columns), unique=True)
+        _keep_unique(table, declaration.key.columns)
     return table
+
+
+def _keep_unique(table: sa.Table, columns: Sequence[str]) -> None:
+    sa.Index(_index_of(table.name, "key"), *(table.c[name] for name in columns), unique=True)
+
+
+def _index_of(table: str, ending: str) -> str:
+    """Return the name of an index; a longer one than PostgreSQL takes begins with a hash of the table's name."""
+    name = f"{table}_{ending}"
+    return name if len(name) <= LONGEST_NAME else f"table_{digest_of(table)}_{ending}"
 
 
 def _engine_columns() -> list[sa.Column[Any]]:
@@ -286,7 +401,7 @@ def _table(name: str, columns: Sequence[sa.Column[Any]], index: str) -> sa.Table
             "postgresql_ops": {"file_key": "text_bloom_ops (n_distinct_per_range = 256)"},
             "postgresql_with": {"pages_per_range": 64, "autosummarize": "on"},
         }
-    by_file = sa.Index(f"{name}_by_file", "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
+    by_file = sa.Index(_index_of(name, "by_file"), "file_key", *(("line_number",) if index == "brin" else ()), **bloom)
     return sa.Table(name, sa.MetaData(), *columns, by_file)
 
 
@@ -320,12 +435,33 @@ def contract_of(services: FileIngestResources, dataset: str) -> Contract:
     return DeclaredContract.of(services.datasets[dataset], services.settings)
 
 
+def refused_by_tables(declarations: Iterable[DatasetDeclaration], settings: Settings) -> Iterator[str]:
+    """Yield what the tables that exist have against declarations; nothing is changed.
+
+    Raises:
+        DatabaseUnavailableError, StoreUnavailableError: the database, or the store of a Delta table, does not answer.
+    """
+    engine = open_engine(settings.warehouse.database_url, settings.warehouse.connect_timeout_seconds)
+    try:
+        for declaration in declarations:
+            try:
+                DeclaredContract.of(declaration, settings).require_fit(engine)
+            except (SchemaConflictError, SettingsError) as error:
+                yield f"The dataset {declaration.name}: {error}"
+    finally:
+        engine.dispose()
+
+
 def summaries_of(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
     """Return the metrics of a file; none where its dataset is not declared any more."""
     declaration = services.datasets.get(record.dataset)
     if declaration is None:
         return []
     return services.warehouse.of(tables_of(declaration, services.settings)).summaries_of(record.file_key)
+
+
+def _fits_an_index(names: Sequence[str]) -> pl.Expr:
+    return pl.sum_horizontal(pl.col(name).str.len_bytes() for name in names) <= MAX_KEY_BYTES
 
 
 def _is_a_partition(name: str) -> pl.Expr:

@@ -7,6 +7,7 @@ it reports everything that it wrote, even assets that were not selected.
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -21,8 +22,8 @@ from ingest_project.file_ingest.catalog import DatasetAssets, assets_of, externa
 from ingest_project.file_ingest.checks import CHECKS, CHECKS_OF_ALL_FILES, checks_of_dataset
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.declared import contract_of, tables_of
-from ingest_project.file_ingest.file_queue import FileRecord
-from ingest_project.file_ingest.pipeline import ingest, requeue_later
+from ingest_project.file_ingest.file_queue import AwaitingFiles, FileRecord
+from ingest_project.file_ingest.pipeline import await_a_person, ingest
 from ingest_project.file_ingest.raw_files import land
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (
@@ -46,7 +47,7 @@ from ingest_project.platform.dagster.asset_events import (
     report_bisecting,
 )
 from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable
-from ingest_project.platform.delta.maintenance import maintenance_limits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.trace_context import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
@@ -94,12 +95,19 @@ def _ingest(
         contract = contract_of(services, assets.dataset)
         contract.prepare_tables(services.engine)
     except (SettingsError, SchemaConflictError) as error:
-        # The files wait until the configuration that all of them need is fixed; their reason names it.
-        for record in records:
-            requeue_later(
-                FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class), services
-            )
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        # The files wait until what all of them need is mended; their reason names it.
+        waiting = [
+            FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class)
+            for record in records
+        ]
+        if waiting:
+            await_a_person(waiting, services)
+            # One run is enough to see whether it is mended, however many files wait for that.
+            with suppress(TransientError):
+                pause = services.settings.retries.delay(max(record.begun for record in records))
+                services.files.postpone(assets.dataset, pause, datetime.now(UTC))
+        _report(context, services, assets, [result for result in waiting if result.is_news])
+        raise _failure(waiting) if waiting else dg.Failure(str(error), allow_retries=False) from error
     try:
         unfinished = _ingest_all(context, services, assets, records, contract)
     finally:
@@ -119,7 +127,7 @@ def _ingest_all(
     with tracing.items("ingest file", map(_item, records)):
         for results in ingest(records, services, contract, context.run.run_id):
             with tracing.step("report", (result.record.file_key for result in results)):
-                _report(context, services, assets, [result for result in results if result.state.finished])
+                _report(context, services, assets, [result for result in results if result.is_news])
             for result in results:
                 _log(result)
             unfinished += [o for o in results if o.state in {FileState.FAILED, FileState.PENDING}]
@@ -206,12 +214,19 @@ def _log(result: FileResult) -> None:
 def _fail_if_none_succeeded(keys: Sequence[str], unfinished: Sequence[FileResult]) -> None:
     """Fail the run where none of its files succeeded; a batch in which some did succeeds."""
     if unfinished and len(unfinished) == len(keys):
-        first = unfinished[0]
-        raise dg.Failure(
-            description=f"{first.record.file_key}: {first.reason}",
-            metadata={"files": len(unfinished), "error_class": first.error_class or ""},
-            allow_retries=False,
-        )
+        raise _failure(unfinished)
+
+
+def _failure(unfinished: Sequence[FileResult]) -> dg.Failure:
+    first = unfinished[0]
+    description = f"{first.record.file_key}: {first.reason}"
+    if all(result.awaits_a_person for result in unfinished):
+        description = str(AwaitingFiles(first.record.dataset, len(unfinished), first.reason or ""))
+    return dg.Failure(
+        description=description,
+        metadata={"files": len(unfinished), "error_class": first.error_class or ""},
+        allow_retries=False,
+    )
 
 
 def batch_job(dataset: str) -> "dg.UnresolvedAssetJobDefinition":
@@ -236,12 +251,11 @@ file_checks = dg.define_asset_job(
 @dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
 def maintain_dataset_tables(context: dg.OpExecutionContext, services: dg.ResourceParam[FileIngestResources]) -> None:
     """Maintain the Delta table of each declared dataset; the second time nothing is left to do."""
-    limits = maintenance_limits(services.settings.delta)
     for declaration in services.datasets.declared:
         if declaration.target.delta:
             _undo_unrecorded(services, tables_of(declaration, services.settings))
             store = delta_store(declaration, services.settings)
-            context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, limits)))
+            context.log.info("%s: %s", declaration.name, summary(optimize_and_vacuum(store, services.settings.delta)))
 
 
 @dg.job(description="Maintains the Delta tables of declared datasets.")

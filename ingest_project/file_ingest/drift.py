@@ -6,9 +6,9 @@ a column of the table (`evolve`), or rejects the file (`freeze`); each of the th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.layout import RowsChunk, Target
@@ -36,6 +36,7 @@ class Drift:
         retyped: columns in which more than half of the rows have values of another type.
         reordered: True if the declared columns come in another order.
         left_out: files of an archive that the profile does not choose.
+        rescued: those of the unknown columns that stay in rescued_data although the dataset evolves.
     """
 
     unknown: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Drift:
     retyped: tuple[str, ...] = ()
     reordered: bool = False
     left_out: tuple[str, ...] = ()
+    rescued: tuple[str, ...] = ()
 
     @property
     def found(self) -> bool:
@@ -52,13 +54,14 @@ class Drift:
     def __str__(self) -> str:
         """Return what differs, in words."""
         named = {"unknown": self.unknown, "missing": self.missing, "of another type": self.retyped}
+        named |= {"not added but kept in rescued_data": self.rescued}
         parts = [f"{what}: {', '.join(names[:MAX_COLUMNS_SHOWN])}" for what, names in named.items() if names]
         return "; ".join([*parts, *(["the columns come in another order"] if self.reordered else [])])
 
     def metadata(self) -> dict[str, Any]:
         """Return what differs, for the UI; nothing where nothing does."""
         named = {"unknown_columns": self.unknown, "missing_columns": self.missing, "retyped_columns": self.retyped}
-        named |= {"members_left_out": self.left_out}
+        named |= {"members_left_out": self.left_out, "rescued_columns": self.rescued}
         shown: dict[str, Any] = {name: list(columns[:MAX_COLUMNS_SHOWN]) for name, columns in named.items() if columns}
         return shown | ({"columns_reordered": True} if self.reordered else {})
 
@@ -66,15 +69,29 @@ class Drift:
 NO_DRIFT = Drift()
 
 
-def drift_of(chunk: RowsChunk, target: Target, rule_counts: Mapping[str, int], rows_read: int) -> Drift:
+class Declared(Protocol):
+    """What a contract says of the columns of its files."""
+
+    @property
+    def target(self) -> Target:
+        """The declared columns."""
+        ...
+
+    def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return which undeclared columns of a file are not added to the table although others would be."""
+        ...
+
+
+def drift_of(chunk: RowsChunk, contract: Declared, rule_counts: Mapping[str, int], rows_read: int) -> Drift:
     """Return the drift of a file.
 
     Args:
         chunk: the first one of the file: a header says the same in all of them.
-        target: the declared columns.
+        contract: of its dataset.
         rule_counts: how often each rule was broken.
         rows_read: rows of the file.
     """
+    target = contract.target
     wrong = dict.fromkeys(target.columns, 0)
     for rule, count in rule_counts.items():
         for column in target.columns:
@@ -83,7 +100,8 @@ def drift_of(chunk: RowsChunk, target: Target, rule_counts: Mapping[str, int], r
     retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
     # Where profiles name all columns, one that they do not name is not missing.
     missing = chunk.missing_columns if target.by_name else ()
-    return Drift(chunk.unknown_columns, missing, retyped, chunk.reordered, chunk.left_out)
+    rescued = contract.rescued(chunk.unknown_columns)
+    return Drift(chunk.unknown_columns, missing, retyped, chunk.reordered, chunk.left_out, rescued)
 
 
 def require_unchanged(drift: Drift) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain, zip_longest
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -19,10 +19,18 @@ import sqlalchemy as sa
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.items import digest_of
-from ingest_project.file_ingest.tables import FileState, files, ignored_notifications
+from ingest_project.core.settings import RetrySettings
+from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_into
-from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
+from ingest_project.platform.work_queue.queue import (
+    PENDING,
+    Due,
+    KafkaPosition,
+    QueueEntry,
+    QueueTable,
+    WorkQueue,
+)
 
 # The origins that wait longest are served first, the others in later batches.
 MAX_ORIGINS = 500
@@ -184,6 +192,22 @@ class QuarantineShare(msgspec.Struct, frozen=True):
         return self.quarantined / self.finished if self.finished else 0.0
 
 
+class AwaitingFiles(NamedTuple):
+    """The files of one dataset that wait until a person has mended its declaration, its table or a setting."""
+
+    dataset: str
+    files: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Describe it in a few sentences."""
+        wait = "file waits" if self.files == 1 else "files wait"
+        remedy = (
+            "Nothing is lost: it goes on by itself once that is mended, a declaration with a reload of its location."
+        )
+        return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
+
+
 class RowTotals(NamedTuple):
     """Rows of many files."""
 
@@ -232,6 +256,37 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         """Restore the state of a stored file that could not be ingested again; the reason describes the attempt."""
         was = sa.case((files.c.duplicate_of.is_(None), FileState.INGESTED), else_=FileState.DUPLICATE)
         self._change([file_key], {"state": was, "reason": reason, "finished_at": now}, now, files.c.stands)
+
+    def await_a_person(
+        self, records: Sequence[FileRecord], reason: str, error_class: str, retries: RetrySettings, now: datetime
+    ) -> None:
+        """Requeue files that go on only once a person has mended what stops them; none of them is ever failed for it.
+
+        They are tried again with a growing pause, and these attempts do not count.
+        """
+        attempts = sa.case((files.c.attempts > 0, files.c.attempts - 1), else_=0)
+        again = {"state": PENDING, "reason": reason, "error_class": error_class, "attempts": attempts}
+        by_pause: dict[timedelta, list[str]] = {}
+        for record in records:
+            by_pause.setdefault(retries.delay(record.begun), []).append(record.file_key)
+        for pause, keys in by_pause.items():
+            self._change(keys, {**again, "retry_group": None, "next_attempt_at": now + pause}, now, self._is_leased())
+
+    def postpone(self, dataset: str, pause: timedelta, now: datetime) -> None:
+        """Let the files of a dataset that wait for a person wait for at least so long: none of them can go on yet."""
+        until, columns = now + pause, files.c
+        waiting = sa.and_(columns.dataset == dataset, sa.text(AWAITING_A_PERSON), columns.state == PENDING)
+        with writing(self._engine) as connection:
+            sooner = sa.update(files).where(waiting, columns.next_attempt_at < until)
+            connection.execute(sooner.values(next_attempt_at=until))
+
+    def awaiting_a_person(self) -> tuple[AwaitingFiles, ...]:
+        """Return the datasets whose files wait until a person has mended something."""
+        columns = files.c
+        query = sa.select(columns.dataset, sa.func.count(), sa.func.max(columns.reason))
+        query = query.where(sa.text(AWAITING_A_PERSON)).group_by(columns.dataset).order_by(columns.dataset)
+        with reading(self._engine) as connection:
+            return tuple(AwaitingFiles(*row) for row in connection.execute(query))
 
     def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
         """Queue a file to be read by another profile; its present rows count until that is done.

@@ -30,7 +30,7 @@ import polars as pl
 import sqlalchemy as sa
 import stamina
 
-from ingest_project.core.console import value_text
+from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
     DatabaseUnavailableError,
     FileRejectedError,
@@ -44,7 +44,14 @@ from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.contract import Contract
 from ingest_project.file_ingest.file_queue import VersionOrder
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.result import FileResult, error_of, panics_as_errors, result_of_error, traceback_of
+from ingest_project.file_ingest.result import (
+    FileResult,
+    error_of,
+    is_schema_error,
+    panics_as_errors,
+    result_of_error,
+    traceback_of,
+)
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.validate_files import CheckedGroup
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
@@ -58,8 +65,6 @@ logger = get_logger(__name__)
 # A run waits for the end of a short outage; after a longer one its files are claimed again later.
 STORE_ATTEMPTS = 3
 STORE_WAIT_SECONDS, MAX_STORE_WAIT_SECONDS = 0.5, 2.0
-# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
-SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 UNIQUE_VIOLATION = "23505"
 MAX_CONSECUTIVE_FAILURES = 3
 KEYS_AT_A_TIME = 500
@@ -117,8 +122,11 @@ class GroupLoad:
     def _store_at_once(self, results: Sequence[FileResult], *, wait: bool) -> list[FileResult]:
         try:
             group = subset(self.group, results)
-            if group.unknown:
-                group = replace(group, tables=self.contract.widened(self.services.engine, group.unknown))
+            if unknown := evolving_names(group):
+                tables = self.contract.widened(self.services.engine, unknown)
+                # Where a whole group has too many columns, a part of it may have others.
+                schema = {name: kind for name, kind in tables.row_schema.items() if name in group.accepted.columns}
+                group = replace(group, tables=replace(tables, row_schema=schema))
             return store_at_once(group, self.services, self.run_id, self._attempted, wait=wait)
         except TransientError as error:
             logger.warning("store_failed", files=len(results), reason=str(error))
@@ -158,8 +166,6 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         the result of each file: as given, or duplicate, replaced or failed, or pending where it is to be retried; and
         of each other version that was replaced by one of them.
 
-    Raises:
-        Exception: the tables do not match this version; nothing can be stored.
     """
     kept = quarantine_rejected(group.results, services, run_id)
     storing = GroupLoad(group, services, contract, run_id)
@@ -169,17 +175,15 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
         failures = store_bisecting(to_store, storing.store, storing.is_file_fault)
         for result in storing.busy:
             failures += store_bisecting([result], storing.store_busy, storing.is_file_fault)
-    except TransientError as error:
+    except Exception as cause:
+        if not (isinstance(cause, TransientError) or is_schema_error(cause)):
+            raise
+        error = error_of("Storing the files", cause)
         settled = {result.record.file_key for result in storing.done}
         left = [result for result in to_store if result.record.file_key not in settled]
         return requeue_later + storing.done + [result_of_error(result.record, error, result.landed) for result in left]
     failed = [one for result, error in failures for one in storing.store_failed(result, error)]
     return requeue_later + storing.done + failed
-
-
-def is_schema_error(error: Exception) -> bool:
-    """Return True for an error of tables or rights, for which bisecting would fail every file of the batch."""
-    return sqlstate(getattr(error, "orig", None) or error).startswith(SCHEMA_ERRORS)
 
 
 def accepts_transactions(services: FileIngestResources) -> bool:
@@ -260,10 +264,17 @@ def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
             owners = {tuple(key): owner for owner, *key in connection.execute(query)}
             for line, *key in part.iter_rows():
                 if owner := owners.get(tuple(key)):
-                    pairs = (f"{name} {value_text(value)}" for name, value in zip(names, key, strict=True))
+                    pairs = (f"{name} {data_text(value)}" for name, value in zip(names, key, strict=True))
                     shown = textwrap.shorten(", ".join(pairs), MAX_SHOWN_KEY, placeholder=" …")
                     return f"The key of line {line} ({shown}) is stored already, of the file {owner}"
     return ""
+
+
+def evolving_names(group: CheckedGroup) -> list[str]:
+    """Return the undeclared columns of the ingested files of a group."""
+    ingested = (result for result in group.results if result.state is FileState.INGESTED)
+    named = (name for result in ingested for name in result.drift.unknown if name not in result.drift.rescued)
+    return [*dict.fromkeys(named)]
 
 
 def subset(group: CheckedGroup, results: Sequence[FileResult]) -> CheckedGroup:
@@ -439,8 +450,9 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
         "reason": _storable(result.reason),
         "error_class": result.error_class,
         "run_id": run_id,
-        "sha256": result.landed.sha256 if result.landed else None,
-        "landed_bytes": result.landed.size_bytes if result.landed else None,
+        # What an earlier attempt landed is still there: read where the source is gone, and purged in its time.
+        "sha256": result.landed.sha256 if result.landed else result.record.sha256,
+        "landed_bytes": result.landed.size_bytes if result.landed else result.record.landed_bytes,
         "profile": result.profile or result.record.profile,
         "duplicate_of": result.duplicate_of,
         "replaced_by": result.replaced_by,

@@ -185,7 +185,6 @@ def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
         pl.concat([group.quarantined for group in groups]),
         pl.concat([group.metrics for group in groups]),
         contract.tables,
-        tuple(dict.fromkeys(name for group in groups for name in group.unknown)),
     )
 
 
@@ -235,8 +234,11 @@ def _update_unstored(result: FileResult, services: FileIngestResources) -> FileR
 
 
 def requeue_later(result: FileResult, services: FileIngestResources) -> FileResult:
-    """Requeue a file for a later attempt; one with no attempt left is failed."""
+    """Requeue a file for a later attempt; one with no attempt left is failed, unless it waits for a person."""
     retries = services.settings.retries
+    if result.awaits_a_person:
+        await_a_person([result], services)
+        return result
     released = services.files.requeue_later(
         [result.record.file_key],
         result.reason or "",
@@ -245,6 +247,13 @@ def requeue_later(result: FileResult, services: FileIngestResources) -> FileResu
         datetime.now(UTC),
     )
     return replace(result, state=FileState.FAILED) if released.failed else result
+
+
+def await_a_person(results: Sequence[FileResult], services: FileIngestResources) -> None:
+    """Requeue files that one error stops until a person has mended its cause."""
+    first = results[0]
+    why = (first.reason or "", first.error_class or "")
+    services.files.await_a_person([one.record for one in results], *why, services.settings.retries, datetime.now(UTC))
 
 
 def _store_large(file: OpenedFile, services: FileIngestResources, contract: Contract, run_id: str) -> list[FileResult]:
@@ -277,7 +286,8 @@ def store_large_file(
         finished in the queue, any other is still to be stored.
     """
     try:
-        tables = contract.widened(services.engine, file.first.unknown_columns)
+        unknown, rescued = file.first.unknown_columns, contract.rescued(file.first.unknown_columns)
+        tables = contract.widened(services.engine, [name for name in unknown if name not in rescued])
         with services.warehouse.of(tables).transaction() as transaction:
             result, replaced = _store(transaction, file, services, contract, run_id)
         return [result, *replaced_results(services, replaced)]
@@ -337,7 +347,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
 
 def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
     for chunk in _in_larger_chunks(file.chunks):
-        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, file.first.unknown_columns)
+        yield check_rows([(file.record.file_key, file.profile, chunk)], contract, [file.first.unknown_columns])
 
 
 def _in_larger_chunks(chunks: Iterator[RowsChunk]) -> Iterator[RowsChunk]:

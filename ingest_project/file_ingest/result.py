@@ -22,6 +22,8 @@ from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
     FileRejectedError,
     IngestError,
+    SchemaConflictError,
+    TableUnusableError,
     TransientError,
     UnexpectedError,
     VersionSupersededError,
@@ -32,7 +34,7 @@ from ingest_project.file_ingest.catalog import DatasetAssets
 from ingest_project.file_ingest.drift import FATES, NO_DRIFT, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
-from ingest_project.file_ingest.tables import FileState
+from ingest_project.file_ingest.tables import MENDED_BY_A_PERSON, FileState
 from ingest_project.file_ingest.warehouse.baselines import (
     WITHIN_BASELINE,
     FileStatistics,
@@ -41,6 +43,7 @@ from ingest_project.file_ingest.warehouse.baselines import (
     source_of,
 )
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
+from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.object_store.content_store import Landed
 
 CONTRACT_HOLDS = "contract_holds"
@@ -52,6 +55,8 @@ MAX_RAW_TEXT_SHOWN = 200
 PANIC = "PanicException"
 TRACEBACK_FRAMES = 12
 MAX_TRACEBACK_LENGTH = 4_000
+# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
+SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
 # Shortages that one file may cause; another file, or the same one later, may succeed.
 SHORTAGES = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
@@ -129,6 +134,16 @@ class FileResult:
         return self.rows_read - self.rows_quarantined if self.state is FileState.INGESTED else 0
 
     @property
+    def awaits_a_person(self) -> bool:
+        """True if it goes on only once a person has mended its declaration, its table or a setting."""
+        return self.state is FileState.PENDING and self.error_class in MENDED_BY_A_PERSON
+
+    @property
+    def is_news(self) -> bool:
+        """True if Dagster is to show it: it is finished, or has begun to wait for a person."""
+        return self.state.finished or (self.awaits_a_person and self.reason != self.record.reason)
+
+    @property
     def keeps_stored_rows(self) -> bool:
         """True if the file was stored before and could not be read or stored again: its rows stay."""
         return self.record.stands and self.state in {FileState.FAILED, FileState.SUPERSEDED}
@@ -148,9 +163,16 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
         return cause
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
         return WorkerExhaustedError(doing, cause)
+    if is_schema_error(cause):
+        return TableUnusableError(getattr(cause, "orig", None) or cause)
     if isinstance(cause, Exception) or type(cause).__name__ == PANIC:
         return UnexpectedError(doing, cause)
     raise cause
+
+
+def is_schema_error(error: BaseException) -> bool:
+    """Return True for an error of tables or rights, for which bisecting would fail every file of the batch."""
+    return sqlstate(getattr(error, "orig", None) or error).startswith(SCHEMA_ERRORS)
 
 
 def traceback_of(cause: BaseException) -> str:
@@ -172,13 +194,15 @@ def panics_as_errors() -> Iterator[None]:
 def result_of_error(record: FileRecord, error: IngestError, landed: Landed | None = None, **known: Any) -> FileResult:  # noqa: ANN401
     """Return the result of a file that an error stopped: retried, quarantined for its content, or failed.
 
+    A file whose table refuses its declaration is retried until one of the two is mended.
+
     Args:
         record: the file.
         error: what stopped it.
         landed: its bytes, if they were landed.
         known: further fields of the result.
     """
-    if isinstance(error, TransientError):
+    if isinstance(error, TransientError | SchemaConflictError | TableUnusableError):
         state = FileState.PENDING
     elif isinstance(error, FileRejectedError):
         state = FileState.QUARANTINED
@@ -195,9 +219,10 @@ def partition_report(result: FileResult, assets: DatasetAssets) -> PartitionEven
 
     Every asset of a finished file has a materialization, also one without rows: Dagster counts a partition that was
     requested and not reported as failed. A file that failed has only that of the bytes that were landed. One whose rows
-    stay because it cannot be read again keeps its materializations; its check reports the attempt.
+    stay because it cannot be read again, and one that waits for a person, keep their materializations; the check
+    reports the attempt.
     """
-    if result.keeps_stored_rows:
+    if result.keeps_stored_rows or result.awaits_a_person:
         return PartitionEvents(result.record.file_key, {}, [accepted_result(result, assets)])
     ended = result.state.finished and result.state is not FileState.FAILED
     materialized: dict[dg.AssetKey, Mapping[str, Any]] = {}
@@ -305,7 +330,7 @@ def contract_result(result: FileResult, assets: DatasetAssets) -> CheckResult:
 
 def accepted_result(result: FileResult, assets: DatasetAssets) -> CheckResult:
     """Return the result of `file_accepted`, on which downstream assets wait."""
-    if result.keeps_stored_rows:
+    if result.keeps_stored_rows or (result.awaits_a_person and result.record.stands):
         note = f"Its stored rows stay. It could not be ingested again: {result.reason}"
         return file_accepted(assets, result.record.file_key, FileState.INGESTED, note)
     return file_accepted(assets, result.record.file_key, result.state, result.reason)

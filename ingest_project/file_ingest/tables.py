@@ -147,6 +147,13 @@ contents = sa.Table(
     sa.Index("contents_by_file", "file_key"),
 )
 
+# Errors of a declaration, a setting or a table, which only a person can mend: files wait, however long that takes.
+MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
+# In the words of the index: otherwise neither database uses it.
+AWAITING_A_PERSON = (
+    "error_class IN ('SchemaConflictError', 'SettingsError', 'TableUnusableError')"
+    " AND state IN ('pending', 'requested', 'ingesting')"
+)
 KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
 
 files = sa.Table(
@@ -209,6 +216,12 @@ files = sa.Table(
     sa.Index("files_by_batch", "batch_id"),
     # Stored files that could not be ingested again: their rows in Delta may be those of the attempt.
     sa.Index("files_kept", "dataset", postgresql_where=sa.text(KEPT), sqlite_where=sa.text(KEPT)),
+    sa.Index(
+        "files_awaiting_a_person",
+        "dataset",
+        postgresql_where=sa.text(AWAITING_A_PERSON),
+        sqlite_where=sa.text(AWAITING_A_PERSON),
+    ),
     # Counts by state, lists by state, newest first.
     sa.Index("files_by_state", "state", "updated_at"),
     # A file that grows every minute soon has thousands of versions: those that were replaced are left out.

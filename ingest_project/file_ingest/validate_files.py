@@ -130,7 +130,6 @@ class CheckedGroup:
         quarantined: bad rows of the ingested files only.
         metrics: of the ingested files.
         tables: where they belong.
-        unknown: columns of the files that are not declared.
     """
 
     results: Sequence[FileResult]
@@ -138,7 +137,6 @@ class CheckedGroup:
     quarantined: pl.DataFrame
     metrics: pl.DataFrame
     tables: DatasetTables
-    unknown: Sequence[str] = ()
 
 
 def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contract: Contract) -> OpenedFile:
@@ -237,7 +235,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
         schemas = (tables.row_schema, QUARANTINED, tables.metric_schema)
         empty_rows, nothing_rejected, no_metrics = (pl.DataFrame(schema=schema) for schema in schemas)
         return CheckedGroup([], empty_rows, nothing_rejected, no_metrics, tables)
-    unknown = tuple(dict.fromkeys(name for file in files for name in file.first.unknown_columns))
+    unknown = [file.first.unknown_columns for file in files]
     checked = check_rows([(file.record.file_key, file.profile, file.first) for file in files], contract, unknown)
     findings = checked.findings_by_file()
     results = [judge(file, findings[file.record.file_key], contract) for file in files]
@@ -250,7 +248,7 @@ def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup
     previews = first_rows(accepted, PREVIEW_ROWS)
     shown, nulls = with_metrics(results, previews, metrics, shared), nulls_by_file(accepted)
     shown = [replace(result, null_counts=nulls.get(result.record.file_key, {})) for result in shown] if nulls else shown
-    return CheckedGroup(shown, accepted, quarantined, metrics, contract.tables, unknown)
+    return CheckedGroup(shown, accepted, quarantined, metrics, contract.tables)
 
 
 def nulls_by_file(accepted: pl.DataFrame) -> dict[str, dict[str, int]]:
@@ -302,7 +300,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         "rows_read": findings.rows_read,
         "rows_quarantined": findings.rows_bad,
         "sample": findings.sample,
-        "drift": drift_of(file.first, contract.target, findings.rule_counts, findings.rows_read),
+        "drift": drift_of(file.first, contract, findings.rule_counts, findings.rows_read),
         "policy": contract.drift,
     }
     try:
@@ -322,14 +320,14 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
 
 
 def check_rows(
-    chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract: Contract, evolving: Sequence[str] = ()
+    chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], contract: Contract, evolving: Sequence[Sequence[str]] = ()
 ) -> CheckedRows:
     """Check chunks of one or many files against the contract.
 
     Args:
         chunks: file key, profile and rows of each.
         contract: the rules.
-        evolving: undeclared columns that get a column of their own, if the dataset evolves.
+        evolving: of each chunk the undeclared columns that may get a column of their own, if the dataset evolves.
     """
     keys = [file_key for file_key, _, _ in chunks]
     accepted, rejected = [], []

@@ -148,6 +148,9 @@ class Monitor:
     """
 
     def __init__(self, settings: Settings) -> None:
+        # Here, and not first in the threads below or in those of requests: several that import parts of Dagster in
+        # another order each find modules that are half imported.
+        import ingest_project.platform.dagster.control  # noqa: F401 - see above
         from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
 
         self.settings = settings

@@ -78,7 +78,8 @@ def _select_to_pause(services: SystemResources, request: ActionRequest) -> Selec
     name = request.parameters[CAPABILITY.name]
     sensors = _sensors_of(services, name)
     pause = _pause_of(services, name)
-    return Selection((name,), 1, notes=(f"Stops {', '.join(sensors)}.", *([f"{pause}."] if pause else [])))
+    note = f"{pause}. Your reason replaces this one." if pause else f"Stops {', '.join(sensors)}."
+    return Selection((name,), 1, notes=(note,))
 
 
 def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
@@ -94,6 +95,8 @@ def _pause(services: SystemResources, request: ActionRequest, keys: Sequence[str
             insert = insert_into(connection, paused_capabilities).values(capability=name, **row)
             connection.execute(insert.on_conflict_do_update(index_elements=["capability"], set_=row))
         stop_sensors(instance, running)
+    if earlier and not running:
+        return Outcome((name,), detail=f"It was paused before; this reason replaces that of {earlier.who}.")
     return Outcome((name,), detail=f"Stopped: {', '.join(stopped) or 'nothing, all were stopped before'}.")
 
 

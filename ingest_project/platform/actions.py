@@ -4,7 +4,8 @@ A capability lists its actions; the command line and the browser are generated f
 record of an action is written before anything changes and completed afterwards. While it acts, it holds a lock that
 ends with its process: a record that is not complete and whose lock is free is of an action that was killed. The
 monitor, the audit and the next action of the same name record it as interrupted, with the items on which it had acted.
-The id of an action is chosen before: the same request sent twice acts once.
+The id of an action is chosen before: the same request sent twice acts once. Actions on items of one kind take turns: of
+several people who do the same at once, the first one does it, and the others are told that it is done.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -25,7 +26,13 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.console import data_text
-from ingest_project.core.errors import DatabaseUnavailableError, PermanentError, TransactionConflictError
+from ingest_project.core.errors import (
+    DatabaseUnavailableError,
+    PermanentError,
+    TransactionConflictError,
+    TransientError,
+)
+from ingest_project.core.items import as_utc
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
 from ingest_project.platform.database import exclusive, reading, writing
@@ -44,6 +51,8 @@ STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly don
 NOT_DONE = "not done"
 # Outcome of an item that was left to what works on it.
 IN_PROGRESS = "in progress"
+# Most actions take less than a second; a person waits for the answer.
+TURN_SECONDS = 30.0
 # Another process may be looking whether an action was interrupted; its lock is free after that.
 LOCK_WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -99,6 +108,16 @@ class AlreadyPerformedError(PermanentError):
     def __init__(self, action_id: str) -> None:
         self.action_id = action_id
         super().__init__(f"This request was performed before: its record is {action_id}.")
+
+
+class ActionsBusyError(TransientError):
+    """Another action on items of the same kind does not end; nothing was changed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"Nothing was changed: another action on such items has not ended for {TURN_SECONDS:g} s. The audit "
+            "(ingest audit) shows whose it is. Try again when it has ended."
+        )
 
 
 class Parameter(NamedTuple):
@@ -331,16 +350,36 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
     Raises:
         ActionRefusedError: a parameter, the limit or the reason is missing or wrong; nothing was changed.
         AlreadyPerformedError: the same request was performed before.
+        ActionsBusyError: another action on items of the same kind does not end.
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
     """
     if not request.dry_run and action_record(services.engine, request.action_id):
         raise AlreadyPerformedError(request.action_id)
     request = checked(action, request)
-    if not request.dry_run:
+    if request.dry_run:
+        return _selected(services, action, request)
+    with _turn(services.engine, action.noun):
         # What it selects now must not count as the work of an earlier one that was killed.
         settle_interrupted(services, {action.name: action})
+        performed = _selected(services, action, request)
+        with exclusive(services.engine, _lock_of(request.action_id), LOCK_WAIT_SECONDS, once=True):
+            return _act(services, action, request, performed)
+
+
+@contextmanager
+def _turn(engine: sa.Engine, noun: str) -> Iterator[None]:
+    """Wait until no other action on such items goes on: what it has done counts for the selection."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(engine, f"actions-on-{noun.replace(' ', '-')}", TURN_SECONDS))
+        except TransactionConflictError:
+            raise ActionsBusyError from None
+        yield
+
+
+def _selected(services: Services_contra, action: Action[Services_contra], request: ActionRequest) -> Performed:
     selection = action.select(services, request)
-    performed = Performed(
+    return Performed(
         action=action.name,
         action_id="" if request.dry_run else request.action_id,
         dry_run=request.dry_run,
@@ -351,10 +390,6 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
         notes=selection.notes,
         in_progress=selection.in_progress,
     )
-    if request.dry_run:
-        return performed
-    with exclusive(services.engine, _lock_of(request.action_id), LOCK_WAIT_SECONDS, once=True):
-        return _act(services, action, request, performed)
 
 
 def _act(
@@ -479,8 +514,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
     if ago := _AGO.fullmatch(text.strip()):
         return (now or datetime.now(UTC)).replace(microsecond=0) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        moment = datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        return as_utc(datetime.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
         raise ActionRefusedError(f"{text[:50]!r} is no time: write 2026-01-15T10:30 (UTC) or 2h (ago).") from None
 
@@ -541,9 +575,7 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
 def interrupted_actions(connection: sa.Connection, since: datetime) -> tuple[ActionRecord, ...]:
     """Return the records of interrupted actions that started at a time or later, the newest first."""
     columns = operator_actions.c
-    query = sa.select(operator_actions).where(columns.started_at >= since, columns.outcome == INTERRUPTED)
-    rows = connection.execute(query.order_by(columns.started_at.desc()).limit(LAST_ACTIONS)).mappings()
-    return tuple(ActionRecord(**row) for row in rows)
+    return _last_actions(connection, columns.started_at >= since, columns.outcome == INTERRUPTED)
 
 
 def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[ItemOutcome, ...]:
@@ -558,14 +590,13 @@ def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[Item
 def actions_on_item(engine: sa.Engine, item_key: str) -> tuple[ActionRecord, ...]:
     """Return the records of the actions that selected an item, the newest first."""
     ids = sa.select(operator_action_items.c.action_id).where(operator_action_items.c.item_key == item_key)
-    query = sa.select(operator_actions).where(operator_actions.c.action_id.in_(ids))
     with reading(engine) as connection:
-        rows = (
-            connection.execute(query.order_by(operator_actions.c.started_at.desc()).limit(LAST_ACTIONS))
-            .mappings()
-            .all()
-        )
-    return tuple(ActionRecord(**row) for row in rows)
+        return _last_actions(connection, operator_actions.c.action_id.in_(ids))
+
+
+def _last_actions(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> tuple[ActionRecord, ...]:
+    query = sa.select(operator_actions).where(*conditions).order_by(operator_actions.c.started_at.desc())
+    return tuple(ActionRecord(**row) for row in connection.execute(query.limit(LAST_ACTIONS)).mappings())
 
 
 def _value_of(parameter: Parameter, value: str) -> str:

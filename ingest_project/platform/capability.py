@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from ingest_project.core.console import moment
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
-from ingest_project.platform.database import reading
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import primary_key
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
@@ -73,7 +74,6 @@ class QueueView(NamedTuple):
     Args:
         kind: name in metrics and on the dashboard, e.g. `polling_job`.
         table: of the entries.
-        key: its primary key.
         states: in the order in which people see them.
         failed_states: states in which an entry needs a person.
         expiring_states: states whose entries retention may purge, with their partitions.
@@ -86,7 +86,6 @@ class QueueView(NamedTuple):
 
     kind: str
     table: sa.Table
-    key: sa.Column[str]
     states: type[StrEnum]
     failed_states: tuple[str, ...]
     expiring_states: tuple[str, ...] = ()
@@ -95,6 +94,11 @@ class QueueView(NamedTuple):
     routes: sa.Column[str] | None = None
     set_of: Callable[[str], str] | None = None
     asset_of: Callable[[str], str] | None = None
+
+    @property
+    def key(self) -> sa.Column[str]:
+        """The primary key of the table."""
+        return primary_key(self.table)
 
     def partition_sets(self, connection: sa.Connection) -> list[str]:
         """Return the names of all sets of partitions that the entries are in."""
@@ -407,15 +411,15 @@ class Capability(Generic[Services_contra]):
         with reading(services.engine) as connection:
             for table in self.item_tables:
                 if table.kind == ref.kind and (row := table.row(connection, ref.key)):
-                    return self.view_of(services, connection, ref, row)
+                    return self.completed(services, connection, table.view(connection, row), row)
         return None
 
-    def view_of(
-        self, services: Services_contra, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    def completed(
+        self, services: Services_contra, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
-        """Describe the item of an entry of a work queue."""
-        del services, connection, ref, row
-        raise NotImplementedError
+        """Add to the view of a work queue's entry what only this capability knows of it."""
+        del services, connection, row
+        return view
 
     def related(self, services: Services_contra, view: ItemView) -> Mapping[str, Related]:
         """Return this capability's items that have to do with an item, by their relation to it."""
@@ -434,8 +438,13 @@ class Capability(Generic[Services_contra]):
             now: the right time.
             skew_seconds: by how much clocks differ anyway.
         """
-        del services, now, skew_seconds
-        return 0
+        corrected, ahead = 0, now + timedelta(seconds=skew_seconds)
+        for table in (queue.table for queue in self.queues):
+            sooner = sa.case((table.c.next_attempt_at > now, now), else_=table.c.next_attempt_at)
+            update = sa.update(table).where(table.c.updated_at > ahead)
+            with writing(services.engine) as connection:
+                corrected += connection.execute(update.values(updated_at=now, next_attempt_at=sooner)).rowcount
+        return corrected
 
 
 def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -> QueueState:
@@ -494,18 +503,6 @@ def entry_facts(row: sa.RowMapping) -> dict[str, object]:
         "Error": row["error_class"],
         "Batch": row["batch_id"],
     }
-
-
-class Intake(TypedDict):
-    """The message that an entry came with, as `ItemView` has it."""
-
-    position: Position
-    topic_id: str
-
-
-def intake_of(row: sa.RowMapping) -> Intake:
-    """Return the message that an entry of a work queue came with."""
-    return Intake(position=Position.of(row), topic_id=row["kafka_topic_id"])
 
 
 def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.platform.database import reading
+from ingest_project.platform.database.sql import primary_key
 
 KINDS = ("file", "attachment", "event", "message", "polling_job")
 # What people and other parts of the system call them too.
@@ -287,7 +288,6 @@ class ItemTable:
     Args:
         kind: of the items.
         table: with the columns of every work queue.
-        key: its primary key.
         name: column for people.
         found_by: returns the conditions of a search besides that of the key; an index serves each.
         hash_length: of the hash at the end of a key.
@@ -295,10 +295,14 @@ class ItemTable:
 
     kind: str
     table: sa.Table
-    key: sa.Column[str]
     name: sa.Column[str]
     found_by: Callable[[Search], Iterable[sa.ColumnElement[bool]]]
     hash_length: int = 26
+
+    @property
+    def key(self) -> sa.Column[str]:
+        """The primary key of the table."""
+        return primary_key(self.table)
 
     def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
         """Yield what meets a search."""
@@ -324,6 +328,21 @@ class ItemTable:
     def row(self, connection: sa.Connection, key: str) -> sa.RowMapping | None:
         """Return the entry of a key."""
         return connection.execute(sa.select(self.table).where(self.key == key)).mappings().one_or_none()
+
+    def view(self, connection: sa.Connection, row: sa.RowMapping) -> ItemView:
+        """Describe an entry by what every work queue records of it."""
+        return ItemView(
+            ref=ItemRef(self.kind, row[self.key.name]),
+            name=row[self.name.name],
+            state=row["state"],
+            reason=row["reason"],
+            trace_id=row["trace_id"],
+            position=Position.of(row),
+            topic_id=row["kafka_topic_id"],
+            run_id=row["run_id"],
+            partition=row[self.key.name],
+            related=self.neighbours(connection, row),
+        )
 
     def neighbours(self, connection: sa.Connection, row: sa.RowMapping) -> dict[str, Related]:
         """Return the other items of the batch that the last run of an item worked on."""

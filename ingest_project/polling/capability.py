@@ -6,6 +6,7 @@ The capability, as definitions, operations and commands see it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -24,17 +25,15 @@ from ingest_project.platform.capability import (
     counted_by_state,
     entry_facts,
     finished_states,
-    intake_of,
     of_trace,
     queue_history,
     rows_where,
 )
 from ingest_project.platform.database import reading
-from ingest_project.platform.items import ItemRef, ItemTable, ItemView, Moment, Search
+from ingest_project.platform.items import ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import entry_filters, equals, reopened_since, select_entries, taken
-from ingest_project.polling.job_queue import polling_jobs
-from ingest_project.polling.resources import PollingResources
+from ingest_project.polling.job_queue import PollingResources, polling_jobs
 
 JOBS = "poller_jobs"
 FILES_PUBLISHED = "poller_files_published"
@@ -43,7 +42,6 @@ ACTIVE_JOBS = "poller_active_jobs"
 QUEUE = QueueView(
     "polling_job",
     polling_jobs,
-    polling_jobs.c.job_key,
     JobState,
     failed_states=("failed",),
     expiring_states=("done",),
@@ -59,7 +57,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         yield from conditions_of_trace(polling_jobs, search.text)
 
 
-ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_key, polling_jobs.c.job_id, _found_by)
+ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_id, _found_by)
 FILTERS = (
     *entry_filters(polling_jobs.c.job_key, "polling job"),
     equals("job_id", polling_jobs.c.job_id, "Id that its sender chose."),
@@ -143,11 +141,11 @@ class Polling(Capability[PollingResources]):
             rows = rows_where(connection, polling_jobs, of_trace(polling_jobs, trace_id))
         return [moment for row in rows for moment in _history(row)]
 
-    def view_of(
-        self, services: PollingResources, connection: sa.Connection, ref: ItemRef, row: sa.RowMapping
+    def completed(
+        self, services: PollingResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Describe a polling job."""
-        del services
+        del services, connection
         request, skipped = row["request"], row["skipped"] or {}
         facts = {
             "Job id": row["job_id"],
@@ -160,24 +158,7 @@ class Polling(Capability[PollingResources]):
             "Files left out": ", ".join(f"{number:,} {reason}" for reason, number in skipped.items()) or None,
             **entry_facts(row),
         }
-        return ItemView(
-            ref=ref,
-            name=row["job_id"],
-            state=row["state"],
-            reason=row["reason"],
-            trace_id=row["trace_id"],
-            **intake_of(row),
-            facts=facts,
-            moments=[*_history(row)],
-            run_id=row["run_id"],
-            asset=QUEUE.asset,
-            partition=ref.key,
-            related=ITEMS.neighbours(connection, row),
-        )
-
-    def correct_future_times(self, services: PollingResources, now: datetime, skew_seconds: float) -> int:
-        """Set times in the future to now."""
-        return services.polling_jobs.correct_future_times(now, skew_seconds)
+        return replace(view, facts=facts, moments=[*_history(row)], asset=QUEUE.asset)
 
 
 def _history(row: sa.RowMapping) -> Iterator[Moment]:

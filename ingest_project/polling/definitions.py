@@ -13,7 +13,7 @@ and the queue enters one once: two daemons, a repeated tick and a restart all me
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 from msgspec.structs import replace
@@ -30,19 +30,17 @@ from ingest_project.platform.dagster.asset_events import (
     outputs_without_events,
     report,
 )
-from ingest_project.platform.dagster.catalog import DagsterParts, topic, topic_key, topic_uri
+from ingest_project.platform.dagster.catalog import DagsterParts, freshness_within, topic, topic_key, topic_uri
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
 from ingest_project.polling.discovery import Discovery, discover
-from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord
-from ingest_project.polling.resources import PollingResources
+from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord, PollingResources
 
 logger = get_logger(__name__)
 
-POLLING_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=30))
 POLLING_JOBS = "polling_jobs"
 polling_jobs_partitions = dg.DynamicPartitionsDefinition(name=POLLING_JOBS)
 
@@ -70,7 +68,7 @@ def job_key(job_id: str, position: tuple[str, int, int, str]) -> str:
             group_name="polling",
             kinds={"kafka"},
             partitions_def=polling_jobs_partitions,
-            freshness_policy=POLLING_FRESHNESS,
+            freshness_policy=freshness_within(48),
             skippable=True,
         )
     ],

@@ -31,8 +31,7 @@ from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.polling.job_queue import JobOutbox, JobRecord
-from ingest_project.polling.resources import PollingResources
+from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
 from ingest_project.sources import (
     Skipped,
     Source,

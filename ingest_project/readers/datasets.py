@@ -7,7 +7,7 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
+from ingest_project.core.console import complain, counted, report_check
 from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
 from ingest_project.readers.profiles import (
@@ -34,6 +35,8 @@ Declaration = TypeVar("Declaration", bound=BaseModel)
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
+# Those that any component of Dagster has.
+TOP_NAMES = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BrokenDeclaration:
     """A declaration that cannot be used.
 
     Args:
-        name: of its dataset.
+        name: of its dataset or stream.
         problem: which file, which line, and what is wrong.
         jobs, paths: whose files belong to it, as far as they can be read: these files must not become another's.
     """
@@ -174,7 +177,7 @@ def load_declarations(settings: Settings) -> Declarations:
             _require_free(declaration, usable, tables, path)
             if isinstance(declaration.reader, str):
                 profiles = profiles or load_profiles(settings.file_ingest.profiles)
-                _require_profile(declaration, profiles, path)
+                require_profile(declaration, profiles, path)
         except SettingsError as error:
             broken.append(_broken(path, str(error)))
             continue
@@ -190,26 +193,49 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
-def check_declarations(paths: Sequence[Path], read: Callable[[Path], object | None]) -> tuple[list[str], int, int]:
-    """Read files of declarations, and those below folders.
+def report_declarations(  # noqa: PLR0913, PLR0917 - what a kind is, and what people read of it
+    paths: Sequence[Path] | None,
+    read: Callable[[Path], object | None],
+    load: Callable[[Settings], tuple[Sized, Sequence[BrokenDeclaration]]],
+    noun: str,
+    of_others: str,
+    refused: Callable[[], Sequence[str]] = tuple,
+    *,
+    as_json: bool,
+) -> None:
+    """Check the declarations of one kind and print what is wrong with them; end the command with exit code 1 if any is.
 
     Args:
-        paths: files and folders.
+        paths: files, and folders of them; by default those of the settings.
         read: reads one file; returns None if it declares something else, and raises SettingsError if it is broken.
-
-    Returns:
-        what is wrong, how many are of the kind, and how many declare something else.
+        load: loads those of the settings, which must also fit each other: the usable ones and the broken ones.
+        noun: of one declaration.
+        of_others: the command that checks the other kind, and what that is.
+        refused: returns what else is wrong with those that were read or loaded.
+        as_json: print one JSON object.
     """
-    problems: list[str] = []
-    usable = others = 0
+    settings = None if paths else load_settings().settings
+    files = _files_of(paths or ()) if settings is None else declaration_files(settings.declarations)
+    of_kind, problems = list[bool](), list[str]()
+    for file in files:
+        try:
+            of_kind.append(read(file) is not None)
+        except SettingsError as error:
+            problems.append(str(error))
+    usable = of_kind.count(True)
+    if settings is not None:
+        found, broken = load(settings)
+        usable, problems = len(found), [one.problem for one in broken]
+    problems += refused()
+    if others := of_kind.count(False):
+        complain(f"{counted(others, 'declaration')} of another kind: {of_others}.")
+    report_check(problems, counted(usable, noun), as_json=as_json)
+
+
+def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        for file in ([*declaration_files(path)] if path.is_dir() else []) or [path]:
-            try:
-                is_of_kind = read(file / DECLARATION_FILES[0] if file.is_dir() else file) is not None
-                usable, others = usable + is_of_kind, others + (not is_of_kind)
-            except SettingsError as error:
-                problems.append(str(error))
-    return problems, usable, others
+        # A folder without declarations is one that somebody expects to have one.
+        yield from [*declaration_files(path)] or [path / DECLARATION_FILES[0] if path.is_dir() else path]
 
 
 def read_declaration(path: Path) -> DatasetDeclaration | None:
@@ -236,6 +262,10 @@ def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[s
     Raises:
         SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
     """
+    for name in content:
+        if name not in TOP_NAMES:
+            line = line_of(path, [name])
+            raise SettingsError(f"{path}, line {line}: {name} is unknown{nearest_or_known(name, TOP_NAMES)}")
     attributes = content.get("attributes") or {}
     if not isinstance(attributes, dict):
         raise SettingsError(f"{path}, line {line_of(path, ['attributes'])}: attributes must be names and values.")
@@ -264,7 +294,12 @@ def _require_free(
             )
 
 
-def _require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+def require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:
+    """Require that the reader profile that a declaration names exists and fits.
+
+    Raises:
+        SettingsError: it does not; names the file and the line.
+    """
     try:
         declaration.profiles(profiles)
     except SettingsError as error:

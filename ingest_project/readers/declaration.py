@@ -215,9 +215,10 @@ class DatasetDeclaration(Declared):
         own = {self.name: self.own_profile} if self.own_profile else {}
         usable = known.of_dataset(self.name) | own
         if self.profile not in usable:
+            other = f" (it has `dataset: {known[self.profile].dataset}`)" if self.profile in known else ""
             raise SettingsError(
                 f"The dataset {self.name} names the reader profile {self.profile!r}, and there is no usable one of that"
-                f" name with `dataset: {self.name}`."
+                f" name with `dataset: {self.name}`{other or nearest(self.profile, usable)}."
             )
         for profile in usable.values():
             profile.require_fits(self.read_as)
@@ -238,6 +239,9 @@ class DatasetDeclaration(Declared):
         for kind in unknown:
             guess = nearest(kind, READERS)
             yield f"file_types: no reader reads the file type {kind!r}{guess}; known: {', '.join(READERS)}"
+        for kind in dict.fromkeys(map(type_inside, self.file_types)):
+            if problem := READERS.problem_of(kind):
+                yield f"file_types: the reader of {kind!r} is a plug-in that cannot be used: {problem}"
 
     def _column_problems(self) -> Iterator[str]:
         if self.name == SENSOR_READINGS:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import codecs
 import re
 from datetime import UTC, datetime
+from encodings.aliases import aliases
 from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import polars as pl
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ingest_project.core.yaml_models import Declared
+from ingest_project.core.yaml_models import Declared, nearest
 from ingest_project.readers.scales import Scale
 from ingest_project.readers.time_formats import time_format
 
@@ -31,7 +32,8 @@ def known_encoding(name: str) -> str:
     try:
         codecs.getincrementaldecoder(codecs.lookup(name).name)
     except LookupError:
-        raise ValueError(f"{name!r} is no known text encoding") from None
+        guess = nearest(name.lower(), (known.replace("_", "-") for pair in aliases.items() for known in pair))
+        raise ValueError(f"{name!r} is no known text encoding{guess}") from None
     return name
 
 
@@ -70,7 +72,8 @@ def _known_zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"{name!r} is no known time zone; write it like Europe/Berlin or UTC+01:00") from None
+        guess = nearest(name, available_timezones())
+        raise ValueError(f"{name!r} is no known time zone; write it like Europe/Berlin or UTC+01:00{guess}") from None
     return name
 
 
@@ -106,7 +109,10 @@ def first_group(text: str, pattern: str) -> str | None:
 def plain_delimiter(delimiter: str) -> str:
     """Reject what cannot be between cells."""
     if delimiter != WHITESPACE and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0 '):
-        raise ValueError(f"a delimiter is one ASCII character, not a quote, space or line end, or {WHITESPACE!r}")
+        raise ValueError(
+            f"a delimiter is one ASCII character, not a quote, space or line end, or {WHITESPACE!r}"
+            + nearest(delimiter, [WHITESPACE])
+        )
     return delimiter
 
 
@@ -121,6 +127,11 @@ def short_nulls(spellings: tuple[str, ...]) -> tuple[str, ...]:
 def _time_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
     for name in formats:
         if name not in NAMED_TIME_FORMATS:
+            if "%" not in name:
+                raise ValueError(
+                    f"{name!r} is no time format; write {', '.join(NAMED_TIME_FORMATS)} or a strptime pattern"
+                    + nearest(name, NAMED_TIME_FORMATS)
+                )
             time_format(name)
     return formats
 

@@ -26,14 +26,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from typing import Annotated
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import msgspec
 
 from ingest_project.contracts import plainly
+from ingest_project.core.items import as_utc
 from ingest_project.sources import MAX_SIZE_BYTES, printable
 
 MAX_TARGET_LENGTH = 8_192
@@ -417,13 +419,13 @@ def _json_time(file: _JsonFile) -> datetime | None:
         raise ValueError("not a time")
     moment = datetime.fromisoformat(stated) if file.modified_at else parsedate_to_datetime(stated)
     # Without a zone it is UTC, as HTTP's times are.
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return as_utc(moment)
 
 
 def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     """Yield the links of a plain list, in its order; a sentence is none."""
     facts.seen = f"text of {len(body)} bytes"
-    for line in _lines(body.removeprefix(_BYTE_ORDER_MARK)):
+    for line in map(bytes.strip, BytesIO(body.removeprefix(_BYTE_ORDER_MARK))):
         if line.startswith(b"#"):
             # Text alone may be anything; with a comment it is a list for certain, even when it is empty.
             facts.recognised = True
@@ -431,15 +433,6 @@ def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
             link = _text_link(line)
             facts.recognised |= isinstance(link, Link)
             yield link
-
-
-def _lines(body: bytes) -> Iterator[bytes]:
-    begin = 0
-    while begin < len(body):
-        end = body.find(b"\n", begin)
-        end = len(body) if end < 0 else end
-        yield body[begin:end].strip()
-        begin = end + 1
 
 
 def _text_link(line: bytes) -> Link | Unusable:

@@ -23,7 +23,7 @@ from botocore.response import StreamingBody
 
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnreadableListingError
 from ingest_project.core.settings import Credential
-from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_address
+from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_server
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.object_store.s3 import ListedObject, ListingPage, S3Client
@@ -362,14 +362,10 @@ def _named_endpoint(source_config: Mapping[str, Any]) -> WebAddress | None:
     if not text:
         return None
     try:
-        parts = split_address(text, tuple(DEFAULT_PORTS))
-        reason = "" if parts.is_server else "it names more than a server"
+        return parse_url(split_server(text, tuple(DEFAULT_PORTS)).origin)
     except MalformedAddressError as error:
-        reason = error.reason
-    if reason:
         shown = text.rpartition("@")[2][:100]
-        raise PermanentError(f"endpoint_url must be http(s)://host:port, not {shown!r}: {reason}.")
-    return parse_url(parts.origin)
+        raise PermanentError(f"endpoint_url must be http(s)://host:port, not {shown!r}: {error.reason}.") from None
 
 
 def _account_at(

@@ -8,9 +8,7 @@ paramiko speaks SSH; `sftp_protocol` makes the few SFTP requests that a source n
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import io
 import stat
 import threading
@@ -136,7 +134,7 @@ class HostKeys:
         Raises:
             SourceAccessDeniedError: it is not known, or has changed.
         """
-        shown = fingerprint_of(key)
+        shown = key.fingerprint
         if self.pinned:
             if shown not in self.pinned:
                 raise SourceAccessDeniedError(server.location, _changed(key, shown, "host_key_fingerprints"))
@@ -372,12 +370,6 @@ def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[No
         yield
     finally:
         timer.cancel()
-
-
-def fingerprint_of(key: paramiko.PKey) -> str:
-    """Return a key's fingerprint as `ssh-keygen -lf` prints it."""
-    digest = hashlib.sha256(key.asbytes()).digest()
-    return _FINGERPRINT + base64.b64encode(digest).decode().rstrip("=")
 
 
 def private_key(file: Path, passphrase: SecretStr | None) -> paramiko.PKey:

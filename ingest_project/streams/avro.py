@@ -1,38 +1,54 @@
 """Avro messages to records, by the schema that each was written with.
 
-The bytes are read by fastavro, as Confluent's own deserializer does; but every byte must be used, and what would take
-unbounded memory or time is refused: a schema that contains itself, as the reader would end the process with a deep
-value; a list whose items have no bytes, as a few bytes could announce any number of them; and a decimal of more than 16
+fastavro reads the schemas. The bytes are read here: its reader takes what is not of a schema for another value, such as
+2 for true, the last branch of a union or the last symbol of an enum for the index -1, or the last value of a key that a
+map has twice. Here every byte must be used, and each value be of its type.
+
+What would take unbounded memory or time is refused: a schema that contains itself, as a few bytes could nest it
+deeply; a list whose items have no bytes, as a few could announce any number of them; and a decimal of more than 16
 bytes, as a long one costs minutes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from decimal import Decimal
-from typing import Any
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID
 
-import fastavro.read
 from confluent_kafka.schema_registry import Schema
-from fastavro import parse_schema, schemaless_reader
-from fastavro.schema import SchemaParseException, UnknownType
+from fastavro import parse_schema
 
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.registry import Registry, framed, name_of
+from ingest_project.streams.registry import Registry, Schemas, reason_of
 from ingest_project.streams.values import exact_decimal
 
-EXACT_DECIMAL = "ingest-decimal"
+# Takes bytes and where a value begins in them; returns the value, and where the next one begins.
+Read = Callable[[bytes, int], tuple[Any, int]]
+
 REASONS: dict[type[Exception], str] = {
-    EOFError: "it ends too early",
+    IndexError: "it ends too early",
+    struct.error: "it ends too early",
     UnicodeDecodeError: "a text is not UTF-8",
     OverflowError: "a time or a number is out of range",
-    IndexError: "it has a value that its enum or union does not have",
-    RecursionError: "it is nested too deeply",
 }
-# Types by the least number of bytes of a value.
-PRIMITIVES = {"null": 0} | dict.fromkeys(("boolean", "int", "long", "bytes", "string"), 1) | {"float": 4, "double": 8}
+LONGEST_SHIFT = 63
+MORE = 0x80
+INT, LONG = 2**31, 2**63
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LOCAL_EPOCH = EPOCH.replace(tzinfo=None)
+DAY = timedelta(days=1)
+
+
+class _Type(NamedTuple):
+    """How values of a type are read, and the least number of bytes that one takes."""
+
+    read: Read
+    least_bytes: int
 
 
 class AvroRecords:
@@ -40,7 +56,7 @@ class AvroRecords:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._parsed: dict[object, Any] = {}
+        self._schemas = Schemas(registry, "AVRO", self._type)
 
     def record_of(self, message: ConsumerRecord) -> Mapping[str, Any]:
         """Return the record of a message.
@@ -49,99 +65,265 @@ class AvroRecords:
             UnreadableMessageError: it is not of its schema.
             SchemaRegistryUnavailableError: the registry does not answer.
         """
-        schema_id, payload = framed(message, "AVRO")
-        named = name_of(schema_id)
-        if named not in self._parsed:
-            self._parsed[named] = self._schema(self._registry.schema_of(schema_id), named)
-        schema, size = self._parsed[named], len(payload.getbuffer())
-        if isinstance(schema, UnreadableMessageError):
-            raise schema
+        found, named, payload = self._schemas.of(message)
         try:
-            record = schemaless_reader(payload, schema, None)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise UnreadableMessageError(f"Not of its Avro schema {named}: {_reason(error)}.") from error
-        if payload.tell() != size:
-            left = size - payload.tell()
-            raise UnreadableMessageError(f"Not of its Avro schema {named}: {left} bytes are left over.")
+            record, end = found.read(payload, 0)
+        except (ValueError, ArithmeticError, LookupError, struct.error, RecursionError) as error:
+            known = next((words for kind, words in REASONS.items() if isinstance(error, kind)), None)
+            raise UnreadableMessageError(f"Not of its {named}: {known or reason_of(error)}.") from error
+        if end < len(payload):
+            raise UnreadableMessageError(f"Not of its {named}: {len(payload) - end} bytes are left over.")
         if not isinstance(record, dict):
-            raise UnreadableMessageError(f"Its Avro schema {named} is not a record.")
+            raise UnreadableMessageError(f"Its {named} is not a record.")
         return record
 
-    def _schema(self, schema: Schema, named: object) -> Any:  # noqa: ANN401 - a parsed schema, or why there is none
-        if schema.schema_type not in (None, "AVRO"):
-            return UnreadableMessageError(f"Its schema {named} is {schema.schema_type}, not Avro.")
-        try:
-            named_schemas: dict[str, Any] = {}
-            self._add_references(schema, named_schemas)
-            parsed = parse_schema(_exact(json.loads(schema.schema_str or "")), named_schemas=named_schemas)
-            _least_bytes(parsed, named_schemas, frozenset())
-        except UnreadableMessageError as error:
-            return error
-        except (SchemaParseException, UnknownType, ValueError, RecursionError) as error:
-            return UnreadableMessageError(f"Its Avro schema {named} cannot be read: {_reason(error)}.")
-        return parsed
+    def _type(self, schema: Schema, indexes: tuple[int, ...]) -> _Type:
+        del indexes
+        named: dict[str, Any] = {}
+        return _Types(named).of(self._parsed(schema, named))
 
-    def _add_references(self, schema: Schema, named_schemas: dict[str, Any]) -> None:
+    def _parsed(self, schema: Schema, named: dict[str, Any]) -> Any:  # noqa: ANN401 - a schema is any JSON
+        """Return a schema as fastavro reads it, and enter the types that it names, those of its references included."""
         for reference in schema.references or ():
-            if reference.name not in named_schemas:
-                found = self._registry.version_of(reference.subject or "", reference.version or 0)
-                self._add_references(found, named_schemas)
-                parse_schema(_exact(json.loads(found.schema_str or "")), named_schemas=named_schemas)
+            if reference.name not in named:
+                self._parsed(self._registry.version_of(reference.subject or "", reference.version or 0), named)
+        return parse_schema(json.loads(schema.schema_str or ""), named_schemas=named)
 
 
-def _exact(schema: Any) -> Any:  # noqa: ANN401 - a schema is any JSON
-    """Return a schema whose decimals are read by `_decimal`: fastavro's own are rounded, and unbounded in time."""
-    if isinstance(schema, list):
-        return [_exact(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {
-        name: _exact(part) if name in {"type", "fields", "items", "values"} else part for name, part in schema.items()
-    }
-    return inner | {"logicalType": EXACT_DECIMAL} if schema.get("logicalType") == "decimal" else inner
+class _Types:
+    """The types of one schema.
 
-
-def _decimal(data: Any, writer_schema: Any, _reader_schema: Any = None) -> Decimal:  # noqa: ANN401 - fastavro's types
-    return exact_decimal(data, int(writer_schema.get("scale", 0)))
-
-
-for _kind in ("bytes", "fixed"):
-    fastavro.read.LOGICAL_READERS[f"{_kind}-{EXACT_DECIMAL}"] = _decimal
-
-
-def _least_bytes(schema: Any, named: Mapping[str, Any], inside: frozenset[str]) -> int:  # noqa: ANN401, PLR0911 - a schema; one return for each of its kinds
-    """Return the least number of bytes that a value takes.
-
-    Raises:
-        UnreadableMessageError: the schema contains itself, or a list of values without bytes.
+    Args:
+        named: the schemas that have names, as fastavro reads them.
     """
-    if isinstance(schema, list):
-        return 1 + min((_least_bytes(part, named, inside) for part in schema), default=0)
-    if isinstance(schema, str) and schema in PRIMITIVES:
-        return PRIMITIVES[schema]
-    if isinstance(schema, str):
-        if schema in inside:
-            raise UnreadableMessageError(f"Its Avro schema contains itself ({schema}), which is not supported.")
-        return _least_bytes(named[schema], named, inside)
-    kind = schema["type"]
-    if kind in {"record", "error"}:
-        within = inside | {schema["name"]}
-        return sum(_least_bytes(field["type"], named, within) for field in schema["fields"])
-    if kind == "array":
-        if _least_bytes(schema["items"], named, inside) == 0:
-            raise UnreadableMessageError("Its Avro schema has a list of values without bytes, which is not supported.")
-        return 1
-    if kind == "map":
-        _least_bytes(schema["values"], named, inside)
-        return 1
-    if kind == "fixed":
-        return int(schema["size"])
-    return 1 if kind == "enum" else _least_bytes(kind, named, inside)
+
+    def __init__(self, named: Mapping[str, Any]) -> None:
+        self._named = named
+        # None while the type itself is being read.
+        self._known: dict[str, _Type | None] = {}
+
+    def of(self, schema: Any) -> _Type:  # noqa: ANN401 - a schema is any JSON
+        """Return a type.
+
+        Raises:
+            UnreadableMessageError: it contains itself, or a list of values without bytes.
+        """
+        if isinstance(schema, list):
+            return _union([self.of(branch) for branch in schema])
+        if isinstance(schema, str):
+            return PRIMITIVES[schema] if schema in PRIMITIVES else self._of_name(schema)
+        if "name" in schema:
+            return self._of_name(schema["name"])
+        kind = schema["type"]
+        if kind == "array":
+            return _array(self.of(schema["items"]))
+        if kind == "map":
+            return _map(self.of(schema["values"]))
+        return _converted(schema, self.of(kind)) if isinstance(kind, str) else self.of(kind)
+
+    def _of_name(self, name: str) -> _Type:
+        if name not in self._known:
+            self._known[name] = None
+            self._known[name] = self._defined(self._named[name])
+        found = self._known[name]
+        if found is None:
+            raise UnreadableMessageError(f"Its Avro schema contains itself ({name}), which is not supported.")
+        return found
+
+    def _defined(self, schema: Mapping[str, Any]) -> _Type:
+        if schema["type"] == "enum":
+            return _Type(partial(_enum, symbols=schema["symbols"]), 1)
+        if schema["type"] == "fixed":
+            return _converted(schema, _Type(partial(_fixed, size=schema["size"]), schema["size"]))
+        return _record([(field["name"], self.of(field["type"])) for field in schema["fields"]])
 
 
-def _reason(error: Exception) -> str:
-    """Return why bytes or a schema cannot be read, in words: fastavro raises Python's own errors."""
-    known = next((words for kind, words in REASONS.items() if isinstance(error, kind)), None)
-    return known or " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+def _long(data: bytes, at: int) -> tuple[int, int]:
+    byte = data[at]
+    if byte < MORE:
+        return (byte >> 1) ^ -(byte & 1), at + 1
+    number, shift = byte & 0x7F, 7
+    while byte >= MORE:
+        at += 1
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        if shift == LONGEST_SHIFT and byte > 1:
+            raise ValueError("a number has more than 64 bits")
+        shift += 7
+    return (number >> 1) ^ -(number & 1), at + 1
+
+
+def _int(data: bytes, at: int) -> tuple[int, int]:
+    number, at = _long(data, at)
+    if not -INT <= number < INT:
+        raise ValueError(f"{number} has more than the 32 bits of an int")
+    return number, at
+
+
+def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _long(data, at)
+    return _fixed(data, at, size)
+
+
+def _fixed(data: bytes, at: int, size: int) -> tuple[bytes, int]:
+    end = at + size
+    if size < 0:
+        raise ValueError("a length is negative")
+    if end > len(data):
+        raise IndexError
+    return data[at:end], end
+
+
+def _string(data: bytes, at: int) -> tuple[str, int]:
+    found, at = _bytes(data, at)
+    return found.decode(), at
+
+
+def _boolean(data: bytes, at: int) -> tuple[bool, int]:
+    if data[at] > 1:
+        raise ValueError(f"a boolean is {data[at]}, neither 0 nor 1")
+    return data[at] == 1, at + 1
+
+
+def _null(data: bytes, at: int) -> tuple[None, int]:
+    del data
+    return None, at
+
+
+def _unpacked(data: bytes, at: int, kind: struct.Struct) -> tuple[float, int]:
+    return kind.unpack_from(data, at)[0], at + kind.size
+
+
+def _enum(data: bytes, at: int, symbols: Sequence[str]) -> tuple[str, int]:
+    index, at = _long(data, at)
+    if not 0 <= index < len(symbols):
+        raise ValueError(f"{index} is no index of an enum of {len(symbols)} symbols")
+    return symbols[index], at
+
+
+def _union(branches: Sequence[_Type]) -> _Type:
+    reads = [branch.read for branch in branches]
+
+    def read(data: bytes, at: int) -> tuple[Any, int]:
+        index, at = _long(data, at)
+        if not 0 <= index < len(reads):
+            raise ValueError(f"{index} is no index of a union of {len(reads)} types")
+        return reads[index](data, at)
+
+    return _Type(read, 1 + min((branch.least_bytes for branch in branches), default=0))
+
+
+def _record(fields: Sequence[tuple[str, _Type]]) -> _Type:
+    if len(dict(fields)) < len(fields):
+        raise UnreadableMessageError("Its Avro schema has a record with a field twice.")
+    reads = [(name, kind.read) for name, kind in fields]
+
+    def read(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+        record = {}
+        for name, read_field in reads:
+            record[name], at = read_field(data, at)
+        return record, at
+
+    return _Type(read, sum(kind.least_bytes for _, kind in fields))
+
+
+def _array(items: _Type) -> _Type:
+    if not items.least_bytes:
+        raise UnreadableMessageError("Its Avro schema has a list of values without bytes, which is not supported.")
+
+    def read(data: bytes, at: int) -> tuple[list[Any], int]:
+        found: list[Any] = []
+
+        def read_item(at: int) -> int:
+            item, at = items.read(data, at)
+            found.append(item)
+            return at
+
+        return found, _blocks(data, at, read_item)
+
+    return _Type(read, 1)
+
+
+def _map(values: _Type) -> _Type:
+    def read(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+        found: dict[str, Any] = {}
+
+        def read_item(at: int) -> int:
+            key, at = _string(data, at)
+            if key in found:
+                raise ValueError(f"a map has the key {key[:40]!r} twice")
+            found[key], at = values.read(data, at)
+            return at
+
+        return found, _blocks(data, at, read_item)
+
+    return _Type(read, 1)
+
+
+def _blocks(data: bytes, at: int, read_item: Callable[[int], int]) -> int:
+    """Read the items of a list or a map, which come in blocks; returns where they end."""
+    while True:
+        count, at = _long(data, at)
+        if not count:
+            return at
+        end = None
+        if count < 0:
+            size, at = _long(data, at)
+            end, count = at + size, -count
+        for _ in range(count):
+            at = read_item(at)
+        if end not in (None, at):
+            raise ValueError("a block of a list or map has another length than it says")
+
+
+def _converted(schema: Mapping[str, Any], kind: _Type) -> _Type:
+    """Return the type of a schema with a logical type; one that is not known is left as it is."""
+    found = schema["type"], schema.get("logicalType")
+    if found in {("bytes", "decimal"), ("fixed", "decimal")}:
+        convert: Callable[[Any], Any] = partial(exact_decimal, scale=int(schema.get("scale", 0)))
+    elif found in LOGICAL:
+        convert = LOGICAL[found]
+    else:
+        return kind
+
+    def read(data: bytes, at: int) -> tuple[Any, int]:
+        value, at = kind.read(data, at)
+        return convert(value), at
+
+    return _Type(read, kind.least_bytes)
+
+
+def _clock(after_midnight: timedelta) -> time:
+    if not timedelta(0) <= after_midnight < DAY:
+        raise ValueError(f"a time of day is {after_midnight} after midnight")
+    return (EPOCH + after_midnight).time()
+
+
+def _uuid(text: str) -> UUID:
+    found = UUID(text)
+    # Python also takes braces and other places of the dashes.
+    if str(found) != text.lower():
+        raise ValueError(f"{text[:40]!r} is no UUID")
+    return found
+
+
+PRIMITIVES = {
+    "null": _Type(_null, 0),
+    "boolean": _Type(_boolean, 1),
+    "int": _Type(_int, 1),
+    "long": _Type(_long, 1),
+    "float": _Type(partial(_unpacked, kind=struct.Struct("<f")), 4),
+    "double": _Type(partial(_unpacked, kind=struct.Struct("<d")), 8),
+    "bytes": _Type(_bytes, 1),
+    "string": _Type(_string, 1),
+}
+LOGICAL: dict[tuple[str, Any], Callable[[Any], Any]] = {
+    ("int", "date"): lambda days: (EPOCH + timedelta(days=days)).date(),
+    ("int", "time-millis"): lambda number: _clock(timedelta(milliseconds=number)),
+    ("long", "time-micros"): lambda number: _clock(timedelta(microseconds=number)),
+    ("long", "timestamp-millis"): lambda number: EPOCH + timedelta(milliseconds=number),
+    ("long", "timestamp-micros"): lambda number: EPOCH + timedelta(microseconds=number),
+    ("long", "local-timestamp-millis"): lambda number: LOCAL_EPOCH + timedelta(milliseconds=number),
+    ("long", "local-timestamp-micros"): lambda number: LOCAL_EPOCH + timedelta(microseconds=number),
+    ("string", "uuid"): _uuid,
+}

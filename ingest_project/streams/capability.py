@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
 from ingest_project.streams.crm.records import unidentified_messages
-from ingest_project.streams.declaration import StreamDeclaration
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
 from ingest_project.streams.resources import DeclaredStreamResources
@@ -55,43 +55,37 @@ class Streams(Capability[DeclaredStreamResources]):
 
     def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
-        topics = services.settings.topics
-        return (
-            ConsumedTopic(
-                topics.user_activity_events,
-                "user_activity_events_sensor",
-                skippable=False,
-                dead_letters=topics.user_activity_events_dlq,
-            ),
-            ConsumedTopic(topics.sales_events, "sales_events_sensor", skippable=False),
-            *(
-                ConsumedTopic(one.topic, f"{one.name}_sensor", skippable=False, dead_letters=one.dlq)
-                for one in services.declared_streams.usable
-            ),
+        return tuple(
+            ConsumedTopic(one.positions.topic, one.sensor, skippable=False, dead_letters=one.dead_letters)
+            for one in services.streams
         )
 
     def read_work(self, services: DeclaredStreamResources, *, detailed: bool) -> WorkState:
         """Read the positions of the streams, and in detail count hours whose statistics are to be computed now."""
-        streams = services.stream_positions
-        positions = {stream.topic: stream.all() for stream in streams}
+        # Two streams may read the same topic.
+        topics: defaultdict[str, list[SinkPosition]] = defaultdict(list)
+        for stream in services.streams:
+            topics[stream.positions.topic] += stream.positions.all()
         gauges: dict[str, dict[tuple[str, ...], float]] = {
             UNIDENTIFIED: {(): float(_unidentified(services.engine))},
-            FAILED_ATTEMPTS: _attempts(positions),
+            FAILED_ATTEMPTS: _attempts(topics),
         }
-        failing = (f"{one}: {one.reason}" for known in positions.values() for one in known if is_failing(one))
+        failing = (f"{one}: {one.reason}" for known in topics.values() for one in known if is_failing(one))
         broken = (f"stream {one.name}: {one.problem}" for one in services.declared_streams.broken)
         problems = (*failing, *broken)
         if not detailed:
             return WorkState(problems=problems, gauges=gauges)
-        lost = {stream.topic: {"messages": sum(one.messages for one in stream.lost())} for stream in streams}
+        lost = Counter[str]()
+        for stream in services.streams:
+            lost[stream.positions.topic] += sum(one.messages for one in stream.positions.lost())
         # After the positions: messages that were stored meanwhile have marked their hours before.
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
         hours = len(services.activity_hours.due(datetime.now(UTC), pause, MAX_HOURS))
         return WorkState(
             going_on=(f"{counted(hours, 'hour')} of user activity to be counted",) if hours else (),
             facts={
-                "Stored": {topic: _outcomes(known) for topic, known in positions.items()},
-                "Lost": {topic: counts for topic, counts in lost.items() if any(counts.values())},
+                "Stored": {topic: _outcomes(known) for topic, known in topics.items()},
+                "Lost": {topic: {"messages": messages} for topic, messages in lost.items() if messages},
                 "Hours to be counted": hours,
             },
             problems=problems,
@@ -114,15 +108,7 @@ class Streams(Capability[DeclaredStreamResources]):
 
     def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the tables of user activity and of declared streams."""
-
-        def user_activity() -> TableFigures | None:
-            return services.user_activity_events.figures()
-
-        declared = [one for one in services.declared_streams.usable if one.is_delta]
-        return {
-            "user_activity_events": user_activity,
-            **{one.name: partial(_figures_of, services, one) for one in declared},
-        }
+        return {one.source: partial(_figures_of, one.delta) for one in services.streams if one.delta}
 
     def trace(self, services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
         """Yield what is on record of the records, unidentified messages and events of a trace."""
@@ -138,16 +124,16 @@ class Streams(Capability[DeclaredStreamResources]):
 
     def correct_future_times(self, services: DeclaredStreamResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
-        streams = services.stream_positions
-        return sum(stream.correct_future_times(now, skew_seconds) for stream in streams)
+        return sum(one.positions.correct_future_times(now, skew_seconds) for one in services.streams)
 
 
-def _figures_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> TableFigures | None:
-    return services.delta_stream(declaration).store.figures()
+def _figures_of(opened: Callable[[], DeltaStream]) -> TableFigures | None:
+    return opened().store.figures()
 
 
 def _attempts(positions: Mapping[str, Sequence[SinkPosition]]) -> dict[tuple[str, ...], float]:
-    return {(topic, str(one.partition)): float(one.attempts) for topic, known in positions.items() for one in known}
+    failing_last = ((topic, sorted(known, key=lambda one: one.attempts)) for topic, known in positions.items())
+    return {(topic, str(one.partition)): float(one.attempts) for topic, known in failing_last for one in known}
 
 
 def _outcomes(known: Sequence[SinkPosition]) -> dict[str, int]:

@@ -21,7 +21,6 @@ from ingest_project.core.console import (
     complain,
     counted,
     print_json,
-    report_check,
     say,
     shortened,
     show,
@@ -119,7 +118,9 @@ def show_positions(
             "unknown" if one.waiting is None else one.waiting,
             shortened(one.reason or "", MAX_SHOWN_REASON),
         )
-        add_row(made, one.topic, one.partition, one.next_offset, waiting, ago(one.updated_at), one.attempts, reason)
+        add_row(
+            made, one.topic, one.partition, str(one.next_offset), waiting, ago(one.updated_at), one.attempts, reason
+        )
     show_list(made, "partitions", more=False)
     for lost in found.lost:
         complain(f"Lost: {lost}")
@@ -139,26 +140,18 @@ def check_streams(
 
     Declared datasets are checked by `ingest dataset check`.
     """
-    from ingest_project.readers.datasets import check_declarations, declaration_files
+    from ingest_project.readers.datasets import report_declarations
     from ingest_project.streams.declaration import load_streams, read_stream
 
-    if paths:
-        problems, usable, others = check_declarations(paths, read_stream)
-    else:
-        settings = load_settings().settings
-        found = load_streams(settings)
-        problems, usable = [one.problem for one in found.broken], len(found.usable)
-        others = len([*declaration_files(settings.declarations)]) - usable - len(problems)
-    if others:
-        complain(f"{counted(others, 'declaration')} of another kind: `ingest dataset check` checks those of datasets.")
-    report_check(problems, counted(usable, "stream"), as_json=as_json)
+    of_datasets = "`ingest dataset check` checks those of datasets"
+    report_declarations(paths, read_stream, load_streams, "stream", of_datasets, as_json=as_json)
 
 
 def _stream_list(services: DeclaredStreamResources, *, everything: bool) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
-    for positions in services.stream_positions:
+    for positions in (one.positions for one in services.streams):
         ends: dict[int, int] = {}
         if problem is None:
             try:

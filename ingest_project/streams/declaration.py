@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -27,7 +26,7 @@ from ingest_project.core.yaml_models import (
     nearest,
     yaml_content,
 )
-from ingest_project.readers.datasets import OWN_TABLES, declaration_files, declared, read_declaration
+from ingest_project.readers.datasets import OWN_TABLES, BrokenDeclaration, declaration_files, declared, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
 
 logger = get_logger(__name__)
@@ -243,30 +242,17 @@ class StreamDeclaration(Declared):
             yield "sink.key_decoder: text is one column; name the decoder of the messages' keys, e.g. json"
 
 
-@dataclass(frozen=True)
-class BrokenStream:
-    """A declaration that cannot be used.
-
-    Args:
-        name: of its stream.
-        problem: which file, which line, and what is wrong.
-    """
-
-    name: str
-    problem: str
-
-
 class LoadedStreams(NamedTuple):
     """The streams that are declared in a folder."""
 
     usable: tuple[StreamDeclaration, ...]
-    broken: tuple[BrokenStream, ...]
+    broken: tuple[BrokenDeclaration, ...]
 
 
 def load_streams(settings: Settings) -> LoadedStreams:
     """Load the streams that are declared in the folder of the settings; log a broken one and list it as broken."""
     usable: dict[str, StreamDeclaration] = {}
-    broken: list[BrokenStream] = []
+    broken: list[BrokenDeclaration] = []
     # Their jobs would have the same names, and Dagster would load neither.
     datasets = _names_of_datasets(settings)
     for path in declaration_files(settings.declarations):
@@ -278,7 +264,7 @@ def load_streams(settings: Settings) -> LoadedStreams:
             usable[declaration.name] = declaration
         except SettingsError as error:
             logger.warning("stream_broken", problem=str(error))
-            broken.append(BrokenStream(path.parent.name, str(error)))
+            broken.append(BrokenDeclaration(path.parent.name, str(error)))
     return LoadedStreams(tuple(usable.values()), tuple(broken))
 
 

@@ -10,7 +10,7 @@ group `ingest_project.decoders`, whose value is a `DecoderFactory`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import compress
@@ -222,7 +222,7 @@ class JsonDecoder:
         payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
     ) -> None:
         self._tree = tree_of(columns)
-        self._names = SingleNames(self._tree)
+        self._names = SingleNames(_objects(self._tree))
         self._kept = [number for number, column in enumerate(columns) if column.kind == "json"]
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
@@ -363,6 +363,14 @@ def tree_of(columns: Sequence[StreamColumn]) -> Tree:
             inside = found
         inside[last] = number
     return tree
+
+
+def _objects(tree: Tree) -> Iterator[str]:
+    """Yield the names of the objects around the fields of columns."""
+    for name, inside in tree.items():
+        if isinstance(inside, dict):
+            yield name
+            yield from _objects(inside)
 
 
 class _Shape:

@@ -20,7 +20,6 @@ from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.resources import DeclaredStreamResources
 
 WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.5
-SHIPPED = {"user_activity": "user_activity_events_sensor", "crm": "sales_events_sensor"}
 
 
 def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[int, int]:
@@ -38,16 +37,12 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
         TransientError: a service was away; do it again.
     """
     name = services.activity_positions.stream if stream == "activity" else stream
-    known = {positions.stream: positions for positions in services.stream_positions}
+    known = {one.positions.stream: one for one in services.streams}
     if name not in known:
         raise PermanentError(f"There is no stream {stream[:100]!r}{nearest_or_known(stream, ['activity', *known])}")
-    positions = known[name]
-    with _sensor_stopped(services.settings, SHIPPED.get(name, f"{name}_sensor"), positions):
-        declared = next((one for one in services.declared_streams.usable if one.name == name), None)
-        if name == services.activity_positions.stream or (declared is not None and declared.is_delta):
-            table = services.user_activity if declared is None else services.delta_stream(declared)
-            return read_again_from_beginning(table)
-        return _move_back(services, positions)
+    found = known[name]
+    with _sensor_stopped(services.settings, found.sensor, found.positions):
+        return read_again_from_beginning(found.delta()) if found.delta else _move_back(services, found.positions)
 
 
 def _move_back(services: DeclaredStreamResources, positions: StreamPositions) -> dict[int, int]:

@@ -1,11 +1,15 @@
-"""Protobuf messages to records, without generated classes: the registry's descriptors make the class of a message."""
+"""Protobuf messages to records, without generated classes: the registry's descriptors make the class of a message.
+
+Protobuf's own reader lets the last of several values win, and cuts a number to the bits of its field. What it would
+not write in these very bytes is looked at again: a value is stored as it was sent, or its message refused.
+"""
 
 from __future__ import annotations
 
 import base64
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date
 from typing import Any
 
@@ -13,19 +17,31 @@ from confluent_kafka.schema_registry import Schema
 from google.protobuf import descriptor_pb2, json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.registry import Registry, framed, name_of
+from ingest_project.streams.registry import Registry, Schemas, reason_of
 from ingest_project.streams.values import exact_decimal
 
 # Files that come with protobuf and Confluent's client, and the package that has each folder of them.
 SHIPPED = re.compile(r"(google|confluent)(/[a-z_]+)+\.proto")
 PACKAGES = {"google": "google", "confluent": "confluent_kafka.schema_registry.confluent"}
 WRAPPERS = re.compile(r"google\.protobuf\.(\w+)Value")
+# No import is called so.
+OWN_FILE = "ingest/schema-of-message.proto"
+MORE = 0x80
+# What fields of 32 bits may be on the wire, where every number has 64; a negative one all of them.
+NOT_NEGATIVE, NEGATIVE = range(2**31), range(2**64 - 2**31, 2**64)
+NUMBERS = {
+    FieldDescriptor.TYPE_INT32: (NOT_NEGATIVE, NEGATIVE),
+    FieldDescriptor.TYPE_ENUM: (NOT_NEGATIVE, NEGATIVE),
+    FieldDescriptor.TYPE_UINT32: (range(2**32),),
+    FieldDescriptor.TYPE_SINT32: (range(2**32),),
+}
 JSON_LIKE = frozenset({"google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue"})
 
 
@@ -34,7 +50,7 @@ class ProtobufRecords:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._classes: dict[object, Any] = {}
+        self._schemas = Schemas(registry, "PROTOBUF", self._class, "serialized")
 
     def record_of(self, message: ConsumerRecord) -> Mapping[str, Any]:
         """Return the record of a message.
@@ -43,36 +59,22 @@ class ProtobufRecords:
             UnreadableMessageError: it is not of its schema.
             SchemaRegistryUnavailableError: the registry does not answer.
         """
-        schema_id, payload = framed(message, "PROTOBUF")
-        named = name_of(schema_id)
-        key = named, tuple(schema_id.message_indexes or ())
-        if key not in self._classes:
-            self._classes[key] = self._class(self._registry.schema_of(schema_id, "serialized"), key)
-        if isinstance(self._classes[key], UnreadableMessageError):
-            raise self._classes[key]
-        found = self._classes[key]()
+        kind, named, payload = self._schemas.of(message)
+        found = kind()
         try:
-            found.ParseFromString(payload.read())
+            found.ParseFromString(payload)
             if not found.IsInitialized():
                 raise ValueError(f"it lacks {', '.join(found.FindInitializationErrors())}")  # noqa: TRY301 - as others
+            if found.SerializeToString(deterministic=True) != payload:
+                _require_single(payload, found.DESCRIPTOR)
             return _record(found)
         except (DecodeError, json_format.Error, ValueError, OverflowError, RecursionError) as error:
-            raise UnreadableMessageError(
-                f"Not of its Protobuf schema {named}: {str(error)[:200].rstrip('.')}."
-            ) from error
+            raise UnreadableMessageError(f"Not of its {named}: {reason_of(error)}.") from error
 
-    def _class(self, schema: Schema, key: tuple[object, tuple[int, ...]]) -> Any:  # noqa: ANN401 - a class, or why none
-        named, indexes = key
-        if schema.schema_type != "PROTOBUF":
-            return UnreadableMessageError(f"Its schema {named} is {schema.schema_type or 'AVRO'}, not Protobuf.")
-        try:
-            pool = DescriptorPool()
-            file = self._add(schema, f"schema-{named}.proto", pool, set())
-            return GetMessageClass(pool.FindMessageTypeByName(_name_at(file, indexes)))
-        except UnreadableMessageError as error:
-            return error
-        except (DecodeError, TypeError, KeyError, ValueError, ImportError) as error:
-            return UnreadableMessageError(f"Its Protobuf schema {named} cannot be read: {str(error)[:200]}.")
+    def _class(self, schema: Schema, indexes: tuple[int, ...]) -> Any:  # noqa: ANN401 - a class of messages
+        pool = DescriptorPool()
+        file = self._add(schema, OWN_FILE, pool, set())
+        return GetMessageClass(pool.FindMessageTypeByName(_name_at(file, indexes)))
 
     def _add(
         self, schema: Schema, name: str, pool: DescriptorPool, added: set[str]
@@ -119,9 +121,71 @@ def _name_at(file: descriptor_pb2.FileDescriptorProto, indexes: tuple[int, ...])
     return ".".join(names)
 
 
-def _record(message: Message) -> dict[str, Any]:
+def _require_single(payload: bytes, kind: Descriptor) -> None:
+    """Refuse bytes of a message, or of one inside of it, that set a field twice or have a number beyond its bits.
+
+    Raises:
+        ValueError: names the field.
+    """
+    places: dict[str, str] = {}
+    keys: set[tuple[str, object]] = set()
+    for one in _wire_fields(payload):
+        field = kind.fields_by_number.get(one.field_number)
+        if field is None:
+            # `_record` refuses it.
+            continue
+        if not field.is_repeated:
+            place = field.containing_oneof or field
+            if place.name in places:
+                raise ValueError(f"it sets {_both(places[place.name], field.name)}")
+            places[place.name] = field.name
+        _require_bits(one.data, field)
+        if field.message_type is not None and isinstance(one.data, bytes):
+            _require_single(one.data, field.message_type)
+            if field.message_type.GetOptions().map_entry:
+                # A key that is not there is the empty one.
+                key = next((part.data for part in _wire_fields(one.data) if part.field_number == 1), None) or None
+                if (field.name, key) in keys:
+                    raise ValueError(f"{field.name} has a key twice")
+                keys.add((field.name, key))
+
+
+def _wire_fields(payload: bytes) -> UnknownFieldSet:
+    """Return the fields of a message as they are on the wire, each as often as it is there."""
+    nothing = Empty()
+    nothing.ParseFromString(payload)
+    return UnknownFieldSet(nothing)
+
+
+def _both(first: str, second: str) -> str:
+    return f"{first} twice" if first == second else f"both {first} and {second}, of which one may be"
+
+
+def _require_bits(data: Any, field: FieldDescriptor) -> None:  # noqa: ANN401 - a number, or packed ones
+    if field.type not in NUMBERS:
+        return
+    for number in _varints(data) if isinstance(data, bytes) else [data]:
+        if not any(number in numbers for numbers in NUMBERS[field.type]):
+            raise ValueError(f"{field.name} has more than 32 bits")
+
+
+def _varints(packed: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < MORE:
+            yield number
+            number = shift = 0
+
+
+def _require_known(message: Message) -> None:
     if len(UnknownFieldSet(message)):
         raise ValueError(f"it has fields that {message.DESCRIPTOR.name} does not have, or such values of an enum")
+
+
+def _record(message: Message) -> dict[str, Any]:
+    _require_known(message)
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 
@@ -149,6 +213,7 @@ def _value(value: Any, field: FieldDescriptor) -> Any:  # noqa: ANN401 - any val
 def _nested(value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
     """Return a nested message: the well-known ones as the values that they stand for."""
     name = kind.full_name
+    _require_known(value)
     if name == "google.protobuf.Timestamp":
         # Nanoseconds are cut to microseconds, the finest that any table here has.
         return value.ToDatetime(tzinfo=UTC)

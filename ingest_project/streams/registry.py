@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cache
-from io import BytesIO
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, dual_schema_id_deserializer
@@ -26,7 +25,12 @@ from referencing import Resource
 from referencing.jsonschema import DRAFT7
 
 from ingest_project.contracts import not_json
-from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, UnreadableMessageError
+from ingest_project.core.errors import (
+    SchemaRegistryUnavailableError,
+    SettingsError,
+    TransientError,
+    UnreadableMessageError,
+)
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.host_policy import HostLists, host_lists
@@ -40,6 +44,11 @@ LAST_ID = 2**31 - 1
 # The id of a schema, and the indexes of a nested message of Protobuf.
 MAX_FRAME_BYTES = 1024
 RETRIES, FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 2, 200, 1_000
+
+
+# Schema types as people write them.
+KINDS = {"AVRO": "Avro", "JSON": "JSON", "PROTOBUF": "Protobuf"}
+Parsed = TypeVar("Parsed")
 
 
 class Registry:
@@ -65,22 +74,22 @@ class Registry:
         named = name_of(schema_id)
         if named not in self._missing:
             try:
-                found: Schema = self.call(lambda: self._fetched(named, form))
+                found = self.call(lambda: self._fetched(named, form))
             except UnreadableMessageError:
                 self._missing.add(named)
             else:
                 return found
         raise UnreadableMessageError(f"The schema registry has no schema {named}.")
 
-    def call(self, fetch: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever is fetched
-        """Call the client, and map its errors.
+    def call(self, fetch: Callable[[], Schema]) -> Schema:
+        """Fetch a schema by the client, and map its errors.
 
         Raises:
             UnreadableMessageError: the registry does not have what is fetched.
             SchemaRegistryUnavailableError: the registry does not answer or refuses.
         """
         try:
-            return fetch()
+            found = fetch()
         except SchemaRegistryError as error:
             # What a proxy answers that does not reach the registry says nothing of a schema.
             if error.http_status_code == NOT_FOUND and (error.error_code or NO_ERROR_CODE) != NO_ERROR_CODE:
@@ -88,6 +97,11 @@ class Registry:
             raise SchemaRegistryUnavailableError(self._url, f"{error}") from error
         except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
             raise SchemaRegistryUnavailableError(self._url, f"{type(error).__name__}: {error}") from error
+        if not found.schema_str:
+            # Else it would be kept.
+            self.client.clear_caches()  # type: ignore[no-untyped-call]
+            raise SchemaRegistryUnavailableError(self._url, "it answers without a schema")
+        return found
 
     def version_of(self, subject: str, version: int, form: str | None = None) -> Schema:
         """Return the schema that another one refers to.
@@ -96,8 +110,7 @@ class Registry:
             UnreadableMessageError: the registry does not have it.
             SchemaRegistryUnavailableError: the registry does not answer or refuses.
         """
-        found: Schema = self.call(lambda: self.client.get_version(subject, version, True, form).schema)
-        return found
+        return self.call(lambda: self.client.get_version(subject, version, True, form).schema)
 
     def _fetched(self, named: int | str, form: str | None) -> Schema:
         if isinstance(named, str):
@@ -174,7 +187,7 @@ def name_of(schema_id: SchemaId) -> int | str:
     return str(schema_id.guid) if schema_id.guid is not None else schema_id.id or 0
 
 
-def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, BytesIO]:
+def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, bytes]:
     """Return the id of a message's schema, from its header or its first bytes, and its payload.
 
     Raises:
@@ -189,50 +202,95 @@ def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, BytesIO
         raise UnreadableMessageError(f"It names no schema: {why}.") from error
     if (schema_id.id or 0) > LAST_ID:
         raise UnreadableMessageError(f"It names no schema: {schema_id.id} is no id, which has 31 bits.")
-    payload = BytesIO(value)
-    payload.seek(begun.tell())
-    return schema_id, payload
+    return schema_id, value[begun.tell() :]
+
+
+class Schemas(Generic[Parsed]):
+    """What the messages of a stream are read with: made once of each schema that they name.
+
+    Args:
+        registry: that has the schemas.
+        schema_type: of these, `AVRO`, `JSON` or `PROTOBUF`.
+        parse: makes it of a schema, and of the indexes of a nested message.
+        form: of the schemas, as the registry calls it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        schema_type: str,
+        parse: Callable[[Schema, tuple[int, ...]], Parsed],
+        form: str | None = None,
+    ) -> None:
+        self._registry, self._type, self._parse, self._form = registry, schema_type, parse, form
+        self._known: dict[object, Parsed | UnreadableMessageError] = {}
+
+    def of(self, message: ConsumerRecord) -> tuple[Parsed, str, bytes]:
+        """Return what a message is read with, the name of its schema for reasons, and its payload.
+
+        Raises:
+            UnreadableMessageError: it names no schema, or one that cannot be used.
+            SchemaRegistryUnavailableError: the registry does not answer.
+        """
+        schema_id, payload = framed(message, self._type)
+        named, indexes = name_of(schema_id), tuple(schema_id.message_indexes or ())
+        if (named, indexes) not in self._known:
+            self._known[named, indexes] = self._parsed(self._registry.schema_of(schema_id, self._form), named, indexes)
+        found = self._known[named, indexes]
+        if isinstance(found, UnreadableMessageError):
+            # It would get longer by each place that it is raised at.
+            raise found.with_traceback(None)
+        return found, f"{KINDS[self._type]} schema {named}", payload
+
+    def _parsed(self, schema: Schema, named: object, indexes: tuple[int, ...]) -> Parsed | UnreadableMessageError:
+        kind = KINDS[self._type]
+        if (found := schema.schema_type or "AVRO") != self._type:
+            return UnreadableMessageError(f"Its schema {named} is {found}, not {kind}.")
+        try:
+            return self._parse(schema, indexes)
+        except UnreadableMessageError as error:
+            return error
+        except (TransientError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a library says of a schema
+            return UnreadableMessageError(f"Its {kind} schema {named} cannot be used: {reason_of(error)}.")
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a schema or a message cannot be read, in one line: libraries raise Python's own errors."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    said = error.message if isinstance(error, JsonSchemaError) else str(error)
+    return " ".join(said.split())[:200].rstrip(".") or type(error).__name__
 
 
 def json_payload_of(registry: Registry) -> Callable[[ConsumerRecord], bytes | None]:
     """Return a function that validates a message by its JSON schema, and returns its JSON."""
-    validators: dict[int | str, Any] = {}
+    schemas = Schemas(registry, "JSON", lambda schema, _indexes: _validator(registry, schema))
 
     def payload_of(message: ConsumerRecord) -> bytes | None:
-        schema_id, payload = framed(message, "JSON")
-        named, text = name_of(schema_id), payload.read()
-        if named not in validators:
-            validators[named] = _validator(registry, registry.schema_of(schema_id), named)
-        if isinstance(validators[named], UnreadableMessageError):
-            raise validators[named]
+        validator, named, text = schemas.of(message)
         try:
-            wrong = best_match(validators[named].iter_errors(msgspec.json.decode(text)))
+            wrong = best_match(validator.iter_errors(msgspec.json.decode(text)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise not_json(text, error) from error
         except MemoryError:
             raise
         except Exception as error:  # a schema that cannot be applied, such as a reference to nothing
-            raise UnreadableMessageError(_unusable(named, error)) from error
+            raise UnreadableMessageError(f"Its {named} cannot be used: {reason_of(error)}.") from error
         if wrong is not None:
-            raise UnreadableMessageError(f"Not of its JSON schema {named}: {wrong.json_path} {wrong.message[:300]}.")
+            raise UnreadableMessageError(f"Not of its {named}: {wrong.json_path} {wrong.message[:300]}.")
         return text
 
     return payload_of
 
 
-def _validator(registry: Registry, schema: Schema, named: object) -> Any:  # noqa: ANN401 - a validator, or why none
-    if schema.schema_type != "JSON":
-        return UnreadableMessageError(f"Its schema {named} is {schema.schema_type or 'AVRO'}, not JSON.")
-    try:
-        content = msgspec.json.decode(schema.schema_str or "")
-        kind = validator_for(content)
-        kind.check_schema(content)
-        # References lead to other schemas of the registry only, never to an address that a schema names.
-        return kind(content, registry=_with_references(registry, schema, STANDARD_SCHEMAS))
-    except UnreadableMessageError as error:
-        return error
-    except (JsonSchemaError, ValueError, TypeError, RecursionError) as error:
-        return UnreadableMessageError(_unusable(named, error))
+def _validator(registry: Registry, schema: Schema) -> Any:  # noqa: ANN401 - jsonschema's
+    content = msgspec.json.decode(schema.schema_str or "")
+    kind = validator_for(content)
+    kind.check_schema(content)
+    # References lead to other schemas of the registry only, never to an address that a schema names.
+    return kind(content, registry=_with_references(registry, schema, STANDARD_SCHEMAS))
 
 
 def _with_references(registry: Registry, schema: Schema, known: Any) -> Any:  # noqa: ANN401 - a registry of `referencing`
@@ -244,11 +302,6 @@ def _with_references(registry: Registry, schema: Schema, known: Any) -> Any:  # 
         known = known.with_resource(one.name, Resource.from_contents(content, default_specification=DRAFT7))
         known = _with_references(registry, found, known)
     return known
-
-
-def _unusable(named: object, error: Exception) -> str:
-    said = error.message if isinstance(error, JsonSchemaError) else " ".join(str(error).split())
-    return f"Its JSON schema {named} cannot be used: {said[:200]}."
 
 
 def _context(message: ConsumerRecord) -> SerializationContext:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 from ingest_project.streams.declaration import LoadedStreams, StreamDeclaration, load_streams
 from ingest_project.streams.delta.declared import declared_delta_stream
@@ -11,6 +13,27 @@ from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.sql.declared import DeclaredTable, KeyedRows
 from ingest_project.streams.sql.sink import SqlSink
 from ingest_project.streams.user_activity.resources import UserActivityResources
+
+
+class KnownStream(NamedTuple):
+    """A stream that is shipped or declared.
+
+    Args:
+        source: what its sensor is called after.
+        positions: of its partitions.
+        dead_letters: topic of its dead letters; empty where a table keeps what cannot be read.
+        delta: opens it where its sink is a Delta table; None for tables of the warehouse.
+    """
+
+    source: str
+    positions: StreamPositions
+    dead_letters: str = ""
+    delta: Callable[[], DeltaStream] | None = None
+
+    @property
+    def sensor(self) -> str:
+        """Name of the sensor that requests its runs."""
+        return f"{self.source}_sensor"
 
 
 class DeclaredStreamResources(UserActivityResources):
@@ -28,10 +51,14 @@ class DeclaredStreamResources(UserActivityResources):
         return load_streams(self.settings)
 
     @property
-    def stream_positions(self) -> tuple[StreamPositions, ...]:
-        """Positions of every stream, the shipped ones first."""
-        declared = (self.positions_of(one) for one in self.declared_streams.usable)
-        return (self.activity_positions, self.crm_positions, *declared)
+    def streams(self) -> tuple[KnownStream, ...]:
+        """Every stream, the shipped ones first."""
+        letters = self.settings.topics.user_activity_events_dlq
+        return (
+            KnownStream("user_activity_events", self.activity_positions, letters, lambda: self.user_activity),
+            KnownStream("sales_events", self.crm_positions),
+            *map(self._known, self.declared_streams.usable),
+        )
 
     def positions_of(self, declaration: StreamDeclaration) -> StreamPositions:
         """Return the positions of a declared stream."""
@@ -48,6 +75,10 @@ class DeclaredStreamResources(UserActivityResources):
     def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
         """Return the sink of a declared stream whose rows are stored by key."""
         return SqlSink(self, DeclaredTable(declaration, self))
+
+    def _known(self, one: StreamDeclaration) -> KnownStream:
+        delta = (lambda: self.delta_stream(one)) if one.is_delta else None
+        return KnownStream(one.name, self.positions_of(one), one.dlq, delta)
 
     @cached_property
     def _delta_streams(self) -> dict[str, DeltaStream]:

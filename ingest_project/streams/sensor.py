@@ -6,9 +6,10 @@ holds the positions that the tick saw, from which lag is measured; the consumer 
 so never pass what is stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Self
 
 import dagster as dg
@@ -21,7 +22,6 @@ from ingest_project.platform.dagster.asset_events import WholeAssetResult
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import (
-    Tick,
     batch_tags,
     queue_sensor,
     reason_of_loss,
@@ -79,20 +79,22 @@ class StreamLimits:
 
 @dataclass(frozen=True)
 class StreamSensor:
-    """Settings of one stream's sensor.
+    """The sensor of one stream.
 
     Args:
-        job_name: of the job that stores it.
+        name: of the sensor.
+        job_name: of the job whose runs it requests.
         op_name: of the step that takes a `StreamRunConfig`.
-        run_messages: most offsets of one run.
-        parallel_runs: runs at a time, each over partitions of its own.
+        positions: returns the positions, given the resources.
+        limits: returns the bounds of the runs.
         worth_splitting: fewer messages than this are stored sooner than a second run has started.
     """
 
+    name: str
     job_name: str
     op_name: str
-    run_messages: int
-    parallel_runs: int
+    positions: Callable[[Any], StreamPositions]
+    limits: Callable[[Any], StreamLimits]
     worth_splitting: int
 
 
@@ -117,22 +119,17 @@ def scheduled_checks(
     return dg.Definitions(asset_checks=checks, jobs=[job], schedules=[schedule])
 
 
-def stream_sensor(name: str, job_name: str, tick: Tick) -> dg.SensorDefinition:
-    """Create the sensor of a stream.
-
-    Args:
-        name: of the sensor.
-        job_name: of the job whose runs it requests.
-        tick: see `tick`.
-    """
-    return queue_sensor(name, job_name, "Requests runs over the messages that the sink does not have yet.", tick)
+def stream_sensor(stream: StreamSensor) -> dg.SensorDefinition:
+    """Create the sensor of a stream."""
+    described = "Requests runs over the messages that the sink does not have yet."
+    return queue_sensor(stream.name, stream.job_name, described, partial(tick, stream))
 
 
 def tick(
-    context: dg.SensorEvaluationContext, services: Runtime, positions: StreamPositions, stream: StreamSensor
+    stream: StreamSensor, context: dg.SensorEvaluationContext, services: Runtime
 ) -> dg.SensorResult | dg.SkipReason:
     """Request runs over the partitions whose sink is behind their topic, or that a dead run has left."""
-    saved = Positions.from_cursor(context.cursor)
+    positions, saved = stream.positions(services), Positions.from_cursor(context.cursor)
     wait_seconds = services.settings.file_ingest.tick_wait_seconds
     backlog = services.range_reader.backlog(positions.topic, positions.saved(), wait_seconds)
     if backlog is None:
@@ -199,19 +196,22 @@ def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
     due = {one.partition: one for one in free if one.is_due(now) and not one.run_id}
     if not due:
         return [], "Messages are being stored." if busy else "Partitions wait for their next attempt."
-    capacity = services.available_slots(len(runs), stream.parallel_runs)
+    limits = stream.limits(services)
+    capacity = services.available_slots(len(runs), limits.max_parallel_batches)
     if not capacity.batches:
         return [], capacity.reason
     waiting = {partition: max(0, ends[partition] - one.next_offset) for partition, one in due.items()}
     shares = split(waiting, capacity.batches, stream.worth_splitting)
-    return [_request(positions, stream, [due[partition] for partition in share], ends) for share in shares], None
+    each = [[due[partition] for partition in share] for share in shares]
+    return [_request(positions, stream, share, ends, limits.batch_messages // len(share)) for share in each], None
 
 
 def _request(
-    positions: StreamPositions, stream: StreamSensor, share: Sequence[SinkPosition], ends: Mapping[int, int]
+    positions: StreamPositions, stream: StreamSensor, share: Sequence[SinkPosition], ends: Mapping[int, int], limit: int
 ) -> dg.RunRequest:
-    limit = max(1, stream.run_messages // len(share))
-    bounds = {str(one.partition): end_of(one, ends[one.partition], limit) for one in sorted(share, key=_partition)}
+    bounds = {
+        str(one.partition): end_of(one, ends[one.partition], max(1, limit)) for one in sorted(share, key=_partition)
+    }
     offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
     batch_id = digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share))
     tags = batch_tags(positions.stream, batch_id, max(0, offsets)) | {PARTITIONS_TAG: ",".join(bounds)}

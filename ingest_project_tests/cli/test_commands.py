@@ -90,9 +90,25 @@ def test_wrong_usage_prints_nothing_that_acts_on_a_terminal(capsys: pytest.Captu
         assert not {"\x1b", "\x9b", "\u202e"} & set(said)
 
 
-def test_an_unknown_command_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["nope"]) == 2
-    assert "nope" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nope"], "No such command 'nope'. See: ingest --help"),
+        (["files", "lst"], "No such command 'lst'. Did you mean 'list'? See: ingest files --help"),
+        (["config", "--jsn"], "No such option: --jsn (Possible options: --json). See: ingest config --help"),
+        (["show", "file"], "Missing argument 'KEY'. See: ingest show --help"),
+        (
+            ["quarantine", "release"],
+            "Invalid value: Name the files, or say --all. See: ingest quarantine release --help",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_plain_line_with_what_to_look_at_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run(arguments) == 2
+    assert capsys.readouterr() == ("", f"{said}\n")
 
 
 def test_dev_says_where_things_are_and_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:

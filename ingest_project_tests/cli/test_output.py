@@ -82,5 +82,24 @@ def test_whatever_is_printed_is_printable_and_the_json_of_it_is_the_same_value(t
     assert json.loads(shown) == {"value": text}
 
 
+@pytest.mark.parametrize(
+    ("value", "figure", "of_a_row"),
+    [
+        (1_234_567, "1,234,567", "1234567"),
+        (2026, "2,026", "2026"),
+        (1_234_567.5, "1,234,567.5", "1234567.5"),
+        (310.0, "310", "310"),
+        (True, "yes", "yes"),
+        (None, "", ""),
+        (datetime(2026, 1, 15, 10, 30, 45, 120_000, UTC), "2026-01-15 10:30:45Z", "2026-01-15 10:30:45.12Z"),
+    ],
+)
+def test_figures_have_marks_between_thousands_and_values_of_rows_none(
+    value: object, figure: str, of_a_row: str
+) -> None:
+    assert output.value_text(value) == figure
+    assert output.data_text(value) == of_a_row
+
+
 def test_rules_are_listed_with_the_most_frequent_first() -> None:
     assert output.counts({"b": 1, "a": 1, "c": 1_200, "none": 0}) == "c 1,200, a 1, b 1"

@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 from ingest_project.cli.main import build_app, installed_plugins
 from ingest_project.core import plugins
 from ingest_project.core.errors import PermanentError, SettingsError
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import Settings, load_settings
+from ingest_project.file_ingest.capability import declaration_problems
 from ingest_project.operations.alerts.watch import send_test
 from ingest_project.platform.object_store import open_store
+from ingest_project.readers.datasets import load_declarations
 from ingest_project.readers.reading import READERS
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
+from ingest_project_tests.file_ingest.datasets.system import declare
 
 Install = Callable[..., None]
 
@@ -76,6 +79,28 @@ def test_a_broken_part_is_left_out_listed_and_harms_no_other(
             READERS.named("rec", "file type")
     assert [plugin.name for plugin in installed_plugins()] == [found.name]
     assert "not used" in CliRunner().invoke(build_app(["config"]), ["config"]).output
+
+
+def test_a_dataset_whose_reader_is_broken_is_reported_and_harms_no_other(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("own_h", "raise RuntimeError('no licence')", readers="tape = own_h:tape")
+    columns = [{"name": "station", "type": "text"}]
+    declare(tmp_path, "taped", columns=columns, file_types=["tape.gz", "csv"])
+    declare(tmp_path, "other", columns=columns)
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"INGEST_CONFIG_DIR": str(tmp_path)}, tmp_path).settings
+    found = load_declarations(settings)
+    assert [one.name for one in found.declared] == ["other"]
+    assert [one.name for one in found.broken] == ["taped"]
+    reason = (
+        "file_types: the reader of 'tape' is a plug-in that cannot be used: own_h:tape cannot be imported: RuntimeE"
+    )
+    assert reason in found.broken[0].problem
+    assert any(reason in problem for problem in declaration_problems(settings))
+    done = CliRunner().invoke(build_app(["dataset"]), ["dataset", "check"])
+    assert done.exit_code == 1
+    assert "1 problem" in done.output
 
 
 def test_of_two_packages_with_a_part_of_one_name_none_is_taken(install: Install) -> None:

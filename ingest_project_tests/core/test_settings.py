@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ingest_project.core import plugins
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Origin, load_settings
+from ingest_project.core.settings.platform import STORE_SCHEMES
+from ingest_project.platform.object_store import STORES
 
 
 def test_the_environment_wins_over_dotenv_and_dotenv_over_yaml(tmp_path: Path) -> None:
@@ -112,6 +115,41 @@ def test_a_client_setting_of_another_service_is_named_and_stops_nothing(tmp_path
 def test_a_misspelt_destination_of_a_domain_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} in environment. Did you mean ONELAKE_"):
         load_settings({name: "abfss://here"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("abfss://claims", "names no file system"),
+        ("s4://bucket/claims", "no store has the scheme 's4'; known are file, s3, abfss"),
+        ("s3:/bucket/claims", "lacks its scheme"),
+        ("onelake.dfs.fabric.microsoft.com/sales/claims.Lakehouse/Files", "lacks its scheme"),
+        ("https://", "ends behind its scheme"),
+        ("claims/../../other", r"no part \.\."),
+    ],
+)
+@pytest.mark.parametrize("name", ["ONELAKE_CLAIMS_PATH", "INGEST_ATTACHMENTS_URL", "INGEST_LANDING_URL"])
+def test_an_address_of_no_store_is_refused_at_the_start(tmp_path: Path, name: str, address: str, problem: str) -> None:
+    known_as = "ONELAKE_[*]_PATH" if name.startswith("ONELAKE") else name
+    with pytest.raises(SettingsError, match=rf"^{known_as} \(from environment\): .*{problem}"):
+        load_settings({name: address}, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["/data/claims", "claims/in", "file:///data", "s3://bucket/a b", "a:b/c"])
+def test_folders_and_addresses_are_destinations_of_a_domain(tmp_path: Path, address: str) -> None:
+    given = {"ONELAKE_CLAIMS_PATH": address}
+    assert load_settings(given, tmp_path).settings.attachments.destinations == {"claims": address}
+
+
+def test_a_path_in_the_lake_is_not_taken_for_a_folder_of_this_machine(tmp_path: Path) -> None:
+    given = {"ONELAKE_CLAIMS_PATH": "/claims/incoming", "INGEST_ATTACHMENTS_URL": "s3://bucket/attachments"}
+    with pytest.raises(SettingsError, match=r"of claims: /claims/incoming is a folder of this machine"):
+        load_settings(given, tmp_path)
+    load_settings({**given, "ONELAKE_CLAIMS_PATH": "file:///claims/incoming"}, tmp_path)
+
+
+def test_the_settings_know_the_schemes_of_the_stores() -> None:
+    assert set(STORE_SCHEMES) == set(STORES) - set(plugins.installed(plugins.STORES))
 
 
 def test_the_other_name_of_the_environment_is_honoured(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ EXAMPLE = ROOT / "deploy" / "compose.env.example"
 SETTINGS = ROOT / "deploy" / "compose.settings.env"
 # ${NAME}, ${NAME:-default} and ${NAME:?what is wrong}
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
-REQUIRED = {"POSTGRES_PASSWORD": "canary-password", "MONITOR_TOKEN": "canary-token-of-the-tests"}
+REQUIRED = {
+    "POSTGRES_PASSWORD": "canary-password",
+    "MONITOR_TOKEN": "canary-token-of-the-tests",
+    "GRAFANA_PASSWORD": "canary-of-grafana",
+}
 
 
 def compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:

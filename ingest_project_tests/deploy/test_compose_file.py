@@ -106,6 +106,17 @@ def test_no_secret_stands_in_the_file() -> None:
     assert not re.search(r"://[^/@\s]+:[^/@\s]+@", text)
 
 
+def test_each_secret_is_where_it_is_needed_and_opens_one_thing(service: dict[str, Any]) -> None:
+    given = " ".join(map(str, service.get("environment", {}).values()))
+    expected = {
+        "kafka": set(),
+        "monitor": {"POSTGRES_PASSWORD", "MONITOR_TOKEN"},
+        "prometheus": {"MONITOR_TOKEN"},
+        "grafana": {"GRAFANA_PASSWORD"},
+    }.get(service["name"], {"POSTGRES_PASSWORD"})
+    assert {name for name, value in REQUIRED.items() if value in given} == expected
+
+
 def test_a_missing_password_is_refused_with_what_to_do() -> None:
     with pytest.raises(KeyError, match="POSTGRES_PASSWORD"):
         compose({})

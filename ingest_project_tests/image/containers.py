@@ -65,6 +65,7 @@ class Composed:
         variables = {
             "POSTGRES_PASSWORD": PASSWORD,
             "MONITOR_TOKEN": TOKEN,
+            "GRAFANA_PASSWORD": PASSWORD,
             "INBOX_FOLDER": str(self.inbox),
             "DECLARATIONS_FOLDER": str(self.folder / "declarations"),
         }

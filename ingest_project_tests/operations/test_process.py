@@ -83,6 +83,8 @@ def test_it_starts_answers_clients_that_know_the_token_and_ends_leaving_nothing(
     monitor.send_signal(signal.SIGTERM)
     assert monitor.wait(END_SECONDS) in {0, -signal.SIGTERM}
     assert psutil.wait_procs(family, timeout=END_SECONDS)[1] == []
+    assert monitor.stderr is not None
+    assert "Traceback" not in monitor.stderr.read(), "parts that are away are named in one line"
     with pytest.raises(OSError, match="refused"):
         status_of(f"{address}healthz")
     assert list((tmp_path / "state").iterdir()) == []

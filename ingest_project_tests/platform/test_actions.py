@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from threading import Barrier
 
 import pytest
 
 from ingest_project.core.settings import Settings
 from ingest_project.operations.actions import ACTIONS, actions_by_capability
+from ingest_project.platform import actions
 from ingest_project.platform.actions import (
     Action,
     ActionRefusedError,
     ActionRequest,
+    ActionsBusyError,
     AlreadyPerformedError,
     Outcome,
     Parameter,
+    Performed,
     Selection,
     action_record,
     action_records,
@@ -24,6 +31,7 @@ from ingest_project.platform.actions import (
     perform,
     time_of,
 )
+from ingest_project.platform.database import exclusive
 from ingest_project.platform.runtime import Runtime
 
 ALL = tuple(f"item-{number}" for number in range(5))
@@ -105,6 +113,47 @@ def test_a_request_that_is_sent_twice_acts_once(services: Runtime) -> None:
         perform(services, painting.action(), twice)
     assert painting.painted == list(ALL)
     assert len(action_records(services.engine)) == 1
+
+
+def test_of_people_who_do_the_same_at_once_one_does_it_and_the_others_are_told(services: Runtime) -> None:
+    painting, everybody = Painting(), Barrier(3)
+
+    def select(_services: Runtime, _request: ActionRequest) -> Selection:
+        wet = tuple(painting.painted)
+        # Long enough for all to have selected, if nothing kept them apart.
+        time.sleep(0.05)
+        left = tuple(key for key in ALL if key not in wet)
+        return Selection(left, len(ALL), in_progress=dict.fromkeys(wet, "it is wet"))
+
+    action = replace(painting.action(), select=select)
+
+    def one(who: str) -> Performed:
+        everybody.wait()
+        own = Runtime(services.settings)
+        try:
+            return perform(own, action, request(who=who))
+        finally:
+            own.engine.dispose()
+
+    with ThreadPoolExecutor(3) as people:
+        found = list(people.map(one, ("ada", "bob", "eve")))
+    assert painting.painted == list(ALL)
+    assert sorted(one.outcome for one in found) == ["not done", "not done", "partly done"]
+    assert sorted(len(one.in_progress) for one in found) == [0, 5, 5]
+    assert sorted(one.outcome for one in action_records(services.engine)) == ["not done", "not done", "partly done"]
+
+
+def test_whoever_waits_too_long_for_another_action_is_told_and_changes_nothing(
+    services: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "TURN_SECONDS", 0.05)
+    painting = Painting()
+    with (
+        exclusive(services.engine, "actions-on-item"),
+        pytest.raises(ActionsBusyError, match="another action on such items has not ended"),
+    ):
+        perform(services, painting.action(), request())
+    assert (painting.painted, action_records(services.engine)) == ([], ())
 
 
 def test_records_are_read_a_page_at_a_time_older_and_newer(services: Runtime) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandera.polars as pandera
 import pytest
 import yaml
 
@@ -31,7 +32,14 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         path.write_text(
             attributes if isinstance(attributes, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
         )
-    return load_declarations(load_settings({}, folder).settings)
+    (folder / "profiles").mkdir(exist_ok=True)
+    return load_declarations(load_settings({"INGEST_READER_PROFILES": str(folder / "profiles")}, folder).settings)
+
+
+class Station(pandera.DataFrameModel):
+    """A model of a user."""
+
+    name: str
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,24 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
         ({"reader": {"delimitor": ";"}}, "delimitor"),
         ({"reader": {"columns": {"A": "amout"}}}, "amout is no column of the dataset, did you mean amount?"),
         ({"reader": "nothing"}, "there is no usable one of that name"),
+        ({"reader": "luftdaten"}, "with `dataset: bad` (it has `dataset: sensor_readings`)"),
+        ({"reader": "badd"}, "with `dataset: bad`, did you mean bad_one?"),
+        ({"reader": {"encoding": "uft-8"}}, "'uft-8' is no known text encoding, did you mean utf-8?"),
+        ({"reader": {"timestamps": {"zone": "Europe/Berln"}}}, "did you mean Europe/Berlin?"),
+        ({"reader": {"timestamps": {"formats": ["iso8061"]}}}, "did you mean iso8601?"),
+        ({"reader": {"delimiter": "whitspace"}}, "did you mean whitespace?"),
+        ({"reader": {"cells": {"amout": {"scale": 2}}}}, "amout is no column of the dataset, did you mean amount?"),
+        ({"reader": {"cells": {"amount": {"scal": 2}}}}, "scal is unknown, did you mean scale?"),
+        ({"reader": {"optional": ["idd"]}}, "idd is no column of the dataset, did you mean id?"),
+        ({"reader": {"timestamps": {"ambiguous": "earlist"}}}, "did you mean earliest?"),
+        ({"target": {"delta": "d", "partition_by": ["idd"]}}, "there is no column idd, did you mean id?"),
+        ({"target": {"tabel": "d"}}, "tabel is unknown, did you mean table?"),
+        ({"key": {"columns": ["id"], "unique": "fil"}}, "did you mean file?"),
+        ({"columns": [{"name": "id", "type": "text", "requird": True}]}, "requird is unknown, did you mean required?"),
+        ({"columns": [{"name": "id", "type": "text", "required": "ture"}]}, "required: write true or false"),
         ({"model": "no.such:Class", "columns": []}, "cannot be imported"),
+        ({"model": "ingest_project_tests.readers.test_datasets:Stattion", "columns": []}, "did you mean Station?"),
+        ({"model": "ingest_project_tests.readers.test_dataset:Station", "columns": []}, "did you mean test_datasets?"),
         ({"name": "file"}, "is a name of the system's own"),
         ({"drift": "resuce"}, "drift: Input should be 'rescue', 'evolve' or 'freeze', did you mean rescue?"),
     ],
@@ -66,6 +91,8 @@ def loaded(folder: Path, **declarations: dict[str, Any] | str) -> Declarations:
 def test_a_broken_declaration_says_what_is_wrong_and_others_stay_usable(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
+    (tmp_path / "profiles").mkdir(exist_ok=True)
+    (tmp_path / "profiles" / "bad_one.yaml").write_text("name: bad_one\ndataset: bad\ndescription: Of bad ones.\n")
     found = loaded(tmp_path, bad={**GOOD, **change}, orders=GOOD)
     assert [one.name for one in found.declared] == ["orders"]
     (broken,) = found.broken
@@ -92,6 +119,11 @@ def test_files_of_a_broken_dataset_become_no_sensor_readings(tmp_path: Path) -> 
         found.require_accepted(FileEvent(file_path="/in/bad/a.csv", file_name="a.csv"))
     assert found.require_accepted(FileEvent(file_path="/in/orders/a.csv", file_name="a.csv")).name == "orders"
     assert found.require_accepted(FileEvent(file_path="/in/a.csv", file_name="a.csv")).name == "sensor_readings"
+
+
+def test_an_unknown_part_of_a_declaration_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (broken,) = loaded(tmp_path, bad="type: ingest_project.FileDataset\natributes:\n  columns: []\n").broken
+    assert broken.problem.endswith("line 2: atributes is unknown, did you mean attributes?")
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "type: [", "type: ingest_project.FileDatset", "attributes: {}"])

@@ -11,6 +11,7 @@ from typing import Any
 import openpyxl
 import polars as pl
 import pytest
+import yaml
 
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
@@ -283,3 +284,23 @@ def test_a_dataset_asks_about_units_markers_and_a_missing_key(tmp_path: Path) ->
     assert "does '-' mean that there is no value?" in asked
     assert "unit: m³/s" in draft.text()
     assert "# no key: none of the columns without gaps differs in all 12 records" in draft.text()
+
+
+@pytest.mark.parametrize("has_time", [True, False])
+def test_columns_of_a_dataset_are_typed_by_their_values_whatever_their_names(tmp_path: Path, has_time: bool) -> None:  # noqa: FBT001 - drawn
+    expected = {
+        **dict.fromkeys(("year", "month", "day", "date", "update_code"), "integer"),
+        "time": "number",
+        "born": "date",
+        "stamp": "text",
+        **({"happened": "timestamp"} if has_time else {}),
+    }
+    rows = (
+        f"2026,1,{n + 1},{n},{90_000_000 + n},{n}.5,2026-01-{n + 1:02d},x{n}"
+        + (f",2026-01-{n + 1:02d}T10:00:00Z" if has_time else "")
+        for n in range(20)
+    )
+    path = sample_file("\n".join([",".join(expected), *rows]) + "\n", tmp_path)
+    draft = guess_dataset(look_at(path, "csv", ReadLimits()), path.name, "csv", "events")
+    columns = yaml.safe_load(draft.text())["attributes"]["columns"]
+    assert {column["name"]: column["type"] for column in columns} == expected

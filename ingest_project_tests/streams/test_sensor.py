@@ -17,12 +17,12 @@ from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.engine import StreamResources
 from ingest_project.streams.positions import SinkPosition, StreamPositions
-from ingest_project.streams.sensor import PARTITIONS_TAG, StreamSensor, end_of, split, tick
+from ingest_project.streams.sensor import PARTITIONS_TAG, StreamLimits, StreamSensor, end_of, split, tick
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.kafka import FaultyBroker
 
 TOPIC = "stream"
-STREAM = StreamSensor("a_job", "an_op", run_messages=100, parallel_runs=2, worth_splitting=10)
+LIMITS = StreamLimits(batch_messages=100, max_parallel_batches=2, max_unfinished_seconds=900)
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 POSITION = SinkPosition(
     stream="s", topic=TOPIC, topic_id="a", partition=0, epoch=0, first_offset=0, next_offset=5, outcome={},
@@ -63,8 +63,9 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def ticked(
     services: StreamResources, positions: StreamPositions, instance: dg.DagsterInstance, cursor: str | None = None
 ) -> dg.SensorResult:
+    stream = StreamSensor("a_sensor", "a_job", "an_op", lambda _services: positions, lambda _services: LIMITS, 10)
     with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
-        result = tick(context, services, positions, STREAM)
+        result = tick(stream, context, services)
     assert isinstance(result, dg.SensorResult)
     return result
 

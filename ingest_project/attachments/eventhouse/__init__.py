@@ -13,7 +13,13 @@ from typing import Any, Protocol
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import EventhouseSettings
-from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, printable_url, split_address
+from ingest_project.platform.http import (
+    DEFAULT_PORTS,
+    MalformedAddressError,
+    printable_url,
+    split_address,
+    split_server,
+)
 from ingest_project.platform.http.host_policy import ANY_HOST, HostPattern
 
 TRUSTED_HOSTS = (
@@ -130,11 +136,9 @@ def check_address(settings: EventhouseSettings) -> str:
         raise SettingsError("EVENT_SOURCE=eventhouse needs INGEST_EVENTHOUSE_ADDRESS and INGEST_EVENTHOUSE_QUERIES.")
     shown = _shown(settings.address)
     try:
-        parts = split_address(settings.address, ("https", "http"))
+        parts = split_server(settings.address, ("https", "http"))
     except MalformedAddressError as error:
         raise SettingsError(f"{shown} is not the https address of an Eventhouse cluster: {error.reason}.") from None
-    if not parts.is_server:
-        raise SettingsError(f"The Eventhouse address {shown} must be a host and nothing else.")
     host, port = parts.host, parts.port or DEFAULT_PORTS[parts.scheme]
     named = _matches(host, port, settings.trusted_hosts)
     if not named and not (_matches(host, port, TRUSTED_HOSTS) and port in DEFAULT_PORTS.values()):

@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ import msgspec
 from pydantic import Field, ValidationError, field_validator
 
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.items import as_utc
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import Declared, mistakes, yaml_content, yaml_files
 
@@ -306,12 +307,9 @@ def _time(value: object) -> str:
     """Return ISO 8601 in UTC with at most six digits of a second; other text unchanged, for readers to refuse."""
     text = _text(value)
     try:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        moment = moment.astimezone(UTC)
+        return as_utc(datetime.fromisoformat(text)).isoformat().replace("+00:00", "Z")
     except (ValueError, OverflowError):
         return text
-    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _attachments(value: object) -> list[Any]:

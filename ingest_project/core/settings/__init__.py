@@ -512,7 +512,9 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
         parts = [part for part in problem["loc"] if isinstance(part, str)]
         is_whole = parts[0] not in fields or len(parts) == 1
         path = ".".join(parts[:2]) if parts[0] not in fields else parts[0]
-        known_as = next(iter(variables_of(fields[path])), path) if path in fields and is_whole else ".".join(parts[:3])
+        known_as = ".".join(parts[:3])
+        if path in fields and is_whole:
+            known_as = next(iter(variables_of(fields[path])), str(family_of(fields[path]) or path))
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {message}.")
     # Several bad items of one list are reported once.

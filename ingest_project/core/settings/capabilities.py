@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, SecretStr, field_validator
+from pydantic import AwareDatetime, Field, SecretStr, ValidationInfo, field_validator
 
+from ingest_project.core.settings.platform import StoreAddress, store_address
 from ingest_project.core.yaml_models import AsJson, CommaList, Env, EnvFamily, PathList, SecondsList, Section
 
 
@@ -148,7 +149,7 @@ class UserActivitySettings(Section):
         retention_hours: how long files stay that only old versions of the table have.
     """
 
-    table_url: Annotated[str, Env("INGEST_USER_ACTIVITY_TABLE_URL")] = ""
+    table_url: Annotated[StoreAddress, Env("INGEST_USER_ACTIVITY_TABLE_URL")] = ""
     range_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_RANGE_MESSAGES")] = Field(50_000, gt=0)
     batch_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_BATCH_MESSAGES")] = Field(4_000_000, gt=0)
     max_parallel_batches: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_PARALLEL_BATCHES")] = Field(2, gt=0)
@@ -369,12 +370,12 @@ class AttachmentSettings(Section):
 
     event_source: Annotated[Literal["", "eventhouse", "eventhub"], Env("EVENT_SOURCE")] = ""
     url_paths: Annotated[dict[str, list[str]], AsJson, Env("INGEST_ATTACHMENT_URL_PATHS")] = Field(default_factory=dict)
-    store_url: Annotated[str, Env("INGEST_ATTACHMENTS_URL")] = ""
+    store_url: Annotated[StoreAddress, Env("INGEST_ATTACHMENTS_URL")] = ""
     destinations: Annotated[dict[str, str], EnvFamily("ONELAKE_", "_PATH")] = Field(default_factory=dict)
     destination_template: Annotated[str, Env("INGEST_DESTINATION_TEMPLATE")] = (
         "{domain}/{yyyy}/{MM}/{dd}/{trace_id}/{attachment}/{file_name}"
     )
-    results_url: Annotated[str, Env("INGEST_ATTACHMENT_RESULTS_URL")] = ""
+    results_url: Annotated[StoreAddress, Env("INGEST_ATTACHMENT_RESULTS_URL")] = ""
     retry_delays_seconds: Annotated[SecondsList, Env("INGEST_DOWNLOAD_RETRY_DELAYS_SECONDS")] = Field(
         default_factory=lambda: [300.0, 600.0, 1200.0, 2400.0], min_length=4, max_length=4
     )
@@ -386,6 +387,23 @@ class AttachmentSettings(Section):
     tick_max_messages: Annotated[int, Env("INGEST_ATTACHMENTS_TICK_MAX_MESSAGES")] = Field(10_000, gt=0)
     max_overdue_seconds: Annotated[int, Env("INGEST_MAX_OVERDUE_SECONDS")] = Field(300, gt=0)
     max_dead_share: Annotated[float, Env("INGEST_MAX_DEAD_SHARE")] = Field(0.1, ge=0, le=1)
+
+    @field_validator("destinations")
+    @classmethod
+    def _are_stores(cls, destinations: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        scheme, is_address, _ = str(info.data.get("store_url", "")).partition("://")
+        for domain, address in destinations.items():
+            try:
+                store_address(address)
+            except ValueError as error:
+                raise ValueError(f"of {domain}: {error}") from None
+            if address.startswith("/") and is_address and scheme != "file":
+                raise ValueError(
+                    f"of {domain}: {address[:100]} is a folder of this machine, and the others are elsewhere; write"
+                    " the whole address, https://onelake.dfs.fabric.microsoft.com/<workspace>/<item>.Lakehouse/Files/…,"
+                    " a folder of INGEST_ATTACHMENTS_URL without the first slash, or file:///… for one of this machine"
+                )
+        return destinations
 
     @property
     def retry_delays(self) -> tuple[timedelta, ...]:

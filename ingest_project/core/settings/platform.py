@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -213,6 +215,32 @@ class DagsterSettings(Section):
     asset_owners: Annotated[CommaList, Env("INGEST_ASSET_OWNERS")] = Field(default_factory=list)
 
 
+# Of the shipped stores; other packages bring further ones, see `core.plugins`.
+STORE_SCHEMES = ("file", "s3", "abfss", "abfs", "https", "http")
+# What would be a folder of this machine, and is meant for an address.
+_NEARLY_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*:/|[\w.-]+\.(?:dfs|blob)\.[\w.-]+(?:/|$)", re.IGNORECASE)
+
+
+def store_address(text: str) -> str:
+    """Refuse a text at which no store can be. Hosts, buckets and credentials are judged when the store is opened."""
+    scheme, separator, rest = text.partition("://")
+    known = (*STORE_SCHEMES, *entry_points(group="ingest_project.stores").names)
+    if not text.isprintable() or ".." in re.split(r"[/\\]", text):
+        raise ValueError("an address has no unprintable character and no part ..")
+    if separator and scheme.lower() not in known:
+        raise ValueError(f"no store has the scheme {scheme[:20]!r}; known are {', '.join(known)}, and folders")
+    if separator and not rest.strip("/"):
+        raise ValueError("the address ends behind its scheme")
+    if scheme.lower() in {"abfss", "abfs"} and "@" not in rest.partition("/")[0]:
+        raise ValueError(f"it names no file system; write {scheme}://container@account.dfs.core.windows.net/folder")
+    if not separator and _NEARLY_ADDRESS.match(text):
+        raise ValueError("it is no folder, and as an address it lacks its scheme; write https://, abfss:// or s3://")
+    return text
+
+
+StoreAddress = Annotated[str, AfterValidator(store_address)]
+
+
 class StorageSettings(Section):
     """Object stores for landed and quarantined files.
 
@@ -225,8 +253,8 @@ class StorageSettings(Section):
         s3_secret_access_key: secret of that key.
     """
 
-    landing_url: Annotated[str, Env("INGEST_LANDING_URL")] = ""
-    quarantine_url: Annotated[str, Env("INGEST_QUARANTINE_URL")] = ""
+    landing_url: Annotated[StoreAddress, Env("INGEST_LANDING_URL")] = ""
+    quarantine_url: Annotated[StoreAddress, Env("INGEST_QUARANTINE_URL")] = ""
     s3_endpoint_url: Annotated[str | None, Env("INGEST_S3_ENDPOINT_URL")] = None
     s3_region: Annotated[str | None, Env("INGEST_S3_REGION")] = None
     s3_access_key_id: Annotated[str | None, Env("INGEST_S3_ACCESS_KEY_ID")] = None
@@ -246,6 +274,7 @@ class DeltaSettings(Section):
     min_small_files: Annotated[int, Env("INGEST_DELTA_MIN_SMALL_FILES")] = Field(10, gt=1)
     target_file_bytes: Annotated[int, Env("INGEST_DELTA_TARGET_FILE_BYTES")] = Field(128 * 1024**2, gt=0)
     time_limit_seconds: Annotated[int, Env("INGEST_DELTA_TIME_LIMIT_SECONDS")] = Field(600, gt=0)
+    # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
     retention_hours: Annotated[int, Env("INGEST_DELTA_RETENTION_HOURS")] = Field(168, ge=168)
 
 

@@ -6,6 +6,7 @@ Those of datasets work with nothing running: they read files and settings, and s
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,15 +18,14 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
-    counted,
     print_json,
-    report_check,
     say,
     show,
     table,
 )
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, try_profile
+from ingest_project.readers.declaration import DatasetDeclaration
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app.command("try")(try_profile)
@@ -79,25 +79,50 @@ def list_datasets(*, as_json: AsJson = False) -> None:
 def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Check the declared datasets of the settings, or these. Exit code 1 when one is broken.
 
-    Declared streams are checked by `ingest streams check`.
+    Where a database is configured, they are compared with the tables that exist. Declared streams are checked by
+    `ingest streams check`.
     """
     from ingest_project.readers.datasets import (
-        check_declarations,
-        declaration_files,
         load_declarations,
         read_declaration,
+        report_declarations,
+        require_profile,
+    )
+    from ingest_project.readers.profiles import load_profiles
+
+    settings = load_settings().settings
+    declared: list[DatasetDeclaration] = []
+
+    def read(path: Path) -> DatasetDeclaration | None:
+        declaration = read_declaration(path)
+        if declaration is not None:
+            require_profile(declaration, load_profiles(settings.file_ingest.profiles), path)
+            declared.append(declaration)
+        return declaration
+
+    report_declarations(
+        paths,
+        read,
+        lambda settings: ((found := load_declarations(settings)), found.broken),
+        "dataset",
+        "`ingest streams check` checks those of streams",
+        lambda: _refused_by_tables(declared, settings),
+        as_json=as_json,
     )
 
-    if paths:
-        problems, usable, others = check_declarations(paths, read_declaration)
-    else:
-        settings = load_settings().settings
-        found = load_declarations(settings)
-        problems, usable = [one.problem for one in found.broken], len(found)
-        others = len([*declaration_files(settings.declarations)]) - len(found.declared) - len(problems)
-    if others:
-        complain(f"{counted(others, 'declaration')} of another kind: `ingest streams check` checks those of streams.")
-    report_check(problems, counted(usable, "dataset"), as_json=as_json)
+
+def _refused_by_tables(declared: Sequence[DatasetDeclaration], settings: Settings) -> list[str]:
+    """Return what the tables that exist have against these declarations; nothing where no database is configured."""
+    if not declared or not settings.warehouse.database_url:
+        return []
+    from ingest_project.core.errors import TransientError
+    from ingest_project.file_ingest.declared import refused_by_tables
+
+    try:
+        return [*refused_by_tables(declared, settings)]
+    except TransientError as away:
+        complain(f"Not compared with the tables that exist: {away}")
+        return []
 
 
 def show_baselines(

@@ -16,9 +16,10 @@ import polars as pl
 
 from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS, file_type_of, is_readable
-from ingest_project.core.console import add_row, counted, counts, say, shortened, show, show_facts, table
+from ingest_project.core.console import add_row, counted, counts, data_text, say, shortened, show, show_facts, table
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings
+from ingest_project.core.yaml_models import nearest
 from ingest_project.file_ingest.contract import Contract, SensorContract
 from ingest_project.file_ingest.declared import DeclaredContract
 from ingest_project.file_ingest.drift import drift_of
@@ -159,7 +160,7 @@ def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, co
     broken.update(reason for reasons in rejected["reasons"] for reason in reasons)
     broken.update(malformed["reason"].to_list())
     trial.rules = dict(broken)
-    drift = drift_of(chunks[0], contract.target, trial.rules, trial.rows_read)
+    drift = drift_of(chunks[0], contract, trial.rules, trial.rows_read)
     trial.drift = str(drift) if drift.found else ""
     contract.require_unchanged(drift)
     trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()
@@ -193,7 +194,7 @@ def contract_of(dataset: str, settings: Settings) -> Contract:
         known = load_declarations(settings)
         declaration = known.get(dataset)
         broken = "".join(f" {one.problem}" for one in known.broken if one.name == dataset)
-        problem = f"There is no usable dataset {dataset!r}. Known: {', '.join(known)}.{broken}"
+        problem = f"There is no usable dataset {dataset!r}{nearest(dataset, known)}. Known: {', '.join(known)}.{broken}"
     if declaration is None:
         raise SettingsError(problem)
     return DeclaredContract.of(declaration, settings)
@@ -256,7 +257,7 @@ def show_trial(trial: Trial) -> None:
         accepted = without_empty_rescue(trial.accepted)
         made = table(*accepted[0])
         for row in accepted:
-            add_row(made, *map(_plain, row.values()))
+            add_row(made, *map(data_text, row.values()))
         show(made, f"The first {len(trial.accepted):,} of {trial.rows_accepted:,} accepted rows")
     if trial.rejected:
         made = table("Line", "Reasons", "Text", numbers=["Line"])
@@ -267,10 +268,3 @@ def show_trial(trial: Trial) -> None:
         say(f"The file would be quarantined: {trial.refusal}", style="red")
     else:
         say(f"The file would be stored: {counted(trial.rows_accepted, 'row')}.", style="green")
-
-
-def _plain(value: object) -> object:
-    """Return a number as databases show it, without marks between thousands."""
-    if isinstance(value, float):
-        return f"{value:.15g}"
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -49,6 +49,14 @@ class DeltaRows:
 
     store: ReplaceableStore
 
+    def fitted_columns(self, schema: Mapping[str, Any]) -> pa.Schema:
+        """Return the columns of the table, which take rows of this schema of polars; none where there is no table.
+
+        Raises:
+            SchemaConflictError, StoreUnavailableError: see `ReplaceableStore.fitted_columns`.
+        """
+        return self.store.fitted_columns(_as_delta(pl.DataFrame(schema=schema), self.store.url).schema)
+
     @contextmanager
     def session(self) -> Iterator[DeltaSession]:
         """Collect the changes of one transaction in memory, and on disk where they are many."""
@@ -129,8 +137,7 @@ class DeltaSession:
         """Add rows, in the columns of the table."""
         if rows.is_empty():
             return
-        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-        table = ready_to_append(table, delta_schema(table.schema, self.store.url))
+        table = _as_delta(rows, self.store.url)
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self.spool, table.schema)
         self._writer.write_table(table)
@@ -157,6 +164,11 @@ class DeltaSession:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         self.spool.seek(0)
         yield from pa.ipc.open_stream(self.spool)
+
+
+def _as_delta(rows: pl.DataFrame, url: str) -> pa.Table:
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return ready_to_append(table, delta_schema(table.schema, url))
 
 
 def _is_of(file_keys: Sequence[str]) -> str:

@@ -28,11 +28,13 @@ from ingest_project.file_ingest.warehouse.delta_rows import DeltaSession
 from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
+    NO_MORE,
     QUARANTINED,
     RENEWED,
     SENSOR_TABLES,
     STATISTICS,
     VERSIONS,
+    WAS_DUPLICATE,
     DatasetTables,
     SqlWarehouse,
     fitted,
@@ -46,7 +48,8 @@ CLAIM_TRIES = 5
 LOCK_FILES = """
     SELECT file_key, COALESCE(rows_accepted, 0) > 0 FROM files
     WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
-DELETE_ROWS = "DELETE FROM {table} WHERE file_key = ANY($1::text[])"
+# Users name tables, and a name may be a word of SQL.
+DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
 
 CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
@@ -65,9 +68,10 @@ OWNERS = f"""
     SELECT claim.file_key, contents.file_key FROM {CLAIMED}
     JOIN contents USING (sha256, meaning) ORDER BY sha256, meaning FOR SHARE OF contents"""
 RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
-REOPEN_DUPLICATES = """
+REOPEN_DUPLICATES = f"""
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
-        run_id = NULL, finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
+        reason = '{WAS_DUPLICATE}' || duplicate_of || '{NO_MORE}', run_id = NULL,
+        finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
         reopened_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 

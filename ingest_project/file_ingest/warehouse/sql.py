@@ -123,6 +123,8 @@ RENEWED = ("rows_read", "rows_quarantined", "null_counts")
 
 # Of files that a run may have begun to store, and did not finish.
 UNRECORDED_STATES = ("pending", "failed")
+# Around the key of the file that a duplicate was one of, until it is ingested itself.
+WAS_DUPLICATE, NO_MORE = "It was a duplicate of ", ", which does not represent it any more. It is ingested itself."
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 
@@ -487,6 +489,7 @@ class SqlTransaction:
             .where(duplicates)
             .values(state="pending", attempts=0, duplicate_of=None, batch_id=None, run_id=None, finished_at=None)
             .values(next_attempt_at=now, updated_at=now, reopened_at=now, stands=False)
+            .values(reason=sa.literal(WAS_DUPLICATE) + files_table.c.duplicate_of + NO_MORE)
         )
         return reopened
 
@@ -497,7 +500,7 @@ class SqlTransaction:
             names = ", ".join(f'"{name}"' for name in frame.columns)
             for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
                 self._connection.exec_driver_sql(
-                    f"INSERT INTO {table.name} ({names}) VALUES ({placeholders})", cast("Any", part.rows())
+                    f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})', cast("Any", part.rows())
                 )
             return
         for part in frame.iter_slices(ROWS_AT_A_TIME):

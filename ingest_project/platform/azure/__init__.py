@@ -34,6 +34,7 @@ from ingest_project.platform.http import (
     host_and_port,
     printable_url,
     split_address,
+    split_server,
 )
 
 DEFAULT_ENDPOINT = "https://onelake.dfs.fabric.microsoft.com"
@@ -170,19 +171,17 @@ def account_url(endpoint: str) -> str:
         SettingsError: it is not the address of a server.
     """
     try:
-        parts = split_address(endpoint, tuple(DEFAULT_PORTS))
-        reason = "" if parts.is_server else "it names more than a server"
+        parts = split_server(endpoint, tuple(DEFAULT_PORTS))
     except MalformedAddressError as error:
-        reason = error.reason
-    if reason:
-        raise SettingsError(f"INGEST_ONELAKE_ENDPOINT={printable_url(endpoint)} is no account: {reason}.")
+        shown = printable_url(endpoint)
+        raise SettingsError(f"INGEST_ONELAKE_ENDPOINT={shown} is no account: {error.reason}.") from None
     return _server(parts.scheme, parts)
 
 
 def is_address(text: str) -> bool:
     """Return True for an address in OneLake, which may still be malformed; False for a local folder."""
     if "://" in text:
-        return text.partition("://")[0].lower() in {"https", "http", "abfss", "abfs"}
+        return text.partition("://")[0].lower() in SCHEMES
     parts = text.split("/")
     if len(parts) < MANAGED_LEVELS or not all(parts[:MANAGED_LEVELS]):
         return False

@@ -37,6 +37,18 @@ warnings.filterwarnings(
 )
 
 
+def partitions_of_check(context: dg.AssetCheckExecutionContext) -> list[str]:
+    """Return the partitions that a run of a check of partitions is for.
+
+    Raises:
+        Failure: the run names none.
+    """
+    run = context.op_execution_context
+    if not (run.has_partition_key or run.has_partition_key_range):
+        raise dg.Failure("This check looks at single partitions, and the run names none. Select partitions.")
+    return list(context.partition_keys)
+
+
 class WholeAssetResult(dg.AssetCheckResult):
     """The result of a check of a whole asset, whatever partitions it has.
 
@@ -157,15 +169,25 @@ def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
         yield dg.MaterializeResult(asset_key=asset, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
 
-def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> None:
-    """Store a result for each partition of a selection: Dagster itself stores one for all of them.
+def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> WholeAssetResult:
+    """Store a result for each partition of a selection, and return the one of all: Dagster itself stores only that.
 
     Args:
         context: of a check that evaluates these partitions.
-        results: by partition; a single one is left to Dagster.
+        results: by partition, at least one; a single one is left to Dagster.
     """
     if len(results) > 1:
         report(context, [PartitionEvents(partition, {}, [result]) for partition, result in results.items()])
+    failed = [result for result in results.values() if not result.passed]
+    errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
+    # A warning in front must not hide an error, which may block.
+    first = next(iter([*errors, *failed, *results.values()]))
+    return WholeAssetResult(
+        passed=not failed,
+        severity=first.severity,
+        description=first.description,
+        metadata=first.metadata if len(results) == 1 else {"partitions": len(results), "failed": len(failed)},
+    )
 
 
 Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializationData]

@@ -203,9 +203,7 @@ class HourlyDeltaTable:
             StoreUnavailableError: the table cannot be read.
         """
         where = "true" if partitions is None else " OR ".join(self._of_hour(key) for key in partitions) or "false"
-        batches = list(query_events(self.store(services), f"SELECT * FROM events WHERE {where}"))
-        found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema().empty_table()]
-        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
+        return _delta_rows(self.store(services), self.schema(), where)
 
     def _of_hour(self, partition: str) -> str:
         begin = parse_hour_key(partition)
@@ -246,9 +244,13 @@ class DeltaTable:
         del services
         keys = ", ".join("'" + key.replace("'", "''") + "'" for key in partitions or ())
         where = "true" if partitions is None else f"{self.partition_column} IN ({keys})" if keys else "false"
-        batches = list(query_events(self.store(), f"SELECT * FROM events WHERE {where}"))
-        found: list[pa.Table | pa.RecordBatch] = [*batches] or [self.schema.empty_table()]
-        return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
+        return _delta_rows(self.store(), self.schema, where)
+
+
+def _delta_rows(store: DeltaStore, schema: pa.Schema, where: str) -> pl.DataFrame:
+    batches = list(query_events(store, f"SELECT * FROM events WHERE {where}"))
+    found: list[pa.Table | pa.RecordBatch] = [*batches] or [schema.empty_table()]
+    return pl.concat([pl.DataFrame(pl.from_arrow(rows)) for rows in found])
 
 
 StoredTable = SqlTable | HourlyDeltaTable | DeltaTable

@@ -31,7 +31,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import KafkaSettings
-from ingest_project.platform.kafka.watch import TopicWatch
+from ingest_project.platform.kafka.reader import TopicWatch
 
 logger = get_logger(__name__)
 

@@ -42,10 +42,12 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import DagsterPostgresException
+from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from ingest_project.core.errors import IngestError
+from ingest_project.core.items import as_utc
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2
 from ingest_project.platform.dagster.records import (
@@ -136,8 +138,7 @@ class DagsterRecords(RunRecords):
             for job in sorted({record.dagster_run.job_name for record in failed}):
                 (last,) = storage.get_run_records(RunsFilter(job_name=job, statuses=ended), limit=1)
                 if last.dagster_run.status is DagsterRunStatus.FAILURE:
-                    at = last.update_timestamp
-                    found.append(FailedRun(job, last.dagster_run.run_id, at if at.tzinfo else at.replace(tzinfo=UTC)))
+                    found.append(FailedRun(job, last.dagster_run.run_id, as_utc(last.update_timestamp)))
         return tuple(found)
 
     @override
@@ -257,11 +258,16 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
     if event is None:
         return entry.user_message
     data = event.event_specific_data
-    error = data.error if isinstance(data, StepFailureData | JobFailureData) else None
-    while error is not None and error.cause is not None:
-        error = error.cause
+    error = _innermost(data.error) if isinstance(data, StepFailureData | JobFailureData) else None
     reason = (error.message if error else event.message) or ""
     return " ".join(reason.replace("\x00", "").split())
+
+
+def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+    """Return the innermost cause of an error: Dagster wraps it the same way for every step and sensor."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error
 
 
 def _sensor(state: InstigatorState) -> SensorOnRecord:
@@ -289,10 +295,7 @@ def _schedules_of(instance: DagsterInstance) -> ScheduleStorage:
 
 
 def _failing(tick: InstigatorTick, kind: str) -> FailingTicks:
-    error = tick.error
-    # The innermost cause: Dagster wraps it the same way for every sensor.
-    while error is not None and error.cause is not None:
-        error = error.cause
+    error = _innermost(tick.error)
     reason = " ".join(error.message.split()) if error else "no reason is on record"
     return FailingTicks(max(1, tick.consecutive_failure_count), reason[:MAX_REASON], kind)
 

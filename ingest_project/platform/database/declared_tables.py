@@ -7,6 +7,7 @@ the view of a declaration is dropped before a change and created again, in the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from ingest_project.contracts.columns import Column
-from ingest_project.core.errors import SchemaConflictError, SettingsError
+from ingest_project.core.errors import IngestError, SchemaConflictError, SettingsError
 from ingest_project.platform.database import exclusive, reading, writing
 from ingest_project.platform.database.sql import Double, ExactDecimal, Json, UtcTime, metadata
+from ingest_project.platform.errors import map_error, sqlstate
 
 LOCK = "declared-tables"
+MISSING_RIGHT = "42501"
 
 
 @dataclass(frozen=True)
@@ -86,31 +89,64 @@ def ensure_tables(
         evolving: True if columns of text may have been added by drift.
 
     Raises:
-        SettingsError: a table is the system's own, or something else has the name of the view.
+        SettingsError: a table is the system's own, something else has the name of the view, or a right is missing.
         SchemaConflictError: the change would lose data; names the column and what to do.
         DatabaseUnavailableError, TransactionConflictError: run it again later.
+    """
+    if not due_changes(engine, tables, kind, view=view, evolving=evolving):
+        return
+    # One process at a time: the second one finds nothing left to do.
+    with exclusive(engine, LOCK), writing(engine) as connection:
+        for statement in _statements(connection, tables, kind, view, evolving=evolving):
+            try:
+                connection.execute(statement)
+            except sa.exc.DBAPIError as error:
+                if map_error(error, "") is not None:
+                    raise
+                raise _refused(statement, tables[0].name, error) from error
+
+
+def due_changes(
+    engine: sa.Engine,
+    tables: Sequence[sa.Table],
+    kind: TableKind,
+    *,
+    view: View | None = None,
+    evolving: bool = False,
+) -> list[sa.Executable]:
+    """Return the changes that `ensure_tables` would make, and make none; it may meet what no look at the tables shows.
+
+    Raises:
+        SettingsError, SchemaConflictError, DatabaseUnavailableError: see `ensure_tables`.
     """
     for table in tables:
         if table.name in metadata.tables:
             raise SettingsError(f"The table {table.name!r} belongs to the system; name another one as {kind.setting}.")
-
-    def statements(connection: sa.Connection) -> list[sa.Executable]:
-        changes = [one for table in tables for one in _Changes(connection, table, kind, evolving=evolving)]
-        return changes if view is None else _around(changes, view, connection)
-
     with reading(engine) as connection:
-        if not statements(connection):
-            return
-    # One process at a time: the second one finds nothing left to do.
-    with exclusive(engine, LOCK), writing(engine) as connection:
-        for statement in statements(connection):
-            try:
-                connection.execute(statement)
-            except (sa.exc.NotSupportedError, sa.exc.InternalError) as error:
-                # A view of somebody else's uses the column, or our view.
-                reason, name = " ".join(str(error.orig).split()), str(statement).split('"')[1]
-                remedy = "Drop what uses it, and create it again once a file is stored"
-                raise SchemaConflictError(tables[0].name, name, f"{reason}. {remedy}") from error
+        return _statements(connection, tables, kind, view, evolving=evolving)
+
+
+def _statements(
+    connection: sa.Connection, tables: Sequence[sa.Table], kind: TableKind, view: View | None, *, evolving: bool
+) -> list[sa.Executable]:
+    changes = [one for table in tables for one in _Changes(connection, table, kind, evolving=evolving)]
+    return changes if view is None else _around(changes, view, connection)
+
+
+def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> IngestError:
+    """Return what the database has against a change, with the way out."""
+    reason = " ".join(str(error.orig).split())
+    if sqlstate(error.orig or error) == MISSING_RIGHT:
+        return SettingsError(
+            f"The table {table} cannot be made or changed: {reason}. Give the user of DATABASE_URL that right."
+        )
+    if isinstance(statement, sa.schema.CreateIndex):
+        columns = ", ".join(column.name for column in statement.element.columns)
+        remedy = "Correct the stored rows, or the key that is declared"
+        return SchemaConflictError(table, columns, f"{reason}. {remedy}")
+    # A view of somebody else's uses the column, or our view.
+    name = next(iter(re.findall(r'"([^"]+)"', str(statement))), table)
+    return SchemaConflictError(table, name, f"{reason}. Drop what uses it, and create it again once a file is stored")
 
 
 def _around(changes: list[sa.Executable], view: View, connection: sa.Connection) -> list[sa.Executable]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingest_project.core.items import digest_of
+from ingest_project.core.items import as_utc, digest_of
 
 # PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
@@ -46,7 +46,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
         if value is None:
             return None
         moment: datetime = value
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return as_utc(moment)
 
 
 class ExactDecimal(sa.types.TypeDecorator[Decimal]):
@@ -216,6 +216,12 @@ def update_each(
     values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     ordinary = sa.update(table).where(key == sa.bindparam(f"new_{key.name}")).values(values)
     connection.execute(ordinary, [{f"new_{name}": value for name, value in row.items()} for row in rows])
+
+
+def primary_key(table: sa.Table) -> sa.Column[str]:
+    """Return the one column of a table's primary key."""
+    (key,) = table.primary_key
+    return key
 
 
 def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:

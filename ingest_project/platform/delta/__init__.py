@@ -8,7 +8,7 @@ are the safe form: listing from a start name failed there with friendly names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,8 @@ from ingest_project.core.errors import (
     TransientError,
 )
 from ingest_project.core.secrets import SecretReference, text_of
-from ingest_project.core.settings import OneLakeSettings, Settings
+from ingest_project.core.settings import Settings
+from ingest_project.platform.azure import OneLakeCredential, onelake_options
 from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
 from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
 
@@ -54,39 +55,11 @@ class TableFigures:
 
 
 @dataclass(frozen=True)
-class BearerToken:
-    """A token for `https://storage.azure.com/.default`.
-
-    Args:
-        expires_at: UTC.
-    """
-
-    value: str = field(repr=False)
-    expires_at: datetime
-
-
-@dataclass(frozen=True)
-class AzureCredential:
-    """Our credential for ADLS Gen2 or OneLake: exactly one of a token, a SAS or an account key.
-
-    Args:
-        tokens: returns a token that is valid now; called again before the last one ends. azure-identity's credentials
-            keep a token until it ends, so that a call costs nothing.
-        sas: shared access signature, as a query string.
-        account_key: of the storage account; OneLake has none.
-    """
-
-    tokens: Callable[[], BearerToken] | None = None
-    sas: str | SecretStr | None = field(default=None, repr=False)
-    account_key: str | SecretStr | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
 class DeltaCredentials:
     """Credentials for every kind of location; a local folder needs none."""
 
     s3: S3Options = field(default_factory=S3Options)
-    azure: AzureCredential | None = None
+    azure: OneLakeCredential = field(default_factory=OneLakeCredential)
 
 
 @dataclass(frozen=True)
@@ -128,7 +101,7 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
     """Return a table's location, its address written as delta-rs needs it.
 
     Raises:
-        SettingsError: no such kind of address, or Azure without exactly one credential.
+        SettingsError: no such kind of address.
     """
     credentials = credentials or DeltaCredentials()
     try:
@@ -136,7 +109,7 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
     except ValueError as error:
         raise SettingsError(f"{printable_url(url)} is no address: {error}.") from None
     if parts.scheme in AZURE_SCHEMES or (parts.scheme == "https" and ".dfs." in parts.netloc):
-        return _azure_location(url, credentials)
+        return DeltaLocation(_abfss(url), credentials)
     if parts.scheme not in ("", "file", "s3"):
         raise SettingsError(f"{url} cannot hold a Delta table. Use a folder, s3://, abfss:// or OneLake's https://.")
     location = location_of(url)
@@ -152,23 +125,12 @@ def storage_options(location: DeltaLocation) -> StorageOptions:
     if location.url.startswith("s3://"):
         s3 = location.credentials.s3
         return StorageOptions(NETWORK_OPTIONS | _s3_options(s3), secret=s3.secret_access_key)
-    credential = location.credentials.azure
-    assert credential is not None  # noqa: S101 - delta_location requires one
-    return _azure_options(credential)
+    return _azure_options(location.credentials.azure)
 
 
 def delta_credentials(settings: Settings) -> DeltaCredentials:
     """Return the credentials of Delta tables in every kind of location."""
-    return DeltaCredentials(s3_options(settings.storage), azure_credential(settings.onelake))
-
-
-def azure_credential(onelake: OneLakeSettings) -> AzureCredential:
-    """Return a SAS, an account key, or with neither a token of azure-identity's default credential."""
-    if onelake.sas_token:
-        return AzureCredential(sas=onelake.sas_token)
-    if onelake.account_key:
-        return AzureCredential(account_key=onelake.account_key)
-    return AzureCredential(tokens=_storage_token)
+    return DeltaCredentials(s3_options(settings.storage), onelake_options(settings.onelake).credential)
 
 
 def reason_of(error: BaseException) -> str:
@@ -214,14 +176,6 @@ def delta_errors(location: DeltaLocation) -> Iterator[None]:
         raise StoreUnavailableError(location.url, reason_of(error)) from error
 
 
-def _azure_location(url: str, credentials: DeltaCredentials) -> DeltaLocation:
-    url = _abfss(url)
-    azure = credentials.azure
-    if azure is None or sum(way is not None for way in (azure.tokens, azure.sas, azure.account_key)) != 1:
-        raise SettingsError(f"{url} needs exactly one of azure-identity, a SAS or an account key.")
-    return DeltaLocation(url, credentials)
-
-
 def _abfss(url: str) -> str:
     """Return the address as delta-rs needs it, rebuilt from its parts."""
     try:
@@ -256,20 +210,16 @@ def _s3_options(options: S3Options) -> dict[str, str]:
     return values | {name: value for name, value in named.items() if value}
 
 
-def _azure_options(credential: AzureCredential) -> StorageOptions:
+def _azure_options(credential: OneLakeCredential) -> StorageOptions:
     if credential.sas:
         values = {"azure_storage_sas_token": text_of(credential.sas).removeprefix("?")}
         return StorageOptions(NETWORK_OPTIONS | values, secret=credential.sas)
     if credential.account_key:
         values = {"azure_storage_account_key": text_of(credential.account_key)}
         return StorageOptions(NETWORK_OPTIONS | values, secret=credential.account_key)
-    assert credential.tokens is not None  # noqa: S101 - delta_location requires one of the three
-    token = credential.tokens()
-    return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.value}, token.expires_at - TOKEN_MARGIN)
-
-
-def _storage_token() -> BearerToken:
     from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s, and a SAS or key does without
 
+    # It keeps a token until it ends, so that a call costs nothing.
     token = default_credential().get_token(STORAGE_SCOPE)
-    return BearerToken(token.token, datetime.fromtimestamp(token.expires_on, UTC))
+    ends_at = datetime.fromtimestamp(token.expires_on, UTC) - TOKEN_MARGIN
+    return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.token}, ends_at)

@@ -13,11 +13,10 @@ A compaction by another program (Spark's or Fabric's OPTIMIZE) makes no claim: l
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,35 +29,6 @@ from ingest_project.platform.delta.schema import figures_of
 from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore
 
 CLAIM_PROPERTY = "ingest_project.maintenance"
-# Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
-SHORTEST_SAFE_RETENTION = timedelta(days=7)
-
-
-@dataclass(frozen=True)
-class MaintenanceLimits:
-    """Limits of one maintenance run.
-
-    Args:
-        min_small_files: a partition with fewer is not compacted.
-        target_bytes: files are compacted up to this size on disk; one half of it and more does not count as small.
-        time_limit: no further partition is begun after this; the next maintenance continues.
-        retention: how long files stay that are part of old versions only, or of none; not below the table's own.
-    """
-
-    min_small_files: int = 10
-    target_bytes: int = 128 * 1024**2
-    time_limit: timedelta = timedelta(minutes=10)
-    retention: timedelta = SHORTEST_SAFE_RETENTION
-
-
-def maintenance_limits(delta: DeltaSettings) -> MaintenanceLimits:
-    """Return how much one maintenance of a Delta table may do."""
-    return MaintenanceLimits(
-        min_small_files=delta.min_small_files,
-        target_bytes=delta.target_file_bytes,
-        time_limit=timedelta(seconds=delta.time_limit_seconds),
-        retention=timedelta(hours=delta.retention_hours),
-    )
 
 
 @dataclass(frozen=True)
@@ -103,12 +73,12 @@ class _Partition:
         return [(column, "=", value or "") for column, value in self.values] or None
 
 
-def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = None) -> Maintenance | None:
+def optimize_and_vacuum(store: DeltaStore, limits: DeltaSettings | None = None) -> Maintenance | None:
     """Compact small files, write a checkpoint, clean the log, delete expired files. Idempotent.
 
     Args:
         store: of the table; it stays free for appending meanwhile.
-        limits: how much to do.
+        limits: how much to do. Files of half the target size and more do not count as small.
 
     Returns:
         None when the table does not exist yet.
@@ -120,7 +90,7 @@ def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = No
     table = store.opened()
     if table is None:
         return None
-    limits = limits or MaintenanceLimits()
+    limits = limits or DeltaSettings()
     with delta_errors(store.location):
         before = figures_of(table)
         partitions = _partitions_to_compact(table, limits)
@@ -128,19 +98,17 @@ def optimize_and_vacuum(store: DeltaStore, limits: MaintenanceLimits | None = No
     with delta_errors(store.location):
         table.update_incremental()
         # Also files that a killed writer left and no version ever had.
-        removed = table.vacuum(
-            retention_hours=math.ceil(limits.retention / timedelta(hours=1)), dry_run=False, full=True
-        )
+        removed = table.vacuum(retention_hours=limits.retention_hours, dry_run=False, full=True)
         table.create_checkpoint()
         table.cleanup_metadata()
         return Maintenance(before, figures_of(table), compacted, conflicted, postponed, removed)
 
 
-def _partitions_to_compact(table: DeltaTable, limits: MaintenanceLimits) -> list[_Partition]:
+def _partitions_to_compact(table: DeltaTable, limits: DeltaSettings) -> list[_Partition]:
     """Return the partitions with many small files, the ones with the most first."""
     columns = list(table.metadata().partition_columns)
     adds = pa.table(table.get_add_actions(flatten=True))
-    small = adds.filter(pc.less(adds["size_bytes"], limits.target_bytes // 2))
+    small = adds.filter(pc.less(adds["size_bytes"], limits.target_file_bytes // 2))
     keys = [f"partition.{column}" for column in columns]
     counted = small.group_by(keys).aggregate([("path", "count")]).sort_by([("path_count", "descending")])
     return [
@@ -160,11 +128,11 @@ def _as_written(value: object) -> str | None:
 
 
 def _compact_all(
-    store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: MaintenanceLimits
+    store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: DeltaSettings
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the names of the partitions that were compacted, conflicted, and postponed."""
     names = [partition.name for partition in partitions]
-    deadline = time.monotonic() + limits.time_limit.total_seconds()
+    deadline = time.monotonic() + limits.time_limit_seconds
     done = 0
     try:
         with delta_errors(store.location):
@@ -187,15 +155,13 @@ def _claimed(table: DeltaTable) -> str:
     return claim
 
 
-def _compact(
-    store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: MaintenanceLimits
-) -> None:
+def _compact(store: DeltaStore, table: DeltaTable, partition: _Partition, claim: str, limits: DeltaSettings) -> None:
     table.update_incremental()
     if table.metadata().configuration.get(CLAIM_PROPERTY) != claim:
         raise TransactionConflictError(store.url, "another maintenance has begun")
     table.optimize.compact(
         partition_filters=partition.filters,
-        target_size=limits.target_bytes,
+        target_size=limits.target_file_bytes,
         max_concurrent_tasks=1,
         writer_properties=store.writer_properties(ROWS_OF_GROUP),
         # One checkpoint at the end of the maintenance is enough.

@@ -44,6 +44,19 @@ class ReplaceableStore(DeltaStore):
                 lambda: self._write(self._refreshed() or self._created(schema.empty_table()), schema, batches, where)
             )
 
+    def fitted_columns(self, schema: pa.Schema) -> pa.Schema:
+        """Return the columns of the table, which take rows of this schema; none where there is no table yet.
+
+        Raises:
+            SchemaConflictError: they do not take them.
+            StoreUnavailableError: the store does not answer or refused.
+        """
+        with self._lock, delta_errors(self._location):
+            if (table := self._refreshed()) is None:
+                return pa.schema([])
+            rows_to_append(schema.empty_table(), table.schema(), self.url)
+            return pa.schema(table.schema())
+
     def delete(self, where: str) -> int | None:
         """Delete the rows that match a predicate; nothing is done without a table.
 

@@ -18,6 +18,7 @@ from deltalake import Schema as DeltaSchema
 from ingest_project.core.errors import SchemaConflictError
 from ingest_project.platform.delta import TableFigures
 
+WAY_OUT = "Declare the column as the table has it, or name another Delta table in the declaration"
 BATCH_ROWS = 65_536
 # Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
 FORBIDDEN_IN_NAMES = re.compile(r"[ ,;{}()\n\t=]")
@@ -237,7 +238,7 @@ def _check_fields(old: Iterable[pa.Field], new: Iterable[pa.Field], prefix: str,
             continue
         if before.name != field.name:
             raise SchemaConflictError(
-                table, prefix + field.name, f"the table has {before.name!r}: only the case differs"
+                table, prefix + field.name, f"the table has {before.name!r}: only the case differs. {WAY_OUT}"
             )
         _check_type(before.type, field.type, prefix + field.name, table)
 
@@ -251,14 +252,16 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
         _check_type(old.key_type, new.key_type, f"{path}.key", table)
         _check_type(old.item_type, new.item_type, f"{path}.value", table)
     elif old != new:
-        raise SchemaConflictError(table, path, f"the table holds {old}, the new rows {new}")
+        raise SchemaConflictError(table, path, f"the table holds {old}, the new rows {new}. {WAY_OUT}")
 
 
 def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
     """Refuse rows that lack a required column of the table, which would refuse each of them."""
     for field in held:
         if not field.nullable and field.name not in given.names:
-            raise SchemaConflictError(table, field.name, "the table requires a value, and the new rows have none")
+            raise SchemaConflictError(
+                table, field.name, f"the table requires a value, and the new rows have none. {WAY_OUT}"
+            )
 
 
 def _paths(arrow: pa.DataType, path: str) -> Iterator[str]:

@@ -420,15 +420,29 @@ def query_events(store: DeltaStore, query: str, version: int | None = None) -> I
         yield from query_version(store, table, query)
 
 
-def query_version(store: DeltaStore, table: DeltaTable, query: str) -> Iterator[pa.RecordBatch]:
-    """Query one version of the table, registered as `events`.
+def look_ups(table: DeltaTable) -> QueryBuilder:
+    """Return a session for several queries for single ids, which keeps what it reads of each file.
+
+    Most files have none of them. Of one that a Bloom filter names by mistake, only the column of the ids is read; of
+    the others, no index of their pages.
+    """
+    options = {"pushdown_filters": "true", "enable_page_index": "false"}
+    return QueryBuilder({f"datafusion.execution.parquet.{name}": value for name, value in options.items()}).register(
+        "events", table
+    )
+
+
+def query_version(
+    store: DeltaStore, table: DeltaTable, query: str, session: QueryBuilder | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Query one version of the table, registered as `events`, in a session of its own by default.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
     """
     try:
         with delta_errors(store.location):
-            for batch in QueryBuilder().register("events", table).execute(query):
+            for batch in (session or QueryBuilder().register("events", table)).execute(query):
                 yield pa.record_batch(batch)
     except Exception as error:
         # The query engine has no class of its own for what goes wrong in it.

@@ -154,6 +154,18 @@ def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False)
     return Address(scheme, user, host, port, path, query, fragment)
 
 
+def split_server(text: str, schemes: Sequence[str]) -> Address:
+    """Parse the address of a server, see `split_address`.
+
+    Raises:
+        MalformedAddressError: also where it has a path, query or user.
+    """
+    parts = split_address(text, schemes)
+    if not parts.is_server:
+        raise MalformedAddressError("it names more than a server")
+    return parts
+
+
 def parse_server(text: str) -> tuple[str, int | None]:
     """Parse host and port of `host`, `host:port`, `[IPv6]` or `[IPv6]:port`.
 

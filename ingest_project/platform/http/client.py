@@ -196,7 +196,6 @@ class HostLimits:
                 known.failures, known.needs_trial = 0, False
             if failure:
                 self._remember(known, failure)
-            if failure:
                 # If the host is now paused, all waiting threads must fail.
                 known.free.notify_all()
             else:

@@ -120,12 +120,9 @@ class PartFile:
                 self._forget_note()
         self._reset()
         self.resumed = False
-        encoded = answer is not None and codings_in(answer.headers.get("Content-Encoding")) is not None
-        self._version = Version(
-            self._version.url_sha256,
-            None if encoded or answer is None else _validator(answer.headers),
-            None if encoded or answer is None else answer.content_length,
-        )
+        self._version = Version(self._version.url_sha256)
+        if answer is not None and codings_in(answer.headers.get("Content-Encoding")) is None:
+            self._version = Version(self._version.url_sha256, _validator(answer.headers), answer.content_length)
         if self._resumable and (self._version.size_bytes or 0) >= _NOTED_AT_ONCE_BYTES:
             with self._folder_errors():
                 self._write_note()
@@ -213,16 +210,15 @@ class PartFile:
             self._digests(data)
 
     def _read_note(self) -> Version | None:
+        self._noted = True
         try:
             with open(self._note, encoding="utf-8") as file:  # noqa: PTH123 - strings, as above
-                note = Version(**json.load(file))
+                return Version(**json.load(file))
         except FileNotFoundError:
-            return None
+            self._noted = False
         except (OSError, ValueError, TypeError):
-            self._noted = True
-            return None
-        self._noted = True
-        return note
+            pass
+        return None
 
     def _write_note(self) -> None:
         with open(self._note, "w", encoding="utf-8") as file:  # noqa: PTH123 - strings, as above

@@ -30,6 +30,7 @@ from urllib3.exceptions import (
 from urllib3.exceptions import SSLError as TLSError
 
 from ingest_project.core.errors import DownloadFailedError, DownloadRejectedError, FileRejectedError, LimitExceededError
+from ingest_project.core.items import as_utc
 from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 
@@ -244,8 +245,7 @@ def whole_number(text: str) -> int | None:
 def parse_date(value: str | None) -> datetime | None:
     """Parse an HTTP date; None for anything else. Without a zone it is UTC, as HTTP's dates are."""
     try:
-        moment = parsedate_to_datetime((value or "")[:_MAX_DATE_LENGTH])
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return as_utc(parsedate_to_datetime((value or "")[:_MAX_DATE_LENGTH]))
     except (ValueError, IndexError, TypeError, OverflowError):
         return None
 

@@ -28,6 +28,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.core.items import as_utc
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
 from ingest_project.platform.items import Position
@@ -366,13 +367,13 @@ class SkippedOffsetStore:
         is_this_topic = skipped_offsets.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
         query = sa.select(skipped_offsets).where(skipped_offsets.c.topic == topic, is_this_topic)
         with reading(self._engine) as connection:
-            return tuple(_rows(connection.execute(query).mappings()))
+            return tuple(SkippedOffsets(**row) for row in connection.execute(query).mappings())
 
     def list(self, limit: int = 100) -> tuple[SkippedOffsets, ...]:
         """Return every range that was ever stored, the newest first."""
         query = sa.select(skipped_offsets).order_by(skipped_offsets.c.asked_at.desc()).limit(limit)
         with reading(self._engine) as connection:
-            return tuple(_rows(connection.execute(query).mappings()))
+            return tuple(SkippedOffsets(**row) for row in connection.execute(query).mappings())
 
 
 def _everything(reader: RangeReader, topic: str) -> Backlog | None:
@@ -401,12 +402,6 @@ def _text_header(received: ConsumerRecord, name: str) -> str | None:
 
 def _moment(text: str | None) -> datetime | None:
     try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
+        return as_utc(datetime.fromisoformat(text or ""))
+    except (ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _rows(rows: Iterable[sa.RowMapping]) -> Iterator[SkippedOffsets]:
-    for row in rows:
-        yield SkippedOffsets(**row)

@@ -47,7 +47,7 @@ _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 ABSENT_TOPIC_CODES = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - a public code
 
 
-class Positions(msgspec.Struct, frozen=True):
+class Positions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The next offset to read of each partition, valid for one topic id.
 
     Args:
@@ -56,7 +56,7 @@ class Positions(msgspec.Struct, frozen=True):
     """
 
     topic_id: str
-    next_offsets: Mapping[int, int]
+    next_offsets: Mapping[int, Annotated[int, msgspec.Meta(ge=0)]]
 
     def to_cursor(self) -> str:
         """Return compact JSON, the same text for the same positions."""
@@ -75,18 +75,12 @@ class Positions(msgspec.Struct, frozen=True):
         if not text:
             return None
         try:
-            positions = msgspec.json.decode(text, type=_Cursor)
+            return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, UnicodeEncodeError) as error:
             raise IngestError(
                 f"The saved cursor {text[:80]!r} holds no Kafka positions: {error}. "
                 "Reset the sensor's cursor to read the topic from its first message again."
             ) from error
-        return cls(positions.topic_id, positions.next_offsets)
-
-
-class _Cursor(msgspec.Struct, forbid_unknown_fields=True):
-    topic_id: str
-    next_offsets: dict[int, Annotated[int, msgspec.Meta(ge=0)]]
 
 
 def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> Positions | None:

@@ -21,8 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -44,6 +43,11 @@ SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
 # The last request of a publisher that was just killed may still lie unread in the broker's socket.
 SETTLE_SECONDS = 0.3
+# An intent of another publisher that is younger than this is left alone: two runs over the same entries, which a person
+# can start, publish at the same time, and both are alive.
+YOUNG_SECONDS = 3.0
+# How long a publisher that was replaced waits for the other one to send the messages.
+REPLACED_SECONDS = 30.0
 # What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
 outbox = sa.Table(
     "outbox",
@@ -88,33 +92,10 @@ StillOwns = Callable[[Sequence[str]], bool]
 """Returns True while this publisher owns all messages of these ids."""
 
 
-class Outbox(Protocol):
-    """Record of messages to publish. Every method is durable when it returns."""
-
-    def unsent(self, message_ids: Sequence[str]) -> list[str]:
-        """Return those of the ids that are not marked as sent."""
-
-    def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns | None:
-        """Record the intent to write these messages, and the end offsets of the topic before that.
-
-        An intent that exists keeps its earlier `since`.
-
-        Returns:
-            a function that tells whether this publisher still owns some of them, for another one may have taken them
-            over; None where only one publisher exists.
-        """
-
-    def interrupted(self, topic: str, message_ids: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
-        """Take over the ids with an intent that is not marked as sent, each with its `since`; some may be written."""
-
-    def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
-        """Mark messages as sent. Idempotent."""
-
-
 def publish_once(
     writer: TopicWriter,
     reader: TopicReader,
-    outbox: Outbox,
+    outbox: MessageOutbox,
     topic: str,
     messages: Sequence[tuple[str, ProducerRecord]],
 ) -> int:
@@ -130,30 +111,38 @@ def publish_once(
         messages: id and message; an id that occurs again is the same message.
 
     Returns:
-        how many messages this call wrote.
+        how many messages this call wrote, or the publisher that took them over from it.
 
     Raises:
         BrokerUnavailableError: not everything was confirmed; call again.
-        PublisherReplacedError: another publisher writes the rest; this call wrote none of it.
+        PublisherReplacedError: another publisher took the rest over and has not written it yet; this call wrote none.
         MessageTooLargeError: the broker refuses a message for its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
 
 
 def _publish(
-    writer: TopicWriter, reader: TopicReader, outbox: Outbox, topic: str, messages: Mapping[str, ProducerRecord]
+    writer: TopicWriter, reader: TopicReader, outbox: MessageOutbox, topic: str, messages: Mapping[str, ProducerRecord]
 ) -> int:
     pending = recover(reader, outbox, topic, list(messages))
     if not pending:
         return 0
     still_owns = outbox.record_intent(topic, pending, reader.end_offsets(topic))
     # Ownership is checked while they are sent, after everything else that may take long.
-    writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
-    outbox.mark_sent(topic, pending)
+    try:
+        writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
+    except PublisherReplacedError:
+        give_up_at = time.monotonic() + REPLACED_SECONDS
+        while outbox.unsent(pending):
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.1)
+    else:
+        outbox.mark_sent(topic, pending)
     return len(pending)
 
 
-def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequence[str]) -> list[str]:
+def recover(reader: TopicReader, outbox: MessageOutbox, topic: str, message_ids: Sequence[str]) -> list[str]:
     """Find out what a publisher that was killed had written, and return those of the ids that are not on the topic.
 
     Args:
@@ -170,10 +159,10 @@ def recover(reader: TopicReader, outbox: Outbox, topic: str, message_ids: Sequen
 
 
 def _while_owned(
-    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], still_owns: StillOwns | None
+    topic: str, messages: Mapping[str, ProducerRecord], pending: Sequence[str], still_owns: StillOwns
 ) -> Iterator[ProducerRecord]:
     for part in in_parts(pending, MESSAGES_PER_CHECK):
-        if still_owns is not None and not still_owns(part):
+        if not still_owns(part):
             raise PublisherReplacedError(topic)
         for message_id in part:
             yield _with_id(message_id, messages[message_id])
@@ -266,8 +255,13 @@ class MessageOutbox:
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
         """Take over the ids with an intent that is not marked as sent: their earlier publisher no longer writes them.
 
+        One that has just recorded its intent is probably alive: it gets YOUNG_SECONDS to mark them as sent.
+
         Returns each with the offsets, by partition, from which it may be found.
         """
+        give_up_at = time.monotonic() + YOUNG_SECONDS
+        while time.monotonic() < give_up_at and self._has_young(topic, message_ids):
+            time.sleep(0.1)
         found: dict[str, dict[int, int]] = {}
         query = sa.select(outbox.c.message_id, outbox.c.since)
         with reading(self._engine) as connection:
@@ -280,6 +274,15 @@ class MessageOutbox:
                     taken = sa.update(outbox).where(*self._intended(topic, part)).values(owner=self._owner())
                     connection.execute(taken)
         return found
+
+    def _has_young(self, topic: str, message_ids: Sequence[str]) -> bool:
+        since = datetime.now(UTC) - timedelta(seconds=YOUNG_SECONDS)
+        of_another = sa.and_(outbox.c.owner != self._owner(), outbox.c.created_at > since)
+        with reading(self._engine) as connection:
+            return any(
+                connection.scalar(sa.select(sa.exists().where(*self._intended(topic, part), of_another)))
+                for part in in_parts(message_ids)
+            )
 
     def mark_sent(self, topic: str, message_ids: Sequence[str]) -> None:
         """Mark messages as sent. Idempotent."""

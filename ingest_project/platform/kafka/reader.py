@@ -1,4 +1,4 @@
-"""Read topics: on from saved positions, or exact ranges of offsets, however often.
+"""Read topics: on from saved positions, or exact ranges of offsets, however often; or only notice new messages.
 
 The caller keeps the positions (a sensor's cursor) and gets new ones with the messages. A tick that plans ranges reads
 no message; the runs that read them later need not know of each other. A read that fails raises; an empty read means
@@ -15,12 +15,15 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform.kafka import PresentPassword, client_config
 from ingest_project.platform.kafka.consumer import ConsumerRecord, ReadBounds, TopicConsumer
 from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates, starting_points
 
@@ -338,3 +341,82 @@ class _Slot:
 
 def _unread(state: TopicState, next_offsets: Mapping[int, int]) -> int:
     return sum(max(0, bounds.end - next_offsets.get(partition, 0)) for partition, bounds in state.bounds.items())
+
+
+# How long the broker holds back an answer. The embedded broker holds it back as long even if a message comes meanwhile.
+WATCH_WAIT_MS = 100
+# One message is enough to know of it.
+WATCH_BYTES = 1_024
+WATCHED_AT_A_TIME = 100
+
+
+class TopicWatch:
+    """Notices that messages have arrived on topics, without reading topics that others read.
+
+    One consumer watches the ends of any number of topics, in one request that the broker holds back until something
+    comes. A topic in which a message was seen is left alone until it is watched again: who reads a busy topic reads it
+    once. Not safe to share between threads.
+
+    Args:
+        settings: of the cluster.
+
+    Raises:
+        BrokerUnavailableError: from `watch`, where the broker does not answer.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._states = TopicStates(settings)
+        self._partitions: dict[str, list[int]] = {}
+        self._consumer = Consumer(
+            {
+                **client_config(settings),
+                # Required, and never used: nothing is committed, and no group is joined.
+                "group.id": settings.group_id,
+                "enable.auto.commit": False,
+                # A topic that was created again has news.
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": WATCH_WAIT_MS,
+                "fetch.message.max.bytes": WATCH_BYTES,
+                "queued.min.messages": 1,
+            }
+        )
+        self._password = PresentPassword(settings)
+
+    def watch(self, topic: str) -> bool:
+        """Notice every message that arrives on a topic from now on; return False where the topic does not exist."""
+        self._leave(topic)
+        state = self._states.look_up(topic)
+        if state is None:
+            return False
+        self._password.give(self._consumer)
+        self._consumer.incremental_assign(
+            [TopicPartition(topic, partition, end) for partition, end in state.ends.items()]
+        )
+        self._partitions[topic] = list(state.ends)
+        return True
+
+    def wait(self, seconds: float) -> Collection[str]:
+        """Return the topics on which messages have arrived, as soon as there are some; they are left alone then.
+
+        Raises:
+            KafkaException: the cluster refuses.
+        """
+        self._password.give(self._consumer)
+        found: set[str] = set()
+        for message in [*self._consumer.consume(1, seconds), *self._consumer.consume(WATCHED_AT_A_TIME, 0)]:
+            problem = message.error()
+            if problem is None:
+                found.add(message.topic() or "")
+            elif problem.fatal():
+                raise KafkaException(problem)
+        for topic in found:
+            self._leave(topic)
+        return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+    def _leave(self, topic: str) -> None:
+        if partitions := self._partitions.pop(topic, None):
+            self._consumer.incremental_unassign([TopicPartition(topic, partition) for partition in partitions])

@@ -131,19 +131,20 @@ def s3_client(
         proxied: use the environment's proxies.
     """
     key_id, secret = options.access_key_id, options.secret_access_key
-    kept_elsewhere = isinstance(secret, SecretReference) and key_id is not None and not unsigned
+    key: _PresentKey | None = None
+    if isinstance(secret, SecretReference) and key_id is not None and not unsigned:
+        key = _PresentKey(key_id, secret)
     resource = BoundedS3Resource(
         use_unsigned_session=unsigned,
         region_name=options.region,
         endpoint_url=options.endpoint_url,
-        aws_access_key_id=None if kept_elsewhere else key_id,
-        aws_secret_access_key=None if kept_elsewhere or secret is None else text_of(secret),
+        aws_access_key_id=None if key else key_id,
+        aws_secret_access_key=None if key or secret is None else text_of(secret),
         timeout_seconds=timeout_seconds,
         proxied=proxied,
     )
-    if not (isinstance(secret, SecretReference) and key_id is not None and not unsigned):
+    if key is None:
         return resource.get_client()
-    key = _PresentKey(key_id, secret)
     session = _session()
     session.register_component("credential_provider", CredentialResolver([_KeyProvider(key)]))
     client = resource.get_client(session)

@@ -16,15 +16,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
+from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import contains, in_parts, insert_missing, update_each
+from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, update_each
 
 PENDING = "pending"
 REQUESTED = "requested"
@@ -47,19 +48,6 @@ class JobState(StrEnum):
     def finished(self) -> bool:
         """True when only a person can request another attempt."""
         return self in {JobState.DONE, JobState.FAILED}
-
-
-class RetryRule(Protocol):
-    """Limit of attempts, and the pauses between them."""
-
-    @property
-    def max_attempts(self) -> int:
-        """Attempts after which an entry is failed."""
-        ...
-
-    def delay(self, attempts: int) -> timedelta:
-        """Return the pause after this number of attempts."""
-        ...
 
 
 class KafkaPosition(msgspec.Struct, frozen=True):
@@ -263,7 +251,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         self._engine = engine
         self._queue = queue
         self._table = queue.table
-        self._key: sa.Column[str] = next(iter(queue.table.primary_key))
+        self._key = primary_key(queue.table)
         self._queue_name = queue.table.c[queue.queue_name]
 
     def key_of(self, one: Arrival | Entry) -> str:
@@ -356,7 +344,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             self._update(connection, keys, {"reopened_at": now}, self._table.c.state.in_(self._queue.finished))
 
     def requeue_later(
-        self, keys: Sequence[str], reason: str, error_class: str, retries: RetryRule, now: datetime
+        self, keys: Sequence[str], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
         """Requeue entries after a transient failure inside a run, after a pause; fail those with no attempt left."""
         why = {"reason": reason, "error_class": error_class}
@@ -371,7 +359,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return RequeuedEntries(sum(one.pending for one in found), tuple(key for one in found for key in one.failed))
 
     def requeue_lost(
-        self, batch_id: str | None, run_id: str | None, reason: str, retries: RetryRule, now: datetime
+        self, batch_id: str | None, run_id: str | None, reason: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
         """Requeue the entries of a dead or never started run of a batch; a run that began meanwhile keeps its own.
 
@@ -428,22 +416,6 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         with reading(self._engine) as connection:
             return tuple(Lease(**row) for row in connection.execute(query).mappings())
 
-    def correct_future_times(self, now: datetime, skew_seconds: float) -> int:
-        """Set the times of entries that a clock, set back since, wrote with a time in the future.
-
-        Args:
-            now: the right time.
-            skew_seconds: normal difference between clocks.
-
-        Returns:
-            number of corrected entries; a second call finds none.
-        """
-        columns = self._table.c
-        sooner = sa.case((columns.next_attempt_at > now, now), else_=columns.next_attempt_at)
-        ahead = sa.update(self._table).where(columns.updated_at > now + timedelta(seconds=skew_seconds))
-        with writing(self._engine) as connection:
-            return connection.execute(ahead.values(updated_at=now, next_attempt_at=sooner)).rowcount
-
     def get(self, key: str) -> Entry | None:
         """Return one entry."""
         found = self.get_many([key])
@@ -457,19 +429,16 @@ class WorkQueue(Generic[Arrival, Entry, State]):
                 found.update(self._entries(connection, sa.select(self._table).where(self._key.in_(part))))
         return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
 
-    def list(
-        self, state: State | None = None, text: str | None = None, limit: int = 100, offset: int = 0
-    ) -> tuple[Entry, ...]:
+    def list(self, state: State | None = None, text: str | None = None, limit: int = 100) -> tuple[Entry, ...]:
         """Return entries, the last changed first.
 
         Args:
             state: only those in this state.
             text: part of one of the searched columns, upper and lower case alike.
             limit: maximum number.
-            offset: number of entries to skip first.
         """
         columns = self._table.c
-        query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit).offset(offset)
+        query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit)
         if state is not None:
             query = query.where(columns.state == state)
         if text:
@@ -601,7 +570,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         connection: sa.Connection,
         chosen: sa.ColumnElement[bool],
         why: Mapping[str, str],
-        retries: RetryRule,
+        retries: RetrySettings,
         now: datetime,
     ) -> RequeuedEntries:
         columns = self._table.c

@@ -127,10 +127,22 @@ def keys_of_run(
     """
     if context.has_partition_key or context.has_partition_key_range:
         return list(context.partition_keys)
+    return list(keys_of_batch(batch_of_run(context)))
+
+
+def batch_of_run(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> str:
+    """Return the id of a run's batch.
+
+    Args:
+        context: of the run.
+
+    Raises:
+        Failure: the run has none: a person launched the job of batches.
+    """
     batch_id = context.run.tags.get(BATCH_ID_TAG)
     if batch_id is None:
         raise dg.Failure("This run names neither partitions nor a batch. Select partitions and materialise those.")
-    return list(keys_of_batch(batch_id))
+    return batch_id
 
 
 LONGEST_REASON = 300

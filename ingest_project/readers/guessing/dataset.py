@@ -108,7 +108,8 @@ def _typed(column: Column, found: Found, name: str) -> TypedColumn:
         kind = "timestamp" if times.has_clock else "date"
         fits = fits if times.fit == total else f"{times.fit:,} of {total:,}, the others are rejected,"
         return TypedColumn(name, kind, f"{fits} are of {', '.join(times.formats)}", times)
-    numbers = len(found.columns.read(column).drop_nulls()) if column.index in found.columns.numeric else 0
+    # Also of a year or a month, which with others would make a time: what its values are decides.
+    numbers = len(found.columns.read(column).drop_nulls())
     if numbers >= TYPED_SHARE * total:
         if odd := found.columns.unread(column):
             fits = f"all but {', '.join(repr(text) for text, _ in odd)}, which are rejected,"

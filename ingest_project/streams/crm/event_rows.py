@@ -20,9 +20,9 @@ from ingest_project.contracts.crm_event import (
     DECODERS,
     EVENTS,
     META_FIELDS,
-    META_NAMES,
     NAMES,
     NUMBERS,
+    OPTIONAL_FIELDS,
     CrmEvent,
     CrmKind,
     Meta,
@@ -46,7 +46,6 @@ PLAIN_NUMBER = r"^(0|-?[1-9]\d{0,17})(\.\d{1,18})?$"
 
 _encoder = msgspec.json.Encoder()
 _nothing, _null = Meta(""), Raw(b"null")
-NOTHING_READ = _encoder.encode(_nothing)
 
 
 @dataclass
@@ -74,6 +73,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
     kept: list[ConsumerRecord] = []
     events: list[CrmEvent] = []
     unknown: list[bytes | None] = []
+    payloads: list[bytes] = []
     values = [message.value or b"" for message in messages]
     payload_of = _payload_of if any(map(needs_change, values)) else VALUE
     # Each is tried as the kind that it looks like; what it is, is decided by what is in it.
@@ -86,6 +86,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
         kept += found.kept
         events += found.structs
         unknown += found.unknown
+        payloads += found.payloads
         rows.refused += found.refused
     for kind, event_type in EVENTS.items():
         is_kind = [type(event) is event_type for event in events]
@@ -94,6 +95,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
             list(compress(events, is_kind)),
             list(compress(unknown, is_kind)),
             rows.refused,
+            list(compress(payloads, is_kind)),
         )
         rows.frames[kind] = _rows_of(kind, of_kind, topic_id).with_columns(kafka_epoch=pl.lit(epoch, pl.Int64))
     return rows
@@ -113,12 +115,12 @@ def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataF
         # Perhaps it is not even UTF-8.
         values["meta_data"][row] = _null
     more = {name: list(map(attrgetter(name), metas)) for name in META_FIELDS}
-    raws = [message.value or b"" for message in messages]
-    wrong = NAMES.problems(raws, len(values), [values["meta_data"]], found.unknown)
-    metas_read = [NOTHING_READ if row in problems else bytes(raw) for row, raw in enumerate(values["meta_data"])]
-    inside = META_NAMES.problems(metas_read, sum(map(present, more.values())))
-    for row, reason in (*wrong.items(), *((row, f"meta_data.{error}") for row, error in inside.items())):
-        problems.setdefault(row, str(reason))
+    names = len(values) - len(OPTIONAL_FIELDS[kind])
+    for name, nothing in OPTIONAL_FIELDS[kind].items():
+        names += present(values[name], nothing)
+        values[name] = given(values[name])
+    for row, error in NAMES.problems(found.payloads, names, [values["meta_data"]], found.unknown).items():
+        problems.setdefault(row, str(error))
     _check_names(events, problems)
     columns: dict[str, Any] = {**values, "other_fields": pa.array(found.unknown, pa.binary()).cast(pa.string())}
     columns |= {name: _numbers(values[name], name, problems) for name in NUMBERS[kind]}
@@ -126,7 +128,7 @@ def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataF
     columns |= {name: given(more[name]) for name in ("source", "notes")}
     columns["tags"] = [None if tags is None else _encoder.encode(tags).decode() for tags in given(more["tags"])]
     columns["last_modified"] = instants(more["last_modified"], "meta_data.last_modified", problems)
-    columns["content_sha256"] = [hashlib.sha256(raw).hexdigest() for raw in raws]
+    columns["content_sha256"] = [hashlib.sha256(message.value or b"").hexdigest() for message in messages]
     columns["trace_id"] = [trace_id_in(message.headers) if message.headers else None for message in messages]
     positions = position_columns(messages, topic_id)
     del positions["kafka_timestamp"]
@@ -172,7 +174,7 @@ def _numbers(raws: Sequence[Raw], name: str, problems: dict[int, str]) -> pa.Arr
     except pa.ArrowInvalid:
         pass
     written = [bytes(raw).decode(errors="replace") for raw in raws]
-    given = [None if text == "null" else text for text in written]
+    given = [None if text in {"", "null"} else text for text in written]
     return converted(given, lambda text: format(number_of(text), "f"), name, problems, pa.string())
 
 

@@ -24,7 +24,7 @@ from ingest_project.platform.dagster.asset_events import (
     report,
 )
 from ingest_project.platform.database import exclusive
-from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum, summary
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
@@ -58,7 +58,6 @@ from ingest_project.streams.sensor import (
     raise_failure,
     scheduled_checks,
     stream_sensor,
-    tick,
 )
 
 EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
@@ -126,13 +125,14 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
     checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]
     maintenance = _maintenance_job(parts)
 
-    def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
-        limits = parts.limits(services)
-        sensor = StreamSensor(
-            parts.batch_name, parts.op_name, limits.batch_messages, limits.max_parallel_batches, WORTH_SPLITTING
-        )
-        return tick(context, services, parts.open(services).positions, sensor)
-
+    sensor = StreamSensor(
+        f"{parts.asset.path[-1]}_sensor",
+        parts.batch_name,
+        parts.op_name,
+        lambda services: parts.open(services).positions,
+        parts.limits,
+        WORTH_SPLITTING,
+    )
     own = dg.Definitions(
         assets=[_asset(parts), *more],
         jobs=[_batch_job(parts), maintenance],
@@ -144,7 +144,7 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
                 default_status=dg.DefaultScheduleStatus.RUNNING,
             )
         ],
-        sensors=[stream_sensor(f"{parts.asset.path[-1]}_sensor", parts.batch_name, sensor_tick)],
+        sensors=[stream_sensor(sensor)],
     )
     described = "Checks whether every offset is stored once, and the events' times are possible."
     return dg.Definitions.merge(own, scheduled_checks(parts.name, checks, parts.checks_cron, described))
@@ -208,7 +208,8 @@ def _maintenance_job(parts: DeltaParts) -> dg.JobDefinition:
     def maintain(context: dg.OpExecutionContext, services: dg.ResourceParam[Runtime]) -> None:
         """Maintain the Delta table. Idempotent."""
         stream = parts.open(services)
-        limits = MaintenanceLimits(retention=timedelta(hours=parts.limits(services).retention_hours))
+        retention = {"retention_hours": parts.limits(services).retention_hours}
+        limits = services.settings.delta.model_copy(update=retention)
         with exclusive(services.engine, stream.lock, LOCK_WAIT_SECONDS):
             try:
                 context.log.info("Rows recovered: %s", complete_all(stream).metadata() or "none")

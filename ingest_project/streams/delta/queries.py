@@ -18,7 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.platform.delta import delta_errors
-from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore, query_events, query_version
+from ingest_project.platform.delta.table import ROWS_OF_GROUP, DeltaStore, look_ups, query_events, query_version
 from ingest_project.streams.positions import OffsetRange
 
 REPLACE_TRIES = 8
@@ -107,12 +107,13 @@ def rows_with(
     needed = (*columns, *shown, *PLACE_COLUMNS)
     table = _opened_with(store, set(needed))
     named = ", ".join(f'"{name}"' for name in dict.fromkeys(needed))
-    # One query each: with OR between them no filter counts.
     if table is None:
         return []
+    session = look_ups(table)
+    # One query each: with OR between them no filter counts.
     for column in columns:
         query = f'SELECT {named} FROM events WHERE "{column}" IN ({", ".join(map(_text, values))}) LIMIT {limit}'
-        for batch in query_version(store, table, query):
+        for batch in query_version(store, table, query, session):
             found |= {tuple(row[name] for name in PLACE_COLUMNS): row for row in batch.to_pylist()}
         if found:
             break

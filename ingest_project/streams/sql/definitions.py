@@ -25,7 +25,6 @@ from ingest_project.streams.sensor import (
     raise_failure,
     scheduled_checks,
     stream_sensor,
-    tick,
 )
 
 STREAM_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=12))
@@ -73,16 +72,8 @@ def sql_definitions(parts: SqlParts) -> dg.Definitions:
         description="Stores messages of the topic up to the offsets in its configuration.",
     )
 
-    def sensor_tick(context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult | dg.SkipReason:
-        limits = parts.limits(services)
-        sensor = StreamSensor(
-            batch.name, parts.name, limits.batch_messages, limits.max_parallel_batches, WORTH_SPLITTING
-        )
-        return tick(context, services, parts.positions(services), sensor)
-
-    own = dg.Definitions(
-        assets=[_assets(parts)], jobs=[batch], sensors=[stream_sensor(parts.sensor, batch.name, sensor_tick)]
-    )
+    sensor = StreamSensor(parts.sensor, batch.name, parts.name, parts.positions, parts.limits, WORTH_SPLITTING)
+    own = dg.Definitions(assets=[_assets(parts)], jobs=[batch], sensors=[stream_sensor(sensor)])
     described = "Checks whether every offset is stored once, and values are possible."
     return dg.Definitions.merge(own, scheduled_checks(parts.name, checks, parts.checks_cron, described))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -119,7 +120,13 @@ def test_a_newer_version_replaces_and_a_copy_counts_once(weather: DatasetSystem)
     weather.run_due()
     assert sorted(weather.states().values()) == ["duplicate", "ingested"]
     assert weather.rows("SELECT COUNT(*) FROM weather") == [(3,)]
-    weather.send_files(weather_file(weather, content=HEADER + "ZZZ,2026-01-16T10:00:00Z,3,,,,\n"))
+    original = weather.file(next(name for name, state in weather.states().items() if state == "ingested"))
+    newer = HEADER + "ZZZ,2026-01-16T10:00:00Z,3,,,,\n"
+    weather.send_files(weather_file(weather, original.event.file_name, newer))
+    (request,) = weather.requests()
+    assert weather.execute(str(request.job_name), request).success
+    (revived,) = (record for record in weather.services.files.list() if record.state is FileState.PENDING)
+    assert str(revived.reason).startswith(f"It was a duplicate of {original.file_key}, which does not")
     weather.run_due()
     states = sorted(record.state for record in weather.services.files.list())
     assert states == [FileState.INGESTED, FileState.INGESTED, FileState.REPLACED]
@@ -140,6 +147,22 @@ def test_a_backfill_of_its_partitions_stores_the_same_rows(weather: DatasetSyste
     tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[-1]}
     assert job.execute_in_process(instance=weather.instance, tags=tags).success
     assert weather.rows("SELECT file_key, line_number FROM weather ORDER BY 1, 2") == before
+
+
+def test_a_file_that_cannot_be_landed_again_keeps_the_record_of_its_bytes(weather: DatasetSystem) -> None:
+    path = weather_file(weather, content=HEADER + BAD)
+    weather.send_files(path)
+    weather.run_due()
+    before = weather.file("a.csv")
+    assert (before.state, before.landed_bytes) == (FileState.QUARANTINED, len(HEADER + BAD))
+    source, moved = path.parent, path.parent.with_name("elsewhere")
+    source.rename(moved)
+    source.symlink_to("/etc")
+    weather.services.files.reopen([before.file_key], datetime.now(UTC))
+    weather.run_due()
+    after = weather.file("a.csv")
+    assert after.state is FileState.FAILED
+    assert (after.sha256, after.landed_bytes) == (before.sha256, before.landed_bytes)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1024**2, 60])

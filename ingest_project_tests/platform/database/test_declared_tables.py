@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -144,3 +146,32 @@ def test_a_view_of_somebody_else_is_never_dropped_and_the_refusal_names_it(postg
         ensure_tables(postgres, [declared(Col("price", ExactDecimal(12, 2)))], KIND)
     with pytest.raises(SettingsError, match="something else is called orders_seen"):
         ensure_tables(postgres, [declared()], KIND, view=over_orders("id"))
+
+
+def test_a_key_that_stored_rows_repeat_is_refused(engine: sa.Engine) -> None:
+    table = declared(Col("size", sa.BigInteger))
+    ensure_tables(engine, [table], KIND)
+    with writing(engine) as connection:
+        connection.execute(table.insert(), [{"id": key, "origin": "here", "size": 1} for key in "12"])
+    keyed = declared(Col("size", sa.BigInteger))
+    sa.Index("orders_key", keyed.c.size, unique=True)
+    assert "Column 'size' does not fit orders" in refusal(engine, keyed)
+    assert "Correct the stored rows, or the key that is declared" in refusal(engine, keyed)
+
+
+def test_a_missing_right_is_named(postgres: sa.Engine) -> None:
+    ensure_tables(postgres, [declared()], KIND)
+    role = f"poor_{uuid.uuid4().hex}"
+    with writing(postgres) as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}; GRANT SELECT ON orders TO {role}")
+
+    @sa.event.listens_for(postgres, "connect")
+    def become_poor(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's
+        connection.cursor().execute(f"SET ROLE {role}")
+        connection.commit()
+
+    postgres.dispose()
+    with pytest.raises(
+        SettingsError, match=r"must be owner of table orders\. Give the user of DATABASE_URL that right"
+    ):
+        ensure_tables(postgres, [declared(Col("note", sa.Text))], KIND)

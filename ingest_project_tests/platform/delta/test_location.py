@@ -17,23 +17,20 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
+from azure.core.credentials import AccessToken
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
+from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError, StoreUnavailableError
 from ingest_project.devstack import free_port
-from ingest_project.platform.delta import (
-    AzureCredential,
-    BearerToken,
-    DeltaCredentials,
-    delta_location,
-    storage_options,
-)
-from ingest_project.platform.delta.maintenance import MaintenanceLimits, optimize_and_vacuum
+from ingest_project.platform.azure import OneLakeCredential, identity
+from ingest_project.platform.delta import DeltaCredentials, delta_location, storage_options
+from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
 from ingest_project.platform.object_store.s3 import s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project_tests.platform.delta.test_append import numbers, together
-from ingest_project_tests.platform.delta.test_maintenance import keep_nothing_expired
+from ingest_project_tests.platform.delta.test_maintenance import AT_ONCE, keep_nothing_expired
 from ingest_project_tests.services.azurite import ACCOUNT, KEY, Azurite, why_not_azurite
 from ingest_project_tests.services.kafka import wait_until
 
@@ -90,7 +87,7 @@ def azure_location(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> Locatio
     name = f"test-{uuid.uuid4().hex}"
     with ContainerClient(azurite.endpoint_url, name, credential=KEY) as container:
         container.create_container()
-    credential = AzureCredential(account_key=KEY)
+    credential = OneLakeCredential(account_name=ACCOUNT, account_key=SecretStr(KEY))
     return f"abfss://{name}@{ACCOUNT}.dfs.core.windows.net/some/table", DeltaCredentials(azure=credential)
 
 
@@ -140,7 +137,7 @@ def test_maintenance_works_in_remote_locations(location: Location) -> None:
     for version in range(12):
         store.append(numbers(version), app_id="topic-0", version=version)
     keep_nothing_expired(store)
-    done = optimize_and_vacuum(store, MaintenanceLimits(retention=timedelta(0)))
+    done = optimize_and_vacuum(store, AT_ONCE)
     assert done is not None
     assert (done.before.files, done.after.files, len(done.removed)) == (12, 1, 12)
     assert read(store) == list(range(12))
@@ -178,7 +175,7 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
     )
 
     def append_with(sas: str) -> None:
-        credential = AzureCredential(sas=sas)
+        credential = OneLakeCredential(sas=SecretStr(sas))
         store_at((url, DeltaCredentials(azure=credential))).append(numbers(1), app_id="topic-0", version=1)
 
     append_with(sas)
@@ -188,14 +185,22 @@ def test_a_sas_lets_in_and_one_that_does_not_is_not_shown(
     assert secret not in str(caught.value)
 
 
-def test_a_token_is_renewed_before_it_expires() -> None:
-    calls: list[datetime] = []
+class Identity:
+    """An identity of Azure that gives these tokens in turn, each with its minutes."""
 
-    def token() -> BearerToken:
-        calls.append(datetime.now(UTC))
-        return BearerToken(f"token-{len(calls)}", datetime.now(UTC) + timedelta(minutes=4 if len(calls) == 1 else 60))
+    def __init__(self, *tokens: tuple[str, int]) -> None:
+        self._tokens = iter(tokens)
 
-    location = delta_location(ONELAKE, DeltaCredentials(azure=AzureCredential(tokens=token)))
+    def get_token(self, *_scopes: str) -> AccessToken:
+        """Return the next token."""
+        value, minutes = next(self._tokens)
+        return AccessToken(value, int((datetime.now(UTC) + timedelta(minutes=minutes)).timestamp()))
+
+
+def test_a_token_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Identity(("token-1", 4), ("token-2", 60))
+    monkeypatch.setattr(identity, "default_credential", lambda: host)
+    location = delta_location(ONELAKE)
     assert (
         location.url
         == "abfss://11111111-1111-1111-1111-111111111111@onelake.dfs.fabric.microsoft.com/2222/Tables/results"
@@ -207,7 +212,8 @@ def test_a_token_is_renewed_before_it_expires() -> None:
 
 
 def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = iter(["first", "second"])
+    host = Identity(("first", 1), ("second", 1))
+    monkeypatch.setattr(identity, "default_credential", lambda: host)
     shown: set[str | None] = set()
 
     class Service(BaseHTTPRequestHandler):
@@ -225,9 +231,8 @@ def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytes
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    credential = AzureCredential(tokens=lambda: BearerToken(next(tokens), datetime.now(UTC) + timedelta(minutes=1)))
     serve_azure_at(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
-    store = store_at((ONELAKE, DeltaCredentials(azure=credential)))
+    store = store_at((ONELAKE, DeltaCredentials()))
     try:
         for token in ("first", "second"):
             shown.clear()
@@ -240,23 +245,18 @@ def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("url", "credential"),
+    "url",
     [
-        ("s3://", None),
-        ("gopher://x/y", None),
-        ("https://example.com/table", None),
-        ("abfss://table", AzureCredential(sas="x")),
-        ("https://account.dfs.core.windows.net/filesystem", AzureCredential(sas="x")),
-        (ONELAKE, None),
-        (ONELAKE, AzureCredential()),
-        (ONELAKE, AzureCredential(sas="x", account_key="y")),
+        "s3://",
+        "gopher://x/y",
+        "https://example.com/table",
+        "abfss://table",
+        "https://account.dfs.core.windows.net/filesystem",
     ],
 )
-def test_addresses_and_credentials_that_lead_to_no_table_are_settings_errors(
-    url: str, credential: AzureCredential | None
-) -> None:
+def test_addresses_that_lead_to_no_table_are_settings_errors(url: str) -> None:
     with pytest.raises(SettingsError):
-        delta_location(url, DeltaCredentials(azure=credential))
+        delta_location(url)
 
 
 def test_a_server_that_is_away_says_so_soon() -> None:

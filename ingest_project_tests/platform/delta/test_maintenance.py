@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 
+from ingest_project.core.settings import DeltaSettings
 from ingest_project.platform.delta.maintenance import (
     Maintenance,
-    MaintenanceLimits,
     _claimed,
     optimize_and_vacuum,
     summary,
@@ -24,8 +24,9 @@ from ingest_project_tests.platform.delta.test_append import numbers, store_at, t
 
 pytestmark = pytest.mark.long
 
-AT_ONCE = MaintenanceLimits(retention=timedelta(0))
-EAGER = MaintenanceLimits(min_small_files=2)
+# Less than a setting may be.
+AT_ONCE = DeltaSettings().model_copy(update={"retention_hours": 0})
+EAGER = DeltaSettings(min_small_files=2)
 EIGHT_DAYS_SECONDS = 8 * 86_400
 
 
@@ -34,7 +35,7 @@ def fill(store: DeltaStore, commits: int, start: int = 0) -> None:
         assert isinstance(store.append(numbers(version), app_id="topic-0", version=version), Committed)
 
 
-def kept(store: DeltaStore, limits: MaintenanceLimits | None = None) -> Maintenance:
+def kept(store: DeltaStore, limits: DeltaSettings | None = None) -> Maintenance:
     done = optimize_and_vacuum(store, limits)
     assert done is not None
     return done
@@ -135,7 +136,7 @@ def test_the_log_is_truncated_to_its_retention(tmp_path: Path) -> None:
 def test_maintenance_that_is_out_of_time_puts_the_rest_off(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     fill(store, 12)
-    done = kept(store, MaintenanceLimits(time_limit=timedelta(seconds=-1)))
+    done = kept(store, DeltaSettings().model_copy(update={"time_limit_seconds": -1}))
     assert (done.compacted, done.postponed) == ([], [""])
     assert done.after.rows == 12
 

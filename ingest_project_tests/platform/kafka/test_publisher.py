@@ -6,9 +6,11 @@ import collections
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,25 +19,24 @@ from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, MessageOutbox, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
-from ingest_project_tests.platform.kafka import sqlite_outbox, suspended_publisher
-from ingest_project_tests.platform.kafka.sqlite_outbox import SqliteOutbox, messages
-from ingest_project_tests.services.forks import Forks
+from ingest_project_tests.platform.kafka.interrupted_publisher import messages
 from ingest_project_tests.services.kafka import Server
 
 COUNT = 1_500
+PUBLISHER = "ingest_project_tests.platform.kafka.interrupted_publisher"
 
 
-@pytest.fixture(scope="module")
-def publishers() -> Iterator[Forks]:
-    """Publishers that may be killed and suspended."""
-    forks = Forks(sqlite_outbox.__name__, suspended_publisher.__name__)
-    yield forks
-    forks.close()
+@pytest.fixture
+def outbox(postgres_url: str) -> Iterator[MessageOutbox]:
+    engine = open_engine(postgres_url)
+    yield MessageOutbox(engine)
+    engine.dispose()
 
 
-def start_publisher(publishers: Forks, broker: Server, outbox: Path, topic: str, die_at: str) -> int:
-    function = f"{sqlite_outbox.__name__}:publish"
-    return publishers.start(function, broker.bootstrap_servers, str(outbox), topic, COUNT, die_at)
+def start_publisher(broker: Server, database_url: str, topic: str, interruption: str) -> subprocess.Popen[str]:
+    """Start a publisher that sends itself a signal at a step, e.g. `SIGKILL half`."""
+    arguments = [broker.bootstrap_servers, database_url, topic, str(COUNT), *interruption.split()]
+    return subprocess.Popen([sys.executable, "-m", PUBLISHER, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def ids_on(reader: TopicReader, topic: str) -> collections.Counter[str]:
@@ -52,80 +53,94 @@ def once(count: int = COUNT) -> collections.Counter[str]:
     return collections.Counter(f"id-{number}" for number in range(count))
 
 
-@pytest.mark.parametrize("step", ["after_intend", "in_produce", "before_mark"])
+@pytest.mark.parametrize("step", ["intended", "sending", "written"])
 def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
     broker: Server,
-    publishers: Forks,
     reader: TopicReader,
     writer: TopicWriter,
     topic: str,
-    tmp_path: Path,
+    postgres_url: str,
+    outbox: MessageOutbox,
     step: str,
 ) -> None:
     broker.create_topic(topic, 2)
-    killed = start_publisher(publishers, broker, tmp_path / "outbox", topic, step)
-    assert publishers.wait(killed) == -signal.SIGKILL
-    outbox = SqliteOutbox(str(tmp_path / "outbox"))
+    killed = start_publisher(broker, postgres_url, topic, f"SIGKILL {step}")
+    killed.communicate(timeout=20)
+    assert killed.returncode == -signal.SIGKILL
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
 
-    outbox.close()
     assert ids_on(reader, topic) == once()
 
 
 def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server, publishers: Forks, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, postgres_url: str, outbox: MessageOutbox
 ) -> None:
     broker.create_topic(topic, 2)
     for _ in range(3):
-        publisher = start_publisher(publishers, broker, tmp_path / "outbox", topic, "never")
-        time.sleep(random.uniform(0.0, 0.5))  # noqa: S311 - no secret
-        # It may have ended, and is there until somebody waits for it.
-        os.kill(publisher, signal.SIGKILL)
-        publishers.wait(publisher)
-    outbox = SqliteOutbox(str(tmp_path / "outbox"))
+        publisher = start_publisher(broker, postgres_url, topic, "SIGKILL never")
+        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311 - no secret
+        publisher.kill()
+        publisher.communicate()
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
 
-    outbox.close()
     assert ids_on(reader, topic) == once()
 
 
 @pytest.mark.parametrize("step", ["intended", "connected", "half"])
 def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(  # noqa: PLR0913, PLR0917 - fixtures
     broker: Server,
-    publishers: Forks,
     reader: TopicReader,
     writer: TopicWriter,
     topic: str,
     postgres_url: str,
+    outbox: MessageOutbox,
     step: str,
 ) -> None:
     broker.create_topic(topic, 2)
-    engine = open_engine(postgres_url)
-    function = f"{suspended_publisher.__name__}:publish"
-    suspended = publishers.start(function, broker.bootstrap_servers, postgres_url, topic, COUNT, step)
-    assert publishers.wait(suspended) == -signal.SIGSTOP
+    suspended = start_publisher(broker, postgres_url, topic, f"SIGSTOP {step}")
     try:
-        publish_once(writer, reader, MessageOutbox(engine), topic, messages(COUNT))
-    finally:
-        os.kill(suspended, signal.SIGCONT)
-        how_it_ended = publishers.wait(suspended)
-        engine.dispose()
+        _, status = os.waitpid(suspended.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
 
-    assert how_it_ended == suspended_publisher.REPLACED
+        publish_once(writer, reader, outbox, topic, messages(COUNT))
+        suspended.send_signal(signal.SIGCONT)
+        said, _ = suspended.communicate(timeout=60)
+    finally:
+        suspended.kill()
+        suspended.wait()
+
+    assert said.split() == ["published"], "by its successor"
+    assert ids_on(reader, topic) == once()
+
+
+def test_publishers_of_the_same_messages_at_the_same_time_write_them_once_and_none_of_them_fails(
+    broker: Server, reader: TopicReader, topic: str, outbox: MessageOutbox
+) -> None:
+    broker.create_topic(topic, 2)
+
+    def publish(_number: int) -> int:
+        writer = TopicWriter(broker.settings)
+        try:
+            return publish_once(writer, TopicReader(broker.settings), outbox, topic, messages(COUNT))
+        finally:
+            writer.close()
+
+    with ThreadPoolExecutor(4) as publishers:
+        written = list(publishers.map(publish, range(4)))
+
+    assert max(written) == COUNT
     assert ids_on(reader, topic) == once()
 
 
 def test_publishing_again_writes_nothing(
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, tmp_path: Path
+    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, outbox: MessageOutbox
 ) -> None:
     broker.create_topic(topic)
-    outbox = SqliteOutbox(str(tmp_path / "outbox"))
     twice_in_one_call = messages(10) + messages(20)
 
     written = [publish_once(writer, reader, outbox, topic, twice_in_one_call) for _ in range(2)]
 
-    outbox.close()
     assert written == [20, 0]
     assert ids_on(reader, topic) == once(20)

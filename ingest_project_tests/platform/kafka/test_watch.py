@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.watch import TopicWatch
+from ingest_project.platform.kafka.reader import TopicWatch
 from ingest_project_tests.services.kafka import Server, settings_for
 
 PATIENCE_SECONDS = 20.0

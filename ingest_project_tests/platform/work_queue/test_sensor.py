@@ -11,8 +11,14 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, keep_connections_open, report
-from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, keys_of_run, run_request, split_evenly
+from ingest_project.platform.dagster.asset_events import (
+    CheckResult,
+    PartitionEvents,
+    keep_connections_open,
+    partitions_of_check,
+    report,
+)
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, batch_of_run, keys_of_run, run_request, split_evenly
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="things")
 GOOD, REFUSED = dg.AssetKey("good"), dg.AssetKey("refused")
@@ -75,6 +81,30 @@ def test_each_partition_of_a_batch_gets_its_own_materialisation_and_check(any_in
     assert any_instance.get_materialized_partitions(GOOD) == {"a~1", "c~3"}
     assert any_instance.get_materialized_partitions(REFUSED) == {"b~2"}
     assert checks_by_partition(any_instance) == {"a~1": "SUCCEEDED", "b~2": "FAILED", "c~3": "SUCCEEDED"}
+
+
+def test_a_run_that_a_person_launches_without_partitions_says_so(any_instance: DagsterInstance) -> None:
+    @dg.op
+    def of_a_batch(context: dg.OpExecutionContext) -> None:
+        batch_of_run(context)
+
+    @dg.asset_check(asset=GOOD, name="of_partitions", partitions_def=PARTITIONS)
+    def of_partitions(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=bool(partitions_of_check(context)))
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def without_assets() -> None:
+        of_a_batch()
+
+    selected = dg.AssetSelection.checks(dg.AssetCheckKey(GOOD, "of_partitions"))
+    check = dg.define_asset_job("check", selection=selected, executor_def=dg.in_process_executor)
+    loaded = dg.Definitions(assets=[things], asset_checks=[of_partitions], jobs=[check, without_assets])
+    for job in ("without_assets", "check"):
+        run = loaded.resolve_job_def(job).execute_in_process(instance=any_instance, raise_on_error=False)
+        (failed,) = [event for event in run.all_events if event.is_step_failure]
+        error = failed.step_failure_data.error
+        assert error is not None
+        assert "Select partitions" in (error.cause or error).message
 
 
 def test_a_check_is_tied_to_the_materialisation_it_is_about(any_instance: DagsterInstance) -> None:

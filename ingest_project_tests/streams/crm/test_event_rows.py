@@ -160,9 +160,21 @@ def test_an_amount_that_is_there_twice_is_refused_however_it_is_written() -> Non
     )
 
 
-def test_names_that_occur_twice_elsewhere_are_accepted() -> None:
-    raw = encoded(opportunity(custom="<custom>")).replace(b'"<custom>"', b'{"amount":1,"amount":2}')
-    assert decoded(raw)[1]["amount"] == "50000"
+@pytest.mark.parametrize("number", [0, 300])
+def test_a_name_that_is_there_twice_refuses_its_message_alone_wherever_it_is(number: int) -> None:
+    raw = encoded(opportunity(custom={"amount": 1}, notes='"amount": 1'))
+    inner = raw.replace(b'"amount": 1}', b'"a": [{"amount": 1, "\\u0061mount": 2}]}')
+    bad = {
+        "custom occurs 2 times": raw.replace(b'"custom"', b'"custom": 1, "custom"'),
+        "custom.a.amount occurs 2 times": inner,
+        "meta_data.score occurs 3 times": raw.replace(b'"source"', b'"score": 1, "score": 1, "score": 2, "source"'),
+        "meta_data.deep.a occurs 2 times": raw.replace(b'"source"', b'"deep": {"a": "\\"a\\":", "a": 1}, "source"'),
+    }
+    assert raw not in bad.values()
+    *good, first, second, third, last = rows_of([raw] * number + list(bad.values()))
+    assert not any(isinstance(row, str) for row in good)
+    for found, reason in zip((first, second, third, last), bad, strict=True):
+        assert reason in found, found
 
 
 def test_a_time_without_zone_is_utc_and_one_with_a_zone_is_made_so() -> None:

@@ -240,12 +240,12 @@ def test_a_time_as_a_number_is_exact_in_any_unit_and_refused_otherwise(around: l
             assert rows[0]["at"] == datetime.fromisoformat(f"{expected}+00:00"), (epoch, written)
 
 
-def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_from_it() -> None:
+def test_a_name_that_occurs_twice_refuses_the_message_at_any_depth() -> None:
     columns = [{"name": "id", "type": "text"}, {"name": "n", "type": "integer", "path": "$.in.id"}]
     columns += [{"name": "more", "type": "json"}]
     good = [
         b'{"id": "a", "in": {"id": 1}}',
-        b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
+        b'{"id": null, "in": null, "more": {"id": 1, "more": {"id": 2}}}',
         b'{"id": "\\"id\\": 1", "other": 1, "in": {"id": 1, "more": 2}}',
         b'{"other": {"id": 1}, "in": {}}',
         b"{}",
@@ -260,6 +260,9 @@ def test_a_name_that_occurs_twice_refuses_the_message_where_a_column_is_read_fro
         b'{"id": null, "id": "b", "more": 1}',
         b'{"id": "a", "other": 1, "other": 2, "in": {"id": 1}}',
         b'{"id": "a", "in": {"id": 1, "odd": 1, "odd": 2}}',
+        b'{"id": null, "in": null, "more": {"id": 1, "id": 2}}',
+        b'{"more": [[{"a": 1}, {"a": 1, "b": 1, "a": 2}]]}',
+        b'{"other": {"id": 1, "in": {"a": 1, "\\u0061": 2}}}',
     ]
     rows, refused = decoded(contract("json", columns=columns), *received(*good, *bad))
     assert len(rows) == len(good), refused
@@ -426,6 +429,123 @@ def test_avro_bytes_must_be_of_their_schema_to_the_last_one(registry: SchemaRegi
     assert "it ends too early" in refused[0]
     assert "1 bytes are left over" in refused[1]
     assert registry.requests[f"GET /schemas/ids/{number}"] == 1
+
+
+ODD_AVRO: list[tuple[Any, bytes, str]] = [
+    ("boolean", b"\x02", "a boolean is 2, neither 0 nor 1"),
+    ({"type": "map", "values": "int"}, b"\x04\x02a\x02\x02a\x04\x00", "a map has the key 'a' twice"),
+    (["null", "long"], b"\x01\x08", "-1 is no index of a union of 2 types"),
+    (["null", "long"], b"\x04\x08", "2 is no index of a union"),
+    ({"type": "enum", "name": "E", "symbols": ["A", "B"]}, b"\x01", "-1 is no index of an enum of 2 symbols"),
+    ("int", b"\xff\xff\xff\xff\x1f", "more than the 32 bits of an int"),
+    ("long", b"\xff" * 9 + b"\x7f", "more than 64 bits"),
+    ("long", b"\xff" * 12 + b"\x01", "more than 64 bits"),
+    ("string", b"\x01abc", "a length is negative"),
+    ("string", b"\x02\xff", "a text is not UTF-8"),
+    ("double", b"\x00" * 7, "it ends too early"),
+    ({"type": "array", "items": "int"}, b"\x03\x63\x02\x04\x00", "has another length than it says"),
+    ({"type": "int", "logicalType": "time-millis"}, b"\x01", "a time of day"),
+    ({"type": "int", "logicalType": "date"}, b"\xfe\xff\xff\xff\x0f", "out of range"),
+    ({"type": "long", "logicalType": "timestamp-micros"}, b"\xfe" + b"\xff" * 8 + b"\x01", "out of range"),
+    ({"type": "string", "logicalType": "uuid"}, b"\x40" + b"12345678" * 4, "is no UUID"),
+]
+
+
+def test_avro_that_its_schema_does_not_allow_is_refused_with_a_plain_reason(registry: SchemaRegistry) -> None:
+    def numbered(at: int, kind: object) -> int:
+        record = {"type": "record", "name": "R", "fields": [{"name": "v", "type": kind}]}
+        return registry.register(f"odd-{at}", record)
+
+    found = [framed(numbered(at, kind), raw) for at, (kind, raw, _) in enumerate(ODD_AVRO)]
+    made = contract("avro", settings_of(registry), columns=[{"name": "v", "type": "json"}])
+    rows, refused = decoded(made, *received(*found))
+    assert rows == []
+    for at, (_, _, reason) in enumerate(ODD_AVRO):
+        assert reason in refused[at], (ODD_AVRO[at], refused[at])
+
+
+def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) -> None:
+    kind = {"type": "record", "name": "Pair", "fields": [{"name": "l", "type": "long"}, {"name": "f", "type": "float"}]}
+    fields: list[dict[str, Any]] = [
+        {"name": "several_blocks", "type": {"type": "array", "items": "int"}},
+        {"name": "sizes", "type": {"type": "map", "values": ["null", kind]}},
+        {"name": "again", "type": ["Pair", "null"]},
+        {"name": "id", "type": {"type": "string", "logicalType": "uuid"}},
+        {"name": "local", "type": {"type": "long", "logicalType": "local-timestamp-millis"}},
+        {"name": "at", "type": {"type": "int", "logicalType": "time-millis"}},
+    ]
+    number = registry.register("s", {"type": "record", "name": "R", "fields": fields})
+    least = b"\xff" * 9 + b"\x01"
+    payload = b"\x03\x04\x02\x04\x02\x06\x00" + b"\x02\x02a\x02" + least + b"\x00\x00\xc0\x3f\x00" + b"\x02"
+    payload += b"\x48" + b"ABCDEF01-0000-0000-0000-000000000000" + b"\x01" + b"\x00"
+    columns = [{"name": one["name"], "type": "json"} for one in fields]
+    rows, refused = decoded(
+        contract("avro", settings_of(registry), columns=columns), *received(framed(number, payload))
+    )
+    assert refused == {}
+    assert {name: json.loads(rows[0][name] or "null") for name in rows[0] if name != "rescued_data"} == {
+        "several_blocks": [1, 2, 3],
+        "sizes": {"a": {"l": -(2**63), "f": 1.5}},
+        "again": None,
+        "id": "abcdef01-0000-0000-0000-000000000000",
+        "local": "1969-12-31T23:59:59.999000",
+        "at": "00:00:00",
+    }
+
+
+def test_protobuf_that_sets_a_field_twice_or_beyond_its_bits_is_refused(registry: SchemaRegistry) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="p.proto", package="p", syntax="proto3")
+    message = file.message_type.add(name="P")
+    message.oneof_decl.add(name="one")
+    entry = message.nested_type.add(name="SizesEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=FIELD.TYPE_STRING, label=FIELD.LABEL_OPTIONAL)
+    entry.field.add(name="value", number=2, type=FIELD.TYPE_INT32, label=FIELD.LABEL_OPTIONAL)
+    inner = message.nested_type.add(name="Inner")
+    inner.field.add(name="n", number=1, type=FIELD.TYPE_UINT32, label=FIELD.LABEL_OPTIONAL)
+    for number, (name, kind, label) in enumerate(
+        [
+            ("i", FIELD.TYPE_INT32, FIELD.LABEL_OPTIONAL),
+            ("a", FIELD.TYPE_STRING, FIELD.LABEL_OPTIONAL),
+            ("b", FIELD.TYPE_BOOL, FIELD.LABEL_OPTIONAL),
+            ("sizes", FIELD.TYPE_MESSAGE, FIELD.LABEL_REPEATED),
+            ("inner", FIELD.TYPE_MESSAGE, FIELD.LABEL_OPTIONAL),
+            ("many", FIELD.TYPE_SINT32, FIELD.LABEL_REPEATED),
+        ],
+        1,
+    ):
+        added = message.field.add(name=name, number=number, type=kind, label=label)
+        if name in {"a", "b"}:
+            added.oneof_index = 0
+        if kind == FIELD.TYPE_MESSAGE:
+            added.type_name = ".p.P.SizesEntry" if name == "sizes" else ".p.P.Inner"
+    schema = registry.register("p", base64.b64encode(file.SerializeToString()).decode(), "PROTOBUF")
+    columns = [{"name": name, "type": "json"} for name in ("i", "a", "b", "sizes", "inner", "many")]
+    good = [
+        b"\x08\x00" + b"\x32\x02\x01\x02" + b"\x30\x03",  # a default that is written, numbers in two ways
+        b"\x22\x05\x0a\x01b\x10\x01" + b"\x22\x05\x0a\x01a\x10\x02",  # keys in another order
+        b"\x08" + b"\xff" * 9 + b"\x01",  # -1
+    ]
+    bad = {
+        "it sets i twice": b"\x08\x01\x08\x02",
+        "it sets both a and b": b"\x12\x01x\x18\x01",
+        "it sets inner twice": b"\x2a\x02\x08\x01\x2a\x00",
+        "it sets n twice": b"\x2a\x04\x08\x01\x08\x02",
+        "sizes has a key twice": b"\x22\x05\x0a\x01a\x10\x01\x22\x05\x0a\x01a\x10\x02",
+        "i has more than 32 bits": b"\x08\x81\x80\x80\x80\x10",
+        "n has more than 32 bits": b"\x2a\x0b\x08" + b"\xff" * 9 + b"\x01",
+        "value has more than 32 bits": b"\x22\x09\x0a\x01a\x10\x81\x80\x80\x80\x10",
+        "many has more than 32 bits": b"\x32\x06\x01\x81\x80\x80\x80\x10",
+    }
+    found = [framed(schema, b"\0" + raw) for raw in (*good, *bad.values())]
+    rows, refused = decoded(contract("protobuf", settings_of(registry), columns=columns), *received(*found))
+    assert [[json.loads(row[name]) for name in ("i", "sizes", "many")] for row in rows] == [
+        [0, {}, [-1, 1, -2]],
+        [0, {"b": 1, "a": 2}, []],
+        [-1, {}, []],
+    ]
+    for at, reason in enumerate(bad, 3):
+        assert reason in refused[at], (reason, refused.get(at))
 
 
 def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: SchemaRegistry) -> None:

@@ -111,7 +111,8 @@ def test_an_event_with_a_name_that_occurs_twice_is_refused_alone(number: int) ->
         encoded(event("g")),
         encoded({"event_id": "g", "event_type": "x", "timestamp": "2026-01-15T10:30:45Z"}),
         encoded(event("g", event_data={"event_id": 1, "in": {"language": ' "x" :'}}, user_id=None, page_url=' "a" : ')),
-        b'{"event_id":"g","event_type":"x","timestamp":"2026-01-15T10:30:45Z","event_data":{"a":1,"a":2},"user_id":null}',
+        encoded(event("g", event_data={"a": {"a": 1}, "b": [{"a": '"a\\":'}, {"a": " \u0020:"}]}, user_id=None)),
+        encoded(event("g", event_data={})).replace(b'"event_data": {}', b'"event_data": {"a": 1e400, "b": "\\u0022:"}'),
         encoded(event("g", colour={"user_id": 1}, client_info={"language": "en", "user_id": {"language": 1}})),
         encoded(event("g", client_info=None, service_info={}, processing_info={"received_at": None})),
     ]
@@ -121,6 +122,10 @@ def test_an_event_with_a_name_that_occurs_twice_is_refused_alone(number: int) ->
         "event_id occurs 3 times": whole.replace(b"{", b'{"event_id" : "a", "event_\\u0069d": "c", ', 1),
         "client_info.language occurs 2 times": whole.replace(b'"language"', b'"language": "de", "language"'),
         "event_data occurs 2 times": whole.replace(b'"event_data"', b'"event_data": {"a": 1}, "event_data"'),
+        "event_data.a occurs 2 times": whole.replace(b'"event_data": {', b'"event_data": {"a": 1, "a": 2, '),
+        "event_data.in.a occurs 2 times": whole.replace(
+            b'"event_data": {', b'"event_data": {"in": [{"a": 1, "a": 2}], '
+        ),
         "processing_info occurs 2 times": whole.replace(
             b'"processing_info"', b'"processing_info": {}, "processing_info"'
         ),
