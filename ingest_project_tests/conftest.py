@@ -80,9 +80,9 @@ KEPT = {
     "test_a_megabyte_of_what_is_never_closed_is_parsed_at_once": ("<a ", "<script>"),
     "test_a_part_of_the_state_folder_that_cannot_be_used_is_one_line_with_the_remedy": ("lock",),
     "test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again": (
-        "kafka_server-in_produce",
-        "kafka_server-before_mark",
-        "embedded_server-after_intend",
+        "kafka_server-sending",
+        "kafka_server-written",
+        "embedded_server-intended",
     ),
     "test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again": ("kafka_server",),
     "test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice": (
