@@ -275,13 +275,19 @@ def _waiting_task(record: AttachmentRecord, outcome: AttemptResult, due_at: date
         DUE_HEADER: due_at.isoformat(timespec="milliseconds"),
         "attempt": str(outcome.result.attempt + 1),
         REPLAYS_HEADER: str(outcome.replays),
-        "first-failed-at": (record.first_failed_at or outcome.result.completed_at).isoformat(timespec="milliseconds"),
+        "first-failed-at": _first_failed_at(record, outcome).isoformat(timespec="milliseconds"),
         "error-class": outcome.result.error_class or "",
     }
     task = record.task_of(outcome.result.attempt + 1)
     own = tuple((name, value.encode()) for name, value in headers.items())
     traced = tracing.message_headers(record.trace_id, record.attachment_key)
     return ProducerRecord(encode(task), record.attachment_key.encode(), (*traced, *own))
+
+
+def _first_failed_at(record: AttachmentRecord, outcome: AttemptResult) -> datetime:
+    # The record has the time at which the first failure was stored, a moment after it.
+    ended = outcome.result.completed_at
+    return min(record.first_failed_at or ended, ended)
 
 
 def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerRecord:
@@ -303,7 +309,7 @@ def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerReco
         original,
         error_class=outcome.result.error_class or "",
         reason=outcome.result.error or "",
-        first_failed_at=record.first_failed_at or outcome.result.completed_at,
+        first_failed_at=_first_failed_at(record, outcome),
         last_failed_at=outcome.result.completed_at,
         topic_id=intake.topic_id,
         attempt=outcome.result.attempt,

@@ -210,7 +210,7 @@ def _as_record(capability: str, action: Action[SystemResources]) -> dict[str, ob
 
 
 def _print(action: Action[SystemResources], request: ActionRequest, done: Performed) -> None:
-    for note in done.notes:
+    for note in done.notes if done.keys or done.dry_run else ():
         complain(note)
     acted = done.keys if done.dry_run else done.done
     what = "would be acted on" if done.dry_run else "done"

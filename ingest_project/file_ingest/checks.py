@@ -102,7 +102,8 @@ def columns_of_landed(services: FileIngestResources, file_key: str, contract: Co
             file = open_file(record, landed, services.landing, contract)
             resources.push(file.resources)
             counts, rows_read = record.rule_counts or {}, record.rows_read or 0
-            drift = drift_of(file.first, contract, counts, rows_read)
+            rescued = contract.rescued(file.first.unknown_columns)
+            drift = drift_of(file.first, contract.target, counts, rows_read, rescued)
     return drift_result(drift, assets, contract.drift)
 
 

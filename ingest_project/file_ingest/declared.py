@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -206,20 +205,14 @@ class DeclaredContract(Contract):
             return rows
         of_files = [names_of_columns(own, columns) for own in names]
         texts = rows[RESCUED].to_list()
-        members = [{} if text is None else msgspec.json.decode(text, type=dict[str, Any]) for text in texts]
-        named = [of_files[index] for index in rows["file_index"]]
+        # As they are written: a float would change 0.10, and every integer above 2^53.
+        members = [{} if text is None else msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in texts]
+        pairs = [(one, of_files[index]) for one, index in zip(members, rows["file_index"], strict=True)]
         moved = [
-            pl.Series(
-                column,
-                [
-                    _text(one.pop(own[column], None)) if column in own else None
-                    for one, own in zip(members, named, strict=True)
-                ],
-                pl.String,
-            )
+            pl.Series(column, [_taken(one, own.get(column)) for one, own in pairs], pl.String)
             for column in dict.fromkeys(columns.values())
         ]
-        left = [json.dumps(one, ensure_ascii=False) if one else None for one in members]
+        left = [msgspec.json.encode(one).decode() if one else None for one in members]
         return rows.with_columns(*moved, pl.Series(RESCUED, left, pl.String))
 
     def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -359,8 +352,12 @@ def spelling_of(name: str) -> str:
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _taken(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:
+    """Take a field out of others: a JSON text as its characters, anything else as JSON."""
+    written = "null" if name is None else bytes(fields.pop(name, b"null")).decode().strip()
+    if written == "null":
+        return None
+    return str(msgspec.json.decode(written)) if written.startswith('"') else written
 
 
 def _sql_column(column: Column) -> sa.Column[Any]:

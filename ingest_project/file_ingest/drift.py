@@ -6,9 +6,9 @@ a column of the table (`evolve`), or rejects the file (`freeze`); each of the th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.layout import RowsChunk, Target
@@ -69,29 +69,18 @@ class Drift:
 NO_DRIFT = Drift()
 
 
-class Declared(Protocol):
-    """What a contract says of the columns of its files."""
-
-    @property
-    def target(self) -> Target:
-        """The declared columns."""
-        ...
-
-    def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return which undeclared columns of a file are not added to the table although others would be."""
-        ...
-
-
-def drift_of(chunk: RowsChunk, contract: Declared, rule_counts: Mapping[str, int], rows_read: int) -> Drift:
+def drift_of(
+    chunk: RowsChunk, target: Target, rule_counts: Mapping[str, int], rows_read: int, rescued: tuple[str, ...]
+) -> Drift:
     """Return the drift of a file.
 
     Args:
         chunk: the first one of the file: a header says the same in all of them.
-        contract: of its dataset.
+        target: the declared columns.
         rule_counts: how often each rule was broken.
         rows_read: rows of the file.
+        rescued: see `Contract.rescued`.
     """
-    target = contract.target
     wrong = dict.fromkeys(target.columns, 0)
     for rule, count in rule_counts.items():
         for column in target.columns:
@@ -100,7 +89,6 @@ def drift_of(chunk: RowsChunk, contract: Declared, rule_counts: Mapping[str, int
     retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
     # Where profiles name all columns, one that they do not name is not missing.
     missing = chunk.missing_columns if target.by_name else ()
-    rescued = contract.rescued(chunk.unknown_columns)
     return Drift(chunk.unknown_columns, missing, retyped, chunk.reordered, chunk.left_out, rescued)
 
 

@@ -295,12 +295,13 @@ def with_metrics(
 
 def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResult:
     """Return the result of a file whose rows have all been checked: ingested, or quarantined as a whole."""
+    rescued = contract.rescued(file.first.unknown_columns)
     known: dict[str, Any] = {
         "profile": file.profile.name,
         "rows_read": findings.rows_read,
         "rows_quarantined": findings.rows_bad,
         "sample": findings.sample,
-        "drift": drift_of(file.first, contract, findings.rule_counts, findings.rows_read),
+        "drift": drift_of(file.first, contract.target, findings.rule_counts, findings.rows_read, rescued),
         "policy": contract.drift,
     }
     try:

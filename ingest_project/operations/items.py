@@ -109,13 +109,14 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     # A file's name is nobody else's id: large tables of other rows are not read for it.
     if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
         hits += _searched(services, search, problems, OF_STREAMS)
+    letters = list[Hit]()
     if broker_problem is not None:
         problems.append(broker_problem)
     else:
-        hits += [_hit_of(letter) for letter in _letters(services, search, problems)]
+        letters = [_hit_of(letter) for letter in _letters(services, search, problems)]
         hits = hits or _message_at(services, search.position, problems)
-    if not hits:
-        hits = _searched(services, msgspec.structs.replace(search, by_prefix=True), problems)
+    # A dead letter that contains the name of an item is not all that its beginning stands for.
+    hits = (hits or _searched(services, msgspec.structs.replace(search, by_prefix=True), problems)) + letters
     newest_first = sorted(hits, key=lambda hit: hit.at.timestamp() if hit.at else 0.0, reverse=True)
     return Found(search.text, tuple(newest_first[:MAX_HITS]), len(hits) > MAX_HITS, tuple(dict.fromkeys(problems)))
 

@@ -397,7 +397,9 @@ def _act(
 ) -> Performed:
     _begin(services.engine, action, request, performed)
     try:
-        outcome = action.apply(services, request, performed.keys) if performed.keys else Outcome(())
+        # Why nothing is left to do, such as that somebody else has just done it.
+        nothing = Outcome((), detail=" ".join(performed.notes))
+        outcome = action.apply(services, request, performed.keys) if performed.keys else nothing
     except Exception as error:
         # Expected or not: the record must not say that it is still going on.
         reason = str(error) or type(error).__name__

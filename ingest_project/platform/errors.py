@@ -142,6 +142,11 @@ def sqlstate(error: BaseException) -> str:
     return "" if code == "00000" else code
 
 
+def first_line_of(error: BaseException) -> str:
+    """Return what a driver says first: the lines after it repeat the statement, or give general advice."""
+    return _first_line(getattr(error, "orig", None) or error)
+
+
 def is_item_fault(error: Exception) -> bool:
     """Test whether an item may have caused an error, and not a service, a setting or this machine.
 

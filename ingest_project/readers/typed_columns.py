@@ -25,7 +25,7 @@ from ingest_project.readers.casting import (
     text_cells,
 )
 from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT, TEXT
-from ingest_project.readers.formats.json_text import NUL, JsonParser, depth_of
+from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH, NUL, JsonParser, depth_of, is_stored
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
@@ -36,7 +36,6 @@ PLAIN_FRACTION = r"(?:\.[0-9]*)?"
 # Databases and spreadsheets often write a date as midnight of that day.
 ISO_DATE = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]00:00(?::00(?:\.0+)?)?)?$"
 # Databases limit the digits of numbers and the nesting of documents in JSON columns; so do we, well below.
-MAX_NUMBER_LENGTH = 400
 MAX_JSON_DEPTH = 100
 
 
@@ -258,10 +257,9 @@ def _finite(text: str) -> float:
     Raises:
         ValueError: it has more digits or a greater exponent than databases store.
     """
-    number = float(text)
-    if len(text) > MAX_NUMBER_LENGTH or number - number != 0 or (number == 0 and re.match("[^eE]*[1-9]", text)):
+    if not is_stored(text):
         raise ValueError(text)
-    return number
+    return float(text)
 
 
 JSON = msgspec.json.Decoder(float_hook=_finite)

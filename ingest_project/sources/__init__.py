@@ -6,6 +6,7 @@ or `open` does. Another package adds a kind of source by an entry point, see `re
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
@@ -247,15 +248,21 @@ def files_further_down(source: Source, pattern: str) -> dict[str, int]:
     if ANY_DEPTH in parts:
         return {}
     deeper = "/".join([*parts[:-1], ANY_DEPTH, parts[-1] or "*"])
+    # Its own files were refused one by one, for their type perhaps.
+    found = _count(source, deeper) - _count(source, pattern)
+    return (
+        {f"In a folder that the pattern {pattern!r} does not reach; {deeper!r} takes it.": found} if found > 0 else {}
+    )
+
+
+def _count(source: Source, pattern: str) -> int:
     found, until = 0, time.monotonic() + _DEEPER_SECONDS
-    try:
-        for number, entry in enumerate(source.list_files(deeper), 1):
+    with contextlib.suppress(IngestError):
+        for number, entry in enumerate(source.list_files(pattern), 1):
             found += isinstance(entry, SourceFile)
             if number >= _DEEPER_ENTRIES or time.monotonic() > until:
                 break
-    except IngestError:
-        pass
-    return {f"In a folder that the pattern {pattern!r} does not reach; {deeper!r} takes it.": found} if found else {}
+    return found
 
 
 def _lower_ending(name: str) -> str:

@@ -302,6 +302,8 @@ def _require_distinct(
     for other in others:
         if one.name == other.name:
             raise SettingsError(f"{path}, line 1: another stream is called {one.name!r}.")
+        if (one.dlq, other.dlq) == (other.topic, one.topic):
+            raise SettingsError(f"{path}, line 1: the stream {other.name} reads its dead letters, and it reads those.")
         if _stored_in(one, settings) == _stored_in(other, settings):
             raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
 

@@ -402,8 +402,11 @@ def _late(services: Runtime, positions: StreamPositions, since: datetime) -> Ite
     if all(one.updated_at >= since for one in positions.current().values()):
         return
     backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
+    if backlog is None:
+        yield f"{positions.topic} does not exist any more"
+        return
     for partition, one in positions.current().items():
-        end = backlog.ends.get(partition, 0) if backlog else 0
+        end = backlog.ends.get(partition, 0)
         if one.updated_at >= since or one.next_offset >= end:
             continue
         chunks = services.range_reader.read(*one.topic_partition, one.next_offset, one.next_offset + 1, 1, 1)

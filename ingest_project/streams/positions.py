@@ -256,6 +256,20 @@ class StreamPositions:
         with writing(self._engine) as connection:
             connection.execute(sa.update(sink_positions).where(_is(position)).values(values))
 
+    def begin_again(self, now: datetime) -> list[SinkPosition]:
+        """Move partitions back to where reading began, as the table of their rows is gone; returns those that moved.
+
+        What earlier topics of the same name had is entered as lost. Idempotent.
+        """
+        known = [one for one in self.all() if one.next_offset > one.first_offset]
+        for one in known:
+            self.restart(one, one.first_offset, one.first_offset, {})
+            if one.topic_partition not in {current.topic_partition for current in self.current().values()}:
+                gone = OffsetRange(*one.topic_partition, one.first_offset, one.next_offset)
+                reason = f"{len(gone)} offsets: their table is gone, and so is the topic that they were read from"
+                self.add_lost([LostOffsets(offsets=gone, messages=len(gone), reason=reason, found_at=now)])
+        return known
+
     def lease(self, positions: Iterable[SinkPosition], run_id: str) -> None:
         """Lease these partitions to a run; it counts as a failed attempt until the position moves."""
         columns = sink_positions.c

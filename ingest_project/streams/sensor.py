@@ -133,7 +133,7 @@ def tick(
     wait_seconds = services.settings.file_ingest.tick_wait_seconds
     backlog = services.range_reader.backlog(positions.topic, positions.saved(), wait_seconds)
     if backlog is None:
-        return dg.SkipReason(f"Topic {positions.topic} does not exist yet.")
+        return dg.SkipReason(f"Topic {positions.topic} does not exist{' any more' if positions.current() else ' yet'}.")
     if saved is not None:
         # Only now that the broker has answered: a commit to a broker that is away blocks the process.
         services.reader.commit(positions.topic, saved)

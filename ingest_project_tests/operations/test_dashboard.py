@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
@@ -17,6 +18,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.file_ingest.tables import files
+from ingest_project.operations.alerts.incidents import incidents
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
@@ -192,8 +194,14 @@ def test_changes_are_shown_without_a_reload_and_a_silent_monitor_is_reported(
         page.evaluate("window.stayed = true")
         reason = "<img src=x onerror='document.body.remove()'> & no column 'device_id'"
         ended = datetime.now(UTC) + timedelta(seconds=1)
+        opened: dict[str, Any] = dict.fromkeys(("incident_id", "condition", "severity", "summary"), "x")
+        opened |= {"name": "quarantine/x", "state": "open", "link": "http://monitor.before:8080/", "examples": []}
+        opened |= dict.fromkeys(("since", "opened_at", "seen_at"), ended)
+        put(open_engine(sqlite_url), incidents, [opened])
         put(open_engine(sqlite_url), files, [file_row("bad.csv~1", "quarantined", ended, reason=reason)])
         page.wait_for(reason)
+        # Of a monitor that was at another address: it has no link, and the rest of the page is there.
+        page.wait_for("quarantine/x")
         assert page.evaluate("window.stayed") is True
     page.wait_for("the monitor has not answered for")
     page.keep("dashboard-lost")

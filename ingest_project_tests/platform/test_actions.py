@@ -123,7 +123,8 @@ def test_of_people_who_do_the_same_at_once_one_does_it_and_the_others_are_told(s
         # Long enough for all to have selected, if nothing kept them apart.
         time.sleep(0.05)
         left = tuple(key for key in ALL if key not in wet)
-        return Selection(left, len(ALL), in_progress=dict.fromkeys(wet, "it is wet"))
+        notes = ("Somebody has painted.",) if wet else ()
+        return Selection(left, len(ALL), notes=notes, in_progress=dict.fromkeys(wet, "it is wet"))
 
     action = replace(painting.action(), select=select)
 
@@ -140,7 +141,8 @@ def test_of_people_who_do_the_same_at_once_one_does_it_and_the_others_are_told(s
     assert painting.painted == list(ALL)
     assert sorted(one.outcome for one in found) == ["not done", "not done", "partly done"]
     assert sorted(len(one.in_progress) for one in found) == [0, 5, 5]
-    assert sorted(one.outcome for one in action_records(services.engine)) == ["not done", "not done", "partly done"]
+    records = sorted((one.outcome, one.detail) for one in action_records(services.engine))
+    assert records == [*[("not done", "Somebody has painted.")] * 2, ("partly done", "Two coats.")]
 
 
 def test_whoever_waits_too_long_for_another_action_is_told_and_changes_nothing(

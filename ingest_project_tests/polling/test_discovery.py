@@ -68,11 +68,16 @@ def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled
 def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_pattern_takes_them(system: System) -> None:
     for number in range(3):
         system.write(f"hall/{number}.csv", readings(1, str(number)))
-    system.send_job(system.folder, "*.csv")
+    system.write("here.txt", "not a file that is taken")
+    system.send_job(system.folder, "*")
     poll(system)
     record = only_job(system)
     assert (record.state, record.files_found, announced(system)) == (JobState.DONE, 0, 0)
-    assert record.skipped == {"In a folder that the pattern '*.csv' does not reach; '**/*.csv' takes it.": 3}
+    refused = "Only csv, xlsx, xls are ingested, not 'txt'."
+    assert record.skipped == {
+        refused: 1,
+        "In a folder that the pattern '*' does not reach; '**/*' takes it.": 3,
+    }
 
 
 def test_found_files_are_published_or_skipped(system: System) -> None:

@@ -160,7 +160,8 @@ def _check(trial: Trial, chunks: Sequence[RowsChunk], profile: ReaderProfile, co
     broken.update(reason for reasons in rejected["reasons"] for reason in reasons)
     broken.update(malformed["reason"].to_list())
     trial.rules = dict(broken)
-    drift = drift_of(chunks[0], contract, trial.rules, trial.rows_read)
+    rescued = contract.rescued(chunks[0].unknown_columns)
+    drift = drift_of(chunks[0], contract.target, trial.rules, trial.rows_read, rescued)
     trial.drift = str(drift) if drift.found else ""
     contract.require_unchanged(drift)
     trial.accepted += accepted.head(rows - len(trial.accepted)).to_dicts()

@@ -26,6 +26,7 @@ from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project.platform.database import open_engine, printable, reading
+from ingest_project.platform.errors import first_line_of
 
 UNFINISHED = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 MAX_BACKFILLS = 100
@@ -61,7 +62,7 @@ def _require_answer(settings: Settings) -> None:
         with reading(engine) as connection:
             connection.execute(sa.select(1))
     except DatabaseUnavailableError as error:
-        raise DagsterRecordsUnavailableError(printable(engine.url), " ".join(str(error.__cause__).split())) from error
+        raise DagsterRecordsUnavailableError(printable(engine.url), first_line_of(error.__cause__ or error)) from error
     finally:
         engine.dispose()
 

@@ -61,6 +61,7 @@ from ingest_project.platform.dagster.records import (
     SensorOnRecord,
 )
 from ingest_project.platform.database import open_engine, printable, reading
+from ingest_project.platform.errors import first_line_of
 
 MAX_REASON = 300
 MAX_FAILED_RUNS = 200
@@ -243,8 +244,7 @@ class DagsterRecords(RunRecords):
         except DagsterRecordsUnavailableError:
             raise
         except (DagsterPostgresException, SQLAlchemyError, IngestError) as error:
-            cause = getattr(error, "__cause__", None) or error
-            raise DagsterRecordsUnavailableError(self._address, " ".join(str(cause).split())) from error
+            raise DagsterRecordsUnavailableError(self._address, first_line_of(error.__cause__ or error)) from error
 
 
 def failure_of_run(instance: DagsterInstance, run_id: str) -> str:

@@ -230,6 +230,9 @@ class TopicStates:
         starts, ends = (
             {one.partition: answer.result().offset for one, answer in answers.items()} for answers in requests
         )
+        if any(offset < 0 for offset in (*starts.values(), *ends.values())):
+            # The library's answer where the broker goes away while it is asked: no error, and an offset that is none.
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))  # noqa: SLF001 - a public code
         return {partition: LogBounds(starts[partition], ends[partition]) for partition in sorted(partitions)}
 
 

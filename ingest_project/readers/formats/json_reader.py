@@ -25,7 +25,7 @@ from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
-from ingest_project.readers.formats.json_text import JsonParser, Number, json_of
+from ingest_project.readers.formats.json_text import HUGE, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import (
     READINGS,
@@ -305,7 +305,7 @@ class _Rows:
             if name not in layout.rescued:
                 columns += _column(name, [one.get(names[index]) for one in fields], frozenset(self.profile.nulls))
         if self.target.keep_unknown:
-            unknown = [*layout.rescued.values()]
+            unknown = {shown: names[layout.wanted[cell]] for cell, shown in layout.rescued.items()}
             columns.append(pl.Series(RESCUED, [_rescued(one, unknown) for one in fields], pl.String))
         return pl.DataFrame(columns)
 
@@ -366,9 +366,20 @@ def _cell(value: object) -> tuple[str, str | None]:
     return (TEXT, None) if value is None else (NESTED, json_of(value))
 
 
-def _rescued(fields: Mapping[str, Any], unknown: Sequence[str]) -> str | None:
-    kept = {name: value for name in unknown if (value := fields.get(name)) is not None}
-    return json_of(kept) if kept else None
+def _rescued(fields: Mapping[str, Any], unknown: Mapping[str, str]) -> str | None:
+    """Return the undeclared fields of a record as JSON, by their names in it; `unknown` has those of the file."""
+    kept = {shown: value for shown, name in unknown.items() if (value := fields.get(name)) is not None}
+    text = json_of(kept) if kept else None
+    return json_of(_as_stored(kept)) if text and HUGE.search(text) else text
+
+
+def _as_stored(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return a value with the numbers that databases do not store as texts."""
+    if isinstance(value, Number):
+        return value if is_stored(value) else str(value)
+    if isinstance(value, dict):
+        return {name: _as_stored(one) for name, one in value.items()}
+    return [*map(_as_stored, value)] if isinstance(value, list) else value
 
 
 def empty_rows(target: Target) -> pl.DataFrame:

@@ -14,6 +14,9 @@ from typing import Any
 STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 # After an odd number of backslashes it would be the text `\u0000` itself.
 NUL = re.compile(r"(?<!\\)(?:\\\\)*+\\u0000")
+MAX_NUMBER_LENGTH = 400
+# Where a number may be one that databases do not store.
+HUGE = re.compile(r"[0-9][eE][+-]?[0-9]{3}|[0-9.]{300}")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -112,6 +115,13 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
         text = text_of(value)
         value = f"\\x{value.hex()}" if text is None else text
     return json.dumps(str(value), ensure_ascii=False)
+
+
+def is_stored(number: str) -> bool:
+    """Return False for a number of JSON with more digits, or another exponent, than databases store."""
+    found = float(number)
+    is_lost = found == 0 and re.match("[^eE]*[1-9]", number)
+    return len(number) <= MAX_NUMBER_LENGTH and found - found == 0 and not is_lost
 
 
 def text_of(value: bytes) -> str | None:

@@ -14,23 +14,24 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from ingest_project.core.errors import TransactionConflictError
+from ingest_project.core.errors import PermanentError, TransactionConflictError
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
-from ingest_project.platform.delta.table import Standing
+from ingest_project.platform.delta.table import Standing, query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.delta.appending import Appended, AppendTarget, append_bisecting
-from ingest_project.streams.delta.queries import rows_by_hour
+from ingest_project.streams.delta.queries import of_offsets, rows_by_hour
 from ingest_project.streams.delta.recovery import Recovered, is_in_doubt, recover
 from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import Batch
 from ingest_project.streams.hours import add_spans, count_changes
-from ingest_project.streams.positions import PositionConflictError, SinkPosition, move
+from ingest_project.streams.positions import OffsetRange, PositionConflictError, SinkPosition, move
 
 logger = get_logger(__name__)
 
 COMMIT_BYTES = 64 * 1024**2
+LAST_OFFSET = 2**63 - 1
 # Outcomes of messages: committed by the run, found in the table, no event or refused by the table.
 EVENTS, FOUND_STORED, DEAD_LETTERS = "events", "found_stored", "dead_letters"
 
@@ -80,6 +81,22 @@ class DeltaSink:
         self._table_positions[position.partition] = table_position
         return position
 
+    def _require_no_rows(self, position: SinkPosition) -> None:
+        """Refuse a table that has rows of a partition, and no position of this stream: all would be there twice.
+
+        Raises:
+            PermanentError: another stream has stored them, or this one under another name.
+        """
+        whole = OffsetRange(*position.topic_partition, 0, LAST_OFFSET)
+        query = f"SELECT kafka_offset FROM events WHERE {of_offsets(whole)} LIMIT 1"
+        has_rows = any(batch.num_rows for batch in query_events(self.stream.store, query))
+        # Another run of this stream may have stored them just now.
+        if has_rows and self.stream.store.committed_version(self.stream.app_id_of(position.topic_partition)) is None:
+            raise PermanentError(
+                f"The table {self.stream.store.url} has rows of {position} that another stream has stored, or this one"
+                " under its former name. Give it that name again, or name another table as sink.delta."
+            )
+
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> StreamRows:
         """Turn messages into rows, and dead-letter those that are none."""
         rows = self.stream.decode(messages, position.topic_id)
@@ -114,6 +131,8 @@ class DeltaSink:
             return batch.next_offset if row == table.num_rows else int(table["kafka_offset"][row].as_py())
 
         app_id, after = self.stream.app_id_of(position.topic_partition), self._table_positions[batch.partition]
+        if after is None and self._standings[app_id].table_version >= 0:
+            self._require_no_rows(position)
         checked = max(0, self._standings[app_id].table_version)
         target = AppendTarget(position.topic_partition, app_id, after, position_at, checked)
         try:

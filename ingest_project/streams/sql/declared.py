@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import compress
 from typing import Any
@@ -28,7 +28,7 @@ from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Refusal, decode_apart
 from ingest_project.streams.delta.rows import position_columns
-from ingest_project.streams.positions import SinkPosition
+from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.sql.sink import reason_of
 from ingest_project.streams.sql.upsert import KAFKA_ORDER, upsert_rows
 from ingest_project.streams.values import array_of
@@ -96,7 +96,15 @@ class DeclaredTable:
         self._order = (*([self._sink.version] if self._sink.version else []), *KAFKA_ORDER)
 
     def prepare(self) -> None:
-        """Create the table, or add what is new to it; see `declared_tables`."""
+        """Create the table, or add what is new to it; see `declared_tables`.
+
+        Where it is not there, everything is stored again that the topic still has: it was dropped, or another name
+        was declared for it.
+        """
+        if not self._columns_of_table()[1]:
+            positions = StreamPositions(self._services.engine, self._declaration.name, self._declaration.topic)
+            if again := positions.begin_again(datetime.now(UTC)):
+                logger.warning("table_is_stored_again", table=self._table.name, partitions=list(map(str, again)))
         self._ensure(self._table)
         if self._declaration.drift == "evolve":
             self._table = self._with_texts(self._columns_of_table()[0])

@@ -23,7 +23,7 @@ from ingest_project.platform.errors import sqlstate
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.engine import Batch
-from ingest_project.streams.positions import PositionConflictError, SinkPosition, enter_lost, move
+from ingest_project.streams.positions import PositionConflictError, SinkPosition, StreamPositions, enter_lost, move
 
 logger = get_logger(__name__)
 
@@ -86,8 +86,10 @@ class SqlSink(Generic[Rows]):
         self._target.prepare()
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return the position: it is this sink's own."""
-        return position
+        """Return the position as it is now: the target may have moved it back, as its table was not there."""
+        positions = StreamPositions(self._services.engine, position.stream, position.topic)
+        now = positions.current().get(position.partition, position)
+        return now if now.topic_id == position.topic_id else position
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
         """Turn messages into rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -270,6 +271,7 @@ def test_files_wait_for_a_right_that_is_missing(
     assert weather.check("rows_add_up").passed
 
 
+KEPT = "SELECT rescued_data::text FROM weather ORDER BY station"
 TEMP = "station,observed_at,Gust,{}\n{},2026-01-15T10:00:00Z,{}\n"
 
 
@@ -300,17 +302,48 @@ def test_spellings_of_a_new_column_are_one_column(
         tables = with_columns(table, ["gust", "wind_speed", "_1", "more"])
         page = weather.services.warehouse.of(tables).page_of(key, 0, 9)
         shown = [page.columns.index(column) for column in ("gust", "wind_speed", "_1", "more", "rescued_data")]
-        found[name] = [tuple(row[index] for index in shown) for row in page.rows]
+        rows = [[row[index] for index in shown] for row in page.rows]
+        found[name] = [(*row, rescued and json.loads(rescued)) for *row, rescued in rows]
     assert found == {
         "a": [("1", "2", None, None, None)],
         "b": [("3", "4", None, None, None)],
-        "c": [("5", "7", None, None, '{"Wind Speed": "6"}'), (None, None, None, None, '{"Wind Speed": "8"}')],
-        "d": [("9", None, "10", None, '{"\u6e7f\u5ea6 1": "11"}')],
+        "c": [("5", "7", None, None, {"Wind Speed": "6"}), (None, None, None, None, {"Wind Speed": "8"})],
+        "d": [("9", None, "10", None, {"\u6e7f\u5ea6 1": "11"})],
         "e": [("x", None, None, "y", None)],
-        "f": [("12", None, None, None, '{"gust [2]": "13"}')],
+        "f": [("12", None, None, None, {"gust [2]": "13"})],
     }
     metadata = weather.metadata(VALIDATED, weather.file("c.csv").file_key)
     assert metadata["rescued_columns"] == ["Wind Speed"]
+
+
+JSON_LINES = r"""
+{"station": "AAA", "observed_at": "2026-01-15T10:00:00Z", "Gust": 0.10, "": "x", "list": [1e200000, {"b": 1.0}]}
+{"station": "BBB", "observed_at": "2026-01-15T11:00:00Z", "gust": 12345678901234567890123, "more": 1e200000}
+{"station": "CCC", "observed_at": "2026-01-15T12:00:00Z", "Gust": 1, "gust": "2", "more": null}
+"""
+
+
+@pytest.mark.parametrize("drift", ["rescue", "evolve"])
+def test_fields_of_json_are_kept_as_they_are_written(system: Make, drift: str) -> None:
+    weather = system(drift=drift, file_types=["jsonl"])
+    weather.send_files(weather_file(weather, "a.jsonl", JSON_LINES))
+    weather.run_due()
+    assert weather.states() == {"a.jsonl": "ingested"}, weather.file("a.jsonl").reason
+    rescued = [json.loads(text or "{}", parse_int=str, parse_float=str) for (text,) in weather.rows(KEPT)]
+    unnamed = "column 4, without a name"
+    if drift == "rescue":
+        assert rescued == [
+            {"Gust": "0.10", unnamed: "x", "list": ["1e200000", {"b": "1.0"}]},
+            {"gust [2]": "12345678901234567890123", "more": "1e200000"},
+            {"Gust": "1", "gust [2]": "2"},
+        ]
+        return
+    assert weather.rows("SELECT gust, list::text, more FROM weather ORDER BY station") == [
+        ("0.10", '["1e200000",{"b":1.0}]', None),
+        (None, None, "1e200000"),
+        ("1", None, None),
+    ]
+    assert [one.get("gust [2]") for one in rescued] == [None, "12345678901234567890123", "2"]
 
 
 def test_columns_and_not_their_spellings_count_against_the_limit(system: Make) -> None:

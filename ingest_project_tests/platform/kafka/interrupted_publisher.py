@@ -1,15 +1,13 @@
 """A publisher that a test starts as a process of its own, and that sends itself a signal at one step.
 
-`python -m ingest_project_tests.platform.kafka.interrupted_publisher SERVERS DATABASE TOPIC COUNT SIGNAL STEP` publishes
-COUNT messages. SIGNAL is SIGKILL, or SIGSTOP: as a laptop or a virtual machine is suspended. STEP is `intended`,
-`connected`, `half`, `sending`, `written` or `never`. Where the process gets to the end, it says how its call ended.
+The signal is SIGKILL, or SIGSTOP: as a laptop or a virtual machine is suspended. The step is `intended`, `connected`,
+`half`, `sending`, `written` or `never`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
@@ -21,6 +19,7 @@ from ingest_project.platform.kafka.publisher import MessageOutbox, StillOwns, pu
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import settings_for
 
+PUBLISHED = 0
 HALF = 500
 # Later than the first half, so that some messages are written and some are not.
 SOME_MORE = 600
@@ -75,9 +74,8 @@ def messages(count: int) -> list[tuple[str, ProducerRecord]]:
     return [(f"id-{number}", ProducerRecord(b"%d " % number + b"x" * 2_000)) for number in range(count)]
 
 
-def main() -> None:
-    """Publish, and say `published` or the name of the error."""
-    servers, database_url, topic, count, signal_name, chosen = sys.argv[1:]
+def publish(servers: str, database_url: str, topic: str, count: int, signal_name: str, chosen: str) -> int:  # noqa: PLR0913, PLR0917 - of a process
+    """Publish; returns the exit code: PUBLISHED, or another one if the call failed."""
 
     def interrupt(step: str) -> None:
         if step == chosen:
@@ -85,13 +83,5 @@ def main() -> None:
 
     settings = settings_for(servers)
     writer, outbox = InterruptedWriter(settings, interrupt), InterruptedOutbox(open_engine(database_url), interrupt)
-    try:
-        publish_once(writer, TopicReader(settings), outbox, topic, messages(int(count)))
-    except Exception as error:  # noqa: BLE001 - its name is the answer
-        print(type(error).__name__, flush=True)  # noqa: T201 - to the test
-    else:
-        print("published", flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    publish_once(writer, TopicReader(settings), outbox, topic, messages(count))
+    return PUBLISHED

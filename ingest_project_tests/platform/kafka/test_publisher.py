@@ -6,11 +6,10 @@ import collections
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -19,11 +18,12 @@ from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, MessageOutbox, publish_once
 from ingest_project.platform.kafka.reader import TopicReader
+from ingest_project_tests.platform.kafka import interrupted_publisher
 from ingest_project_tests.platform.kafka.interrupted_publisher import messages
+from ingest_project_tests.services.forks import Forks
 from ingest_project_tests.services.kafka import Server
 
 COUNT = 1_500
-PUBLISHER = "ingest_project_tests.platform.kafka.interrupted_publisher"
 
 
 @pytest.fixture
@@ -33,10 +33,19 @@ def outbox(postgres_url: str) -> Iterator[MessageOutbox]:
     engine.dispose()
 
 
-def start_publisher(broker: Server, database_url: str, topic: str, interruption: str) -> subprocess.Popen[str]:
-    """Start a publisher that sends itself a signal at a step, e.g. `SIGKILL half`."""
-    arguments = [broker.bootstrap_servers, database_url, topic, str(COUNT), *interruption.split()]
-    return subprocess.Popen([sys.executable, "-m", PUBLISHER, *arguments], stdout=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def publishers() -> Iterator[Forks]:
+    """Publishers that may be killed and suspended."""
+    forks = Forks(interrupted_publisher.__name__)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def start(publishers: Forks, broker: Server, postgres_url: str, topic: str) -> Callable[[str, str], int]:
+    """Start a publisher that sends itself a signal at a step; returns the id of the process."""
+    function = f"{interrupted_publisher.__name__}:publish"
+    return partial(publishers.start, function, broker.bootstrap_servers, postgres_url, topic, COUNT)
 
 
 def ids_on(reader: TopicReader, topic: str) -> collections.Counter[str]:
@@ -56,17 +65,16 @@ def once(count: int = COUNT) -> collections.Counter[str]:
 @pytest.mark.parametrize("step", ["intended", "sending", "written"])
 def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
     broker: Server,
+    publishers: Forks,
+    start: Callable[[str, str], int],
     reader: TopicReader,
     writer: TopicWriter,
     topic: str,
-    postgres_url: str,
     outbox: MessageOutbox,
     step: str,
 ) -> None:
     broker.create_topic(topic, 2)
-    killed = start_publisher(broker, postgres_url, topic, f"SIGKILL {step}")
-    killed.communicate(timeout=20)
-    assert killed.returncode == -signal.SIGKILL
+    assert publishers.wait(start("SIGKILL", step)) == -signal.SIGKILL
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
 
@@ -74,14 +82,21 @@ def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # n
 
 
 def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server, reader: TopicReader, writer: TopicWriter, topic: str, postgres_url: str, outbox: MessageOutbox
+    broker: Server,
+    publishers: Forks,
+    start: Callable[[str, str], int],
+    reader: TopicReader,
+    writer: TopicWriter,
+    topic: str,
+    outbox: MessageOutbox,
 ) -> None:
     broker.create_topic(topic, 2)
     for _ in range(3):
-        publisher = start_publisher(broker, postgres_url, topic, "SIGKILL never")
-        time.sleep(random.uniform(0.3, 1.2))  # noqa: S311 - no secret
-        publisher.kill()
-        publisher.communicate()
+        publisher = start("SIGKILL", "never")
+        time.sleep(random.uniform(0.0, 0.5))  # noqa: S311 - no secret
+        # It may have ended, and is there until somebody waits for it.
+        os.kill(publisher, signal.SIGKILL)
+        publishers.wait(publisher)
 
     publish_once(writer, reader, outbox, topic, messages(COUNT))
 
@@ -91,27 +106,24 @@ def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(  # noq
 @pytest.mark.parametrize("step", ["intended", "connected", "half"])
 def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(  # noqa: PLR0913, PLR0917 - fixtures
     broker: Server,
+    publishers: Forks,
+    start: Callable[[str, str], int],
     reader: TopicReader,
     writer: TopicWriter,
     topic: str,
-    postgres_url: str,
     outbox: MessageOutbox,
     step: str,
 ) -> None:
     broker.create_topic(topic, 2)
-    suspended = start_publisher(broker, postgres_url, topic, f"SIGSTOP {step}")
+    suspended = start("SIGSTOP", step)
+    assert publishers.wait(suspended) == -signal.SIGSTOP
     try:
-        _, status = os.waitpid(suspended.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-
         publish_once(writer, reader, outbox, topic, messages(COUNT))
-        suspended.send_signal(signal.SIGCONT)
-        said, _ = suspended.communicate(timeout=60)
     finally:
-        suspended.kill()
-        suspended.wait()
+        os.kill(suspended, signal.SIGCONT)
+        how_it_ended = publishers.wait(suspended)
 
-    assert said.split() == ["published"], "by its successor"
+    assert how_it_ended == interrupted_publisher.PUBLISHED, "by its successor"
     assert ids_on(reader, topic) == once()
 
 
@@ -127,8 +139,8 @@ def test_publishers_of_the_same_messages_at_the_same_time_write_them_once_and_no
         finally:
             writer.close()
 
-    with ThreadPoolExecutor(4) as publishers:
-        written = list(publishers.map(publish, range(4)))
+    with ThreadPoolExecutor(4) as threads:
+        written = list(threads.map(publish, range(4)))
 
     assert max(written) == COUNT
     assert ids_on(reader, topic) == once()

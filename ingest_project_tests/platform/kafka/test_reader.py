@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.consumer import ReadBounds, ReadBuffer
-from ingest_project.platform.kafka.offsets import Positions
+from ingest_project.platform.kafka.offsets import Positions, TopicStates
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.kafka import Server, settings_for
@@ -51,6 +53,40 @@ def test_what_was_written_is_read_with_key_headers_and_time(
     assert message.header("a") == b"2"
     assert message.timestamp is not None
     assert before - 1 <= message.timestamp.timestamp() <= time.time() + 1
+
+
+def test_an_offset_that_is_none_counts_as_no_answer(
+    embedded_server: Server, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded_server.create_topic(topic, 2)
+    states = TopicStates(embedded_server.settings.model_copy(update={"request_timeout_seconds": 1.0}))
+    known, ask, answers = states.look_up(topic), AdminClient.list_offsets, 0
+
+    def as_where_the_broker_is_killed(
+        client: AdminClient,
+        wanted: dict[TopicPartition, Any],
+        **how: Any,  # noqa: ANN401 - handed on
+    ) -> object:
+        nonlocal answers
+        answers += 1
+        found = ask(client, wanted, **how)
+        return {one: _Unknown() for one in found} if answers <= unknown else found
+
+    monkeypatch.setattr(AdminClient, "list_offsets", as_where_the_broker_is_killed)
+    unknown = 2
+    assert states.look_up(topic) == known
+    unknown = 1_000
+    with pytest.raises(BrokerUnavailableError):
+        states.look_up(topic)
+
+
+class _Unknown:
+    """What librdkafka answers for a partition where the connection broke: no error, and an invalid offset."""
+
+    offset = OFFSET_INVALID
+
+    def result(self) -> _Unknown:
+        return self
 
 
 def test_reads_bounded_by_count_bring_each_message_once(

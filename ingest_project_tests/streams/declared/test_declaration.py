@@ -87,6 +87,15 @@ def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:
     assert "the stream a stores in shared" in found.broken[0].problem
 
 
+def test_two_streams_never_pass_a_message_to_and_fro(tmp_path: Path) -> None:
+    declare(tmp_path, "a", GOOD + "dead_letter_topic: orders.odd")
+    declare(tmp_path, "b", GOOD.replace("topic: orders", "topic: orders.odd"))
+    declare(tmp_path, "c", GOOD.replace("topic: orders", "topic: orders.odd") + "dead_letter_topic: orders")
+    found = load_streams(Settings(declarations=tmp_path))
+    assert [one.name for one in found.usable] == ["a", "b"]
+    assert "the stream a reads its dead letters" in found.broken[0].problem
+
+
 def test_a_stream_with_the_name_of_a_dataset_does_not_take_dagster_down_with_it(tmp_path: Path) -> None:
     declare(tmp_path, "a", GOOD + "name: weather")
     (tmp_path / "weather").mkdir()

@@ -243,7 +243,7 @@ function dead(seen) {
 function streams(seen) {
   const messages = Object.entries(seen.history?.messages ?? {}).flatMap(([topic, outcomes]) => Object.entries(outcomes).map(([outcome, number]) => [`${topic}: ${outcome.replaceAll("_", " ")}`, count(number)]));
   const tables = (seen.tables ?? []).map((one) => [one.table, one.rows === null ? "–" : count(one.rows), count(one.commits), bytes(one.size_bytes)]);
-  if (!messages.length && !tables.length) return empty("No stream has been stored yet.");
+  if (!messages.length && !tables.length) return seen.history ? empty("No stream has been stored yet.") : away("The warehouse");
   return [
     messages.length ? table(["In the window", "Messages"], messages, "Messages by outcome") : null,
     tables.length ? table(["Delta table", "rows", "commits", "size"], tables, "Delta tables") : null,
@@ -281,7 +281,8 @@ function incidents({ incidents: list, at: now, dagster_url, monitor_url }) {
   if (!list?.length) return null;
   const sites = [dagster_url, monitor_url];
   const named = (one) => {
-    const [, link] = linked(one.link, sites);
+    // One that a monitor at another address has opened may name that one: no link then.
+    const link = linked(one.link, sites).find((part) => part instanceof Element);
     link?.replaceChildren(one.name);
     return link ?? one.name;
   };
