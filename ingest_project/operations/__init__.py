@@ -25,7 +25,7 @@ from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTa
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
 from ingest_project.polling.capability import Polling
-from ingest_project.polling.job_queue import PollingResources
+from ingest_project.polling.discovery import PollingResources
 from ingest_project.streams.capability import Streams
 from ingest_project.streams.resources import DeclaredStreamResources
 

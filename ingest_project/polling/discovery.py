@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.polling.job_queue import JobOutbox, JobRecord, PollingResources
+from ingest_project.polling.job_queue import JobOutbox, JobQueue, JobRecord
 from ingest_project.sources import (
     Skipped,
     Source,
@@ -41,6 +42,7 @@ from ingest_project.sources import (
     only_accepted,
     ready_at,
 )
+from ingest_project.sources.resources import SourceResources
 
 logger = get_logger(__name__)
 
@@ -50,6 +52,15 @@ UNSETTLED = "It changed a moment ago and may still be being written."
 ANNOUNCED_BEFORE = "Announced before, in this version."
 
 Item = TypeVar("Item")
+
+
+class PollingResources(SourceResources):
+    """The queue of polling jobs, and the sources."""
+
+    @cached_property
+    def polling_jobs(self) -> JobQueue:
+        """The queue of polling jobs."""
+        return JobQueue(self.engine)
 
 
 @dataclass

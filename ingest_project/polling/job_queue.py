@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,7 +25,6 @@ from ingest_project.platform.database.sql import (
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
-from ingest_project.sources.resources import SourceResources
 
 polling_jobs = sa.Table(
     "polling_jobs",
@@ -216,12 +214,3 @@ class JobOutbox(MessageOutbox):
                 .where(polling_jobs.c.job_key == self._job_key)
                 .values(files_published=sa.func.coalesce(published, 0) + marked)
             )
-
-
-class PollingResources(SourceResources):
-    """The queue of polling jobs, and the sources."""
-
-    @cached_property
-    def polling_jobs(self) -> JobQueue:
-        """The queue of polling jobs."""
-        return JobQueue(self.engine)

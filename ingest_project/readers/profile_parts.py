@@ -129,8 +129,8 @@ def _time_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
         if name not in NAMED_TIME_FORMATS:
             if "%" not in name:
                 raise ValueError(
-                    f"{name!r} is no time format; write {', '.join(NAMED_TIME_FORMATS)} or a strptime pattern"
-                    + nearest(name, NAMED_TIME_FORMATS)
+                    f"{name!r} is not a time format: it has no directive such as %Y; other formats are"
+                    f" {', '.join(NAMED_TIME_FORMATS)}" + nearest(name, NAMED_TIME_FORMATS)
                 )
             time_format(name)
     return formats

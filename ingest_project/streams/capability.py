@@ -56,7 +56,7 @@ class Streams(Capability[DeclaredStreamResources]):
     def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
         return tuple(
-            ConsumedTopic(one.positions.topic, one.sensor, skippable=False, dead_letters=one.dead_letters)
+            ConsumedTopic(one.topic, one.sensor, skippable=False, dead_letters=one.dead_letters)
             for one in services.streams
         )
 
@@ -65,7 +65,7 @@ class Streams(Capability[DeclaredStreamResources]):
         # Two streams may read the same topic.
         topics: defaultdict[str, list[SinkPosition]] = defaultdict(list)
         for stream in services.streams:
-            topics[stream.positions.topic] += stream.positions.all()
+            topics[stream.topic] += stream.positions.all()
         gauges: dict[str, dict[tuple[str, ...], float]] = {
             UNIDENTIFIED: {(): float(_unidentified(services.engine))},
             FAILED_ATTEMPTS: _attempts(topics),
@@ -77,7 +77,7 @@ class Streams(Capability[DeclaredStreamResources]):
             return WorkState(problems=problems, gauges=gauges)
         lost = Counter[str]()
         for stream in services.streams:
-            lost[stream.positions.topic] += sum(one.messages for one in stream.positions.lost())
+            lost[stream.topic] += sum(one.messages for one in stream.positions.lost())
         # After the positions: messages that were stored meanwhile have marked their hours before.
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
         hours = len(services.activity_hours.due(datetime.now(UTC), pause, MAX_HOURS))

@@ -160,7 +160,7 @@ def _found(
 def describe(services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None:
     """Describe what became of a message of a stream; None for a message of no stream."""
     position = Position.parse(ref.key)
-    streams = [one.positions for one in services.streams if position and one.positions.topic == position.topic]
+    streams = [one.positions for one in services.streams if position and one.topic == position.topic]
     if position is None or not streams:
         return None
     asked = _found(services, lambda table: table.at(services.engine, position) if table.topic == position.topic else ())

@@ -20,15 +20,22 @@ class KnownStream(NamedTuple):
 
     Args:
         source: what its sensor is called after.
-        positions: of its partitions.
+        topic: of its messages.
+        open_positions: returns the positions of its partitions, which are in the database.
         dead_letters: topic of its dead letters; empty where a table keeps what cannot be read.
         delta: opens it where its sink is a Delta table; None for tables of the warehouse.
     """
 
     source: str
-    positions: StreamPositions
+    topic: str
+    open_positions: Callable[[], StreamPositions]
     dead_letters: str = ""
     delta: Callable[[], DeltaStream] | None = None
+
+    @property
+    def positions(self) -> StreamPositions:
+        """Positions of its partitions."""
+        return self.open_positions()
 
     @property
     def sensor(self) -> str:
@@ -53,10 +60,16 @@ class DeclaredStreamResources(UserActivityResources):
     @property
     def streams(self) -> tuple[KnownStream, ...]:
         """Every stream, the shipped ones first."""
-        letters = self.settings.topics.user_activity_events_dlq
+        topics = self.settings.topics
         return (
-            KnownStream("user_activity_events", self.activity_positions, letters, lambda: self.user_activity),
-            KnownStream("sales_events", self.crm_positions),
+            KnownStream(
+                "user_activity_events",
+                topics.user_activity_events,
+                lambda: self.activity_positions,
+                topics.user_activity_events_dlq,
+                lambda: self.user_activity,
+            ),
+            KnownStream("sales_events", topics.sales_events, lambda: self.crm_positions),
             *map(self._known, self.declared_streams.usable),
         )
 
@@ -78,7 +91,7 @@ class DeclaredStreamResources(UserActivityResources):
 
     def _known(self, one: StreamDeclaration) -> KnownStream:
         delta = (lambda: self.delta_stream(one)) if one.is_delta else None
-        return KnownStream(one.name, self.positions_of(one), one.dlq, delta)
+        return KnownStream(one.name, one.topic, lambda: self.positions_of(one), one.dlq, delta)
 
     @cached_property
     def _delta_streams(self) -> dict[str, DeltaStream]:

@@ -6,7 +6,6 @@ Those of datasets work with nothing running: they read files and settings, and s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +22,8 @@ from ingest_project.core.console import (
     show,
     table,
 )
-from ingest_project.core.settings import Settings, load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, try_profile
-from ingest_project.readers.declaration import DatasetDeclaration
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
 dataset_app.command("try")(try_profile)
@@ -88,6 +86,7 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
         report_declarations,
         require_profile,
     )
+    from ingest_project.readers.declaration import DatasetDeclaration
     from ingest_project.readers.profiles import load_profiles
 
     settings = load_settings().settings
@@ -100,29 +99,27 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
             declared.append(declaration)
         return declaration
 
+    def refused() -> list[str]:
+        if not declared or not settings.warehouse.database_url:
+            return []
+        from ingest_project.core.errors import TransientError
+        from ingest_project.file_ingest.declared import refused_by_tables
+
+        try:
+            return [*refused_by_tables(declared, settings)]
+        except TransientError as away:
+            complain(f"Not compared with the tables that exist: {away}")
+            return []
+
     report_declarations(
         paths,
         read,
         lambda settings: ((found := load_declarations(settings)), found.broken),
         "dataset",
         "`ingest streams check` checks those of streams",
-        lambda: _refused_by_tables(declared, settings),
+        refused,
         as_json=as_json,
     )
-
-
-def _refused_by_tables(declared: Sequence[DatasetDeclaration], settings: Settings) -> list[str]:
-    """Return what the tables that exist have against these declarations; nothing where no database is configured."""
-    if not declared or not settings.warehouse.database_url:
-        return []
-    from ingest_project.core.errors import TransientError
-    from ingest_project.file_ingest.declared import refused_by_tables
-
-    try:
-        return [*refused_by_tables(declared, settings)]
-    except TransientError as away:
-        complain(f"Not compared with the tables that exist: {away}")
-        return []
 
 
 def show_baselines(
