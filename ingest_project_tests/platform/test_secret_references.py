@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -98,10 +96,6 @@ def key_vault(
     with KeyVaultServer(tmp_path) as server:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server.authority))
         yield server
-    # Azure's client leaves a connection to the garbage collector at times, which names it in whichever test is next.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect(1)
 
 
 def test_a_secret_of_secrets_manager_is_read_whole_or_by_a_field(secrets_manager: Any) -> None:  # noqa: ANN401
