@@ -424,6 +424,7 @@ class DownloadRejectedError(PermanentError):
 
     def __init__(self, url: str, reason: str, http_status: int | None = None) -> None:
         self.url = url
+        self.reason = reason
         self.http_status = http_status
         super().__init__(f"Cannot download {url}: {reason}.")
 

@@ -57,9 +57,9 @@ def web_errors(location: str) -> Iterator[None]:
     except DownloadRejectedError as error:
         if error.http_status in _GONE:
             raise SourceNotFoundError(location) from error
-        status = f"the server answered {error.http_status}" if error.http_status else "its response is unusable"
+        answer = f"the server answered {error.http_status}" if error.http_status else error.reason
         raise SourceAccessDeniedError(
-            location, f"{status}; check the address and the credentials of this host"
+            location, f"{answer}; check the address and the credentials of this host"
         ) from error
     except FileRejectedError as error:
         raise SourceAccessDeniedError(location, error.detail.rstrip(".")) from error

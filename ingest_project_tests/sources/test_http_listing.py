@@ -258,6 +258,12 @@ def test_links_are_relative_to_where_a_redirect_ended(server: Pages) -> None:
     assert listed(source(f"{server.url}old/", elsewhere=True)) == ["c.csv"]
 
 
+def test_redirects_that_never_end_are_named(server: Pages) -> None:
+    server.pages = {"/in/": Answer(302, headers={"Location": "/in/"})}
+    with pytest.raises(SourceAccessDeniedError, match="more than 5 redirects"):
+        listed(source(f"{server.url}in/"))
+
+
 def test_the_base_of_a_page_is_what_its_links_are_relative_to_within_the_same_rules(server: Pages) -> None:
     def based(base: str) -> Answer:
         return page(f"<head><base href='{base}'><title>Index of /</title></head><a href=a.csv>a</a>")
