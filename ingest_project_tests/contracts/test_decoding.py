@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest_project.contracts import trace_id_in
+from ingest_project.contracts import require_single_names, trace_id_in
 from ingest_project.contracts.attachments import decode_attachment_event
 from ingest_project.contracts.files import decode_file_event, decode_polling_job
 from ingest_project.contracts.storage_events import decode_storage_notification
@@ -67,3 +67,25 @@ def test_a_name_that_an_object_has_twice_refuses_the_message(
 ) -> None:
     with pytest.raises(UnreadableMessageError, match=re.escape(f"{name} occurs 2 times")):
         decode(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a:": 1, "a:": ":"}',
+        b'{"a\\u003a": 1, "a": 1, "a": 2}',
+        b'{"a": "\\u003a", "a": "\\u003A"}',
+        b'[{"a": {}}, {"b": [{"": 1, "": 2}]}]',
+        b'{"a": 1, "\\u0061": 2}',
+    ],
+)
+def test_neither_colons_nor_escapes_hide_a_name_that_occurs_twice(raw: bytes) -> None:
+    with pytest.raises(UnreadableMessageError, match="occurs 2 times"):
+        require_single_names(raw)
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"a:": ":", "b": "::\\u003a"}', b'{"a": {"a": {"a": 1}}}', b'{"a": 1' + b"0" * 5_000 + b"}", b"[1]"]
+)
+def test_the_same_name_in_several_objects_and_colons_in_texts_are_no_reason(raw: bytes) -> None:
+    require_single_names(raw)
