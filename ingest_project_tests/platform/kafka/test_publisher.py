@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -34,18 +35,48 @@ def outbox(postgres_url: str) -> Iterator[MessageOutbox]:
 
 
 @pytest.fixture(scope="module")
-def publishers() -> Iterator[Forks]:
+def forks() -> Iterator[Forks]:
     """Publishers that may be killed and suspended."""
     forks = Forks(interrupted_publisher.__name__)
     yield forks
     forks.close()
 
 
+@dataclass(frozen=True)
+class Publishers:
+    """Processes that publish the same messages, and this one, which publishes them after the others.
+
+    Args:
+        start: starts a process that sends itself a signal at a step; returns its id.
+        wait: waits until it has ended or is stopped; returns its exit code, negative if a signal did it.
+        publish: publishes in this process.
+        ids: returns the ids that are on the topic.
+    """
+
+    start: Callable[[str, str], int]
+    wait: Callable[[int], int]
+    publish: Callable[[], int]
+    ids: Callable[[], collections.Counter[str]]
+
+
 @pytest.fixture
-def start(publishers: Forks, broker: Server, postgres_url: str, topic: str) -> Callable[[str, str], int]:
-    """Start a publisher that sends itself a signal at a step; returns the id of the process."""
+def publishers(  # noqa: PLR0913, PLR0917 - fixtures
+    broker: Server,
+    forks: Forks,
+    reader: TopicReader,
+    writer: TopicWriter,
+    topic: str,
+    postgres_url: str,
+    outbox: MessageOutbox,
+) -> Publishers:
+    broker.create_topic(topic, 2)
     function = f"{interrupted_publisher.__name__}:publish"
-    return partial(publishers.start, function, broker.bootstrap_servers, postgres_url, topic, COUNT)
+    return Publishers(
+        partial(forks.start, function, broker.bootstrap_servers, postgres_url, topic, COUNT),
+        forks.wait,
+        lambda: publish_once(writer, reader, outbox, topic, messages(COUNT)),
+        lambda: ids_on(reader, topic),
+    )
 
 
 def ids_on(reader: TopicReader, topic: str) -> collections.Counter[str]:
@@ -63,68 +94,41 @@ def once(count: int = COUNT) -> collections.Counter[str]:
 
 
 @pytest.mark.parametrize("step", ["intended", "sending", "written"])
-def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server,
-    publishers: Forks,
-    start: Callable[[str, str], int],
-    reader: TopicReader,
-    writer: TopicWriter,
-    topic: str,
-    outbox: MessageOutbox,
-    step: str,
-) -> None:
-    broker.create_topic(topic, 2)
-    assert publishers.wait(start("SIGKILL", step)) == -signal.SIGKILL
+def test_a_publisher_killed_at_any_step_leaves_each_id_once_when_run_again(publishers: Publishers, step: str) -> None:
+    assert publishers.wait(publishers.start("SIGKILL", step)) == -signal.SIGKILL
 
-    publish_once(writer, reader, outbox, topic, messages(COUNT))
+    publishers.publish()
 
-    assert ids_on(reader, topic) == once()
+    assert publishers.ids() == once()
 
 
-def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server,
-    publishers: Forks,
-    start: Callable[[str, str], int],
-    reader: TopicReader,
-    writer: TopicWriter,
-    topic: str,
-    outbox: MessageOutbox,
-) -> None:
-    broker.create_topic(topic, 2)
+def test_a_publisher_killed_at_random_leaves_each_id_once_when_run_again(publishers: Publishers) -> None:
     for _ in range(3):
-        publisher = start("SIGKILL", "never")
+        publisher = publishers.start("SIGKILL", "never")
         time.sleep(random.uniform(0.0, 0.5))  # noqa: S311 - no secret
         # It may have ended, and is there until somebody waits for it.
         os.kill(publisher, signal.SIGKILL)
         publishers.wait(publisher)
 
-    publish_once(writer, reader, outbox, topic, messages(COUNT))
+    publishers.publish()
 
-    assert ids_on(reader, topic) == once()
+    assert publishers.ids() == once()
 
 
 @pytest.mark.parametrize("step", ["intended", "connected", "half"])
-def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(  # noqa: PLR0913, PLR0917 - fixtures
-    broker: Server,
-    publishers: Forks,
-    start: Callable[[str, str], int],
-    reader: TopicReader,
-    writer: TopicWriter,
-    topic: str,
-    outbox: MessageOutbox,
-    step: str,
+def test_a_publisher_that_is_suspended_and_goes_on_after_its_successor_writes_nothing_twice(
+    publishers: Publishers, step: str
 ) -> None:
-    broker.create_topic(topic, 2)
-    suspended = start("SIGSTOP", step)
+    suspended = publishers.start("SIGSTOP", step)
     assert publishers.wait(suspended) == -signal.SIGSTOP
     try:
-        publish_once(writer, reader, outbox, topic, messages(COUNT))
+        publishers.publish()
     finally:
         os.kill(suspended, signal.SIGCONT)
         how_it_ended = publishers.wait(suspended)
 
     assert how_it_ended == interrupted_publisher.PUBLISHED, "by its successor"
-    assert ids_on(reader, topic) == once()
+    assert publishers.ids() == once()
 
 
 def test_publishers_of_the_same_messages_at_the_same_time_write_them_once_and_none_of_them_fails(
