@@ -23,14 +23,7 @@ from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import insert_into
-from ingest_project.platform.work_queue.queue import (
-    PENDING,
-    Due,
-    KafkaPosition,
-    QueueEntry,
-    QueueTable,
-    WorkQueue,
-)
+from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The origins that wait longest are served first, the others in later batches.
 MAX_ORIGINS = 500

@@ -151,8 +151,7 @@ contents = sa.Table(
 MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
 # In the words of the index: otherwise neither database uses it.
 AWAITING_A_PERSON = (
-    "error_class IN ('SchemaConflictError', 'SettingsError', 'TableUnusableError')"
-    " AND state IN ('pending', 'requested', 'ingesting')"
+    f"error_class IN ({', '.join(map(repr, MENDED_BY_A_PERSON))}) AND state IN ('pending', 'requested', 'ingesting')"
 )
 KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
 

@@ -262,9 +262,10 @@ class StreamPositions:
         What earlier topics of the same name had is entered as lost. Idempotent.
         """
         known = [one for one in self.all() if one.next_offset > one.first_offset]
+        present = {one.topic_partition for one in self.current().values()}
         for one in known:
             self.restart(one, one.first_offset, one.first_offset, {})
-            if one.topic_partition not in {current.topic_partition for current in self.current().values()}:
+            if one.topic_partition not in present:
                 gone = OffsetRange(*one.topic_partition, one.first_offset, one.next_offset)
                 reason = f"{len(gone)} offsets: their table is gone, and so is the topic that they were read from"
                 self.add_lost([LostOffsets(offsets=gone, messages=len(gone), reason=reason, found_at=now)])

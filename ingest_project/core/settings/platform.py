@@ -224,11 +224,13 @@ _NEARLY_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*:/|[\w.-]+\.(?:dfs|blob
 def store_address(text: str) -> str:
     """Refuse a text at which no store can be. Hosts, buckets and credentials are judged when the store is opened."""
     scheme, separator, rest = text.partition("://")
-    known = (*STORE_SCHEMES, *entry_points(group="ingest_project.stores").names)
     if not text.isprintable() or ".." in re.split(r"[/\\]", text):
         raise ValueError("an address has no unprintable character and no part ..")
-    if separator and scheme.lower() not in known:
-        raise ValueError(f"no store has the scheme {scheme[:20]!r}; known are {', '.join(known)}, and folders")
+    if separator and scheme.lower() not in STORE_SCHEMES:
+        further = entry_points(group="ingest_project.stores").names
+        if scheme.lower() not in further:
+            known = ", ".join([*STORE_SCHEMES, *further])
+            raise ValueError(f"no store has the scheme {scheme[:20]!r}; known are {known}, and folders")
     if separator and not rest.strip("/"):
         raise ValueError("the address ends behind its scheme")
     if scheme.lower() in {"abfss", "abfs"} and "@" not in rest.partition("/")[0]:

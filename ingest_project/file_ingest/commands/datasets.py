@@ -90,12 +90,13 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
     from ingest_project.readers.profiles import load_profiles
 
     settings = load_settings().settings
+    profiles = load_profiles(settings.file_ingest.profiles)
     declared: list[DatasetDeclaration] = []
 
     def read(path: Path) -> DatasetDeclaration | None:
         declaration = read_declaration(path)
         if declaration is not None:
-            require_profile(declaration, load_profiles(settings.file_ingest.profiles), path)
+            require_profile(declaration, profiles, path)
             declared.append(declaration)
         return declaration
 
