@@ -24,7 +24,6 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
 )
@@ -244,9 +243,11 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
         SettingsError: a value is malformed or a name is unknown, and the message lists all of them; or warehouse and
             Dagster are to share one database.
     """
-    environ = os.environ if environ is None else environ
+    if environ is None:
+        # As it is now: libraries that other threads import set variables for a moment.
+        environ = {name: value for name in os.environ if (value := os.environ.get(name)) is not None}
     folder = folder or Path(environ.get("INGEST_CONFIG_DIR", "."))
-    variables = _Variables(_SettingsInForce, case_sensitive=True)
+    variables = _Environment(_SettingsInForce, {})
     variables.env_vars = environ
     dotenv = _Dotenv(_SettingsInForce, env_file=folder / ".env", case_sensitive=True)
     yaml = _Yaml(_SettingsInForce, _yaml_tree(folder / "config.yaml"))
@@ -320,8 +321,8 @@ class _Layer(PydanticBaseSettingsSource):
         return tree
 
 
-class _Variables(_Layer, EnvSettingsSource):
-    origin = Origin.ENVIRONMENT
+class _Variables(_Layer):
+    env_vars: Mapping[str, str | None]
 
     def values_by_path(self) -> Mapping[str, object]:
         return {path: self._value(field) for path, field in leaves(Settings)}
@@ -359,6 +360,10 @@ class _Variables(_Layer, EnvSettingsSource):
             if path:
                 return _content(_file_of(name), Path(path))
         return None
+
+
+class _Environment(_Variables, InitSettingsSource):
+    origin = Origin.ENVIRONMENT
 
 
 class _Dotenv(_Variables, DotEnvSettingsSource):
