@@ -206,11 +206,9 @@ class StreamDeclaration(Declared):
             return
         columns = self.typed_columns
         names = [column.name for column in columns]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"the column {name} is declared twice"
         for name in sorted(OWN_COLUMNS.intersection(names)):
             yield f"{name!r} is a column of the engine's own; choose another name"
-        yield from _overlaps(columns)
+        yield from _doubled(columns)
         if self.decoder == TEXT and (len(columns) != 1 or columns[0].kind != "text"):
             yield "the decoder text fills one column of type text"
         kinds = {column.name: column.kind for column in columns}
@@ -223,6 +221,12 @@ class StreamDeclaration(Declared):
         if not isinstance(sink, SqlTarget) or not (self.columns or self.model):
             return
         columns = {column.name: column for column in self.typed_columns}
+        for struct in (column for column in columns.values() if column.fields):
+            path = ".".join(("$", *struct.steps, *struct.fields[0].steps))
+            yield (
+                f"a table of the warehouse has no structs such as {struct.name}; give columns the paths of its fields,"
+                f" like {path}, or the type json"
+            )
         named = [*(("key", name) for name in sink.key), *([("version", sink.version)] if sink.version else [])]
         for where, name in named:
             if name not in columns:
@@ -312,8 +316,11 @@ def _stored_in(one: StreamDeclaration, settings: Settings) -> str:
     return one.sink.table or one.name if isinstance(one.sink, SqlTarget) else one.delta_url(settings)
 
 
-def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
-    """Find paths that lead to the same field, or into the field of another column."""
+def _doubled(columns: Sequence[StreamColumn]) -> Iterator[str]:
+    """Find names that occur twice, and paths to the same field or into that of another column, also in structs."""
+    names = [column.name for column in columns]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"the column {name} is declared twice"
     steps = {column.steps: column.name for column in columns}
     if len(steps) < len(columns):
         yield "two columns have the same path"
@@ -321,3 +328,5 @@ def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
         for length in range(1, len(path)):
             if path[:length] in steps:
                 yield f"the path of {name} leads into the field of {steps[path[:length]]}"
+    for column in columns:
+        yield from (f"column {column.name}: {problem}" for problem in _doubled(column.fields))
