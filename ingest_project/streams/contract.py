@@ -24,11 +24,10 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.readers.matching import column_name
-from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
+from ingest_project.streams.declaration import OWN_COLUMNS, RESCUED, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
 from ingest_project.streams.values import array_of, arrow_type
 
-RESCUED = "rescued_data"
 ROW = "row"
 MAX_NAMED = 10
 # Each is a column of the table for good, and senders choose the names.
