@@ -341,6 +341,17 @@ def _require_distinct(
             raise SettingsError(f"{path}, line 1: the stream {other.name} reads its dead letters, and it reads those.")
         if _stored_in(one, settings) == _stored_in(other, settings):
             raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
+        if (one.topic, one.dlq) == (other.topic, other.dlq):
+            raise SettingsError(f"{path}, line 1: the stream {other.name} {_reads_too(one)}")
+    if one.topic in settings.topics.model_dump().values() and one.dlq in settings.topics.dead_letters:
+        raise SettingsError(f"{path}, line 1: a capability of the system {_reads_too(one)}")
+
+
+def _reads_too(one: StreamDeclaration) -> str:
+    return (
+        f"reads {one.topic} as well, and its dead letters go to {one.dlq} too, where those of the same message would be"
+        " one; name another dead_letter_topic."
+    )
 
 
 def _stored_in(one: StreamDeclaration, settings: Settings) -> str:
