@@ -26,6 +26,7 @@ import dagster as dg
 import sqlalchemy
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
@@ -61,6 +62,12 @@ ROWS_PER_STATEMENT = 1_000
 _INSERT_MATERIALIZATIONS = """
     INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
     VALUES %s RETURNING id
+"""
+
+_INSERT_EVENT = """
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition) VALUES
+    (%(run_id)s, %(event)s, %(dagster_event_type)s, %(timestamp)s, %(step_key)s, %(asset_key)s, %(partition)s)
+    RETURNING id
 """
 
 _INSERT_CHECK_EVENTS = """
@@ -116,6 +123,22 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     has_table = _remembered_once_true(PostgresEventLogStorage.has_table)
     has_asset_key_col = _remembered_once_true(PostgresEventLogStorage.has_asset_key_col)
     _has_asset_key_col_on_connection = _remembered_once_true(PostgresEventLogStorage._has_asset_key_col_on_connection)  # noqa: SLF001 - Dagster's
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store one event; a run stores dozens, and waits for each.
+
+        This is Dagster's, without compiling the statement each time and without notifying the listeners that its older
+        versions had.
+        """
+        with self._connect() as connection:
+            storage_id = connection.exec_driver_sql(_INSERT_EVENT, self._event_to_row(event)).scalar_one()
+        made = event.dagster_event
+        if made and made.event_type in ASSET_EVENTS and made.asset_key:
+            with self.index_transaction() as connection:
+                self._store_asset_event_tags(connection, [event], [storage_id])
+                self._store_asset_event(connection, event, storage_id)
+        if made and made.event_type in ASSET_CHECK_EVENTS:
+            self.store_asset_check_event(event, storage_id)
 
     def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
         """Store materialisations of one asset; return their storage ids.
