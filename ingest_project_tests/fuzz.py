@@ -18,7 +18,7 @@ from hypothesis import settings
 
 PROFILE = "fuzz"
 # What a test draws that states no number, in the long run and in the ordinary one.
-EXAMPLES, FEW_EXAMPLES = 100, 40
+EXAMPLES, FEW_EXAMPLES = 100, 20
 
 
 def examples(number: int) -> int:
