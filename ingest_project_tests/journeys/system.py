@@ -60,10 +60,10 @@ class _Resources(SystemResources):
         """The warehouse database, with its tables migrated."""
         url = self.settings.warehouse.database_url
         key = (url.get_secret_value(), self.settings.warehouse.connect_timeout_seconds)
-        if key in _engines:
-            migrate(_engines[key])
-            return _engines[key]
-        engine = SystemResources.engine.func(self)
+        if known := _engines.get(key):
+            migrate(known)
+            return known
+        engine = super().engine
         # Each file of SQLite is one test's.
         if engine.dialect.name == "postgresql" and not isinstance(url, SecretReference):
             _engines[key] = engine
