@@ -15,7 +15,9 @@ from ingest_project_tests.compiling import compile_once
 from ingest_project_tests.fuzz import EXAMPLES, FEW_EXAMPLES, PROFILE
 
 # A busy machine is no fault of the code.
-settings.register_profile("long", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "long", max_examples=EXAMPLES, deadline=None, derandomize=False, suppress_health_check=[HealthCheck.too_slow]
+)
 # The ordinary run draws the same examples each time, so that a change fails for what it changes; the long run and
 # `make fuzz` draw many, and others each time.
 settings.register_profile("ordinary", settings.get_profile("long"), max_examples=FEW_EXAMPLES, derandomize=True)
