@@ -105,6 +105,8 @@ KEPT = {
         "postgres",
     ),
     "test_rows_with_the_key_of_another_row_of_their_file_are_quarantined": ("file-60", "table-1048576"),
+    # Each by the lock of `test_locks.py`, which is tried on both.
+    "test_processes_that_start_at_once_all_find_a_migrated_database": ("postgres",),
     "test_thousands_of_entries_are_each_listed_once": ("local", "onelake"),
     "test_thousands_of_files_go_through_every_step_in_bulk": ("postgres",),
     "test_until_then_the_check_names_partition_offsets_and_hours": ("removed log entries",),
