@@ -69,6 +69,17 @@ OF_ANY_DATABASE = (
     "test_the_log_of_unidentified_messages_is_bounded_and_is_where_a_setting_says",
 )
 
+# Dagster's records are written the same on either storage: `test_both_storages_hold_the_same_rows_for_the_same_batch`.
+OF_ANY_STORAGE = (
+    "test_a_check_is_tied_to_the_materialisation_it_is_about",
+    "test_a_run_repeated_shows_the_same_state",
+    "test_a_run_that_a_person_launches_without_partitions_says_so",
+    "test_a_run_without_partitions_or_batch_says_what_to_do",
+    "test_a_selected_partition_goes_through_the_same_code",
+    "test_an_idle_system_with_dead_letters_says_how_many_it_keeps_on_which_topic",
+    "test_metadata_of_a_partition_is_stored_with_its_materialisation",
+)
+
 # Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
 KEPT = {
     "test_a_file_with_a_stored_key_is_quarantined_where_keys_are_unique_in_the_table": ("file-60", "table-1048576"),
@@ -116,6 +127,7 @@ KEPT = {
         "drops the columns of positions",
     ),
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
+    **dict.fromkeys(OF_ANY_STORAGE, ("postgresql",)),
 }
 
 # The instances of tests in `KEPT` that there are in this run, by the name of the test: `test_ordinary_run.py` compares.

@@ -229,7 +229,7 @@ def test_with_the_broker_or_the_warehouse_away_a_page_says_so_at_once(
 def test_an_index_answers_every_query_of_a_page(settings_of: Callable[..., Settings], postgres_url: str) -> None:
     now, services = datetime.now(UTC), SystemResources(settings_of(postgres_url))
     engine, asked = services.engine, dict[str, object]()
-    busy_hour(engine, now)
+    busy_hour(engine, now, pace=0.1)
     file_key, attachment_key = (
         _first_key(engine, queue) for queue in (FileIngest.item_tables[0], Attachments.item_tables[1])
     )
