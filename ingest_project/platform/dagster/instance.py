@@ -180,7 +180,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
                 yield opened
 
 
-class _RunStorage(PostgresRunStorage):
+class RunsInPostgres(PostgresRunStorage):
     """Dagster's runs and backfills; reading a run is preceded by no look at the columns of its table."""
 
     has_run_stats_index_cols = _remembered_once_true(PostgresRunStorage.has_run_stats_index_cols)
@@ -190,7 +190,7 @@ class _RunStorage(PostgresRunStorage):
     has_bulk_actions_selector_cols = _remembered_once_true(PostgresRunStorage.has_bulk_actions_selector_cols)
 
 
-class _ScheduleStorage(PostgresScheduleStorage):
+class SchedulesInPostgres(PostgresScheduleStorage):
     """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries."""
 
     has_built_index = _remembered_once_true(PostgresScheduleStorage.has_built_index)
@@ -207,9 +207,9 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         with create_pg_connection(engine) as connection:
             is_complete = _FIRST_TABLES.issubset(sqlalchemy.inspect(connection).get_table_names())
         super().__init__(postgres_url, should_autocreate_tables=not is_complete)
-        self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False)
+        self._run_storage = RunsInPostgres(postgres_url, should_autocreate_tables=False)
         self._event_log_storage = BulkEventLogStorage(postgres_url, should_autocreate_tables=False)
-        self._schedule_storage = _ScheduleStorage(postgres_url, should_autocreate_tables=False)
+        self._schedule_storage = SchedulesInPostgres(postgres_url, should_autocreate_tables=False)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
             storage._engine = engine  # noqa: SLF001 - there is no way in from outside
             # One for all the copies that `for_instance` makes.

@@ -11,7 +11,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
 from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
-from ingest_project.streams.hours import DAY, StaleHour
+from ingest_project.streams.hours import DAY, HOURLY_SENSOR, StaleHour
 from ingest_project.streams.sensor import UNFINISHED_RUNS, StreamLimits
 from ingest_project.streams.user_activity.assets import (
     USER_ACTIVITY_EVENTS,
@@ -111,7 +111,7 @@ user_activity = dg.Definitions.merge(
         jobs=[user_activity_hourly_batch],
         sensors=[
             queue_sensor(
-                "user_activity_hourly_sensor",
+                HOURLY_SENSOR,
                 user_activity_hourly_batch.name,
                 "Requests the statistics of hours whose events changed.",
                 hourly_tick,
