@@ -1,4 +1,4 @@
-"""Parts of Dagster's instance that `dagster.yaml` names: a storage with bulk writes, a launcher with health checks.
+"""Parts of Dagster's instance that `dagster.yaml` names: storage with bulk writes, launcher with health checks, logs.
 
 Dagster stores one event at a time: a materialisation costs about 10 ms, a check result 2 ms more, many times what
 ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `InstanceStorage` uses it on
@@ -12,15 +12,18 @@ code server.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import dagster as dg
 import sqlalchemy
@@ -31,6 +34,8 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
+from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
@@ -52,7 +57,7 @@ from ingest_project.platform.database import follow_secret
 
 # A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
 PATIENCE_SECONDS = 60.0
-
+TEE_SECONDS = 2.0
 
 # Of events, some 2 MB; larger statements gain nothing and hold more memory.
 ROWS_PER_STATEMENT = 1_000
@@ -287,7 +292,7 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
         address = current_settings().dagster.postgres_url
         if address:
             return shared_storage(address).for_instance(inst_data)
-        return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
+        return DagsterSqliteStorage.from_local(str(_home()), inst_data)
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -309,6 +314,70 @@ def with_psycopg2(url: str) -> str:
     """Return the URL with the driver of dagster-postgres: SQLAlchemy 2.1 would choose psycopg 3."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg2://{rest}" if separator and scheme in {"postgres", "postgresql"} else url
+
+
+class TeeLogManager(LocalComputeLogManager):
+    """Dagster's files of what each step prints, under the home folder, written by `tee`.
+
+    Dagster writes to the files alone, and starts `tail` and a Python interpreter for each of them to show on the
+    console what comes. `tee` does both, and ends by itself with the process that prints, however that ends.
+    """
+
+    @classmethod
+    def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's own config schema
+        """Return no configuration: everything comes from the settings."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> TeeLogManager:
+        """Create it over the folder that Dagster's own manager has by default."""
+        del config_value
+        return cls(str(_home() / "storage"), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        """Copy what is printed meanwhile to the files of a step."""
+        out, err = (
+            Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
+            for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
+        )
+        with _copied(sys.stdout, out), _copied(sys.stderr, err):
+            yield CapturedLogContext(log_key)
+        # By this Dagster sees that nothing more comes.
+        Path(self.complete_artifact_path(log_key)).touch()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _copied(stream: TextIO, path: Path) -> Iterator[None]:
+    """Append to a file what any part of this process prints on a stream, and print it as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    try:
+        shown = stream.fileno()
+    except (OSError, ValueError):
+        # A test has replaced the stream by one in memory.
+        yield
+        return
+    reading, writing = os.pipe()
+    # In a session of its own: a stop signal from the terminal would end it before the last lines.
+    command = ["tee", "-a", str(path)]
+    tee = subprocess.Popen(command, stdin=reading, stdout=shown, start_new_session=True)  # noqa: S603 - ours
+    stream.flush()
+    original = os.dup(shown)
+    os.dup2(writing, shown)
+    os.close(reading)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        stream.flush()
+        os.dup2(original, shown)
+        os.close(original)
+        # A program that the step has left running prints on, and is not waited for.
+        with suppress(subprocess.TimeoutExpired):
+            tee.wait(TEE_SECONDS)
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -355,7 +424,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")
 
 
-def _sqlite_folder() -> Path:
+def _home() -> Path:
     settings = current_settings()
     return settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
 
