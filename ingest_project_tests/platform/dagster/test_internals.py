@@ -27,6 +27,8 @@ import ingest_project
 from ingest_project.platform.dagster.instance import (
     TeeLogManager,
     WatchedRunLauncher,
+    _columns_of_tables,
+    _found_in,
     shared_engine,
     shared_storage,
 )
@@ -154,6 +156,23 @@ def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.Dag
         storage = shared_storage(SecretStr(url))
     assert len([statement for statement in seen if "pg_class" in statement]) == 1
     assert storage.run_storage.get_runs() == dagster_instance.get_runs()
+
+
+def test_what_one_query_says_of_the_tables_is_what_dagster_finds_there(dagster_instance: dg.DagsterInstance) -> None:
+    storages = {
+        name: storage
+        for storage in (dagster_instance.event_log_storage, dagster_instance.run_storage)
+        for name in ("has_table", "has_asset_key_col", "has_run_stats_index_cols", "has_backfill_id_column")
+        if hasattr(storage, name)
+    }
+    with shared_engine(SecretStr(url_of(dagster_instance))).connect() as connection:
+        known = _found_in(_columns_of_tables(connection))
+    said = {(name, *sought) for name, *sought in known if name in storages}
+    assert {name for name, *_ in said} == storages.keys()
+    for name, *sought in said:
+        looks = next(vars(kind)[name] for kind in type(storages[name]).__mro__[1:] if name in vars(kind))
+        assert looks(storages[name], *sought), (name, *sought)
+    assert not dagster_instance.event_log_storage.has_table("no_such_table")  # type: ignore[attr-defined]
 
 
 PRINTS = """
