@@ -6,8 +6,11 @@ from datetime import datetime
 from typing import Protocol
 
 import msgspec
+from pydantic import SecretStr
 
 from ingest_project.core.errors import TransientError
+from ingest_project.platform.database import open_engine, printable
+from ingest_project.platform.errors import first_line_of, map_error
 
 
 class DagsterRecordsUnavailableError(TransientError):
@@ -18,6 +21,28 @@ class DagsterRecordsUnavailableError(TransientError):
             f"Dagster's records at {address} cannot be read: {cause}. "
             "Start it (ingest dev), or set DAGSTER_POSTGRES_URL or DAGSTER_HOME."
         )
+
+
+def require_records(database_url: SecretStr, connect_timeout_seconds: float) -> None:
+    """Connect to Dagster's database once: Dagster itself retries for half a minute, and then shows a traceback.
+
+    Args:
+        database_url: of its own database.
+        connect_timeout_seconds: how long that may take.
+
+    Raises:
+        DagsterRecordsUnavailableError: it does not answer, or refuses.
+    """
+    engine = open_engine(database_url, connect_timeout_seconds)
+    try:
+        with engine.connect():
+            pass
+    except Exception as error:
+        if map_error(error, "") is None:
+            raise
+        raise DagsterRecordsUnavailableError(printable(engine.url), first_line_of(error)) from error
+    finally:
+        engine.dispose()
 
 
 class RunsInFlight(msgspec.Struct, frozen=True):
