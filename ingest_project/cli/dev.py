@@ -156,7 +156,7 @@ def _migrate_dagster(settings: Settings) -> None:
     if not url.get_secret_value():
         say("DAGSTER_POSTGRES_URL is not set: Dagster stores its records in SQLite, with tables of its own.")
         return
-    require_records(url, settings.warehouse.connect_timeout_seconds)
+    require_records(settings)
     engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
     try:
         with exclusive(engine, "ingest_dagster_migration", LOCK_SECONDS):

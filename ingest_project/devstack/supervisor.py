@@ -205,8 +205,7 @@ def failures_explained(stack: Stack) -> Iterator[None]:
 
 def _require_records(stack: Stack) -> None:
     if stack.home is not None and is_chosen(stack.loaded, "dagster.postgres_url"):
-        settings = stack.settings
-        require_records(settings.dagster.postgres_url, settings.warehouse.connect_timeout_seconds)
+        require_records(stack.settings)
 
 
 def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:

@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Protocol
 
 import msgspec
-from pydantic import SecretStr
 
 from ingest_project.core.errors import TransientError
+from ingest_project.core.secrets import SecretReference
+from ingest_project.core.settings import Settings
 from ingest_project.platform.database import open_engine, printable
 from ingest_project.platform.errors import first_line_of, map_error
 
@@ -23,17 +24,16 @@ class DagsterRecordsUnavailableError(TransientError):
         )
 
 
-def require_records(database_url: SecretStr, connect_timeout_seconds: float) -> None:
-    """Connect to Dagster's database once: Dagster itself retries for half a minute, and then shows a traceback.
-
-    Args:
-        database_url: of its own database.
-        connect_timeout_seconds: how long that may take.
+def require_records(settings: Settings) -> None:
+    """Connect once to Dagster's database, if it has one: Dagster itself tries several times, and shows a traceback.
 
     Raises:
         DagsterRecordsUnavailableError: it does not answer, or refuses.
     """
-    engine = open_engine(database_url, connect_timeout_seconds)
+    url = settings.dagster.postgres_url
+    if not isinstance(url, SecretReference) and not url.get_secret_value():
+        return
+    engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
     try:
         with engine.connect():
             pass
