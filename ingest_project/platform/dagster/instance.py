@@ -353,6 +353,8 @@ def upgrade_tables() -> str:
     """Bring Dagster's tables to the installed version, and return which that is."""
     storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
     with tempfile.TemporaryDirectory() as folder:
+        # Without one Dagster warns where DAGSTER_HOME is set.
+        (Path(folder) / "dagster.yaml").touch()
         reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
         with dg.DagsterInstance.from_ref(reference) as instance:
             instance.upgrade()
