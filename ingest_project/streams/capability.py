@@ -25,6 +25,7 @@ from ingest_project.streams import items
 from ingest_project.streams.crm.records import unidentified_messages
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import is_failing
+from ingest_project.streams.hours import HOURLY_SENSOR
 from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
 from ingest_project.streams.resources import StreamResources
 
@@ -59,6 +60,11 @@ class Streams(Capability[StreamResources]):
             ConsumedTopic(one.topic, one.sensor, skippable=False, dead_letters=one.dead_letters)
             for one in services.streams
         )
+
+    def sensors_without_topic(self, services: StreamResources) -> Mapping[str, Callable[[datetime], bool]]:
+        """Return the sensor that has the hours of user activity counted."""
+        pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
+        return {HOURLY_SENSOR: lambda now: bool(services.activity_hours.due(now, pause, limit=1))}
 
     def read_work(self, services: StreamResources, *, detailed: bool) -> WorkState:
         """Read the positions of the streams, and in detail count hours whose statistics are to be computed now."""

@@ -21,6 +21,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     print_json,
+    report_check,
     say,
     shortened,
     show,
@@ -140,11 +141,11 @@ def check_streams(
 
     Declared datasets are checked by `ingest dataset check`.
     """
-    from ingest_project.readers.datasets import report_declarations
+    from ingest_project.readers.datasets import check_declarations
     from ingest_project.streams.declaration import load_streams, read_stream
 
-    of_datasets = "`ingest dataset check` checks those of datasets"
-    report_declarations(paths, read_stream, load_streams, "stream", of_datasets, as_json=as_json)
+    found = check_declarations(paths, read_stream, load_streams)
+    report_check(found.problems, counted(len(found.usable), "stream"), found.others_by("dataset"), as_json=as_json)
 
 
 def _stream_list(services: StreamResources, *, everything: bool) -> StreamList:

@@ -189,7 +189,7 @@ KILL_POINTS = [
     (DECLARED_DELTA, KillPoint("first commit noted", f"{DELTA_SINK}:DeltaSink.store")),
     (DECLARED_DELTA, KillPoint("hours reported", f"{DELTA_PARTS}:report")),
     (DECLARED_DELTA, KillPoint("partitions released", f"{POSITIONS}.release")),
-    (DECLARED_SQL, KillPoint("table made", f"{DECLARED_TABLE}:ensure_tables")),
+    (DECLARED_SQL, KillPoint("table made", f"{DECLARED_TABLE}:DeclaredTables.ensure")),
     (DECLARED_SQL, KillPoint("dead letters published, before the commit", f"{DECLARED_TABLE}:dead_letter_message")),
     (DECLARED_SQL, KillPoint("rows upserted, before the commit", f"{DECLARED_TABLE}:upsert_rows")),
     (DECLARED_SQL, KillPoint("position moved, before the commit", f"{SQL_SINK}:move")),

@@ -105,7 +105,7 @@ def test_two_processes_store_each_event_once(
     ]
     assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
     assert system.statistics("2026-01-15-10:00")["page_view"].events == MESSAGES
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()
 
 
@@ -125,7 +125,7 @@ def test_two_processes_count_and_store_each_crm_message_once(
         "opportunity_rows_changed": MESSAGES,
         "unidentified": 1,
     }
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()
 
 
@@ -158,5 +158,5 @@ def test_two_processes_store_each_message_of_a_declared_stream_once(  # noqa: PL
     else:
         assert [row["order_id"] for row in system.rows()] == expected
     assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()

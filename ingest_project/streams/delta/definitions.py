@@ -21,6 +21,7 @@ from ingest_project.platform.dagster.asset_events import (
     WholeAssetResult,
     keep_connections_open,
     outputs_without_events,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.database import exclusive
@@ -171,9 +172,10 @@ def _asset(parts: DeltaParts) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, services: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         """Rebuild the selected hours, from Kafka as far as it has them."""
+        partitions = partitions_of_run(context)
         keep_connections_open(context.instance)
         stream = parts.open(services)
-        for partition in context.partition_keys:
+        for partition in partitions:
             hour = parse_hour_key(partition)
             rebuilt = rebuild_hour(stream, hour)
             changes = stream.hours.changes([hour])

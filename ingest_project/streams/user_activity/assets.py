@@ -17,6 +17,7 @@ from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
     outputs_without_events,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.database import exclusive
@@ -59,7 +60,7 @@ def user_activity_hourly(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[StreamResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Compute the statistics of the selected hours from the Delta table."""
-    compute_statistics(context, services, [parse_hour_key(partition) for partition in context.partition_keys])
+    compute_statistics(context, services, [parse_hour_key(partition) for partition in partitions_of_run(context)])
     yield from outputs_without_events(context)
 
 

@@ -13,7 +13,7 @@ from ingest_project.platform.dagster.catalog import DagsterParts, SqlTable, Stor
 from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor
 from ingest_project.streams.declared import delta_parts, stored_of, topics_of
 from ingest_project.streams.delta.definitions import delta_definitions
-from ingest_project.streams.hours import StaleHour
+from ingest_project.streams.hours import HOURLY_SENSOR, StaleHour
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import UNFINISHED_RUNS
 from ingest_project.streams.user_activity.assets import (
@@ -77,7 +77,7 @@ def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
 def definitions_of(stream: UserActivity) -> dg.Definitions:
     """Return what Dagster loads of the stream, and of its hourly statistics."""
     hourly_sensor = queue_sensor(
-        "user_activity_hourly_sensor",
+        HOURLY_SENSOR,
         user_activity_hourly_batch.name,
         "Requests the statistics of hours whose events changed.",
         hourly_tick,

@@ -43,7 +43,7 @@ RECORD = {"order_id": "o1", "amount": Decimal("1.50"), "placed_at": PLACED}
 
 
 def checks(system: DeclaredSystem, *names: str) -> list[bool]:
-    return [system.check(name).passed for name in names or CHECKS]
+    return system.passed(*(names or CHECKS))
 
 
 def test_a_redriven_message_that_fails_again_is_a_dead_letter_with_its_count(declared: Declare) -> None:

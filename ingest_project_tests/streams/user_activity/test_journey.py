@@ -43,7 +43,7 @@ def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: Activi
     assert json.loads(second["_rescued"]) == {"colour": "red"}
     shown = activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
     assert (shown["rows_added"], shown["events"], shown["consumer_lag"]) == (2, 2, 0)
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
     assert (activity.observed(EVENT_TO_STORED)[0], activity.observed(PROCESSING)[0]) == (
         2,
         len(activity.partitions_with_messages),
@@ -107,7 +107,7 @@ def test_a_quiet_topic_requests_nothing_and_a_missing_one_is_no_failure(activity
     missing = changed(activity.settings, "topics", user_activity_events=f"{activity.topic}.other")
     other = ActivitySystem(missing, activity.instance, activity.folder)
     assert other.requests(SENSOR) == []
-    assert [other.check(name).passed for name in CHECKS] == [True] * 3
+    assert other.passed(*CHECKS) == [True] * 3
     assert other.run("user_activity_maintenance").success
     other.close()
 
@@ -182,7 +182,7 @@ def test_a_topic_that_was_created_again_is_another_stream(
     activity.drive()
     assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
     assert len({row["kafka_topic_id"] for row in activity.rows()}) == 2
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
 
 
 def test_an_hour_counts_distinct_events_users_and_sessions_by_type(activity: ActivitySystem) -> None:
@@ -256,7 +256,7 @@ def test_latest_leaves_out_what_was_there_and_reading_from_the_beginning_brings_
     activity.drive()
     assert [row["event_id"] for row in activity.rows()] == ["old", "new", "newer"]
     assert activity.statistics(HOUR)["page_view"].events == 3
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
 
 
 def test_a_store_that_is_away_fails_the_run_and_the_events_are_stored_later(activity: ActivitySystem) -> None:
