@@ -64,6 +64,8 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
         ("type: text", "type: text, epoch: seconds", "epoch is for timestamps"),
         ("topic: orders", "topic: orders\nsink: {key: [id], table: files}", "the table 'files' belongs to the system"),
         ("topic: orders", "topic: orders\nsink: {partition_by: month}", "sink.delta.partition_by"),
+        ("topic: orders", "topic: orders\nname: user_activity_events", "is a name of the system's own"),
+        ("topic: orders", "topic: orders\nname: orders_dlq", "is a name of the system's own"),
         ("type: text", "type: struct", "a struct needs fields"),
         ("type: text", "type: text, fields: [{name: a, type: text}]", "fields are for the type struct"),
         ("type: text", "type: record", "did you mean struct?"),
