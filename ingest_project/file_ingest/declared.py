@@ -33,11 +33,10 @@ from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_sto
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.declared_tables import (
+    DeclaredTables,
     TableKind,
     View,
     columns_of_table,
-    due_changes,
-    ensure_tables,
     sql_type,
 )
 from ingest_project.platform.database.sql import Double, Json
@@ -160,12 +159,12 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
-        tables, evolving = self.tables, self.drift == "evolve"
+        tables = self.tables
         # A store that is away is each file's to report, as of any other.
         with suppress(StoreUnavailableError):
             self.undeclared.update(self._columns_outside())
-        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=evolving)
-        if evolving and tables.rows is not None:
+        self._in_database(tables).ensure(engine)
+        if self.drift == "evolve" and tables.rows is not None:
             self.undeclared.update(
                 {name: held == "TEXT" for name, held in columns_of_table(engine, tables.rows.name).items()}
             )
@@ -176,7 +175,10 @@ class DeclaredContract(Contract):
     def require_fit(self, engine: sa.Engine) -> None:
         """Require that the tables, as far as they exist, take what is declared; nothing is changed."""
         self._columns_outside()
-        due_changes(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
+        self._in_database(self.tables).due_changes(engine)
+
+    def _in_database(self, tables: DatasetTables) -> DeclaredTables:
+        return DeclaredTables(tables.stored, TABLES, tables.view, evolving=self.drift == "evolve")
 
     def _columns_outside(self) -> dict[str, bool]:
         """Return the columns of the table outside the database, which must fit, and whether they are of text."""
@@ -190,7 +192,7 @@ class DeclaredContract(Contract):
         if not columns:
             return self.tables
         tables = with_columns(self.tables, [*columns])
-        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=True)
+        self._in_database(tables).ensure(engine)
         return tables
 
     def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:

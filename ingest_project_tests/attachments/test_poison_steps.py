@@ -157,10 +157,15 @@ def test_an_event_that_nothing_can_be_taken_out_of_fails_alone(
 
 
 def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
-    attachment_system: AttachmentSystem, http_server: HttpServer, kafka_server: Server
+    attachment_system: AttachmentSystem,
+    http_server: HttpServer,
+    kafka_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not isinstance(kafka_server, KafkaServer):
         pytest.skip("the embedded broker takes messages of any size")
+    # No other publisher is alive.
+    monkeypatch.setattr("ingest_project.platform.kafka.publisher.YOUNG_SECONDS", 0.0)
     system = attachment_system
     topics = system.settings.topics
     kafka_server.create_topic(topics.downloads_dlq, 1, {"max.message.bytes": "100000"})

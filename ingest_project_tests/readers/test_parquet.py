@@ -169,11 +169,13 @@ def test_a_file_beyond_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None
 
 
 def test_a_page_that_expands_beyond_the_memory_is_refused(tmp_path: Path) -> None:
+    limits = ReadLimits(max_parquet_memory_bytes=300 * 1024**2)
+    assert read(tmp_path, {"a": ["x"]}, limits=limits)
     with pytest.raises(LimitExceededError) as caught:
         read(
             tmp_path,
-            {"a": ["x" * 300_000_000]},
-            limits=ReadLimits(max_parquet_memory_bytes=600 * 1024**2),
+            {"a": ["x" * 150_000_000]},
+            limits=limits,
             compression="zstd",
             use_dictionary=False,
             write_statistics=False,

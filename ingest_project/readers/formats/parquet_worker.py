@@ -36,6 +36,8 @@ def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> 
     """
     # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+    # Arrow imports it where it is there: half of the time that a small file takes, for nothing that is used here.
+    sys.modules.setdefault("numpy", None)  # type: ignore[arg-type]
     import pyarrow as pa  # with the limits in force
     from pyarrow import parquet
 
