@@ -83,6 +83,17 @@ OF_ANY_DATABASE = (
     "test_unidentified_messages_have_a_log_of_their_own",
 )
 
+# Dagster's records are written the same on either storage: `test_both_storages_hold_the_same_rows_for_the_same_batch`.
+OF_ANY_STORAGE = (
+    "test_a_check_is_tied_to_the_materialisation_it_is_about",
+    "test_a_run_repeated_shows_the_same_state",
+    "test_a_run_that_a_person_launches_without_partitions_says_so",
+    "test_a_run_without_partitions_or_batch_says_what_to_do",
+    "test_a_selected_partition_goes_through_the_same_code",
+    "test_an_idle_system_with_dead_letters_says_how_many_it_keeps_on_which_topic",
+    "test_metadata_of_a_partition_is_stored_with_its_materialisation",
+)
+
 # Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
 KEPT = {
     "test_a_topic_that_was_created_again_is_another_stream": ("delta",),
@@ -142,7 +153,6 @@ KEPT = {
     "test_rows_with_the_key_of_another_row_of_their_file_are_quarantined": ("file-60",),
     "test_spellings_of_a_new_column_are_one_column": ("40-table", "1048576-Delta"),
     "test_sqlite_stores_the_same": ("60",),
-    "test_ten_thousand_entries_are_each_listed_once": ("local", "sftp", "onelake"),
     "test_the_largest_message_is_refused_or_read_in_bounded_time": (
         "file event",
         "polling job",
@@ -159,12 +169,16 @@ KEPT = {
         "enriched event",
         "project",
     ),
+    # Each by the lock of `test_locks.py`, which is tried on both.
+    "test_processes_that_start_at_once_all_find_a_migrated_database": ("postgres",),
+    "test_thousands_of_entries_are_each_listed_once": ("local", "onelake"),
     "test_thousands_of_files_go_through_every_step_in_bulk": ("postgres",),
     "test_tombstones_go_by_their_policy": ("delete", "mark"),
     "test_until_then_the_check_names_partition_offsets_and_hours": ("removed log entries",),
     "test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and_reported": ("a restore",),
     "test_whatever_another_program_writes_in_between_each_offset_is_there_once": ("deletes",),
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
+    **dict.fromkeys(OF_ANY_STORAGE, ("postgresql",)),
 }
 
 # The instances of tests in `KEPT` that there are in this run, by the name of the test: `test_ordinary_run.py` compares.

@@ -15,7 +15,6 @@ from dagster import DagsterInstance
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.streams.crm.records import opportunities
-from ingest_project.streams.crm.sink import crm_sink
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.positions import StreamPositions
@@ -57,7 +56,7 @@ def parts_of(services: SystemResources, stream: str) -> tuple[StreamPositions, A
     if stream == "activity":
         return services.activity_positions, DeltaSink(services.user_activity)
     if stream == "crm":
-        return services.crm_positions, crm_sink(services)
+        return services.crm_positions, services.sql_sink(services.shipped_streams.crm)
     (declaration,) = services.declared_streams.usable
     if stream == "declared delta":
         return services.positions_of(declaration), DeltaSink(services.delta_stream(declaration))

@@ -41,7 +41,7 @@ from ingest_project.streams.crm.unidentified import log_of, log_path
 from ingest_project.streams.engine import MAX_FAILURES
 from ingest_project.streams.from_beginning import read_from_beginning
 from ingest_project.streams.positions import sink_positions
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.journeys.system import changed, close
 from ingest_project_tests.services.kafka import wait_until
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
@@ -315,7 +315,7 @@ def test_from_the_beginning_nothing_is_doubled_and_the_sensor_is_stopped_meanwhi
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     settings = changed(crm.settings, "dagster", home=home)
-    services = DeclaredStreamResources(settings)
+    services = StreamResources(settings)
     with open_instance(settings) as dagster:
         location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ingest"), "__repository__")
         origin = RemoteInstigatorOrigin(location, SENSOR)

@@ -111,7 +111,7 @@ def test_events_at_the_ends_of_what_can_be_are_stored_counted_and_found_again(ac
     # What a run finds stored it must be able to count as well, whatever its neighbours' times are.
     (row, *_) = activity.rows()
     stored = OffsetRange(activity.topic, row["kafka_topic_id"], row["kafka_partition"], 0, 200)
-    assert sum(rows_by_hour(activity.services.user_activity_events, stored).values()) == 99
+    assert sum(rows_by_hour(activity.services.user_activity.store, stored).values()) == 99
     with writing(activity.services.engine) as connection:
         connection.execute(sa.update(sink_positions).values(next_offset=0, outcome={}))
     assert activity.run(BATCH).success

@@ -160,7 +160,7 @@ def test_a_table_without_the_column_of_traces_continues(activity: ActivitySystem
     activity.drive()
     rows = activity.table().drop_columns(["trace_id"])
     foreign.drop(activity.services)
-    activity.services.user_activity_events.append(rows, app_id="earlier", version=1)
+    activity.services.user_activity.store.append(rows, app_id="earlier", version=1)
     activity.put(event("e3", request_id="r-3"))
     activity.drive()
     assert is_whole(activity)
