@@ -174,7 +174,9 @@ KEPT = {
     "test_thousands_of_entries_are_each_listed_once": ("local", "onelake"),
     "test_thousands_of_files_go_through_every_step_in_bulk": ("postgres",),
     "test_tombstones_go_by_their_policy": ("delete", "mark"),
-    "test_until_then_the_check_names_partition_offsets_and_hours": ("removed log entries",),
+    "test_until_then_the_check_names_partition_offsets_and_hours_and_then_the_span_of_the_rows": (
+        "removed log entries",
+    ),
     "test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and_reported": ("a restore",),
     "test_whatever_another_program_writes_in_between_each_offset_is_there_once": ("deletes",),
     **dict.fromkeys(OF_ANY_DATABASE, ("postgres",)),
