@@ -131,6 +131,7 @@ def _import_all() -> None:
     for name in (
         "ingest_project_tests.attachments.system",
         "ingest_project_tests.file_ingest.datasets.system",
+        "pandera.strategies.base_strategies",
         "ingest_project_tests.streams.crm.system",
         "ingest_project_tests.streams.declared.system",
         "ingest_project.streams.contract",
