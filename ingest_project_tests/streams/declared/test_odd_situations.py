@@ -118,6 +118,7 @@ def test_a_renamed_stream_does_not_double_the_rows_of_its_delta_table(declared: 
     assert ids(back) == ["o1", "o2", "o3"]
 
 
+@pytest.mark.long
 def test_a_renamed_stream_of_a_table_by_key_ends_with_the_same_rows(declared: Declare) -> None:
     system = declared(KEYED)
     system.put(order(1), order(2), None, keys=[b"o1", b"o2", b"o1"])
