@@ -80,7 +80,8 @@ fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs;
 
 .PHONY: screenshots
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI and of the console in docs/images again
-	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 ingest_project_tests/after_a_demo/test_dagster_ui.py
+	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m "long or not long" \
+	  ingest_project_tests/after_a_demo/test_dagster_ui.py
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m long ingest_project_tests/operations/test_pages.py
 
 .PHONY: audit

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import io
 import sys
-import tokenize
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "ingest_project"
-NO_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 
 
 @dataclass(frozen=True)
@@ -41,11 +30,26 @@ class Folder:
 
 def code_lines(source: str) -> int:
     """Count the lines of a module that hold code: no blank lines, comments or docstrings."""
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in NO_CODE:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    return len(lines - set(_docstring_lines(ast.parse(source))))
+    lines = {
+        number
+        for number, line in enumerate(source.splitlines(), 1)
+        if (text := line.strip()) and not text.startswith("#")
+    }
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            # What is blank or begins with "#" inside of a text is part of it.
+            if node.end_lineno != node.lineno:
+                lines |= _lines_of(node)
+        elif isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())) as docstring, *_]:
+                    docstrings |= _lines_of(docstring)
+    return len(lines - docstrings)
+
+
+def _lines_of(node: ast.expr | ast.stmt) -> set[int]:
+    return {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
 
 
 @functools.cache
@@ -69,14 +73,6 @@ def main() -> None:
         sys.stdout.write(f"{one.name:<{width}}  {one.files:>6}  {len(one.modules):>7}  {one.lines:>7,}\n")
     files, modules = sum(one.files for one in found), sum(len(one.modules) for one in found)
     sys.stdout.write(f"{'Total':<{width}}  {files:>6}  {modules:>7}  {sum(one.lines for one in found):>7,}\n")
-
-
-def _docstring_lines(tree: ast.Module) -> Iterator[int]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            match node.body:
-                case [ast.Expr(value=ast.Constant(value=str())) as docstring, *_]:
-                    yield from range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1)
 
 
 if __name__ == "__main__":

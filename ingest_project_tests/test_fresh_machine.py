@@ -58,10 +58,10 @@ def test_servers_that_start_side_by_side_need_no_new_user(machine: Path) -> None
     before = (machine / "passwd").read_bytes()
     workers = [
         subprocess.Popen(on(machine, sys.executable, "-c", START_A_SERVER), stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    assert [worker.returncode for worker in workers] == [0, 0], said
     assert (machine / "passwd").read_bytes() == before
 
 

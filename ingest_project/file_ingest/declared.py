@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -44,7 +43,7 @@ from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.matching import column_name
+from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
@@ -347,11 +346,6 @@ def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[s
         if column is not None and (column not in found or name == column):
             found[column] = name
     return found
-
-
-def spelling_of(name: str) -> str:
-    """Return a name without what spellings of it differ in: case, and signs between words."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def _taken(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:

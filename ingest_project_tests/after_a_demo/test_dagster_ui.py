@@ -18,11 +18,6 @@ from ingest_project_tests.services.http_server import HttpServer
 pytestmark = pytest.mark.timeout(900)
 
 ASSETS = ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
-CHECKS_OF_ALL_FILES = {
-    "raw_files": "nothing_waits_too_long",
-    "validated_sensor_data": "rows_add_up",
-    "quarantined_files": "quarantine_share_acceptable",
-}
 GOOD, REFUSED, PARTLY_REFUSED = "sample_data_2.csv", "missing_column.csv", "some_bad_rows.csv"
 
 
@@ -71,6 +66,7 @@ def test_a_quarantined_file_is_a_partition_without_rows_whose_checks_say_why(dem
     window.keep("partition-quarantined")
 
 
+@pytest.mark.long
 def test_a_refused_file_and_refused_rows_are_shown_with_their_reasons(demo: Demo, window: Window) -> None:
     whole = demo.file(REFUSED)
     window.open(partition_page("quarantined_files", whole.file_key))
@@ -84,6 +80,7 @@ def test_a_refused_file_and_refused_rows_are_shown_with_their_reasons(demo: Demo
     window.keep("quarantined-rows")
 
 
+@pytest.mark.long
 def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: Demo, window: Window) -> None:
     attachment = demo.attachment("signed_contract.pdf")
     window.open(partition_page("onelake_attachments", attachment.attachment_key))
@@ -94,6 +91,7 @@ def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: D
     assert window.tone_of("Materialized") == "green"
 
 
+@pytest.mark.long
 def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(dead_key: str, window: Window) -> None:
     window.open("/assets/onelake_attachments?view=checks&checkDetail=attachment_stored")
     window.click("//button[normalize-space()='Partitions']")
@@ -107,6 +105,7 @@ def test_a_dead_attachment_is_a_partition_whose_check_is_red_and_says_why(dead_k
     window.keep("attachment-dead", height=848)
 
 
+@pytest.mark.long
 def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(demo: Demo, window: Window) -> None:
     window.open(partition_page("validated_sensor_data", demo.file(GOOD).file_key))
     run = window.wait_for(r"^Run\n([0-9a-f]{8})$").group(1)
@@ -116,13 +115,7 @@ def test_the_partition_leads_to_the_run_that_made_it_and_the_run_to_its_batch(de
     window.wait_for(r"ingest/batch: files\b.*ingest/batch_size: \d+$")
 
 
-def test_after_the_demo_the_checks_of_all_files_have_been_evaluated(demo: Demo, window: Window) -> None:
-    del demo
-    for asset, check in CHECKS_OF_ALL_FILES.items():
-        window.open(f"/assets/{asset}?view=checks&checkDetail={check}")
-        window.wait_for(rf"^{check}$.*^Latest execution$(?!.*^None$)")
-
-
+@pytest.mark.long
 def test_the_graph_shows_the_way_of_a_file_from_topic_to_view(demo: Demo, window: Window) -> None:
     del demo
     window.open("/locations/ingest_project/asset-groups/file_ingest")

@@ -15,7 +15,7 @@ from ingest_project_tests.after_a_demo.finished_demo import Demo
 pytestmark = pytest.mark.timeout(900)
 
 FILE_ASSETS = ("raw_files", "validated_sensor_data", "quarantined_files", "aggregated_metrics")
-ONE_ALONE = "validated_sensor_data"
+ATTACHMENT_HOURS = ("attachment_events", "attachment_results")
 ACTIVITY_ASSETS = ("user_activity_events", "user_activity_hourly")
 CLEAN, SOME_BAD_ROWS, REFUSED = "sample_data_2.csv", "some_bad_rows.csv", "missing_column.csv"
 HOURS = ["2026-01-15-10:00", "2026-01-15-11:00", "2026-02-01-03:00"]
@@ -32,8 +32,7 @@ def selections(demo: Demo) -> dict[str, Asked]:
         **{asset: ([asset], others[place : place + 1]) for place, asset in enumerate(FILE_ASSETS)},
         "stored attachments": (["onelake_attachments"], [one.attachment_key for one in demo.report.attachments]),
         # What is next to each other is one run.
-        "attachment_events": (["attachment_events"], HOURS[:2]),
-        "attachment_results": (["attachment_results"], HOURS[:2]),
+        **{asset: ([asset], HOURS[:2]) for asset in ATTACHMENT_HOURS},
         "user activity": (ACTIVITY_ASSETS, HOURS),
         "polling jobs": (["discovered_files"], partitions_of(demo.site, "discovered_files")),
     }
@@ -53,11 +52,9 @@ def ended(request: pytest.FixtureRequest, demo: Demo) -> Mapping[str, tuple[Aske
     "name",
     [
         "files of every kind",
-        # One of them alone is held by `journeys/test_again.py` as well.
-        *(pytest.param(asset, marks=() if asset == ONE_ALONE else pytest.mark.long) for asset in FILE_ASSETS),
+        # One of them alone is held by `journeys/test_again.py`, hours by user activity.
+        *(pytest.param(name, marks=pytest.mark.long) for name in (*FILE_ASSETS, *ATTACHMENT_HOURS)),
         "stored attachments",
-        "attachment_events",
-        "attachment_results",
         "user activity",
         "polling jobs",
     ],

@@ -168,7 +168,7 @@ KILL_POINTS = [
     (CRM, KillPoint("unidentified messages kept, before the commit", f"{CRM_SINK}:keep")),
     (CRM, KillPoint("position moved, before the commit", f"{SQL_SINK}:move")),
     (CRM, KillPoint("first batch committed", f"{SQL_SINK}:SqlSink.store")),
-    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.definitions:_metadata")),
+    (CRM, KillPoint("materialisations about to be shown", "ingest_project.streams.crm.definitions:count_open")),
     (CRM, KillPoint("partitions released", f"{POSITIONS}.release")),
     (CRM, KillPoint("second batch committed", f"{SQL_SINK}:SqlSink.store", 2)),
     (ACTIVITY, KillPoint("partitions entered", f"{POSITIONS}.begin")),

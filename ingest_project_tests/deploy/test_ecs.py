@@ -110,7 +110,7 @@ def test_the_configuration_is_that_of_the_project_with_another_launcher() -> Non
 def instance(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    empty_postgres_url: str,
+    dagster_postgres_url: str,
     aws: Any,  # noqa: ANN401 - boto3's client
 ) -> Iterator[DagsterInstance]:
     """Dagster as the daemon's task on Fargate has it; ECS tells it where it runs."""
@@ -118,7 +118,7 @@ def instance(
     for entry in container["environment"]:
         if entry["name"].startswith("DAGSTER_"):
             monkeypatch.setenv(entry["name"], entry["value"])
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_postgres_url)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_postgres_url)
     (tmp_path / "dagster.yaml").write_text((FOLDER / "dagster.yaml").read_text("utf-8"), encoding="utf-8")
     aws.create_cluster(clusterName="ingest")
     daemon = aws.run_task(

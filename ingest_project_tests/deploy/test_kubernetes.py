@@ -200,10 +200,10 @@ def api() -> Iterator[KubernetesApi]:
 
 @pytest.fixture
 def instance(
-    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_postgres_url: str
+    api: KubernetesApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dagster_postgres_url: str
 ) -> Iterator[DagsterInstance]:
     """Dagster as deploy/kubernetes configures it, outside a cluster."""
-    for name, value in {**_settings(), "DAGSTER_POSTGRES_URL": empty_postgres_url}.items():
+    for name, value in {**_settings(), "DAGSTER_POSTGRES_URL": dagster_postgres_url}.items():
         monkeypatch.setenv(name, value)
     configuration = load("dagster.yaml")
     configuration["run_launcher"]["config"] |= {

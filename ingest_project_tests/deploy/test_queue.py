@@ -20,9 +20,9 @@ PARTS = ("storage", "run_coordinator", "concurrency", "telemetry")
 
 
 @pytest.fixture
-def instance(empty_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+def instance(dagster_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """Records and queue of an instance that dagster.yaml describes."""
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", empty_postgres_url)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_postgres_url)
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path))
     described = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
     with instance_for_test(overrides={part: described[part] for part in PARTS}) as instance:

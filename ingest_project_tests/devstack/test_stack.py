@@ -24,7 +24,7 @@ from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
 from ingest_project.devstack import Command, ServiceFailedError, free_port, postgres, start
 from ingest_project.devstack.dagster_processes import DagsterHome
-from ingest_project.devstack.state_folder import StateFolderInUseError, prepare
+from ingest_project.devstack.state_folder import StateFolderInUseError, StateFolderUnusableError, prepare
 from ingest_project.devstack.supervisor import Stack, StepState, choose_port, failures_explained, running_stack
 from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
@@ -329,8 +329,9 @@ def failure_of_dev(state_dir: Path, *prefix: str) -> str:
 
 def test_a_state_folder_that_is_a_file_or_in_one_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for state_dir in (tmp_path / "file", tmp_path / "file" / "state"):
-        said = failure_of_dev(state_dir)
+    with pytest.raises(StateFolderUnusableError) as refused:
+        prepare(tmp_path / "file")
+    for said in (str(refused.value), failure_of_dev(tmp_path / "file" / "state")):
         assert f"{tmp_path / 'file'} is a file" in said
         assert "set INGEST_STATE_DIR" in said
 

@@ -71,7 +71,7 @@ def monitor(
 
 
 def _fill(engine: sa.Engine, now: datetime) -> None:
-    busy_hour(engine, now)
+    busy_hour(engine, now, pace=0.1)
     ended = now - timedelta(minutes=2)
     put(engine, files, [file_row("drifted", "ingested", ended, drifted=True, started_at=ended)])
     row: dict[str, Any] = {"dataset": "sensor_readings", "source": "local:/data", "arrived_at": ended, "rows_read": 1}

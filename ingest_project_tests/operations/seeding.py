@@ -107,10 +107,16 @@ def put(engine: sa.Engine, table: sa.Table, rows: Sequence[dict[str, Any]]) -> N
         connection.execute(sa.insert(table), [{name: row.get(name) for name in names} for row in rows])
 
 
-def busy_hour(engine: sa.Engine, now: datetime) -> int:
-    """The last hour of a system that has much to do and some trouble; how many files it ingested."""
+def busy_hour(engine: sa.Engine, now: datetime, pace: float = 1.0) -> int:
+    """The last hour of a system that has much to do and some trouble; how many files it ingested.
+
+    Args:
+        engine: of the warehouse.
+        now: the end of the hour.
+        pace: how many files, as a share of those that look like much.
+    """
     chance = random.Random(7)  # noqa: S311 - no secret
-    of_an_hour = [*_files_of_an_hour(chance, now)]
+    of_an_hour = [*_files_of_an_hour(chance, now, pace)]
     put(engine, files, of_an_hour)
     jobs = [
         job_row(f"job_{n}", "done" if n % 6 else "failed", now - timedelta(minutes=1 + 7 * n), 40) for n in range(8)
@@ -135,11 +141,11 @@ REFUSALS = (
 )
 
 
-def _files_of_an_hour(chance: random.Random, now: datetime) -> Iterator[dict[str, Any]]:
+def _files_of_an_hour(chance: random.Random, now: datetime, pace: float) -> Iterator[dict[str, Any]]:
     number = 0
     for minute in range(58):
-        pace = 40 + 35 * (minute % 20 < 8) + chance.randrange(12)
-        for _ in range(pace):
+        arrived = 40 + 35 * (minute % 20 < 8) + chance.randrange(12)
+        for _ in range(int(arrived * pace)):
             number += 1
             ended = now - timedelta(minutes=minute, seconds=chance.uniform(6, 50))
             key = f"plant_{chance.randrange(40):02d}_{number:05d}.csv~{chance.randrange(16**10):010x}"

@@ -51,9 +51,19 @@ def site(landed: System) -> Iterator[str]:
         yield address
 
 
-def test_a_file_is_found_by_every_id_and_its_page_shows_rows_bytes_and_where_it_came_from(
+def test_every_item_is_found_by_its_ids_and_has_a_page_with_its_rows_reasons_bytes_and_trace(
     landed: System, site: str
 ) -> None:
+    require_page_of_a_file_by_every_id(landed, site)
+    require_reasons_of_rejected_rows_and_refused_files(landed, site)
+    require_lists_of_several_hits_and_of_none(site)
+    require_files_of_a_polling_job_and_of_a_trace(landed, site)
+    require_nothing_of_what_is_not_on_record_and_of_other_topics(landed, site)
+    require_pages_for_keys_of_any_name(site)
+    require_page_of_a_message_that_is_none_with_its_dead_letter(landed, site)
+
+
+def require_page_of_a_file_by_every_id(landed: System, site: str) -> None:
     record = landed.files()["clean.csv"]
     intake, digest = record.intake, record.file_key.rpartition("~")[2]
     ids = (
@@ -91,7 +101,7 @@ def test_a_file_is_found_by_every_id_and_its_page_shows_rows_bytes_and_where_it_
     assert message.json()["file_name"] == "clean.csv"
 
 
-def test_rejected_rows_and_refused_files_are_shown_with_their_reasons(landed: System, site: str) -> None:
+def require_reasons_of_rejected_rows_and_refused_files(landed: System, site: str) -> None:
     known = landed.files()
     page = requests.get(f"{site}/items/file/{quote(known['100%_some_bad.csv'].file_key)}", timeout=20).text
     assert page.count("value_out_of_range") >= 3
@@ -103,8 +113,7 @@ def test_rejected_rows_and_refused_files_are_shown_with_their_reasons(landed: Sy
     assert requests.get(f"{site}/bytes/quarantined/file/{refused.file_key}", timeout=20).text.startswith("no,such")
 
 
-def test_several_hits_are_listed_none_says_what_was_searched_and_wildcards_are_text(landed: System, site: str) -> None:
-    del landed
+def require_lists_of_several_hits_and_of_none(site: str) -> None:
     listed = requests.get(f"{site}/search", params={"q": "100"}, timeout=20).text
     assert "100%_some_bad.csv" in listed
     assert "100Xsome_bad.csv" in listed
@@ -120,7 +129,7 @@ def test_several_hits_are_listed_none_says_what_was_searched_and_wildcards_are_t
     assert empty.status_code == 200
 
 
-def test_a_polling_job_leads_to_its_files_and_a_trace_to_all_of_them(landed: System, site: str) -> None:
+def require_files_of_a_polling_job_and_of_a_trace(landed: System, site: str) -> None:
     (job,) = (hit for hit in find(landed.services, TRACE).hits if hit.kind == "polling_job")
     for kind in ("polling_job", "job", "polling-job"):
         page = requests.get(f"{site}/items/{kind}/{job.key}", timeout=20).text
@@ -132,7 +141,7 @@ def test_a_polling_job_leads_to_its_files_and_a_trace_to_all_of_them(landed: Sys
     assert whole.trace_id == TRACE
 
 
-def test_a_message_that_is_none_has_a_page_with_its_dead_letter(landed: System, site: str) -> None:
+def require_page_of_a_message_that_is_none_with_its_dead_letter(landed: System, site: str) -> None:
     topic = landed.settings.topics.polling_queue
     traceparent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = (("traceparent", traceparent), ("authorization", b"Bearer of-a-secret"))
@@ -165,7 +174,7 @@ def test_a_message_that_is_none_has_a_page_with_its_dead_letter(landed: System, 
         assert letter not in [hit.ref for hit in find(landed.services, part).hits], part
 
 
-def test_what_is_not_on_record_is_not_found_and_no_other_topic_is_shown(landed: System, site: str) -> None:
+def require_nothing_of_what_is_not_on_record_and_of_other_topics(landed: System, site: str) -> None:
     landed.send("a-topic-of-others", b"private")
     for path in (
         "items/file/nothing~here",
@@ -194,7 +203,7 @@ def test_positions_are_read_in_every_usual_notation() -> None:
         assert Position.parse(text) is None, text
 
 
-def test_keys_of_any_name_have_a_page(site: str) -> None:
+def require_pages_for_keys_of_any_name(site: str) -> None:
     for name in ("größe.csv", "a b&c=d?.csv"):
         assert requests.get(f"{site}/items/file/{quote(key_of(name, 1))}", timeout=20).status_code == 404
 
@@ -220,7 +229,7 @@ def test_with_the_broker_or_the_warehouse_away_a_page_says_so_at_once(
 def test_an_index_answers_every_query_of_a_page(settings_of: Callable[..., Settings], postgres_url: str) -> None:
     now, services = datetime.now(UTC), SystemResources(settings_of(postgres_url))
     engine, asked = services.engine, dict[str, object]()
-    busy_hour(engine, now)
+    busy_hour(engine, now, pace=0.1)
     file_key, attachment_key = (
         _first_key(engine, queue) for queue in (FileIngest.item_tables[0], Attachments.item_tables[1])
     )

@@ -61,7 +61,7 @@ def value_of(metrics: dict[str, Metric], sample: str, **labels: str) -> float:
 def test_every_metric_of_the_contract_is_there_and_right(
     settings_of: Callable[..., Settings], database_url: str, embedded_broker: FaultyBroker
 ) -> None:
-    busy_hour(open_engine(database_url), datetime.now(UTC))
+    busy_hour(open_engine(database_url), datetime.now(UTC), pace=0.1)
     settings = settings_of(database_url, embedded_broker.bootstrap_servers)
     embedded_broker.create_topic("file-event-queue", 2)
     embedded_broker.create_topic("downloads.dlq", 1)
@@ -81,11 +81,11 @@ def test_every_metric_of_the_contract_is_there_and_right(
     assert value_of(metrics, "ingest_stream_failed_attempts", topic="sales_events", partition="0") == 0
     assert value_of(metrics, "ingest_downloads_waiting", attempt="3") == 12
     ingested = value_of(metrics, "ingest_files_total", outcome="ingested")
-    assert value_of(metrics, "ingest_event_to_stored_seconds_count", pipeline="files") == ingested > 1_000
+    assert value_of(metrics, "ingest_event_to_stored_seconds_count", pipeline="files") == ingested > 100
 
 
 def test_the_text_is_what_promtool_wants(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
-    busy_hour(open_engine(sqlite_url), datetime.now(UTC))
+    busy_hour(open_engine(sqlite_url), datetime.now(UTC), pace=0.1)
     text = text_of(settings_of(sqlite_url))
     # The older format has neither end nor units; for the rest the newer one's parser is the stricter.
     names = re.findall(r"^# TYPE (\S+) counter$", text, re.MULTILINE)

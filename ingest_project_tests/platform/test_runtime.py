@@ -90,7 +90,7 @@ def test_while_the_warehouse_is_slow_one_batch_is_requested_at_a_time(
 def test_a_source_with_thousands_of_waiting_files_keeps_no_other_waiting(system: System) -> None:
     system.settings = changed(system.settings, "file_ingest", batch_files=20, max_parallel_batches=1)
     system.restart()
-    gone = [file_event(system.folder / "noisy" / f"{number}.csv", etag="1") for number in range(5_000)]
+    gone = [file_event(system.folder / "noisy" / f"{number}.csv", etag="1") for number in range(1_500)]
     system.send(system.settings.topics.file_event_queue, *gone)
     first = system.requests()
     system.send_files(*(system.write(f"quiet/{number}.csv", readings(1, f"d{number}")) for number in range(5)))
@@ -101,7 +101,7 @@ def test_a_source_with_thousands_of_waiting_files_keeps_no_other_waiting(system:
     for request in system.requests():
         system.execute("file_batch", request)
     assert {record.state.value for record in quiet_files(system)} == {"ingested"}
-    assert system.services.files.counts_by_state()[FileState.PENDING] > 4_000
+    assert system.services.files.counts_by_state()[FileState.PENDING] > 1_000
 
 
 def test_with_a_disk_nearly_full_every_sensor_says_so_in_one_line(instance: dg.DagsterInstance, tmp_path: Path) -> None:

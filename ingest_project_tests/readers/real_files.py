@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
+from _pytest.mark import ParameterSet
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SKAB_TYPES = {
@@ -22,6 +26,7 @@ SKAB_TYPES = {
 }
 
 Reading = tuple[datetime, str, str, float]
+File = TypeVar("File")
 
 
 def sensor_files() -> list[Path]:
@@ -65,3 +70,14 @@ def profile_name_of(path: Path) -> str:
     """The shipped profile that reads a sensor file."""
     kind = path.relative_to(DATA / "sensors").parts[0]
     return {"luftdaten_long": "canonical", "luftdaten_raw": "luftdaten"}.get(kind, kind)
+
+
+def one_of_each(files: Iterable[File], kind: Callable[[File], str]) -> list[ParameterSet]:
+    """Return the files as parameters: the first of each kind for every run, the others for the long one."""
+    seen: set[str] = set()
+    found = []
+    for file in files:
+        marks = pytest.mark.long if kind(file) in seen else ()
+        seen.add(kind(file))
+        found.append(pytest.param(file, marks=marks))
+    return found

@@ -23,7 +23,14 @@ from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
 from ingest_project.readers.reading import cast, read_chunks
 from ingest_project_tests.readers.logger_files import LOGGER_FILES, LoggerFile
-from ingest_project_tests.readers.real_files import DATA, nasty_files, plain_reading, profile_name_of, sensor_files
+from ingest_project_tests.readers.real_files import (
+    DATA,
+    nasty_files,
+    one_of_each,
+    plain_reading,
+    profile_name_of,
+    sensor_files,
+)
 from ingest_project_tests.readers.test_shipped_profiles import SAMPLES
 
 TYPES = SensorTypes.load().types
@@ -72,7 +79,9 @@ def test_a_loggers_file_is_read_as_a_person_reads_it(sample: LoggerFile, tmp_pat
     assert sample.asked or not draft.questions
 
 
-@pytest.mark.parametrize("path", sensor_files(), ids=lambda path: "/".join(path.parts[-3:]))
+@pytest.mark.parametrize(
+    "path", one_of_each(sensor_files(), lambda path: str(path.parent)), ids=lambda path: "/".join(path.parts[-3:])
+)
 def test_a_real_sensor_file_gives_the_rows_of_its_own_profile_or_questions(path: Path, tmp_path: Path) -> None:
     profile, draft = guessed(path, tmp_path)
     rows = readings(path, profile)
@@ -114,7 +123,9 @@ def _is_doubted(column: str, mine: dict[str, Any], other: dict[str, Any], asked:
     return {"sensor_type": "measure", "unit": "unit", "device_id": "device", "value": "mark"}[column] in asked
 
 
-@pytest.mark.parametrize("entry", nasty_files(), ids=lambda entry: entry["file"])
+@pytest.mark.parametrize(
+    "entry", one_of_each(nasty_files(), lambda entry: Path(entry["file"]).parent.name), ids=lambda entry: entry["file"]
+)
 def test_a_nasty_file_gets_a_proposal_that_loads_or_a_reason(entry: dict[str, Any], tmp_path: Path) -> None:
     path = DATA / "nasty" / entry["file"]
     # Any other error would be a defect.

@@ -23,7 +23,8 @@ from ingest_project_tests.sources.backends import (
 )
 
 KINDS = ("local", "s3", "onelake", "ftp", "ftps", "sftp", "nginx", "apache", "json", "lines")
-MANY = 10_000
+# More than a page of any of them.
+MANY = 5_500
 SLOW_WHEN_MANY = ("s3", "nginx", "apache", "lines")
 
 
@@ -69,7 +70,7 @@ class TestEverySource(SourceContract):
     [pytest.param(kind, marks=[pytest.mark.long] if kind in SLOW_WHEN_MANY else []) for kind in KINDS],
     indirect=True,
 )
-def test_ten_thousand_entries_are_each_listed_once(any_backend: Backend) -> None:
+def test_thousands_of_entries_are_each_listed_once(any_backend: Backend) -> None:
     names = [f"sub/{number:05}.csv" for number in range(MANY)]
     any_backend.put_many(names)
     listed = [entry.path for entry in any_backend.open().list_files("sub/*.csv")]

@@ -61,7 +61,6 @@ from ingest_project.streams.sensor import (
     stream_sensor,
 )
 
-EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
 AHEAD = timedelta(minutes=5)
 # Going through all that were ever stored would take longer each time.
 LAST_OFFSETS = 1_000_000
@@ -100,7 +99,7 @@ class DeltaParts:
     open: Callable[[Any], DeltaStream]
     limits: Callable[[Any], StreamLimits]
     owners: tuple[str, ...] = ()
-    freshness: dg.FreshnessPolicy | None = EVENTS_FRESHNESS
+    freshness: dg.FreshnessPolicy | None = None
     checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "11,26,41,56 * * * *"
     maintenance_cron: str = "4-59/10 * * * *"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.test_utils import create_run_for_test, create_test_daemon_workspace_context
-from dagster._core.workspace.load_target import PythonFileTarget
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as run_queue
 
 from ingest_project.platform.dagster import held_runs
@@ -63,9 +65,8 @@ def test_queued_runs_of_a_paused_capability_wait_and_those_behind_them_do_not(
     paused = {"one", "other"}
     held_runs.install(HeldRuns(lambda: paused))
     queue: Any = daemon(interval_seconds=1)
-    target = PythonFileTarget(
-        python_file=__file__, attribute=None, working_directory=str(Path.cwd()), location_name="here"
-    )
+    here = LoadableTargetOrigin(executable_path=sys.executable, python_file=__file__, attribute="defs")
+    target = InProcessWorkspaceLoadTarget(InProcessCodeLocationOrigin(here, location_name="here"))
     with create_test_daemon_workspace_context(target, dagster_instance) as workspace, queue:
         (location,) = workspace.create_request_context().code_locations
         (repository,) = location.get_repositories().values()

@@ -179,7 +179,7 @@ def test_a_killed_uploader_leaves_nothing_under_the_final_name_and_its_rest_is_s
 def test_memory_does_not_grow_with_the_file(dfs: DfsServer, dfs_url: str, tmp_path: Path) -> None:
     local = tmp_path / "big"
     with local.open("wb") as file:
-        file.truncate(150 * 1024**2)
+        file.truncate(80 * 1024**2)
     sas = dfs.options.credential.sas
     assert sas
     command = [sys.executable, "-c", FILL, dfs_url, dfs.url, sas.get_secret_value(), str(local)]

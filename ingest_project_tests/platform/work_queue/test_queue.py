@@ -122,10 +122,15 @@ CASES: dict[str, tuple[Callable[[sa.Engine], WorkQueue[Any, Any, Any]], str, Cal
 }
 
 
-@pytest.fixture(params=list(CASES))
-def case(request: pytest.FixtureRequest, database_url: str) -> Iterator[Case]:
-    open_queue, name, arrival = CASES[request.param]
-    engine = open_engine(database_url)
+ON_SQLITE = [pytest.param(("sqlite", name), marks=() if name == "files" else pytest.mark.long) for name in CASES]
+
+
+@pytest.fixture(params=[*(("postgres", name) for name in CASES), *ON_SQLITE], ids="-".join)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """Each queue on PostgreSQL; on SQLite one of them in the ordinary run, as the statements are the same."""
+    database, queue = request.param
+    open_queue, name, arrival = CASES[queue]
+    engine = open_engine(request.getfixturevalue(f"{database}_url"))
     yield Case(open_queue(engine), name, arrival)
     engine.dispose()
 
