@@ -64,7 +64,7 @@ class Streams(Capability[StreamResources]):
     def sensors_without_topic(self, services: StreamResources) -> Mapping[str, Callable[[datetime], bool]]:
         """Return the sensor that has the hours of user activity counted."""
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-        return {HOURLY_SENSOR: lambda now: bool(services.activity_hours.due(now, pause, limit=1))}
+        return {HOURLY_SENSOR: lambda now: bool(services.user_activity.hours.due(now, pause, limit=1))}
 
     def read_work(self, services: StreamResources, *, detailed: bool) -> WorkState:
         """Read the positions of the streams, and in detail count hours whose statistics are to be computed now."""

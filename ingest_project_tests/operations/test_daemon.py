@@ -117,7 +117,7 @@ def test_a_scheduled_poll_whose_interval_lies_in_the_future_runs_again(system: S
 
 def test_sensors_that_read_no_topic_are_woken_by_their_work_alone(system: System) -> None:
     assert sensors_with_work(system.services) == set()
-    system.services.activity_hours.touch([NOW - timedelta(hours=2)], NOW)
+    system.services.user_activity.hours.touch([NOW - timedelta(hours=2)], NOW)
     assert sensors_with_work(system.services) == {HOURLY_SENSOR}
     attachments = system.settings.attachments.model_copy(update={"event_source": "eventhouse"})
     services = SystemResources(system.settings.model_copy(update={"attachments": attachments}))
