@@ -195,9 +195,7 @@ class AwaitingFiles(NamedTuple):
     def __str__(self) -> str:
         """Describe it in a few sentences."""
         wait = "file waits" if self.files == 1 else "files wait"
-        remedy = (
-            "Nothing is lost: it goes on by itself once that is mended, a declaration with a reload of its location."
-        )
+        remedy = "Nothing is lost: it goes on by itself once that is mended."
         return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
 
 

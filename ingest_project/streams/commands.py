@@ -108,11 +108,20 @@ def show_positions(
     everything: Annotated[bool, typer.Option("--all", help="Also of topics that were created again since.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show position, lag and last failure of each partition, and the offsets that were lost."""
+    """Show position, lag and last failure of each partition, and the offsets that were lost.
+
+    Exit code 1 when Kafka does not answer: then no lag is known.
+    """
     found = _stream_list(_services(), everything=everything)
     if as_json:
         print_json(found)
-        return
+    else:
+        _print_positions(found)
+    if found.problem:
+        raise typer.Exit(1)
+
+
+def _print_positions(found: StreamList) -> None:
     made = table("Topic", "Partition", "Next offset", "Waiting", "Moved", "Failures", "Reason", numbers=["Waiting"])
     for one in found.partitions:
         waiting, reason = (

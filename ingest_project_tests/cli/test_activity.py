@@ -10,6 +10,7 @@ import pytest
 
 from ingest_project.core.items import hour_key, parse_hour_key
 from ingest_project.core.settings import load_settings
+from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import EmbeddedBroker
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.offsets import Positions
@@ -129,3 +130,16 @@ def test_positions_are_listed_with_lag_failures_and_what_was_lost(ingest: Ingest
     shown = ingest("streams", "positions")
     assert "the disk is full" in shown.out
     assert f"{TOPIC}[0] 0 to 0" in shown.err
+
+
+@pytest.mark.usefixtures("stream")
+def test_positions_without_a_broker_are_shown_and_exit_code_1_says_that_lag_is_unknown(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "1")
+    for arguments in ((), ("--json",)):
+        shown = ingest("streams", "positions", *arguments)
+        assert shown.exit_code == 1
+        assert TOPIC in shown.out
+        assert "does not answer" in (shown.out if arguments else shown.err)

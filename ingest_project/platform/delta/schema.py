@@ -20,6 +20,14 @@ from ingest_project.platform.delta import TableFigures
 
 WAY_OUT = "Declare the column as the table has it, or name another Delta table in the declaration"
 BATCH_ROWS = 65_536
+DECLARED_BITS = 64
+IN_DECLARATIONS = {
+    "string": "text",
+    "bool": "boolean",
+    "date32[day]": "date",
+    "timestamp[us, tz=UTC]": "timestamp",
+    "timestamp[us]": "timestamp without a time zone",
+}
 # Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
 FORBIDDEN_IN_NAMES = re.compile(r"[ ,;{}()\n\t=]")
 UTC_MICROSECONDS = pa.timestamp("us", "UTC")
@@ -252,7 +260,28 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
         _check_type(old.key_type, new.key_type, f"{path}.key", table)
         _check_type(old.item_type, new.item_type, f"{path}.value", table)
     elif old != new:
-        raise SchemaConflictError(table, path, f"the table holds {old}, the new rows {new}. {WAY_OUT}")
+        reason = f"the table holds {declared_type(old)}, the new rows {declared_type(new)}. {WAY_OUT}"
+        raise SchemaConflictError(table, path, reason)
+
+
+def declared_type(arrow: pa.DataType) -> str:
+    """Return a type in the words of a declaration; one that no declaration has, in words like those.
+
+    Args:
+        arrow: as Delta has it, see `delta_schema`.
+    """
+    if pa.types.is_decimal(arrow):
+        return f"decimal({arrow.precision},{arrow.scale})"
+    if pa.types.is_integer(arrow) or pa.types.is_floating(arrow):
+        name = "number" if pa.types.is_floating(arrow) else "integer"
+        return name if arrow.bit_width == DECLARED_BITS else f"{name} of {arrow.bit_width} bits"
+    if pa.types.is_list(arrow):
+        return f"list of {declared_type(arrow.value_type)}"
+    if pa.types.is_map(arrow):
+        return f"map of {declared_type(arrow.key_type)} to {declared_type(arrow.item_type)}"
+    if pa.types.is_struct(arrow):
+        return f"record of {', '.join(f'{one.name} {declared_type(one.type)}' for one in arrow)}"
+    return IN_DECLARATIONS.get(str(arrow), str(arrow))
 
 
 def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:

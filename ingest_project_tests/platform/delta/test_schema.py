@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ingest_project.contracts.columns import Column
 from ingest_project.core.errors import SchemaConflictError
-from ingest_project.platform.delta.schema import delta_schema, ready_to_append
+from ingest_project.platform.delta.schema import check_only_adds, declared_type, delta_schema, ready_to_append
+from ingest_project.streams.values import arrow_type
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 from ingest_project_tests.platform.delta.test_append import store_at
 
@@ -107,6 +109,23 @@ def test_what_does_not_fit_is_refused_by_the_name_of_its_column_and_nothing_is_w
     assert caught.value.column == path
     assert store.committed_version("a") == 1
     assert live_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["text", "integer", "number", "decimal(12,2)", "boolean", "date", "timestamp"])
+def test_types_are_named_in_the_words_of_a_declaration(name: str) -> None:
+    assert declared_type(arrow_type(Column(name="x", type=name))) == name
+
+
+def test_types_that_no_declaration_has_are_named_in_like_words() -> None:
+    held = pa.struct({"a": pa.list_(pa.int32()), "b": pa.map_(pa.string(), pa.float32()), "c": pa.timestamp("us")})
+    words = "a list of integer of 32 bits, b map of text to number of 32 bits, c timestamp without a time zone"
+    assert declared_type(held) == f"record of {words}"
+    with pytest.raises(
+        SchemaConflictError, match=r"the table holds record of a integer, the new rows decimal\(12,2\)\."
+    ):
+        check_only_adds(
+            pa.schema({"x": pa.struct({"a": pa.int64()})}), pa.schema({"x": pa.decimal128(12, 2)}), "orders"
+        )
 
 
 def test_times_of_any_zone_and_unit_become_utc(tmp_path: Path) -> None:

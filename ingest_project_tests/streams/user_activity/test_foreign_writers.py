@@ -79,7 +79,7 @@ def test_a_column_of_another_type_is_said_by_name_and_nothing_is_lost(activity: 
     assert not run.success
     assert sorted(activity.next_offsets.values()) == [0, 1]
     assert "Column 'user_id' does not fit" in activity.reasons
-    assert "the table holds int64, the new rows string" in activity.reasons
+    assert "the table holds integer, the new rows text" in activity.reasons
     assert activity.dead_letters == []
     foreign.restore(activity.services, before)
     activity.drive()
