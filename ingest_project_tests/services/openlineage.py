@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from openlineage.client import event_v2, generated
 
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster import lineage_events
@@ -50,8 +51,6 @@ def datasets(event: Mapping[str, Any], direction: str) -> dict[str, dict[str, An
 
 def require_valid(event: Mapping[str, Any]) -> None:
     """Require that an event and its facets are what the client's classes describe, no more and no less."""
-    from openlineage.client import event_v2  # a second, in the one process that needs it
-
     event_v2.RunEvent(
         eventType=event_v2.RunState[event["eventType"]],
         eventTime=event["eventTime"],
@@ -75,8 +74,6 @@ def require_valid(event: Mapping[str, Any]) -> None:
 @cache
 def _classes() -> dict[str, Any]:
     """Return the client's classes of facets, by the address of their schema."""
-    from openlineage.client import generated  # as above
-
     modules = [
         importlib.import_module(f"{generated.__name__}.{one.name}") for one in pkgutil.iter_modules(generated.__path__)
     ]
