@@ -119,11 +119,11 @@ def _seed(settings: Settings, options: argparse.Namespace) -> list[str]:
         shutil.copytree(options.table, settings.user_activity_url)
     else:
         say(f"Writing {options.events} events ...")
-        _write_events(services.user_activity_events, options.events)
+        _write_events(services.user_activity.store, options.events)
         say("Compacting them, as the system does every ten minutes ...")
-        optimize_and_vacuum(services.user_activity_events)
+        optimize_and_vacuum(services.user_activity.store)
     services.engine.dispose()
-    return _some_events(services.user_activity_events)
+    return _some_events(services.user_activity.store)
 
 
 def _some_events(store: DeltaStore) -> list[str]:

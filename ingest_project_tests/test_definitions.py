@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -113,6 +114,28 @@ def test_a_disabled_capability_is_not_loaded_and_neither_are_its_sensors_and_sch
 def test_every_capability_can_be_disabled_alone() -> None:
     for name in PARTS:
         assert graph(INGEST_DISABLED_CAPABILITIES=name).get_all_asset_keys()
+
+
+def test_a_run_without_partitions_of_whatever_is_partitioned_says_what_to_do(tmp_path: Path) -> None:
+    declared = {"INGEST_DECLARATIONS": str(ROOT / "examples" / "datasets" / "defs")}
+    database = {"DATABASE_URL": f"sqlite:///{tmp_path}/never_opened"}
+    loaded = definitions(load_settings(declared | database, Path("/nonexistent")).settings)
+    nodes = loaded.resolve_asset_graph()
+    assets = [key for key in nodes.materializable_asset_keys if nodes.get(key).is_partitioned]
+    checks = [key for key in nodes.asset_check_keys if nodes.get(key).partitions_def]
+    assert {dg.AssetKey("payments"), dg.AssetKey(["weather", "validated"])} < {*assets}
+    assert dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), "contract_holds") in checks
+    selections: list[dict[str, Any]] = [
+        *({"asset_selection": nodes.get(key).execution_set_asset_keys} for key in assets),
+        *({"asset_check_selection": {key}} for key in checks),
+    ]
+    job = loaded.resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        for selection in selections:
+            run = job.get_subset(**selection).execute_in_process(instance=instance, raise_on_error=False)
+            failed = [event.step_failure_data for event in run.all_events if event.is_step_failure]
+            assert [one.user_failure_data is None for one in failed] == [False], (selection, failed)
+            assert "Select partitions where you launch it" in str(failed[0].user_failure_data), selection
 
 
 def test_dg_lists_what_the_project_folder_declares(monkeypatch: pytest.MonkeyPatch) -> None:

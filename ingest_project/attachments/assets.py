@@ -46,6 +46,7 @@ from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
     outputs_without_events,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.dagster.catalog import topic_key
@@ -85,8 +86,8 @@ def attachment_events(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Extract the addresses of the selected hours' events again: a corrected path may find missed ones."""
-    keys = [key for hour in context.partition_keys for key in services.attachment_events.of_hour(hour)]
-    extract(context, services, keys, hours=context.partition_keys)
+    hours = partitions_of_run(context)
+    extract(context, services, [key for hour in hours for key in services.attachment_events.of_hour(hour)], hours=hours)
     yield from outputs_without_events(context)
 
 
@@ -374,7 +375,8 @@ def attachment_results(
     context: dg.AssetExecutionContext, services: dg.ResourceParam[AttachmentResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Commit the rows that are in no commit yet, and report the present state of the selected hours."""
+    selected = partitions_of_run(context)
     keep_connections_open(context.instance)
-    hours = {*commit_results(services), *context.partition_keys}
+    hours = {*commit_results(services), *selected}
     report(context, results_reports(services, sorted(hours)))
     yield from outputs_without_events(context)

@@ -160,10 +160,11 @@ class AttemptResults:
             identities = sorted(result.identity for result in results)
             _update(connection, identities, {"published_at": now}, COLUMNS.published_at.is_(None))
 
-    def number_next_commit(self, chosen: Sequence[AttemptResult] | None = None) -> int:
+    def number_next_commit(self, chosen: Sequence[AttemptResult] | None = None, *, reached: int = 0) -> int:
         """Give results that are in no commit yet the number of the next one, and return it. One caller at a time.
 
         Args:
+            reached: the number that the table has reached, which a restored or new database may not know.
             chosen: the results; by default all that are published. Those that are not are leased by another run: two
                 that update the same rows could wait for each other.
         """
@@ -171,7 +172,7 @@ class AttemptResults:
         in_no_commit = COLUMNS.committed_at.is_(None)
         is_new = (COLUMNS.commit_number.is_(None), COLUMNS.commit_error.is_(None), COLUMNS.published_at.is_not(None))
         with writing(self._engine) as connection:
-            change = {"commit_number": int(connection.execute(highest).scalar_one()) + 1}
+            change = {"commit_number": max(int(connection.execute(highest).scalar_one()), reached) + 1}
             if chosen is None:
                 connection.execute(sa.update(download_outcomes).where(in_no_commit, *is_new).values(change))
             else:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
 from ingest_project.attachments.actions import REPLAY
-from ingest_project.attachments.queue import RETRY_QUEUE, Pending, pending_at
+from ingest_project.attachments.queue import EVENTHOUSE_SENSOR, RETRY_QUEUE, Pending, pending_at
 from ingest_project.attachments.storage import without_secrets
 from ingest_project.attachments.tables import (
     AttachmentState,
@@ -161,6 +161,11 @@ class Attachments(Capability[AttachmentResources]):
     )
 
     actions = (REPLAY,)
+
+    def sensors_without_topic(self, services: AttachmentResources) -> Mapping[str, Callable[[datetime], bool]]:
+        """Return the sensor of Eventhouse, which only its own ticks can query for new events."""
+        is_source = services.settings.attachments.event_source == "eventhouse"
+        return {EVENTHOUSE_SENSOR: lambda _: is_source}
 
     def topics(self, services: AttachmentResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of events and of download tasks."""

@@ -25,7 +25,7 @@ from ingest_project.platform.dagster.asset_events import (
     CheckResult,
     PartitionEvents,
     WholeAssetResult,
-    partitions_of_check,
+    partitions_of_run,
     report_each,
 )
 from ingest_project.platform.dagster.catalog import (
@@ -232,7 +232,7 @@ def attachment_stored(
     """Check the stored file of each selected attachment."""
     reason = "The work queue does not know this attachment."
     unknown = CheckResult(ONELAKE_ATTACHMENTS, ATTACHMENT_STORED, passed=False, description=reason)
-    partitions = partitions_of_check(context)
+    partitions = partitions_of_run(context)
     known = {one.attachment_key: one for one in services.attachments.get_many(partitions)}
     return report_each(
         context,

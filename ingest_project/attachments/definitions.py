@@ -28,7 +28,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
-from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run, keys_of_run
+from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run
 
 # No upload takes a day.
 ABANDONED_AFTER = timedelta(days=1)
@@ -37,7 +37,8 @@ ABANDONED_AFTER = timedelta(days=1)
 @dg.op(out=dg.Out(dg.Nothing), description="Extracts the addresses of the batch's events and announces the tasks.")
 def extract_addresses(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Extract the addresses of the batch's events."""
-    extract(context, services, keys_of_run(context, services.attachment_events.batch), batch_of_run(context))
+    batch = batch_of_run(context)
+    extract(context, services, services.attachment_events.batch(batch), batch)
 
 
 @dg.op(

@@ -24,6 +24,7 @@ from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, 
 # The two parts of the queue: first attempts, and later ones.
 PENDING_QUEUE = "pending"
 RETRY_QUEUE = "retry"
+EVENTHOUSE_SENSOR = "eventhouse_sensor"
 # Most due attachments that are ranked for fair shares; bounds the cost of a tick.
 MAX_DUE = 100_000
 COLUMNS = attachments.c

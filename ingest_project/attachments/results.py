@@ -158,7 +158,7 @@ def commit_results(services: AttachmentResources) -> list[str]:
     """
     hours: set[str] = set()
     with exclusive(services.engine, LOCK):
-        services.outcomes.number_next_commit()
+        _number_next_commit(services)
         while numbers := services.outcomes.open_commits():
             committing = _Committing(services, numbers[0])
             failures = committing.commit()
@@ -167,8 +167,15 @@ def commit_results(services: AttachmentResources) -> list[str]:
                 logger.error("result_not_committed", partition_key=outcome.attachment_key, exc_info=traceback_of(error))
                 services.outcomes.mark_uncommittable(outcome, reason_of(error))
             if failures:
-                services.outcomes.number_next_commit()
+                _number_next_commit(services)
     return sorted(hours)
+
+
+def _number_next_commit(services: AttachmentResources, chosen: Sequence[AttemptResult] | None = None) -> int:
+    # Above the table's own number: it takes no number twice, and would have none of the rows of a work queue that was
+    # restored from a backup, or is new.
+    reached = services.attachment_results.committed_version(APPLICATION_ID) or 0
+    return services.outcomes.number_next_commit(chosen, reached=reached)
 
 
 def results_table(outcomes: Sequence[AttemptResult]) -> pa.Table:
@@ -226,7 +233,7 @@ class _Committing:
         outcomes, table = self._services.outcomes, self._services.attachment_results
         number, self._number = self._number, None
         if number is None:
-            number = outcomes.number_next_commit(part)
+            number = _number_next_commit(self._services, part)
         self._is_row_fault = False
         try:
             with tracing.step("commit", (outcome.attachment_key for outcome in part)):

@@ -26,7 +26,7 @@ from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
 from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery, PolledEvent, RefusedRow, load_queries
 from ingest_project.attachments.events import EventArrival
-from ingest_project.attachments.queue import RETRY_QUEUE, TaskArrival
+from ingest_project.attachments.queue import EVENTHOUSE_SENSOR, RETRY_QUEUE, TaskArrival
 from ingest_project.attachments.results import DUE_HEADER
 from ingest_project.contracts.attachments import (
     AttachmentEvent,
@@ -270,7 +270,7 @@ def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> 
 
 
 eventhouse_sensor = queue_sensor(
-    "eventhouse_sensor",
+    EVENTHOUSE_SENSOR,
     None,
     "Reads new events from Eventhouse and publishes them on events.raw, where EVENT_SOURCE=eventhouse.",
     tick,

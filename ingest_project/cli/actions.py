@@ -222,7 +222,7 @@ def _print(action: Action[SystemResources], request: ActionRequest, done: Perfor
     else:
         failed = f", {len(done.failed):,} {'would fail' if done.dry_run else 'failed'}" if done.failed else ""
         left = f", {len(done.in_progress):,} in progress and left as they are" if done.in_progress else ""
-        say(f"{counted(len(acted), action.noun)} {what}{failed}{left}.")
+        say(f"{counted(len(acted), action.noun, action.nouns)} {what}{failed}{left}.")
     if done.detail:
         say(done.detail)
     if done.remaining:

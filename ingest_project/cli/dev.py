@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated
 
-import sqlalchemy as sa
 import typer
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -30,7 +29,8 @@ from ingest_project.core.logging import printable
 from ingest_project.core.settings import KafkaSettings, Settings, load_settings
 from ingest_project.devstack.postgres import binaries
 from ingest_project.devstack.supervisor import Report, Stack, StepState, running_stack
-from ingest_project.platform.database import HEAD, database_address, exclusive, open_engine, reading
+from ingest_project.platform.dagster.records import require_records
+from ingest_project.platform.database import HEAD, database_address, exclusive, open_engine
 from ingest_project.platform.database import migrate as migrate_warehouse
 from ingest_project.platform.kafka import client_config, error_code, unavailable
 
@@ -152,15 +152,13 @@ def _migrate_warehouse(settings: Settings) -> None:
 
 
 def _migrate_dagster(settings: Settings) -> None:
-    url = settings.dagster.postgres_url.get_secret_value()
-    if not url:
+    url = settings.dagster.postgres_url
+    if not url.get_secret_value():
         say("DAGSTER_POSTGRES_URL is not set: Dagster stores its records in SQLite, with tables of its own.")
         return
+    require_records(settings)
     engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
     try:
-        # Dagster shows a failed connection as a traceback; this error names the address and the cause.
-        with reading(engine) as connection:
-            connection.execute(sa.select(1))
         with exclusive(engine, "ingest_dagster_migration", LOCK_SECONDS):
             _upgrade_dagster()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -31,15 +31,19 @@ TYPES: dict[str, pl.DataType] = {
     "timestamp": UTC_MICROSECONDS,
     "json": pl.String(),
 }
+STRUCT = "struct"
 # Aliases: names of these types in other systems.
 OTHER_NAMES = (
     dict.fromkeys(("string", "str", "varchar", "char"), "text")
     | dict.fromkeys(("float", "double", "real"), "number")
     | {"long": "integer", "datetime": "timestamp", "time": "timestamp", "numeric": "decimal", "object": "json"}
 )
+# Of a stream, whose messages have objects.
+NAMES_OF_STRUCT = dict.fromkeys(("record", "message", "nested"), STRUCT)
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
 # Spelled out, because `dg check yaml` shows it as the error for any other type.
 ANY_TYPE = rf"^({'|'.join(TYPES)}|decimal\([0-9 ]+,[0-9 ]+\))$"
+ANY_TYPE_OF_STREAM = ANY_TYPE.replace("json|", "json|struct|")
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
@@ -87,14 +91,14 @@ def number_fault(text: str, column: Column) -> str | None:
     return "out_of_range" if number and number.adjusted() >= digits - places else "too_many_decimals"
 
 
-def _known_type(text: str) -> str:
+def _known_type(text: str, names: Sequence[str] = tuple(TYPES), others: Mapping[str, str] = OTHER_NAMES) -> str:
     found = DECIMAL.fullmatch(text)
     if found is None:
-        if text not in TYPES:
+        if text not in names:
             base = text.partition("(")[0].strip().lower()
-            (alike,) = get_close_matches(base, [*TYPES, "decimal", *OTHER_NAMES], n=1) or [base]
-            guess = nearest(OTHER_NAMES.get(alike, alike), [*TYPES, "decimal"])
-            known = f"types are {', '.join(TYPES)} and decimal(digits, decimal places)"
+            (alike,) = get_close_matches(base, [*names, "decimal", *others], n=1) or [base]
+            guess = nearest(others.get(alike, alike), [*names, "decimal"])
+            known = f"types are {', '.join(names)} and decimal(digits, decimal places)"
             # Between braces, YAML takes the comma for the end of the value.
             guess = ', write it in quotes, as "decimal(12,2)"' if base == "decimal" else guess
             raise ValueError(f"{text!r} is no type; {known}{guess}")
@@ -103,6 +107,10 @@ def _known_type(text: str) -> str:
     if not (1 <= digits <= MAX_DIGITS and places <= digits):
         raise ValueError(f"{text!r} needs 1 to {MAX_DIGITS} digits, and no more decimal places than digits")
     return f"decimal({digits},{places})"
+
+
+def _known_type_of_stream(text: str) -> str:
+    return _known_type(text, (*TYPES, STRUCT), OTHER_NAMES | NAMES_OF_STRUCT)
 
 
 def _free_name(name: str) -> str:
@@ -163,6 +171,8 @@ class Column(Declared):
             if self.kind != "text":
                 raise ValueError(f"pattern does not apply to {self.type}")
             _require_regular_expression(self.pattern)
+        if self.allowed is not None and self.kind == STRUCT:
+            raise ValueError("allowed does not apply to struct")
         if self.allowed is not None and (not self.allowed or self.kind in ("boolean", "json")):
             raise ValueError("allowed needs at least one value, of a type other than boolean and json")
         for value in (self.min, self.max, *(self.allowed or ())):
@@ -203,13 +213,20 @@ class StreamColumn(Column):
     """A column of a stream, with the path of its field in a message.
 
     Args:
-        path: of the field in the message, e.g. `$.customer.id`; the field of the column's name by default.
+        type: as of any column, or `struct`: an object whose fields are columns of their own in it.
+        path: of the field in the message, or in the object of the struct around it, e.g. `$.customer.id`; the field of
+            the column's name by default.
         epoch: of a timestamp that is sent as a number, or a text of one: what it counts since 1970, UTC. Digits beyond
             the microsecond are left out.
+        fields: of a struct. A required one must have a value wherever the struct is there.
     """
 
+    type: Annotated[
+        str, AfterValidator(_known_type_of_stream), WithJsonSchema({"type": "string", "pattern": ANY_TYPE_OF_STREAM})
+    ]
     path: str = ""
     epoch: Literal["seconds", "milliseconds", "microseconds", "nanoseconds"] | None = None
+    fields: tuple[StreamColumn, ...] = ()
 
     @field_validator("path")
     @classmethod
@@ -224,10 +241,24 @@ class StreamColumn(Column):
             raise ValueError(f"column {self.name}: epoch is for timestamps")
         return self
 
+    @model_validator(mode="after")
+    def _a_struct_has_fields(self) -> Self:
+        if (self.type == STRUCT) != bool(self.fields):
+            wrong = "a struct needs fields" if self.type == STRUCT else "fields are for the type struct"
+            raise ValueError(f"column {self.name}: {wrong}")
+        return self
+
     @property
     def steps(self) -> tuple[str, ...]:
         """Names of the fields that lead to the value."""
         return tuple(self.path.split(".")[1:]) or (self.name,)
+
+    def flat(self) -> Iterator[StreamColumn]:
+        """Yield the column, then the fields inside it: each named by, and with the path of, all that is around it."""
+        yield self
+        for one in self.fields:
+            whole = {"name": f"{self.name}.{one.name}", "path": ".".join(("$", *self.steps, *one.steps))}
+            yield from one.model_copy(update=whole).flat()
 
 
 def _require_regular_expression(pattern: str) -> None:

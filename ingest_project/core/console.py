@@ -189,14 +189,17 @@ def print_json(value: object) -> None:
     typer.echo(to_json(value, indent=2))
 
 
-def report_check(problems: Sequence[str], usable: str, *, as_json: bool) -> None:
+def report_check(problems: Sequence[str], usable: str, unchecked: str = "", *, as_json: bool) -> None:
     """Print the problems of what was checked, and end the command with exit code 1 if there are any.
 
     Args:
         problems: each with its file and line.
         usable: what is without one, such as `2 datasets`.
+        unchecked: a sentence about what another command checks.
         as_json: print one JSON object.
     """
+    if unchecked:
+        complain(unchecked)
     if as_json:
         print_json({"problems": problems})
     else:

@@ -49,6 +49,7 @@ from ingest_project.devstack.state_folder import (
     remove_socket_folder,
     with_addresses,
 )
+from ingest_project.platform.dagster.records import require_records
 
 POLL_SECONDS = 0.5
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
@@ -166,12 +167,13 @@ def running_stack(
         StateFolderInUseError: another stack runs on the same state folder.
         StateFolderUnusableError: that folder is a file, belongs to another user or cannot be written to.
         SettingsError: a configured port is in use.
+        DagsterRecordsUnavailableError: the database that a setting names for Dagster does not answer, or went away.
         ServiceFailedError: a part did not start; those that had been started are ended.
     """
     keep_files_private()
     stack = Stack(loaded, report)
     state_dir = stack.state_dir
-    with _stopped_by_signals(), ExitStack() as on_exit:
+    with _stopped_by_signals(), failures_explained(stack), ExitStack() as on_exit:
         with folder_failures(state_dir):
             prepare(state_dir)
             on_exit.enter_context(exclusive(state_dir))
@@ -189,6 +191,21 @@ def running_stack(
                 stack.home = dagster_processes.prepare_home(state_dir, definitions_module, port)
             _start_dependents(stack)
         yield stack
+
+
+@contextmanager
+def failures_explained(stack: Stack) -> Iterator[None]:
+    """Raise why parts of Dagster ended, where the database that a setting names for it is away."""
+    try:
+        yield
+    except ServiceFailedError:
+        _require_records(stack)
+        raise
+
+
+def _require_records(stack: Stack) -> None:
+    if stack.home is not None and is_chosen(stack.loaded, "dagster.postgres_url"):
+        require_records(stack.settings)
 
 
 def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:
@@ -302,6 +319,7 @@ def _environment(stack: Stack) -> dict[str, str]:
 def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
     report, log_folder = stack.report, stack.log_folder
     report(DAGSTER, StepState.STARTING)
+    _require_records(stack)
     environ = _environment(stack)
     if dagster_processes.storage_is_outdated(home):
         report("Dagster's storage is migrated", StepState.NOTE)

@@ -43,7 +43,7 @@ from ingest_project.file_ingest.validate_files import open_file
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.baselines import WITHIN_BASELINE, read_baselines, read_statistics
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
-from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, partitions_of_check, report_each
+from ingest_project.platform.dagster.asset_events import CheckResult, WholeAssetResult, partitions_of_run, report_each
 from ingest_project.platform.database import reading
 
 RECENT = timedelta(hours=24)
@@ -156,7 +156,7 @@ def _file_check(
     def check(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
     ) -> dg.AssetCheckResult:
-        return report_each(context, results_of(services, assets, partitions_of_check(context)))
+        return report_each(context, results_of(services, assets, partitions_of_run(context)))
 
     return check
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,18 +33,17 @@ from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_sto
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.declared_tables import (
+    DeclaredTables,
     TableKind,
     View,
     columns_of_table,
-    due_changes,
-    ensure_tables,
     sql_type,
 )
 from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.matching import column_name
+from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
@@ -161,12 +159,12 @@ class DeclaredContract(Contract):
 
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
-        tables, evolving = self.tables, self.drift == "evolve"
+        tables = self.tables
         # A store that is away is each file's to report, as of any other.
         with suppress(StoreUnavailableError):
             self.undeclared.update(self._columns_outside())
-        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=evolving)
-        if evolving and tables.rows is not None:
+        self._in_database(tables).ensure(engine)
+        if self.drift == "evolve" and tables.rows is not None:
             self.undeclared.update(
                 {name: held == "TEXT" for name, held in columns_of_table(engine, tables.rows.name).items()}
             )
@@ -177,7 +175,10 @@ class DeclaredContract(Contract):
     def require_fit(self, engine: sa.Engine) -> None:
         """Require that the tables, as far as they exist, take what is declared; nothing is changed."""
         self._columns_outside()
-        due_changes(engine, self.tables.stored, TABLES, view=self.tables.view, evolving=self.drift == "evolve")
+        self._in_database(self.tables).due_changes(engine)
+
+    def _in_database(self, tables: DatasetTables) -> DeclaredTables:
+        return DeclaredTables(tables.stored, TABLES, tables.view, evolving=self.drift == "evolve")
 
     def _columns_outside(self) -> dict[str, bool]:
         """Return the columns of the table outside the database, which must fit, and whether they are of text."""
@@ -191,7 +192,7 @@ class DeclaredContract(Contract):
         if not columns:
             return self.tables
         tables = with_columns(self.tables, [*columns])
-        ensure_tables(engine, tables.stored, TABLES, view=tables.view, evolving=True)
+        self._in_database(tables).ensure(engine)
         return tables
 
     def validated(self, rows: pl.DataFrame, profile: ReaderProfile) -> ValidatedRows:
@@ -345,11 +346,6 @@ def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[s
         if column is not None and (column not in found or name == column):
             found[column] = name
     return found
-
-
-def spelling_of(name: str) -> str:
-    """Return a name without what spellings of it differ in: case, and signs between words."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def _taken(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:

@@ -14,13 +14,14 @@ from typing import Literal, NamedTuple
 
 import pandera.polars as pa
 import polars as pl
+import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from ingest_project.contracts.columns import CLOCK_FAULTS, FAULT_OF, UTC_MICROSECONDS
 from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.yaml_models import Declared, mistakes, yaml_content
+from ingest_project.core.yaml_models import FAST_LOADER, Declared, mistakes, yaml_content
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
 from ingest_project.readers.target import RESCUED
@@ -115,8 +116,8 @@ class SensorTypes:
         )
 
 
-def _read_types(path: Path) -> Mapping[str, SensorType]:
-    content = yaml_content(path, "sensor types")
+def _read_types(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Mapping[str, SensorType]:
+    content = yaml_content(path, "sensor types", loader)
     try:
         types = TYPES.validate_python(content)
     except ValidationError as error:
@@ -130,7 +131,7 @@ def _read_types(path: Path) -> Mapping[str, SensorType]:
 @cache
 def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
     """Return those of the file that is part of this package, read once: each batch asks for them."""
-    return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES), unknown)
+    return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES, FAST_LOADER), unknown)
 
 
 def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:

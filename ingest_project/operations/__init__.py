@@ -27,7 +27,7 @@ from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_i
 from ingest_project.polling.capability import Polling
 from ingest_project.polling.discovery import PollingResources
 from ingest_project.streams.capability import Streams
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 
 # Since the beginning: what retention purges stays counted here.
 metric_totals = sa.Table(
@@ -81,7 +81,7 @@ Series = tuple[str, tuple[str, ...]]
 """The name of a counter and the values of its labels."""
 
 
-class SystemResources(PollingResources, FileIngestResources, AttachmentResources, DeclaredStreamResources):
+class SystemResources(PollingResources, FileIngestResources, AttachmentResources, StreamResources):
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
 
     def reload_declarations(self) -> None:

@@ -133,7 +133,7 @@ def _require_existing(ends: Mapping[int, int], topic: str, partition: int, end: 
 SKIP = Action(
     name="skip-messages",
     title="Skip messages that stop a topic",
-    noun="range of messages",
+    noun="message range",
     meaning="Makes messages dead letters, bytes and headers unchanged, when the next tick reads them, and the topic "
     "goes on. Skipping them again changes nothing.",
     parameters=(

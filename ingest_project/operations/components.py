@@ -75,7 +75,7 @@ attributes:
   # json, avro, protobuf, json_schema (these three with INGEST_SCHEMA_REGISTRY_URL) or text.
   decoder: json
 
-  # Types: text, integer, number, decimal(12,2), boolean, date, timestamp, json.
+  # Types: text, integer, number, decimal(12,2), boolean, date, timestamp, json; struct, with its `fields`.
   # Rules: required, min, max, pattern, allowed; `path` where the field is not called like the column.
   columns:
     - {{name: id, type: text, required: true}}

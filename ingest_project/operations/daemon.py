@@ -44,7 +44,8 @@ def main() -> None:
     services = SystemResources(current_settings())
     quiet = held = None
     if services.missing_services() is None:
-        quiet = QuietSensors(topics_of_sensors(services))
+        without_topic = {name: set[str]() for one in CAPABILITIES for name in one.sensors_without_topic(services)}
+        quiet = QuietSensors(without_topic | topics_of_sensors(services))
         watch(quiet, services)
         held = HeldRuns(PausedCapabilities(services))
     run_daemon("ingest_project.operations.daemon", sys.argv[1:], repair_records, quiet, held)
@@ -94,7 +95,7 @@ def watch(quiet: QuietSensors, services: SystemResources) -> None:
 
 
 def sensors_with_work(services: SystemResources) -> set[str]:
-    """Return the sensors of the capabilities whose work queues have something due.
+    """Return the sensors of the capabilities whose work queues have something due, and others that have work.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
@@ -108,6 +109,8 @@ def sensors_with_work(services: SystemResources) -> set[str]:
             ]
             if due and connection.execute(sa.select(sa.or_(*due))).scalar():
                 found.update(topic.sensor for topic in capability.topics(services))
+    for capability in CAPABILITIES:
+        found.update(name for name, has_work in capability.sensors_without_topic(services).items() if has_work(now))
     return found
 
 

@@ -251,6 +251,11 @@ class Action(Generic[Services_contra]):
     acted_on: Callable[[Services_contra, ActionRecord, Sequence[str]], Collection[str]]
     kind: str = ""
 
+    @property
+    def nouns(self) -> str:
+        """The noun of several items."""
+        return f"{self.noun[:-1]}ies" if self.noun.endswith("y") else f"{self.noun}s"
+
 
 class Performed(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a request, dry or not.

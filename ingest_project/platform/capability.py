@@ -353,6 +353,11 @@ class Capability(Generic[Services_contra]):
         del services
         return ()
 
+    def sensors_without_topic(self, services: Services_contra) -> Mapping[str, Callable[[datetime], bool]]:
+        """Return the sensors that read no topic, each with a test of whether it has something to do at that time."""
+        del services
+        return {}
+
     def read_work(self, services: Services_contra, *, detailed: bool) -> WorkState:
         """Count the work that is not finished.
 

@@ -7,15 +7,15 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent
-from ingest_project.core.console import complain, counted, report_check
+from ingest_project.core.console import counted
 from ingest_project.core.errors import FileRejectedError, SettingsError, UnreadableMessageError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, load_settings
@@ -193,43 +193,59 @@ def declaration_files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
 
 
-def report_declarations(  # noqa: PLR0913, PLR0917 - what a kind is, and what people read of it
+@dataclass(frozen=True)
+class CheckedDeclarations(Generic[Declaration]):
+    """The declarations of one kind.
+
+    Args:
+        usable: those without a problem.
+        problems: of the others, each with its file and line.
+        of_another_kind: number of files that declare something else.
+    """
+
+    usable: Sequence[Declaration]
+    problems: list[str]
+    of_another_kind: int
+
+    def others_by(self, kind: str) -> str:
+        """Return the sentence about those of another kind; empty if there are none.
+
+        Args:
+            kind: the command that checks them, e.g. `dataset`.
+        """
+        number = self.of_another_kind
+        checked = f"of another kind: `ingest {kind} check` checks those of {kind.removesuffix('s')}s."
+        return f"{counted(number, 'declaration')} {checked}" if number else ""
+
+
+def check_declarations(
     paths: Sequence[Path] | None,
-    read: Callable[[Path], object | None],
-    load: Callable[[Settings], tuple[Sized, Sequence[BrokenDeclaration]]],
-    noun: str,
-    of_others: str,
-    refused: Callable[[], Sequence[str]] = tuple,
-    *,
-    as_json: bool,
-) -> None:
-    """Check the declarations of one kind and print what is wrong with them; end the command with exit code 1 if any is.
+    read: Callable[[Path], Declaration | None],
+    load: Callable[[Settings], tuple[Sequence[Declaration], Sequence[BrokenDeclaration]]],
+) -> CheckedDeclarations[Declaration]:
+    """Read the declarations of one kind, each once.
 
     Args:
         paths: files, and folders of them; by default those of the settings.
         read: reads one file; returns None if it declares something else, and raises SettingsError if it is broken.
         load: loads those of the settings, which must also fit each other: the usable ones and the broken ones.
-        noun: of one declaration.
-        of_others: the command that checks the other kind, and what that is.
-        refused: returns what else is wrong with those that were read or loaded.
-        as_json: print one JSON object.
     """
-    settings = None if paths else load_settings().settings
-    files = _files_of(paths or ()) if settings is None else declaration_files(settings.declarations)
-    of_kind, problems = list[bool](), list[str]()
-    for file in files:
-        try:
-            of_kind.append(read(file) is not None)
-        except SettingsError as error:
-            problems.append(str(error))
-    usable = of_kind.count(True)
-    if settings is not None:
-        found, broken = load(settings)
-        usable, problems = len(found), [one.problem for one in broken]
-    problems += refused()
-    if others := of_kind.count(False):
-        complain(f"{counted(others, 'declaration')} of another kind: {of_others}.")
-    report_check(problems, counted(usable, noun), as_json=as_json)
+    usable: list[Declaration] = []
+    problems: list[str] = []
+    if not paths:
+        settings = load_settings().settings
+        loaded, broken = load(settings)
+        usable, problems = [*loaded], [one.problem for one in broken]
+        files = [*declaration_files(settings.declarations)]
+    else:
+        files = [*_files_of(paths)]
+        for file in files:
+            try:
+                if (declaration := read(file)) is not None:
+                    usable.append(declaration)
+            except SettingsError as error:
+                problems.append(str(error))
+    return CheckedDeclarations(usable, problems, len(files) - len(usable) - len(problems))
 
 
 def _files_of(paths: Sequence[Path]) -> Iterator[Path]:

@@ -25,7 +25,8 @@ MICROSECONDS = 1_000_000
 # Excel counts a 29 February 1900 that did not exist: in some programs earlier days are one day off.
 FIRST_RELIABLE_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
 BUILT_IN_PERCENT = frozenset({9, 10})
-DATE_LIMIT = datetime(9999, 12, 31)  # noqa: DTZ001 - as above
+# The last one that every store takes.
+LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59)  # noqa: DTZ001 - as above
 # Literals of a number format: quoted and escaped text, colours and conditions.
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
@@ -72,7 +73,7 @@ def style_of(format_id: int, code: str) -> Style:
 
 def cell_of(value: object, style: Style = PLAIN) -> Cell:
     """Make a cell of its value, as the reading library gives it."""
-    if value is None or value != value:  # noqa: PLR0124 - only NaN is unlike itself
+    if value is None:
         return BLANK
     if isinstance(value, bool):
         return Cell(BOOLEAN, "true" if value else "false")
@@ -114,7 +115,7 @@ def _number(value: float, style: Style) -> Cell:
 
 def _moment(value: datetime) -> Cell:
     """Write a date to the millisecond, the precision of a day count in a float and of Excel."""
-    if not FIRST_RELIABLE_DAY <= value < DATE_LIMIT:
+    if not FIRST_RELIABLE_DAY <= value <= LAST_MOMENT:
         return Cell(DURATION, value.isoformat())
     rounded = value + timedelta(microseconds=500)
     rounded = rounded.replace(microsecond=rounded.microsecond // 1000 * 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,10 +126,12 @@ class Header:
 
     @cached_property
     def _alike(self) -> Mapping[str, Sequence[int]]:
-        """The columns by the names that they would have in a table."""
+        """The columns by the names that they would have in a table, where these lack none of their letters."""
         found: dict[str, list[int]] = {}
         for index, name in enumerate(self.names):
-            found.setdefault(column_name(name), []).append(index)
+            column = column_name(name)
+            if spelling_of(column) == spelling_of(name):
+                found.setdefault(column, []).append(index)
         return found
 
     def indexes(self, selector: str) -> Sequence[int]:
@@ -232,6 +235,12 @@ def column_name(name: str) -> str:
     """Return the name of a file's column as one of a table: in lower case, with underscores for all other signs."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     return f"_{plain}" if plain[:1].isdigit() else plain
+
+
+def spelling_of(name: str) -> str:
+    """Return a name without what spellings of it differ in: case, and signs between words; `Δt` is no spelling of t."""
+    signs = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join("".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in signs).split())
 
 
 def known_names(profile: ReaderProfile, target: Target) -> frozenset[str]:

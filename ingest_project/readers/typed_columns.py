@@ -24,7 +24,7 @@ from ingest_project.readers.casting import (
     numbers_of_cells,
     text_cells,
 )
-from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT
 from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH, NUL, JsonParser, depth_of, is_stored
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
 from ingest_project.readers.reader_profile import ReaderProfile
@@ -214,7 +214,7 @@ def _dates(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Series:
 
 
 def _iso_dates(cells: Cells) -> pl.Series:
-    texts = cells.texts if cells.kinds is None else kept(cells.texts, cells.of_kind(TEXT, DATE))
+    texts = cells.written.fill_null(kept(cells.texts, cells.of_kind(DATE)))
     return texts.str.extract(ISO_DATE).str.to_date("%Y-%m-%d", strict=False)
 
 

@@ -25,8 +25,9 @@ from ingest_project.streams import items
 from ingest_project.streams.crm.records import unidentified_messages
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import is_failing
+from ingest_project.streams.hours import HOURLY_SENSOR
 from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 
 STREAM_MESSAGES = "ingest_stream_messages"
 UNIDENTIFIED = "ingest_unidentified_messages"
@@ -35,7 +36,7 @@ FAILED_ATTEMPTS = "ingest_stream_failed_attempts"
 MAX_HOURS = 1_000
 
 
-class Streams(Capability[DeclaredStreamResources]):
+class Streams(Capability[StreamResources]):
     """Topics to tables, each Kafka offset exactly once: user activity, CRM, and declared ones."""
 
     name = "streams"
@@ -53,14 +54,19 @@ class Streams(Capability[DeclaredStreamResources]):
         ),
     )
 
-    def topics(self, services: DeclaredStreamResources) -> tuple[ConsumedTopic, ...]:
+    def topics(self, services: StreamResources) -> tuple[ConsumedTopic, ...]:
         """Return the topics of the streams: a message that cannot be stored becomes a dead letter automatically."""
         return tuple(
             ConsumedTopic(one.topic, one.sensor, skippable=False, dead_letters=one.dead_letters)
             for one in services.streams
         )
 
-    def read_work(self, services: DeclaredStreamResources, *, detailed: bool) -> WorkState:
+    def sensors_without_topic(self, services: StreamResources) -> Mapping[str, Callable[[datetime], bool]]:
+        """Return the sensor that has the hours of user activity counted."""
+        pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
+        return {HOURLY_SENSOR: lambda now: bool(services.user_activity.hours.due(now, pause, limit=1))}
+
+    def read_work(self, services: StreamResources, *, detailed: bool) -> WorkState:
         """Read the positions of the streams, and in detail count hours whose statistics are to be computed now."""
         # Two streams may read the same topic.
         topics: defaultdict[str, list[SinkPosition]] = defaultdict(list)
@@ -80,7 +86,7 @@ class Streams(Capability[DeclaredStreamResources]):
             lost[stream.topic] += sum(one.messages for one in stream.positions.lost())
         # After the positions: messages that were stored meanwhile have marked their hours before.
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-        hours = len(services.activity_hours.due(datetime.now(UTC), pause, MAX_HOURS))
+        hours = len(services.user_activity.hours.due(datetime.now(UTC), pause, MAX_HOURS))
         return WorkState(
             going_on=(f"{counted(hours, 'hour')} of user activity to be counted",) if hours else (),
             facts={
@@ -106,23 +112,23 @@ class Streams(Capability[DeclaredStreamResources]):
         for gone in lost:
             yield Failure("lost_offsets", str(gone.offsets), "lost", gone.reason, gone.found_at, None, None)
 
-    def delta_tables(self, services: DeclaredStreamResources) -> Mapping[str, Callable[[], TableFigures | None]]:
+    def delta_tables(self, services: StreamResources) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the tables of user activity and of declared streams."""
         return {one.source: partial(_figures_of, one.delta) for one in services.streams if one.delta}
 
-    def trace(self, services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
+    def trace(self, services: StreamResources, trace_id: str) -> Iterator[Moment]:
         """Yield what is on record of the records, unidentified messages and events of a trace."""
         return items.trace(services, trace_id)
 
-    def find(self, services: DeclaredStreamResources, search: Search, limit: int) -> Iterator[Hit]:
+    def find(self, services: StreamResources, search: Search, limit: int) -> Iterator[Hit]:
         """Yield the messages whose rows have an id, a key or a trace."""
         return items.find(services, search, limit)
 
-    def item(self, services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None:
+    def item(self, services: StreamResources, ref: ItemRef) -> ItemView | None:
         """Describe what became of a message of a stream."""
         return items.describe(services, ref) if ref.kind == "message" else None
 
-    def correct_future_times(self, services: DeclaredStreamResources, now: datetime, skew_seconds: float) -> int:
+    def correct_future_times(self, services: StreamResources, now: datetime, skew_seconds: float) -> int:
         """Set times in the future to now."""
         return sum(one.positions.correct_future_times(now, skew_seconds) for one in services.streams)
 

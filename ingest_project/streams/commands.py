@@ -21,6 +21,7 @@ from ingest_project.core.console import (
     complain,
     counted,
     print_json,
+    report_check,
     say,
     shortened,
     show,
@@ -35,7 +36,7 @@ from ingest_project.core.settings import load_settings
 from ingest_project.platform.database import reading
 from ingest_project.streams.crm.unidentified import KeptMessage, find, get
 from ingest_project.streams.positions import LostOffsets
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
 
 streams_app = typer.Typer(help="How far the streams are stored.", no_args_is_help=True)
@@ -140,14 +141,14 @@ def check_streams(
 
     Declared datasets are checked by `ingest dataset check`.
     """
-    from ingest_project.readers.datasets import report_declarations
+    from ingest_project.readers.datasets import check_declarations
     from ingest_project.streams.declaration import load_streams, read_stream
 
-    of_datasets = "`ingest dataset check` checks those of datasets"
-    report_declarations(paths, read_stream, load_streams, "stream", of_datasets, as_json=as_json)
+    found = check_declarations(paths, read_stream, load_streams)
+    report_check(found.problems, counted(len(found.usable), "stream"), found.others_by("dataset"), as_json=as_json)
 
 
-def _stream_list(services: DeclaredStreamResources, *, everything: bool) -> StreamList:
+def _stream_list(services: StreamResources, *, everything: bool) -> StreamList:
     partitions: list[PartitionStatus] = []
     lost: list[LostOffsets] = []
     problem: str | None = None
@@ -330,11 +331,11 @@ def retry_unidentified(
         raise typer.Exit(1)
 
 
-def _services() -> DeclaredStreamResources:
-    return DeclaredStreamResources(load_settings().settings)
+def _services() -> StreamResources:
+    return StreamResources(load_settings().settings)
 
 
-def _find(services: DeclaredStreamResources, message_id: str) -> KeptMessage:
+def _find(services: StreamResources, message_id: str) -> KeptMessage:
     with reading(services.engine) as connection:
         message = get(connection, message_id)
     if message is None:

@@ -14,19 +14,20 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest_project.contracts.columns import FAULT_OF, TEXT_OF, StreamColumn, number_fault
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.readers.matching import column_name
-from ingest_project.streams.declaration import OWN_COLUMNS, StreamDeclaration
+from ingest_project.streams.declaration import OWN_COLUMNS, RESCUED, StreamDeclaration
 from ingest_project.streams.decoders import DECODERS, Decoded, Refusal
-from ingest_project.streams.values import array_of
+from ingest_project.streams.values import array_of, arrow_type
 
-RESCUED = "rescued_data"
 ROW = "row"
 MAX_NAMED = 10
 # Each is a column of the table for good, and senders choose the names.
@@ -71,10 +72,12 @@ class Contract:
         from ingest_project.contracts.schemas import schema_of  # loads pandera
         from ingest_project.contracts.validation import validate  # the same
 
-        schema = schema_of(declaration.columns, declaration.model)
         self._columns, self._drift = declaration.typed_columns, declaration.drift
+        self._flat = [one for column in self._columns for one in column.flat()]
+        schema = schema_of([_judged(one) for one in self._flat], declaration.model)
         self._validate = partial(validate, schema=schema)
-        self._decoder = DECODERS[declaration.decoder](self._columns, settings)
+        self._decoder = DECODERS[declaration.decoder](self._flat, settings)
+        self._required_inside = [one.name for one in self._flat if one.required and "." in one.name]
         self._evolution = _Evolution(known_columns, _taken(self._columns))
         self._has_defaults = [name for name, one in schema.columns.items() if one.default is not None]
 
@@ -85,10 +88,15 @@ class Contract:
             TransientError: a service that the decoder needs is away.
         """
         decoded = self._decoder.decode(messages)
-        arrays, texts = _arrays(self._columns, decoded)
+        arrays, texts = _arrays(self._flat, decoded)
         rows = pl.DataFrame({**{name: pl.from_arrow(array) for name, array in arrays.items()}, **texts})
         validated = self._validate(rows.with_row_index(ROW))
-        problems = {row: _broken(reasons) for row, reasons in validated.rejected.select(ROW, "reasons").iter_rows()}
+        broken: dict[int, list[str]] = dict(validated.rejected.select(ROW, "reasons").iter_rows())
+        for name in self._required_inside:
+            for row in _missing_inside(name, arrays, texts):
+                broken.setdefault(row, []).append(f"{name}_missing")
+        problems = {row: _broken(sorted(reasons)) for row, reasons in broken.items()}
+        arrays = {column.name: _nested(column, arrays, column.name) for column in self._columns}
         arrays |= self._unknown(decoded.unknown, problems)
         table = pa.table(arrays)
         if problems:
@@ -168,6 +176,28 @@ def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str
                 faults = [text and number_fault(text.strip('"'), column) for text in shown]
                 texts[FAULT_OF(column.name)] = pl.Series(faults, dtype=pl.String)
     return arrays, texts
+
+
+def _judged(column: StreamColumn) -> StreamColumn:
+    """Return a column as pandera sees it: a struct that is there or not, and its fields, of which none has to be."""
+    type_of = {"type": "boolean", "fields": ()} if column.fields else {}
+    return column.model_copy(update={**type_of, "required": column.required and "." not in column.name})
+
+
+def _missing_inside(name: str, arrays: Mapping[str, pa.Array], texts: Mapping[str, pl.Series]) -> list[int]:
+    """Return the rows whose struct is there without a field; a value that cannot be read is not missing."""
+    missing = pc.and_(pc.is_null(arrays[name]), pc.is_valid(arrays[name.rpartition(".")[0]]))
+    rows = np.flatnonzero(missing.to_numpy(zero_copy_only=False)).tolist()
+    text = texts.get(TEXT_OF(name))
+    return rows if text is None else [row for row in rows if text[row] is None]
+
+
+def _nested(column: StreamColumn, arrays: Mapping[str, pa.Array], name: str) -> pa.Array:
+    """Return a column, or the struct that is made of the columns inside; null where it is not there."""
+    if not column.fields:
+        return arrays[name]
+    inside = [_nested(one, arrays, f"{name}.{one.name}") for one in column.fields]
+    return pa.StructArray.from_arrays(inside, fields=list(arrow_type(column)), mask=pc.is_null(arrays[name]))
 
 
 def _broken(reasons: Sequence[str]) -> str:

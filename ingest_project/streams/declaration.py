@@ -6,12 +6,12 @@ names the stream. A broken one disables only itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -26,8 +26,10 @@ from ingest_project.core.yaml_models import (
     nearest,
     yaml_content,
 )
+from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.readers.datasets import OWN_TABLES, BrokenDeclaration, declaration_files, declared, read_declaration
 from ingest_project.streams.decoders import DECODERS, TEXT
+from ingest_project.streams.delta.rows import StreamRows
 
 logger = get_logger(__name__)
 
@@ -35,10 +37,15 @@ COMPONENT = "ingest_project.TopicStream"
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
 KAFKA_TIME = "kafka_timestamp"
+RESCUED = "rescued_data"
 # Streams that the system brings, and columns that it adds to every table.
 TAKEN_NAMES = frozenset({"user_activity", "crm", "attachments", "downloads", "file", "polling", "kafka"})
-OWN_COLUMNS = frozenset({"rescued_data", "trace_id", "event_day", "event_hour", "deleted_at", "stored_at"})
+OWN_COLUMNS = frozenset({RESCUED, "trace_id", "event_day", "event_hour", "deleted_at", "stored_at"})
 MIN_RETENTION_HOURS = 168
+
+
+DecodeRows = Callable[[Sequence[ConsumerRecord], str], StreamRows]
+"""Turns messages of a topic, given by its id, into rows. No message makes it fail."""
 
 
 class DeltaTarget(Declared):
@@ -105,8 +112,8 @@ class StreamDeclaration(Declared):
         drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
             a column of text to the table, `freeze` refuses the message.
         owners: addresses or teams, as Dagster has them.
-        fresh_within_hours: its asset is overdue after so long without a message, and warns at five eighths; null for
-            never.
+        fresh_within_hours: its asset is overdue after so long without a message; null for never.
+        warn_after_hours: its asset warns after so long without one; at five eighths of that by default.
         batch_messages: most offsets of one run.
         max_parallel_batches: runs at a time, each over partitions of its own.
         max_unfinished_seconds: messages that wait to be stored for longer fail the check no_gap_in_offsets.
@@ -126,11 +133,18 @@ class StreamDeclaration(Declared):
     drift: Literal["rescue", "evolve", "freeze"] = "rescue"
     owners: Owners = ()
     fresh_within_hours: float | None = Field(24, ge=0.1, le=100_000)
+    warn_after_hours: float | None = Field(None, gt=0)
     batch_messages: int = Field(1_000_000, gt=0)
     max_parallel_batches: int = Field(2, gt=0)
     max_unfinished_seconds: int = Field(900, gt=0)
     max_rejected_share: float = Field(0.05, ge=0, le=1)
     max_implausible_share: float = Field(0.01, ge=0, le=1)
+
+    # A shipped stream has names that contracts and settings give it, a column of its own for fields that are not
+    # declared, and columns that the history of a row shows.
+    is_shipped: ClassVar[bool] = False
+    rescued: ClassVar[str] = RESCUED
+    shown: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,6 +169,11 @@ class StreamDeclaration(Declared):
         return tuple(
             StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
         )
+
+    @property
+    def source(self) -> str:
+        """The name of its topic and its table in Dagster, and of its sensor."""
+        return self.name
 
     @property
     def is_delta(self) -> bool:
@@ -190,7 +209,19 @@ class StreamDeclaration(Declared):
             return location
         return str(settings.state_dir.absolute() / "delta" / (location or self.name))
 
+    def own_decoder(self) -> DecodeRows | None:
+        """Return what makes the rows of a Delta table, where decoder and contract do not."""
+        return None
+
+    def own_tables(self, settings: Settings) -> Any:  # noqa: ANN401 - an `SqlTarget` of rows of its own
+        """Return what stores messages in the warehouse, where no one table by key does."""
+        del settings
+
     def _name_problems(self) -> Iterator[str]:
+        if self.is_shipped:
+            return
+        if self.warn_after_hours and self.warn_after_hours >= (self.fresh_within_hours or 0):
+            yield "warn_after_hours must be less than fresh_within_hours"
         if self.name in TAKEN_NAMES:
             yield f"{self.name!r} is a name of the system's own; choose another name"
         if self.dlq == self.topic:
@@ -206,11 +237,9 @@ class StreamDeclaration(Declared):
             return
         columns = self.typed_columns
         names = [column.name for column in columns]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"the column {name} is declared twice"
         for name in sorted(OWN_COLUMNS.intersection(names)):
             yield f"{name!r} is a column of the engine's own; choose another name"
-        yield from _overlaps(columns)
+        yield from _doubled(columns)
         if self.decoder == TEXT and (len(columns) != 1 or columns[0].kind != "text"):
             yield "the decoder text fills one column of type text"
         kinds = {column.name: column.kind for column in columns}
@@ -223,6 +252,12 @@ class StreamDeclaration(Declared):
         if not isinstance(sink, SqlTarget) or not (self.columns or self.model):
             return
         columns = {column.name: column for column in self.typed_columns}
+        for struct in (column for column in columns.values() if column.fields):
+            path = ".".join(("$", *struct.steps, *struct.fields[0].steps))
+            yield (
+                f"a table of the warehouse has no structs such as {struct.name}; give columns the paths of its fields,"
+                f" like {path}, or the type json"
+            )
         named = [*(("key", name) for name in sink.key), *([("version", sink.version)] if sink.version else [])]
         for where, name in named:
             if name not in columns:
@@ -312,8 +347,11 @@ def _stored_in(one: StreamDeclaration, settings: Settings) -> str:
     return one.sink.table or one.name if isinstance(one.sink, SqlTarget) else one.delta_url(settings)
 
 
-def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
-    """Find paths that lead to the same field, or into the field of another column."""
+def _doubled(columns: Sequence[StreamColumn]) -> Iterator[str]:
+    """Find names that occur twice, and paths to the same field or into that of another column, also in structs."""
+    names = [column.name for column in columns]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"the column {name} is declared twice"
     steps = {column.steps: column.name for column in columns}
     if len(steps) < len(columns):
         yield "two columns have the same path"
@@ -321,3 +359,5 @@ def _overlaps(columns: Sequence[StreamColumn]) -> Iterator[str]:
         for length in range(1, len(path)):
             if path[:length] in steps:
                 yield f"the path of {name} leads into the field of {steps[path[:length]]}"
+    for column in columns:
+        yield from (f"column {column.name}: {problem}" for problem in _doubled(column.fields))

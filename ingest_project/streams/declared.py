@@ -1,6 +1,7 @@
-"""What Dagster loads of streams: the same parts of a declared one that the shipped streams have."""
+"""What Dagster loads of a stream by its declaration; a shipped one replaces some of the parts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -18,29 +19,18 @@ from ingest_project.platform.dagster.catalog import (
     topic_uri,
 )
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
-from ingest_project.streams.crm import definitions as crm
-from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration, load_streams
+from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.declared import schema_of
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
 from ingest_project.streams.engine import StreamRun
 from ingest_project.streams.hours import DAY
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import StreamLimits
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
 from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
-from ingest_project.streams.user_activity import definitions as activity
 
 # Counting all that ever arrived would take longer each time, and hide what is wrong now.
 LAST_OFFSETS = 100_000
-
-
-def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of each stream; a declared one that is broken is left out."""
-    return {
-        "user_activity": DagsterParts(activity.user_activity, activity.external_assets, activity.STORED),
-        "crm": DagsterParts(crm.crm, crm.external_assets, crm.STORED),
-        **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
-    }
 
 
 def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
@@ -48,18 +38,18 @@ def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
     return DagsterParts(
         definitions_of_stream(declaration),
         lambda settings: topics_of(declaration, settings),
-        {asset_key(declaration): _stored(declaration)},
+        stored_of(declaration),
     )
 
 
 def asset_key(declaration: StreamDeclaration) -> dg.AssetKey:
     """Return the key of the asset of a stream."""
-    return dg.AssetKey(declaration.name)
+    return dg.AssetKey(declaration.source)
 
 
 def topics_of(declaration: StreamDeclaration, settings: Settings) -> list[dg.AssetSpec]:
     """Describe the topic of a stream and its dead letters."""
-    stream, letters = _topic_key(declaration), dg.AssetKey(["kafka", f"{declaration.name}_dlq"])
+    stream, letters = _topic_key(declaration), dg.AssetKey(["kafka", f"{declaration.source}_dlq"])
     return [
         dg.AssetSpec(
             key,
@@ -73,6 +63,7 @@ def topics_of(declaration: StreamDeclaration, settings: Settings) -> list[dg.Ass
             (stream, [KAFKA], declaration.topic, f"messages of {declaration.name}"),
             (letters, [KAFKA, stream], declaration.dlq, "messages that break the contract or cannot be read"),
         )
+        if topic
     ]
 
 
@@ -80,12 +71,14 @@ def definitions_of_stream(declaration: StreamDeclaration) -> dg.Definitions:
     """Return asset, checks, jobs, schedules and sensor of a stream."""
     # Schedules of many streams must not all be due in the same minute.
     minute = crc32(declaration.name.encode()) % 60
-    if isinstance(declaration.sink, DeltaTarget):
-        return delta_definitions(_delta_parts(declaration, minute))
-    return sql_definitions(_sql_parts(declaration, minute))
+    if declaration.is_delta:
+        checks, maintenance = f"{minute} * * * *", f"{(minute + 30) % 60} * * * *"
+        return delta_definitions(replace(delta_parts(declaration), checks_cron=checks, maintenance_cron=maintenance))
+    return sql_definitions(replace(sql_parts(declaration), checks_cron=f"{minute} * * * *"))
 
 
-def _delta_parts(declaration: StreamDeclaration, minute: int) -> DeltaParts:
+def delta_parts(declaration: StreamDeclaration) -> DeltaParts:
+    """Return a stream whose sink is a Delta table as Dagster shows it."""
     return DeltaParts(
         name=declaration.name,
         asset=asset_key(declaration),
@@ -94,14 +87,13 @@ def _delta_parts(declaration: StreamDeclaration, minute: int) -> DeltaParts:
         open=lambda services: services.delta_stream(declaration),
         limits=lambda _services: StreamLimits.of(declaration),
         owners=declaration.owners,
-        freshness=freshness_within(declaration.fresh_within_hours),
+        freshness=_freshness(declaration),
         checks=(contract_holds(declaration),),
-        checks_cron=f"{minute} * * * *",
-        maintenance_cron=f"{(minute + 30) % 60} * * * *",
     )
 
 
-def _sql_parts(declaration: StreamDeclaration, minute: int) -> SqlParts:
+def sql_parts(declaration: StreamDeclaration) -> SqlParts:
+    """Return a stream whose rows are stored by key as Dagster shows it."""
     spec = dg.AssetSpec(
         asset_key(declaration),
         deps=[_topic_key(declaration)],
@@ -110,12 +102,12 @@ def _sql_parts(declaration: StreamDeclaration, minute: int) -> SqlParts:
         owners=list(declaration.owners),
         kinds={"kafka", "table"},
         skippable=True,
-        freshness_policy=freshness_within(declaration.fresh_within_hours),
+        freshness_policy=_freshness(declaration),
     )
     return SqlParts(
         name=declaration.name,
         specs=[spec],
-        sensor=f"{declaration.name}_sensor",
+        sensor=f"{declaration.source}_sensor",
         checked=spec.key,
         stored_outcomes=(ROWS, TOMBSTONES, DEAD_LETTERS),
         positions=lambda services: services.positions_of(declaration),
@@ -123,7 +115,6 @@ def _sql_parts(declaration: StreamDeclaration, minute: int) -> SqlParts:
         limits=lambda _services: StreamLimits.of(declaration),
         metadata=lambda _services, run: {spec.key: _metadata(run)},
         checks=(contract_holds(declaration),),
-        checks_cron=f"{minute} * * * *",
     )
 
 
@@ -135,7 +126,7 @@ def contract_holds(declaration: StreamDeclaration) -> dg.AssetChecksDefinition:
         name="contract_holds",
         description="Hardly any recent message could not be read, or broke the contract.",
     )
-    def check(services: dg.ResourceParam[DeclaredStreamResources]) -> dg.AssetCheckResult:
+    def check(services: dg.ResourceParam[StreamResources]) -> dg.AssetCheckResult:
         offsets = letters = 0
         for one in services.positions_of(declaration).current().values():
             first = max(one.first_offset, one.next_offset - LAST_OFFSETS)
@@ -158,10 +149,15 @@ def _metadata(run: StreamRun) -> Mapping[str, Any]:
     return {**counts, **({"offsets_lost": outcome["lost"]} if outcome["lost"] else {}), **run.metadata()}
 
 
+def stored_of(declaration: StreamDeclaration) -> dict[dg.AssetKey, StoredTable]:
+    """Return the table of the asset of a stream."""
+    return {asset_key(declaration): _stored(declaration)}
+
+
 def _stored(declaration: StreamDeclaration) -> StoredTable:
-    if isinstance(declaration.sink, DeltaTarget):
+    if declaration.is_delta:
         return HourlyDeltaTable(
-            declaration.name,
+            declaration.source,
             lambda services: services.delta_stream(declaration).store,
             lambda: schema_of(declaration),
             declaration.time_column,
@@ -172,7 +168,11 @@ def _stored(declaration: StreamDeclaration) -> StoredTable:
 
 
 def _topic_key(declaration: StreamDeclaration) -> dg.AssetKey:
-    return dg.AssetKey(["kafka", declaration.name])
+    return dg.AssetKey(["kafka", declaration.source])
+
+
+def _freshness(declaration: StreamDeclaration) -> dg.FreshnessPolicy | None:
+    return freshness_within(declaration.fresh_within_hours, declaration.warn_after_hours)
 
 
 def _description(declaration: StreamDeclaration) -> str:

@@ -56,8 +56,16 @@ _fields = msgspec.json.Decoder(dict[str, Raw])
 VALUE: Callable[[ConsumerRecord], bytes | None] = attrgetter("value")
 Refusal = PermanentError | UnreadableMessageError
 Struct = TypeVar("Struct", bound=msgspec.Struct)
-# The columns by the names of their fields: the number of a column, or what is inside a field.
-Tree = dict[str, "int | Tree"]
+
+
+class Tree(dict[str, "int | Tree"]):
+    """Columns by the names of their fields: the number of a column, or what is inside a field.
+
+    Args:
+        number: of the struct that is made of these.
+    """
+
+    number: int | None = None
 
 
 @dataclass
@@ -66,7 +74,7 @@ class Decoded:
 
     Args:
         kept: the messages that were decoded.
-        columns: a list of values for each column; None for a missing one.
+        columns: a list of values for each column; None for a missing one. Of a struct any value says that it is there.
         unknown: the fields of each that no column names, a JSON object; None without any.
         refused: the other messages, with the reason.
         is_typed: every value has the type that JSON_TYPES names for its column.
@@ -353,22 +361,24 @@ DECODERS: plugins.Plugins[DecoderFactory] = plugins.Plugins(
 
 def tree_of(columns: Sequence[StreamColumn]) -> Tree:
     """Arrange the numbers of columns by the fields that lead to their values."""
-    tree: Tree = {}
+    tree = Tree()
     for number, column in enumerate(columns):
-        *outer, last = column.steps
         inside = tree
-        for step in outer:
-            found = inside.setdefault(step, {})
-            assert isinstance(found, dict)  # noqa: S101 - a declaration has no path into another column
+        for step in column.steps if column.fields else column.steps[:-1]:
+            found = inside.setdefault(step, Tree())
+            assert isinstance(found, Tree)  # noqa: S101 - a declaration has no path into another column
             inside = found
-        inside[last] = number
+        if column.fields:
+            inside.number = number
+        else:
+            inside[column.steps[-1]] = number
     return tree
 
 
 def _objects(tree: Tree) -> Iterator[str]:
     """Yield the names of the objects around the fields of columns."""
     for name, inside in tree.items():
-        if isinstance(inside, dict):
+        if isinstance(inside, Tree):
             yield name
             yield from _objects(inside)
 
@@ -384,11 +394,12 @@ class _Shape:
         *,
         forbid_unknown_fields: bool = True,
     ) -> None:
+        self._number = tree.number
         self._names = {f"f{index}": name for index, name in enumerate(tree)}
         self._inside = {
             f"f{i}": _Shape(part, columns, types, forbid_unknown_fields=forbid_unknown_fields)
             for i, part in enumerate(tree.values())
-            if isinstance(part, dict)
+            if isinstance(part, Tree)
         }
         self._columns = {f"f{index}": part for index, part in enumerate(tree.values()) if isinstance(part, int)}
         fields: list[tuple[str, Any, Any]] = []
@@ -425,7 +436,10 @@ class _Shape:
             found.append((number, given(values)))
         for name, shape in self._inside.items():
             inner = list(map(attrgetter(name), structs))
-            more, inside = shape._values([one or shape._nothing for one in given(inner)])  # noqa: SLF001 - its own kind
+            objects = given(inner)
+            more, inside = shape._values([one or shape._nothing for one in objects])  # noqa: SLF001 - its own kind
+            if shape._number is not None:  # noqa: SLF001 - the same
+                found.append((shape._number, objects))  # noqa: SLF001 - the same
             names = names + present(inner) + inside
             found += more
         return found, names
@@ -446,7 +460,7 @@ def _unknown(raw: bytes | Raw, tree: Tree) -> bytes | None:
     fields = _fields.decode(raw)
     unknown = {name: fields[name] for name in sorted(fields.keys() - tree.keys())}
     for name, inside in tree.items():
-        if isinstance(inside, dict) and bytes(fields.get(name, NO_JSON)).lstrip().startswith(b"{"):
+        if isinstance(inside, Tree) and bytes(fields.get(name, NO_JSON)).lstrip().startswith(b"{"):
             more = _unknown(fields[name], inside)
             if more is not None:
                 unknown[name] = Raw(more)
@@ -463,6 +477,8 @@ def _take(record: Mapping[str, Any], tree: Tree, values: list[Any]) -> dict[str,
         elif isinstance(inside, int):
             values[inside] = value
         elif isinstance(value, Mapping):
+            if inside.number is not None:
+                values[inside.number] = True
             if more := _take(value, inside, values):
                 unknown[name] = more
         elif value is not None:

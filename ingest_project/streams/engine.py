@@ -52,8 +52,6 @@ from ingest_project.streams.positions import (
 
 logger = get_logger(__name__)
 
-USER_ACTIVITY = "user_activity"
-CRM = "crm"
 
 CHUNK_BYTES = 16 * 1024**2
 MAX_SHOWN = 20
@@ -413,17 +411,3 @@ def _late(services: Runtime, positions: StreamPositions, since: datetime) -> Ite
         written = [message.timestamp for chunk in chunks for message in chunk.messages]
         if not any(at and at >= since for at in written):
             yield f"{one.until(end)}, since {moment(one.updated_at)}"
-
-
-class StreamResources(Runtime):
-    """Positions of the shipped streams."""
-
-    @property
-    def activity_positions(self) -> StreamPositions:
-        """Positions of user activity."""
-        return StreamPositions(self.engine, USER_ACTIVITY, self.settings.topics.user_activity_events)
-
-    @property
-    def crm_positions(self) -> StreamPositions:
-        """Positions of CRM messages."""
-        return StreamPositions(self.engine, CRM, self.settings.topics.sales_events)

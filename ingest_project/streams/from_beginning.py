@@ -17,12 +17,13 @@ from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.user_activity.stream import NAME
 
 WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.5
 
 
-def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[int, int]:
+def read_from_beginning(services: StreamResources, stream: str) -> dict[int, int]:
     """Have everything that the topic of a stream has stored again; the next runs do what is left to do.
 
     Args:
@@ -36,7 +37,7 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
         PermanentError: there is no such stream, or its runs did not end in time.
         TransientError: a service was away; do it again.
     """
-    name = services.activity_positions.stream if stream == "activity" else stream
+    name = NAME if stream == "activity" else stream
     known = {one.positions.stream: one for one in services.streams}
     if name not in known:
         raise PermanentError(f"There is no stream {stream[:100]!r}{nearest_or_known(stream, ['activity', *known])}")
@@ -45,7 +46,7 @@ def read_from_beginning(services: DeclaredStreamResources, stream: str) -> dict[
         return read_again_from_beginning(found.delta()) if found.delta else _move_back(services, found.positions)
 
 
-def _move_back(services: DeclaredStreamResources, positions: StreamPositions) -> dict[int, int]:
+def _move_back(services: StreamResources, positions: StreamPositions) -> dict[int, int]:
     """Set the positions of a stream whose rows are stored by key to the first messages."""
     backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
     if backlog is None:

@@ -19,6 +19,7 @@ from ingest_project.streams.positions import OffsetRange, joined
 
 # Of all streams: an earlier time is no partition.
 FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
+HOURLY_SENSOR = "user_activity_hourly_sensor"
 # Column with the day of a row, `yyyy-mm-dd`, by which a Delta table is partitioned.
 DAY = "event_day"
 # A late event widens the offsets of its hour within one piece only.

@@ -22,11 +22,11 @@ from ingest_project.streams.crm.records import opportunities, projects, unidenti
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.queries import row_at, rows_with
 from ingest_project.streams.positions import SinkPosition, StreamPositions
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sql.declared import table_of
+from ingest_project.streams.user_activity.stream import TABLE
 
 UNIDENTIFIED = "unidentified"
-ACTIVITY = "user_activity_events"
 MAX_OF_TRACE = 1_000
 Row = Mapping[str, Any]
 
@@ -110,40 +110,37 @@ class DeltaRows(NamedTuple):
         return row_at(self.open(), *position)
 
 
-def tables_of(services: DeclaredStreamResources) -> Iterator[SqlRows | DeltaRows]:
+def tables_of(services: StreamResources) -> Iterator[SqlRows | DeltaRows]:
     """Yield the tables of all streams, those of the warehouse first: a store of Delta tables may be away."""
     topics = services.settings.topics
     for table in (opportunities, projects):
         yield SqlRows(topics.sales_events, table, ("event_id",))
     yield SqlRows(topics.sales_events, unidentified_messages, ("message_id",))
-    declared = services.declared_streams.usable
-    for one in declared:
+    for one in services.declared_streams.usable:
         if not one.is_delta:
             table = table_of(one)
             if columns_of_table(services.engine, table.name):
                 yield SqlRows(one.topic, table, one.id_columns[:1])
-    activity = topics.user_activity_events
-    yield DeltaRows(activity, ACTIVITY, ("event_id",), lambda: services.user_activity_events, ("event_type",))
-    for one in declared:
+    for one in services.declarations:
         if one.is_delta:
-            yield DeltaRows(one.topic, one.name, one.id_columns, partial(_store_of, services, one))
+            yield DeltaRows(one.topic, one.source, one.id_columns, partial(_store_of, services, one), one.shown)
 
 
-def find(services: DeclaredStreamResources, search: Search, limit: int) -> Iterator[Hit]:
+def find(services: StreamResources, search: Search, limit: int) -> Iterator[Hit]:
     """Yield the messages whose rows a search finds; see `Capability.find`."""
     for table, row in _found(services, lambda table: table.find(services.engine, search, limit)):
         ids = [str(row[name]) for name in table.ids if row.get(name) is not None]
         yield Hit("message", str(Position.of(row)), " ".join([table.name, *ids]), _state(row), _at(row))
 
 
-def trace(services: DeclaredStreamResources, trace_id: str) -> Iterator[Moment]:
+def trace(services: StreamResources, trace_id: str) -> Iterator[Moment]:
     """Yield what is on record of the rows of a trace; see `Capability.trace`."""
     for table, row in _found(services, lambda table: table.of_trace(services.engine, trace_id)):
         yield from history(table.name, row)
 
 
 def _found(
-    services: DeclaredStreamResources, ask: Callable[[SqlRows | DeltaRows], Sequence[Row]]
+    services: StreamResources, ask: Callable[[SqlRows | DeltaRows], Sequence[Row]]
 ) -> Iterator[tuple[SqlRows | DeltaRows, Row]]:
     """Yield the rows of all tables; the error of one that does not answer is raised after those of the others."""
     away: StoreUnavailableError | None = None
@@ -157,7 +154,7 @@ def _found(
         raise away
 
 
-def describe(services: DeclaredStreamResources, ref: ItemRef) -> ItemView | None:
+def describe(services: StreamResources, ref: ItemRef) -> ItemView | None:
     """Describe what became of a message of a stream; None for a message of no stream."""
     position = Position.parse(ref.key)
     streams = [one.positions for one in services.streams if position and one.topic == position.topic]
@@ -197,7 +194,7 @@ def history(name: str, row: Row) -> Iterator[Moment]:
             yield Moment(row["identified_at"], subject, "identified", f"{row['identified_as']} {row['event_id']}")
         return
     key, at = row.get("event_id"), _at(row)
-    if name == ACTIVITY and at:
+    if name == TABLE and at:
         yield Moment(at, f"event {key}", str(row["event_type"]), kafka_position(row))
     elif at:
         subject = f"{name} {key}" if key else f"row of {name}"
@@ -238,5 +235,5 @@ def _at(row: Row) -> datetime | None:
     return row.get("stored_at") or row.get("received_at") or row.get("kafka_timestamp")
 
 
-def _store_of(services: DeclaredStreamResources, declaration: StreamDeclaration) -> DeltaStore:
+def _store_of(services: StreamResources, declaration: StreamDeclaration) -> DeltaStore:
     return services.delta_stream(declaration).store

@@ -1,18 +1,27 @@
-"""Resources of all streams, declared ones included."""
+"""Resources of all streams, which are declared: two by this package, others in the folder of declarations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.crm.stream import Crm, crm_stream
 from ingest_project.streams.declaration import LoadedStreams, StreamDeclaration, load_streams
 from ingest_project.streams.delta.declared import declared_delta_stream
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.positions import StreamPositions
-from ingest_project.streams.sql.declared import DeclaredTable, KeyedRows
+from ingest_project.streams.sql.declared import DeclaredTable
 from ingest_project.streams.sql.sink import SqlSink
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import UserActivity, user_activity_stream
+
+
+class ShippedStreams(NamedTuple):
+    """The streams that this package declares."""
+
+    user_activity: UserActivity
+    crm: Crm
 
 
 class KnownStream(NamedTuple):
@@ -43,55 +52,68 @@ class KnownStream(NamedTuple):
         return f"{self.source}_sensor"
 
 
-class DeclaredStreamResources(UserActivityResources):
-    """The streams that are declared in the folder of declarations, and those that a component brings."""
+class StreamResources(Runtime):
+    """The streams that are shipped, those of the folder of declarations, and those that a component brings."""
 
     @property
     def store_urls(self) -> tuple[str, ...]:
-        """The Delta tables of declared streams as well."""
-        urls = (one.delta_url(self.settings) for one in self.declared_streams.usable if one.is_delta)
-        return (*super().store_urls, *urls)
+        """The Delta tables of streams as well."""
+        return (*super().store_urls, *(one.delta_url(self.settings) for one in self.declarations if one.is_delta))
 
     @cached_property
     def declared_streams(self) -> LoadedStreams:
         """The streams that are declared in the folder of declarations."""
         return load_streams(self.settings)
 
+    @cached_property
+    def shipped_streams(self) -> ShippedStreams:
+        """The streams that this package declares."""
+        return ShippedStreams(user_activity_stream(self.settings), crm_stream(self.settings))
+
+    @property
+    def declarations(self) -> tuple[StreamDeclaration, ...]:
+        """Every stream, the shipped ones first; a broken one is left out."""
+        return (*self.shipped_streams, *self.declared_streams.usable)
+
     @property
     def streams(self) -> tuple[KnownStream, ...]:
-        """Every stream, the shipped ones first."""
-        topics = self.settings.topics
-        return (
-            KnownStream(
-                "user_activity_events",
-                topics.user_activity_events,
-                lambda: self.activity_positions,
-                topics.user_activity_events_dlq,
-                lambda: self.user_activity,
-            ),
-            KnownStream("sales_events", topics.sales_events, lambda: self.crm_positions),
-            *map(self._known, self.declared_streams.usable),
-        )
+        """What is known of every stream, the shipped ones first."""
+        return tuple(map(self._known, self.declarations))
+
+    @property
+    def activity_positions(self) -> StreamPositions:
+        """Positions of user activity."""
+        return self.positions_of(self.shipped_streams.user_activity)
+
+    @property
+    def crm_positions(self) -> StreamPositions:
+        """Positions of CRM messages."""
+        return self.positions_of(self.shipped_streams.crm)
+
+    @property
+    def user_activity(self) -> DeltaStream:
+        """The stream of user activity."""
+        return self.delta_stream(self.shipped_streams.user_activity)
 
     def positions_of(self, declaration: StreamDeclaration) -> StreamPositions:
-        """Return the positions of a declared stream."""
+        """Return the positions of a stream."""
         return StreamPositions(self.engine, declaration.name, declaration.topic)
 
     def delta_stream(self, declaration: StreamDeclaration) -> DeltaStream:
-        """Return a declared stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
+        """Return a stream whose sink is a Delta table; its decoder keeps the schemas that it has fetched."""
         # Another thread may have the declarations read again meanwhile.
         known = self._delta_streams
         if declaration.name not in known:
             known[declaration.name] = declared_delta_stream(declaration, self)
         return known[declaration.name]
 
-    def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[KeyedRows]:
-        """Return the sink of a declared stream whose rows are stored by key."""
-        return SqlSink(self, DeclaredTable(declaration, self))
+    def sql_sink(self, declaration: StreamDeclaration) -> SqlSink[Any]:
+        """Return the sink of a stream whose rows are stored by key."""
+        return SqlSink(self, declaration.own_tables(self.settings) or DeclaredTable(declaration, self))
 
     def _known(self, one: StreamDeclaration) -> KnownStream:
         delta = (lambda: self.delta_stream(one)) if one.is_delta else None
-        return KnownStream(one.name, one.topic, lambda: self.positions_of(one), one.dlq, delta)
+        return KnownStream(one.source, one.topic, lambda: self.positions_of(one), one.dlq, delta)
 
     @cached_property
     def _delta_streams(self) -> dict[str, DeltaStream]:

@@ -73,6 +73,8 @@ Unreadable = dict[int, str]
 
 def arrow_type(column: Column) -> pa.DataType:
     """Return the type of a column in Arrow and Delta."""
+    if isinstance(column, StreamColumn) and column.fields:
+        return pa.struct([(one.name, arrow_type(one)) for one in column.fields])
     return pa.decimal128(*column.digits) if column.digits else ARROW_TYPES.get(column.kind, pa.string())
 
 
@@ -85,8 +87,11 @@ def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = Fa
         is_typed: all are of the type that `decoders.JSON_TYPES` names: nothing is gained by looking at each.
 
     Returns:
-        the column, null where a value is missing or unreadable, and the texts of the unreadable ones.
+        the column, null where a value is missing or unreadable, and the texts of the unreadable ones. Of a struct, true
+        where it is there.
     """
+    if column.fields:
+        return pa.array([None if value is None else True for value in values], pa.bool_()), {}
     if column.kind == "json":
         return _json_texts(values), {}
     try:

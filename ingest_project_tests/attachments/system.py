@@ -55,6 +55,8 @@ class AttachmentSystem(System):
         for _ in range(MAX_ROUNDS):
             before = len(done)
             for sensor, job in JOBS.items():
+                if sensor == RETRY and not any(map(self.has_messages, self.settings.topics.downloads_retry)):
+                    continue
                 done += [self.execute(job, request) for request in self.requests(sensor)]
             if len(done) == before and self._is_over(until_retries_are_over):
                 return done

@@ -15,7 +15,7 @@ from ingest_project.attachments.assets import _recorded
 from ingest_project.attachments.attempts import AttemptResult, attempts_at
 from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.results import commit_results
-from ingest_project.attachments.tables import AttachmentState, attachment_events
+from ingest_project.attachments.tables import AttachmentState, attachment_events, download_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.operations import SystemResources
@@ -157,10 +157,15 @@ def test_an_event_that_nothing_can_be_taken_out_of_fails_alone(
 
 
 def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
-    attachment_system: AttachmentSystem, http_server: HttpServer, kafka_server: Server
+    attachment_system: AttachmentSystem,
+    http_server: HttpServer,
+    kafka_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not isinstance(kafka_server, KafkaServer):
         pytest.skip("the embedded broker takes messages of any size")
+    # No other publisher is alive.
+    monkeypatch.setattr("ingest_project.platform.kafka.publisher.YOUNG_SECONDS", 0.0)
     system = attachment_system
     topics = system.settings.topics
     kafka_server.create_topic(topics.downloads_dlq, 1, {"max.message.bytes": "100000"})
@@ -242,6 +247,21 @@ def test_a_table_that_cannot_be_written_loses_no_row(services: SystemResources) 
     folder.unlink()
     commit_results(services)
     assert len(rows_of(folder)) == 10
+
+
+def test_a_work_queue_that_is_older_than_the_table_loses_no_row(services: SystemResources) -> None:
+    for number in range(3):
+        ended(services, [stored(f"before-{number}")])
+        commit_results(services)
+    with services.engine.begin() as connection:
+        # As a new database, or one that was restored from a backup of the first commit.
+        connection.execute(sa.delete(download_outcomes).where(download_outcomes.c.commit_number > 1))
+    ended(services, [stored("after")])
+
+    assert commit_results(services)
+
+    assert "after" in rows_of(Path(services.attachment_results.url))["attachment_key"].to_pylist()
+    assert services.outcomes.open_commits() == ()
 
 
 def test_a_result_that_the_work_queue_refuses_is_recorded_as_a_failure(services: SystemResources) -> None:

@@ -43,6 +43,13 @@ def test_every_action_is_listed_and_has_an_option_for_each_parameter(ingest: Ing
             assert f"--{name}" in shown, (action.name, name)
 
 
+@pytest.mark.usefixtures("services")
+def test_several_items_have_a_plural(ingest: Ingest) -> None:
+    assert {"capabilities", "message ranges", "files"} < {action.nouns for action in ACTIONS.values()}
+    done = ingest("action", "run", "resume-capability", "--capability", "crm", "--reason", REASON)
+    assert "0 capabilities done, 1 failed." in done.out
+
+
 def test_a_misspelt_action_or_option_is_exit_code_2_with_the_nearest_one(ingest: Ingest) -> None:
     result = ingest("action", "run", "release-quarantined-file", "--reason", "r")
     assert (result.exit_code, RELEASE in result.err) == (2, True)

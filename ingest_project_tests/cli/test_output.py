@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,3 +105,9 @@ def test_figures_have_marks_between_thousands_and_values_of_rows_none(
 
 def test_rules_are_listed_with_the_most_frequent_first() -> None:
     assert output.counts({"b": 1, "a": 1, "c": 1_200, "none": 0}) == "c 1,200, a 1, b 1"
+
+
+def test_messages_of_the_kafka_library_are_not_printed_next_to_the_error_of_a_command() -> None:
+    program = "from ingest_project.platform.kafka import LIBRARY_LOGGER; LIBRARY_LOGGER.warning('REQTMOUT')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

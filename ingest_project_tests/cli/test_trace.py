@@ -42,7 +42,7 @@ def test_events_and_crm_records_of_a_trace_are_in_its_story(ingest: Ingest, serv
     headers = (("trace-id", b"t-9"),)
     messages = [msgspec.structs.replace(one, headers=headers) for one in received(encoded(event("e9")), b"?")]
     rows = event_rows(messages[:1], "g").table
-    services.user_activity_events.append(rows, app_id="test", version=1)
+    services.user_activity.store.append(rows, app_id="test", version=1)
     crm = [msgspec.structs.replace(messages[0], value=crm_encoded(opportunity())), messages[1]]
     store_messages(services, crm)
     moments = ingest("trace", "t-9", "--json").json["moments"]

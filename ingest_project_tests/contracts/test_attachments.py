@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 from dagster import DagsterInstance
@@ -32,6 +35,16 @@ EVENTS = st.fixed_dictionaries(
     {"trace_id": st.text(max_size=250), "domain": st.text(max_size=10)},
     optional={"attachments": JSON | st.lists(st.text()), "payload": JSON, "occurred_at": TIMES, "event_type": JSON},
 )
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[DagsterInstance]:
+    """Dagster's records, in memory."""
+    with DagsterInstance.ephemeral() as opened:
+        yield opened
+
 
 AWKWARD = ["http://h/a...pdf", "http://h/%00", "http://[", "a\x0bb", "http://h/" + "." * 80]
 
@@ -75,13 +88,13 @@ def test_an_event_with_too_many_attachments_is_unreadable() -> None:
 
 
 @settings(deadline=None, max_examples=examples(25))
-@given(st.lists(st.text(max_size=40) | st.sampled_from(AWKWARD), unique=True))
-def test_every_address_has_a_key_that_dagster_accepts(urls: list[str]) -> None:
-    with DagsterInstance.ephemeral() as instance:
-        keys = [attachment_key("trace", url) for url in urls]
-        instance.add_dynamic_partitions("attachments", keys)
-        assert set(instance.get_dynamic_partitions("attachments")) == set(keys)
-        assert len(set(keys)) == len(set(urls))
+@given(urls=st.lists(st.text(max_size=40) | st.sampled_from(AWKWARD), unique=True))
+def test_every_address_has_a_key_that_dagster_accepts(instance: DagsterInstance, urls: list[str]) -> None:
+    keys = [attachment_key("trace", url) for url in urls]
+    partitions = f"attachments {next(_numbers)}"
+    instance.add_dynamic_partitions(partitions, keys)
+    assert set(instance.get_dynamic_partitions(partitions)) == set(keys)
+    assert len(set(keys)) == len(set(urls))
 
 
 def test_the_key_is_readable_stable_and_shows_nothing_of_the_query() -> None:

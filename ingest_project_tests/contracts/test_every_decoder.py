@@ -231,7 +231,7 @@ def test_the_largest_message_is_refused_or_read_in_bounded_time(contract: Contra
     began = time.process_time()
     for filling in fillings:
         read_or_refuse(contract, filling, look=False)
-        for name in sorted(contract.good)[:2]:
+        for name in sorted(contract.good)[:1]:
             start, end = json.dumps(contract.good | {name: SPLICE}).encode().split(json.dumps(SPLICE).encode())
             read_or_refuse(contract, (start + filling + end)[: MAX_MESSAGE_BYTES + 5], look=False)
     assert time.process_time() - began < BOUNDED_SECONDS * 2

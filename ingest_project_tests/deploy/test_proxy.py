@@ -27,6 +27,7 @@ from ingest_project_tests.services.debian import debian_program
 
 NAME, CONSOLE, PASSWORD = "dagster.example.com", "console.example.com", "correct horse"
 SECONDS = 60.0
+RUN = "5d0e8c6e"
 MUTATION = "mutation { setNuxSeen }"
 LOGIN = {"Authorization": f"Basic {base64.b64encode(f'alice:{PASSWORD}'.encode()).decode()}"}
 WEBSOCKET = {
@@ -71,13 +72,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Nginx with the file of deploy/proxy in front of a webserver without code locations."""
     nginx = debian_program("nginx", "nginx")
     folder = tmp_path_factory.mktemp("proxy")
-    upstream, tls, plain = free_port(), free_port(), free_port()
+    upstream, tls, plain, console = free_port(), free_port(), free_port(), free_port()
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    output = folder / "storage" / RUN / "compute_logs"
+    output.mkdir(parents=True)
+    (folder / "storage" / "kept.db").write_text("of others")
+    (output / "step.out").write_text("of a run\n")
     _write_certificate(folder)
     salt = os.urandom(8)
     secret = base64.b64encode(hashlib.sha1(PASSWORD.encode() + salt, usedforsecurity=False).digest() + salt).decode()
     (folder / "ingest.htpasswd").write_text(f"alice:{{SSHA}}{secret}\n")
-    (folder / "nginx.conf").write_text(_configuration(folder, {"443": tls, "80": plain, "3000": upstream}))
+    (folder / "nginx.conf").write_text(
+        _configuration(folder, {"443": tls, "80": plain, "3000": upstream, "8080": console})
+    )
     webserver = [sys.executable, "-m", "dagster_webserver", "--empty-workspace", "--port", str(upstream)]
     # Started by root, it would read the test's files as somebody else.
     user = "user root;" if os.geteuid() == 0 else ""
@@ -152,6 +159,25 @@ def test_nothing_is_executed_by_get(site: Site, path: str) -> None:
     for method in ("GET", "HEAD"):
         assert site.send(method, query, LOGIN | {"Accept": "*/*"}).status == 405
         assert site.send(method, query, LOGIN | {"Accept": "application/json", "Upgrade": "h2c"}).status in {403, 405}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/graphql%0A?query={quote(MUTATION)}",
+        "/notebook?path=/etc/x.ipynb&repoLocName=x",
+        "//dagit//notebook",
+        "/x/../notebook",
+        "/notebook%0A",
+        "/download_debug/x",
+        "/download_debug%2Fx",
+        "/logs/kept/db",
+        "/logs/a/compute_logs/../../kept/db",
+    ],
+)
+def test_nothing_of_the_machine_is_handed_out_but_what_runs_print(site: Site, path: str) -> None:
+    assert site.send("GET", path, LOGIN).status == 404
+    assert site.send("GET", f"/logs/{RUN}/compute_logs/step/out", LOGIN).data == b"of a run\n"
 
 
 def test_runs_can_be_followed(site: Site) -> None:

@@ -22,9 +22,11 @@ from confluent_kafka.admin import AdminClient
 from ingest_project import devstack as restarts
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
-from ingest_project.devstack import Command, ServiceFailedError, postgres, start
+from ingest_project.devstack import Command, ServiceFailedError, free_port, postgres, start
+from ingest_project.devstack.dagster_processes import DagsterHome
 from ingest_project.devstack.state_folder import StateFolderInUseError, StateFolderUnusableError, prepare
-from ingest_project.devstack.supervisor import Stack, StepState, choose_port, running_stack
+from ingest_project.devstack.supervisor import Stack, StepState, choose_port, failures_explained, running_stack
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
 
 
@@ -218,6 +220,29 @@ def test_parts_that_settings_locate_elsewhere_are_not_started(tmp_path: Path) ->
         assert stack.children == []
         assert stack.settings == elsewhere.settings
     assert steps == [("broker", StepState.EXTERNAL), ("database", StepState.EXTERNAL)]
+
+
+def test_a_database_of_dagsters_that_is_away_when_it_starts_is_one_line(tmp_path: Path) -> None:
+    url = f"postgresql://dagster:s3cret@127.0.0.1:{free_port()}/dagster"
+    elsewhere = {"KAFKA_BROKERS": "kafka.example:9092", "DATABASE_URL": "sqlite:////tmp/warehouse.db"}
+    loaded = settings_of(tmp_path / "state", tmp_path, DAGSTER_POSTGRES_URL=url, INGEST_WEBSERVER_PORT="0", **elsewhere)
+    with pytest.raises(DagsterRecordsUnavailableError) as found, running_stack(loaded, silent):
+        pass
+    assert "DAGSTER_POSTGRES_URL" in str(found.value)
+    assert "s3cret" not in str(found.value)
+    assert "\n" not in str(found.value)
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def test_a_part_that_ends_without_dagsters_database_is_one_line_and_with_it_the_end_of_its_log(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    home = DagsterHome(tmp_path, tmp_path / "code.sock", "nothing", 0)
+    away = f"postgresql://dagster@127.0.0.1:{free_port()}/dagster"
+    for url, expected in ((away, DagsterRecordsUnavailableError), (postgres_url, ServiceFailedError)):
+        stack = Stack(settings_of(tmp_path, tmp_path, DAGSTER_POSTGRES_URL=url), silent, home=home)
+        with pytest.raises(expected), failures_explained(stack):
+            raise ServiceFailedError("code server", "ended", tmp_path / "log", "Traceback")
 
 
 def test_data_of_another_major_version_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ class ExampleSystem(DatasetSystem):
         ends, current = self.services.reader.end_offsets(self.payments.topic), self.positions.current()
         return all(partition in current and current[partition].next_offset == end for partition, end in ends.items())
 
-    def _check_job(self, name: str) -> dg.JobDefinition:
+    def _check_job(self, *names: str) -> dg.JobDefinition:
         # Of whichever example has the check.
-        return System._check_job(self, name)
+        return System._check_job(self, *names)
 
     def delta_rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
         """Return columns of a Delta table, its rows sorted by the first two."""

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster import AssetCheckEvaluation, DagsterInstance, ExecuteInProcessResult
 from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.definitions.sensor_definition import SensorExecutionData
@@ -22,10 +24,12 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 import ingest_project.file_ingest.definitions
 import ingest_project.polling.definitions
 from ingest_project.core.errors import BrokerUnavailableError
+from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.operations import SystemResources
 from ingest_project.operations.items import describe, find
+from ingest_project.platform.database import migrate
 from ingest_project.platform.items import ItemView
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
@@ -43,6 +47,27 @@ HEADER = "timestamp,device_id,sensor_type,value,unit\n"
 MOST_ROUNDS = 20
 
 _numbers = itertools.count(1)
+
+
+_engines: dict[tuple[str, float], sa.Engine] = {}
+
+
+class _Resources(SystemResources):
+    """The resources of one test, with the engine of the tests before it: statements are compiled for an engine."""
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """The warehouse database, with its tables migrated."""
+        url = self.settings.warehouse.database_url
+        key = (url.get_secret_value(), self.settings.warehouse.connect_timeout_seconds)
+        if known := _engines.get(key):
+            migrate(known)
+            return known
+        engine = super().engine
+        # Each file of SQLite is one test's.
+        if engine.dialect.name == "postgresql" and not isinstance(url, SecretReference):
+            _engines[key] = engine
+        return engine
 
 
 @dataclass
@@ -70,7 +95,7 @@ class System:
         self._open()
 
     def _open(self) -> None:
-        self.services = SystemResources(self.settings)
+        self.services = _Resources(self.settings)
         self.definitions = dg.Definitions.merge(
             self._definitions(),
             dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
@@ -148,13 +173,21 @@ class System:
     def drive(self) -> list[ExecuteInProcessResult]:
         """Tick every sensor and do what it asks for, until nothing is asked for any more."""
         done: list[ExecuteInProcessResult] = []
+        topics = self.settings.topics
+        # A tick takes much longer than a look at a topic that nothing was sent to.
+        read = {POLLING: topics.polling_queue, SHORT_FILE_EVENTS: topics.file_events}
+        sensors = [sensor for sensor in SENSORS if sensor not in read or self.has_messages(read[sensor])]
         for _ in range(MOST_ROUNDS):
             before = len(done)
-            for sensor in SENSORS:
+            for sensor in sensors:
                 done += [self.execute(JOB_OF[sensor], request) for request in self.requests(sensor)]
             if len(done) == before and self.is_idle:
                 return done
         raise AssertionError(f"Still busy: {self.services.files.counts_by_state()}")
+
+    def has_messages(self, topic: str) -> bool:
+        """Return whether anything was ever sent to a topic."""
+        return any(self.services.reader.end_offsets(topic).values())
 
     @property
     def is_idle(self) -> bool:
@@ -260,8 +293,13 @@ class System:
         (evaluation,) = result.get_asset_check_evaluations()
         return evaluation
 
-    def _check_job(self, name: str) -> dg.JobDefinition:
-        keys = [key for key in self.definitions.resolve_asset_graph().asset_check_keys if key.name == name]
+    def passed(self, *checks: str) -> list[bool]:
+        """Evaluate unpartitioned checks in one run; return whether each passed."""
+        evaluations = self._check_job(*checks).execute_in_process(instance=self.instance).get_asset_check_evaluations()
+        return [one.passed for name in checks for one in evaluations if one.check_name == name]
+
+    def _check_job(self, *names: str) -> dg.JobDefinition:
+        keys = [key for key in self.definitions.resolve_asset_graph().asset_check_keys if key.name in names]
         job = dg.define_asset_job("one_check", selection=dg.AssetSelection.checks(*keys))
         return dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
 

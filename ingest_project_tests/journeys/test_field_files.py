@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project_tests.file_ingest.stored_metrics import device_metrics
 from ingest_project_tests.journeys.system import System, changed
 from ingest_project_tests.readers.real_files import DATA
@@ -18,6 +19,7 @@ from ingest_project_tests.readers.real_files import DATA
 FIELD = DATA / "field"
 MANIFEST = FIELD / "manifest.jsonl"
 NINE = datetime(2026, 1, 15, 9, tzinfo=UTC)
+MIDNIGHT = datetime(2026, 1, 15, tzinfo=UTC)
 TEN = datetime(2026, 1, 15, 10, tzinfo=UTC)
 
 
@@ -39,24 +41,30 @@ def take(system: System, case: str, profile: str | None = None) -> None:
     system.send_job(folder, metadata={"format": profile} if profile else {})
 
 
-def stored(system: System) -> list[tuple[Any, ...]]:
-    """Time, device and value of everything that is stored."""
+def stored(system: System, case: str = "") -> list[tuple[Any, ...]]:
+    """Time, device and value of everything that is stored, or of one case."""
     rows = [
         row
-        for record in system.services.files.list(limit=1_000)
+        for record in records(system, case)
         for part in system.services.warehouse.rows_of(record.file_key)
         for row in part.select("timestamp", "device_id", "value").rows()
     ]
     return sorted(rows)
 
 
-def reasons(system: System) -> dict[str, int]:
-    """How often each rule was broken, all files together."""
+def reasons(system: System, case: str) -> dict[str, int]:
+    """How often each rule was broken, all files of a case together."""
     counts: dict[str, int] = {}
-    for record in system.services.files.list(limit=1_000):
+    for record in records(system, case):
         for rule, count in (record.rule_counts or {}).items():
             counts[rule] = counts.get(rule, 0) + count
     return counts
+
+
+def records(system: System, case: str) -> list[FileRecord]:
+    """The files of one case, or all."""
+    found = system.services.files.list(limit=1_000)
+    return [record for record in found if not case or f"/{case}/" in record.event.file_path]
 
 
 def each_at(start: datetime, minutes: Sequence[float], device: str, values: Sequence[float]) -> list[tuple[Any, ...]]:
@@ -69,42 +77,58 @@ def test_every_case_of_the_manifest_has_its_test() -> None:
         pytest.skip(f"The files from the field are not at {FIELD}.")
     cases = [json.loads(line)["case"] for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
     own = Path(__file__).read_text(encoding="utf-8")
-    assert [case for case in cases if f"def test_{case}" not in own] == []
+    assert [case for case in cases if f'"{case}"' not in own] == []
 
 
-def test_f01_two_digit_year_default_is_never_stored(field: System) -> None:
-    take(field, "f01_two_digit_year_default")
-    field.drive()
-    assert set(field.states().values()) == {"quarantined"}
-    assert reasons(field)["timestamp_unparseable"] == 8
-    assert stored(field) == []
+class Case(NamedTuple):
+    """What becomes of the files of a case.
+
+    Args:
+        profile: by which they are polled.
+        rows: that are stored.
+        reasons: how many rows broke each rule.
+    """
+
+    profile: str | None
+    rows: list[tuple[Any, ...]]
+    reasons: dict[str, int]
 
 
-def test_f02_two_digit_year_profile_takes_four_digits(field: System) -> None:
-    field.settings = changed(field.settings, "file_ingest", max_rejected_share=0.9)
-    field.restart()
-    take(field, "f02_two_digit_year_profile", "f02")
-    field.drive()
-    assert stored(field) == [(NINE, "dev-c", 21.4)]
-    assert reasons(field) == {"timestamp_unparseable": 2}
+CASES = {
+    "f01_two_digit_year_default": Case(None, [], {"timestamp_unparseable": 8, "too_many_bad_rows": 2}),
+    "f03_dash_hour": Case("f03", each_at(NINE, (5, 345), "dev-d", (20.1, 22.1)), {}),
+    "f03c_hour_only": Case("f03c", each_at(MIDNIGHT, (0, 60, 120, 180), "dev-d3", (20.1, 21.1, 22.1, 23.1)), {}),
+    "f03c_good_neighbours": Case(None, [(TEN, "dev-g1", 20.1), (TEN, "dev-g2", 20.1)], {}),
+    "f06_xlsx_locale": Case(
+        "f06", each_at(NINE, range(0, 70, 10), "dev-y", (21.375, 1.013, -3.125, 0.225, 21.5, 7.0, 1234.5)), {}
+    ),
+    "f07_xlsx_formula_zero": Case(None, [], {"value_not_calculated": 4, "too_many_bad_rows": 1}),
+    "f10_bom_mid": Case(None, each_at(TEN, range(4), "dev-h", (20.1, 20.2, 20.3, 20.4)), {}),
+    "f11_dup_by_name": Case(
+        "f11",
+        [(MIDNIGHT + timedelta(hours=hour), f"fridge-{n}", 4.0) for hour in range(3) for n in (1, 2)],
+        {},
+    ),
+}
+# Where most rows of a file may be bad.
+MOSTLY_BAD = {
+    "f02_two_digit_year_profile": Case("f02", [(NINE, "dev-c", 21.4)], {"timestamp_unparseable": 2}),
+    "f42_zero_group": Case("f42", each_at(TEN, (1,), "dev-zg", (0.5,)), {"value_not_a_number": 2}),
+}
 
 
-def test_f03_dash_hour_is_kept(field: System) -> None:
-    take(field, "f03_dash_hour", "f03")
-    field.drive()
-    assert stored(field) == each_at(NINE, (5, 345), "dev-d", (20.1, 22.1))
-
-
-def test_f03c_hour_only_and_its_good_neighbours_are_stored_at_the_first_attempt(field: System) -> None:
-    take(field, "f03c_hour_only", "f03c")
-    take(field, "f03c_good_neighbours")
+@pytest.mark.parametrize(("cases", "max_rejected_share"), [(CASES, None), (MOSTLY_BAD, 0.9)], ids=["usual", "bad"])
+def test_files_of_each_case_are_stored_as_they_are_meant_or_refused_at_the_first_attempt(
+    field: System, cases: dict[str, Case], max_rejected_share: float | None
+) -> None:
+    if max_rejected_share:
+        field.settings = changed(field.settings, "file_ingest", max_rejected_share=max_rejected_share)
+        field.restart()
+    for name, case in cases.items():
+        take(field, name, case.profile)
     assert all(run.success for run in field.drive())
-    midnight = datetime(2026, 1, 15, tzinfo=UTC)
-    assert stored(field) == [
-        *each_at(midnight, (0, 60, 120, 180), "dev-d3", (20.1, 21.1, 22.1, 23.1)),
-        (TEN, "dev-g1", 20.1),
-        (TEN, "dev-g2", 20.1),
-    ]
+    assert {name: stored(field, name) for name in cases} == {name: case.rows for name, case in cases.items()}
+    assert {name: reasons(field, name) for name in cases} == {name: case.reasons for name, case in cases.items()}
     assert {record.attempts for record in field.files().values()} == {1}
 
 
@@ -123,34 +147,6 @@ def test_f05_percent_s_zone_is_refused_with_its_directive_and_right_as_unix_seco
     field.restart()
     field.materialize([record.file_key])
     assert stored(field) == each_at(TEN, (0, 60), "dev-f", (20.1, 20.2))
-
-
-def test_f06_xlsx_locale_is_for_text_cells(field: System) -> None:
-    take(field, "f06_xlsx_locale", "f06")
-    field.drive()
-    values = (21.375, 1.013, -3.125, 0.225, 21.5, 7.0, 1234.5)
-    assert stored(field) == each_at(NINE, range(0, 70, 10), "dev-y", values)
-
-
-def test_f07_xlsx_formula_zero_is_not_stored(field: System) -> None:
-    take(field, "f07_xlsx_formula_zero")
-    field.drive()
-    assert stored(field) == []
-    assert reasons(field)["value_not_calculated"] == 4
-
-
-def test_f10_bom_mid_makes_no_device(field: System) -> None:
-    take(field, "f10_bom_mid")
-    field.drive()
-    assert stored(field) == each_at(TEN, range(4), "dev-h", (20.1, 20.2, 20.3, 20.4))
-
-
-def test_f11_dup_by_name_is_no_duplicate(field: System) -> None:
-    take(field, "f11_dup_by_name", "f11")
-    field.drive()
-    midnight = datetime(2026, 1, 15, tzinfo=UTC)
-    expected = [(midnight + timedelta(hours=hour), f"fridge-{n}", 4.0) for hour in range(3) for n in (1, 2)]
-    assert stored(field) == expected
 
 
 def test_f12_growing_counts_each_reading_once(field: System) -> None:
@@ -185,12 +181,3 @@ def test_f41_broken_profile_elsewhere_stops_only_what_uses_it(field: System) -> 
     assert refused.state.value == "quarantined"
     assert "broken.yaml, line 2" in str(refused.reason)
     assert "colums is unknown, did you mean columns" in str(refused.reason)
-
-
-def test_f42_zero_group_is_refused(field: System) -> None:
-    field.settings = changed(field.settings, "file_ingest", max_rejected_share=0.9)
-    field.restart()
-    take(field, "f42_zero_group", "f42")
-    field.drive()
-    assert stored(field) == each_at(TEN, (1,), "dev-zg", (0.5,))
-    assert reasons(field) == {"value_not_a_number": 2}

@@ -148,7 +148,7 @@ STEPS = [
 
 
 # The others go the same way as one of these: they are left for the long run.
-SHORT = ("reading, a panic", "validating", "storing readings", "storing, a lost connection", "reporting")
+SHORT = ("reading, a panic", "storing, a lost connection", "reporting")
 CASES = [pytest.param(*case, id=case[0], marks=[] if case[0] in SHORT else [pytest.mark.long]) for case in STEPS]
 
 

@@ -255,7 +255,7 @@ def test_a_profile_that_read_nonsense_is_replaced_and_may_come_back(profiled: Sy
     system.send_files(path, metadata={"format": "swapped"})
     system.drive()
     assert [metric.device_id for metric in device_metrics(system.services.warehouse)] == ["C"]
-    for profile, device in (("canonical", "device-1"), ("swapped", "C"), ("canonical", "device-1")):
+    for profile, device in (("canonical", "device-1"), ("swapped", "C")):
         system.send_files(path, metadata={"format": profile})
         system.drive()
         assert [metric.device_id for metric in device_metrics(system.services.warehouse)] == [device]

@@ -25,14 +25,16 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from ingest_project.attachments.queue import EVENTHOUSE_SENSOR
 from ingest_project.core.settings import ConfiguredSource, Settings
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import SystemResources
-from ingest_project.operations.daemon import repair, repair_records
+from ingest_project.operations.daemon import repair, repair_records, sensors_with_work
 from ingest_project.platform.dagster import daemon
 from ingest_project.platform.dagster.daemon import is_ahead
 from ingest_project.platform.database import writing
 from ingest_project.polling.definitions import standing_job
+from ingest_project.streams.hours import HOURLY_SENSOR
 from ingest_project_tests.journeys.system import System, readings
 
 NOW = datetime.now(UTC)
@@ -111,6 +113,16 @@ def test_a_scheduled_poll_whose_interval_lies_in_the_future_runs_again(system: S
         queue.fail([job.job_key], "done with", "Test", now)
     assert [len(keys) for keys in finished] == [1, 1, 1]
     assert queue.begin_intervals([standing_job("standing", source, 60, NOW)], NOW + timedelta(seconds=120)) == ()
+
+
+def test_sensors_that_read_no_topic_are_woken_by_their_work_alone(system: System) -> None:
+    assert sensors_with_work(system.services) == set()
+    system.services.user_activity.hours.touch([NOW - timedelta(hours=2)], NOW)
+    assert sensors_with_work(system.services) == {HOURLY_SENSOR}
+    attachments = system.settings.attachments.model_copy(update={"event_source": "eventhouse"})
+    services = SystemResources(system.settings.model_copy(update={"attachments": attachments}))
+    assert sensors_with_work(services) == {HOURLY_SENSOR, EVENTHOUSE_SENSOR}
+    services.engine.dispose()
 
 
 class BegunAnewError(Exception):

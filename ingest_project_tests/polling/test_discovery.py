@@ -100,6 +100,8 @@ def test_found_files_are_published_or_skipped(system: System) -> None:
 def test_a_listing_killed_half_way_continues_and_counts_all_that_it_published(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No other publisher is alive.
+    monkeypatch.setattr("ingest_project.platform.kafka.publisher.YOUNG_SECONDS", 0.0)
     system.settings = changed(system.settings, "polling", page_files=10)
     system.restart()
     for number in range(35):

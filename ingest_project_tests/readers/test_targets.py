@@ -51,6 +51,12 @@ def test_signs_between_the_words_of_a_name_do_not_matter_unless_a_column_has_the
         read_rows(written(tmp_path, "Order ID,order-id,amount\n7,8,1.5\n"))
 
 
+@pytest.mark.parametrize("other", ["Δamount", "amount²", "amount\u0304", "金amount", "amounté", "№ amount"])
+def test_a_name_with_other_letters_or_digits_is_another_column(tmp_path: Path, other: str) -> None:
+    _, chunk = read_rows(written(tmp_path, f"order_id,{other}\n7,1.5\n"), replace(ORDERS, required=frozenset()))
+    assert chunk.unknown_columns == (other,)
+
+
 def test_a_file_with_none_of_the_columns_is_another_kind_of_file(tmp_path: Path) -> None:
     with pytest.raises(FileRejectedError, match="no column 'order_id', 'amount', 'note'"):
         read_rows(written(tmp_path, "a,b\n1,2\n"), replace(ORDERS, required=frozenset()))

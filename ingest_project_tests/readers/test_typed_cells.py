@@ -15,6 +15,7 @@ import xlwt
 from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, cell_of
 from ingest_project.readers.formats.excel_sheets import EPOCHS
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import cast
@@ -278,3 +279,11 @@ def test_days_that_excel_counts_wrong_are_no_dates(tmp_path: Path) -> None:
     rows = [[(day, "yyyy-mm-dd"), "d", "level", 1, "mm"] for day in (1.5, 59, 60)]
     _, refused = outcomes(formatted(tmp_path, [NAMES, *rows, [MOMENT, "d", "level", 1, "mm"]]))
     assert set(refused) == {2, 3, 4}
+
+
+def test_the_last_day_of_a_workbook_is_a_date_and_a_cell_that_is_not_a_number_is_not_blank() -> None:
+    last = datetime(9999, 12, 31)  # noqa: DTZ001
+    assert cell_of(last) == (DATE, "9999-12-31T00:00:00")
+    assert cell_of(last.replace(hour=23, minute=59, second=59)).kind == DATE
+    assert cell_of(last.replace(hour=23, minute=59, second=59, microsecond=999_999)).kind == DURATION
+    assert cell_of(float("nan")) == (INEXACT, "nan")

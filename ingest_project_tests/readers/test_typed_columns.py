@@ -37,10 +37,13 @@ def value(
     kind: str | None = None,
     unit: str | None = None,
 ) -> object:
-    """Cast one text between two missing ones; UNREADABLE if it is kept as text."""
+    """Cast one text between two missing ones; UNREADABLE if it is kept as text.
+
+    A kind that is an empty text is what a file of text has beside others in one batch.
+    """
     rows = pl.DataFrame({"line_number": [2, 3, 4], "a": [None, text, None]}, schema_overrides={"a": pl.String})
-    if kind:
-        rows = rows.with_columns(pl.Series(KIND_OF("a"), ["s", kind, "s"]))
+    if kind is not None:
+        rows = rows.with_columns(pl.Series(KIND_OF("a"), ["s", kind or None, "s"]))
     column = Column(name="a", type=declared, unit=unit)
     cast = cast_columns(rows, [column], profile)
     assert cast.schema["a"] == column.polars_type
@@ -124,6 +127,7 @@ def value(
 )
 def test_text_is_its_exact_value_or_unreadable(declared: str, text: str, expected: object) -> None:
     assert value(text, declared) == expected
+    assert value(text, declared, kind="") == expected
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,7 @@ def test_text_is_its_exact_value_or_unreadable(declared: str, text: str, expecte
 )
 def test_the_notation_is_the_profiles(declared: str, text: str, expected: object) -> None:
     assert value(text, declared, GERMAN) == expected
+    assert value(text, declared, GERMAN, kind="") == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, instance_for_test
+from dagster._core.instance_for_test import cleanup_test_instance
 from pydantic import SecretStr
 
 from ingest_project.core.settings import current_settings
@@ -34,12 +35,17 @@ WRITTEN_WITH_THE_TABLES = ("alembic_version", "instance_info", "secondary_indexe
 @contextmanager
 def instance_on(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """An instance as dagster.yaml makes it; an empty URL means SQLite in the folder."""
+    with _settings_of(postgres_url, folder, monkeypatch), instance_for_test(overrides=OVERRIDES) as instance:
+        yield instance
+
+
+@contextmanager
+def _settings_of(postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("INGEST_STATE_DIR", str(folder))
     current_settings.cache_clear()
     try:
-        with instance_for_test(overrides=OVERRIDES) as instance:
-            yield instance
+        yield
     finally:
         current_settings.cache_clear()
 
@@ -83,10 +89,32 @@ def any_instance(
         yield instance
 
 
+@pytest.fixture(scope="session")
+def opened_instance(
+    postgres_server: PostgresServer, dagster_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[DagsterInstance, Path]]:
+    """An instance on PostgreSQL and its home, opened once for all tests of a process: opening takes 20 ms."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        _settings_of(postgres_server.url(dagster_database), home, patch),
+        instance_for_test(overrides=OVERRIDES, set_dagster_home=False, temp_dir=str(home)) as instance,
+    ):
+        patch.undo()
+        yield instance, home
+
+
 @pytest.fixture
 def dagster_instance(
-    dagster_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened_instance: tuple[DagsterInstance, Path],
+    dagster_postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[DagsterInstance]:
     """An instance on PostgreSQL, as in production."""
-    with instance_on(dagster_postgres_url, tmp_path, monkeypatch) as instance:
+    instance, home = opened_instance
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with _settings_of(dagster_postgres_url, tmp_path, monkeypatch):
         yield instance
+        # As at the end of an instance: runs that it launched write no more.
+        cleanup_test_instance(instance)

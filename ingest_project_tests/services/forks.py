@@ -54,6 +54,8 @@ def main() -> None:
         order = json.loads(line)
         answer = _ended(order["wait"]) if "wait" in order else _forked(order)
         os.write(answers, f"{answer}\n".encode())
+    # Deleting all that was imported would take a second.
+    os._exit(0)
 
 
 def _ended(pid: int) -> int:

@@ -15,7 +15,6 @@ from dagster import DagsterInstance
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.streams.crm.records import opportunities
-from ingest_project.streams.crm.sink import crm_sink
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.positions import StreamPositions
@@ -57,7 +56,7 @@ def parts_of(services: SystemResources, stream: str) -> tuple[StreamPositions, A
     if stream == "activity":
         return services.activity_positions, DeltaSink(services.user_activity)
     if stream == "crm":
-        return services.crm_positions, crm_sink(services)
+        return services.crm_positions, services.sql_sink(services.shipped_streams.crm)
     (declaration,) = services.declared_streams.usable
     if stream == "declared delta":
         return services.positions_of(declaration), DeltaSink(services.delta_stream(declaration))
@@ -106,7 +105,7 @@ def test_two_processes_store_each_event_once(
     ]
     assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
     assert system.statistics("2026-01-15-10:00")["page_view"].events == MESSAGES
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()
 
 
@@ -126,7 +125,7 @@ def test_two_processes_count_and_store_each_crm_message_once(
         "opportunity_rows_changed": MESSAGES,
         "unidentified": 1,
     }
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()
 
 
@@ -159,5 +158,5 @@ def test_two_processes_store_each_message_of_a_declared_stream_once(  # noqa: PL
     else:
         assert [row["order_id"] for row in system.rows()] == expected
     assert [letter.value for letter in system.dead_letters] == [b"not JSON"]
-    assert [system.check(name).passed for name in CHECKS] == [True, True]
+    assert system.passed(*CHECKS) == [True, True]
     system.close()

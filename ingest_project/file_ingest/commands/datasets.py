@@ -6,9 +6,10 @@ Those of datasets work with nothing running: they read files and settings, and s
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,12 +18,14 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
+    counted,
     print_json,
+    report_check,
     say,
     show,
     table,
 )
-from ingest_project.core.settings import load_settings
+from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.commands.profiles import File, Name, Paths, name_of, try_profile
 
 dataset_app = typer.Typer(help="Declared datasets: list, check, try, and propose one for a file.", no_args_is_help=True)
@@ -80,47 +83,39 @@ def check_datasets(paths: Paths = None, *, as_json: AsJson = False) -> None:
     Where a database is configured, they are compared with the tables that exist. Declared streams are checked by
     `ingest streams check`.
     """
-    from ingest_project.readers.datasets import (
-        load_declarations,
-        read_declaration,
-        report_declarations,
-        require_profile,
-    )
+    from ingest_project.readers.datasets import check_declarations, load_declarations, read_declaration, require_profile
     from ingest_project.readers.declaration import DatasetDeclaration
     from ingest_project.readers.profiles import load_profiles
 
     settings = load_settings().settings
     profiles = load_profiles(settings.file_ingest.profiles)
-    declared: list[DatasetDeclaration] = []
 
     def read(path: Path) -> DatasetDeclaration | None:
         declaration = read_declaration(path)
         if declaration is not None:
             require_profile(declaration, profiles, path)
-            declared.append(declaration)
         return declaration
 
-    def refused() -> list[str]:
-        if not declared or not settings.warehouse.database_url:
-            return []
-        from ingest_project.core.errors import TransientError
-        from ingest_project.file_ingest.declared import refused_by_tables
-
-        try:
-            return [*refused_by_tables(declared, settings)]
-        except TransientError as away:
-            complain(f"Not compared with the tables that exist: {away}")
-            return []
-
-    report_declarations(
-        paths,
-        read,
-        lambda settings: ((found := load_declarations(settings)), found.broken),
-        "dataset",
-        "`ingest streams check` checks those of streams",
-        refused,
-        as_json=as_json,
+    found = check_declarations(
+        paths, read, lambda settings: ((loaded := load_declarations(settings)).declared, loaded.broken)
     )
+    problems = [*found.problems, *_refused_by_tables(found.usable, settings)]
+    # The shipped one is among those of the settings.
+    usable = counted(len(found.usable) + (not paths), "dataset")
+    report_check(problems, usable, found.others_by("streams"), as_json=as_json)
+
+
+def _refused_by_tables(declared: Sequence[Any], settings: Settings) -> Sequence[str]:
+    if not declared or not settings.warehouse.database_url:
+        return []
+    from ingest_project.core.errors import TransientError
+    from ingest_project.file_ingest.declared import refused_by_tables
+
+    try:
+        return [*refused_by_tables(declared, settings)]
+    except TransientError as away:
+        complain(f"Not compared with the tables that exist: {away}")
+        return []
 
 
 def show_baselines(

@@ -38,4 +38,6 @@ it does not.
   test_traces). Without it: Dagster's own executor, and neither of them.
 - `instance.py`, the launcher: `DefaultRunLauncher._get_grpc_client_for_termination`; `get_current_runs` of
   `DagsterGrpcClient` (test_internals). Without it: `DefaultRunLauncher`, which cannot tell whether a process is gone.
+- `instance.py`, the logs: `LocalComputeLogManager.capture_logs`, its paths and the endings of its files
+  (test_internals). Without it: `LocalComputeLogManager`, which starts two interpreters in each step.
 """

@@ -37,16 +37,20 @@ warnings.filterwarnings(
 )
 
 
-def partitions_of_check(context: dg.AssetCheckExecutionContext) -> list[str]:
-    """Return the partitions that a run of a check of partitions is for.
+def partitions_of_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[str]:
+    """Return the partitions that a run of a partitioned asset or check is for.
 
     Raises:
-        Failure: the run names none.
+        Failure: it has none; Dagster itself would only say that it has no key.
     """
     run = context.op_execution_context
-    if not (run.has_partition_key or run.has_partition_key_range):
-        raise dg.Failure("This check looks at single partitions, and the run names none. Select partitions.")
-    return list(context.partition_keys)
+    if run.has_partition_key or run.has_partition_key_range:
+        return list(context.partition_keys)
+    raise dg.Failure(
+        f"This run has no partition, and {context.op_execution_context.op_def.name} works on partitions only. Select "
+        "partitions where you launch it, or name one in the run's tag dagster/partition.",
+        allow_retries=False,
+    )
 
 
 class WholeAssetResult(dg.AssetCheckResult):

@@ -91,12 +91,12 @@ def topic(
     )
 
 
-def freshness_within(hours: float | None) -> dg.FreshnessPolicy | None:
-    """Return the policy of an asset that fails after so many hours without anything new, and warns at five eighths."""
+def freshness_within(hours: float | None, warn_after_hours: float | None = None) -> dg.FreshnessPolicy | None:
+    """Return the policy of an asset that fails after so many hours without anything new; it warns at five eighths."""
     if hours is None:
         return None
-    fail_window = timedelta(hours=hours)
-    return dg.FreshnessPolicy.time_window(fail_window=fail_window, warn_window=fail_window * 5 / 8)
+    warn_window = timedelta(hours=warn_after_hours or hours * 5 / 8)
+    return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours), warn_window=warn_window)
 
 
 def table_metadata(table: sa.Table) -> dict[str, Any]:

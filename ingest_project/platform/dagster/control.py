@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
-import sqlalchemy as sa
 from dagster import AssetKey, DagsterInstance
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.definitions.events import AssetKeyPartitionKey
@@ -21,12 +20,10 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.remote_origin import RemoteInstigatorOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, SensorInstigatorData
 
-from ingest_project.core.errors import DatabaseUnavailableError, SettingsError
+from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
-from ingest_project.platform.database import open_engine, printable, reading
-from ingest_project.platform.errors import first_line_of
+from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError, require_records
 
 UNFINISHED = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 MAX_BACKFILLS = 100
@@ -47,24 +44,9 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
     # A reference is in the environment already, or in a file that this process reads as well.
     if not isinstance(url, SecretReference):
         os.environ.setdefault("DAGSTER_POSTGRES_URL", url.get_secret_value())
-    _require_answer(settings)
+    require_records(settings)
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
-
-
-def _require_answer(settings: Settings) -> None:
-    """Raise an error of ours where Dagster would log each of several attempts, and then raise one with a traceback."""
-    url = settings.dagster.postgres_url
-    if not isinstance(url, SecretReference) and not url.get_secret_value():
-        return
-    engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
-    try:
-        with reading(engine) as connection:
-            connection.execute(sa.select(1))
-    except DatabaseUnavailableError as error:
-        raise DagsterRecordsUnavailableError(printable(engine.url), first_line_of(error.__cause__ or error)) from error
-    finally:
-        engine.dispose()
 
 
 def running_sensors(instance: DagsterInstance, names: Collection[str]) -> list[str]:

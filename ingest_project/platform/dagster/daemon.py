@@ -43,7 +43,7 @@ BACKFILLS_EVERY_SECONDS = 5
 # Most events that other processes number while one of them stores a statement of its own (`ROWS_PER_STATEMENT`).
 EVENTS_BEING_STORED = 10_000
 # How often the records are checked: only they show another machine's clock, or a restored database.
-REPAIR_EVERY_SECONDS = 10.0
+REPAIR_EVERY_SECONDS = 30.0
 # One tick each second of ten minutes, and more than any schedule makes in a year ahead.
 MAX_TICKS = 1_000
 

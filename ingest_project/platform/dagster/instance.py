@@ -1,4 +1,4 @@
-"""Parts of Dagster's instance that `dagster.yaml` names: a storage with bulk writes, a launcher with health checks.
+"""Parts of Dagster's instance that `dagster.yaml` names: storage with bulk writes, launcher with health checks, logs.
 
 Dagster stores one event at a time: a materialisation costs about 10 ms, a check result 2 ms more, many times what
 ingesting a small file costs. `BulkEventLogStorage` adds methods that store a whole batch; `InstanceStorage` uses it on
@@ -12,25 +12,31 @@ code server.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import dagster as dg
 import sqlalchemy
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
+from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
@@ -52,7 +58,7 @@ from ingest_project.platform.database import follow_secret
 
 # A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
 PATIENCE_SECONDS = 60.0
-
+TEE_SECONDS = 2.0
 
 # Of events, some 2 MB; larger statements gain nothing and hold more memory.
 ROWS_PER_STATEMENT = 1_000
@@ -61,6 +67,12 @@ ROWS_PER_STATEMENT = 1_000
 _INSERT_MATERIALIZATIONS = """
     INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
     VALUES %s RETURNING id
+"""
+
+_INSERT_EVENT = """
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition) VALUES
+    (%(run_id)s, %(event)s, %(dagster_event_type)s, %(timestamp)s, %(step_key)s, %(asset_key)s, %(partition)s)
+    RETURNING id
 """
 
 _INSERT_CHECK_EVENTS = """
@@ -87,6 +99,11 @@ _UPSERT_CHECKS = """
 
 # By which Dagster's storages tell whether their tables were created.
 _FIRST_TABLES = frozenset({"runs", "instance_info", "event_logs", "jobs"})
+
+_COLUMNS = """
+    SELECT relname, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND attnum > 0 AND NOT attisdropped
+"""
 
 _FOUND = "_found"
 _POOL_SIZE = 2
@@ -116,6 +133,22 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     has_table = _remembered_once_true(PostgresEventLogStorage.has_table)
     has_asset_key_col = _remembered_once_true(PostgresEventLogStorage.has_asset_key_col)
     _has_asset_key_col_on_connection = _remembered_once_true(PostgresEventLogStorage._has_asset_key_col_on_connection)  # noqa: SLF001 - Dagster's
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store one event; a run stores dozens, and waits for each.
+
+        This is Dagster's, without compiling the statement each time and without notifying the listeners that its older
+        versions had.
+        """
+        with self._connect() as connection:
+            storage_id = connection.exec_driver_sql(_INSERT_EVENT, self._event_to_row(event)).scalar_one()
+        made = event.dagster_event
+        if made and made.event_type in ASSET_EVENTS and made.asset_key:
+            with self.index_transaction() as connection:
+                self._store_asset_event_tags(connection, [event], [storage_id])
+                self._store_asset_event(connection, event, storage_id)
+        if made and made.event_type in ASSET_CHECK_EVENTS:
+            self.store_asset_check_event(event, storage_id)
 
     def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
         """Store materialisations of one asset; return their storage ids.
@@ -180,7 +213,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
                 yield opened
 
 
-class _RunStorage(PostgresRunStorage):
+class RunsInPostgres(PostgresRunStorage):
     """Dagster's runs and backfills; reading a run is preceded by no look at the columns of its table."""
 
     has_run_stats_index_cols = _remembered_once_true(PostgresRunStorage.has_run_stats_index_cols)
@@ -190,7 +223,7 @@ class _RunStorage(PostgresRunStorage):
     has_bulk_actions_selector_cols = _remembered_once_true(PostgresRunStorage.has_bulk_actions_selector_cols)
 
 
-class _ScheduleStorage(PostgresScheduleStorage):
+class SchedulesInPostgres(PostgresScheduleStorage):
     """Dagster's ticks and sensor states, without the catalogue query that precedes each of its queries."""
 
     has_built_index = _remembered_once_true(PostgresScheduleStorage.has_built_index)
@@ -205,15 +238,15 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         postgres_url, engine = with_psycopg2(address.get_secret_value()), shared_engine(address)
         # Each of Dagster's storages looks for its tables through a connection of its own. A run worker would begin so.
         with create_pg_connection(engine) as connection:
-            is_complete = _FIRST_TABLES.issubset(sqlalchemy.inspect(connection).get_table_names())
-        super().__init__(postgres_url, should_autocreate_tables=not is_complete)
-        self._run_storage = _RunStorage(postgres_url, should_autocreate_tables=False)
+            columns = _columns_of_tables(connection)
+        super().__init__(postgres_url, should_autocreate_tables=not columns.keys() >= _FIRST_TABLES)
+        self._run_storage = RunsInPostgres(postgres_url, should_autocreate_tables=False)
         self._event_log_storage = BulkEventLogStorage(postgres_url, should_autocreate_tables=False)
-        self._schedule_storage = _ScheduleStorage(postgres_url, should_autocreate_tables=False)
+        self._schedule_storage = SchedulesInPostgres(postgres_url, should_autocreate_tables=False)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
             storage._engine = engine  # noqa: SLF001 - there is no way in from outside
             # One for all the copies that `for_instance` makes.
-            vars(storage)[_FOUND] = set()
+            vars(storage)[_FOUND] = _found_in(columns)
 
     def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
         """Return the same for one more instance: each registers with its storages, and those cannot be shared."""
@@ -223,6 +256,27 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         storage._event_log_storage = copy(self._event_log_storage)  # noqa: SLF001
         storage._schedule_storage = copy(self._schedule_storage)  # noqa: SLF001
         return storage
+
+
+def _columns_of_tables(connection: sqlalchemy.Connection) -> dict[str, set[str]]:
+    """Return the names of the columns of each table, by one query: SQLAlchemy's own takes longer than a run's steps."""
+    columns: dict[str, set[str]] = {}
+    for table, column in connection.execute(sqlalchemy.text(_COLUMNS)):
+        columns.setdefault(table, set()).add(column)
+    return columns
+
+
+def _found_in(columns: Mapping[str, set[str]]) -> set[tuple[str, ...]]:
+    """Return what the methods above would find in these tables; what they do not find there, they look for again."""
+    assets, runs = columns.get("asset_keys", set()), columns.get("runs", set())
+    found: set[tuple[str, ...]] = {("has_table", table) for table in columns}
+    for name in ("has_asset_key_col", "_has_asset_key_col_on_connection"):
+        found |= {(name, column) for column in assets}
+    if {"start_time", "end_time"} <= runs:
+        found.add(("has_run_stats_index_cols",))
+    if "backfill_id" in runs:
+        found.add(("has_backfill_id_column",))
+    return found
 
 
 @cache
@@ -287,7 +341,7 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
         address = current_settings().dagster.postgres_url
         if address:
             return shared_storage(address).for_instance(inst_data)
-        return DagsterSqliteStorage.from_local(str(_sqlite_folder()), inst_data)
+        return DagsterSqliteStorage.from_local(str(_home()), inst_data)
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
@@ -299,6 +353,8 @@ def upgrade_tables() -> str:
     """Bring Dagster's tables to the installed version, and return which that is."""
     storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
     with tempfile.TemporaryDirectory() as folder:
+        # Without one Dagster warns where DAGSTER_HOME is set.
+        (Path(folder) / "dagster.yaml").touch()
         reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
         with dg.DagsterInstance.from_ref(reference) as instance:
             instance.upgrade()
@@ -309,6 +365,70 @@ def with_psycopg2(url: str) -> str:
     """Return the URL with the driver of dagster-postgres: SQLAlchemy 2.1 would choose psycopg 3."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg2://{rest}" if separator and scheme in {"postgres", "postgresql"} else url
+
+
+class TeeLogManager(LocalComputeLogManager):
+    """Dagster's files of what each step prints, under the home folder, written by `tee`.
+
+    Dagster writes to the files alone, and starts `tail` and a Python interpreter for each of them to show on the
+    console what comes. `tee` does both, and ends by itself with the process that prints, however that ends.
+    """
+
+    @classmethod
+    def config_type(cls) -> Any:  # noqa: ANN401 - Dagster's own config schema
+        """Return no configuration: everything comes from the settings."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> TeeLogManager:
+        """Create it over the folder that Dagster's own manager has by default."""
+        del config_value
+        return cls(str(_home() / "storage"), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        """Copy what is printed meanwhile to the files of a step."""
+        out, err = (
+            Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
+            for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
+        )
+        with _copied(sys.stdout, out), _copied(sys.stderr, err):
+            yield CapturedLogContext(log_key)
+        # By this Dagster sees that nothing more comes.
+        Path(self.complete_artifact_path(log_key)).touch()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _copied(stream: TextIO, path: Path) -> Iterator[None]:
+    """Append to a file what any part of this process prints on a stream, and print it as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    try:
+        shown = stream.fileno()
+    except (OSError, ValueError):
+        # A test has replaced the stream by one in memory.
+        yield
+        return
+    reading, writing = os.pipe()
+    # In a session of its own: a stop signal from the terminal would end it before the last lines.
+    command = ["tee", "-a", str(path)]
+    tee = subprocess.Popen(command, stdin=reading, stdout=shown, start_new_session=True)  # noqa: S603 - ours
+    stream.flush()
+    original = os.dup(shown)
+    os.dup2(writing, shown)
+    os.close(reading)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        stream.flush()
+        os.dup2(original, shown)
+        os.close(original)
+        # A program that the step has left running prints on, and is not waited for.
+        with suppress(subprocess.TimeoutExpired):
+            tee.wait(TEE_SECONDS)
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -355,7 +475,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")
 
 
-def _sqlite_folder() -> Path:
+def _home() -> Path:
     settings = current_settings()
     return settings.dagster.home or settings.state_dir.absolute() / "dagster_home"
 

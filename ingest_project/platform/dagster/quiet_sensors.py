@@ -151,7 +151,7 @@ def watch_topics(
         quiet: the sensors.
         kafka: the cluster.
         topics: of the cluster.
-        work: returns the sensors whose work queues have something due.
+        work: returns the sensors that have something to do which no message tells.
     """
     while True:
         try:

@@ -8,6 +8,10 @@ from typing import Protocol
 import msgspec
 
 from ingest_project.core.errors import TransientError
+from ingest_project.core.secrets import SecretReference
+from ingest_project.core.settings import Settings
+from ingest_project.platform.database import open_engine, printable
+from ingest_project.platform.errors import first_line_of, map_error
 
 
 class DagsterRecordsUnavailableError(TransientError):
@@ -18,6 +22,27 @@ class DagsterRecordsUnavailableError(TransientError):
             f"Dagster's records at {address} cannot be read: {cause}. "
             "Start it (ingest dev), or set DAGSTER_POSTGRES_URL or DAGSTER_HOME."
         )
+
+
+def require_records(settings: Settings) -> None:
+    """Connect once to Dagster's database, if it has one: Dagster itself tries several times, and shows a traceback.
+
+    Raises:
+        DagsterRecordsUnavailableError: it does not answer, or refuses.
+    """
+    url = settings.dagster.postgres_url
+    if not isinstance(url, SecretReference) and not url.get_secret_value():
+        return
+    engine = open_engine(url, settings.warehouse.connect_timeout_seconds)
+    try:
+        with engine.connect():
+            pass
+    except Exception as error:
+        if map_error(error, "") is None:
+            raise
+        raise DagsterRecordsUnavailableError(printable(engine.url), first_line_of(error)) from error
+    finally:
+        engine.dispose()
 
 
 class RunsInFlight(msgspec.Struct, frozen=True):

@@ -39,8 +39,6 @@ from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.runs import RunStorage, SqliteRunStorage
 from dagster._core.storage.schedules import ScheduleStorage, SqliteScheduleStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.run_storage import PostgresRunStorage
-from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import DagsterPostgresException
 from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import SQLAlchemyError
@@ -49,7 +47,7 @@ from typing_extensions import override
 from ingest_project.core.errors import IngestError
 from ingest_project.core.items import as_utc
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.instance import shared_engine, with_psycopg2
+from ingest_project.platform.dagster.instance import RunsInPostgres, SchedulesInPostgres, shared_engine, with_psycopg2
 from ingest_project.platform.dagster.records import (
     DagsterRecordsUnavailableError,
     FailedChecks,
@@ -214,7 +212,7 @@ class DagsterRecords(RunRecords):
     def _in_postgres(self) -> tuple[RunStorage, ScheduleStorage]:
         self._require_tables()
         url = with_psycopg2(self._url.get_secret_value())
-        storages = PostgresRunStorage(url, False), PostgresScheduleStorage(url, False)
+        storages = RunsInPostgres(url, False), SchedulesInPostgres(url, False)
         for storage in storages:
             # Dagster's own opens a connection for every query.
             storage._engine = shared_engine(self._url)  # noqa: SLF001 - there is no way in from outside

@@ -5,12 +5,14 @@
 takes the arguments of `dagster-webserver` and is the same server. On its own that one answers under any name and
 executes GraphQL mutations by GET and from any page: a page of another site that a person opens could launch, end or
 delete runs, by a link or after having its own name resolve to this machine. This one answers under the names of this
-machine and the name in INGEST_WEBSERVER_URL only, changes nothing by GET, and takes nothing from another site's page.
-It has no login: let a proxy with one stand in front of it wherever others reach it.
+machine and the name in INGEST_WEBSERVER_URL only, changes nothing by GET, takes nothing from another site's page, and
+hands out no file but what a run printed. It has no login: let a proxy with one stand in front of it wherever others
+reach it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +30,12 @@ GRAPHQL = "/graphql"
 # Probes address a pod or container by its number; it tells versions only.
 OPEN_PATH = "/server_info"
 LOOKING = ("GET", "HEAD")
+# Its router takes a name with a line break at the end for the one without.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+# Notebooks are read wherever their path leads; a debug file is everything about a run, put together in memory; and
+# /logs/ is the whole folder of compute logs, with whatever else lies in it.
+FILES = re.compile(r"/(dagit/)?notebook|/(download_debug|logs)/.*")
+OUTPUT_OF_RUN = re.compile(r"/logs/[^/]+/compute_logs/[^/]+/(out|err)")
 
 
 class SameSiteOnly:
@@ -36,10 +44,11 @@ class SameSiteOnly:
     Args:
         app: the webserver.
         site: address of the UI for people.
+        prefix: of the paths, without a slash at its end.
     """
 
-    def __init__(self, app: ASGIApp, site: str) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, site: str, prefix: str = "") -> None:
+        self._app, self._prefix = app, prefix
         self._name = (urlsplit(site).hostname or "").lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,14 +63,16 @@ class SameSiteOnly:
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return status and reason of the answer to a request that is not passed on."""
-        headers, path = Headers(scope=scope), scope["path"]
-        if path.endswith(OPEN_PATH):
+        headers, path = Headers(scope=scope), scope["path"].removeprefix(self._prefix)
+        if UNPRINTABLE.search(path) or (FILES.fullmatch(path) and not OUTPUT_OF_RUN.fullmatch(path)):
+            return 404, "Dagster's downloads are closed. `dagster debug export <run id> <file>` writes a debug file."
+        if path == OPEN_PATH:
             return None
         host, _ = host_of(headers.get("host", ""))
         if host != self._name and not is_loopback(host):
             return 421, "This is the Dagster UI under another name: INGEST_WEBSERVER_URL sets the name that it has."
         looks = scope["type"] == "http" and scope["method"] in LOOKING
-        if looks and path.endswith(GRAPHQL) and "text/html" not in headers.get("accept", ""):
+        if looks and path == GRAPHQL and "text/html" not in headers.get("accept", ""):
             return 405, "GraphQL takes POST only."
         if not looks and not is_same_origin(headers):
             return 403, "The request comes from a page of another site."
@@ -73,8 +84,8 @@ def main(arguments: list[str]) -> Any:  # noqa: ANN401 - never returns: it ends 
     keep_files_private()
     site, create_app = current_settings().dagster.webserver_url, app.create_app_from_workspace_process_context
 
-    def guarded(*positional: Any, **named: Any) -> ASGIApp:  # noqa: ANN401 - whatever Dagster passes
-        return SameSiteOnly(create_app(*positional, **named), site)
+    def guarded(context: Any, prefix: str = "", *others: Any, **named: Any) -> ASGIApp:  # noqa: ANN401 - Dagster's
+        return SameSiteOnly(create_app(context, prefix, *others, **named), site, prefix)
 
     vars(cli)["create_app_from_workspace_process_context"] = guarded
     return cli.cli(args=arguments, prog_name="dagster-webserver", auto_envvar_prefix="DAGSTER_WEBSERVER")

@@ -69,68 +69,65 @@ def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
     return types.get(column.kind, sa.Text())
 
 
-def ensure_tables(
-    engine: sa.Engine,
-    tables: Sequence[sa.Table],
-    kind: TableKind,
-    *,
-    view: View | None = None,
-    evolving: bool = False,
-) -> None:
-    """Create the tables and the view, or bring them up to date; nothing is done where nothing differs.
-
-    Never call it inside a transaction that stores rows: each would wait for the other.
+@dataclass(frozen=True)
+class DeclaredTables:
+    """The tables of one declaration.
 
     Args:
-        engine: of the warehouse.
         tables: as they are declared.
         kind: of these tables.
         view: over one of them.
         evolving: True if columns of text may have been added by drift.
-
-    Raises:
-        SettingsError: a table is the system's own, something else has the name of the view, or a right is missing.
-        SchemaConflictError: the change would lose data; names the column and what to do.
-        DatabaseUnavailableError, TransactionConflictError: run it again later.
     """
-    if not due_changes(engine, tables, kind, view=view, evolving=evolving):
-        return
-    # One process at a time: the second one finds nothing left to do.
-    with exclusive(engine, LOCK), writing(engine) as connection:
-        for statement in _statements(connection, tables, kind, view, evolving=evolving):
-            try:
-                connection.execute(statement)
-            except sa.exc.DBAPIError as error:
-                if map_error(error, "") is not None:
-                    raise
-                raise _refused(statement, tables[0].name, error) from error
 
+    tables: Sequence[sa.Table]
+    kind: TableKind
+    view: View | None = None
+    evolving: bool = False
 
-def due_changes(
-    engine: sa.Engine,
-    tables: Sequence[sa.Table],
-    kind: TableKind,
-    *,
-    view: View | None = None,
-    evolving: bool = False,
-) -> list[sa.Executable]:
-    """Return the changes that `ensure_tables` would make, and make none; it may meet what no look at the tables shows.
+    def ensure(self, engine: sa.Engine) -> None:
+        """Create the tables and the view, or bring them up to date; nothing is done where nothing differs.
 
-    Raises:
-        SettingsError, SchemaConflictError, DatabaseUnavailableError: see `ensure_tables`.
-    """
-    for table in tables:
-        if table.name in metadata.tables:
-            raise SettingsError(f"The table {table.name!r} belongs to the system; name another one as {kind.setting}.")
-    with reading(engine) as connection:
-        return _statements(connection, tables, kind, view, evolving=evolving)
+        Never call it inside a transaction that stores rows: each would wait for the other.
 
+        Args:
+            engine: of the warehouse.
 
-def _statements(
-    connection: sa.Connection, tables: Sequence[sa.Table], kind: TableKind, view: View | None, *, evolving: bool
-) -> list[sa.Executable]:
-    changes = [one for table in tables for one in _Changes(connection, table, kind, evolving=evolving)]
-    return changes if view is None else _around(changes, view, connection)
+        Raises:
+            SettingsError: a table is the system's own, something else has the name of the view, or a right is missing.
+            SchemaConflictError: the change would lose data; names the column and what to do.
+            DatabaseUnavailableError, TransactionConflictError: run it again later.
+        """
+        if not self.due_changes(engine):
+            return
+        # One process at a time: the second one finds nothing left to do.
+        with exclusive(engine, LOCK), writing(engine) as connection:
+            for statement in self._statements(connection):
+                try:
+                    connection.execute(statement)
+                except sa.exc.DBAPIError as error:
+                    if map_error(error, "") is not None:
+                        raise
+                    raise _refused(statement, self.tables[0].name, error) from error
+
+    def due_changes(self, engine: sa.Engine) -> list[sa.Executable]:
+        """Return the changes that `ensure` would make, and make none; it may meet what no look at the tables shows.
+
+        Raises:
+            SettingsError, SchemaConflictError, DatabaseUnavailableError: see `ensure`.
+        """
+        for table in self.tables:
+            if table.name in metadata.tables:
+                raise SettingsError(
+                    f"The table {table.name!r} belongs to the system; name another one as {self.kind.setting}."
+                )
+        with reading(engine) as connection:
+            return self._statements(connection)
+
+    def _statements(self, connection: sa.Connection) -> list[sa.Executable]:
+        evolving = self.evolving
+        changes = [one for table in self.tables for one in _Changes(connection, table, self.kind, evolving=evolving)]
+        return changes if self.view is None else _around(changes, self.view, connection)
 
 
 def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> IngestError:
@@ -175,7 +172,7 @@ def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
 
 
 class _Changes:
-    """The statements that make a table as it is declared; see `ensure_tables`."""
+    """The statements that make a table as it is declared; see `DeclaredTables`."""
 
     def __init__(self, connection: sa.Connection, table: sa.Table, kind: TableKind, *, evolving: bool) -> None:
         self._connection, self._table, self._kind, self._evolving = connection, table, kind, evolving

@@ -35,7 +35,7 @@ class ReplaceableStore(DeltaStore):
             where: an SQL predicate; empty to delete nothing, which never conflicts with other writers.
 
         Raises:
-            SchemaConflictError: a column's type is another than the table's, or none of Delta's.
+            SchemaConflictError: a column's type is another than the table's, or none of Delta's; or the partitions are.
             TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: replace again.
         """
@@ -54,6 +54,7 @@ class ReplaceableStore(DeltaStore):
         with self._lock, delta_errors(self._location):
             if (table := self._refreshed()) is None:
                 return pa.schema([])
+            self._require_partitions(table)
             rows_to_append(schema.empty_table(), table.schema(), self.url)
             return pa.schema(table.schema())
 
@@ -120,6 +121,7 @@ class ReplaceableStore(DeltaStore):
         raise AssertionError
 
     def _write(self, table: DeltaTable, schema: pa.Schema, batches: Batches, where: str) -> int:
+        self._require_partitions(table)
         _, other_columns = rows_to_append(schema.empty_table(), table.schema(), self.url)
         rows = pa.RecordBatchReader.from_batches(schema, batches())
         merge: Literal["merge"] | None = "merge" if other_columns else None

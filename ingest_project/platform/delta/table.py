@@ -40,7 +40,7 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from ingest_project.core.errors import StoreUnavailableError, TransactionConflictError
+from ingest_project.core.errors import SchemaConflictError, StoreUnavailableError, TransactionConflictError
 from ingest_project.platform.delta import (
     DeltaCredentials,
     DeltaLocation,
@@ -165,7 +165,7 @@ class DeltaStore:
             checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
-            SchemaConflictError: a column's type is another than the table's, or none of Delta's.
+            SchemaConflictError: a column's type is another than the table's, or none of Delta's; or the partitions are.
             TransactionConflictError: other writers conflicted at every attempt, or the table is not at `after`.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: append again.
         """
@@ -314,6 +314,21 @@ class DeltaStore:
             raise StoreUnavailableError(self.url, "the table that was just created is not there")
         return table
 
+    def _require_partitions(self, table: DeltaTable) -> None:
+        """Refuse a table with other partitions: a table keeps those that it was created with.
+
+        Raises:
+            SchemaConflictError: names them, and the way out.
+        """
+        there = table.metadata().partition_columns
+        if there != self._partition_by:
+            name = (sorted({*there} ^ {*self._partition_by}) or there)[0]
+            asked = (
+                f"the table is partitioned by {_listed(there)}, and partition_by asks for {_listed(self._partition_by)}"
+            )
+            remedy = "put partition_by back, or name another Delta table in the declaration"
+            raise SchemaConflictError(self.url, name, f"{asked}; {remedy}")
+
     def _position_in(self, table: DeltaTable, app_id: str) -> int | None:
         with delta_errors(self._location):
             return table.transaction_version(app_id)
@@ -323,6 +338,8 @@ class DeltaStore:
     ) -> Committed | AlreadyCommitted | TransactionConflictError:
         """Try once; returns a conflict when the same attempt may succeed next, and raises it when it cannot."""
         table = self._refreshed() or self._created(data)
+        if self._partition_by:
+            self._require_partitions(table)
         reached = self._position_in(table, app_id)
         if reached is not None and reached >= transactions[app_id]:
             return AlreadyCommitted(reached)
@@ -348,6 +365,10 @@ class DeltaStore:
                 commit_properties=CommitProperties(app_transactions=carried),
                 writer_properties=self.writer_properties(data.num_rows),
             )
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(columns) or "nothing"
 
 
 def checked_by(app_id: str) -> str:

@@ -31,6 +31,8 @@ REMEDY = (
 MAX_REASON_LENGTH = 300
 _logger = logging.getLogger(__name__)
 LIBRARY_LOGGER = logging.getLogger("ingest_project.platform.kafka.librdkafka")
+# Commands set up no log: without a handler, Python prints warnings next to the one line of the error.
+LIBRARY_LOGGER.addHandler(logging.NullHandler())
 CLIENT_ID = "ingest-project"
 CONNECTION_FAILURE = "FAIL "
 EVENT_HUBS_DOMAIN = ".servicebus."

@@ -25,6 +25,7 @@ import msgspec
 
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform import tracing
+from ingest_project.platform.dagster.asset_events import partitions_of_run
 from ingest_project.platform.dagster.run_records import failure_of_run
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
@@ -113,9 +114,7 @@ def run_request(
     return dg.RunRequest(run_key=batch_id, job_name=job, partition_key=partition_key, tags=tags)
 
 
-def keys_of_run(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]
-) -> list[str]:
+def keys_of_run(context: dg.AssetExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]) -> list[str]:
     """Return the keys that a run works on: those a person selected, its one partition, or those of its batch.
 
     Args:
@@ -125,12 +124,13 @@ def keys_of_run(
     Raises:
         Failure: the run names neither.
     """
-    if context.has_partition_key or context.has_partition_key_range:
-        return list(context.partition_keys)
-    return list(keys_of_batch(batch_of_run(context)))
+    has_partitions = context.has_partition_key or context.has_partition_key_range
+    if BATCH_ID_TAG in context.run.tags and not has_partitions:
+        return list(keys_of_batch(context.run.tags[BATCH_ID_TAG]))
+    return partitions_of_run(context)
 
 
-def batch_of_run(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> str:
+def batch_of_run(context: dg.OpExecutionContext) -> str:
     """Return the id of a run's batch.
 
     Args:
@@ -141,7 +141,10 @@ def batch_of_run(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> s
     """
     batch_id = context.run.tags.get(BATCH_ID_TAG)
     if batch_id is None:
-        raise dg.Failure("This run names neither partitions nor a batch. Select partitions and materialise those.")
+        raise dg.Failure(
+            "This run has no batch: sensors launch this job. Select partitions of its asset and materialize them.",
+            allow_retries=False,
+        )
     return batch_id
 
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import DATE, ERROR, NESTED, TEXT
+from ingest_project.readers.excel_cells import DATE, ERROR, EXACT_INTEGERS, INEXACT, NESTED, NUMBER, TEXT
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import kind_of
 from ingest_project.readers.formats.json_text import json_of
-from ingest_project.readers.formats.parquet_worker import NO_TEXT
+from ingest_project.readers.formats.parquet_worker import FLOAT, NO_TEXT
 from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
 from ingest_project.readers.reader_profile import ReaderProfile
@@ -131,6 +131,10 @@ def _texts(column: str, kind: str, profile: ReaderProfile) -> pl.Expr:
 
 def _kind(column: str, kind: str) -> pl.Expr:
     """Return the kind of each cell; one with bytes that are no text is unreadable as any type."""
+    if kind == FLOAT:
+        number = pl.col(column).cast(pl.Float64, strict=False)
+        lost = (number.abs() >= EXACT_INTEGERS) & number.is_finite()
+        return pl.when(lost).then(pl.lit(INEXACT)).otherwise(pl.lit(NUMBER))
     if kind not in MAY_BE_UNREADABLE:
         return pl.lit(kind)
     return pl.when(pl.col(column).str.starts_with(NO_TEXT)).then(pl.lit(ERROR)).otherwise(pl.lit(kind))

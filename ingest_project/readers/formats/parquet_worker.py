@@ -22,6 +22,8 @@ BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
 DETAIL_SHOWN = 200
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# Kind of a column of floats: each of its cells is a number, or one whose digits a float does not keep.
+FLOAT = "r"
 # Begins a cell with bytes that are no text: PostgreSQL's notation behind a character that no table stores.
 NO_TEXT = "\0\\x"
 
@@ -112,7 +114,9 @@ def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
         kind = kind.value_type
     if types.is_boolean(kind):
         return BOOLEAN
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+    if types.is_floating(kind):
+        return FLOAT
+    if types.is_integer(kind) or types.is_decimal(kind):
         return NUMBER
     if types.is_timestamp(kind) and kind.tz is None:
         return DATE
@@ -137,8 +141,8 @@ def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
         # Arrow says so of what is no year.
         impossible = compute.starts_with(texts, "<")
         return compute.if_else(impossible, f"{NO_TEXT} out of range", texts).cast(pa.large_string())
-    if types.is_float16(kind):
-        values = values.cast(pa.float32())
+    if types.is_floating(kind):
+        values = _floats(values)
     if types.is_duration(kind):
         return pa.array(_durations(values), pa.large_string())
     if types.is_nested(kind) or types.is_interval(kind):
@@ -147,6 +151,18 @@ def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
         return values.cast(pa.large_string())
     except pa.ArrowInvalid:
         return pa.array(map(_text_or_bytes, values.to_pylist()), pa.large_string())
+
+
+def _floats(values: Any) -> Any:  # noqa: ANN401 - as above
+    """Return floats with the fewest digits that identify them; of whole ones all digits, which may be more."""
+    import pyarrow as pa  # as above
+    from pyarrow import compute
+
+    wide = values.cast(pa.float64())
+    if values.type != pa.float32():
+        return wide.cast(pa.large_string())
+    whole = compute.equal(wide, compute.floor(wide))
+    return compute.if_else(whole, wide.cast(pa.large_string()), values.cast(pa.large_string()))
 
 
 def _text_or_bytes(value: bytes | None) -> str | None:

@@ -1,8 +1,10 @@
-"""CRM as Dagster sees it: the stream, its checks of values, the job that retries, and the tables of the assets.
+"""CRM as Dagster sees it: the declared stream with its three assets, its checks of values, and the job that retries.
 
 The three assets of `sales_events` are stored in one pass: each message belongs to exactly one of them.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,44 +12,20 @@ from pydantic import Field
 
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import SqlTable, StoredTable, topic, topic_key
+from ingest_project.platform.dagster.catalog import DagsterParts, SqlTable, StoredTable
 from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import count, opportunities, out_of_range, projects, unidentified_messages
-from ingest_project.streams.crm.sink import crm_sink, retry
+from ingest_project.streams.crm.sink import retry
+from ingest_project.streams.crm.stream import Crm, crm_stream
 from ingest_project.streams.crm.unidentified import count_open
-from ingest_project.streams.engine import StreamResources, StreamRun
-from ingest_project.streams.sensor import StreamLimits
-from ingest_project.streams.sql.definitions import STREAM_FRESHNESS, SqlParts, sql_definitions
+from ingest_project.streams.declared import sql_parts, topics_of
+from ingest_project.streams.engine import StreamRun
+from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.sql.definitions import sql_definitions
 
 OPPORTUNITIES = dg.AssetKey("opportunities")
 PROJECTS = dg.AssetKey("projects")
 UNIDENTIFIED_MESSAGES = dg.AssetKey("unidentified_messages")
-
-
-def _spec(asset: dg.AssetKey, description: str, freshness: dg.FreshnessPolicy | None = None) -> dg.AssetSpec:
-    return dg.AssetSpec(
-        asset,
-        deps=[topic_key("sales_events")],
-        description=description,
-        group_name="crm",
-        kinds={"postgres"},
-        skippable=True,
-        freshness_policy=freshness,
-    )
-
-
-SPECS = [
-    _spec(
-        OPPORTUNITIES,
-        "Each opportunity in its newest version; an older one never overwrites a newer one.",
-        STREAM_FRESHNESS,
-    ),
-    _spec(PROJECTS, "Each project in its newest version; an older one never overwrites a newer one.", STREAM_FRESHNESS),
-    _spec(
-        UNIDENTIFIED_MESSAGES,
-        "Messages of sales_events that are neither opportunity nor project, whole, each with its reason.",
-    ),
-]
 
 
 def _metadata(services: StreamResources, run: StreamRun) -> dict[dg.AssetKey, dict[str, Any]]:
@@ -91,18 +69,6 @@ def _in_range(services: StreamResources, kind: CrmKind) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not wrong, severity=dg.AssetCheckSeverity.WARN, metadata=metadata)
 
 
-STORED: dict[dg.AssetKey, StoredTable] = {
-    OPPORTUNITIES: SqlTable(opportunities),
-    PROJECTS: SqlTable(projects),
-    UNIDENTIFIED_MESSAGES: SqlTable(unidentified_messages),
-}
-
-
-def external_assets(settings: Settings) -> list[dg.AssetSpec]:
-    """Describe the topic of CRM messages."""
-    return [topic(settings, "sales_events", group="crm")]
-
-
 class RetryConfig(dg.Config):
     """Which messages: their ids, or none for all that are open."""
 
@@ -131,24 +97,32 @@ def crm_retry_unidentified() -> None:
     retry_unidentified_messages()
 
 
-def _limits(services: StreamResources) -> StreamLimits:
-    return StreamLimits.of(services.settings.crm)
+def definitions_of(stream: Crm) -> dg.Definitions:
+    """Return what Dagster loads of the stream, its checks of values, and the job that retries."""
+    parts = sql_parts(stream)
+    (of_stream,) = parts.specs
+    each = of_stream.replace_attributes(kinds={"postgres"})
+    newest = "in its newest version; an older one never overwrites a newer one."
+    kept = "Messages of sales_events that are neither opportunity nor project, whole, each with its reason."
+    specs = [
+        each.replace_attributes(key=OPPORTUNITIES, description=f"Each opportunity {newest}"),
+        each.replace_attributes(key=PROJECTS, description=f"Each project {newest}"),
+        each.replace_attributes(key=UNIDENTIFIED_MESSAGES, description=kept, freshness_policy=None),
+    ]
+    own = replace(
+        parts,
+        specs=specs,
+        checked=UNIDENTIFIED_MESSAGES,
+        stored_outcomes=("opportunity_messages", "project_messages", "unidentified"),
+        metadata=_metadata,
+        checks=(amounts_and_probabilities_in_range, budgets_in_range),
+    )
+    return dg.Definitions.merge(sql_definitions(own), dg.Definitions(jobs=[crm_retry_unidentified]))
 
 
-crm = dg.Definitions.merge(
-    sql_definitions(
-        SqlParts(
-            name="crm",
-            specs=SPECS,
-            sensor="sales_events_sensor",
-            checked=UNIDENTIFIED_MESSAGES,
-            stored_outcomes=("opportunity_messages", "project_messages", "unidentified"),
-            positions=lambda services: services.crm_positions,
-            sink=crm_sink,
-            limits=_limits,
-            metadata=_metadata,
-            checks=(amounts_and_probabilities_in_range, budgets_in_range),
-        )
-    ),
-    dg.Definitions(jobs=[crm_retry_unidentified]),
-)
+def parts_of_crm(settings: Settings) -> DagsterParts:
+    """Return the stream, its checks and jobs, and its tables."""
+    stream = crm_stream(settings)
+    tables = {OPPORTUNITIES: opportunities, PROJECTS: projects, UNIDENTIFIED_MESSAGES: unidentified_messages}
+    stored: dict[dg.AssetKey, StoredTable] = {key: SqlTable(table) for key, table in tables.items()}
+    return DagsterParts(definitions_of(stream), partial(topics_of, stream), stored)

@@ -20,14 +20,13 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
 from ingest_project.streams.crm.records import TABLES, VERSION
 from ingest_project.streams.crm.unidentified import KeptMessage, MessagePosition, Unidentified, keep
 from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.positions import SinkPosition, epochs
-from ingest_project.streams.sql.sink import SqlSink, may_be_a_messages_fault, reason_of
+from ingest_project.streams.sql.sink import may_be_a_messages_fault, reason_of
 from ingest_project.streams.sql.upsert import upsert_rows
 
 logger = get_logger(__name__)
@@ -96,11 +95,6 @@ class CrmTables:
             outcome[f"{kind}_rows_changed"] += upsert(connection, kind, frame, now)
         _keep(connection, rows.unidentified, now, self._log)
         return outcome
-
-
-def crm_sink(services: Runtime) -> SqlSink[Identified]:
-    """Return the sink of CRM messages."""
-    return SqlSink(services, CrmTables(kept_messages.log_of(services.settings)))
 
 
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:

@@ -13,20 +13,19 @@ from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.table import DeltaStore, open_delta_table
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
-from ingest_project.streams.contract import RESCUED, Contract
+from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
 from ingest_project.streams.delta.rows import (
-    POSITION_FIELDS,
     StreamRows,
     days_of,
     decode_bisecting,
     hours_in,
     hours_of_day,
     position_columns,
+    table_schema,
 )
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.hours import DAY, FIRST_HOUR
-from ingest_project.streams.values import arrow_type
 
 HOUR = "event_hour"
 STRING = 'PrimitiveType("string")'
@@ -48,7 +47,7 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
         dead_letter_topic=declaration.dlq,
         store=store,
         lock=f"stream_{declaration.name}",
-        decode=rows.decode,
+        decode=declaration.own_decoder() or rows.decode,
         schema_of=lambda: schema_of(declaration),
         time_column=declaration.time_column,
         commit_messages=sink.commit_messages,
@@ -58,9 +57,9 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
 
 def schema_of(declaration: StreamDeclaration) -> pa.Schema:
     """Return the columns of the table, those that were evolved left out."""
-    declared = [(column.name, arrow_type(column)) for column in declaration.typed_columns]
     by_hour = isinstance(declaration.sink, DeltaTarget) and declaration.sink.partition_by == "hour"
-    return pa.schema([*declared, (RESCUED, pa.string()), *POSITION_FIELDS, *([(HOUR, pa.string())] if by_hour else [])])
+    more = [(HOUR, pa.string())] if by_hour else []
+    return pa.schema([*table_schema(declaration.typed_columns, declaration.rescued), *more])
 
 
 class _Rows:

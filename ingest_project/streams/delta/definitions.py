@@ -21,6 +21,7 @@ from ingest_project.platform.dagster.asset_events import (
     WholeAssetResult,
     keep_connections_open,
     outputs_without_events,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.database import exclusive
@@ -60,7 +61,6 @@ from ingest_project.streams.sensor import (
     stream_sensor,
 )
 
-EVENTS_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1))
 AHEAD = timedelta(minutes=5)
 # Going through all that were ever stored would take longer each time.
 LAST_OFFSETS = 1_000_000
@@ -99,7 +99,7 @@ class DeltaParts:
     open: Callable[[Any], DeltaStream]
     limits: Callable[[Any], StreamLimits]
     owners: tuple[str, ...] = ()
-    freshness: dg.FreshnessPolicy | None = EVENTS_FRESHNESS
+    freshness: dg.FreshnessPolicy | None = None
     checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "11,26,41,56 * * * *"
     maintenance_cron: str = "4-59/10 * * * *"
@@ -172,9 +172,10 @@ def _asset(parts: DeltaParts) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, services: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         """Rebuild the selected hours, from Kafka as far as it has them."""
+        partitions = partitions_of_run(context)
         keep_connections_open(context.instance)
         stream = parts.open(services)
-        for partition in context.partition_keys:
+        for partition in partitions:
             hour = parse_hour_key(partition)
             rebuilt = rebuild_hour(stream, hour)
             changes = stream.hours.changes([hour])

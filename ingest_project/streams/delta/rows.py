@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import (
     PermanentError,
     SchemaConflictError,
@@ -21,7 +22,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.hours import DAY, hours_between
-from ingest_project.streams.values import INSTANT
+from ingest_project.streams.values import INSTANT, arrow_type
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,18 @@ POSITION_FIELDS = [
     ("trace_id", pa.string()),
     (DAY, pa.string()),
 ]
+
+
+def table_schema(columns: Sequence[StreamColumn], rescued: str) -> pa.Schema:
+    """Return the columns of a table.
+
+    Args:
+        columns: that are declared.
+        rescued: name of the column with the fields that are not.
+    """
+    declared = [(column.name, arrow_type(column)) for column in columns]
+    return pa.schema([*declared, (rescued, pa.string()), *POSITION_FIELDS])
+
 
 RefusedMessage = tuple[ConsumerRecord, PermanentError | UnreadableMessageError]
 

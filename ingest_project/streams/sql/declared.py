@@ -19,7 +19,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database.declared_tables import TableKind, columns_of_table, ensure_tables, sql_type
+from ingest_project.platform.database.declared_tables import DeclaredTables, TableKind, columns_of_table, sql_type
 from ingest_project.platform.database.sql import Json, UtcTime, in_parts, lookup_indexes
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
@@ -262,7 +262,7 @@ class DeclaredTable:
 
     def _ensure(self, table: sa.Table) -> None:
         # The table keeps what drift has added to it also when the declaration does not evolve it any more.
-        ensure_tables(self._services.engine, [table], TABLES, evolving=True)
+        DeclaredTables([table], TABLES, evolving=True).ensure(self._services.engine)
 
 
 def table_of(declaration: StreamDeclaration) -> sa.Table:

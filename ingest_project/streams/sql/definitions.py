@@ -6,7 +6,6 @@ configuration; one that a person starts without them stores all. Each check read
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -27,7 +26,6 @@ from ingest_project.streams.sensor import (
     stream_sensor,
 )
 
-STREAM_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=12))
 # Fewer messages than this are stored sooner than a second run has started.
 WORTH_SPLITTING = 10_000
 

@@ -17,19 +17,21 @@ from ingest_project.platform.dagster.asset_events import (
     PartitionEvents,
     keep_connections_open,
     outputs_without_events,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.database import exclusive
 from ingest_project.streams.delta.definitions import hourly_partitions
 from ingest_project.streams.engine import as_ingest_error
+from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.user_activity.hours import HourOfType, replace_hours, statistics_of_hour
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import TABLE
 
 HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3), warn_window=timedelta(hours=2))
 
 logger = get_logger(__name__)
 
-USER_ACTIVITY_EVENTS = dg.AssetKey("user_activity_events")
+USER_ACTIVITY_EVENTS = dg.AssetKey(TABLE)
 USER_ACTIVITY_HOURLY = dg.AssetKey("user_activity_hourly")
 
 HOURLY_LOCK = "user_activity_hourly"
@@ -55,14 +57,14 @@ MAX_STORE_FAILURES = 3
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def user_activity_hourly(
-    context: dg.AssetExecutionContext, services: dg.ResourceParam[UserActivityResources]
+    context: dg.AssetExecutionContext, services: dg.ResourceParam[StreamResources]
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Compute the statistics of the selected hours from the Delta table."""
-    compute_statistics(context, services, [parse_hour_key(partition) for partition in context.partition_keys])
+    compute_statistics(context, services, [parse_hour_key(partition) for partition in partitions_of_run(context)])
     yield from outputs_without_events(context)
 
 
-def compute_statistics(context: Context, services: UserActivityResources, hours: Sequence[datetime]) -> None:
+def compute_statistics(context: Context, services: StreamResources, hours: Sequence[datetime]) -> None:
     """Compute the statistics of some hours and report them. Idempotent.
 
     An hour that cannot be counted, for whatever reason, keeps none of the others from being counted.
@@ -87,9 +89,9 @@ def compute_statistics(context: Context, services: UserActivityResources, hours:
         raise dg.Failure("; ".join(f"{hour}: {failure}" for hour, failure in failures.items()), allow_retries=False)
 
 
-def _count_hour(context: Context, services: UserActivityResources, hour: datetime) -> None:
-    changes = services.activity_hours.changes([hour])
-    found = statistics_of_hour(services.user_activity_events, hour)
+def _count_hour(context: Context, services: StreamResources, hour: datetime) -> None:
+    changes = services.user_activity.hours.changes([hour])
+    found = statistics_of_hour(services.user_activity.store, hour)
     replace_hours(services.engine, {hour: found}, changes, datetime.now(UTC))
     logger.info("hour_counted", hour=hour.isoformat(), events=sum(one.events for one in found))
     report(context, [PartitionEvents(hour_key(hour), {USER_ACTIVITY_HOURLY: _metadata(found)})])

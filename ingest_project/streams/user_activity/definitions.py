@@ -1,47 +1,32 @@
-"""User activity as Dagster sees it: the stream, its hourly statistics, its topics, and the tables of the assets."""
+"""User activity as Dagster sees it: the declared stream, and its hourly statistics."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 from pydantic import Field
 
 from ingest_project.core.items import digest_of, hour_key, parse_hour_key
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import HourlyDeltaTable, SqlTable, StoredTable, topic, topic_key
+from ingest_project.platform.dagster.catalog import DagsterParts, SqlTable, StoredTable
 from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor
-from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
-from ingest_project.streams.hours import DAY, StaleHour
-from ingest_project.streams.sensor import UNFINISHED_RUNS, StreamLimits
+from ingest_project.streams.declared import delta_parts, stored_of, topics_of
+from ingest_project.streams.delta.definitions import delta_definitions
+from ingest_project.streams.hours import HOURLY_SENSOR, StaleHour
+from ingest_project.streams.resources import StreamResources
+from ingest_project.streams.sensor import UNFINISHED_RUNS
 from ingest_project.streams.user_activity.assets import (
-    USER_ACTIVITY_EVENTS,
     USER_ACTIVITY_HOURLY,
     compute_statistics,
     user_activity_hourly,
 )
-from ingest_project.streams.user_activity.event_table import SCHEMA
 from ingest_project.streams.user_activity.hours import user_activity_hourly as hourly_table
-from ingest_project.streams.user_activity.resources import UserActivityResources
+from ingest_project.streams.user_activity.stream import UserActivity, user_activity_stream
 
-GROUP = "user_activity"
 HOURLY_OP = "count_hours"
 HOURLY = "user_activity_hourly"
 MAX_HOURS = 200
-
-STORED: dict[dg.AssetKey, StoredTable] = {
-    USER_ACTIVITY_EVENTS: HourlyDeltaTable(
-        "user_activity_events", lambda services: services.user_activity_events, lambda: SCHEMA, "timestamp", DAY
-    ),
-    USER_ACTIVITY_HOURLY: SqlTable(hourly_table, "hour", parse_hour_key),
-}
-
-
-def external_assets(settings: Settings) -> list[dg.AssetSpec]:
-    """Describe the topic of events and its dead letters."""
-    return [
-        topic(settings, "user_activity_events", group=GROUP),
-        topic(settings, "user_activity_events_dlq", group=GROUP, deps=[topic_key("user_activity_events")]),
-    ]
 
 
 class HoursConfig(dg.Config):
@@ -52,7 +37,7 @@ class HoursConfig(dg.Config):
 
 @dg.op(name=HOURLY_OP, description="Computes the statistics of some hours.")
 def count_hours(
-    context: dg.OpExecutionContext, config: HoursConfig, services: dg.ResourceParam[UserActivityResources]
+    context: dg.OpExecutionContext, config: HoursConfig, services: dg.ResourceParam[StreamResources]
 ) -> None:
     """Count the hours of this run."""
     compute_statistics(context, services, [parse_hour_key(hour) for hour in config.hours])
@@ -64,9 +49,7 @@ def user_activity_hourly_batch() -> None:
     count_hours()
 
 
-def hourly_tick(
-    context: dg.SensorEvaluationContext, services: UserActivityResources
-) -> dg.SensorResult | dg.SkipReason:
+def hourly_tick(context: dg.SensorEvaluationContext, services: StreamResources) -> dg.SensorResult | dg.SkipReason:
     """Request one run over the hours whose events changed, while none is under way.
 
     An hour that was never counted, or not for a while, is counted now; one that keeps changing is counted again after
@@ -76,7 +59,7 @@ def hourly_tick(
     if context.instance.get_runs_count(under_way):
         return dg.SkipReason("Hours are being counted.")
     pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
-    hours = services.activity_hours.due(datetime.now(UTC), pause, MAX_HOURS)
+    hours = services.user_activity.hours.due(datetime.now(UTC), pause, MAX_HOURS)
     if not hours:
         return dg.SkipReason("No hour has to be counted.")
     return dg.SensorResult(run_requests=[_hourly_request(hours)])
@@ -91,32 +74,23 @@ def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
     )
 
 
-def _limits(services: UserActivityResources) -> StreamLimits:
-    return StreamLimits.of(services.settings.user_activity)
+def definitions_of(stream: UserActivity) -> dg.Definitions:
+    """Return what Dagster loads of the stream, and of its hourly statistics."""
+    hourly_sensor = queue_sensor(
+        HOURLY_SENSOR,
+        user_activity_hourly_batch.name,
+        "Requests the statistics of hours whose events changed.",
+        hourly_tick,
+        every_seconds=5,
+    )
+    return dg.Definitions.merge(
+        delta_definitions(delta_parts(stream), user_activity_hourly),
+        dg.Definitions(jobs=[user_activity_hourly_batch], sensors=[hourly_sensor]),
+    )
 
 
-user_activity = dg.Definitions.merge(
-    delta_definitions(
-        DeltaParts(
-            name=GROUP,
-            asset=USER_ACTIVITY_EVENTS,
-            topic=topic_key("user_activity_events"),
-            description="The Delta table of what users did, by the hour in which they did it.",
-            open=lambda services: services.user_activity,
-            limits=_limits,
-        ),
-        user_activity_hourly,
-    ),
-    dg.Definitions(
-        jobs=[user_activity_hourly_batch],
-        sensors=[
-            queue_sensor(
-                "user_activity_hourly_sensor",
-                user_activity_hourly_batch.name,
-                "Requests the statistics of hours whose events changed.",
-                hourly_tick,
-                every_seconds=5,
-            ),
-        ],
-    ),
-)
+def parts_of_user_activity(settings: Settings) -> DagsterParts:
+    """Return the stream, its hourly statistics, and their tables."""
+    stream = user_activity_stream(settings)
+    hourly: dict[dg.AssetKey, StoredTable] = {USER_ACTIVITY_HOURLY: SqlTable(hourly_table, "hour", parse_hour_key)}
+    return DagsterParts(definitions_of(stream), partial(topics_of, stream), stored_of(stream) | hourly)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest_project.contracts import MAX_TRACE_LENGTH, trace_id_in
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.enriched_event import (
     NAMES,
     NO_JSON,
@@ -32,13 +33,13 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.decoders import Structs, given, present, structs_of
 from ingest_project.streams.delta.rows import (
-    POSITION_FIELDS,
     RefusedMessage,
     StreamRows,
     days_of,
     decode_bisecting,
     hours_in,
     position_columns,
+    table_schema,
 )
 from ingest_project.streams.hours import DAY, FIRST_HOUR
 from ingest_project.streams.values import INSTANT, converted, instants, raw_texts
@@ -46,27 +47,34 @@ from ingest_project.streams.values import INSTANT, converted, instants, raw_text
 TO_TEXT = partial(pa.array, type=pa.string())
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
 
-_client = pa.struct([(name, pa.string()) for name in ClientInfo.__struct_fields__])
-_service = pa.struct([(name, pa.string()) for name in ServiceInfo.__struct_fields__])
-_processing = pa.struct([("received_at", INSTANT), ("processed_at", INSTANT), ("processing_ms", pa.float64())])
 
-SCHEMA = pa.schema(
-    [
-        ("event_id", pa.string()),
-        ("request_id", pa.string()),
-        ("event_type", pa.string()),
-        ("timestamp", INSTANT),
-        ("user_id", pa.string()),
-        ("session_id", pa.string()),
-        ("page_url", pa.string()),
-        ("event_data", pa.string()),
-        ("client_info", _client),
-        ("service_info", _service),
-        ("processing_info", _processing),
-        ("_rescued", pa.string()),
-        *POSITION_FIELDS,
-    ]
+def _texts(shape: type[msgspec.Struct]) -> tuple[StreamColumn, ...]:
+    return tuple(StreamColumn(name=name, type="text") for name in shape.__struct_fields__)
+
+
+RESCUED = "_rescued"
+COLUMNS = (
+    StreamColumn(name="event_id", type="text", required=True),
+    StreamColumn(name="request_id", type="text"),
+    StreamColumn(name="event_type", type="text", required=True),
+    StreamColumn(name="timestamp", type="timestamp", required=True),
+    StreamColumn(name="user_id", type="text"),
+    StreamColumn(name="session_id", type="text"),
+    StreamColumn(name="page_url", type="text"),
+    StreamColumn(name="event_data", type="json"),
+    StreamColumn(name="client_info", type="struct", fields=_texts(ClientInfo)),
+    StreamColumn(name="service_info", type="struct", fields=_texts(ServiceInfo)),
+    StreamColumn(
+        name="processing_info",
+        type="struct",
+        fields=(
+            StreamColumn(name="received_at", type="timestamp"),
+            StreamColumn(name="processed_at", type="timestamp"),
+            StreamColumn(name="processing_ms", type="number"),
+        ),
+    ),
 )
+SCHEMA = table_schema(COLUMNS, RESCUED)
 
 
 def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
@@ -94,7 +102,7 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows
     values = _columns(events, EnrichedEvent)
     columns, names = _event_columns(values, unreadable)
     columns |= position_columns(kept, topic_id)
-    columns["_rescued"] = pa.array(found.unknown, pa.binary()).cast(pa.string())
+    columns[RESCUED] = pa.array(found.unknown, pa.binary()).cast(pa.string())
     columns["trace_id"] = _traces(kept, events, columns["request_id"])
     columns[DAY] = days_of(columns["timestamp"], columns["kafka_timestamp"], FIRST_HOUR)
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
@@ -151,9 +159,11 @@ def _event_columns(values: dict[str, list[Any]], problems: dict[int, str]) -> tu
             _objects(values["event_data"], "event_data", problems),
             1 if all(values["event_data"]) else present(values["event_data"], NO_JSON),
         ),
-        "client_info": _struct(values["client_info"], ClientInfo(), _client, problems),
-        "service_info": _struct(values["service_info"], ServiceInfo(), _service, problems),
-        "processing_info": _struct(values["processing_info"], ProcessingInfo(), _processing, problems),
+        "client_info": _struct(values["client_info"], ClientInfo(), SCHEMA.field("client_info").type, problems),
+        "service_info": _struct(values["service_info"], ServiceInfo(), SCHEMA.field("service_info").type, problems),
+        "processing_info": _struct(
+            values["processing_info"], ProcessingInfo(), SCHEMA.field("processing_info").type, problems
+        ),
     }
     return {name: column for name, (column, _) in found.items()}, sum(names for _, names in found.values())
 

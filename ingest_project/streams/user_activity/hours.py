@@ -25,8 +25,8 @@ from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import Double, UtcTime, metadata
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.streams.delta.queries import of_hours
-from ingest_project.streams.engine import USER_ACTIVITY
 from ingest_project.streams.hours import stream_hours
+from ingest_project.streams.user_activity.stream import NAME
 
 ROWS_AT_A_TIME = 1_000_000
 COLUMNS = (
@@ -94,7 +94,7 @@ def replace_hours(
             connection.execute(sa.delete(user_activity_hourly).where(user_activity_hourly.c.hour == hour))
             connection.execute(
                 sa.update(stream_hours)
-                .where(known.stream == USER_ACTIVITY, known.hour == hour)
+                .where(known.stream == NAME, known.hour == hour)
                 .values(computed_changes=changes[hour], computed_at=now)
             )
         if rows:

@@ -126,7 +126,7 @@ def test_rows_are_swept_at_most_twice_however_often_is_polled(client: Eventhouse
     database.now = lambda: clock[0]
     query = claims(mode="window", overlap_seconds=60)
     position, seen = None, 0
-    for second in range(300):
+    for second in range(0, 300, 3):
         clock[0] = NOON + timedelta(seconds=second)
         if second == 30:
             database.ingest(TABLE, row(1), at=after_noon(29.5))

@@ -62,8 +62,8 @@ class DatasetSystem(System):
                 return done
         raise AssertionError(f"Still busy: {self.services.files.counts_by_state()}")
 
-    def _check_job(self, name: str) -> dg.JobDefinition:
-        keys = [dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), name)]
+    def _check_job(self, *names: str) -> dg.JobDefinition:
+        keys = [dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), name) for name in names]
         job = dg.define_asset_job("one_check", selection=dg.AssetSelection.checks(*keys))
         return dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
 

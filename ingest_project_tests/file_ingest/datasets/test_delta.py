@@ -85,6 +85,27 @@ def test_rows_of_new_files_are_appended_in_one_commit(
     assert delta.check("rows_add_up").passed
 
 
+@pytest.mark.parametrize("partitions", [[], ["station", "sunny"]])
+def test_other_partitions_of_the_table_are_refused_and_the_files_wait(
+    delta: DatasetSystem, tmp_path: Path, partitions: list[str]
+) -> None:
+    delta.send_files(weather_file(delta))
+    delta.run_due()
+    before = stored(delta).height
+    declare(tmp_path, "weather", **{**DELTA, "target": {"delta": "weather", "partition_by": partitions}})
+    delta.restart()
+    delta.send_files(weather_file(delta, "b.csv", HEADER + GOOD.splitlines(keepends=True)[1]))
+    (request,) = delta.requests()
+    assert not delta.execute(str(request.job_name), request).success
+    reason = delta.file("b.csv").reason or ""
+    assert f"partitioned by station, and partition_by asks for {', '.join(partitions) or 'nothing'}" in reason
+    assert (delta.states(), stored(delta).height) == ({"a.csv": "ingested", "b.csv": "pending"}, before)
+    declare(tmp_path, "weather", **DELTA)
+    delta.restart()
+    delta.run_due()
+    assert (delta.states()["b.csv"], stored(delta).height) == ("ingested", before + 1)
+
+
 def test_a_newer_version_and_a_repeated_run_replace_the_rows(delta: DatasetSystem) -> None:
     delta.send_files(weather_file(delta), weather_file(delta, "b.csv", HEADER + "CCC,2026-01-15T10:00:00Z,1,,,,\n"))
     delta.run_due()

@@ -21,6 +21,7 @@ from dagster._core.execution.plan.handle import StepHandle
 from dagster._core.storage.event_log import AssetKeyTable, SqlEventLogStorage, SqlEventLogStorageTable
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._serdes import deserialize_value, serialize_value
+from dagster_postgres.event_log import PostgresEventLogStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -174,7 +175,9 @@ def test_the_bulk_path_stores_what_dagsters_own_path_stores(
     bulk = rows_of(dagster_instance, reporting_run(dagster_instance, events))
     monkeypatch.setattr(asset_events, "BulkEventLogStorage", NoStorage)
     one_by_one = rows_of(dagster_instance, reporting_run(dagster_instance, events))
-    assert bulk == one_by_one
+    monkeypatch.setattr(BulkEventLogStorage, "store_event", PostgresEventLogStorage.store_event)
+    by_dagster = rows_of(dagster_instance, reporting_run(dagster_instance, events))
+    assert bulk == one_by_one == by_dagster
     assert len(bulk["event_logs"]) == 4 * len(events) - 2
     assert len(bulk["asset_check_executions"]) == 3 * (len(events) - 1)
     assert len(bulk["asset_keys"]) == 2

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
+from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.catalog import (
     AGGREGATED_METRICS,
     QUARANTINED_FILES,
@@ -23,13 +24,12 @@ from ingest_project.file_ingest.catalog import (
 from ingest_project.file_ingest.definitions import stored_of
 from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIOManager
 from ingest_project.readers.datasets import SHIPPED
-from ingest_project.streams.crm import definitions as crm
 from ingest_project.streams.crm.definitions import OPPORTUNITIES
 from ingest_project.streams.crm.records import opportunities
-from ingest_project.streams.user_activity import definitions as user_activity
+from ingest_project.streams.definitions import dagster_parts
 from ingest_project_tests.journeys.system import System, readings
 
-TABLES = {**user_activity.STORED, **crm.STORED}
+TABLES = {key: table for parts in dagster_parts(Settings()).values() for key, table in parts.stored.items()}
 
 
 def loaded(

@@ -2,6 +2,10 @@
 
 import ast
 import inspect
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +15,23 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.events import DagsterEvent, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon import controller, sensor
 from dagster._grpc import server
 from pydantic import SecretStr
 
 import ingest_project
-from ingest_project.platform.dagster.instance import WatchedRunLauncher, shared_engine, shared_storage
+from ingest_project.platform.dagster.instance import (
+    TeeLogManager,
+    WatchedRunLauncher,
+    _columns_of_tables,
+    _found_in,
+    shared_engine,
+    shared_storage,
+)
 from ingest_project_tests.services.postgres import PostgresServer
 
 PACKAGE = Path(ingest_project.__file__).parent
@@ -145,6 +158,70 @@ def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.Dag
         storage = shared_storage(SecretStr(url))
     assert len([statement for statement in seen if "pg_class" in statement]) == 1
     assert storage.run_storage.get_runs() == dagster_instance.get_runs()
+
+
+def test_what_one_query_says_of_the_tables_is_what_dagster_finds_there(dagster_instance: dg.DagsterInstance) -> None:
+    storages = {
+        name: storage
+        for storage in (dagster_instance.event_log_storage, dagster_instance.run_storage)
+        for name in ("has_table", "has_asset_key_col", "has_run_stats_index_cols", "has_backfill_id_column")
+        if hasattr(storage, name)
+    }
+    with shared_engine(SecretStr(url_of(dagster_instance))).connect() as connection:
+        known = _found_in(_columns_of_tables(connection))
+    said = {(name, *sought) for name, *sought in known if name in storages}
+    assert {name for name, *_ in said} == storages.keys()
+    for name, *sought in said:
+        looks = next(vars(kind)[name] for kind in type(storages[name]).__mro__[1:] if name in vars(kind))
+        assert looks(storages[name], *sought), (name, *sought)
+    assert not dagster_instance.event_log_storage.has_table("no_such_table")  # type: ignore[attr-defined]
+
+
+PRINTS = """
+import os, subprocess, sys, time
+from ingest_project.platform.dagster.instance import TeeLogManager
+with TeeLogManager(sys.argv[1]).capture_logs(["run", "step"]):
+    print("by Python")
+    os.write(1, b"by a library\\n")
+    subprocess.run(["echo", "by a program"], check=True)
+    print("an error", file=sys.stderr)
+    if sys.argv[2:]:
+        os.write(2, b"the last words")
+        os.kill(os.getpid(), 9)
+print("afterwards")
+"""
+
+
+def test_what_a_step_prints_is_in_its_files_and_on_the_console(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PRINTS, str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    manager = LocalComputeLogManager(str(tmp_path))
+    files = manager.get_log_data(["run", "step"])
+    assert files.stdout is not None
+    assert sorted(files.stdout.splitlines()) == [b"by Python", b"by a library", b"by a program"]
+    assert (shown.stdout, shown.stderr) == (f"{files.stdout.decode()}afterwards\n", "an error\n")
+    assert files.stderr == b"an error\n"
+    assert manager.is_capture_complete(["run", "step"])
+
+
+def test_the_last_words_of_a_killed_step_are_in_its_file(tmp_path: Path) -> None:
+    # It returns only once nothing has the console open any more: `tee` has ended by itself.
+    shown = subprocess.run(
+        [sys.executable, "-c", PRINTS, str(tmp_path), "killed"], capture_output=True, check=False, timeout=60
+    )
+    assert shown.returncode == -signal.SIGKILL
+    files = LocalComputeLogManager(str(tmp_path)).get_log_data(["run", "step"])
+    assert files.stderr == shown.stderr == b"an error\nthe last words"
+
+
+def test_dagsters_own_configuration_names_the_files_under_its_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    shutil.copy(PACKAGE.parent / "dagster.yaml", tmp_path)
+    default = InstanceRef.from_dir(str(tmp_path)).compute_log_manager
+    assert isinstance(default, TeeLogManager)
+    assert Path(default.get_captured_local_path(["a"], "out")).is_relative_to(tmp_path / "storage")
 
 
 def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:

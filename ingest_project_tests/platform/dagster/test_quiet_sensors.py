@@ -86,3 +86,12 @@ def test_no_sensor_rests_while_topics_cannot_be_watched_or_that_is_not_known(clo
     assert not quiet.rests("reader")
     assert not quiet.rests("a person's own")
     quiet.ticked("a person's own", clock.now, lambda: False)
+
+
+def test_a_sensor_that_reads_no_topic_rests_until_it_is_woken(clock: Clock) -> None:
+    quiet = QuietSensors({"counter": []})
+    clock.now += quiet_sensors.LINGER_SECONDS
+    quiet.ticked("counter", clock.now, lambda: False)
+    assert quiet.rests("counter")
+    quiet.wake(["counter"])
+    assert not quiet.rests("counter")

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from dagster_webserver.webserver import DagsterWebserver
 
 from ingest_project.devstack import free_port
 
@@ -20,6 +22,7 @@ SECONDS = 60.0
 QUERY = "{ version }"
 MUTATION = "mutation { setNuxSeen }"
 NAME = "dagster.example.com"
+RUN = "5d0e8c6e"
 WEBSOCKET = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
 KEY = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "graphql-ws"}
 
@@ -29,6 +32,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A webserver without code locations."""
     home, port = tmp_path_factory.mktemp("webserver"), free_port()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    output = home / "storage" / RUN / "compute_logs"
+    output.mkdir(parents=True)
+    (home / "storage" / "kept.db").write_text("of others")
+    (output / "step.out").write_text("of a run\n")
     environ = {**os.environ, "DAGSTER_HOME": str(home), "INGEST_WEBSERVER_URL": f"https://{NAME}"}
     command = [sys.executable, "-m", "ingest_project.platform.dagster.webserver", "--empty-workspace"]
     with (home / "log").open("wb") as log:
@@ -83,6 +90,44 @@ def test_nothing_is_executed_by_get(port: int, accept: str) -> None:
     for method in ("GET", "HEAD"):
         status, _ = _request(port, method, f"/graphql?query={quote(MUTATION)}", {"Accept": accept})
         assert status == 405
+
+
+@pytest.mark.parametrize("path", ["/graphql%0A", "/notebook%0A", "/%00"])
+def test_a_name_that_the_router_takes_for_another_is_not_answered(port: int, path: str) -> None:
+    assert _request(port, "GET", f"{path}?query={quote(MUTATION)}", {})[0] == 404
+
+
+def test_every_route_of_the_webserver_was_judged() -> None:
+    """The route of pages takes any other path; the pages' own files are static."""
+    pages, *others = "/{path:path}", "/", "/server_info", "/dagit_info", "/graphql", "/graphql"
+    closed = {"/notebook", "/dagit/notebook", "/download_debug/{run_id:str}"}
+    narrowed = {"/logs/{path:path}"}
+    by_post = {f"/report_asset_{what}/{{asset_key:path}}" for what in ("materialization", "check", "observation")}
+    webserver: Any = DagsterWebserver
+    routes = [route for route in webserver(None).build_routes() if not route.name.endswith("static")]
+    assert {route.path for route in routes} == {pages, *others, *closed, *narrowed, *by_post}
+    assert all(route.methods == {"POST"} for route in routes if route.path in by_post)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/notebook?path=/etc/x.ipynb&repoLocName=x",
+        "/dagit/notebook?path=x.ipynb&repoLocName=x",
+        f"/download_debug/{RUN}",
+        "/download_debug%2Fx",
+        "/logs/kept/db",
+        f"/logs/{RUN}/compute_logs/../../kept/db",
+        "/logs/a/compute_logs/b/db",
+    ],
+)
+def test_nothing_of_the_machine_is_handed_out_but_what_runs_print(port: int, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        assert _request(port, method, path, {"Accept": "text/html"})[0] == 404
+    assert _request(port, "GET", f"/logs/{RUN}/compute_logs/step/out", {}) == (200, b"of a run\n")
+    # Pages of things with these names are pages.
+    assert _request(port, "GET", "/assets/notebook", {"Accept": "text/html"})[0] == 200
+    assert _request(port, "GET", "/assets/graphql", {})[0] == 200
 
 
 def test_the_pages_are_shown(port: int) -> None:

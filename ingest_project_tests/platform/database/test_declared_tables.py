@@ -13,7 +13,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import SchemaConflictError, SettingsError
 from ingest_project.platform.database import open_engine, reading, writing
-from ingest_project.platform.database.declared_tables import TableKind, View, columns_of_table, ensure_tables
+from ingest_project.platform.database.declared_tables import DeclaredTables, TableKind, View, columns_of_table
 from ingest_project.platform.database.sql import ExactDecimal, metadata
 
 KIND = TableKind(proof="origin", setting="made.table")
@@ -48,32 +48,32 @@ def stored(engine: sa.Engine, table: sa.Table, **values: object) -> None:
 def refusal(engine: sa.Engine, table: sa.Table, *, evolving: bool = False) -> str:
     """The reason for which a table is refused."""
     with pytest.raises(SchemaConflictError) as raised:
-        ensure_tables(engine, [table], KIND, evolving=evolving)
+        DeclaredTables([table], KIND, evolving=evolving).ensure(engine)
     return str(raised.value)
 
 
 def test_a_table_is_created_once_by_several_at_the_same_time(engine: sa.Engine) -> None:
     tables = [declared(), declared(name="others")]
     with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(ensure_tables, engine, tables, KIND) for _ in range(4)]:
+        for done in [pool.submit(DeclaredTables(tables, KIND).ensure, engine) for _ in range(4)]:
             done.result()
     assert [set(columns_of_table(engine, table.name)) for table in tables] == [{"id", "origin"}] * 2
     assert columns_of_table(engine, "third") == {}
 
 
 def test_a_new_column_is_added_unless_the_stored_rows_need_a_value_of_it(engine: sa.Engine) -> None:
-    ensure_tables(engine, [declared()], KIND)
+    DeclaredTables([declared()], KIND).ensure(engine)
     stored(engine, declared())
-    ensure_tables(engine, [declared(Col("note", sa.Text))], KIND)
+    DeclaredTables([declared(Col("note", sa.Text))], KIND).ensure(engine)
     assert columns_of_table(engine, "orders")["note"] == "TEXT"
     assert "Declare it without `required`" in refusal(engine, declared(Col("size", sa.BigInteger, nullable=False)))
 
 
 def test_a_decimal_is_widened_and_a_requirement_lifted(postgres: sa.Engine) -> None:
     before = declared(Col("amount", ExactDecimal(8, 2), nullable=False))
-    ensure_tables(postgres, [before], KIND)
+    DeclaredTables([before], KIND).ensure(postgres)
     stored(postgres, before, amount=1)
-    ensure_tables(postgres, [declared(Col("amount", ExactDecimal(12, 3)))], KIND)
+    DeclaredTables([declared(Col("amount", ExactDecimal(12, 3)))], KIND).ensure(postgres)
     assert columns_of_table(postgres, "orders")["amount"] == "NUMERIC(12, 3)"
     with reading(postgres) as connection:
         (amount,) = [one for one in sa.inspect(connection).get_columns("orders") if one["name"] == "amount"]
@@ -83,7 +83,7 @@ def test_a_decimal_is_widened_and_a_requirement_lifted(postgres: sa.Engine) -> N
 
 
 def test_another_type_or_key_is_refused_with_the_setting_to_change(engine: sa.Engine) -> None:
-    ensure_tables(engine, [declared(Col("size", sa.BigInteger))], KIND)
+    DeclaredTables([declared(Col("size", sa.BigInteger))], KIND).ensure(engine)
     reason = refusal(engine, declared(Col("size", sa.Date)))
     assert "the table holds BIGINT, declared is DATE" in reason
     assert "name a new table as made.table" in reason
@@ -93,11 +93,11 @@ def test_another_type_or_key_is_refused_with_the_setting_to_change(engine: sa.En
 
 def test_a_removed_column_stays_only_without_values_or_if_drift_may_have_added_it(engine: sa.Engine) -> None:
     wide = declared(Col("note", sa.Text), Col("size", sa.BigInteger))
-    ensure_tables(engine, [wide], KIND)
-    ensure_tables(engine, [declared()], KIND)
+    DeclaredTables([wide], KIND).ensure(engine)
+    DeclaredTables([declared()], KIND).ensure(engine)
     stored(engine, wide, note="hello")
     assert "Column 'note'" in refusal(engine, declared())
-    ensure_tables(engine, [declared()], KIND, evolving=True)
+    DeclaredTables([declared()], KIND, evolving=True).ensure(engine)
     with writing(engine) as connection:
         connection.execute(wide.update().values(size=1))
     assert 'ALTER TABLE orders DROP COLUMN "size"' in refusal(engine, declared(), evolving=True)
@@ -105,9 +105,9 @@ def test_a_removed_column_stays_only_without_values_or_if_drift_may_have_added_i
 
 def test_a_required_column_that_drift_cannot_fill_becomes_optional(postgres: sa.Engine) -> None:
     wide = declared(Col("note", sa.Text, nullable=False))
-    ensure_tables(postgres, [wide], KIND)
+    DeclaredTables([wide], KIND).ensure(postgres)
     stored(postgres, wide, note="hello")
-    ensure_tables(postgres, [declared()], KIND, evolving=True)
+    DeclaredTables([declared()], KIND, evolving=True).ensure(postgres)
     with writing(postgres) as connection:
         connection.execute(declared().insert().values(id="2", origin="here"))
 
@@ -119,7 +119,7 @@ def test_a_table_of_another_program_or_of_the_system_is_left_alone(engine: sa.En
     assert set(columns_of_table(engine, "orders")) == {"id"}
     own = next(iter(metadata.tables))
     with pytest.raises(SettingsError, match=r"belongs to the system; name another one as made\.table"):
-        ensure_tables(engine, [declared(name=own)], KIND)
+        DeclaredTables([declared(name=own)], KIND).ensure(engine)
 
 
 def over_orders(*columns: str) -> View:
@@ -128,29 +128,29 @@ def over_orders(*columns: str) -> View:
 
 
 def test_a_view_stays_over_a_table_whose_columns_change(postgres: sa.Engine) -> None:
-    ensure_tables(postgres, [declared(Col("price", ExactDecimal(8, 2)))], KIND, view=over_orders("id", "price"))
+    DeclaredTables([declared(Col("price", ExactDecimal(8, 2)))], KIND, view=over_orders("id", "price")).ensure(postgres)
     stored(postgres, declared(Col("price", ExactDecimal(8, 2))), price=1)
     wider = declared(Col("price", ExactDecimal(12, 2)), Col("note", sa.Text))
     for _ in range(2):
-        ensure_tables(postgres, [wider], KIND, view=over_orders("id", "price", "note"))
+        DeclaredTables([wider], KIND, view=over_orders("id", "price", "note")).ensure(postgres)
     with reading(postgres) as connection:
         assert connection.exec_driver_sql("SELECT id, price, note FROM orders_seen").all() == [("1", 1, None)]
 
 
 def test_a_view_of_somebody_else_is_never_dropped_and_the_refusal_names_it(postgres: sa.Engine) -> None:
-    ensure_tables(postgres, [declared(Col("price", ExactDecimal(8, 2)))], KIND)
+    DeclaredTables([declared(Col("price", ExactDecimal(8, 2)))], KIND).ensure(postgres)
     with writing(postgres) as connection:
         connection.exec_driver_sql("CREATE VIEW prices AS SELECT price FROM orders")
         connection.exec_driver_sql("CREATE VIEW orders_seen AS SELECT 1 AS id")
     with pytest.raises(SchemaConflictError, match=r"Column 'price' .* view prices depends on column"):
-        ensure_tables(postgres, [declared(Col("price", ExactDecimal(12, 2)))], KIND)
+        DeclaredTables([declared(Col("price", ExactDecimal(12, 2)))], KIND).ensure(postgres)
     with pytest.raises(SettingsError, match="something else is called orders_seen"):
-        ensure_tables(postgres, [declared()], KIND, view=over_orders("id"))
+        DeclaredTables([declared()], KIND, view=over_orders("id")).ensure(postgres)
 
 
 def test_a_key_that_stored_rows_repeat_is_refused(engine: sa.Engine) -> None:
     table = declared(Col("size", sa.BigInteger))
-    ensure_tables(engine, [table], KIND)
+    DeclaredTables([table], KIND).ensure(engine)
     with writing(engine) as connection:
         connection.execute(table.insert(), [{"id": key, "origin": "here", "size": 1} for key in "12"])
     keyed = declared(Col("size", sa.BigInteger))
@@ -160,7 +160,7 @@ def test_a_key_that_stored_rows_repeat_is_refused(engine: sa.Engine) -> None:
 
 
 def test_a_missing_right_is_named(postgres: sa.Engine) -> None:
-    ensure_tables(postgres, [declared()], KIND)
+    DeclaredTables([declared()], KIND).ensure(postgres)
     role = f"poor_{uuid.uuid4().hex}"
     with writing(postgres) as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role}; GRANT SELECT ON orders TO {role}")
@@ -174,4 +174,4 @@ def test_a_missing_right_is_named(postgres: sa.Engine) -> None:
     with pytest.raises(
         SettingsError, match=r"must be owner of table orders\. Give the user of DATABASE_URL that right"
     ):
-        ensure_tables(postgres, [declared(Col("note", sa.Text))], KIND)
+        DeclaredTables([declared(Col("note", sa.Text))], KIND).ensure(postgres)

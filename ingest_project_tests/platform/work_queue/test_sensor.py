@@ -15,7 +15,7 @@ from ingest_project.platform.dagster.asset_events import (
     CheckResult,
     PartitionEvents,
     keep_connections_open,
-    partitions_of_check,
+    partitions_of_run,
     report,
 )
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, batch_of_run, keys_of_run, run_request, split_evenly
@@ -90,7 +90,7 @@ def test_a_run_that_a_person_launches_without_partitions_says_so(any_instance: D
 
     @dg.asset_check(asset=GOOD, name="of_partitions", partitions_def=PARTITIONS)
     def of_partitions(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        return dg.AssetCheckResult(passed=bool(partitions_of_check(context)))
+        return dg.AssetCheckResult(passed=bool(partitions_of_run(context)))
 
     @dg.job(executor_def=dg.in_process_executor)
     def without_assets() -> None:

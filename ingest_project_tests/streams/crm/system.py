@@ -12,16 +12,17 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster import ExecuteInProcessResult
 
-import ingest_project.streams.crm.definitions
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.reader import Backlog
+from ingest_project.streams.crm.definitions import definitions_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
-from ingest_project.streams.crm.sink import crm_sink
+from ingest_project.streams.crm.stream import crm_stream
 from ingest_project.streams.crm.unidentified import KeptMessage, find
-from ingest_project.streams.engine import Batch, StreamResources
-from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.engine import Batch
+from ingest_project.streams.positions import SinkPosition, StreamPositions
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 
@@ -35,7 +36,7 @@ class CrmSystem(StreamSystem):
     """Sensor, runs and stores of one test."""
 
     def _definitions(self) -> dg.Definitions:
-        return ingest_project.streams.crm.definitions.crm
+        return definitions_of(crm_stream(self.settings))
 
     names = StreamNames(SENSOR, "crm_batch", "crm")
 
@@ -90,6 +91,7 @@ def store_messages(
     end = messages[-1].offset + 1
     backlog = Backlog(topic_id, starts={0: 0}, log_starts={0: 0}, ends={0: end}, notices=[])
     (position,) = services.crm_positions.begin(backlog, datetime.now(UTC)).values()
-    sink = crm_sink(services)
+    sink = services.sql_sink(services.shipped_streams.crm)
     batch = Batch(0, end, [sink.decode(messages, position)], len(messages))
-    return sink.store(batch, position).outcome
+    stored: SinkPosition = sink.store(batch, position)
+    return stored.outcome

@@ -41,7 +41,7 @@ from ingest_project.streams.crm.unidentified import log_of, log_path
 from ingest_project.streams.engine import MAX_FAILURES
 from ingest_project.streams.from_beginning import read_from_beginning
 from ingest_project.streams.positions import sink_positions
-from ingest_project.streams.resources import DeclaredStreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.journeys.system import changed, close
 from ingest_project_tests.services.kafka import wait_until
 from ingest_project_tests.streams.crm.messages import encoded, opportunity, project
@@ -231,7 +231,7 @@ def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSyst
     crm.put(opportunity(), project())
     crm.drive()
     names = ("no_gap_in_offsets", "no_duplicate_offsets", "amounts_and_probabilities_in_range", "budgets_in_range")
-    assert [crm.check(name).passed for name in names] == [True] * 4
+    assert crm.passed(*names) == [True] * 4
     crm.put(opportunity("opp_2", amount=-1), project("proj_2", budget=-1))
     crm.drive()
     (position,) = (one for one in crm.positions.all() if one.next_offset)
@@ -242,7 +242,7 @@ def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSyst
     with writing(crm.services.engine) as connection:
         counted = {**position.outcome, "opportunity_messages": 9}
         connection.execute(sa.update(sink_positions).values(outcome=counted))
-    assert [crm.check(name).passed for name in names] == [False] * 4
+    assert crm.passed(*names) == [False] * 4
     assert "broken" in str(crm.check("no_gap_in_offsets").metadata["failing"].value)
 
 
@@ -315,7 +315,7 @@ def test_from_the_beginning_nothing_is_doubled_and_the_sensor_is_stopped_meanwhi
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     settings = changed(crm.settings, "dagster", home=home)
-    services = DeclaredStreamResources(settings)
+    services = StreamResources(settings)
     with open_instance(settings) as dagster:
         location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ingest"), "__repository__")
         origin = RemoteInstigatorOrigin(location, SENSOR)

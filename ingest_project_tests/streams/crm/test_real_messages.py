@@ -14,7 +14,7 @@ from ingest_project.core.settings import load_settings
 from ingest_project.platform.database import reading
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import opportunities, unidentified_messages
-from ingest_project.streams.engine import StreamResources
+from ingest_project.streams.resources import StreamResources
 from ingest_project_tests.streams.crm.messages import encoded, opportunity
 from ingest_project_tests.streams.crm.system import store_messages
 

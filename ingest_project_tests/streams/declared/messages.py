@@ -68,7 +68,8 @@ def message_class(name: str, fields: Sequence[tuple[str, int, str]], *imports: s
         name: of the message, in the package `shop`.
         fields: name, type and type name of each.
         imports: files that it uses.
-        more: `optional`, `repeated`: names of such fields; `enum`: names of the values of the enum Status.
+        more: `optional`, `repeated`: names of such fields; `enum`: names of the values of the enum Status; `messages`:
+            fields of other messages in the same file, all of text, by the name of the message.
     """
     pool = descriptor_pool.DescriptorPool()
     for imported in imports:
@@ -88,6 +89,10 @@ def message_class(name: str, fields: Sequence[tuple[str, int, str]], *imports: s
             added.proto3_optional = True
             added.oneof_index = len(message.oneof_decl)
             message.oneof_decl.add(name=f"_{field}")
+    for other, texts in more.get("messages", {}).items():
+        added = file.message_type.add(name=other)
+        for number, text in enumerate(texts, 1):
+            added.field.add(name=text, number=number, type=label.TYPE_STRING, label=label.LABEL_OPTIONAL)
     if "enum" in more:
         kinds = file.enum_type.add(name="Status")
         for number, value in enumerate(more["enum"]):

@@ -64,6 +64,23 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
         ("type: text", "type: text, epoch: seconds", "epoch is for timestamps"),
         ("topic: orders", "topic: orders\nsink: {key: [id], table: files}", "the table 'files' belongs to the system"),
         ("topic: orders", "topic: orders\nsink: {partition_by: month}", "sink.delta.partition_by"),
+        ("type: text", "type: struct", "a struct needs fields"),
+        ("type: text", "type: text, fields: [{name: a, type: text}]", "fields are for the type struct"),
+        ("type: text", "type: record", "did you mean struct?"),
+        ("type: text", "type: struct, fields: [{name: a, type: txt}]", "did you mean text?"),
+        ("type: text", "type: struct, fields: [{name: a, type: text, pat: b}]", "did you mean path?"),
+        (
+            "type: text",
+            "type: struct, fields: [{name: a, type: text}, {name: b, type: text, path: $.a}]",
+            "column id: two columns have the same path",
+        ),
+        ("type: text", "type: struct, path: $.at, fields: [{name: a, type: text}]", "two columns have the same path"),
+        ("type: text", "type: struct, fields: [{name: a, type: text}], max: 1", "min and max do not apply to struct"),
+        (
+            "type: text",
+            "type: struct, fields: [{name: a, type: text}], allowed: [a]",
+            "allowed does not apply to struct",
+        ),
     ],
 )
 def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str, new: str, reason: str | None) -> None:
@@ -77,6 +94,12 @@ def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str,
         assert broken.name == "bad"
         assert reason in broken.problem
         assert str(tmp_path / "bad" / "defs.yaml") in broken.problem
+
+
+def test_a_table_of_the_warehouse_has_no_structs_and_the_way_out_is_named(tmp_path: Path) -> None:
+    struct = "\n  - {name: who, type: struct, fields: [{name: first, type: text}]}"
+    declare(tmp_path, "a", GOOD.rstrip() + struct + "\nsink: {key: [id]}")
+    assert "like $.who.first, or the type json" in load_streams(Settings(declarations=tmp_path)).broken[0].problem
 
 
 def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:

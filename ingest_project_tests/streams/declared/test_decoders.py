@@ -269,6 +269,97 @@ def test_a_name_that_occurs_twice_refuses_the_message_at_any_depth() -> None:
     assert all("occurs 2 times" in refused[len(good) + number] for number in range(len(bad)))
 
 
+CUSTOMER: list[dict[str, Any]] = [
+    {"name": "order_id", "type": "text", "required": True},
+    {
+        "name": "buyer",
+        "type": "struct",
+        "path": "$.customer",
+        "fields": [
+            {"name": "age", "type": "integer", "min": 0},
+            {"name": "since", "type": "timestamp", "epoch": "seconds"},
+            {
+                "name": "home",
+                "type": "struct",
+                "path": "$.address",
+                "required": True,
+                "fields": [
+                    {"name": "city", "type": "text", "required": True},
+                    {"name": "rent", "type": "decimal(8,2)"},
+                    {"name": "more", "type": "json"},
+                ],
+            },
+        ],
+    },
+]
+HOME = {"city": "Bern", "rent": Decimal("12.30"), "more": '{"a": 1.50}'}
+
+
+def test_a_struct_has_typed_fields_and_is_null_where_the_message_has_none() -> None:
+    whole = b'{"age": 7, "since": 1.5, "address": {"city": "Bern", "rent": 12.30, "more": {"a": 1.50}}}'
+    given = {
+        whole: {"age": 7, "since": datetime(1970, 1, 1, 0, 0, 1, 500_000, UTC), "home": HOME},
+        b"null": None,
+        b'{"address": {"city": "Bern"}}': {
+            "age": None,
+            "since": None,
+            "home": {"city": "Bern", "rent": None, "more": None},
+        },
+    }
+    bad = {
+        whole.replace(b"Bern", b"\xff"): "Not UTF-8",
+        b"{}": "buyer.home_missing",
+        b'{"address": null}': "buyer.home_missing",
+        b'{"address": {}}': "buyer.home.city_missing",
+        whole.replace(b"12.30", b"1e9"): "buyer.home.rent_out_of_range",
+        whole.replace(b"1.5,", b'"soon",'): "buyer.since_not_a_timestamp",
+        whole.replace(b"7", b"-7"): "buyer.age_out_of_range",
+        whole.replace(b"7", b'"x"'): "$.customer.age must be a whole number",
+        b'{"address": [{"city": "Bern"}]}': "$.customer.address must be an object",
+        b"[]": "$.customer must be an object",
+        b'"text"': "$.customer must be an object",
+        whole.replace(b'"city"', b'"city": "a", "city"'): "customer.address.city occurs 2 times",
+        whole.replace(b'"a": 1.50', b'"a": 1, "a": 2'): "occurs 2 times",
+        b'{"address": ' * 5_000 + b"1" + b"}" * 5_000: "",
+    }
+    absent, rescued = (
+        b'{"order_id": "o"}',
+        b'{"order_id": "o", "customer": {"x": 1, "address": {"city": "B", "zip": 3}}}',
+    )
+    payloads = [b'{"order_id": "o", "customer": %s}' % one for one in (*given, *bad)]
+    rows, refused = decoded(contract("json", columns=CUSTOMER), *received(*payloads, absent, rescued))
+    assert [row["buyer"] for row in rows[: len(given)]] == list(given.values())
+    assert (rows[-2]["buyer"], rows[-2]["rescued_data"]) == (None, None)
+    assert rows[-1]["rescued_data"] == '{"customer":{"x":1,"address":{"zip":3}}}'
+    assert sorted(refused) == list(range(len(given), len(payloads)))
+    for offset, reason in enumerate(bad.values(), len(given)):
+        assert reason in refused[offset]
+    frozen = contract("json", columns=CUSTOMER, drift="freeze")
+    assert "customer" in decoded(frozen, *received(absent, rescued))[1][1]
+
+
+def test_avro_and_protobuf_fill_structs_and_tell_a_missing_one_from_an_empty_one(registry: SchemaRegistry) -> None:
+    address = {"name": "address", "type": "struct", "fields": [{"name": "city", "type": "text"}]}
+    customer = {"name": "customer", "type": "struct", "fields": [address]}
+    schema = json.dumps(AVRO)
+    records = [RECORD, {**RECORD, "customer": None}]
+    avro = contract("avro", settings_of(registry), columns=[customer])
+    rows, refused = decoded(avro, *received(*(messages.avro(registry.url, schema, one) for one in records)))
+    assert ([row["customer"] for row in rows], refused) == ([{"address": {"city": "Bern"}}, None], {})
+    assert '"customer":{"address":{"zip":"3000"}}' in rows[0]["rescued_data"]
+    as_text = contract("avro", settings_of(registry), columns=[{**customer, "path": "$.order_id"}])
+    assert "order_id must be a record" in decoded(as_text, *received(messages.avro(registry.url, schema, RECORD)))[1][0]
+    order = messages.message_class(
+        "Parcel", [("address", FIELD.TYPE_MESSAGE, ".shop.Address")], messages={"Address": ["city", "zip"]}
+    )
+    sent = [order(address={"city": "Bern", "zip": "3000"}), order(address={}), order()]
+    protobuf = contract("protobuf", settings_of(registry), columns=[address])
+    payloads = [messages.protobuf(registry.url, one) for one in sent]
+    rows, refused = decoded(protobuf, *received(*payloads, payloads[0] + b"\x0a\x00"))
+    assert [row["address"] for row in rows] == [{"city": "Bern"}, {"city": ""}, None]
+    assert list(refused) == [3], "the message is there twice"
+
+
 def test_text_is_utf_8_whole() -> None:
     made = contract("text", columns=[{"name": "line", "type": "text", "pattern": "[^x]*"}])
     rows, refused = decoded(made, *received("hé\0".encode(), b"\xff", b"", b"x"))

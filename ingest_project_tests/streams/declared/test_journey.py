@@ -43,7 +43,7 @@ RECORD = {"order_id": "o1", "amount": Decimal("1.50"), "placed_at": PLACED}
 
 
 def checks(system: DeclaredSystem, *names: str) -> list[bool]:
-    return [system.check(name).passed for name in names or CHECKS]
+    return system.passed(*(names or CHECKS))
 
 
 def test_a_redriven_message_that_fails_again_is_a_dead_letter_with_its_count(declared: Declare) -> None:
@@ -112,6 +112,26 @@ def test_a_schema_that_gets_a_field_goes_by_the_drift_policy(declared: Declare, 
     assert len(freezing.rows()) == 5
     assert b"does not declare: colour" in (freezing.dead_letters[0].header("dlq.reason") or b"")
     assert checks(freezing, *CHECKS[:2]) == [True, True]
+
+
+def test_a_struct_is_stored_and_gets_further_fields(declared: Declare) -> None:
+    city, code = {"name": "city", "type": "text"}, {"name": "code", "type": "integer"}
+
+    def with_fields(*fields: dict[str, str]) -> dict[str, Any]:
+        return {**DELTA, "columns": [*COLUMNS, {"name": "to", "type": "struct", "fields": list(fields)}]}
+
+    system = declared(with_fields(city))
+    system.put(order(1, to={"city": "Bern", "code": 3000}), order(2), order(3, to={}), order(4, to="Bern"))
+    assert all(run.success for run in system.drive())
+    stored = [{"city": "Bern"}, None, {"city": None}]
+    assert [row["to"] for row in system.rows()] == stored
+    assert [row["rescued_data"] for row in system.rows()] == ['{"to":{"code":3000}}', None, None]
+    assert [letter.value for letter in system.dead_letters] == [order(4, to="Bern")]
+    system = declared(with_fields(city, code))
+    system.put(order(5, to={"city": "Bern", "code": 3000}))
+    assert all(run.success for run in system.drive())
+    assert [row["to"] for row in system.rows()][3] == {"city": "Bern", "code": 3000}
+    assert [row["to"] and row["to"]["city"] for row in system.rows()[:3]] == ["Bern", None, None]
 
 
 def test_a_registry_that_is_away_fails_the_run_and_the_messages_are_stored_later(

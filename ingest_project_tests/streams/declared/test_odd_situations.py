@@ -88,6 +88,20 @@ def test_a_column_that_was_changed_by_hand_is_named_and_nothing_is_lost(declared
     assert ids(system) == ["o1", "o2"]
 
 
+def test_other_partitions_of_a_delta_table_are_refused_and_nothing_is_lost(declared: Declare) -> None:
+    system = declared({**DELTA, "sink": {"partition_by": "day"}})
+    system.put(order(1))
+    system.drive()
+    system = declared({**DELTA, "sink": {"partition_by": "hour"}})
+    system.put(order(2))
+    reason = fail_once(system)
+    assert "partitioned by event_day, and partition_by asks for event_day, event_hour; put partition_by back" in reason
+    assert (ids(system), system.dead_letters) == (["o1"], [])
+    elsewhere = declared({**DELTA, "sink": {"partition_by": "hour", "delta": "by_hour"}})
+    elsewhere.drive()
+    assert ids(elsewhere) == ["o1", "o2"]
+
+
 def test_a_renamed_stream_does_not_double_the_rows_of_its_delta_table(declared: Declare) -> None:
     system = declared({**DELTA, "sink": {"delta": "shared"}})
     system.put(order(1), order(2))

@@ -13,12 +13,12 @@ from ingest_project.operations import SystemResources
 
 def table_of(services: SystemResources) -> DeltaTable:
     """The table, opened as another program opens it."""
-    return DeltaTable(services.user_activity_events.url)
+    return DeltaTable(services.user_activity.store.url)
 
 
 def remove_log_after(services: SystemResources, version: int) -> None:
     """Take the newest entries of the log away, as a file store does that is put back to yesterday's copy."""
-    log = Path(services.user_activity_events.url) / "_delta_log"
+    log = Path(services.user_activity.store.url) / "_delta_log"
     for entry in log.iterdir():
         number = entry.name.split(".")[0]
         if number == "_last_checkpoint" or (number.isdigit() and int(number) > version):
@@ -32,7 +32,7 @@ def restore(services: SystemResources, version: int) -> None:
 
 def drop(services: SystemResources) -> None:
     """Remove the table with all its files."""
-    shutil.rmtree(services.user_activity_events.url)
+    shutil.rmtree(services.user_activity.store.url)
 
 
 def delete(services: SystemResources, condition: str) -> None:
@@ -58,4 +58,4 @@ def append_rows(services: SystemResources, **columns: list[object]) -> None:
 
 def log_of(services: SystemResources) -> Path:
     """Where the table's log lies."""
-    return Path(services.user_activity_events.url) / "_delta_log"
+    return Path(services.user_activity.store.url) / "_delta_log"

@@ -10,13 +10,14 @@ import dagster as dg
 import pyarrow as pa
 from dagster import ExecuteInProcessResult
 
-import ingest_project.streams.user_activity.definitions
 from ingest_project.core.items import parse_hour_key
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.positions import StreamPositions
+from ingest_project.streams.user_activity.definitions import definitions_of
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
+from ingest_project.streams.user_activity.stream import user_activity_stream
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded
@@ -29,7 +30,7 @@ class ActivitySystem(StreamSystem):
     """Sensors, runs and stores of one test."""
 
     def _definitions(self) -> dg.Definitions:
-        return ingest_project.streams.user_activity.definitions.user_activity
+        return definitions_of(user_activity_stream(self.settings))
 
     names = StreamNames(SENSOR, BATCH, "store_user_activity")
 
@@ -65,11 +66,11 @@ class ActivitySystem(StreamSystem):
     def rows(self, columns: str = "*") -> list[dict[str, Any]]:
         """The Delta table, in the order of the offsets."""
         query = f"SELECT {columns} FROM events ORDER BY kafka_topic_id, kafka_partition, kafka_offset"
-        return [row for batch in query_events(self.services.user_activity_events, query) for row in batch.to_pylist()]
+        return [row for batch in query_events(self.services.user_activity.store, query) for row in batch.to_pylist()]
 
     def table(self) -> pa.Table:
         """The Delta table, as Arrow has it."""
-        return pa.Table.from_batches(list(query_events(self.services.user_activity_events, "SELECT * FROM events")))
+        return pa.Table.from_batches(list(query_events(self.services.user_activity.store, "SELECT * FROM events")))
 
     def offsets(self) -> list[tuple[int, int]]:
         """Partition and offset of every row."""

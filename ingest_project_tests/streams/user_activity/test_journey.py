@@ -43,7 +43,7 @@ def test_an_event_becomes_a_row_with_its_types_and_its_position(activity: Activi
     assert json.loads(second["_rescued"]) == {"colour": "red"}
     shown = activity.metadata(USER_ACTIVITY_EVENTS, HOUR)
     assert (shown["rows_added"], shown["events"], shown["consumer_lag"]) == (2, 2, 0)
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
     assert (activity.observed(EVENT_TO_STORED)[0], activity.observed(PROCESSING)[0]) == (
         2,
         len(activity.partitions_with_messages),
@@ -65,14 +65,14 @@ def test_an_event_is_found_by_its_id_its_trace_and_its_position_and_its_page_sho
     assert view.contents["message"].open() == encoded(event("e-7"))
     assert ("event_id", "e-7") in view.rows["user_activity_events"].page(0, 100).rows
     assert [moment.what for moment in view.history] == ["written to Kafka", "page_view"]
-    assert activity.services.user_activity_events.opened() is not None
+    assert activity.services.user_activity.store.opened() is not None
 
 
 def test_with_a_corrupted_table_an_event_s_page_says_so_and_shows_its_message(activity: ActivitySystem) -> None:
     activity.put(event("e-8"))
     activity.drive()
     (row,) = activity.rows()
-    for path in Path(activity.services.user_activity_events.url).rglob("*.parquet"):
+    for path in Path(activity.services.user_activity.store.url).rglob("*.parquet"):
         path.write_bytes(b"no Parquet")
     activity.restart()
     view = describe(activity.services, ItemRef("message", f"{row['kafka_topic']}/{row['kafka_partition']}/0"))
@@ -107,7 +107,7 @@ def test_a_quiet_topic_requests_nothing_and_a_missing_one_is_no_failure(activity
     missing = changed(activity.settings, "topics", user_activity_events=f"{activity.topic}.other")
     other = ActivitySystem(missing, activity.instance, activity.folder)
     assert other.requests(SENSOR) == []
-    assert [other.check(name).passed for name in CHECKS] == [True] * 3
+    assert other.passed(*CHECKS) == [True] * 3
     assert other.run("user_activity_maintenance").success
     other.close()
 
@@ -182,7 +182,7 @@ def test_a_topic_that_was_created_again_is_another_stream(
     activity.drive()
     assert {row["event_id"] for row in activity.rows()} == {"e1", "e2", "e3", "e4"}
     assert len({row["kafka_topic_id"] for row in activity.rows()}) == 2
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
 
 
 def test_an_hour_counts_distinct_events_users_and_sessions_by_type(activity: ActivitySystem) -> None:
@@ -214,7 +214,7 @@ def test_late_events_change_their_hour_and_events_of_the_future_wait_for_theirs(
     activity.put(event("late"))
     activity.drive()
     assert activity.statistics(HOUR)["page_view"].events == 2
-    (waiting,) = activity.services.activity_hours.stale(until=soon, limit=10)
+    (waiting,) = activity.services.user_activity.hours.stale(until=soon, limit=10)
     assert (waiting.hour.hour, waiting.computed_at) == (soon.hour, None)
     assert len(activity.rows()) == 4
 
@@ -226,7 +226,7 @@ def test_an_hour_is_rebuilt_from_kafka_and_where_kafka_has_it_no_more_from_the_t
     activity.put(event("e1"), event("e2"), event("n1", timestamp="2026-01-15T11:00:00Z"), event("e3"))
     activity.drive()
     before = activity.rows()
-    table = activity.services.user_activity_events.opened()
+    table = activity.services.user_activity.store.opened()
     assert table is not None
     table.update({"page_url": "'spoilt'"})
     kafka_server.delete_records(activity.topic, before[0]["kafka_partition"], 1)
@@ -256,7 +256,7 @@ def test_latest_leaves_out_what_was_there_and_reading_from_the_beginning_brings_
     activity.drive()
     assert [row["event_id"] for row in activity.rows()] == ["old", "new", "newer"]
     assert activity.statistics(HOUR)["page_view"].events == 3
-    assert [activity.check(name).passed for name in CHECKS] == [True] * 3
+    assert activity.passed(*CHECKS) == [True] * 3
 
 
 def test_a_store_that_is_away_fails_the_run_and_the_events_are_stored_later(activity: ActivitySystem) -> None:
@@ -297,7 +297,7 @@ def test_many_small_commits_are_merged_and_the_rows_stay(activity: ActivitySyste
         activity.put(event(f"e{number}"))
         activity.drive()
     assert activity.run("user_activity_maintenance").success
-    figures = activity.services.user_activity_events.figures()
+    figures = activity.services.user_activity.store.figures()
     assert figures is not None
     assert (figures.files, figures.rows) == (1, 12)
     activity.put(event("after"))

@@ -111,12 +111,12 @@ def test_events_at_the_ends_of_what_can_be_are_stored_counted_and_found_again(ac
     # What a run finds stored it must be able to count as well, whatever its neighbours' times are.
     (row, *_) = activity.rows()
     stored = OffsetRange(activity.topic, row["kafka_topic_id"], row["kafka_partition"], 0, 200)
-    assert sum(rows_by_hour(activity.services.user_activity_events, stored).values()) == 99
+    assert sum(rows_by_hour(activity.services.user_activity.store, stored).values()) == 99
     with writing(activity.services.engine) as connection:
         connection.execute(sa.update(sink_positions).values(next_offset=0, outcome={}))
     assert activity.run(BATCH).success
     assert activity.outcome == {"found_stored": 99}
-    assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
+    assert activity.passed("no_gap_in_offsets", "no_duplicate_offsets") == [True, True]
     assert activity.check("event_time_plausible").metadata["implausible"].value == 2
 
 
@@ -141,7 +141,7 @@ def test_a_row_that_the_table_refuses_becomes_a_dead_letter_and_the_99_are_store
     activity.drive()
     assert activity.rows()[-1]["event_id"] == "last"
     assert len(activity.dead_letters) == 3
-    assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
+    assert activity.passed("no_gap_in_offsets", "no_duplicate_offsets") == [True, True]
 
 
 def test_a_store_that_is_away_blames_no_message(activity: ActivitySystem) -> None:

@@ -77,7 +77,7 @@ def test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and
     assert shown["rows_recovered"] >= 6
     assert f"{activity.topic}[{partition}]" in shown["recovered"]
     assert [activity.statistics(hour)["page_view"].events for hour in (HOUR, NEXT_HOUR)] == [16, 3]
-    assert [activity.check(name).passed for name in ("no_gap_in_offsets", "no_duplicate_offsets")] == [True, True]
+    assert activity.passed("no_gap_in_offsets", "no_duplicate_offsets") == [True, True]
     # Looked at once, the same commits are no reason to look again.
     assert complete_all(activity.services.user_activity).rows == 0
     activity.put(event("e19"))
@@ -160,7 +160,7 @@ def test_a_table_without_the_column_of_traces_continues(activity: ActivitySystem
     activity.drive()
     rows = activity.table().drop_columns(["trace_id"])
     foreign.drop(activity.services)
-    activity.services.user_activity_events.append(rows, app_id="earlier", version=1)
+    activity.services.user_activity.store.append(rows, app_id="earlier", version=1)
     activity.put(event("e3", request_id="r-3"))
     activity.drive()
     assert is_whole(activity)
