@@ -16,6 +16,8 @@ from dagster_dg_cli.cli import cli
 
 from ingest_project.core.settings import load_settings
 from ingest_project.definitions import PARTS, STORED, definitions
+from ingest_project.readers import declaration as datasets
+from ingest_project.streams import declaration as streams
 
 ROOT = Path(__file__).parents[1]
 SECRET = "c4n4ry-secret"  # noqa: S105 - looked for, never used
@@ -99,6 +101,17 @@ def test_every_table_shows_its_name_and_its_columns() -> None:
         metadata = found.get(key).metadata
         assert metadata["dagster/table_name"]
         assert metadata["dagster/column_schema"].columns
+
+
+def test_nothing_declared_takes_a_name_that_is_there() -> None:
+    repository = definitions(load_settings({}, Path("/nonexistent")).settings).get_repository_def()
+    keys = [key.path for key in repository.asset_graph.get_all_asset_keys()]
+    made = {"_batch": repository.job_names, "_checks": repository.job_names, "_maintenance": repository.job_names}
+    made["_sensor"] = [sensor.name for sensor in repository.sensor_defs]
+    stems = {end: {name.removesuffix(end) for name in names if name.endswith(end)} for end, names in made.items()}
+    assert stems["_batch"] <= datasets.TAKEN_NAMES
+    names = {path[-1] for path in keys if len(path) == 1 or path[0] == "kafka"}.union(PARTS, *stems.values())
+    assert {name for name in names if not name.endswith(streams.DEAD_LETTERS)} <= streams.TAKEN_NAMES
 
 
 def test_a_disabled_capability_is_not_loaded_and_neither_are_its_sensors_and_schedules() -> None:

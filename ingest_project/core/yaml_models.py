@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,14 +39,20 @@ Position = Sequence[str | int]
 LIST_SHAPES = 'write a,b or ["a", "b"]'
 # An IPv6 address in brackets, with or without a port, is no JSON.
 BRACKETED_ADDRESSES = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\][^\[\]\"{}]*(,.*)?")
+# Of one file: its parser takes minutes for more. A ConfigMap of Kubernetes has no more either.
+MAX_YAML_BYTES = 1024**2
 BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 LONGEST = {"seconds": 36_525 * 86_400, "hours": 36_525 * 24, "days": 36_525}
 
 
 def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files among these paths, and those in the folders among them in the order of their names."""
+    """Yield the files among these paths, and those in the folders among them in the order of their names.
+
+    A folder that cannot be listed is yielded itself: reading it says why.
+    """
     for path in paths:
-        if path.is_dir():
+        # Asked so, a path that nobody may look at is no error either.
+        if os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH112
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         else:
             yield path
@@ -97,7 +104,11 @@ def yaml_content(
         SettingsError: it cannot be read, or is not YAML. Its text is not quoted: it may contain a password.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise SettingsError(f"The {kind} {path} has more than {MAX_YAML_BYTES // 1024} KiB.")
+        return yaml.load(content.decode(), loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise SettingsError(f"Cannot read the {kind} {path}: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -39,7 +39,7 @@ from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
 from ingest_project.polling import definitions as polling
-from ingest_project.streams import definitions as streams
+from ingest_project.streams import declared as streams
 
 ENDED_RUNS = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 MAX_PARTITIONS = 10_000

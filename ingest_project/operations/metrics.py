@@ -194,10 +194,16 @@ def _work(state: WarehouseState, now: datetime) -> Iterator[Family]:
 
 
 def _topics(broker: BrokerState) -> Iterator[Family]:
-    lags = {(one.topic, str(part)): lag for one in broker.topics for part, lag in sorted(one.partitions.items())}
+    # Of several streams of a topic, the one that is furthest behind.
+    lags: dict[tuple[str, ...], float] = {}
+    for one in broker.topics:
+        for part, lag in sorted(one.partitions.items()):
+            lags[one.topic, str(part)] = max(lag, lags.get((one.topic, str(part)), 0))
     yield _family(LAG, lags)
-    seconds = {one.topic: one.seconds for one in broker.stalled}
-    yield _family(STALLED, {(one.topic,): seconds.get(one.topic, 0.0) for one in broker.topics})
+    seconds = {(one.topic,): 0.0 for one in broker.topics}
+    for stalled in broker.stalled:
+        seconds[(stalled.topic,)] = max(stalled.seconds, seconds[(stalled.topic,)])
+    yield _family(STALLED, seconds)
     yield _family(DEAD_LETTERS, {(one.topic,): one.written for one in broker.dead_letters})
     yield _family(DEAD_LETTERS_KEPT, {(one.topic,): one.kept for one in broker.dead_letters})
 

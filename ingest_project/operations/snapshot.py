@@ -303,7 +303,7 @@ def read_warehouse(services: SystemResources) -> WarehouseState:
     with reading(services.engine) as connection:
         paused = read_pauses(connection)
         interrupted = interrupted_actions(connection, datetime.now(UTC) - INTERRUPTED_FOR)
-        failures = _failures(connection, interrupted)
+        failures = _failures(services, connection, interrupted)
     return WarehouseState(work=work, totals=counters, failures=failures, paused=paused, interrupted=interrupted)
 
 
@@ -367,7 +367,9 @@ def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
     return Sample(value, datetime.now(UTC), time.monotonic() - began)
 
 
-def _failures(connection: sa.Connection, interrupted: Iterable[ActionRecord]) -> tuple[Failure, ...]:
+def _failures(
+    services: SystemResources, connection: sa.Connection, interrupted: Iterable[ActionRecord]
+) -> tuple[Failure, ...]:
     """Read the last entries of all queues that need a person, and such actions, newest first."""
     found = [
         Failure(
@@ -390,7 +392,7 @@ def _failures(connection: sa.Connection, interrupted: Iterable[ActionRecord]) ->
                 for key, reason, at, run_id, route in rows
             ]
     for capability in CAPABILITIES:
-        found += capability.failures(connection, SHOWN_FAILURES)
+        found += capability.failures(services, connection, SHOWN_FAILURES)
     return tuple(sorted(found, key=lambda failure: failure.at, reverse=True)[:SHOWN_FAILURES])
 
 

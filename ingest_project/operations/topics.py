@@ -169,7 +169,8 @@ class Movement:
     """Remember the position of each partition, and since when it is there."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, int], tuple[int, float]] = {}
+        # Two streams may read one topic, each from a position of its own.
+        self._since: dict[tuple[str, str, int], tuple[int, float]] = {}
 
     def stalled(self, topics: Sequence[TopicLag], now: float) -> tuple[StalledTopic, ...]:
         """Return the topics with partitions that have not moved since an earlier call.
@@ -179,7 +180,7 @@ class Movement:
             now: monotonic time.
         """
         found = tuple(stalled for lag in topics if (stalled := self._compare(lag, now)))
-        known = {(lag.topic, partition) for lag in topics for partition in lag.partitions}
+        known = {(lag.sensor, lag.topic, partition) for lag in topics for partition in lag.partitions}
         self._since = {partition: since for partition, since in self._since.items() if partition in known}
         return found
 
@@ -187,9 +188,10 @@ class Movement:
         standing: dict[int, float] = {}
         for partition, waiting in lag.partitions.items():
             position = lag.next_offsets.get(partition, 0)
-            before = self._since.get((lag.topic, partition))
+            key = (lag.sensor, lag.topic, partition)
+            before = self._since.get(key)
             if not waiting or before is None or before[0] != position:
-                self._since[lag.topic, partition] = (position, now)
+                self._since[key] = (position, now)
             elif now > before[1]:
                 standing[partition] = now - before[1]
         if not standing:

@@ -374,9 +374,9 @@ class Capability(Generic[Services_contra]):
         del connection
         return ()
 
-    def failures(self, connection: sa.Connection, limit: int) -> Iterable[Failure]:
+    def failures(self, services: Services_contra, connection: sa.Connection, limit: int) -> Iterable[Failure]:
         """Return what needs a person besides failed entries of work queues, at most so many of a kind."""
-        del connection, limit
+        del services, connection, limit
         return ()
 
     def delta_tables(self, services: Services_contra) -> Mapping[str, Callable[[], TableFigures | None]]:

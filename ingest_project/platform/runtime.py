@@ -296,6 +296,7 @@ def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
 
 def _free_bytes(folder: Path) -> int:
     """Return the free space of the disk that a folder is on, or will be once it is created."""
-    while not folder.exists() and folder != folder.parent:
+    # Asked so, a folder below one that is closed to us is no error, and on the same disk as that one.
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -7,6 +7,7 @@ A declaration is a `defs.yaml` in a folder of the setting INGEST_DECLARATIONS, o
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,15 @@ def load_declarations(settings: Settings) -> Declarations:
 
 
 def declaration_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of declarations below a folder, in the order of their paths."""
-    yield from sorted(path for name in DECLARATION_FILES for path in folder.glob(f"**/{name}") if path.is_file())
+    """Yield the files of declarations below a folder, in the order of their paths.
+
+    Of a folder that cannot be listed it is the path that a declaration would have: reading that says why.
+    """
+    unlisted: list[OSError] = []
+    paths = (Path(at, name) for at, _, names in os.walk(folder, onerror=unlisted.append) for name in names)
+    found = [path for path in paths if path.name in DECLARATION_FILES and path.is_file()]
+    hidden = (Path(error.filename) for error in unlisted if isinstance(error, PermissionError))
+    yield from sorted([*found, *(path / DECLARATION_FILES[0] for path in hidden)])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
 # Names of which a job, an operation or assets exist already.
 TAKEN_NAMES = frozenset(
-    {"attachments", "crm", "downloads", "file", "file_ingest", "files", "kafka", "polling", "source", "user_activity"}
+    {
+        *("attachment_events", "attachments", "crm", "downloads", "file", "file_ingest", "files", "kafka", "polling"),
+        *("source", "user_activity", "user_activity_hourly"),
+    }
 )
 OWN_TABLES = frozenset(
     {

@@ -237,6 +237,7 @@ def column_name(name: str) -> str:
     return f"_{plain}" if plain[:1].isdigit() else plain
 
 
+@lru_cache(4_096)
 def spelling_of(name: str) -> str:
     """Return a name without what spellings of it differ in: case, and signs between words; `Δt` is no spelling of t."""
     signs = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

@@ -104,9 +104,10 @@ class Streams(Capability[StreamResources]):
         yield from (Amount(STREAM_MESSAGES, labels, number) for labels, number in messages.items())
         yield from (Amount(series[0], series[1:], value) for series, value in seconds.items())
 
-    def failures(self, connection: sa.Connection, limit: int) -> Iterator[Failure]:
-        """Yield partitions whose last run failed, and the lost offsets that were found last."""
-        failed, lost = stream_failures(connection, limit)
+    def failures(self, services: StreamResources, connection: sa.Connection, limit: int) -> Iterator[Failure]:
+        """Yield partitions whose last run failed, and the lost offsets that were found last, of the present streams."""
+        present = [(one.name, one.topic) for one in services.declarations]
+        failed, lost = stream_failures(connection, present, limit)
         for one in failed:
             yield Failure("stream_partition", str(one), "failed", one.reason, one.updated_at, one.run_id, None)
         for gone in lost:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from ingest_project.contracts.columns import Owners, StreamColumn
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
-from ingest_project.core.settings import Settings
+from ingest_project.core.settings import Settings, TopicSettings
 from ingest_project.core.yaml_models import (
     AsWritten,
     ContradictionsError,
@@ -38,8 +38,19 @@ NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
 KAFKA_TIME = "kafka_timestamp"
 RESCUED = "rescued_data"
-# Streams that the system brings, and columns that it adds to every table.
-TAKEN_NAMES = frozenset({"user_activity", "crm", "attachments", "downloads", "file", "polling", "kafka"})
+# Names of capabilities, assets, jobs or sensors: Dagster would load nothing at all. Topics are called as in settings.
+TAKEN_NAMES = frozenset(
+    {
+        *("aggregated_metrics", "alerts", "attachment", "attachment_events", "attachment_results", "attachments"),
+        *("crm", "device_metrics", "discovered_files", "downloads", "downloads_retry", "eventhouse", "file"),
+        *("file_ingest", "file_sources", "kafka", "onelake_attachments", "opportunities", "polling", "projects"),
+        *("quarantined_files", "raw_files", "retention", "standing_jobs", "unidentified_messages", "user_activity"),
+        *("user_activity_hourly", "validated_sensor_data"),
+        *TopicSettings.model_fields,
+    }
+)
+DEAD_LETTERS = "_dlq"
+# Columns that the engine adds to every table.
 OWN_COLUMNS = frozenset({RESCUED, "trace_id", "event_day", "event_hour", "deleted_at", "stored_at"})
 MIN_RETENTION_HOURS = 168
 
@@ -222,7 +233,7 @@ class StreamDeclaration(Declared):
             return
         if self.warn_after_hours and self.warn_after_hours >= (self.fresh_within_hours or 0):
             yield "warn_after_hours must be less than fresh_within_hours"
-        if self.name in TAKEN_NAMES:
+        if self.name in TAKEN_NAMES or self.name.endswith(DEAD_LETTERS):
             yield f"{self.name!r} is a name of the system's own; choose another name"
         if self.dlq == self.topic:
             yield "dead_letter_topic: dead letters would be read again; name another topic"
@@ -341,6 +352,17 @@ def _require_distinct(
             raise SettingsError(f"{path}, line 1: the stream {other.name} reads its dead letters, and it reads those.")
         if _stored_in(one, settings) == _stored_in(other, settings):
             raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
+        if (one.topic, one.dlq) == (other.topic, other.dlq):
+            raise SettingsError(f"{path}, line 1: the stream {other.name} {_reads_too(one)}")
+    if one.topic in settings.topics.model_dump().values() and one.dlq in settings.topics.dead_letters:
+        raise SettingsError(f"{path}, line 1: a capability of the system {_reads_too(one)}")
+
+
+def _reads_too(one: StreamDeclaration) -> str:
+    return (
+        f"reads {one.topic} as well, and its dead letters go to {one.dlq} too, where those of the same message would be"
+        " one; name another dead_letter_topic."
+    )
 
 
 def _stored_in(one: StreamDeclaration, settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -19,7 +20,9 @@ from ingest_project.platform.dagster.catalog import (
     topic_uri,
 )
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
-from ingest_project.streams.declaration import StreamDeclaration
+from ingest_project.streams.crm import definitions as crm
+from ingest_project.streams.crm.sink import crm_stream
+from ingest_project.streams.declaration import StreamDeclaration, load_streams
 from ingest_project.streams.delta.declared import schema_of
 from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
 from ingest_project.streams.engine import StreamRun
@@ -28,9 +31,26 @@ from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import StreamLimits
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
 from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
+from ingest_project.streams.user_activity import definitions as user_activity
+from ingest_project.streams.user_activity.stream import user_activity_stream
 
 # Counting all that ever arrived would take longer each time, and hide what is wrong now.
 LAST_OFFSETS = 100_000
+
+
+def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
+    """Return what Dagster loads of each stream; a declared one that is broken is left out."""
+    activity, sales = user_activity_stream(settings), crm_stream(settings)
+    hourly = user_activity.STORED
+    return {
+        activity.name: DagsterParts(
+            user_activity.definitions_of(delta_parts(activity)),
+            partial(topics_of, activity),
+            stored_of(activity) | hourly,
+        ),
+        sales.name: DagsterParts(crm.definitions_of(sql_parts(sales)), partial(topics_of, sales), crm.STORED),
+        **{one.name: parts_of_stream(one) for one in load_streams(settings).usable},
+    }
 
 
 def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:

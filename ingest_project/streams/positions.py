@@ -430,10 +430,22 @@ def message_totals(
     return counts, totals
 
 
-def stream_failures(connection: sa.Connection, limit: int) -> tuple[list[SinkPosition], list[LostOffsets]]:
-    """Return the partitions whose last run failed, and the lost offsets that were found last, at most `limit` each."""
-    failed = sa.select(sink_positions).where(sink_positions.c.reason.is_not(None)).limit(limit)
-    lost = sa.select(lost_offsets).order_by(lost_offsets.c.found_at.desc()).limit(limit)
+def stream_failures(
+    connection: sa.Connection, streams: Sequence[tuple[str, str]], limit: int
+) -> tuple[list[SinkPosition], list[LostOffsets]]:
+    """Return the partitions whose last run failed, and the lost offsets that were found last, at most `limit` each.
+
+    Args:
+        connection: to read with.
+        streams: names and topics; what others have left on record is no present problem.
+        limit: of each.
+    """
+
+    def of_streams(table: sa.Table) -> sa.Select[Any]:
+        return sa.select(table).where(sa.tuple_(table.c.stream, table.c.topic).in_(streams)).limit(limit)
+
+    failed = of_streams(sink_positions).where(sink_positions.c.reason.is_not(None))
+    lost = of_streams(lost_offsets).order_by(lost_offsets.c.found_at.desc())
     return (
         [SinkPosition(**row) for row in connection.execute(failed).mappings()],
         [_lost(row) for row in connection.execute(lost).mappings()],

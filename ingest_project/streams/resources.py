@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ingest_project.platform.runtime import Runtime
-from ingest_project.streams.crm.stream import Crm, crm_stream
+from ingest_project.streams.crm.sink import Crm, crm_stream
 from ingest_project.streams.declaration import LoadedStreams, StreamDeclaration, load_streams
 from ingest_project.streams.delta.declared import declared_delta_stream
 from ingest_project.streams.delta.stream import DeltaStream

@@ -28,6 +28,7 @@ from ingest_project.platform.work_queue.sensor import (
 )
 from ingest_project.streams.engine import StreamHealth, StreamRun
 from ingest_project.streams.positions import SinkPosition, StreamPositions
+from ingest_project.streams.resources import StreamResources
 
 logger = get_logger(__name__)
 
@@ -126,7 +127,7 @@ def stream_sensor(stream: StreamSensor) -> dg.SensorDefinition:
 
 
 def tick(
-    stream: StreamSensor, context: dg.SensorEvaluationContext, services: Runtime
+    stream: StreamSensor, context: dg.SensorEvaluationContext, services: StreamResources
 ) -> dg.SensorResult | dg.SkipReason:
     """Request runs over the partitions whose sink is behind their topic, or that a dead run has left."""
     positions, saved = stream.positions(services), Positions.from_cursor(context.cursor)
@@ -136,7 +137,7 @@ def tick(
         return dg.SkipReason(f"Topic {positions.topic} does not exist{' any more' if positions.current() else ' yet'}.")
     if saved is not None:
         # Only now that the broker has answered: a commit to a broker that is away blocks the process.
-        services.reader.commit(positions.topic, saved)
+        services.reader.commit(positions.topic, _stored_by_all(services, positions, saved))
     for notice in backlog.notices:
         logger.warning("topic_notice", topic=positions.topic, notice=notice)
     current = positions.begin(backlog, datetime.now(UTC))
@@ -217,6 +218,18 @@ def _request(
     tags = batch_tags(positions.stream, batch_id, max(0, offsets)) | {PARTITIONS_TAG: ",".join(bounds)}
     # Without a run key: what a run that failed has left is requested again.
     return dg.RunRequest(run_config={"ops": {stream.op_name: {"config": {"end_offsets": bounds}}}}, tags=tags)
+
+
+def _stored_by_all(services: StreamResources, positions: StreamPositions, saved: Positions) -> Positions:
+    """Return the positions, or those of another stream of the same topic where it is behind: they share the group."""
+    others = [one.positions for one in services.streams if one.topic == positions.topic]
+    found = [other.saved() for other in others if other.stream != positions.stream]
+    least = dict(saved.next_offsets)
+    for other in (one for one in found if one is not None and one.topic_id == saved.topic_id):
+        least = {
+            partition: min(offset, other.next_offsets.get(partition, offset)) for partition, offset in least.items()
+        }
+    return Positions(saved.topic_id, least)
 
 
 def _partition(position: SinkPosition) -> int:

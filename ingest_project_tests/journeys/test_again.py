@@ -158,6 +158,7 @@ def test_a_landed_file_is_ingested_again_whatever_became_of_its_source(system: S
     assert system.services.warehouse.totals().rows == 4
 
 
+@pytest.mark.long
 def test_a_released_file_is_ingested_as_its_source_is_now(system: System) -> None:
     path = system.write("a.csv", "timestamp,value\n1,2\n")
     system.send_files(path)

@@ -149,6 +149,7 @@ def test_f05_percent_s_zone_is_refused_with_its_directive_and_right_as_unix_seco
     assert stored(field) == each_at(TEN, (0, 60), "dev-f", (20.1, 20.2))
 
 
+@pytest.mark.long
 def test_f12_growing_counts_each_reading_once(field: System) -> None:
     take(field, "f12_growing")
     field.drive()
@@ -161,6 +162,7 @@ def test_f12_growing_counts_each_reading_once(field: System) -> None:
     assert stored(field) == each_at(TEN, range(4), "dev-k", (20.1, 20.2, 20.3, 20.4))
 
 
+@pytest.mark.long
 def test_f40_wrong_format_first_is_mended_by_the_next_job(field: System) -> None:
     take(field, "f40_wrong_format_first")
     field.drive()

@@ -163,9 +163,9 @@ def test_times_in_the_future_are_reported_and_not_treated_as_now() -> None:
     assert daemon_line(seen(beat=NOW + timedelta(seconds=2)), NOW).ok
 
 
-def lag(waiting: int, position: int, topic: str = "stuck") -> TopicLag:
+def lag(waiting: int, position: int, topic: str = "stuck", sensor: str = "s") -> TopicLag:
     return TopicLag(
-        topic=topic, sensor="s", waiting=waiting, partitions={0: 0, 1: waiting}, next_offsets={0: 5, 1: position}
+        topic=topic, sensor=sensor, waiting=waiting, partitions={0: 0, 1: waiting}, next_offsets={0: 5, 1: position}
     )
 
 
@@ -180,6 +180,8 @@ def test_a_topic_that_does_not_move_although_it_has_messages_is_named() -> None:
     stopped = seen(SensorOnRecord("s", None, NOW, stopped=True))
     assert topics_line(Sample(BrokerState((lag(4, 7),), stalled, ())), stopped).ok, "a person has stopped it"
     assert movement.stalled([lag(0, 11)], 600.0) == ()
+    movement.stalled([lag(3, 7), lag(1, 9, sensor="other")], 700.0)
+    assert [one.sensor for one in movement.stalled([lag(3, 7), lag(1, 10, sensor="other")], 800.0)] == ["s"]
 
 
 def test_a_poll_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqlite_url: str) -> None:

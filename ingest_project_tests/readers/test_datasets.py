@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import yaml
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, decode_file_event
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
+from ingest_project.core.yaml_models import MAX_YAML_BYTES, yaml_files
 from ingest_project.platform.database.sql import metadata
 from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations, read_declaration
 
@@ -126,9 +130,37 @@ def test_an_unknown_part_of_a_declaration_is_named_with_the_nearest_one(tmp_path
     assert broken.problem.endswith("line 2: atributes is unknown, did you mean attributes?")
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "type: [", "type: ingest_project.FileDatset", "attributes: {}"])
+NO_DECLARATIONS = ["", "- 1", "type: [", "type: ingest_project.FileDatset", "attributes: {}"]
+
+
+@pytest.mark.parametrize("text", [*NO_DECLARATIONS, pytest.param("#" * (MAX_YAML_BYTES + 1), id="long")])
 def test_a_file_that_is_no_declaration_is_reported(tmp_path: Path, text: str) -> None:
     assert len(loaded(tmp_path, bad=text).broken) == 1
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """A folder that this process may not list."""
+    folder.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        # Root may list everything.
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_broken_declaration(tmp_path: Path) -> None:
+    loaded(tmp_path, orders=GOOD)
+    settings, folder = load_settings({}, tmp_path).settings, tmp_path / "ingest_project_defs"
+    with closed(folder):
+        found, profiles = load_declarations(settings), list(yaml_files([folder]))
+    said = f"Cannot read the declaration {folder / 'defs.yaml'}: Permission denied."
+    assert [one.problem for one in found.broken] == [said]
+    assert profiles == [folder]
 
 
 def test_components_of_other_packages_are_left_to_dagster(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ HEAVY_MODULES = (
     "ingest_project.polling.definitions",
     "ingest_project.readers.formats.csv_reader",
     "ingest_project.sources.local",
-    "ingest_project.streams.definitions",
+    "ingest_project.streams.declared",
     "multiprocessing.popen_forkserver",
     "multiprocessing.queues",
     "multiprocessing.synchronize",

@@ -241,7 +241,7 @@ class DagsterRecords(RunRecords):
             yield
         except DagsterRecordsUnavailableError:
             raise
-        except (DagsterPostgresException, SQLAlchemyError, IngestError) as error:
+        except (DagsterPostgresException, SQLAlchemyError, IngestError, OSError) as error:
             raise DagsterRecordsUnavailableError(self._address, first_line_of(error.__cause__ or error)) from error
 
 

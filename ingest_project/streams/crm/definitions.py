@@ -4,28 +4,30 @@ The three assets of `sales_events` are stored in one pass: each message belongs 
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import DagsterParts, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import SqlTable, StoredTable
 from ingest_project.platform.database import reading
 from ingest_project.streams.crm.records import count, opportunities, out_of_range, projects, unidentified_messages
 from ingest_project.streams.crm.sink import retry
-from ingest_project.streams.crm.stream import Crm, crm_stream
 from ingest_project.streams.crm.unidentified import count_open
-from ingest_project.streams.declared import sql_parts, topics_of
 from ingest_project.streams.engine import StreamRun
 from ingest_project.streams.resources import StreamResources
-from ingest_project.streams.sql.definitions import sql_definitions
+from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
 
 OPPORTUNITIES = dg.AssetKey("opportunities")
 PROJECTS = dg.AssetKey("projects")
 UNIDENTIFIED_MESSAGES = dg.AssetKey("unidentified_messages")
+
+STORED: dict[dg.AssetKey, StoredTable] = {
+    OPPORTUNITIES: SqlTable(opportunities),
+    PROJECTS: SqlTable(projects),
+    UNIDENTIFIED_MESSAGES: SqlTable(unidentified_messages),
+}
 
 
 def _metadata(services: StreamResources, run: StreamRun) -> dict[dg.AssetKey, dict[str, Any]]:
@@ -97,9 +99,8 @@ def crm_retry_unidentified() -> None:
     retry_unidentified_messages()
 
 
-def definitions_of(stream: Crm) -> dg.Definitions:
+def definitions_of(parts: SqlParts) -> dg.Definitions:
     """Return what Dagster loads of the stream, its checks of values, and the job that retries."""
-    parts = sql_parts(stream)
     (of_stream,) = parts.specs
     each = of_stream.replace_attributes(kinds={"postgres"})
     newest = "in its newest version; an older one never overwrites a newer one."
@@ -118,11 +119,3 @@ def definitions_of(stream: Crm) -> dg.Definitions:
         checks=(amounts_and_probabilities_in_range, budgets_in_range),
     )
     return dg.Definitions.merge(sql_definitions(own), dg.Definitions(jobs=[crm_retry_unidentified]))
-
-
-def parts_of_crm(settings: Settings) -> DagsterParts:
-    """Return the stream, its checks and jobs, and its tables."""
-    stream = crm_stream(settings)
-    tables = {OPPORTUNITIES: opportunities, PROJECTS: projects, UNIDENTIFIED_MESSAGES: unidentified_messages}
-    stored: dict[dg.AssetKey, StoredTable] = {key: SqlTable(table) for key, table in tables.items()}
-    return DagsterParts(definitions_of(stream), partial(topics_of, stream), stored)

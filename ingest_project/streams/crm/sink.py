@@ -1,4 +1,4 @@
-"""Sort CRM messages into their tables: each is an opportunity, a project, or unidentified.
+"""The stream of CRM messages, sorted into their tables: each is an opportunity, a project, or unidentified.
 
 Unidentified messages can be tried again after a fix.
 """
@@ -15,15 +15,18 @@ from typing import NamedTuple
 import polars as pl
 import sqlalchemy as sa
 
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
+from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading, writing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
 from ingest_project.streams.crm.records import TABLES, VERSION
 from ingest_project.streams.crm.unidentified import KeptMessage, MessagePosition, Unidentified, keep
+from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.positions import SinkPosition, epochs
 from ingest_project.streams.sql.sink import may_be_a_messages_fault, reason_of
@@ -95,6 +98,48 @@ class CrmTables:
             outcome[f"{kind}_rows_changed"] += upsert(connection, kind, frame, now)
         _keep(connection, rows.unidentified, now, self._log)
         return outcome
+
+
+class Crm(StreamDeclaration):
+    """Messages of a CRM, each in the table of its kind, or unidentified."""
+
+    is_shipped = True
+
+    topic: str
+
+    @property
+    def source(self) -> str:
+        """The name of the topic's setting."""
+        return "sales_events"
+
+    @property
+    def dlq(self) -> str:
+        """None: a table keeps what is neither opportunity nor project."""
+        return ""
+
+    def own_tables(self, settings: Settings) -> CrmTables:
+        """Return the tables of both kinds, and of messages of neither."""
+        return CrmTables(kept_messages.log_of(settings))
+
+
+def crm_stream(settings: Settings) -> Crm:
+    """Declare CRM messages from the settings."""
+    own = settings.crm
+    return Crm(
+        name="crm",
+        topic=settings.topics.sales_events,
+        # Those of both kinds that make a version of a record; amounts have more digits than a declared decimal.
+        columns=(
+            StreamColumn(name="event_id", type="text", required=True),
+            StreamColumn(name="last_modified", type="timestamp", required=True, path="$.meta_data.last_modified"),
+        ),
+        sink=SqlTarget(key=("event_id",), version="last_modified", tombstones="ignore"),
+        fresh_within_hours=24,
+        warn_after_hours=12,
+        batch_messages=own.batch_messages,
+        max_parallel_batches=own.max_parallel_batches,
+        max_unfinished_seconds=own.max_unfinished_seconds,
+    )
 
 
 def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) -> Identified:

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import dagster as dg
 from pydantic import Field
 
 from ingest_project.core.items import digest_of, hour_key, parse_hour_key
-from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import DagsterParts, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import SqlTable, StoredTable
 from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor
-from ingest_project.streams.declared import delta_parts, stored_of, topics_of
-from ingest_project.streams.delta.definitions import delta_definitions
+from ingest_project.streams.delta.definitions import DeltaParts, delta_definitions
 from ingest_project.streams.hours import HOURLY_SENSOR, StaleHour
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import UNFINISHED_RUNS
@@ -22,11 +19,12 @@ from ingest_project.streams.user_activity.assets import (
     user_activity_hourly,
 )
 from ingest_project.streams.user_activity.hours import user_activity_hourly as hourly_table
-from ingest_project.streams.user_activity.stream import UserActivity, user_activity_stream
 
 HOURLY_OP = "count_hours"
 HOURLY = "user_activity_hourly"
 MAX_HOURS = 200
+
+STORED: dict[dg.AssetKey, StoredTable] = {USER_ACTIVITY_HOURLY: SqlTable(hourly_table, "hour", parse_hour_key)}
 
 
 class HoursConfig(dg.Config):
@@ -74,7 +72,7 @@ def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
     )
 
 
-def definitions_of(stream: UserActivity) -> dg.Definitions:
+def definitions_of(parts: DeltaParts) -> dg.Definitions:
     """Return what Dagster loads of the stream, and of its hourly statistics."""
     hourly_sensor = queue_sensor(
         HOURLY_SENSOR,
@@ -84,13 +82,6 @@ def definitions_of(stream: UserActivity) -> dg.Definitions:
         every_seconds=5,
     )
     return dg.Definitions.merge(
-        delta_definitions(delta_parts(stream), user_activity_hourly),
+        delta_definitions(parts, user_activity_hourly),
         dg.Definitions(jobs=[user_activity_hourly_batch], sensors=[hourly_sensor]),
     )
-
-
-def parts_of_user_activity(settings: Settings) -> DagsterParts:
-    """Return the stream, its hourly statistics, and their tables."""
-    stream = user_activity_stream(settings)
-    hourly: dict[dg.AssetKey, StoredTable] = {USER_ACTIVITY_HOURLY: SqlTable(hourly_table, "hour", parse_hour_key)}
-    return DagsterParts(definitions_of(stream), partial(topics_of, stream), stored_of(stream) | hourly)

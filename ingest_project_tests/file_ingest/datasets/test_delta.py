@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,6 +151,12 @@ POINTS = [
 ]
 
 
+def environ_of_the_dead(server: Server, database_url: str, folder: Path) -> dict[str, Any]:
+    """Return the settings of the process that is killed: of the databases of this test, also of Dagster's."""
+    dagster = {"DAGSTER_POSTGRES_URL": os.environ["DAGSTER_POSTGRES_URL"]}
+    return environment(server.bootstrap_servers, database_url, folder) | dagster | {"INGEST_LAUNCH_GRACE_SECONDS": "0"}
+
+
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.step)
 def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR0913, PLR0917 - fixtures
     kafka_server: Server,
@@ -160,8 +167,7 @@ def test_killed_between_the_two_commits_every_row_is_there_once(  # noqa: PLR091
     point: KillPoint,
 ) -> None:
     declare(tmp_path, "weather", **DELTA)
-    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
-    environ["INGEST_LAUNCH_GRACE_SECONDS"] = "0"
+    environ = environ_of_the_dead(kafka_server, postgres_url, tmp_path)
     system = opened(settings_of(kafka_server, postgres_url, tmp_path, **environ), instance, tmp_path)
     system.send_files(weather_file(system), weather_file(system, "b.csv", HEADER + "CCC,2026-01-15T10:00:00Z,1,,,,\n"))
     system.close()
@@ -240,8 +246,7 @@ def test_a_stored_file_whose_next_attempt_is_given_up_between_the_commits_has_it
     kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
 ) -> None:
     declare(tmp_path, "weather", **DELTA)
-    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
-    environ |= {"INGEST_LAUNCH_GRACE_SECONDS": "0", "MAX_RETRIES": "1"}
+    environ = environ_of_the_dead(kafka_server, postgres_url, tmp_path) | {"MAX_RETRIES": "1"}
     settings = settings_of(kafka_server, postgres_url, tmp_path, **environ)
     system = opened(settings, instance, tmp_path)
     system.send_files(weather_file(system))
@@ -268,8 +273,7 @@ def test_a_file_given_up_after_a_kill_between_the_commits_leaves_no_rows_after_m
     kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path, deadly_process: DeadlyProcess
 ) -> None:
     declare(tmp_path, "weather", **DELTA)
-    environ: dict[str, Any] = environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
-    environ |= {"INGEST_LAUNCH_GRACE_SECONDS": "0", "MAX_RETRIES": "1"}
+    environ = environ_of_the_dead(kafka_server, postgres_url, tmp_path) | {"MAX_RETRIES": "1"}
     settings = settings_of(kafka_server, postgres_url, tmp_path, **environ)
     system = opened(settings, instance, tmp_path)
     system.send_files(weather_file(system))

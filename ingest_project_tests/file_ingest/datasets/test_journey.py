@@ -29,7 +29,9 @@ from ingest_project_tests.services.kafka import Server
 CONTRACT = dg.AssetCheckKey(dg.AssetKey(["weather", "validated"]), "contract_holds")
 
 
-def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: DatasetSystem) -> None:
+def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table_and_shown_as_one_of_the_shipped_dataset(
+    weather: DatasetSystem,
+) -> None:
     weather.send_files(weather_file(weather))
     weather.run_due()
     record = weather.file("a.csv")
@@ -46,6 +48,12 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
         ("AAA", "temperature", 1.5, 2.5, 2),
         ("BBB", "rain", 3.05, 3.05, 1),
     ]
+    assert weather.instance.get_dynamic_partitions("weather_files") == [record.file_key]
+    assert weather.instance.get_dynamic_partitions("files") == []
+    for name in ("raw_files", "validated", "quarantined_files", "metrics"):
+        assert weather.instance.get_materialized_partitions(dg.AssetKey(["weather", name])) == {record.file_key}
+    assert weather.check("contract_holds", record.file_key).passed
+    assert weather.check("schema_unchanged", record.file_key).passed
     weather.send_files(weather_file(weather, "b.csv", HEADER + "AAA,2026-01-16T10:00:00Z,5,,,,\n"))
     weather.run_due()
     view = "SELECT measure, min, max, mean, count, round(stddev::numeric, 6) FROM weather_metrics_merged"
@@ -53,18 +61,6 @@ def test_a_file_of_a_declared_dataset_is_stored_in_its_own_table(weather: Datase
         ("rain", 0.2, 0.2, 0.2, 1, None),
         ("temperature", 1.5, 5.0, 3.0, 3, Decimal("1.802776")),
     ]
-
-
-def test_a_file_of_a_declared_dataset_is_shown_as_one_of_the_shipped_dataset(weather: DatasetSystem) -> None:
-    weather.send_files(weather_file(weather))
-    weather.run_due()
-    record = weather.file("a.csv")
-    assert weather.instance.get_dynamic_partitions("weather_files") == [record.file_key]
-    assert weather.instance.get_dynamic_partitions("files") == []
-    for name in ("raw_files", "validated", "quarantined_files", "metrics"):
-        assert weather.instance.get_materialized_partitions(dg.AssetKey(["weather", name])) == {record.file_key}
-    assert weather.check("contract_holds", record.file_key).passed
-    assert weather.check("schema_unchanged", record.file_key).passed
 
 
 def test_rows_that_break_the_contract_are_quarantined_with_every_reason(weather: DatasetSystem) -> None:

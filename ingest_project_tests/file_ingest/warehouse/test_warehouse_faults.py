@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,24 +14,21 @@ from ingest_project.core.errors import DatabaseUnavailableError, TransactionConf
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
+from ingest_project_tests.crashes.deadly_process import DeadlyProcess
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
 from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
-HALF_A_TRANSACTION = """
-import sys
-from ingest_project.file_ingest.resources import open_warehouse
-from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, metrics, readings
-warehouse = open_warehouse(sys.argv[1])
-with warehouse.transaction() as transaction:
-    transaction.replace_files(["a"])
-    transaction.claim_contents(claims(("a", "1")))
-    rows = readings("a", range(1_000))
-    transaction.append_rows(rows)
-    transaction.put_metrics(metrics(rows))
-    transaction.finish_files(finished("a", accepted=1_000))
-    print("half-way", flush=True)
-    sys.stdin.readline()
-"""
+
+def half_a_transaction(database_url: str) -> None:
+    """Write in a transaction and die."""
+    with open_warehouse(database_url).transaction() as transaction:
+        transaction.replace_files(["a"])
+        transaction.claim_contents(claims(("a", "1")))
+        rows = readings("a", range(1_000))
+        transaction.append_rows(rows)
+        transaction.put_metrics(metrics(rows))
+        transaction.finish_files(finished("a", accepted=1_000))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -55,16 +52,13 @@ def cut_everybody_off(server: PostgresServer, url: str) -> None:
     server.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
 
 
-def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(database_url: str) -> None:
+def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(
+    deadly_process: DeadlyProcess, database_url: str
+) -> None:
     in_ledger(database_url, "a")
     warehouse = open_warehouse(database_url)
     store(warehouse, "a", range(3))
-    with subprocess.Popen(
-        [sys.executable, "-c", HALF_A_TRANSACTION, database_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"half-way\n"
-        child.kill()
+    assert deadly_process.call(f"{__name__}:{half_a_transaction.__name__}", database_url) == -signal.SIGKILL
     assert warehouse.file_counts(["a"]) == {"a": StoredCounts(3, 0, 1)}
     store(warehouse, "a", range(5))
     assert warehouse.file_counts(["a"]) == {"a": StoredCounts(5, 0, 1)}

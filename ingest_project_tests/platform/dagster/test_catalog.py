@@ -26,7 +26,7 @@ from ingest_project.platform.dagster.catalog import IO_MANAGER_KEY, StoredRowsIO
 from ingest_project.readers.datasets import SHIPPED
 from ingest_project.streams.crm.definitions import OPPORTUNITIES
 from ingest_project.streams.crm.records import opportunities
-from ingest_project.streams.definitions import dagster_parts
+from ingest_project.streams.declared import dagster_parts
 from ingest_project_tests.journeys.system import System, readings
 
 TABLES = {key: table for parts in dagster_parts(Settings()).values() for key, table in parts.stored.items()}

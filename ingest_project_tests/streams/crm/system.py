@@ -18,8 +18,9 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.reader import Backlog
 from ingest_project.streams.crm.definitions import definitions_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
-from ingest_project.streams.crm.stream import crm_stream
+from ingest_project.streams.crm.sink import crm_stream
 from ingest_project.streams.crm.unidentified import KeptMessage, find
+from ingest_project.streams.declared import sql_parts
 from ingest_project.streams.engine import Batch
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.resources import StreamResources
@@ -36,7 +37,7 @@ class CrmSystem(StreamSystem):
     """Sensor, runs and stores of one test."""
 
     def _definitions(self) -> dg.Definitions:
-        return definitions_of(crm_stream(self.settings))
+        return definitions_of(sql_parts(crm_stream(self.settings)))
 
     names = StreamNames(SENSOR, "crm_batch", "crm")
 

@@ -64,6 +64,8 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
         ("type: text", "type: text, epoch: seconds", "epoch is for timestamps"),
         ("topic: orders", "topic: orders\nsink: {key: [id], table: files}", "the table 'files' belongs to the system"),
         ("topic: orders", "topic: orders\nsink: {partition_by: month}", "sink.delta.partition_by"),
+        ("topic: orders", "topic: orders\nname: user_activity_events", "is a name of the system's own"),
+        ("topic: orders", "topic: orders\nname: orders_dlq", "is a name of the system's own"),
         ("type: text", "type: struct", "a struct needs fields"),
         ("type: text", "type: text, fields: [{name: a, type: text}]", "fields are for the type struct"),
         ("type: text", "type: record", "did you mean struct?"),
@@ -86,7 +88,7 @@ def test_a_folder_of_declarations_is_loaded_by_name(tmp_path: Path) -> None:
 def test_a_mistake_is_named_and_the_other_stream_loads(tmp_path: Path, old: str, new: str, reason: str | None) -> None:
     assert old in GOOD
     declare(tmp_path, "bad", GOOD.replace(old, new, 1))
-    declare(tmp_path, "good", GOOD)
+    declare(tmp_path, "good", GOOD.replace("topic: orders", "topic: others"))
     found = load_streams(Settings(declarations=tmp_path))
     assert "good" in [one.name for one in found.usable]
     if reason is not None:
@@ -108,6 +110,18 @@ def test_two_streams_never_store_in_one_table(tmp_path: Path) -> None:
     found = load_streams(Settings(declarations=tmp_path))
     assert [one.name for one in found.usable] == ["a"]
     assert "the stream a stores in shared" in found.broken[0].problem
+
+
+def test_two_readers_of_a_topic_never_share_its_dead_letters(tmp_path: Path) -> None:
+    declare(tmp_path, "a", GOOD)
+    declare(tmp_path, "b", GOOD)
+    declare(tmp_path, "c", GOOD + "dead_letter_topic: orders.c")
+    declare(tmp_path, "d", GOOD.replace("topic: orders", "topic: user-activity-events"))
+    found = load_streams(Settings(declarations=tmp_path))
+    assert [one.name for one in found.usable] == ["a", "c"]
+    of_b, of_d = (one.problem for one in found.broken)
+    assert "the stream a reads orders as well, and its dead letters go to orders.dlq too" in of_b
+    assert "a capability of the system reads user-activity-events as well" in of_d
 
 
 def test_two_streams_never_pass_a_message_to_and_fro(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.platform.database import writing
+from ingest_project.platform.database import reading, writing
+from ingest_project.platform.kafka.offsets import committed_positions
 from ingest_project.streams.capability import Streams
 from ingest_project_tests.services.http_exchange import Answer
 from ingest_project_tests.services.schema_registry import SchemaRegistry
@@ -116,6 +118,7 @@ def test_a_renamed_stream_does_not_double_the_rows_of_its_delta_table(declared: 
     assert ids(back) == ["o1", "o2", "o3"]
 
 
+@pytest.mark.long
 def test_a_renamed_stream_of_a_table_by_key_ends_with_the_same_rows(declared: Declare) -> None:
     system = declared(KEYED)
     system.put(order(1), order(2), None, keys=[b"o1", b"o2", b"o1"])
@@ -179,13 +182,58 @@ def test_a_schema_that_the_registry_has_no_more_makes_dead_letters_that_can_be_r
     assert b"The schema registry has no schema" in (letter.header("dlq.reason") or b"")
 
 
+def declare_again(system: DeclaredSystem, name: str = "again") -> Path:
+    """Declare a second stream of the same topic, with dead letters of its own."""
+    folder = system.folder / "defs"
+    (folder / name).mkdir()
+    text = (folder / NAME / "defs.yaml").read_text()
+    again = folder / name / "defs.yaml"
+    again.write_text(text.replace("attributes:", "attributes:\n  dead_letter_topic: again.dlq"))
+    system.restart()
+    return again
+
+
+def test_the_group_of_two_streams_of_a_topic_stands_where_the_later_one_is(declared: Declare) -> None:
+    system = declared(DELTA)
+    declare_again(system, "second")
+    _, second = system.services.declared_streams.usable
+    system.put(order(1))
+    backlog = system.services.range_reader.backlog(system.topic, None, 0)
+    assert backlog is not None
+    system.services.positions_of(second).begin(backlog, datetime.now(UTC))
+    system.drive()
+    system.requests(system.names.sensor)
+    ends = system.services.reader.end_offsets(system.topic)
+    committed = committed_positions(system.settings.kafka, system.topic, ends)
+    assert committed is not None
+    assert set(committed.next_offsets.values()) == {0}
+    assert system.next_offsets == ends
+
+
+def test_a_stream_that_is_not_declared_any_more_is_no_present_failure(declared: Declare) -> None:
+    system = declared(DELTA)
+    again = declare_again(system)
+    declaration = next(one for one in system.services.declared_streams.usable if one.name == "again")
+    positions, now = system.services.positions_of(declaration), datetime.now(UTC)
+    backlog = system.services.range_reader.backlog(system.topic, None, 0)
+    assert backlog is not None
+    known = list(positions.begin(backlog, now).values())
+    positions.lease(known, "run")
+    positions.fail([(one, "it cannot") for one in known], "run", system.settings.retries, now)
+
+    def failures() -> list[str | None]:
+        with reading(system.services.engine) as connection:
+            return [one.reason for one in Streams().failures(system.services, connection, 10)]
+
+    assert failures() == ["it cannot"] * len(known)
+    again.unlink()
+    system.restart()
+    assert (failures(), {one.reason for one in positions.all()}) == ([], {"it cannot"})
+
+
 def test_two_streams_of_one_topic_both_say_why_they_fail(declared: Declare) -> None:
     system = declared(DELTA)
-    folder = system.folder / "defs"
-    (folder / "again").mkdir()
-    text = (folder / NAME / "defs.yaml").read_text()
-    (folder / "again" / "defs.yaml").write_text(text)
-    system.restart()
+    declare_again(system)
     assert [one.name for one in system.services.declared_streams.usable] == ["again", NAME]
     system.put(order(1))
     for one in system.services.streams[-2:]:

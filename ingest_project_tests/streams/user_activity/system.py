@@ -14,6 +14,7 @@ from ingest_project.core.items import parse_hour_key
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.streams.declared import delta_parts
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.user_activity.definitions import definitions_of
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
@@ -30,7 +31,7 @@ class ActivitySystem(StreamSystem):
     """Sensors, runs and stores of one test."""
 
     def _definitions(self) -> dg.Definitions:
-        return definitions_of(user_activity_stream(self.settings))
+        return definitions_of(delta_parts(user_activity_stream(self.settings)))
 
     names = StreamNames(SENSOR, BATCH, "store_user_activity")
 

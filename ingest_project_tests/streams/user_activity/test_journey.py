@@ -135,6 +135,7 @@ def test_a_run_that_is_requested_and_done_twice_leaves_each_offset_once(activity
     assert activity.statistics(HOUR)["page_view"].events == 30
 
 
+@pytest.mark.long
 def test_far_behind_runs_take_a_bounded_number_of_events_of_every_partition(activity: ActivitySystem) -> None:
     activity.settings = changed(activity.settings, "user_activity", range_messages=10, batch_messages=40)
     activity.restart()
@@ -150,6 +151,7 @@ def test_far_behind_runs_take_a_bounded_number_of_events_of_every_partition(acti
     assert activity.is_idle
 
 
+@pytest.mark.long
 def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
@@ -169,6 +171,7 @@ def test_messages_that_were_removed_before_they_were_read_are_said_to_be_lost(
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
 
 
+@pytest.mark.long
 def test_a_topic_that_was_created_again_is_another_stream(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker

@@ -144,6 +144,7 @@ def test_a_row_that_the_table_refuses_becomes_a_dead_letter_and_the_99_are_store
     assert activity.passed("no_gap_in_offsets", "no_duplicate_offsets") == [True, True]
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_blames_no_message(activity: ActivitySystem) -> None:
     activity.put(event("e1"))
     activity.drive()
