@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,16 @@ from _pytest.assertion.rewrite import (
 )
 
 
-def compile_once(config: pytest.Config, folder: Path, imported: Collection[str]) -> None:
+def compile_once(config: pytest.Config, folder: Path) -> None:
     """Rewrite the assertions of every test module as pytest does; what is compiled already stays.
 
     Args:
         config: of this run.
         folder: of the modules.
-        imported: modules that compile most of the packages that tests need, where nothing was compiled before.
     """
     modules = [path for path in sorted(folder.rglob("*.py")) if path.name.startswith(("test_", "conftest"))]
     missing = [path for path in modules if _read_pyc(path, _compiled(path)) is None]
     children = [_forked(partial(_rewrite, config, missing[half::2])) for half in range(2) if missing[half:]]
-    if missing == modules:
-        children.append(_forked(lambda: [import_module(name) for name in imported]))
     for child in children:
         os.waitpid(child, 0)
 

@@ -9,9 +9,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from execnet import XSpec
 from hypothesis import HealthCheck, settings
 
 from ingest_project_tests.compiling import compile_once
+from ingest_project_tests.forked_workers import start_parent
 from ingest_project_tests.fuzz import EXAMPLES, FEW_EXAMPLES, PROFILE
 
 # A busy machine is no fault of the code.
@@ -183,6 +185,8 @@ KEPT = {
     **dict.fromkeys(OF_ANY_STORAGE, ("postgresql",)),
 }
 
+# What pytest-xdist starts as Python.
+WORKERS = pytest.StashKey[str]()
 # The instances of tests in `KEPT` that there are in this run, by the name of the test: `test_ordinary_run.py` compares.
 COLLECTED = pytest.StashKey[dict[str, set[str]]]()
 
@@ -190,14 +194,22 @@ COLLECTED = pytest.StashKey[dict[str, set[str]]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of examples before tests are imported; an option of Hypothesis comes after it.
 
-    The process that only hands tests out imports no fixtures, and so starts the others five seconds earlier.
+    The process that only hands tests out imports no fixtures; one that the others are forks of does, on Linux.
     """
     settings.load_profile("ordinary" if config.option.markexpr == "not long" else "long")
     hands_out = config.option.dist != "no" and not config.option.collectonly
     for name in (KAFKA, *(() if hands_out else FIXTURES)):
         config.pluginmanager.import_plugin(name)
+    if hands_out and sys.platform == "linux":
+        config.stash[WORKERS] = start_parent(FIXTURES)
     if hands_out and not sys.dont_write_bytecode:
-        compile_once(config, Path(__file__).parent, FIXTURES)
+        compile_once(config, Path(__file__).parent)
+
+
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
+    """Have the processes that run tests be forks of one that has imported the fixtures."""
+    for spec in specs:
+        spec.python = config.stash.get(WORKERS, None)
 
 
 def pytest_xdist_auto_num_workers() -> int:

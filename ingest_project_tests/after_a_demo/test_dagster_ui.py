@@ -126,6 +126,7 @@ def test_the_graph_shows_the_way_of_a_file_from_topic_to_view(demo: Demo, window
     window.keep("asset-graph", height=850)
 
 
+@pytest.mark.long
 def test_of_ten_dead_attachments_those_that_are_clicked_together_are_replayed_by_one_backfill(
     services: SystemResources, http_server: HttpServer, window: Window
 ) -> None:

@@ -150,47 +150,14 @@ def kill_postgres(state_dir: Path) -> None:
     os.kill(int((state_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
 
 
-def test_a_part_that_ends_is_said_and_started_again_with_what_was_committed(state_dir: Path, tmp_path: Path) -> None:
-    steps: list[tuple[str, StepState]] = []
-    with running_stack(settings_of(state_dir, tmp_path), lambda *step: steps.append(step), dagster=False) as stack:
-        url = stack.settings.warehouse.database_url.get_secret_value()
-        query(url, "CREATE TABLE committed (n int)")
-        query(url, "INSERT INTO committed VALUES (7)")
-        kill_postgres(state_dir)
-        until = time.monotonic() + 30
-        while ("postgres", StepState.READY) not in steps and time.monotonic() < until:
-            stack.wait(0.1)
-        assert query(url, "SELECT n FROM committed") == [(7,)]
-    (said,) = [step for step, state in steps if state is StepState.NOTE]
-    assert "postgres ended and is started again in 0.5 s" in said
-    assert "postgres.log" in said
-    assert wait_until_nothing_is_left(state_dir) == {}
-
-
-def test_a_restarted_broker_keeps_its_address_and_has_another_generation(state_dir: Path, tmp_path: Path) -> None:
-    notes: list[str] = []
-    loaded = settings_of(state_dir, tmp_path)
-    with running_stack(loaded, lambda step, _state: notes.append(step), dagster=False) as stack:
-        before = stack.settings.kafka
-        broker = next(child for child in stack.children if child.name == "broker")
-        # The guard, so that the broker itself is ended by the kernel.
-        broker.guard.kill()
-        broker.guard.wait()
-        stack.require_running()
-        assert stack.settings.kafka.bootstrap_servers == before.bootstrap_servers
-        assert stack.settings.kafka.generation != before.generation
-        assert settings_of(state_dir, tmp_path).settings.kafka == stack.settings.kafka
-        admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
-        assert "polling-queue" in admin.list_topics(timeout=10).topics
-    assert [note for note in notes if "The messages in the broker are lost" in note]
-    assert wait_until_nothing_is_left(state_dir) == {}
-
-
-def test_a_part_that_ends_again_and_again_ends_the_stack_with_its_last_output(
+def test_parts_that_end_are_started_again_and_one_that_ends_again_and_again_ends_the_stack(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restarts, "PAUSES_SECONDS", (0.0, 0.0))
-    with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False) as stack:
+    steps: list[tuple[str, StepState]] = []
+    with running_stack(settings_of(state_dir, tmp_path), lambda *step: steps.append(step), dagster=False) as stack:
+        require_database_again(stack, state_dir, steps)
+        require_broker_again(stack, state_dir, tmp_path)
+        monkeypatch.setattr(restarts, "PAUSES_SECONDS", (0.0, 0.0))
 
         def kill_again_and_again() -> None:
             for _ in range(3):
@@ -200,7 +167,37 @@ def test_a_part_that_ends_again_and_again_ends_the_stack_with_its_last_output(
         expected = r"(?s)postgres ended.*3 times in a short while.*postgres\.log.*ready to accept connections"
         with pytest.raises(ServiceFailedError, match=expected):
             kill_again_and_again()
+    said = [step for step, state in steps if state is StepState.NOTE]
+    assert any("postgres ended and is started again in 0.5 s" in one and "postgres.log" in one for one in said)
+    assert any("The messages in the broker are lost" in one for one in said)
     assert wait_until_nothing_is_left(state_dir) == {}
+
+
+def require_database_again(stack: Stack, state_dir: Path, steps: list[tuple[str, StepState]]) -> None:
+    """It is there again with what was committed."""
+    url = stack.settings.warehouse.database_url.get_secret_value()
+    query(url, "CREATE TABLE committed (n int)")
+    query(url, "INSERT INTO committed VALUES (7)")
+    kill_postgres(state_dir)
+    until = time.monotonic() + 30
+    while ("postgres", StepState.READY) not in steps and time.monotonic() < until:
+        stack.wait(0.1)
+    assert query(url, "SELECT n FROM committed") == [(7,)]
+
+
+def require_broker_again(stack: Stack, state_dir: Path, folder: Path) -> None:
+    """It is there again at its address, as another generation, with its topics."""
+    before = stack.settings.kafka
+    broker = next(child for child in stack.children if child.name == "broker")
+    # The guard, so that the broker itself is ended by the kernel.
+    broker.guard.kill()
+    broker.guard.wait()
+    stack.require_running()
+    assert stack.settings.kafka.bootstrap_servers == before.bootstrap_servers
+    assert stack.settings.kafka.generation != before.generation
+    assert settings_of(state_dir, folder).settings.kafka == stack.settings.kafka
+    admin = AdminClient({"bootstrap.servers": before.bootstrap_servers})
+    assert "polling-queue" in admin.list_topics(timeout=10).topics
 
 
 def test_pauses_between_restarts_grow_and_a_part_that_ran_long_has_its_restarts_back() -> None:

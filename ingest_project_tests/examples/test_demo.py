@@ -132,7 +132,8 @@ def test_without_the_sample_files_it_says_where_to_run_it(own_folder: None, caps
     assert errors.count("\n") == 1
 
 
-def test_it_starts_by_its_path_as_well_and_the_package_does_not_need_it(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_it_starts_by_its_path_as_well(tmp_path: Path) -> None:
     by_path = subprocess.run(
         [sys.executable, str(REPOSITORY / "examples" / "demo"), "--help"],
         cwd=tmp_path,
@@ -142,6 +143,9 @@ def test_it_starts_by_its_path_as_well_and_the_package_does_not_need_it(tmp_path
     )
     assert by_path.returncode == 0, by_path.stderr
     assert "--keep" in by_path.stdout
+
+
+def test_the_package_does_not_need_it() -> None:
     assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "import examples" in p.read_text()]
     assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "from examples" in p.read_text()]
 

@@ -63,7 +63,7 @@ def test_with_landing_store_and_quarantine_in_s3_nothing_is_different(
     assert_all_there(system)
     bucket = location_of(s3_url)
     assert isinstance(bucket, Bucket)
-    listed = s3_client(s3_options).list_objects_v2(Bucket=bucket.name)["Contents"]
+    listed = s3_client(s3_options).list_objects_v2(Bucket=bucket.name, Prefix=bucket.prefix)["Contents"]
     # Three contents of four files, and two objects for the refused one.
     assert len(listed) == 5
 

@@ -235,7 +235,7 @@ def test_kafka_clients_that_stay_connected_take_the_new_password(kafka_server: S
         "security_protocol": "SASL_PLAINTEXT",
         "sasl_username": SASL_USER,
         "sasl_password": reference(file),
-        "request_timeout_seconds": 5.0,
+        "request_timeout_seconds": 2.0,
     }
     settings = settings_for(kafka_server.bootstrap_servers).model_copy(update=secured)
     with contextlib.closing(TopicReader(settings)) as reader, contextlib.closing(TopicWriter(settings)) as writer:

@@ -57,7 +57,8 @@ WRITERS: dict[str, Callable[[Path, Rows], None]] = {
 class TestEveryReader(ReaderContract):
     """Readers in this process."""
 
-    @pytest.fixture(params=["tsv", "txt", "jsonl", "json"])
+    # Text is read as tsv is.
+    @pytest.fixture(params=["tsv", pytest.param("txt", marks=pytest.mark.long), "jsonl", "json"])
     def file_type(self, request: pytest.FixtureRequest) -> str:
         """A type of file."""
         return str(request.param)

@@ -79,6 +79,10 @@ def formatted(folder: Path, rows: Sequence[Sequence[Any]], *, date_1904: bool = 
     return path
 
 
+# Old workbooks come with numbers, dates and every kind of cell in each run; what is made of a cell is the same code.
+AS_CELLS_OF_TODAY = pytest.mark.parametrize("make", [formatted, pytest.param(xls, marks=pytest.mark.long)])
+
+
 def outcomes(path: Path, profile: ReaderProfile = GERMAN) -> tuple[list[tuple[Any, ...]], dict[int, list[str]]]:
     """Accepted readings without their line, and the reasons of each refused line."""
     found = validate(cast(read(path, profile, path.suffix[1:]).rows, profile), RULES)
@@ -94,7 +98,7 @@ def test_a_number_cell_is_its_number_whatever_the_marks_of_the_profile(tmp_path:
     assert {row[0] for row in accepted} == {BERLIN}
 
 
-@pytest.mark.parametrize("make", [formatted, xls])
+@AS_CELLS_OF_TODAY
 def test_a_percent_cell_says_what_is_seen_unless_its_unit_is_another(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
     rows = [[MOMENT, "d", "level", (0.45, "0%"), unit] for unit in ("%RH", "percent", "ratio", None)]
     accepted, refused = outcomes(make(tmp_path, [NAMES, *rows]))
@@ -102,7 +106,7 @@ def test_a_percent_cell_says_what_is_seen_unless_its_unit_is_another(tmp_path: P
     assert [row[3:] for row in accepted] == [(45.0, "%RH"), (45.0, "percent"), (0.45, "ratio"), (45.0, "%")]
 
 
-@pytest.mark.parametrize("make", [formatted, xls])
+@AS_CELLS_OF_TODAY
 def test_marks_and_formats_are_for_text_cells(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
     rows = [["15.01.2024 10:30", "d", "level", "1.234,5", "mm"], ["15.01.2024 10:30", "d", "level", "21.375,", "mm"]]
     accepted, refused = outcomes(make(tmp_path, [NAMES, *rows, ["15.01.2024 10:30", "d", "level", "0.500", "mm"]]))
@@ -110,7 +114,7 @@ def test_marks_and_formats_are_for_text_cells(tmp_path: Path, make: Any) -> None
     assert refused == {4: ["value_not_a_number"]}
 
 
-@pytest.mark.parametrize("make", [formatted, xls])
+@AS_CELLS_OF_TODAY
 def test_a_number_that_means_missing_is_missing_in_a_number_cell_too(tmp_path: Path, make: Any) -> None:  # noqa: ANN401
     rows = [[MOMENT, "d", "level", value, "mm"] for value in (-9999.0, -9999, "-9.999", -9999.5)]
     accepted, refused = outcomes(make(tmp_path, [NAMES, *rows]))

@@ -1,4 +1,4 @@
-"""An S3 server (moto) on a free port, and a bucket for each test that needs one."""
+"""An S3 server (moto) on a free port, and an empty prefix for each test that needs one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ def s3_options() -> Iterator[S3Options]:
     server.stop()
 
 
-@pytest.fixture
-def s3_url(s3_options: S3Options) -> str:
-    """Address of an empty prefix in a bucket of this test alone."""
+@pytest.fixture(scope="session")
+def s3_bucket(s3_options: S3Options) -> str:
+    """Name of the bucket of all tests."""
     name = f"test-{uuid.uuid4().hex}"
     s3_client(s3_options).create_bucket(Bucket=name)
-    return f"s3://{name}/some/prefix"
+    return name
+
+
+@pytest.fixture
+def s3_url(s3_bucket: str) -> str:
+    """Address of an empty prefix of this test alone."""
+    return f"s3://{s3_bucket}/{uuid.uuid4().hex}/prefix"

@@ -26,9 +26,11 @@ KINDS = ("local", "s3", "onelake", "ftp", "ftps", "sftp", "nginx", "apache", "js
 # More than a page of any of them.
 MANY = 5_500
 SLOW_WHEN_MANY = ("s3", "nginx", "apache", "lines")
+# Each reads its listing as another one does; `test_http_listing.py` has the listings of all servers.
+LIKE_ANOTHER = ("apache", "lines")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.long if kind in LIKE_ANOTHER else ()) for kind in KINDS])
 def any_backend(
     request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backend]:

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.platform.database import open_engine
+from ingest_project.platform.kafka import publisher
 from ingest_project.platform.kafka.publisher import _UNSENT, MessageOutbox
 
 
@@ -35,7 +36,10 @@ def test_an_interrupted_intent_keeps_where_the_topic_ended_first(outbox: Message
     assert outbox.interrupted("another", ["a"]) == {}
 
 
-def test_an_intent_that_another_publisher_took_over_no_longer_belongs_to_the_first(outbox: MessageOutbox) -> None:
+def test_an_intent_that_another_publisher_took_over_no_longer_belongs_to_the_first(
+    outbox: MessageOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "YOUNG_SECONDS", 0.1)
     successor = MessageOutbox(outbox._engine)
     is_first_s = outbox.record_intent("topic", ["a", "b"], {0: 5})
     assert is_first_s(["a", "b"])

@@ -72,18 +72,16 @@ def test_removing_leaves_the_others_and_removing_again_changes_nothing(
     assert store_location.names() == ["b", "b.json"]
 
 
-@pytest.mark.parametrize(
-    "file_key",
-    ["Messung_Größe_温度.csv~1", "../../etc/passwd", ".hidden", "a.json", "a b%20c?*:|", "ü" * 90 + "~1", "x/y"],
-)
-def test_any_file_key_is_safe(quarantine: QuarantineStore, file_key: str) -> None:
-    quarantine.put(file_key, b"1", REASON)
-    found = quarantine.get(file_key)
-    assert found
-    assert found.file_key == file_key
-    assert content_of(quarantine, file_key) == b"1"
-    quarantine.remove(file_key)
-    assert quarantine.get(file_key) is None
+def test_any_file_key_is_safe(quarantine: QuarantineStore) -> None:
+    keys = ("Messung_Größe_温度.csv~1", "../../etc/passwd", ".hidden", "a.json", "a b%20c?*:|", "ü" * 90 + "~1", "x/y")
+    for file_key in keys:
+        quarantine.put(file_key, b"1", REASON)
+        found = quarantine.get(file_key)
+        assert found
+        assert found.file_key == file_key
+        assert content_of(quarantine, file_key) == b"1"
+        quarantine.remove(file_key)
+        assert quarantine.get(file_key) is None
 
 
 @given(st.text(), st.text())
