@@ -16,10 +16,9 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def embedded_server() -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer()
-    yield server
-    server.stop()
+def embedded_server() -> EmbeddedServer:
+    """The embedded broker, which ends with this process: after all tests its end took minutes at times."""
+    return EmbeddedServer()
 
 
 @pytest.fixture(params=["kafka_server", "embedded_server"])
