@@ -52,7 +52,6 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     plugins.installed.cache_clear()
 
 
-@pytest.mark.long
 def test_the_package_passes_the_contract_suites(site: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
     command += ["-c", os.devnull, str(PACKAGE / "tests")]
