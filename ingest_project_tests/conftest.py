@@ -96,6 +96,9 @@ OF_ANY_STORAGE = (
     "test_metadata_of_a_partition_is_stored_with_its_materialisation",
 )
 
+# One decoder of each message.
+OF_EACH_MESSAGE = ("file event", "polling job", "attachment event", "download task", "enriched event", "project")
+
 # Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
 KEPT = {
     "test_a_topic_that_was_created_again_is_another_stream": ("delta",),
@@ -155,22 +158,8 @@ KEPT = {
     "test_rows_with_the_key_of_another_row_of_their_file_are_quarantined": ("file-60",),
     "test_spellings_of_a_new_column_are_one_column": ("40-table", "1048576-Delta"),
     "test_sqlite_stores_the_same": ("60",),
-    "test_the_largest_message_is_refused_or_read_in_bounded_time": (
-        "file event",
-        "polling job",
-        "attachment event",
-        "download task",
-        "enriched event",
-        "project",
-    ),
-    "test_the_shared_inputs_are_read_or_refused_also_inside_a_message": (
-        "file event",
-        "polling job",
-        "attachment event",
-        "download task",
-        "enriched event",
-        "project",
-    ),
+    "test_the_largest_message_is_refused_or_read_in_bounded_time": OF_EACH_MESSAGE,
+    "test_the_shared_inputs_are_read_or_refused_also_inside_a_message": OF_EACH_MESSAGE,
     # Each by the lock of `test_locks.py`, which is tried on both.
     "test_processes_that_start_at_once_all_find_a_migrated_database": ("postgres",),
     "test_thousands_of_entries_are_each_listed_once": ("local", "onelake"),

@@ -42,8 +42,9 @@ OTHER_NAMES = (
 NAMES_OF_STRUCT = dict.fromkeys(("record", "message", "nested"), STRUCT)
 DECIMAL = re.compile(r"decimal\(\s*([0-9]{1,2})\s*,\s*([0-9]{1,2})\s*\)")
 # Spelled out, because `dg check yaml` shows it as the error for any other type.
-ANY_TYPE = rf"^({'|'.join(TYPES)}|decimal\([0-9 ]+,[0-9 ]+\))$"
-ANY_TYPE_OF_STREAM = ANY_TYPE.replace("json|", "json|struct|")
+ANY_DECIMAL = r"decimal\([0-9 ]+,[0-9 ]+\)"
+ANY_TYPE = rf"^({'|'.join((*TYPES, ANY_DECIMAL))})$"
+ANY_TYPE_OF_STREAM = rf"^({'|'.join((*TYPES, STRUCT, ANY_DECIMAL))})$"
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")

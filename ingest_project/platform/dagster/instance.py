@@ -144,9 +144,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             storage_id = connection.exec_driver_sql(_INSERT_EVENT, self._event_to_row(event)).scalar_one()
         made = event.dagster_event
         if made and made.event_type in ASSET_EVENTS and made.asset_key:
-            with self.index_transaction() as connection:
-                self._store_asset_event_tags(connection, [event], [storage_id])
-                self._store_asset_event(connection, event, storage_id)
+            self._show_on_asset([event], [storage_id])
         if made and made.event_type in ASSET_CHECK_EVENTS:
             self.store_asset_check_event(event, storage_id)
 
@@ -162,10 +160,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
             stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
         storage_ids = [int(storage_id) for (storage_id,) in stored]
-        with self.index_transaction() as connection:
-            self._store_asset_event_tags(connection, events, storage_ids)
-            # The row of the asset shows the last event alone.
-            self._store_asset_event(connection, events[-1], storage_ids[-1])
+        self._show_on_asset(events, storage_ids)
         return storage_ids
 
     def store_check_results(self, events: Sequence[EventLogEntry]) -> None:
@@ -195,6 +190,12 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             # One statement may not replace a row twice.
             last = {record[:_CHECK_KEY_COLUMNS]: record for record in records}
             execute_values(cursor, _UPSERT_CHECKS, last.values(), page_size=ROWS_PER_STATEMENT)
+
+    def _show_on_asset(self, events: Sequence[EventLogEntry], storage_ids: list[int]) -> None:
+        with self.index_transaction() as connection:
+            self._store_asset_event_tags(connection, events, storage_ids)
+            # The row of the asset shows the last event alone.
+            self._store_asset_event(connection, events[-1], storage_ids[-1])
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
         """Add partitions; existing ones stay. One array replaces two parameters for each of thousands of keys."""
