@@ -40,12 +40,12 @@ from ingest_project.platform.database.declared_tables import (
     sql_type,
 )
 from ingest_project.platform.database.sql import Double, Json
+from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
-from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
 
 # The place of a row, and the columns of its file that nobody declared.

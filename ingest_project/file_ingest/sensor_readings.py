@@ -22,9 +22,9 @@ from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import FAST_LOADER, Declared, mistakes, yaml_content
+from ingest_project.readers import RESCUED
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
 from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
-from ingest_project.readers.target import RESCUED
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 MAX_NAME_BYTES = 200

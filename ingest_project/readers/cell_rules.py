@@ -10,9 +10,8 @@ import polars as pl
 from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_of_cells, without_null_numbers
 from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.matching import Layout
-from ingest_project.readers.profile_parts import CellRule, NumberLayout
-from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.scales import Scale
+from ingest_project.readers.profile_parts import CellRule, NumberLayout, Scale
+from ingest_project.readers.profiles import ReaderProfile
 
 # Of a number without an exponent: the digits after the last mark.
 FRACTION = "[.,]([0-9]+)$"

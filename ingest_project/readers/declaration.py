@@ -19,9 +19,9 @@ from ingest_project.contracts.files import (
 )
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import ContradictionsError, Declared, nearest, within
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
-from ingest_project.readers.target import READINGS, Target
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"

@@ -27,7 +27,7 @@ from ingest_project.readers.casting import (
 from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT
 from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH, NUL, JsonParser, depth_of, is_stored
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)

@@ -23,16 +23,16 @@ from ingest_project.core.yaml_models import nearest
 from ingest_project.file_ingest.contract import Contract, SensorContract
 from ingest_project.file_ingest.declared import DeclaredContract
 from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers import without_empty_rescue
 from ingest_project.readers.datasets import load_declarations, read_declaration
 from ingest_project.readers.formats.csv_reader import header_search
 from ingest_project.readers.formats.csv_text import encoding_of, find_header, text_blocks
-from ingest_project.readers.guessing.encoding import excerpt
+from ingest_project.readers.guessing.text import excerpt
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profile_parts import changes_clocks
 from ingest_project.readers.profiles import ReaderProfile, read_profile
 from ingest_project.readers.reading import read_chunks
-from ingest_project.readers.target import without_empty_rescue
 
 MAX_SHOWN_TEXT = 160
 YAML_ENDINGS = (".yaml", ".yml")

@@ -41,7 +41,7 @@ from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
-from ingest_project.readers.target import RESCUED
+from ingest_project.readers import RESCUED
 
 logger = get_logger(__name__)
 

@@ -26,8 +26,8 @@ from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
 from ingest_project.readers.formats.json_text import HUGE, JsonParser, Number, is_stored, json_of
-from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import (
+    MALFORMED,
     READINGS,
     RESCUED,
     Layout,
@@ -36,8 +36,9 @@ from ingest_project.readers.layout import (
     Target,
     layout_of,
     rows_chunk,
+    shortened,
 )
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 
 MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
