@@ -54,7 +54,7 @@ from ingest_project.platform.errors import error_class_of, is_item_fault, reason
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.consumer import Headers
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.trace_context import Item
+from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 

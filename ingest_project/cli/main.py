@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "cli.operations:status",
     "files": "file_ingest.commands.files:files_app",
     "quarantine": "file_ingest.commands.files:quarantine_app",
-    "profile": "file_ingest.commands.profiles:profile_app",
+    "profile": "file_ingest.commands.datasets:profile_app",
     "dataset": "file_ingest.commands.datasets:dataset_app",
     "baselines": "file_ingest.commands.datasets:show_baselines",
     "attachments": "attachments.commands:attachments_app",

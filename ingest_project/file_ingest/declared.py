@@ -24,11 +24,9 @@ from ingest_project.core.errors import SchemaConflictError, SettingsError, Store
 from ingest_project.core.items import digest_of
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
-from ingest_project.file_ingest.drift import Policy
+from ingest_project.file_ingest.contract import Contract, Policy, SensorContract, counts_of, location_of, meaning_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
 from ingest_project.platform.database import open_engine

@@ -49,7 +49,7 @@ from ingest_project.platform.dagster.asset_events import (
 from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
-from ingest_project.platform.trace_context import Item
+from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import DatasetDeclaration, Declarations, load_declarations
 

@@ -31,7 +31,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.file_ingest.drift import FATES, NO_DRIFT, Drift, Policy
+from ingest_project.file_ingest.contract import FATES, NO_DRIFT, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
 from ingest_project.file_ingest.tables import MENDED_BY_A_PERSON, FileState

@@ -24,8 +24,7 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
-from ingest_project.file_ingest.contract import Contract, location_of
-from ingest_project.file_ingest.drift import drift_of
+from ingest_project.file_ingest.contract import Contract, drift_of, location_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
 from ingest_project.file_ingest.tables import FileState

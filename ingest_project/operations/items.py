@@ -42,7 +42,7 @@ from ingest_project.platform.kafka.dead_letters import (
 )
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
-from ingest_project.platform.trace_context import context_prefix, trace_ids_of
+from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
 OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]

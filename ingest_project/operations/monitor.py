@@ -22,8 +22,7 @@ from ingest_project.file_ingest.warehouse.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
-from ingest_project.operations.alerts.incidents import AlertState
-from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.alerts.incidents import AlertState, AlertStores
 from ingest_project.operations.pausing import Pause
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,

@@ -25,7 +25,7 @@ from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.trace_context import context_prefix, trace_ids_of
+from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 # States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")

@@ -20,7 +20,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Credential, PollingSettings, Settings
-from ingest_project.file_ingest.versions import Announced, with_versions
+from ingest_project.file_ingest.sensors import Announced, with_versions
 from ingest_project.platform.http import pinned_transport
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector

@@ -20,9 +20,8 @@ from ingest_project.core.console import add_row, counted, counts, data_text, say
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import nearest
-from ingest_project.file_ingest.contract import Contract, SensorContract
+from ingest_project.file_ingest.contract import Contract, SensorContract, drift_of
 from ingest_project.file_ingest.declared import DeclaredContract
-from ingest_project.file_ingest.drift import drift_of
 from ingest_project.readers import without_empty_rescue
 from ingest_project.readers.datasets import load_declarations, read_declaration
 from ingest_project.readers.formats.csv_reader import header_search

@@ -5,24 +5,37 @@ An incident opens after its condition has held for the time of its rule, and is 
 while, which doubles each time the same incident comes back within hours. A message is a row for each channel, queued
 in the transaction that opens or resolves the incident and claimed before it is sent: it survives a restart, and two
 processes do not send it twice. One that is killed between sending and recording sends it again.
+
+Incidents are kept in the warehouse, and in a file of the state folder while that does not answer.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import CONDITIONS, AlertSettings, Policy, Severity
 from ingest_project.operations.alerts import Alert
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import (
+    database_address,
+    follow_secret,
+    migrate,
+    open_engine,
+    postgres_options,
+    reading,
+    writing,
+)
 from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
 
 WAITING, SENT, DROPPED, FAILED = "waiting", "sent", "dropped", "failed"
@@ -491,3 +504,79 @@ def _incident(row: sa.RowMapping) -> Incident:
 def _number(value: float | None) -> float | None:
     """Return a whole number without decimals, as the JSON of everything else has it."""
     return int(value) if value is not None and value.is_integer() else value
+
+
+# A database that has vanished silently must not hold up the message about that.
+NO_ANSWER_MILLISECONDS = "10000"
+
+
+class AlertStores:
+    """The warehouse, and the file that stands in for it. Both have the same tables.
+
+    Args:
+        settings: of the system.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = settings.state_dir.absolute() / "alerts.db"
+
+    @cached_property
+    def warehouse(self) -> sa.Engine | None:
+        """The warehouse; None where none is set. Its connections are this module's own.
+
+        Raises:
+            DatabaseUnavailableError: it does not answer.
+        """
+        warehouse = self._settings.warehouse
+        if not (url := warehouse.database_url.get_secret_value()):
+            return None
+        address = database_address(url)
+        if address.get_backend_name() == "postgresql":
+            address = address.update_query_dict({"tcp_user_timeout": NO_ANSWER_MILLISECONDS})
+        engine = open_engine(address.render_as_string(hide_password=False), warehouse.connect_timeout_seconds)
+        further = postgres_options(warehouse.connect_timeout_seconds) | {"tcp_user_timeout": NO_ANSWER_MILLISECONDS}
+        follow_secret(engine, warehouse.database_url, further)
+        migrate(engine)
+        return engine
+
+    @cached_property
+    def local(self) -> sa.Engine:
+        """The file, with its tables."""
+        engine = open_engine(f"sqlite:///{self._path}")
+        metadata.create_all(engine, tables=TABLES)
+        return engine
+
+    @property
+    def has_local(self) -> bool:
+        """Tell whether the file was ever needed."""
+        return self._path.exists()
+
+    def each(self) -> Iterator[sa.Engine]:
+        """Yield those that have something and answer."""
+        if self.has_local:
+            yield self.local
+        try:
+            if (warehouse := self.warehouse) is not None:
+                yield warehouse
+        except IngestError:
+            return
+
+    def read(self) -> AlertState:
+        """Return open incidents and failing channels of both; the warehouse's only while it answers."""
+        states = []
+        for engine in self.each():
+            try:
+                states.append(read_alerts(engine))
+            except IngestError:
+                continue
+        return AlertState(
+            tuple(incident for state in states for incident in state.incidents),
+            tuple(channel for state in states for channel in state.failing_channels),
+        )
+
+    def close(self) -> None:
+        """Disconnect."""
+        for name in ("warehouse", "local"):
+            if engine := self.__dict__.pop(name, None):
+                engine.dispose()

@@ -27,6 +27,7 @@ from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryE
 from ingest_project.operations.alerts.channels import channels, channels_of, send
 from ingest_project.operations.alerts.conditions import assess, gauges, history_seconds
 from ingest_project.operations.alerts.incidents import (
+    AlertStores,
     Claimed,
     IncidentBook,
     claim,
@@ -36,7 +37,6 @@ from ingest_project.operations.alerts.incidents import (
     release,
     unresolved,
 )
-from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.platform.database import writing
 

@@ -28,8 +28,7 @@ from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import to_json
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS, action_named, actions_by_capability
-from ingest_project.operations.dashboard.console import Console
-from ingest_project.operations.dashboard.rendering import render, root_of
+from ingest_project.operations.dashboard.rendering import Console, render, root_of
 from ingest_project.platform.actions import (
     DEFAULT_LIMIT,
     INTERRUPTED,

@@ -32,10 +32,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Settings
-from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
-from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
+from ingest_project.operations.dashboard.limits import MAX_BODY_BYTES, ActionLimits, BoundedBody, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
-from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
+from ingest_project.platform.http import host_of, is_loopback, is_same_origin
 
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000

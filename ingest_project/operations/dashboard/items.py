@@ -17,8 +17,7 @@ from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
-from ingest_project.operations.dashboard.console import Console
-from ingest_project.operations.dashboard.rendering import item_path, render, root_of
+from ingest_project.operations.dashboard.rendering import Console, item_path, render, root_of
 from ingest_project.operations.items import SEARCHED, describe, find
 from ingest_project.platform.actions import Action
 from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, Content, ItemRef, ItemView, RowPage

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from ingest_project.core.logging import get_logger, printable
 from ingest_project.core.settings.platform import OidcSettings
 from ingest_project.operations.dashboard.auth import Role, Viewer
-from ingest_project.platform.http.origin import is_loopback
+from ingest_project.platform.http import is_loopback
 
 logger = get_logger(__name__)
 
