@@ -33,9 +33,8 @@ from ingest_project.attachments.catalog import (
     results_reports,
 )
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
-from ingest_project.attachments.events import EventRecord, HourOfEvents
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
+from ingest_project.attachments.queue import AttachmentRecord, EventRecord, HourOfEvents, TaskArrival
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.items import store_bisecting

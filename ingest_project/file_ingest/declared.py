@@ -18,8 +18,7 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
+from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, schema_of, validate
 from ingest_project.core.errors import SchemaConflictError, SettingsError, StoreUnavailableError
 from ingest_project.core.items import digest_of
 from ingest_project.core.settings import Settings

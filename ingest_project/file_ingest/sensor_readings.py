@@ -24,7 +24,7 @@ from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import FAST_LOADER, Declared, mistakes, yaml_content
 from ingest_project.readers import RESCUED
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
-from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
+from ingest_project.readers.cells import FORMULA, NUMBER, TEXT
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 MAX_NAME_BYTES = 200

@@ -16,7 +16,7 @@ from typing import Literal
 import polars as pl
 
 from ingest_project.contracts.columns import FAULT_OF
-from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format

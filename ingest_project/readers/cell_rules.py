@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import polars as pl
 
 from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_of_cells, without_null_numbers
-from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.matching import Layout
 from ingest_project.readers.profile_parts import CellRule, NumberLayout, Scale
 from ingest_project.readers.profiles import ReaderProfile

@@ -158,7 +158,7 @@ class DatasetDeclaration(Declared):
         """
         if self.model is None:
             return self.columns
-        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
+        from ingest_project.contracts.validation import columns_of, model_named  # loads pandera
 
         return columns_of(model_named(self.model))
 

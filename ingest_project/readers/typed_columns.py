@@ -24,8 +24,19 @@ from ingest_project.readers.casting import (
     numbers_of_cells,
     text_cells,
 )
-from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT
-from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH, NUL, JsonParser, depth_of, is_stored
+from ingest_project.readers.cells import (
+    DATE,
+    ERROR,
+    FORMULA,
+    INEXACT,
+    MAX_NUMBER_LENGTH,
+    NUL,
+    NUMBER,
+    PERCENT,
+    JsonParser,
+    depth_of,
+    is_stored,
+)
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format

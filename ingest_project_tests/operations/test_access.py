@@ -24,7 +24,7 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.dashboard import limits, require_protection
 from ingest_project.operations.dashboard.auth import ANYBODY, COOKIE, Gate, Guarded, problem
 from ingest_project.operations.dashboard.limits import MAX_ADDRESSES, ActionLimits
-from ingest_project.operations.dashboard.sign_in import SignInPages
+from ingest_project.operations.dashboard.oidc import SignInPages
 from ingest_project_tests.operations.conftest import running, serving
 
 VIEWER, OPERATOR = "the-token-of-viewers", "the-token-of-operators"

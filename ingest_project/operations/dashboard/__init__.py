@@ -24,8 +24,8 @@ from ingest_project.operations.alerts.watch import AlertWatch, Watcher
 from ingest_project.operations.dashboard import actions, dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
+from ingest_project.operations.dashboard.oidc import SignInPages
 from ingest_project.operations.dashboard.rendering import Console, page_file, render
-from ingest_project.operations.dashboard.sign_in import SignInPages
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
 from ingest_project.platform.http import is_loopback

@@ -17,11 +17,11 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.cells import json_of
 from ingest_project.readers.formats import excel_worker
 from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks, without_headers
 from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, kind_of, text_blocks
 from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
-from ingest_project.readers.formats.json_text import json_of
 from ingest_project.readers.layout import (
     READINGS,
     Layout,

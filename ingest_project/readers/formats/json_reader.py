@@ -22,10 +22,9 @@ from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
+from ingest_project.readers.cells import BOOLEAN, HUGE, NESTED, NUMBER, TEXT, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
-from ingest_project.readers.formats.json_text import HUGE, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.layout import (
     MALFORMED,
     READINGS,

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ingest_project.platform.confined import ContentRejectedError, convert_file
-from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT, duration_text
-from ingest_project.readers.formats.json_text import json_of, text_of
+from ingest_project.readers.cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT, duration_text, json_of, text_of
 
 BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000

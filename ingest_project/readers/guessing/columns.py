@@ -19,7 +19,7 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import numbers_of_cells, parse_numbers
-from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT
+from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT
 from ingest_project.readers.guessing.table import Table
 from ingest_project.readers.guessing.text import MAX_ROWS, MISSING, Grid, Row
 from ingest_project.readers.guessing.times import HINT, TimeGuess, guess_times, is_time_of_day, joined, times_in_parts
