@@ -180,7 +180,7 @@ class UnknownNameError(ValueError):
 def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDetails:
     """Return a mistake with the nearest of the names that there are, or of the values."""
     kind, context = problem["type"], problem.get("ctx", {})
-    # Dagster makes the error anew, of pydantic's own types only.
+    # Dagster creates the error again, of pydantic's own types only.
     if kind == "extra_forbidden":
         unknown = UnknownNameError("is unknown" + nearest(str(problem["loc"][-1]), names))
         kind, context = "value_error", {"error": unknown}

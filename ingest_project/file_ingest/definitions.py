@@ -95,14 +95,14 @@ def _ingest(
         contract = contract_of(services, assets.dataset)
         contract.prepare_tables(services.engine)
     except (SettingsError, SchemaConflictError) as error:
-        # The files wait until what all of them need is mended; their reason names it.
+        # The files wait until what all of them need is fixed; their reason names it.
         waiting = [
             FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class)
             for record in records
         ]
         if waiting:
             await_a_person(waiting, services)
-            # One run is enough to see whether it is mended, however many files wait for that.
+            # One run is enough to see whether it is fixed, however many files wait for that.
             with suppress(TransientError):
                 pause = services.settings.retries.delay(max(record.begun for record in records))
                 services.files.postpone(assets.dataset, pause, datetime.now(UTC))

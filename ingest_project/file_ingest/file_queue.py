@@ -186,7 +186,7 @@ class QuarantineShare(msgspec.Struct, frozen=True):
 
 
 class AwaitingFiles(NamedTuple):
-    """The files of one dataset that wait until a person has mended its declaration, its table or a setting."""
+    """The files of one dataset that wait until a person has fixed its declaration, its table or a setting."""
 
     dataset: str
     files: int
@@ -195,7 +195,7 @@ class AwaitingFiles(NamedTuple):
     def __str__(self) -> str:
         """Describe it in a few sentences."""
         wait = "file waits" if self.files == 1 else "files wait"
-        remedy = "Nothing is lost: it goes on by itself once that is mended."
+        remedy = "Nothing is lost: it goes on by itself once that is fixed."
         return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
 
 
@@ -251,7 +251,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
     def await_a_person(
         self, records: Sequence[FileRecord], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> None:
-        """Requeue files that go on only once a person has mended what stops them; none of them is ever failed for it.
+        """Requeue files that continue only once a person has fixed what stops them; none of them is ever failed for it.
 
         They are tried again with a growing pause, and these attempts do not count.
         """
@@ -272,7 +272,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             connection.execute(sooner.values(next_attempt_at=until))
 
     def awaiting_a_person(self) -> tuple[AwaitingFiles, ...]:
-        """Return the datasets whose files wait until a person has mended something."""
+        """Return the datasets whose files wait until a person has fixed something."""
         columns = files.c
         query = sa.select(columns.dataset, sa.func.count(), sa.func.max(columns.reason))
         query = query.where(sa.text(AWAITING_A_PERSON)).group_by(columns.dataset).order_by(columns.dataset)

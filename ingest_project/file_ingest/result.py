@@ -135,7 +135,7 @@ class FileResult:
 
     @property
     def awaits_a_person(self) -> bool:
-        """True if it goes on only once a person has mended its declaration, its table or a setting."""
+        """True if it continues only once a person has fixed its declaration, its table or a setting."""
         return self.state is FileState.PENDING and self.error_class in MENDED_BY_A_PERSON
 
     @property
@@ -194,7 +194,7 @@ def panics_as_errors() -> Iterator[None]:
 def result_of_error(record: FileRecord, error: IngestError, landed: Landed | None = None, **known: Any) -> FileResult:  # noqa: ANN401
     """Return the result of a file that an error stopped: retried, quarantined for its content, or failed.
 
-    A file whose table refuses its declaration is retried until one of the two is mended.
+    A file whose table refuses its declaration is retried until one of the two is fixed.
 
     Args:
         record: the file.

@@ -130,7 +130,7 @@ def _read_types(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> 
 
 @cache
 def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
-    """Return those of the file that is part of this package, read once: each batch asks for them."""
+    """Return those of the file that is part of this package, read once: each batch needs them."""
     return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES, FAST_LOADER), unknown)
 
 

@@ -181,7 +181,7 @@ def file_events(services: FileIngestResources, topic: str, datasets: Collection[
     # Querying a source is slow, and if one event is rejected the others are stored again.
     versions: dict[KafkaPosition, Sequence[FileEvent]] = {}
 
-    # Datasets of another Dagster project are consumed beside those who take every other message.
+    # Datasets of another Dagster project are consumed next to those that take every other message.
     takes_all = SENSOR_READINGS in datasets
 
     def announced(event: FileEvent) -> list[Announced]:

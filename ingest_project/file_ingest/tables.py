@@ -108,7 +108,7 @@ ignored_notifications = sa.Table(
     Col("topic", sa.Text, primary_key=True),
     Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
-    # One of `Ignored`: a record's own name of its event is a stranger's.
+    # One of `Ignored`: the name that a record gives to its event is untrusted.
     Col("reason", sa.Text, primary_key=True),
     Col("number", sa.BigInteger, nullable=False),
     # Messages before it were counted: a tick that was killed reads them again.
@@ -147,7 +147,7 @@ contents = sa.Table(
     sa.Index("contents_by_file", "file_key"),
 )
 
-# Errors of a declaration, a setting or a table, which only a person can mend: files wait, however long that takes.
+# Errors of a declaration, a setting or a table, which only a person can fix: files wait, however long that takes.
 MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
 # In the words of the index: otherwise neither database uses it.
 AWAITING_A_PERSON = (

@@ -56,7 +56,7 @@ LONGEST_SILENCE_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 120.0
 # A poll that takes longer hangs: its part does not answer.
 LONGEST_POLL_SECONDS = 20.0
-# Nobody has looked for so long: parts are polled more rarely, until somebody looks again and waits for new samples.
+# After so long without a viewer, parts are polled more rarely, until the next one, who waits for new samples.
 LOOKED_SECONDS = 30.0
 UNSEEN_SECONDS = 10.0
 RENEWAL_SECONDS = 1.0
@@ -70,7 +70,7 @@ class Poller(Generic[Value]):
         name: for people and metrics.
         poll: reads the part; an IngestError says why it cannot be read.
         every_seconds: pause between two polls.
-        is_seen: tells whether somebody looks at the samples; the pause is longer while nobody does.
+        is_seen: tells whether the samples have a viewer; the pause is longer while they have none.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Monitor:
             poller.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled; somebody is about to look at the samples.
+        """Return once every part has been polled, before a person reads the samples.
 
         A part whose poll takes longer holds up nobody who asks later.
 

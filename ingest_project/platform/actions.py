@@ -402,7 +402,7 @@ def _act(
 ) -> Performed:
     _begin(services.engine, action, request, performed)
     try:
-        # Why nothing is left to do, such as that somebody else has just done it.
+        # Why nothing is left to do, such as that another person has just done it.
         nothing = Outcome((), detail=" ".join(performed.notes))
         outcome = action.apply(services, request, performed.keys) if performed.keys else nothing
     except Exception as error:

@@ -375,7 +375,7 @@ class Capability(Generic[Services_contra]):
         return ()
 
     def failures(self, services: Services_contra, connection: sa.Connection, limit: int) -> Iterable[Failure]:
-        """Return what needs a person besides failed entries of work queues, at most so many of a kind."""
+        """Return what needs a person other than failed entries of work queues, at most `limit` of a kind."""
         del services, connection, limit
         return ()
 
@@ -484,7 +484,7 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
-    # A replay is on record by itself, with who asked for it.
+    # A replay has a record of its own, which names who requested it.
     if row["reopened_at"] and "replays" not in row:
         yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:

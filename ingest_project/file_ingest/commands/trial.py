@@ -214,7 +214,7 @@ def profile_of(name: str | None, contract: Contract, settings: Settings) -> Read
 
 
 def excerpt_of(file: Path, folder: Path) -> Path:
-    """Return a file, or the parts of a large text file that were looked at."""
+    """Return a file, or the parts of a large text file that were read."""
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
 

@@ -86,7 +86,7 @@ class _View:
         value: float | None = None,
         examples: Iterator[str] | tuple[str, ...] = (),
     ) -> Finding:
-        """Return a finding, bounded and harmless: names, reasons and keys may be a stranger's."""
+        """Return a finding, bounded and harmless: names, reasons and keys are untrusted."""
         policy = self.policy(subject)
         return Finding(
             name=_bounded(printable(subject.name)),

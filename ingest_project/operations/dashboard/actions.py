@@ -52,7 +52,7 @@ SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
 # A preview that nobody confirms leaves its upload.
 UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
-# What a form has besides the file.
+# What a form has in addition to the file.
 FORM_BYTES = 1024**2
 MAX_FILE_NAME_BYTES = 200
 MAX_FORM_FIELDS = 100

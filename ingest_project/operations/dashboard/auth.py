@@ -3,7 +3,7 @@
 A *viewer* sees everything, an *operator* acts as well. Programs send a token as `Authorization: Bearer`; people type it
 into a form, or sign in with OpenID Connect, and get a cookie. The cookie is a random number that only this process
 knows: its session ends with its time, with a logout and with the process. Where neither a token nor a provider is
-configured, whoever uses this machine is its operator.
+configured, each user of this machine is its operator.
 
 Every request passes `Guarded`, so that no page can forget a rule: one that is neither GET nor HEAD needs the role, a
 page of this site as its origin, the CSRF token of the session unless it carries a Bearer token, and a body within
@@ -297,7 +297,7 @@ class Guarded:
         await app(scope, receive, _with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request of somebody unknown; None where it may look."""
+        """Return the answer to a request of an unknown person; None where it may read."""
         if self._local_only and not is_loopback(host_of(request.headers.get("host", ""))[0]):
             raise HTTPException(421, "This monitor is for this machine only; set a token to open it.")
         path = request.scope["path"]

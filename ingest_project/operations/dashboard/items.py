@@ -143,7 +143,7 @@ class ItemPages:
             return PlainTextResponse(f"{error}\n", 503)
         headers = {
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(content.file_name, safe='')}",
-            # Wherever they are opened in spite of that, they are a stranger's.
+            # Wherever they are opened in spite of that, they are untrusted.
             "Content-Security-Policy": "sandbox; default-src 'none'",
         }
         return StreamingResponse(
@@ -163,7 +163,7 @@ class ItemPages:
 
 
 def takes_key(action: Action[SystemResources]) -> bool:
-    """Test whether an action can be asked for with the key of one item."""
+    """Test whether an action takes the key of one item."""
     return any(parameter.name == KEY for parameter in action.parameters)
 
 

@@ -1,7 +1,7 @@
 """Sign-in with OpenID Connect: authorization code with PKCE, and a verified ID token that gives the role.
 
-The provider is contacted only while somebody signs in, and asked for its addresses and keys each time: keys that it
-changes are known at once. A person has the role of the list that holds their verified mail address or one of their
+The provider is contacted only while a person signs in, and its addresses and keys are requested each time: changed
+keys are known at once. A person has the role of the list that holds their verified mail address or one of their
 groups; an operator needs no second entry. Whoever is in neither list is refused.
 
 The pages of sign-in are here too, with a token or by the provider.
@@ -46,7 +46,7 @@ from ingest_project.platform.http import is_loopback
 
 logger = get_logger(__name__)
 
-# Only those of public keys: with a shared secret, and with none, whoever knows the client's id could sign.
+# Only those of public keys: with a shared secret, and with none, anyone who knows the client's id could sign.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 # By which the clocks of the provider and of this host may differ.
 LEEWAY_SECONDS = 60
@@ -414,7 +414,7 @@ class SignInPages:
         )
 
     def _start_session(self, request: Request, answer: Response, viewer: Viewer, *, by_provider: bool = False) -> None:
-        """Give the browser a new session; one that it had before, or that somebody gave it, ends."""
+        """Give the browser a new session; one that it had before, or that an attacker gave it, ends."""
         self._gate.end_session(cookie_of(request))
         cookie = self._gate.new_session(viewer, by_provider=by_provider)
         set_cookie(request, answer, cookie, SESSION_SECONDS, COOKIE)

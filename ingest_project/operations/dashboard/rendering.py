@@ -55,7 +55,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def render(request: Request, template: str, /, status: int = 200, **values: object) -> Response:
-    """Render a template of the folder `pages` for whoever sent the request.
+    """Render a template of the folder `pages` for the sender of the request.
 
     Args:
         request: gives the page its `viewer`, its `csrf_token` and `root`, the relative address of the first page.

@@ -222,7 +222,7 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once:
             yield
         finally:
             if once:
-                # While it is held: whoever waits for it notices that the file is another one by then.
+                # While it is held: a process that waits for it notices that the file is another one by then.
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     else:

@@ -491,7 +491,7 @@ class ReplaceableStore(DeltaStore):
 
         Args:
             schema: of the rows.
-            batches: yields the rows, all of which match the predicate, at each attempt anew.
+            batches: yields the rows, all of which match the predicate, again at each attempt.
             where: an SQL predicate; empty to delete nothing, which never conflicts with other writers.
 
         Raises:
