@@ -34,7 +34,7 @@ from ingest_project.file_ingest.catalog import DatasetAssets
 from ingest_project.file_ingest.contract import FATES, NO_DRIFT, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
-from ingest_project.file_ingest.tables import MENDED_BY_A_PERSON, FileState
+from ingest_project.file_ingest.tables import FIXED_BY_A_PERSON, FileState
 from ingest_project.file_ingest.warehouse.baselines import (
     WITHIN_BASELINE,
     FileStatistics,
@@ -136,7 +136,7 @@ class FileResult:
     @property
     def awaits_a_person(self) -> bool:
         """True if it continues only once a person has fixed its declaration, its table or a setting."""
-        return self.state is FileState.PENDING and self.error_class in MENDED_BY_A_PERSON
+        return self.state is FileState.PENDING and self.error_class in FIXED_BY_A_PERSON
 
     @property
     def is_news(self) -> bool:

@@ -15,11 +15,8 @@ from ingest_project.platform.database import reading, writing
 from ingest_project.platform.database.sql import (
     Json,
     kafka_columns,
-    leased_index,
-    lookup_indexes,
     metadata,
-    pending_index,
-    traced_index,
+    queue_indexes,
     work_columns,
 )
 from ingest_project.platform.kafka.publisher import MessageOutbox
@@ -43,12 +40,7 @@ polling_jobs = sa.Table(
     Col("files_published", sa.BigInteger),
     Col("files_skipped", sa.BigInteger),
     Col("skipped", Json),
-    pending_index("polling_jobs", "kafka_topic", "urgency"),
-    leased_index("polling_jobs", "kafka_topic"),
-    traced_index("polling_jobs"),
-    *lookup_indexes("polling_jobs", "trace_id", names=("job_id",)),
-    sa.Index("polling_jobs_by_batch", "batch_id"),
-    sa.Index("polling_jobs_by_state", "state", "updated_at"),
+    *queue_indexes("polling_jobs", "trace_id", names=("job_id",), due_by=("urgency",)),
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
