@@ -120,7 +120,9 @@ def run_process(command: Callable[[], int]) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code."""
-    return run_app(lambda: build_app(_needed(arguments)), arguments, "ingest")
+    # All commands for help and misspelt names: importing the others takes longer than most commands run.
+    needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    return run_app(lambda: build_app(needed), arguments, "ingest")
 
 
 def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
@@ -179,14 +181,6 @@ def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     # A command returns nothing; one that ends early returns its exit code.
     return ended if isinstance(ended, int) else 0
-
-
-def _needed(arguments: Sequence[str]) -> Iterable[str]:
-    """Return the command that is called; all of them for help and misspelt names.
-
-    Importing the others takes longer than most commands run.
-    """
-    return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
 
 
 def _no_options() -> None:

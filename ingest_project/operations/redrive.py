@@ -143,7 +143,8 @@ class Redriver:
         known = dead_letter_topics(services)
         self.topic = next((name for name, origins in known.items() if topic in {name, *_names(origins)}), "")
         if not self.topic:
-            hint = " Messages of the CRM: ingest crm unidentified retry." if topic == _crm(services) else ""
+            is_crm = topic == services.settings.topics.sales_events
+            hint = " Messages of the CRM: ingest crm unidentified retry." if is_crm else ""
             raise ActionRefusedError(f"{topic} has no dead letters here. Those that have: {', '.join(known)}.{hint}")
         self._origins = {consumed.topic: consumed for consumed in known[self.topic]}
 
@@ -462,10 +463,6 @@ def failed_last(letter: DeadLetter) -> float:
 
 def _names(topics: Iterable[ConsumedTopic]) -> Iterator[str]:
     return (consumed.topic for consumed in topics)
-
-
-def _crm(services: SystemResources) -> str:
-    return services.settings.topics.sales_events
 
 
 def _origin(letter: ConsumerRecord) -> str:
