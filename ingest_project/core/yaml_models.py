@@ -51,7 +51,7 @@ def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
     A folder that cannot be listed is yielded itself: reading it says why.
     """
     for path in paths:
-        # Asked so, a path that nobody may look at is no error either.
+        # A path that may not be read is no error here either.
         if os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH112
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         else:

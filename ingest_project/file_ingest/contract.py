@@ -3,8 +3,8 @@
 One implementation for sensor readings, with the rules that only they have, and one for every declared dataset, see
 `declared`. The rest of the pipeline knows no dataset by name.
 
-Nothing of a file is dropped silently. A column that nobody declared is kept as JSON next to its row (`rescue`), becomes
-a column of the table (`evolve`), or rejects the file (`freeze`); each of the three reports it.
+Nothing of a file is dropped silently. An undeclared column is kept as JSON next to its row (`rescue`), becomes a column
+of the table (`evolve`), or rejects the file (`freeze`); each of the three reports it.
 """
 
 from __future__ import annotations

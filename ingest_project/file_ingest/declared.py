@@ -45,7 +45,7 @@ from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.typed_columns import cast_columns
 
-# The place of a row, and the columns of its file that nobody declared.
+# The place of a row, and the undeclared columns of its file.
 ENGINE_COLUMNS: Schema = {"file_key": pl.String, "line_number": pl.Int64, RESCUED: pl.String}
 SUMMARY_SCHEMA: Schema = dict.fromkeys(SUMMARY_COLUMNS, pl.Float64) | {"count": pl.Int64}
 TABLES = TableKind(proof="file_key", setting="target.table")

@@ -106,7 +106,7 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     if not search.text:
         return Found("", (), more=False, problems=())
     hits = _searched(services, search, problems, OF_QUEUES)
-    # A file's name is nobody else's id: large tables of other rows are not read for it.
+    # A file's name is the id of no other item: large tables of other rows are not read for it.
     if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
         hits += _searched(services, search, problems, OF_STREAMS)
     letters = list[Hit]()

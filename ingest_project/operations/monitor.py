@@ -1,7 +1,7 @@
 """Poll every part of the system in the background, and check the readiness of each.
 
 `Monitor` polls each part in a thread of its own and keeps the last sample of each: scrapers and viewers cost the
-databases nothing, and a part that hangs delays nobody. `readiness` returns one line for each service, sensor and disk
+databases nothing, and a part that hangs delays no other. `readiness` returns one line for each service, sensor and disk
 that ingestion needs.
 """
 
@@ -216,7 +216,7 @@ class Monitor:
     def wait_for_first(self, seconds: float) -> None:
         """Return once every part has been polled, before a person reads the samples.
 
-        A part whose poll takes longer holds up nobody who asks later.
+        A part whose poll takes longer does not delay later callers.
 
         Args:
             seconds: most after the begin of these polls.

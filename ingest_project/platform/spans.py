@@ -134,7 +134,7 @@ class _Counting(SpanExporter):
         """Export spans; what the collector does not accept is lost."""
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the work goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work continues
             result, reason = SpanExportResult.FAILURE, type(error).__name__
         else:
             reason = "The collector is away, or refuses them."

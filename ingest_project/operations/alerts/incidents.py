@@ -119,7 +119,7 @@ class Finding(NamedTuple):
         summary: one sentence for a person.
         link: where to look.
         policy: the values that apply.
-        owner: whose it is, if anybody's.
+        owner: who is responsible, if anyone.
         value: what was measured, if anything.
         examples: a line each.
     """

@@ -50,7 +50,7 @@ from ingest_project.platform.actions import (
 RECORDS_A_PAGE = 50
 SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
-# A preview that nobody confirms leaves its upload.
+# A preview that is never confirmed leaves its upload.
 UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
 # What a form has in addition to the file.
 FORM_BYTES = 1024**2
@@ -226,7 +226,7 @@ class Uploads:
         self._folder = folder
 
     def keep(self, action_id: str, upload: UploadFile) -> None:
-        """Keep a file; remove those that nobody wants any more.
+        """Keep a file; remove those that are not needed any more.
 
         Raises:
             ActionRefusedError: too many wait for their action.

@@ -78,7 +78,7 @@ class Viewer(NamedTuple):
     Args:
         name: of the person, as the audit records it.
         role: what they may do.
-        signed_in: False where nobody has to.
+        signed_in: False where no sign-in is required.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Gate:
         token: of viewers; empty without one.
         operator_token: of operators; empty without one.
         has_provider: people can sign in with OpenID Connect.
-        everybody: who sends every request where nobody has to sign in.
+        everybody: the viewer of every request where no sign-in is required.
         recheck_seconds: after which the provider has to confirm a person again.
     """
 

@@ -381,7 +381,7 @@ class SignInPages:
         redirect_url = self._redirect_url or _own_address(request)
         known = cookie_of(request)
         if silent := self._gate.is_stale(known):
-            # It admits nobody any more; without it, a refusal ends at the form.
+            # It admits no one any more; without it, a refusal ends at the form.
             self._gate.end_session(known)
         cookie, address = await run_in_threadpool(self._provider.begin, redirect_url, _wanted(request), silent=silent)
         answer = RedirectResponse(address, 303)
