@@ -9,9 +9,8 @@ it does not.
   the `_engine` of three storages, `should_autocreate_tables`, and that these can be copied; their `has_…` methods
   (a name that is gone fails at import, a new one costs a query); `InstanceRef.from_dir` (test_asset_events,
   test_internals).
-- `instance.py`, the text of events: `serialize_value` and `pack_value`, the fields of the events below and of their
-  metadata, and how metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each
-  event.
+- `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
+  metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
   `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.

@@ -5,11 +5,6 @@ ingesting a small file costs. `BulkEventLogStorage` adds methods that store a wh
 PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set. With any other storage `asset_events.py`
 stores one event at a time.
 
-To serialise an event, Dagster walks through every object of it in Python, which takes as long as reading and checking a
-small file. `event_texts` lets it serialise once what the events of a batch share, with marks in the places of the parts
-of their own: partition, description, metadata, and the materialization that a check is about. Metadata of the common
-kinds is plain JSON; Dagster serialises any other kind.
-
 Dagster's own launcher of processes has no health check: a run whose code server was killed with it (a power cut, a
 container that was replaced) would count as started for ever, and its files as leased. `WatchedRunLauncher` queries the
 code server.
@@ -17,9 +12,7 @@ code server.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,20 +21,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import UTC, datetime
-from functools import cache, lru_cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
-from uuid import uuid4
+from typing import Any, TextIO
 
 import dagster as dg
 import sqlalchemy
 from dagster import DagsterRun
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluation,
-    AssetCheckEvaluationTargetMaterializationData,
-)
 from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, StepMaterializationData
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
@@ -52,7 +40,7 @@ from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, L
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import GetCurrentRunsResult
-from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value, pack_value, serialize_value
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, deserialize_value
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
@@ -65,127 +53,8 @@ from sqlalchemy import Engine
 
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import current_settings
+from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.database import follow_secret
-
-_MARK = uuid4().hex
-_NO_ENTRIES, _NO_METADATA, _NO_STORAGE_ID = '"metadata_entries": []', '"metadata": {}', '"storage_id": -1'
-# No text of an event can look like these: inside a text, JSON writes a quote with a backslash in front.
-_PLACES = re.compile(f'("{_MARK} [a-z]+"|{"|".join(map(re.escape, (_NO_ENTRIES, _NO_METADATA, _NO_STORAGE_ID)))})')
-
-
-class _Parts(NamedTuple):
-    """An event in parts.
-
-    Args:
-        shared: everything but the event's own parts; equal for events that have the rest in common.
-        marked: makes the event's data with the marks.
-        own: what each own part is packed to, by the mark in its place: a value, or with its name in front a member.
-    """
-
-    shared: tuple[Any, ...]
-    marked: Callable[[], StepMaterializationData | AssetCheckEvaluation]
-    own: Mapping[str, Any]
-
-
-def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> Iterator[str]:
-    """Yield the text of each event: a materialization or the result of a check.
-
-    Args:
-        events: neighbours that share all but their own parts are quick.
-        sort_keys: sort the names in each JSON object; False leaves them in the order of Dagster's classes.
-    """
-    shared: tuple[Any, ...] = ()
-    texts: list[str] = []
-    for entry in events:
-        event = entry.get_dagster_event()
-        parts = _separated(event.event_specific_data)
-        frame = (entry._replace(dagster_event=None), event._replace(event_specific_data=None), *parts.shared)
-        if frame != shared:
-            marked = entry._replace(dagster_event=event._replace(event_specific_data=parts.marked()))
-            shared, texts = frame, _PLACES.split(serialize_value(marked, sort_keys=sort_keys))
-        own = {mark: json.dumps(packed, sort_keys=sort_keys) for mark, packed in parts.own.items()}
-        yield "".join(_NAMES.get(text, "") + own[text] if number % 2 else text for number, text in enumerate(texts))
-
-
-def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
-    """Separate what an event shares with its neighbours from its own parts, which marks stand for."""
-    return _separated_materialization(data) if isinstance(data, StepMaterializationData) else _separated_check(data)
-
-
-def _separated_materialization(data: StepMaterializationData) -> _Parts:
-    made = data.materialization
-    own, marks = _with_marks(partition=made.partition)
-    own[_NO_ENTRIES] = [_packed_entry(label, value) for label, value in made.metadata.items()]
-    bare = data._replace(materialization=made._replace(metadata={}, partition=marks["partition"]))
-    return _Parts((bare,), lambda: bare, own)
-
-
-def _separated_check(found: AssetCheckEvaluation) -> _Parts:
-    own, marks = _with_marks(partition=found.partition, description=found.description)
-    own[_NO_METADATA] = {label: _packed(value) for label, value in found.metadata.items()}
-    target = found.target_materialization_data
-    if target is not None:
-        own[_NO_STORAGE_ID] = target.storage_id
-        target = AssetCheckEvaluationTargetMaterializationData(
-            storage_id=-1, run_id=target.run_id, timestamp=target.timestamp
-        )
-    shared = (found.asset_key, found.check_name, found.passed, target, found.severity, found.blocking)
-    marked = partial(
-        AssetCheckEvaluation,
-        asset_key=found.asset_key,
-        check_name=found.check_name,
-        passed=found.passed,
-        target_materialization_data=target,
-        severity=found.severity,
-        blocking=found.blocking,
-        description=marks["description"],
-        partition=marks["partition"],
-    )
-    return _Parts((*shared, *marks.values()), marked, own)
-
-
-def _with_marks(**texts: str | None) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """Return each text by its mark, and the marks by name: a missing text has none."""
-    marks = {name: None if text is None else f"{_MARK} {name}" for name, text in texts.items()}
-    return {f'"{mark}"': texts[name] for name, mark in marks.items() if mark}, marks
-
-
-def _packed_entry(label: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a value of any kind
-    return {"__class__": "EventMetadataEntry", "label": label, "entry_data": _packed(value), "description": None}
-
-
-def _packed(value: Any) -> Any:  # noqa: ANN401 - a value of any kind
-    packed = _PACKED[type(value)](value) if type(value) in _PACKED else None
-    return pack_value(value) if packed is None else packed
-
-
-def _packed_table(table: dg.TableMetadataValue) -> dict[str, Any] | None:
-    if table.schema.constraints != _NO_CONSTRAINTS or any(
-        column.constraints != _ANY_VALUE or column.description or column.tags for column in table.schema.columns
-    ):
-        return None
-    records = [{"__class__": "TableRecord", "data": dict(record.data)} for record in table.records]
-    schema = _packed_schema(tuple((column.name, column.type) for column in table.schema.columns))
-    return {"__class__": "TableMetadataEntryData", "records": records, "schema": schema}
-
-
-@lru_cache(maxsize=256)
-def _packed_schema(columns: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - JSON
-    return pack_value(dg.TableSchema([dg.TableColumn(*column) for column in columns]))
-
-
-_NAMES = {_NO_ENTRIES: '"metadata_entries": ', _NO_METADATA: '"metadata": ', _NO_STORAGE_ID: '"storage_id": '}
-_NO_CONSTRAINTS = dg.TableSchema([]).constraints
-_ANY_VALUE = dg.TableColumn("any").constraints
-_PACKED: dict[type, Callable[[Any], dict[str, Any] | None]] = {
-    dg.BoolMetadataValue: lambda one: {"__class__": "BoolMetadataEntryData", "value": one.value},
-    dg.FloatMetadataValue: lambda one: {"__class__": "FloatMetadataEntryData", "value": one.value},
-    dg.IntMetadataValue: lambda one: {"__class__": "IntMetadataEntryData", "value": one.value},
-    dg.JsonMetadataValue: lambda one: {"__class__": "JsonMetadataEntryData", "data": one.data},
-    dg.TextMetadataValue: lambda one: {"__class__": "TextMetadataEntryData", "text": one.text},
-    dg.TableMetadataValue: _packed_table,
-}
-
 
 # A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
 PATIENCE_SECONDS = 60.0

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from ingest_project.platform.dagster import asset_events
 from ingest_project.platform.dagster import instance as dagster_parts
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents, WholeAssetResult, report
-from ingest_project.platform.dagster.instance import BulkEventLogStorage, event_texts
+from ingest_project.platform.dagster.event_text import event_texts
+from ingest_project.platform.dagster.instance import BulkEventLogStorage
 from ingest_project_tests.fuzz import examples
 
 TOLD_AT = 1_760_000_000.123456
