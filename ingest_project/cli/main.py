@@ -66,7 +66,7 @@ PARTS: Mapping[str, str] = {
     plugins.SOURCES: "sources.registry:SOURCES",
     plugins.STORES: "platform.object_store:STORES",
     plugins.DECODERS: "streams.decoders:DECODERS",
-    plugins.ALERT_CHANNELS: "operations.alerts.channels:CHANNELS",
+    plugins.ALERT_CHANNELS: "operations.alerts:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

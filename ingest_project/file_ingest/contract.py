@@ -214,7 +214,7 @@ class Contract(ABC):
         return False
 
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
-        """Hash everything but the bytes that determines the rows of a file, see `versions.meaning_of`."""
+        """Hash everything but the bytes that determines the rows of a file, see `meaning_of`."""
         return meaning_of(profile, location_of(record), record.event.kind)
 
     def require_unchanged(self, drift: Drift) -> None:

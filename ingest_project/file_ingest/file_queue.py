@@ -70,7 +70,7 @@ class FileArrival(NamedTuple):
     """A file event as it was read from Kafka.
 
     Args:
-        file_key: partition key, see `contracts.file_event.file_key`.
+        file_key: partition key, see `contracts.files.file_key`.
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
         pinned: True if the event names its version; otherwise it means the one present when it is consumed.

@@ -17,7 +17,7 @@ from ingest_project.attachments import definitions as attachments
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest import definitions as file_ingest
 from ingest_project.operations import CAPABILITIES, SystemResources
-from ingest_project.operations.alerts.channels import channels
+from ingest_project.operations.alerts import channels
 from ingest_project.operations.alerts.conditions import ALERTS_SENSOR
 from ingest_project.operations.alerts.facts import IntakePoll, read_failures
 from ingest_project.operations.alerts.watch import AlertWatch

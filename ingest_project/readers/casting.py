@@ -180,7 +180,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
     Args:
         rows: readings as text, of any number of files; other columns pass through. Where a column has the kinds of
-            the cells (see `excel_cells`), the profile's rules apply to cells of text only.
+            the cells (see `cells`), the profile's rules apply to cells of text only.
         profile: the one all these files share.
 
     Returns:

@@ -83,7 +83,7 @@ class RowsChunk:
     Args:
         rows: line_number (physical line, or row of the sheet, on which the record starts) and the columns of the
             target; all but the first are text, trimmed, and null where missing. Of a workbook also the kind of each of
-            these cells, see `excel_cells.Cell`. With `Target.keep_unknown` also `rescued_data`, the text of the file's
+            these cells, see `cells.Cell`. With `Target.keep_unknown` also `rescued_data`, the text of the file's
             other cells by column name, as a JSON object; null where all are missing.
         malformed: line_number, raw_text and reason of records that are no rows, see `csv_reader.Malformed`.
         text: source of the rows.

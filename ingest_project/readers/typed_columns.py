@@ -55,7 +55,7 @@ class Cells(NamedTuple):
 
     Args:
         texts: trimmed, null where missing.
-        kinds: of workbook cells, see `excel_cells`; None if all are text.
+        kinds: of workbook cells, see `cells`; None if all are text.
     """
 
     texts: pl.Series

@@ -23,8 +23,7 @@ import sqlalchemy as sa
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError
-from ingest_project.operations.alerts.channels import channels, channels_of, send
+from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, channels, channels_of, send
 from ingest_project.operations.alerts.conditions import assess, gauges, history_seconds
 from ingest_project.operations.alerts.incidents import (
     AlertStores,

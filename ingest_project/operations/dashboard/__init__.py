@@ -18,7 +18,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import get_logger, printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals, SystemResources
-from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts import require_usable
 from ingest_project.operations.alerts.conditions import require_known_names
 from ingest_project.operations.alerts.watch import AlertWatch, Watcher
 from ingest_project.operations.dashboard import actions, dead_letters, items

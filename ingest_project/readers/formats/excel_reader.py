@@ -228,7 +228,7 @@ class SheetRow(NamedTuple):
     Args:
         sheet: number of the sheet, from 0.
         number: of the row, from 1.
-        kinds: of its cells, see `excel_cells`.
+        kinds: of its cells, see `cells`.
         cells: their texts.
     """
 

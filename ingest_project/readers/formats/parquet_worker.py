@@ -106,7 +106,7 @@ def _column_at(batch: Any, path: str) -> Any:  # noqa: ANN401 - as above
 
 
 def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
-    """Return the kind of the cells of a column, see `excel_cells`; a time with a zone is a text in ISO 8601."""
+    """Return the kind of the cells of a column, see `cells`; a time with a zone is a text in ISO 8601."""
     from pyarrow import types  # as above
 
     if types.is_dictionary(kind):

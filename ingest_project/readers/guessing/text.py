@@ -167,7 +167,7 @@ class Row(NamedTuple):
     Args:
         line: on which it begins: physical line, or row of a sheet; the first is 1.
         cells: trimmed.
-        kinds: of the cells of a workbook, see `excel_cells`.
+        kinds: of the cells of a workbook, see `cells`.
     """
 
     line: int
