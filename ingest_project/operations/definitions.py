@@ -31,7 +31,7 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll
 from ingest_project.platform.capability import PurgeStep, QueueView
-from ingest_project.platform.dagster.catalog import DagsterParts
+from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule
 from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import fetch, reading, writing
@@ -235,12 +235,5 @@ def retention_job() -> None:
 
 retention = dg.Definitions(
     jobs=[retention_job],
-    schedules=[
-        dg.ScheduleDefinition(
-            name="retention_every_night",
-            job=retention_job,
-            cron_schedule="40 2 * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        )
-    ],
+    schedules=[running_schedule("retention_every_night", retention_job, "40 2 * * *")],
 )
