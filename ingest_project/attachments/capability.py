@@ -52,7 +52,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
@@ -312,8 +312,7 @@ class Attachments(Capability[AttachmentResources]):
         """Find the bodies of events that ended before the retention period; their counts stay."""
         columns, cutoff = attachment_events.c, now - timedelta(days=services.settings.retention.event_days)
         old = sa.and_(columns.state == JobState.DONE, columns.finished_at < cutoff, columns.body != "")
-        with reading(services.engine) as connection:
-            number = int(connection.execute(sa.select(sa.func.count()).where(old)).scalar_one())
+        number = int(fetch(services.engine, sa.select(sa.func.count()).where(old)).scalar_one())
 
         def remove() -> None:
             with writing(services.engine) as connection:

@@ -23,7 +23,7 @@ from ingest_project.attachments.tables import (
 )
 from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import in_parts, update_each
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
@@ -289,8 +289,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         """Count the attachments that were stored and those that failed since then."""
         counted = [sa.func.count().filter(COLUMNS.state == state) for state in ATTACHMENT_QUEUE.finished]
         recent = (COLUMNS.state.in_(ATTACHMENT_QUEUE.finished), COLUMNS.updated_at >= since)
-        with reading(self._engine) as connection:
-            counts = connection.execute(sa.select(*counted).where(*recent)).one()
+        counts = fetch(self._engine, sa.select(*counted).where(*recent)).one()
         return dict(zip(ATTACHMENT_QUEUE.finished, map(int, counts), strict=True))
 
     def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
@@ -406,8 +405,7 @@ def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
         .group_by(COLUMNS.queue_name, COLUMNS.attempt)
         .order_by(COLUMNS.queue_name, COLUMNS.attempt)
     )
-    with reading(engine) as connection:
-        return tuple(Pending(**row) for row in connection.execute(query).mappings())
+    return tuple(Pending(**row) for row in fetch(engine, query).mappings())
 
 
 def _stored(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
@@ -531,8 +529,7 @@ class EventQueue(WorkQueue[EventArrival, EventRecord, JobState]):
     def of_hour(self, hour: str) -> tuple[str, ...]:
         """Return the keys of the events that arrived in an hour."""
         query = sa.select(EVENT_COLUMNS.event_key).where(EVENT_COLUMNS.hour == hour).order_by(EVENT_COLUMNS.event_key)
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def hours(self, hours: Sequence[str]) -> tuple[HourOfEvents, ...]:
         """Return the counts of each of these hours, zeros where nothing arrived, in the order of the hours."""
@@ -549,8 +546,7 @@ class EventQueue(WorkQueue[EventArrival, EventRecord, JobState]):
             .where(EVENT_COLUMNS.hour.in_(list(hours)))
             .group_by(EVENT_COLUMNS.hour)
         )
-        with reading(self._engine) as connection:
-            found = {row["hour"]: HourOfEvents(**row) for row in connection.execute(query).mappings()}
+        found = {row["hour"]: HourOfEvents(**row) for row in fetch(self._engine, query).mappings()}
         return tuple(found.get(hour) or HourOfEvents(hour) for hour in sorted(hours))
 
     def tasks_made(self) -> int:

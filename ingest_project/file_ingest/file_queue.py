@@ -21,7 +21,7 @@ from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.items import digest_of
 from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
@@ -276,8 +276,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         columns = files.c
         query = sa.select(columns.dataset, sa.func.count(), sa.func.max(columns.reason))
         query = query.where(sa.text(AWAITING_A_PERSON)).group_by(columns.dataset).order_by(columns.dataset)
-        with reading(self._engine) as connection:
-            return tuple(AwaitingFiles(*row) for row in connection.execute(query))
+        return tuple(AwaitingFiles(*row) for row in fetch(self._engine, query))
 
     def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
         """Queue a file to be read by another profile; its present rows count until that is done.
@@ -359,8 +358,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
         ]
         query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None), files.c.dataset == dataset)
-        with reading(self._engine) as connection:
-            return RowTotals(*(int(number) for number in connection.execute(query).one()))
+        return RowTotals(*(int(number) for number in fetch(self._engine, query).one()))
 
     def quarantine_share(self, since: datetime) -> QuarantineShare:
         """Return how many of the files finished since then were quarantined."""
@@ -371,8 +369,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             files.c.updated_at >= since,
             files.c.finished_at >= since,
         )
-        with reading(self._engine) as connection:
-            return QuarantineShare(**connection.execute(query).mappings().one())
+        return QuarantineShare(**fetch(self._engine, query).mappings().one())
 
     def _at_begin(self) -> dict[str, Any]:
         return {"begun": files.c.begun + 1}

@@ -17,7 +17,7 @@ from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.topics import topics_of_dead_letters
 from ingest_project.platform.actions import actions_on_item
 from ingest_project.platform.capability import Capability, ConsumedTopic
-from ingest_project.platform.database import reading
+from ingest_project.platform.database import fetch
 from ingest_project.platform.items import (
     MAX_HITS,
     Content,
@@ -368,8 +368,7 @@ def _dead_letter(
     """Return when a message became a dead letter, and which; None where it did not."""
     topic_id = services.reader.topic_id(position.topic)
     message_id = f"{message_id_prefix(position.topic, topic_id, position.partition)}{position.offset}"
-    with reading(services.engine) as connection:
-        found = connection.execute(sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
+    found = fetch(services.engine, sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
     if found is None:
         return None
     letters = (letter_of(one) for one, _ in newest_letters(reader, found["topic"], MAX_LETTERS, lambda _letter: True))

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.files import PollingJob
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import (
     Json,
     kafka_columns,
@@ -169,8 +169,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         """Return those of the keys that are known, in the order they are to be worked on."""
         order = [polling_jobs.c[name] for name in JOB_QUEUE.order_of_due]
         query = sa.select(polling_jobs.c.job_key).where(polling_jobs.c.job_key.in_(job_keys)).order_by(*order)
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def _store_listing(
         self, job_key: str, found: int, skipped: Mapping[str, int], change: Mapping[str, Any], now: datetime

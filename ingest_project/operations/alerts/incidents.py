@@ -29,6 +29,7 @@ from ingest_project.core.settings.alerts import CONDITIONS, AlertSettings, Polic
 from ingest_project.operations.alerts import Alert
 from ingest_project.platform.database import (
     database_address,
+    fetch,
     follow_secret,
     migrate,
     open_engine,
@@ -491,8 +492,7 @@ def recent_incidents(engine: sa.Engine, since: datetime, limit: int) -> list[Inc
         .order_by(incidents.c.resolved_at.desc())
         .limit(limit)
     )
-    with reading(engine) as connection:
-        return [_incident(row) for row in connection.execute(query).mappings()]
+    return [_incident(row) for row in fetch(engine, query).mappings()]
 
 
 def _incident(row: sa.RowMapping) -> Incident:
