@@ -25,8 +25,7 @@ MICROSECONDS = 1_000_000
 # Excel counts a 29 February 1900 that did not exist: in some programs earlier days are one day off.
 FIRST_RELIABLE_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
 BUILT_IN_PERCENT = frozenset({9, 10})
-# The last one that every store takes.
-LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59)  # noqa: DTZ001 - as above
+LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999_000)  # noqa: DTZ001 - as above
 # Literals of a number format: quoted and escaped text, colours and conditions.
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
