@@ -9,6 +9,7 @@ import json
 import re
 from datetime import date, datetime, time
 from decimal import Decimal
+from math import isnan
 from typing import Any
 
 STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
@@ -99,7 +100,7 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     """Write a value as JSON: numbers as they were written, times in ISO 8601, bytes as text or hexadecimal digits.
 
     Args:
-        value: of JSON or Arrow, as Python has it. A float that JSON cannot write becomes a text.
+        value: of JSON or Arrow, as Python has it. A float that JSON cannot write is its name, as in streams.
     """
     if isinstance(value, Number | Decimal | bool | int) or value is None:
         return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
@@ -108,7 +109,9 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(json_of, value)) + "]"
     if isinstance(value, float):
-        return repr(value) if value - value == 0 else f'"{value}"'
+        if value - value == 0:
+            return repr(value)
+        return '"NaN"' if isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
     if isinstance(value, date | datetime | time):
         value = value.isoformat()
     if isinstance(value, bytes):
