@@ -6,10 +6,13 @@ An expected error prints its one message on standard error and sets an exit code
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -110,12 +113,15 @@ def run_process(command: Callable[[], int]) -> None:
     """Run a command as the only one of this process and exit with its code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
+    # The first that is registered is called last, when threads have ended.
+    ended: list[int] = []
+    atexit.register(_end_at_once, ended)
     try:
-        code = command()
+        ended.append(command())
     except Exception as defect:  # noqa: BLE001 - shown as usual, without what acts on a terminal
         _show_defect(defect)
-        code = FAILED
-    sys.exit(code)
+        ended.append(FAILED)
+    sys.exit(ended[0])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -181,6 +187,16 @@ def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     # A command returns nothing; one that ends early returns its exit code.
     return ended if isinstance(ended, int) else 0
+
+
+def _end_at_once(codes: Sequence[int]) -> None:
+    # To delete all that was imported takes a quarter of the time of a command. Output that cannot be written is left to
+    # the interpreter, which reports it and ends as usual.
+    with suppress(OSError, ValueError):
+        for code in codes:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def _no_options() -> None:

@@ -16,6 +16,7 @@ class Target:
         required: those that a file must have; any other may be absent, and is then null.
         keep_unknown: True keeps the file's other columns, as a JSON object in `rescued_data`.
         numbers: columns of numbers, in which a spelling of "missing" means its number, however it is written.
+        documents: columns of JSON, in which a text of a JSON file is a text, and not JSON that is written in it.
         by_name: True finds a column that the profile does not name under its own name.
     """
 
@@ -23,6 +24,7 @@ class Target:
     required: frozenset[str]
     keep_unknown: bool = False
     numbers: frozenset[str] = frozenset()
+    documents: frozenset[str] = frozenset()
     by_name: bool = True
 
 

@@ -34,8 +34,8 @@ UNIX_DIGITS = {"unix_seconds": 12, "unix_milliseconds": 15}
 MICROSECONDS = {"unix_seconds": 1_000_000, "unix_milliseconds": 1_000}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_TICK = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-# The last moment that every store supports; unix times and offsets could exceed it.
-LAST_TICK = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+# Many systems write the last microsecond of the year 9999 for "no end"; unix times and offsets could exceed it.
+LAST_TICK = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "reject": "null",
     "earliest": "earliest",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from math import isnan
 from typing import Any, NamedTuple
 
 # The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
@@ -28,8 +29,7 @@ MICROSECONDS = 1_000_000
 # Excel counts a 29 February 1900 that did not exist: in some programs earlier days are one day off.
 FIRST_RELIABLE_DAY = datetime(1900, 3, 1)  # noqa: DTZ001 - cells of a workbook have no zone
 BUILT_IN_PERCENT = frozenset({9, 10})
-# The last one that every store takes.
-LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59)  # noqa: DTZ001 - as above
+LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, 999_000)  # noqa: DTZ001 - as above
 # Literals of a number format: quoted and escaped text, colours and conditions.
 LITERAL = re.compile(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]')
 
@@ -213,7 +213,7 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     """Write a value as JSON: numbers as they were written, times in ISO 8601, bytes as text or hexadecimal digits.
 
     Args:
-        value: of JSON or Arrow, as Python has it. A float that JSON cannot write becomes a text.
+        value: of JSON or Arrow, as Python has it. A float that JSON cannot write is its name, as in streams.
     """
     if isinstance(value, Number | Decimal | bool | int) or value is None:
         return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
@@ -222,7 +222,9 @@ def json_of(value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(json_of, value)) + "]"
     if isinstance(value, float):
-        return repr(value) if value - value == 0 else f'"{value}"'
+        if value - value == 0:
+            return repr(value)
+        return '"NaN"' if isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
     if isinstance(value, date | datetime | time):
         value = value.isoformat()
     if isinstance(value, bytes):

@@ -188,6 +188,7 @@ class DatasetDeclaration(Declared):
             required=frozenset(column.name for column in columns if column.required),
             keep_unknown=True,
             numbers=frozenset(column.name for column in columns if column.kind in MEASURABLE),
+            documents=frozenset(column.name for column in columns if column.kind == "json"),
         )
 
     @cached_property
