@@ -88,6 +88,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
         yield {}
         return
     command = [sys.executable, "-m", "ingest_project_tests.services.dfs_server", "--folder", str(folder / "dfs")]
+    command += ["--tls", str(folder)] if options.store == "dfs-tls" else []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
@@ -96,6 +97,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
                 "INGEST_ATTACHMENTS_URL": f"{said['root']}/attachments",
                 "INGEST_ONELAKE_ENDPOINT": said["url"],
                 "INGEST_ONELAKE_SAS_TOKEN": said["sas"],
+                **({"REQUESTS_CA_BUNDLE": said["authority"]} if options.store == "dfs-tls" else {}),
             }
         finally:
             server.terminate()
@@ -158,7 +160,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
     parser.add_argument("--small", type=int, default=5_000, help="attachments of 100 KB")
     parser.add_argument("--large", type=int, default=50, help="attachments of 100 MB")
-    parser.add_argument("--store", choices=["local", "dfs"], default="local")
+    parser.add_argument("--store", choices=["local", "dfs", "dfs-tls"], default="local")
     options = parser.parse_args()
     return measured_once(measure, options)
 

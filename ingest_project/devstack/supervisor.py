@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import signal
 import time
 import uuid
@@ -41,6 +42,7 @@ from ingest_project.devstack import (
 from ingest_project.devstack.launcher import Launcher
 from ingest_project.devstack.state_folder import (
     LOGS,
+    StateFolderUnusableError,
     announce,
     announced,
     child_environment,
@@ -54,6 +56,8 @@ from ingest_project.devstack.state_folder import (
 from ingest_project.platform.dagster.records import require_records
 
 POLL_SECONDS = 0.5
+# PostgreSQL's recovery from a crash writes two segments of its log, of 16 MiB each.
+SPACE_TO_START_BYTES = 32 * 1024**2
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
 
 
@@ -212,12 +216,30 @@ def _launcher(stack: Stack) -> Launcher:
 
 @contextmanager
 def failures_explained(stack: Stack) -> Iterator[None]:
-    """Raise why parts of Dagster ended, where the database that a setting names for it is away."""
+    """Raise why parts ended: the disk is full, or the database that a setting names for Dagster is away."""
     try:
         yield
-    except ServiceFailedError:
+    except ServiceFailedError as failure:
+        if full := _lack_of_space(stack):
+            raise StateFolderUnusableError(stack.state_dir, f"{full}, and the {failure.name} needs more") from failure
         _require_records(stack)
         raise
+
+
+def _lack_of_space(stack: Stack) -> str:
+    """Return how little space a full disk has left, empty if parts can be started on it."""
+    free = shutil.disk_usage(stack.state_dir).free
+    return f"its disk is full ({free // 1024**2} MiB free)" if free < SPACE_TO_START_BYTES else ""
+
+
+def _wait_for_space(stack: Stack, name: str) -> None:
+    """Return once the disk has the space that a part needs to start."""
+    full = _lack_of_space(stack)
+    if full:
+        needed = f"once {SPACE_TO_START_BYTES // 1024**2} MiB are free"
+        stack.report(f"{stack.state_dir}: {full}. The {name} ended and is started again {needed}", StepState.NOTE)
+    while _lack_of_space(stack):
+        time.sleep(POLL_SECONDS)
 
 
 def _require_records(stack: Stack) -> None:
@@ -353,7 +375,7 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
 
 
 def _restart(stack: Stack, ended: Child) -> None:
-    """Restart a part that has ended, with a pause that grows.
+    """Restart a part that has ended, with a pause that grows; on a full disk, once there is space.
 
     Raises:
         ServiceFailedError: it ended, or failed to start, too often.
@@ -361,6 +383,7 @@ def _restart(stack: Stack, ended: Child) -> None:
     failure = ended.failed(f"ended with exit code {ended.guard.returncode}")
     ended.stop()
     while True:
+        _wait_for_space(stack, ended.name)
         pause = stack.restarts.pause_after_end(ended.name, time.monotonic())
         if pause is None:
             raise failure.repeated(stack.restarts.ends(ended.name))

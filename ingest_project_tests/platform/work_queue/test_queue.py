@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.events import EventQueue
-from ingest_project.attachments.queue import AttachmentQueue
+from ingest_project.attachments.queue import AttachmentQueue, EventQueue
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.platform.database import open_engine, reading
 from ingest_project.platform.database.sql import kafka_columns, work_columns
@@ -26,7 +25,7 @@ from ingest_project.platform.work_queue.queue import (
     RequeuedEntries,
     WorkQueue,
 )
-from ingest_project.polling.job_queue import JobQueue
+from ingest_project.polling import JobQueue
 from ingest_project_tests.attachments import samples as attachments
 from ingest_project_tests.file_ingest import samples as files
 from ingest_project_tests.file_ingest.samples import NOW, retries
