@@ -49,7 +49,6 @@ SHARED_MODULES = (
     "ingest_project.platform.dagster.instance",
     "ingest_project.platform.dagster.lineage",
     "ingest_project.platform.dagster.run_records",
-    "ingest_project.platform.http.origin",
     "ingest_project.platform.work_queue.sensor",
     "starlette.applications",
     "uvicorn.lifespan.on",
