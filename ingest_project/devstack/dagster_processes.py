@@ -21,6 +21,7 @@ import yaml
 from ingest_project.core.errors import PermanentError
 from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
+from ingest_project.platform.dagster.code_server import HEAVY_MODULES
 
 LOCATION_NAME = "ingest_project"
 CODE_SERVER, DAEMON = "code server", "daemon"
@@ -30,15 +31,12 @@ REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 # Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
-# What two or more of code server, daemon, webserver and monitor import, for the launcher.
+# For the launcher: what run workers import, and what two or more of code server, daemon, webserver and monitor do.
 SHARED_MODULES = (
+    *HEAVY_MODULES,
     "dagster._cli",
     "dagster._core.execution.run_cancellation_thread",
     "dagster._core.execution.run_metrics_thread",
-    "dagster._core.instance.factory",
-    "dagster._core.secrets.env_file",
-    "dagster._core.storage.local_compute_log_manager",
-    "dagster._core.storage.root",
     "dagster._daemon.controller",
     "dagster._daemon.sensor",
     "dagster._grpc.server_watcher",
@@ -51,11 +49,8 @@ SHARED_MODULES = (
     "ingest_project.platform.dagster.instance",
     "ingest_project.platform.dagster.lineage",
     "ingest_project.platform.dagster.run_records",
-    "ingest_project.platform.http.origin",
     "ingest_project.platform.work_queue.sensor",
-    "psycopg2.extras",
     "starlette.applications",
-    "upath.implementations.local",
     "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
     "uvicorn.main",

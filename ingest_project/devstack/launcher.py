@@ -36,6 +36,7 @@ ON_LINUX = sys.platform == "linux"
 # A launcher that is still importing answers once it is done.
 ANSWER_SECONDS = 60.0
 LARGEST_REQUEST_BYTES = 1 << 20
+MADV_DONTNEED = 4
 # By the first 15 characters of their names; OpenBLAS names its threads after the program.
 HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
 
@@ -123,6 +124,7 @@ def serve(modules: Sequence[str]) -> dict[str, Any] | None:
     # What is never collected is never written to, and stays shared.
     gc.collect()
     gc.freeze()
+    _unmap_code()
     # Guards are not waited for: they report their exit codes themselves.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Python 3.12 counts every thread.
@@ -148,6 +150,17 @@ def _require_safe_forks() -> None:
     unsafe = {name for name in names if name not in (*HARMLESS_THREADS, own)}
     if unsafe or threading.active_count() > 1:
         sys.exit(f"Parts are started as new interpreters: the imports started threads ({', '.join(unsafe)}).")
+
+
+def _unmap_code() -> None:
+    """Give back the pages of programs and libraries that this process has used; who needs one gets it again."""
+    library = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+        addresses, permissions, *_, name = line.split()
+        # Read-only data may have been written before: addresses of functions, say.
+        if permissions == "r-xp" and name.startswith("/"):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
