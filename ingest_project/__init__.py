@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 
 # Dagster components: they import Dagster, which commands must not.
 _COMPONENTS = ("FileDataset", "Maintenance", "TopicStream")
-
-# What Dagster and Polars import are a million objects that stay: to search them for garbage after each 700 takes a
-# tenth of the time of a start.
-gc.set_threshold(50_000, 10, 10)
 
 
 def __getattr__(name: str) -> object:

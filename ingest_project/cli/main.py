@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "cli.operations:status",
     "files": "file_ingest.commands.files:files_app",
     "quarantine": "file_ingest.commands.files:quarantine_app",
-    "profile": "file_ingest.commands.profiles:profile_app",
+    "profile": "file_ingest.commands.datasets:profile_app",
     "dataset": "file_ingest.commands.datasets:dataset_app",
     "baselines": "file_ingest.commands.datasets:show_baselines",
     "attachments": "attachments.commands:attachments_app",
@@ -69,7 +69,7 @@ PARTS: Mapping[str, str] = {
     plugins.SOURCES: "sources.registry:SOURCES",
     plugins.STORES: "platform.object_store:STORES",
     plugins.DECODERS: "streams.decoders:DECODERS",
-    plugins.ALERT_CHANNELS: "operations.alerts.channels:CHANNELS",
+    plugins.ALERT_CHANNELS: "operations.alerts:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -126,7 +126,9 @@ def run_process(command: Callable[[], int]) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code."""
-    return run_app(lambda: build_app(_needed(arguments)), arguments, "ingest")
+    # All commands for help and misspelt names: importing the others takes longer than most commands run.
+    needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    return run_app(lambda: build_app(needed), arguments, "ingest")
 
 
 def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
@@ -195,14 +197,6 @@ def _end_at_once(codes: Sequence[int]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-
-
-def _needed(arguments: Sequence[str]) -> Iterable[str]:
-    """Return the command that is called; all of them for help and misspelt names.
-
-    Importing the others takes longer than most commands run.
-    """
-    return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
 
 
 def _no_options() -> None:

@@ -21,8 +21,7 @@ from pandera.config import config_context
 from pandera.errors import SchemaErrors
 
 from ingest_project.contracts.columns import TEXT_OF, Column
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import needs_whole_files, row_check, validate
+from ingest_project.contracts.validation import needs_whole_files, row_check, schema_of, validate
 from ingest_project.core.errors import CheckFailedError, FileRejectedError
 from ingest_project_tests.fuzz import examples
 
