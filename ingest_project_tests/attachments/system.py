@@ -55,7 +55,7 @@ class AttachmentSystem(System):
         for _ in range(MAX_ROUNDS):
             before = len(done)
             for sensor, job in JOBS.items():
-                if sensor == RETRY and not any(map(self.has_messages, self.settings.topics.downloads_retry)):
+                if sensor == RETRY and not self._may_be_due_again():
                     continue
                 done += [self.execute(job, request) for request in self.requests(sensor)]
             if len(done) == before and self._is_over(until_retries_are_over):
@@ -91,6 +91,11 @@ class AttachmentSystem(System):
         """What Dagster shows of the check of each attachment; what stands for a whole selection is left out."""
         infos = self.instance.event_log_storage.get_asset_check_partition_info([STORED_CHECK])
         return {info.partition_key: info.latest_execution_status.value for info in infos if info.partition_key}
+
+    def _may_be_due_again(self) -> bool:
+        # After a kill one may wait whose message is not on a topic yet.
+        waiting = self.services.attachments.counts_by_state()[AttachmentState.PENDING]
+        return bool(waiting) or any(map(self.has_messages, self.settings.topics.downloads_retry))
 
     def _is_over(self, until_retries_are_over: bool) -> bool:  # noqa: FBT001 - one caller
         events = self.services.attachment_events.counts_by_state()
