@@ -31,8 +31,8 @@ from ingest_project.devstack.postgres import start_postgres, wait_for_postgres
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.polling import JobArrival
 from ingest_project.polling.discovery import discover
+from ingest_project.polling.job_queue import JobArrival
 
 FILES = 100_000
 FILES_IN_A_FOLDER = 1_000

@@ -6,8 +6,8 @@ same number, and the table can tell that it has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import msgspec
@@ -191,6 +191,28 @@ class AttemptResults:
     def mark_committed(self, number: int, now: datetime) -> None:
         """Mark the results of a commit as held by the Delta table."""
         self._update_where(COLUMNS.commit_number == number, {"committed_at": now})
+
+    def committed_by_day(self) -> Iterator[tuple[date, set[Identity]]]:
+        """Yield the results that the Delta table holds by the day, in UTC, on which the attempt ended."""
+        committed = COLUMNS.committed_at.is_not(None)
+        end = sa.select(COLUMNS.completed_at).where(committed).order_by(COLUMNS.completed_at).limit(1)
+        since = datetime.min.replace(tzinfo=UTC)
+        while True:
+            with reading(self._engine) as connection:
+                first = connection.execute(end.where(COLUMNS.completed_at >= since)).scalar_one_or_none()
+                if first is None:
+                    return
+                day = datetime.combine(first.astimezone(UTC), time(), UTC)
+                since = day + timedelta(days=1)
+                of_day = (committed, COLUMNS.completed_at >= day, COLUMNS.completed_at < since)
+                query = sa.select(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt).where(*of_day)
+                found = {(key, replays, attempt) for key, replays, attempt in connection.execute(query)}
+            yield day.date(), found
+
+    def reopen(self, identities: Collection[Identity]) -> None:
+        """Put results in no commit: the Delta table has lost their rows."""
+        with writing(self._engine) as connection:
+            _update(connection, sorted(identities), {"commit_number": None, "committed_at": None})
 
     def open_commits(self) -> tuple[int, ...]:
         """Return the numbers of commits that may not have been made yet, in order."""

@@ -23,6 +23,7 @@ from ingest_project.attachments.assets import (
 )
 from ingest_project.attachments.catalog import CHECKS, CHECKS_OF_ALL_ATTACHMENTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
+from ingest_project.attachments.results import commit_lost
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule, topic_uri
@@ -63,9 +64,12 @@ def attachments_batch() -> None:
     download_and_store()
 
 
-@dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
+@dg.op(
+    description="Commits lost rows again, merges small files, writes a checkpoint, removes what is out of retention."
+)
 def maintain_results(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Maintain the Delta table of results; the second time nothing is left to do."""
+    context.log.info("%d lost results were committed again.", commit_lost(services))
     maintenance = optimize_and_vacuum(services.attachment_results, services.settings.delta)
     context.log.info(summary(maintenance))
 

@@ -42,7 +42,7 @@ from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.polling import JobQueue, JobRecord
+from ingest_project.polling.job_queue import JobQueue, JobRecord
 from ingest_project.sources.registry import SOURCES, SourceContext, open_source
 
 app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)

@@ -133,7 +133,8 @@ def _are_names(text: bytes) -> np.ndarray[Any, Any]:
     """Return for each byte but the last whether a name ends there."""
     codes = np.frombuffer(text, np.uint8)
     # A quote, or white space behind one, which is less than a quote.
-    return (codes[1:] == COLON) & (codes[:-1] <= QUOTE)
+    found: np.ndarray[Any, Any] = (codes[1:] == COLON) & (codes[:-1] <= QUOTE)
+    return found
 
 
 def _is_utf8(text: bytes) -> bool:

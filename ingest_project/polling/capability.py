@@ -33,8 +33,8 @@ from ingest_project.platform.database import reading
 from ingest_project.platform.items import ItemTable, ItemView, Moment, Search
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import entry_filters, equals, reopened_since, select_entries, taken
-from ingest_project.polling import polling_jobs
 from ingest_project.polling.discovery import PollingResources
+from ingest_project.polling.job_queue import polling_jobs
 
 JOBS = "poller_jobs"
 FILES_PUBLISHED = "poller_files_published"

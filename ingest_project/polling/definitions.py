@@ -36,8 +36,8 @@ from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
-from ingest_project.polling import STANDING, JobArrival, JobRecord
 from ingest_project.polling.discovery import Discovery, PollingResources, discover
+from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord
 
 logger = get_logger(__name__)
 

@@ -32,7 +32,7 @@ from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.polling import JobOutbox, JobQueue, JobRecord
+from ingest_project.polling.job_queue import JobOutbox, JobQueue, JobRecord
 from ingest_project.sources import (
     Skipped,
     Source,

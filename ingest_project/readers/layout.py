@@ -116,7 +116,7 @@ def to_rows(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     if layout.rescued:
         table = table.with_columns(_rescued(layout.rescued))
     elif layout.target.keep_unknown and RESCUED not in table.columns:
-        table = table.with_columns(pl.lit(None, pl.String).alias(RESCUED))
+        table = table.hstack([pl.Series(RESCUED, [None], pl.String).new_from_index(0, table.height)])
     if not layout.quantities:
         return _ordered(table, layout.constants, layout.target)
     parts = [

@@ -13,7 +13,7 @@ from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.polling import JobArrival
+from ingest_project.polling.job_queue import JobArrival
 
 ARRIVED = datetime(2026, 1, 15, 10, 30, tzinfo=UTC)
 TOPIC = "file-event-queue"

@@ -20,7 +20,7 @@ from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.polling import JobArrival, JobOutbox
+from ingest_project.polling.job_queue import JobArrival, JobOutbox
 from ingest_project_tests.cli.conftest import Ingest
 
 

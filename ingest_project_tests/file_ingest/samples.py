@@ -8,7 +8,7 @@ from ingest_project.contracts.files import FileEvent, PollingJob, Priority
 from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.polling import JobArrival
+from ingest_project.polling.job_queue import JobArrival
 
 NOW = datetime(2026, 1, 15, 10, 30, 45, 123456, tzinfo=UTC)
 TOPIC = "file-event-queue"

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ingest_project.attachments.tables import attachments, download_outcomes
 from ingest_project.file_ingest.tables import files
 from ingest_project.platform.database import writing
-from ingest_project.polling import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.positions import sink_positions
 
 

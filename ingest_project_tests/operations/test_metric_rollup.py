@@ -18,7 +18,7 @@ from ingest_project.file_ingest.tables import FileState, files
 from ingest_project.operations import CAPABILITIES, MOST_SERIES, RunningTotals, metric_minutes
 from ingest_project.platform.capability import EVENT_TO_STORED, latency_bucket
 from ingest_project.platform.database import open_engine, reading, writing
-from ingest_project.polling import polling_jobs
+from ingest_project.polling.job_queue import polling_jobs
 from ingest_project.streams.capability import STREAM_MESSAGES
 from ingest_project.streams.positions import sink_positions
 from ingest_project_tests.attachments.samples import arrival

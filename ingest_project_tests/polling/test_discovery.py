@@ -13,9 +13,9 @@ import pytest
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import ConfiguredSource
 from ingest_project.platform.work_queue.queue import JobState
-from ingest_project.polling import JobOutbox, JobRecord
 from ingest_project.polling.definitions import standing_job
 from ingest_project.polling.discovery import ANNOUNCED_BEFORE, UNSETTLED, discover
+from ingest_project.polling.job_queue import JobOutbox, JobRecord
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
 
 STANDING = "standing_jobs_sensor"

@@ -9,7 +9,7 @@ import pytest
 
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.work_queue.queue import JobState, Recorded
-from ingest_project.polling import JobQueue
+from ingest_project.polling.job_queue import JobQueue
 from ingest_project_tests.file_ingest.samples import NOW, job
 
 LATER = NOW + timedelta(minutes=1)

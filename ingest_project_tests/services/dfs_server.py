@@ -253,7 +253,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
     certificates = made_certificates(arguments.tls) if arguments.tls else None
-    with DfsServer(arguments.folder, arguments.port, tls=certificates and certificates.server) as server:
+    with DfsServer(arguments.folder, arguments.port, tls=certificates.server if certificates else None) as server:
         root, authority = f"{server.url}/analytics/{ITEM}/Files", str(certificates and certificates.authority)
         print(json.dumps({"url": server.url, "sas": SAS, "root": root, "authority": authority}), flush=True)  # noqa: T201 - read by the program that started it
         stopped.wait()

@@ -163,7 +163,7 @@ def look_for_ended_runs_again() -> None:
         except Exception:
             server._logger.exception("Run workers that ended are looked for again.")  # noqa: SLF001
 
-    DagsterApiServer._check_for_orphaned_runs = look_again  # type: ignore[method-assign]  # noqa: SLF001
+    DagsterApiServer._check_for_orphaned_runs = look_again  # type: ignore[assignment,method-assign]  # noqa: SLF001
 
 
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process

@@ -109,7 +109,7 @@ def test_a_server_whose_records_were_away_looks_for_ended_workers_again(monkeypa
 
     server = object.__new__(DagsterApiServer)
     server._logger = logging.getLogger("code server")
-    server._execution_lock = threading.Lock()  # type: ignore[assignment]
+    server._execution_lock = threading.Lock()
     server._server_termination_event = threading.Event()
     # Nothing can be recorded of it.
     server._executions = {"run": (Worker(), None)}  # type: ignore[dict-item]

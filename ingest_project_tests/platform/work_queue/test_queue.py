@@ -25,7 +25,7 @@ from ingest_project.platform.work_queue.queue import (
     RequeuedEntries,
     WorkQueue,
 )
-from ingest_project.polling import JobQueue
+from ingest_project.polling.job_queue import JobQueue
 from ingest_project_tests.attachments import samples as attachments
 from ingest_project_tests.file_ingest import samples as files
 from ingest_project_tests.file_ingest.samples import NOW, retries
