@@ -1,6 +1,6 @@
 """Refuse a message with a JSON object that has a name twice: parsers differ in which value they take; msgspec the last.
 
-This holds at any depth, also inside of what is kept as it was sent: whoever reads it there would have to guess.
+This holds at any depth, also inside of what is kept as it was sent: its readers would have to guess.
 """
 
 from __future__ import annotations

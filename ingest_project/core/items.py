@@ -1,7 +1,7 @@
 """Keys of items, and work on batches of them: prefetch the next batch, and isolate the item that makes one fail.
 
 A key is a readable name with 128 bits of what identifies the item, or an hour as Dagster writes it. With 128 bits
-nobody finds two inputs of the same key by trying; with 40 bits that took seconds.
+no one finds two inputs of the same key by trial; with 40 bits that took seconds.
 """
 
 from __future__ import annotations
