@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts, insert_missing
 
 Identity = tuple[str, int, int]
@@ -222,8 +222,7 @@ class AttemptResults:
             .distinct()
             .order_by(COLUMNS.commit_number)
         )
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def of_commit(self, number: int) -> tuple[AttemptResult, ...]:
         """Return the rows of a commit that may not have been made yet."""
@@ -235,8 +234,7 @@ class AttemptResults:
         status = COLUMNS.result["status"].as_string()
         counted = [sa.func.count().filter(status == kind.value).label(kind.value) for kind in DownloadStatus]
         query = sa.select(*counted).where(COLUMNS.completed_at >= since, COLUMNS.completed_at < until)
-        with reading(self._engine) as connection:
-            return dict(connection.execute(query).mappings().one())
+        return dict(fetch(self._engine, query).mappings().one())
 
     def committed(self) -> int:
         """Count results that are in the Delta table."""
@@ -251,12 +249,10 @@ class AttemptResults:
         return self._count(COLUMNS.committed_at.is_(None), COLUMNS.commit_error.is_(None))
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
-        with reading(self._engine) as connection:
-            return int(connection.execute(sa.select(sa.func.count()).where(*conditions)).scalar_one())
+        return int(fetch(self._engine, sa.select(sa.func.count()).where(*conditions)).scalar_one())
 
     def _select(self, query: sa.Select[Any]) -> list[AttemptResult]:
-        with reading(self._engine) as connection:
-            return [AttemptResult.of(row) for row in connection.execute(query).mappings()]
+        return [AttemptResult.of(row) for row in fetch(self._engine, query).mappings()]
 
     def _update_where(self, chosen: sa.ColumnElement[bool], change: Mapping[str, Any]) -> None:
         statement = sa.update(download_outcomes).where(chosen, COLUMNS.committed_at.is_(None))
@@ -292,8 +288,7 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
     """
     replays = attachment_replays.c
     query = sa.select(attachment_replays).where(replays.attachment_key == attachment_key).order_by(replays.replays)
-    with reading(engine) as connection:
-        rows = connection.execute(query).mappings().all()
+    rows = fetch(engine, query).mappings().all()
     return tuple(Replay(**{name: row[name] for name in Replay.__struct_fields__}) for row in rows)
 
 

@@ -26,7 +26,7 @@ from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
 from ingest_project.attachments.results import commit_lost
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
+from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule, topic_uri
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run
@@ -125,18 +125,8 @@ attachments = dg.Definitions(
     asset_checks=CHECKS,
     jobs=[attachment_events_batch, attachments_batch, downloads_batch, attachment_checks, attachments_maintenance],
     schedules=[
-        dg.ScheduleDefinition(
-            name="attachment_checks_every_quarter_hour",
-            job=attachment_checks,
-            cron_schedule="7,22,37,52 * * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        ),
-        dg.ScheduleDefinition(
-            name="attachments_maintenance_every_night",
-            job=attachments_maintenance,
-            cron_schedule="20 3 * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        ),
+        running_schedule("attachment_checks_every_quarter_hour", attachment_checks, "7,22,37,52 * * * *"),
+        running_schedule("attachments_maintenance_every_night", attachments_maintenance, "20 3 * * *"),
     ],
     sensors=[
         eventhouse_sensor,

@@ -36,7 +36,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.trace_context import headers_of
+from ingest_project.platform.tracing import headers_of
 
 logger = get_logger(__name__)
 

@@ -153,7 +153,7 @@ class SystemSnapshot:
         disk: the fullest disk of this machine.
         unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
         sources: of files, their last file next to what is usual; those that are not usual first.
-        failures, intake: what alerts need to know besides.
+        failures, intake: further facts that alerts need.
         alerts: open incidents, and channels that fail.
     """
 

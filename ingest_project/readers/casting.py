@@ -16,9 +16,9 @@ from typing import Literal
 import polars as pl
 
 from ingest_project.contracts.columns import FAULT_OF
-from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 MOMENT = pl.Datetime("us", "UTC")
@@ -180,7 +180,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
     Args:
         rows: readings as text, of any number of files; other columns pass through. Where a column has the kinds of
-            the cells (see `excel_cells`), the profile's rules apply to cells of text only.
+            the cells (see `cells`), the profile's rules apply to cells of text only.
         profile: the one all these files share.
 
     Returns:

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.contracts.columns import TEXT_OF, Column
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import validate
+from ingest_project.contracts.validation import schema_of, validate
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout, load_profiles
 from ingest_project.readers.typed_columns import cast_columns

@@ -253,10 +253,12 @@ def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets:
         for one in report.checks:
             found = lineage.Checked(one.check, one.passed, one.severity, one.description)
             lineage.checked(one.asset, report.partition, found)
+    results = [(report.partition, result) for report in reports for result in report.checks]
+    # Neighbours of one check share most of their text, which is then serialised once.
+    results.sort(key=lambda one: (one[1].asset.path, one[1].check))
     events = (
-        _check_event(context, now, report.partition, result, targets.get((result.asset, report.partition)))
-        for report in reports
-        for result in report.checks
+        _check_event(context, now, partition, result, targets.get((result.asset, partition)))
+        for partition, result in results
     )
     storage = context.instance.event_log_storage
     if isinstance(storage, BulkEventLogStorage):

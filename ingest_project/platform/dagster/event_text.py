@@ -53,6 +53,7 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     """
     shared: tuple[Any, ...] = ()
     texts: list[str] = []
+    encoded = json.JSONEncoder(sort_keys=sort_keys).encode
     for entry in events:
         event = entry.get_dagster_event()
         parts = _separated(event.event_specific_data)
@@ -60,7 +61,7 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
         if frame != shared:
             marked = entry._replace(dagster_event=event._replace(event_specific_data=parts.marked()))
             shared, texts = frame, _PLACES.split(serialize_value(marked, sort_keys=sort_keys))
-        own = {mark: json.dumps(packed, sort_keys=sort_keys) for mark, packed in parts.own.items()}
+        own = {mark: encoded(packed) for mark, packed in parts.own.items()}
         yield "".join(_NAMES.get(text, "") + own[text] if number % 2 else text for number, text in enumerate(texts))
 
 

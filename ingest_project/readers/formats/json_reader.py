@@ -22,12 +22,11 @@ from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
+from ingest_project.readers.cells import BOOLEAN, HUGE, NESTED, NUMBER, TEXT, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
-from ingest_project.readers.formats.json_text import HUGE, JsonParser, Number, is_stored, json_of
-from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import (
+    MALFORMED,
     READINGS,
     RESCUED,
     Layout,
@@ -36,8 +35,9 @@ from ingest_project.readers.layout import (
     Target,
     layout_of,
     rows_chunk,
+    shortened,
 )
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 
 MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
