@@ -21,12 +21,13 @@ from benchmarks.workload import write_workload
 from ingest_project.core.settings import load_settings
 from ingest_project.devstack import HOST, Child, free_port, python_module, start
 from ingest_project.devstack.dagster_processes import DagsterHome, wait_until_ready
-from ingest_project.devstack.supervisor import running_stack
+from ingest_project.devstack.supervisor import Stack, running_stack
 
 SECONDS = 120.0
 # The monitor polls more rarely once nobody has looked for half a minute, and sensors rest after some seconds.
 SETTLE_SECONDS = 60.0
 SENSORS = 12
+LAUNCHER = "launcher"
 NOT_COUNTED = ("broker", "postgres")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PLAIN = """import dagster as dg
@@ -74,7 +75,7 @@ def measure_start(options: argparse.Namespace, folder: Path) -> Result:
             if number:
                 ready.append(until_ready)
                 stored.append(time.monotonic() - began)
-                roots = frozenset(child.guard.pid for child in stack.children)
+                roots = frozenset((*(child.guard.pid for child in stack.children), *_launcher(stack)))
                 cpu.append(sum(_cpu_seconds(pid) for pid in trees(roots)))
                 say(f"Ready after {ready[-1]:.1f} s, a file stored after {stored[-1]:.1f} s.")
         began = time.monotonic()
@@ -109,7 +110,12 @@ def _environment(folder: Path, inbox: Path | None = None) -> None:
 def _product(folder: Path) -> Iterator[Mapping[str, int]]:
     _environment(folder)
     with running_stack(load_settings(), report_restarts, monitor=True) as stack:
-        yield {child.name: child.guard.pid for child in stack.children}
+        launcher = zip((LAUNCHER,), _launcher(stack), strict=False)
+        yield {child.name: child.guard.pid for child in stack.children} | dict(launcher)
+
+
+def _launcher(stack: Stack) -> Sequence[int]:
+    return stack.launcher.pids if stack.launcher else ()
 
 
 @contextmanager
@@ -149,11 +155,12 @@ def _observed(who: str, parts: Mapping[str, int], seconds: float) -> dict[str, t
     say(f"{who} comes to rest ...")
     time.sleep(SETTLE_SECONDS)
     counted = {name: pid for name, pid in parts.items() if name not in NOT_COUNTED}
-    before = {pid: _cpu_seconds(pid) for root in counted.values() for pid in trees(frozenset([root]))}
+    before = {pid: _cpu_seconds(pid) for pid in trees(frozenset(counted.values()))}
     time.sleep(seconds)
     found = {}
     for name, root in counted.items():
-        family = trees(frozenset([root]))
+        # The parts are its descendants.
+        family = {root} if name == LAUNCHER else trees(frozenset([root]))
         used = sum(_cpu_seconds(pid) - before.get(pid, 0.0) for pid in family)
         found[name] = (used / seconds, sum(map(_pss_megabytes, family)))
         say(f"{who}, {name}: {found[name][0]:.4f} cores, {found[name][1]:.0f} MB")

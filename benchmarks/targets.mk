@@ -48,7 +48,7 @@ bench-listing: $(VENV)/.benchmarks-installed ## Announcements a second of a larg
 	@$(BENCHMARK) listing $(if $(FILES),--files $(FILES))
 
 .PHONY: bench-attachments
-bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, next to curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs
+bench-attachments: $(VENV)/.dev-installed ## Attachments a second and MB a second, next to curl and a copy: SMALL=5000 LARGE=50 STORE=local|dfs|dfs-tls
 	@$(BIN)/python -m benchmarks.attachments $(if $(KEEP),--keep) $(if $(SMALL),--small $(SMALL)) $(if $(LARGE),--large $(LARGE)) $(if $(STORE),--store $(STORE))
 
 .PHONY: bench-baselines

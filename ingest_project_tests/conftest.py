@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,7 @@ settings.register_profile("ordinary", settings.get_profile("long"), max_examples
 # Tests that state their own number of examples keep it: new seeds, round after round, are what finds more.
 settings.register_profile(PROFILE, settings.get_profile("long"), max_examples=1_000)
 
-# Dagster's modules are a million objects, and all tests are imported before the first begins.
-gc.set_threshold(50_000, 10, 10)
-
+ROOT = Path(__file__).parents[1]
 FIXTURES = (
     "ingest_project_tests.browser.fixtures",
     "ingest_project_tests.services.alert_receivers",
@@ -190,9 +189,16 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in (KAFKA, *(() if hands_out else FIXTURES)):
         config.pluginmanager.import_plugin(name)
     if hands_out and sys.platform == "linux":
-        config.stash[WORKERS] = start_parent(FIXTURES)
+        config.stash[WORKERS] = start_parent(FIXTURES, _modules_of(config.args))
     if hands_out and not sys.dont_write_bytecode:
         compile_once(config, Path(__file__).parent)
+
+
+def _modules_of(arguments: Iterable[str]) -> list[str]:
+    chosen = [Path(argument.partition("::")[0]).resolve() for argument in arguments]
+    files = [file for path in chosen for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
+    inside = [file.relative_to(ROOT) for file in files if file.is_relative_to(ROOT)]
+    return [".".join(file.with_suffix("").parts) for file in inside]
 
 
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
@@ -230,6 +236,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
-    """Let all objects be deleted at the end, as some libraries want it."""
-    gc.unfreeze()
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let all objects be deleted at the end, as some libraries want it; a fork ends without."""
+    if not hasattr(config, "workerinput"):
+        gc.unfreeze()

@@ -1,4 +1,4 @@
-"""Test processes as forks of one that has imported what all of them need: each by itself takes a processor seconds.
+"""Test processes as forks of one that has imported what all of them need: each by itself takes a processor ten seconds.
 
 pytest-xdist starts a process as `PYTHON -u -c PROGRAM`, and talks to it over its standard streams. Here this module is
 that Python: it passes its streams to the process that has imported everything, whose fork runs the program. It ends
@@ -16,16 +16,24 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 MAX_PROGRAM_BYTES = 65_536
+THREADS_OF_POLARS = "polars-0"
 
 
-def start_parent(modules: Iterable[str]) -> str:
+def start_parent(modules: Collection[str], tests: Collection[str]) -> str:
     """Start the process that imports modules, and then forks; it ends with this one.
+
+    Args:
+        modules: imported at once.
+        tests: modules of tests, imported when the first fork is asked for: they are compiled by then. One that cannot
+            be imported is reported by the process that collects it.
 
     Returns:
         what pytest-xdist is to start as Python.
@@ -38,7 +46,7 @@ def start_parent(modules: Iterable[str]) -> str:
     if not os.fork():
         try:
             os.close(ours)
-            _fork_on_request(listener, still_there, modules)
+            _fork_on_request(listener, still_there, modules, tests)
         except BaseException:  # noqa: BLE001 - a fork must never return into the process that it is one of
             traceback.print_exc(file=sys.__stderr__)
         finally:
@@ -49,11 +57,16 @@ def start_parent(modules: Iterable[str]) -> str:
     return f"{sys.executable} -S {__file__} {address}"
 
 
-def _fork_on_request(listener: socket.socket, still_there: int, modules: Iterable[str]) -> None:
+def _fork_on_request(
+    listener: socket.socket, still_there: int, modules: Collection[str], tests: Collection[str]
+) -> None:
     # Ctrl-C is for the process that started this one, which ends with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in modules:
         import_module(name)
+    select.select([listener.fileno(), still_there], [], [])
+    for name in tests:
+        _import_tests(name)
     gc.freeze()
     # By the descriptor of a fork, readable when that has ended: its id, and the connection with who asked for it.
     forks: dict[int, tuple[int, socket.socket]] = {}
@@ -74,6 +87,13 @@ def _fork_on_request(listener: socket.socket, still_there: int, modules: Iterabl
                 os.close(ready)
                 request.close()
                 break
+
+
+def _import_tests(name: str) -> None:
+    with suppress(BaseException):
+        import_module(name)
+    if any(thread.read_text() == f"{THREADS_OF_POLARS}\n" for thread in Path("/proc/self/task").glob("*/comm")):
+        raise RuntimeError(f"importing {name} starts the threads of Polars, for which a fork would wait forever")
 
 
 def _forked(listener: socket.socket, of_others: Sequence[int]) -> tuple[int, socket.socket]:

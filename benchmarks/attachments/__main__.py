@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,9 @@ from ingest_project.operations import SystemResources
 SMALL_BYTES, LARGE_BYTES = 100_000, 100_000_000
 MEGABYTE = 1_000_000
 CURL_AT_A_TIME = 8
+CURL = 'curl --silent --show-error --fail --max-time 600 "$0"'
+# What a copy of a file costs, and what it costs to know as well what was received.
+TO_FILE, TO_FILE_AND_SHA256 = '--output "$1/${0##*/}"', '| tee "$1/${0##*/}" | sha256sum > "$1/${0##*/}.sha256"'
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
@@ -50,7 +54,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
             say(f"{len(large) * LARGE_BYTES / MEGABYTE / large_timing.total:.0f} MB/s. Looking at what is stored ...")
             wrong = _wrong(system, SMALL_BYTES, small, "small") + _wrong(system, LARGE_BYTES, large, "large")
         say("curl ...")
-        curl_seconds = _curl(folder, _addresses(host, LARGE_BYTES, large)) if large else 1.0
+        curl_seconds = _curl(folder / "curl", TO_FILE, _addresses(host, LARGE_BYTES, large))
+        say("curl and sha256sum ...")
+        hashed_seconds = _curl(folder / "hashed", TO_FILE_AND_SHA256, _addresses(host, LARGE_BYTES, large))
         say("A plain loop ...")
         small_loop = measure_loop(folder / "small-loop", _addresses(host, SMALL_BYTES, small), more) if small else 1.0
         large_loop = measure_loop(folder / "large-loop", _addresses(host, LARGE_BYTES, large), more) if large else 1.0
@@ -61,7 +67,9 @@ def measure(options: argparse.Namespace, folder: Path) -> Result:
         "small_files_per_s": round(len(small) / small_timing.total, 1),
         "large_mb_per_s": round(megabytes / large_timing.total, 1),
         "curl_mb_per_s": round(megabytes / curl_seconds, 1),
+        "curl_sha256_mb_per_s": round(megabytes / hashed_seconds, 1),
         "ratio": round(curl_seconds / large_timing.total, 2),
+        "ratio_to_curl_sha256": round(hashed_seconds / large_timing.total, 2),
         "ratio_from_first_download": round(curl_seconds / (large_timing.total - large_timing.to_first_download), 2),
         "loop_files_per_s": round(len(small) / small_loop, 1),
         "loop_mb_per_s": round(megabytes / large_loop, 1),
@@ -88,6 +96,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
         yield {}
         return
     command = [sys.executable, "-m", "ingest_project_tests.services.dfs_server", "--folder", str(folder / "dfs")]
+    command += ["--tls", str(folder)] if options.store == "dfs-tls" else []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         try:
@@ -96,6 +105,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Iterator[Mapping[str, s
                 "INGEST_ATTACHMENTS_URL": f"{said['root']}/attachments",
                 "INGEST_ONELAKE_ENDPOINT": said["url"],
                 "INGEST_ONELAKE_SAS_TOKEN": said["sas"],
+                **({"REQUESTS_CA_BUNDLE": said["authority"]} if options.store == "dfs-tls" else {}),
             }
         finally:
             server.terminate()
@@ -128,20 +138,23 @@ def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -
     return problems
 
 
-def _curl(folder: Path, addresses: Sequence[str]) -> float:
+def _curl(folder: Path, receive: str, addresses: Sequence[str]) -> float:
     """Seconds that curl needs for as many downloads at a time, and a copy of each to where it stays."""
+    if not addresses:
+        return 1.0
     came, kept = folder / "came", folder / "kept"
-    came.mkdir()
+    came.mkdir(parents=True)
     kept.mkdir()
-    download = 'curl --silent --show-error --fail --max-time 600 --output "$1/${0##*/}" "$0"'
-    script = f'{download} && cp "$1/${{0##*/}}" "$2/" && rm "$1/${{0##*/}}"'
+    script = f'{CURL} {receive} && cp "$1/${{0##*/}}" "$2/" && rm "$1/${{0##*/}}"'
     began = time.monotonic()
     subprocess.run(
         ["xargs", "-P", str(CURL_AT_A_TIME), "-I", "{}", "sh", "-c", script, "{}", str(came), str(kept)],
         input="\n".join(addresses).encode(),
         check=True,
     )
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    shutil.rmtree(folder)
+    return seconds
 
 
 def _names(kind: str, count: int) -> list[str]:
@@ -158,7 +171,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
     parser.add_argument("--small", type=int, default=5_000, help="attachments of 100 KB")
     parser.add_argument("--large", type=int, default=50, help="attachments of 100 MB")
-    parser.add_argument("--store", choices=["local", "dfs"], default="local")
+    parser.add_argument("--store", choices=["local", "dfs", "dfs-tls"], default="local")
     options = parser.parse_args()
     return measured_once(measure, options)
 

@@ -8,8 +8,7 @@ from functools import cached_property
 from ingest_project.attachments.attempts import AttemptResults
 from ingest_project.attachments.eventhouse import QueryClient
 from ingest_project.attachments.eventhouse.polling import EventhousePositions
-from ingest_project.attachments.events import EventQueue
-from ingest_project.attachments.queue import AttachmentQueue
+from ingest_project.attachments.queue import AttachmentQueue, EventQueue
 from ingest_project.attachments.storage import Destinations
 from ingest_project.core.settings import Settings
 from ingest_project.platform.delta import delta_credentials

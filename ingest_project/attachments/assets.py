@@ -33,9 +33,8 @@ from ingest_project.attachments.catalog import (
     results_reports,
 )
 from ingest_project.attachments.downloading import Postponed, attempts, cache_path, download_at, store_at, unrecordable
-from ingest_project.attachments.events import EventRecord, HourOfEvents
 from ingest_project.attachments.extraction import AddressPaths, tasks_of
-from ingest_project.attachments.queue import AttachmentRecord, TaskArrival
+from ingest_project.attachments.queue import AttachmentRecord, EventRecord, HourOfEvents, TaskArrival
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
 from ingest_project.core.items import store_bisecting
@@ -54,7 +53,7 @@ from ingest_project.platform.errors import error_class_of, is_item_fault, reason
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.kafka.consumer import Headers
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.trace_context import Item
+from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, ONELAKE_POOL, keys_of_run
 

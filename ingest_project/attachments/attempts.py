@@ -6,8 +6,8 @@ same number, and the table can tell that it has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 from ingest_project.attachments.tables import attachment_replays, attachments, download_outcomes
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts, insert_missing
 
 Identity = tuple[str, int, int]
@@ -192,6 +192,28 @@ class AttemptResults:
         """Mark the results of a commit as held by the Delta table."""
         self._update_where(COLUMNS.commit_number == number, {"committed_at": now})
 
+    def committed_by_day(self) -> Iterator[tuple[date, set[Identity]]]:
+        """Yield the results that the Delta table holds by the day, in UTC, on which the attempt ended."""
+        committed = COLUMNS.committed_at.is_not(None)
+        end = sa.select(COLUMNS.completed_at).where(committed).order_by(COLUMNS.completed_at).limit(1)
+        since = datetime.min.replace(tzinfo=UTC)
+        while True:
+            with reading(self._engine) as connection:
+                first = connection.execute(end.where(COLUMNS.completed_at >= since)).scalar_one_or_none()
+                if first is None:
+                    return
+                day = datetime.combine(first.astimezone(UTC), time(), UTC)
+                since = day + timedelta(days=1)
+                of_day = (committed, COLUMNS.completed_at >= day, COLUMNS.completed_at < since)
+                query = sa.select(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt).where(*of_day)
+                found = {(key, replays, attempt) for key, replays, attempt in connection.execute(query)}
+            yield day.date(), found
+
+    def reopen(self, identities: Collection[Identity]) -> None:
+        """Put results in no commit: the Delta table has lost their rows."""
+        with writing(self._engine) as connection:
+            _update(connection, sorted(identities), {"commit_number": None, "committed_at": None})
+
     def open_commits(self) -> tuple[int, ...]:
         """Return the numbers of commits that may not have been made yet, in order."""
         query = (
@@ -200,8 +222,7 @@ class AttemptResults:
             .distinct()
             .order_by(COLUMNS.commit_number)
         )
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def of_commit(self, number: int) -> tuple[AttemptResult, ...]:
         """Return the rows of a commit that may not have been made yet."""
@@ -213,8 +234,7 @@ class AttemptResults:
         status = COLUMNS.result["status"].as_string()
         counted = [sa.func.count().filter(status == kind.value).label(kind.value) for kind in DownloadStatus]
         query = sa.select(*counted).where(COLUMNS.completed_at >= since, COLUMNS.completed_at < until)
-        with reading(self._engine) as connection:
-            return dict(connection.execute(query).mappings().one())
+        return dict(fetch(self._engine, query).mappings().one())
 
     def committed(self) -> int:
         """Count results that are in the Delta table."""
@@ -229,12 +249,10 @@ class AttemptResults:
         return self._count(COLUMNS.committed_at.is_(None), COLUMNS.commit_error.is_(None))
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
-        with reading(self._engine) as connection:
-            return int(connection.execute(sa.select(sa.func.count()).where(*conditions)).scalar_one())
+        return int(fetch(self._engine, sa.select(sa.func.count()).where(*conditions)).scalar_one())
 
     def _select(self, query: sa.Select[Any]) -> list[AttemptResult]:
-        with reading(self._engine) as connection:
-            return [AttemptResult.of(row) for row in connection.execute(query).mappings()]
+        return [AttemptResult.of(row) for row in fetch(self._engine, query).mappings()]
 
     def _update_where(self, chosen: sa.ColumnElement[bool], change: Mapping[str, Any]) -> None:
         statement = sa.update(download_outcomes).where(chosen, COLUMNS.committed_at.is_(None))
@@ -270,8 +288,7 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
     """
     replays = attachment_replays.c
     query = sa.select(attachment_replays).where(replays.attachment_key == attachment_key).order_by(replays.replays)
-    with reading(engine) as connection:
-        rows = connection.execute(query).mappings().all()
+    rows = fetch(engine, query).mappings().all()
     return tuple(Replay(**{name: row[name] for name in Replay.__struct_fields__}) for row in rows)
 
 

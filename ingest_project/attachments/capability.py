@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,8 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
-from ingest_project.attachments.actions import REPLAY
-from ingest_project.attachments.queue import EVENTHOUSE_SENSOR, RETRY_QUEUE, Pending, pending_at
+from ingest_project.attachments.queue import ATTACHMENT_QUEUE, EVENTHOUSE_SENSOR, RETRY_QUEUE, Pending, pending_at
 from ingest_project.attachments.storage import without_secrets
 from ingest_project.attachments.tables import (
     AttachmentState,
@@ -22,6 +21,16 @@ from ingest_project.attachments.tables import (
     download_outcomes,
 )
 from ingest_project.contracts.attachments import KEY_HASH_LENGTH
+from ingest_project.core.console import moment
+from ingest_project.platform.actions import (
+    Action,
+    ActionRecord,
+    ActionRefusedError,
+    ActionRequest,
+    Outcome,
+    Parameter,
+    Selection,
+)
 from ingest_project.platform.capability import (
     Amount,
     Capability,
@@ -43,7 +52,8 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
+from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
     Content,
@@ -54,6 +64,93 @@ from ingest_project.platform.items import (
     Search,
 )
 from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.platform.work_queue.selection import (
+    Filter,
+    entry_filters,
+    equals,
+    reopened_since,
+    select_entries,
+    taken,
+)
+
+COLUMNS = attachments.c
+STATE = Parameter("state", "State that they are in; by default failed.", ("failed", "stored"))
+RATE = Parameter("per_second", "How many become due a second; by default INGEST_REPLAYS_PER_SECOND.")
+
+
+def _is_of_host(host: str) -> sa.ColumnElement[bool]:
+    """Match addresses of a host, with any port."""
+    url, rest = COLUMNS.attachment_url, ("/", ":", "?", "#")
+    addresses = [f"{scheme}://{host}" for scheme in ("http", "https")]
+    begins = [url.istartswith(address + end, autoescape=True) for address in addresses for end in rest]
+    return sa.or_(*begins, sa.func.lower(url).in_([address.lower() for address in addresses]))
+
+
+FILTERS = (
+    *entry_filters(COLUMNS.attachment_key, "attachment"),
+    equals("domain", COLUMNS.domain, "Business domain."),
+    Filter(Parameter("host", "Host of the address."), _is_of_host),
+    equals("trace_id", COLUMNS.trace_id, "Trace of its event."),
+)
+
+
+def conditions_of(request: ActionRequest) -> list[sa.ColumnElement[bool]]:
+    """Return the condition of each filter that a request sets."""
+    return [condition(value) for parameter, condition in FILTERS if (value := request.typed(parameter))]
+
+
+def _select(services: AttachmentResources, request: ActionRequest) -> Selection:
+    _rate(services, request)
+    state = request.value(STATE.name) or AttachmentState.FAILED.value
+    selection = select_entries(services.engine, COLUMNS.attachment_key, FILTERS, request, (state,))
+    most = services.settings.attachments.max_replays
+    exhausted: dict[str, str] = {}
+    with reading(services.engine) as connection:
+        for part in in_parts(selection.keys):
+            query = sa.select(COLUMNS.attachment_key).where(COLUMNS.attachment_key.in_(part), COLUMNS.replays >= most)
+            reason = f"it has been replayed {most} times (INGEST_MAX_REPLAYS)"
+            exhausted |= dict.fromkeys(connection.execute(query).scalars(), reason)
+    keys = tuple(key for key in selection.keys if key not in exhausted)
+    return selection._replace(keys=keys, refused={**selection.refused, **exhausted})
+
+
+def _replay(services: AttachmentResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
+    settings, now, rate = services.settings.attachments, datetime.now(UTC), _rate(services, request)
+    finished = ATTACHMENT_QUEUE.finished
+    done = services.attachments.replay(keys, request.who, settings.max_replays, rate, now, finished)
+    last = now + timedelta(seconds=max(0, len(done) - 1) / rate)
+    detail = f"{rate:g} a second; the last one is due at {moment(last)}." if done else ""
+    return Outcome(done, detail=detail, in_progress=taken(keys, done))
+
+
+def _acted_on(services: AttachmentResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
+    return reopened_since(services.engine, COLUMNS.attachment_key, keys, record.started_at)
+
+
+def _rate(services: AttachmentResources, request: ActionRequest) -> float:
+    text = request.value(RATE.name)
+    try:
+        rate = float(text or services.settings.attachments.replays_per_second)
+    except ValueError:
+        rate = 0.0
+    if not 0.001 <= rate <= 1e6:  # noqa: PLR2004 - said in the message
+        raise ActionRefusedError("Per second is a number from 0.001 to 1,000,000.")
+    return rate
+
+
+REPLAY = Action(
+    name="replay-attachments",
+    title="Replay attachments",
+    noun="attachment",
+    meaning="Downloads attachments again that failed, or that are stored, at a bounded rate and a bounded number of "
+    "times each. One that a run works on is left to it.",
+    parameters=(*(one.parameter for one in FILTERS), STATE, RATE),
+    select=_select,
+    apply=_replay,
+    acted_on=_acted_on,
+    kind="attachment",
+)
+
 
 ATTACHMENT_EVENTS = "ingest_attachment_events"
 ATTACHMENTS = "ingest_attachments"
@@ -61,8 +158,8 @@ DOWNLOADS = "ingest_downloads"
 DOWNLOAD_FAILURES = "ingest_download_failures"
 UPLOADED_BYTES = "ingest_uploaded_bytes"
 
-EVENT_QUEUE = QueueView("attachment_event", attachment_events, JobState, failed_states=("failed",))
-ATTACHMENT_QUEUE = QueueView(
+EVENT_VIEW = QueueView("attachment_event", attachment_events, JobState, failed_states=("failed",))
+ATTACHMENT_VIEW = QueueView(
     "attachment",
     attachments,
     AttachmentState,
@@ -121,14 +218,14 @@ class Attachments(Capability[AttachmentResources]):
     """Events with addresses to downloaded files and their results."""
 
     name = "attachments"
-    queues = (EVENT_QUEUE, ATTACHMENT_QUEUE)
+    queues = (EVENT_VIEW, ATTACHMENT_VIEW)
     item_tables = (EVENTS, ITEMS)
     metrics = (
         Metric(
             ATTACHMENT_EVENTS,
             ("outcome",),
             "Events that ended: their addresses were extracted, or they failed.",
-            tuple((state,) for state in finished_states(EVENT_QUEUE.states)),
+            tuple((state,) for state in finished_states(EVENT_VIEW.states)),
             unit="events",
         ),
         Metric(
@@ -148,8 +245,8 @@ class Attachments(Capability[AttachmentResources]):
         Metric(UPLOADED_BYTES, ("domain",), "Bytes of attachments stored.", unit="bytes"),
     )
     counted = (
-        *counted_by_state(EVENT_QUEUE, (attachment_events.c.state,), event_amounts),
-        *counted_by_state(ATTACHMENT_QUEUE, (attachments.c.state, *latency_columns(attachments)), attachment_amounts),
+        *counted_by_state(EVENT_VIEW, (attachment_events.c.state,), event_amounts),
+        *counted_by_state(ATTACHMENT_VIEW, (attachments.c.state, *latency_columns(attachments)), attachment_amounts),
         CountedTable(
             download_outcomes.name,
             download_outcomes,
@@ -215,8 +312,7 @@ class Attachments(Capability[AttachmentResources]):
         """Find the bodies of events that ended before the retention period; their counts stay."""
         columns, cutoff = attachment_events.c, now - timedelta(days=services.settings.retention.event_days)
         old = sa.and_(columns.state == JobState.DONE, columns.finished_at < cutoff, columns.body != "")
-        with reading(services.engine) as connection:
-            number = int(connection.execute(sa.select(sa.func.count()).where(old)).scalar_one())
+        number = int(fetch(services.engine, sa.select(sa.func.count()).where(old)).scalar_one())
 
         def remove() -> None:
             with writing(services.engine) as connection:
@@ -349,5 +445,5 @@ def _attachment_view(
         },
         moments=[*_histories(connection, [row])],
         contents=contents,
-        asset=ATTACHMENT_QUEUE.asset,
+        asset=ATTACHMENT_VIEW.asset,
     )

@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 from ingest_project.attachments import AttachmentResources
-from ingest_project.attachments.actions import COLUMNS, REPLAY, conditions_of
 from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
+from ingest_project.attachments.capability import COLUMNS, REPLAY, conditions_of
 from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode

@@ -23,9 +23,10 @@ from ingest_project.attachments.assets import (
 )
 from ingest_project.attachments.catalog import CHECKS, CHECKS_OF_ALL_ATTACHMENTS, ONELAKE_ATTACHMENTS
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE
+from ingest_project.attachments.results import commit_lost
 from ingest_project.attachments.sensors import attachment_events_sensor, downloads_sensor, eventhouse_sensor
 from ingest_project.core.settings import Settings
-from ingest_project.platform.dagster.catalog import DagsterParts, topic_uri
+from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule, topic_uri
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run
@@ -63,9 +64,12 @@ def attachments_batch() -> None:
     download_and_store()
 
 
-@dg.op(description="Merges small files, writes a checkpoint, removes what is out of retention.")
+@dg.op(
+    description="Commits lost rows again, merges small files, writes a checkpoint, removes what is out of retention."
+)
 def maintain_results(context: dg.OpExecutionContext, services: dg.ResourceParam[AttachmentResources]) -> None:
     """Maintain the Delta table of results; the second time nothing is left to do."""
+    context.log.info("%d lost results were committed again.", commit_lost(services))
     maintenance = optimize_and_vacuum(services.attachment_results, services.settings.delta)
     context.log.info(summary(maintenance))
 
@@ -121,18 +125,8 @@ attachments = dg.Definitions(
     asset_checks=CHECKS,
     jobs=[attachment_events_batch, attachments_batch, downloads_batch, attachment_checks, attachments_maintenance],
     schedules=[
-        dg.ScheduleDefinition(
-            name="attachment_checks_every_quarter_hour",
-            job=attachment_checks,
-            cron_schedule="7,22,37,52 * * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        ),
-        dg.ScheduleDefinition(
-            name="attachments_maintenance_every_night",
-            job=attachments_maintenance,
-            cron_schedule="20 3 * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        ),
+        running_schedule("attachment_checks_every_quarter_hour", attachment_checks, "7,22,37,52 * * * *"),
+        running_schedule("attachments_maintenance_every_night", attachments_maintenance, "20 3 * * *"),
     ],
     sensors=[
         eventhouse_sensor,

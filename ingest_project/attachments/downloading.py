@@ -50,7 +50,7 @@ GROUP_SECONDS = 1.0
 # Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
-# Of a result: what is not known, or not so.
+# Of a result: what is not known, or is wrong.
 NO_FACTS: dict[str, Any] = dict.fromkeys(
     ("http_status", "error_class", "error", "size_bytes", "sha256", "onelake_path")
 )

@@ -14,8 +14,7 @@ from typing import Any
 import jsonpath
 import msgspec
 
-from ingest_project.attachments.events import EventRecord
-from ingest_project.attachments.queue import TaskArrival
+from ingest_project.attachments.queue import EventRecord, TaskArrival
 from ingest_project.attachments.storage import Destinations, distinct_file_names
 from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (

@@ -1,4 +1,4 @@
-"""The work queue of attachments: pending downloads, leases of runs, retries and failures.
+"""Work queues: of attachments, with pending downloads, leases, retries and failures; and of events, each kept whole.
 
 An attempt's result is stored before it is published. A run that is killed in between leaves an unpublished result; the
 next run that begins the attachment publishes that one and does not download again.
@@ -14,12 +14,18 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments.attempts import AttemptResult, Identity, enter_results
-from ingest_project.attachments.tables import AttachmentState, attachment_replays, attachments, download_outcomes
+from ingest_project.attachments.tables import (
+    AttachmentState,
+    attachment_events,
+    attachment_replays,
+    attachments,
+    download_outcomes,
+)
 from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import in_parts, update_each
-from ingest_project.platform.work_queue.queue import KafkaPosition, QueueEntry, QueueTable, WorkQueue
+from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The two parts of the queue: first attempts, and later ones.
 PENDING_QUEUE = "pending"
@@ -283,8 +289,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         """Count the attachments that were stored and those that failed since then."""
         counted = [sa.func.count().filter(COLUMNS.state == state) for state in ATTACHMENT_QUEUE.finished]
         recent = (COLUMNS.state.in_(ATTACHMENT_QUEUE.finished), COLUMNS.updated_at >= since)
-        with reading(self._engine) as connection:
-            counts = connection.execute(sa.select(*counted).where(*recent)).one()
+        counts = fetch(self._engine, sa.select(*counted).where(*recent)).one()
         return dict(zip(ATTACHMENT_QUEUE.finished, map(int, counts), strict=True))
 
     def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
@@ -400,8 +405,7 @@ def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
         .group_by(COLUMNS.queue_name, COLUMNS.attempt)
         .order_by(COLUMNS.queue_name, COLUMNS.attempt)
     )
-    with reading(engine) as connection:
-        return tuple(Pending(**row) for row in connection.execute(query).mappings())
+    return tuple(Pending(**row) for row in fetch(engine, query).mappings())
 
 
 def _stored(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
@@ -456,3 +460,96 @@ def _ended(ended: AttemptResult, now: datetime) -> dict[str, Any]:
         "finished_at": now,
         "updated_at": now,
     }
+
+
+EVENT_COLUMNS = attachment_events.c
+
+
+class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as it was read from Kafka.
+
+    Args:
+        event_key: made of its position, see `KafkaPosition`.
+        hour: partition it is shown under.
+        body: the message, JSON.
+    """
+
+    event_key: str
+    hour: str
+    trace_id: str
+    domain: str
+    event_type: str
+    body: str
+    intake: KafkaPosition
+
+    def own_columns(self, now: datetime) -> Mapping[str, Any]:  # noqa: ARG002 - no column of an event depends on the time
+        """Return the columns that only events have."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "intake"}
+
+
+class EventRecord(QueueEntry, frozen=True, kw_only=True):
+    """One event; `EventArrival` explains its fields."""
+
+    event_key: str
+    hour: str
+    trace_id: str
+    domain: str
+    event_type: str
+    body: str
+    state: JobState
+
+
+class HourOfEvents(msgspec.Struct, frozen=True):
+    """Counts of one hour, over all its finished events."""
+
+    hour: str
+    events: int = 0
+    addresses: int = 0
+    duplicates: int = 0
+    unfinished: int = 0
+    failed: int = 0
+
+    @property
+    def tasks(self) -> int:
+        """Download tasks made."""
+        return self.addresses - self.duplicates
+
+
+EVENT_QUEUE = QueueTable(
+    table=attachment_events, entry=EventRecord, states=JobState, working=JobState.RUNNING, searched=("trace_id", "body")
+)
+
+
+class EventQueue(WorkQueue[EventArrival, EventRecord, JobState]):
+    """The queue over the table `attachment_events`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        super().__init__(engine, EVENT_QUEUE)
+
+    def of_hour(self, hour: str) -> tuple[str, ...]:
+        """Return the keys of the events that arrived in an hour."""
+        query = sa.select(EVENT_COLUMNS.event_key).where(EVENT_COLUMNS.hour == hour).order_by(EVENT_COLUMNS.event_key)
+        return tuple(fetch(self._engine, query).scalars())
+
+    def hours(self, hours: Sequence[str]) -> tuple[HourOfEvents, ...]:
+        """Return the counts of each of these hours, zeros where nothing arrived, in the order of the hours."""
+        done = EVENT_COLUMNS.state == JobState.DONE
+        query = (
+            sa.select(
+                EVENT_COLUMNS.hour,
+                sa.func.count().label("events"),
+                sa.func.coalesce(sa.func.sum(EVENT_COLUMNS.addresses).filter(done), 0).label("addresses"),
+                sa.func.coalesce(sa.func.sum(EVENT_COLUMNS.duplicates).filter(done), 0).label("duplicates"),
+                sa.func.count().filter(EVENT_COLUMNS.state.in_(EVENT_QUEUE.unfinished)).label("unfinished"),
+                sa.func.count().filter(EVENT_COLUMNS.state == JobState.FAILED).label("failed"),
+            )
+            .where(EVENT_COLUMNS.hour.in_(list(hours)))
+            .group_by(EVENT_COLUMNS.hour)
+        )
+        found = {row["hour"]: HourOfEvents(**row) for row in fetch(self._engine, query).mappings()}
+        return tuple(found.get(hour) or HourOfEvents(hour) for hour in sorted(hours))
+
+    def tasks_made(self) -> int:
+        """Count the download tasks that all finished events made."""
+        total = sa.func.coalesce(sa.func.sum(EVENT_COLUMNS.addresses - EVENT_COLUMNS.duplicates), 0)
+        return self._count(sa.select(total).where(EVENT_COLUMNS.state == JobState.DONE))

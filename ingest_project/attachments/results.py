@@ -30,12 +30,13 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.platform import tracing
 from ingest_project.platform.database import exclusive
+from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.errors import is_item_fault, reason_of, traceback_of
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import dead_letter
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
-from ingest_project.platform.trace_context import headers_of
+from ingest_project.platform.tracing import headers_of
 
 logger = get_logger(__name__)
 
@@ -169,6 +170,33 @@ def commit_results(services: AttachmentResources) -> list[str]:
             if failures:
                 _number_next_commit(services)
     return sorted(hours)
+
+
+def commit_lost(services: AttachmentResources) -> int:
+    """Commit the results again whose rows the table has lost, as where an older version was restored.
+
+    A table that has as many rows as the work queue says is not read. Idempotent.
+
+    Returns:
+        their number.
+
+    Raises:
+        StoreUnavailableError, TransactionConflictError: not everything was committed; call again.
+    """
+    store, outcomes, lost = services.attachment_results, services.outcomes, 0
+    figures = store.figures()
+    if figures is not None and (figures.rows or 0) >= outcomes.committed():
+        return 0
+    with exclusive(services.engine, LOCK):
+        for day, committed in outcomes.committed_by_day():
+            query = f"SELECT attachment_key, replays, attempt FROM events WHERE day = '{day}'"
+            for batch in query_events(store, query):
+                committed.difference_update(zip(*batch.to_pydict().values(), strict=True))
+            outcomes.reopen(committed)
+            lost += len(committed)
+    if lost:
+        commit_results(services)
+    return lost
 
 
 def _number_next_commit(services: AttachmentResources, chosen: Sequence[AttemptResult] | None = None) -> int:

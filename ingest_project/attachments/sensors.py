@@ -25,8 +25,7 @@ from ingest_project.attachments.assets import ORIGIN, ORIGIN_HEADER
 from ingest_project.attachments.catalog import ATTACHMENTS, hour_of_arrival
 from ingest_project.attachments.eventhouse.polling import Page, poll, position_from_json
 from ingest_project.attachments.eventhouse.queries import DomainQuery, PolledEvent, RefusedRow, load_queries
-from ingest_project.attachments.events import EventArrival
-from ingest_project.attachments.queue import EVENTHOUSE_SENSOR, RETRY_QUEUE, TaskArrival
+from ingest_project.attachments.queue import EVENTHOUSE_SENSOR, RETRY_QUEUE, EventArrival, TaskArrival
 from ingest_project.attachments.results import DUE_HEADER
 from ingest_project.contracts.attachments import (
     AttachmentEvent,

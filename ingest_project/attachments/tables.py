@@ -19,11 +19,9 @@ from ingest_project.platform.database.sql import (
     Json,
     UtcTime,
     kafka_columns,
-    leased_index,
-    lookup_indexes,
     metadata,
-    pending_index,
-    traced_index,
+    partial_index,
+    queue_indexes,
     work_columns,
 )
 
@@ -59,13 +57,8 @@ attachment_events = sa.Table(
     # Addresses found in it, and of those the ones that were attachments already.
     Col("addresses", sa.Integer),
     Col("duplicates", sa.Integer),
-    pending_index("attachment_events", "kafka_topic"),
-    leased_index("attachment_events", "kafka_topic"),
-    traced_index("attachment_events"),
-    *lookup_indexes("attachment_events"),
-    sa.Index("attachment_events_by_batch", "batch_id"),
+    *queue_indexes("attachment_events"),
     sa.Index("attachment_events_by_hour", "hour"),
-    sa.Index("attachment_events_by_state", "state", "updated_at"),
     sa.Index("attachment_events_by_trace", "trace_id"),
 )
 
@@ -94,12 +87,14 @@ attachments = sa.Table(
     Col("sha256", sa.Text),
     Col("content_type", sa.Text),
     Col("stored_path", sa.Text),
-    pending_index("attachments", "queue_name"),
-    leased_index("attachments", "queue_name"),
-    traced_index("attachments"),
-    *lookup_indexes("attachments", "attachment_url", "sha256", "stored_path", names=("attachment_key",)),
-    sa.Index("attachments_by_batch", "batch_id"),
-    sa.Index("attachments_by_state", "state", "updated_at"),
+    *queue_indexes(
+        "attachments",
+        "attachment_url",
+        "sha256",
+        "stored_path",
+        names=("attachment_key",),
+        queue_name="queue_name",
+    ),
     sa.Index("attachments_by_trace", "trace_id"),
     sa.Index("attachments_by_event", "event_key"),
 )
@@ -124,12 +119,7 @@ download_outcomes = sa.Table(
     # Why its message was not published or its row not committed; other attempts continue.
     Col("publish_error", sa.Text),
     Col("commit_error", sa.Text),
-    sa.Index(
-        "download_outcomes_uncommitted",
-        "commit_number",
-        postgresql_where=sa.text("committed_at IS NULL"),
-        sqlite_where=sa.text("committed_at IS NULL"),
-    ),
+    partial_index("download_outcomes_uncommitted", "committed_at IS NULL", "commit_number"),
     sa.Index("download_outcomes_by_commit", "commit_number"),
     sa.Index("download_outcomes_by_time", "completed_at"),
 )

@@ -112,7 +112,7 @@ def _services() -> SystemResources:
 
 def _services_for_search() -> SystemResources:
     settings = load_settings().settings
-    # A person waits, and most of what is asked for is in the database.
+    # A person waits, and most items are in the database.
     kafka = settings.kafka.model_copy(
         update={"request_timeout_seconds": min(settings.kafka.request_timeout_seconds, BROKER_SECONDS)}
     )

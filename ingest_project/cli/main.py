@@ -6,10 +6,13 @@ An expected error prints its one message on standard error and sets an exit code
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -35,7 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "cli.operations:status",
     "files": "file_ingest.commands.files:files_app",
     "quarantine": "file_ingest.commands.files:quarantine_app",
-    "profile": "file_ingest.commands.profiles:profile_app",
+    "profile": "file_ingest.commands.datasets:profile_app",
     "dataset": "file_ingest.commands.datasets:dataset_app",
     "baselines": "file_ingest.commands.datasets:show_baselines",
     "attachments": "attachments.commands:attachments_app",
@@ -66,7 +69,7 @@ PARTS: Mapping[str, str] = {
     plugins.SOURCES: "sources.registry:SOURCES",
     plugins.STORES: "platform.object_store:STORES",
     plugins.DECODERS: "streams.decoders:DECODERS",
-    plugins.ALERT_CHANNELS: "operations.alerts.channels:CHANNELS",
+    plugins.ALERT_CHANNELS: "operations.alerts:CHANNELS",
 }
 # Click's class for wrong usage: newer versions of Typer bring a Click of their own.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -110,17 +113,22 @@ def run_process(command: Callable[[], int]) -> None:
     """Run a command as the only one of this process and exit with its code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
+    # The first that is registered is called last, when threads have ended.
+    ended: list[int] = []
+    atexit.register(_end_at_once, ended)
     try:
-        code = command()
+        ended.append(command())
     except Exception as defect:  # noqa: BLE001 - shown as usual, without what acts on a terminal
         _show_defect(defect)
-        code = FAILED
-    sys.exit(code)
+        ended.append(FAILED)
+    sys.exit(ended[0])
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code."""
-    return run_app(lambda: build_app(_needed(arguments)), arguments, "ingest")
+    # All commands for help and misspelt names: importing the others takes longer than most commands run.
+    needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    return run_app(lambda: build_app(needed), arguments, "ingest")
 
 
 def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:
@@ -181,12 +189,14 @@ def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name:
     return ended if isinstance(ended, int) else 0
 
 
-def _needed(arguments: Sequence[str]) -> Iterable[str]:
-    """Return the command that is called; all of them for help and misspelt names.
-
-    Importing the others takes longer than most commands run.
-    """
-    return arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+def _end_at_once(codes: Sequence[int]) -> None:
+    # To delete all that was imported takes a quarter of the time of a command. Output that cannot be written is left to
+    # the interpreter, which reports it and ends as usual.
+    with suppress(OSError, ValueError):
+        for code in codes:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def _no_options() -> None:

@@ -174,7 +174,7 @@ def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
         "retry_tiers": warehouse.retry_tiers if warehouse else None,
         "later": sum(one.later for one in work),
         "next_due_at": _next_due(warehouse),
-        **{_identifier(name): number for one in work for name, number in one.facts.items()},
+        **{name.lower().replace(" ", "_"): number for one in work for name, number in one.facts.items()},
         "unreported": snapshot.unreported,
         "oldest_unfinished": snapshot.oldest_unfinished,
         "runs": dagster.runs if dagster else None,
@@ -260,7 +260,3 @@ def _description(entry: OldestEntry, now: datetime) -> str:
     if entry.next_attempt_at > now:
         text += f", next in {length_of(entry.next_attempt_at - now)}"
     return f"{text}: {entry.reason}" if entry.reason else f"{text}."
-
-
-def _identifier(name: str) -> str:
-    return name.lower().replace(" ", "_")

@@ -87,7 +87,8 @@ def send_file_event(
     if short and (profile or trace_id):
         raise typer.BadParameter("The short form carries neither --format nor --trace-id.")
     settings = load_settings().settings
-    event = file_event(path, settings, _format(profile), trace_id or str(uuid.uuid4()))
+    metadata = {"format": profile} if profile else {}
+    event = file_event(path, settings, metadata, trace_id or str(uuid.uuid4()))
     raw = checked(event, partial(_accepted_file_event, settings))
     # One that is not on this host too: the folders are those of the system that ingests it.
     open_source({"source_type": "local"}, SourceContext(settings)).require_allowed(event.file_path)
@@ -361,10 +362,6 @@ def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, Any]:
             raise typer.BadParameter(f"{option} takes KEY=VALUE, not {text!r}.")
         pairs[name] = value
     return pairs
-
-
-def _format(profile: str | None) -> dict[str, Any]:
-    return {"format": profile} if profile else {}
 
 
 def _is_example(path: str, settings: Settings) -> bool:

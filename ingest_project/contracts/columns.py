@@ -1,4 +1,4 @@
-"""The columns that a dataset or a stream declares: names, types and rules; `schemas` makes pandera schemas of them."""
+"""The columns that a dataset or a stream declares: names, types, rules; `validation` makes pandera schemas of them."""
 
 from __future__ import annotations
 

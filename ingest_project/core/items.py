@@ -1,11 +1,12 @@
 """Keys of items, and work on batches of them: prefetch the next batch, and isolate the item that makes one fail.
 
 A key is a readable name with 128 bits of what identifies the item, or an hour as Dagster writes it. With 128 bits
-nobody finds two inputs of the same key by trying; with 40 bits that took seconds.
+no one finds two inputs of the same key by trial; with 40 bits that took seconds.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
@@ -26,6 +27,8 @@ _AS_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _TWO_LETTERS = [first + second for first in _BASE32 for second in _BASE32]
 _SHIFTS = range(120, -1, -10)
+# Messages are read by the ten thousand.
+OBJECTS_PER_COLLECTION = 100_000
 Item = TypeVar("Item")
 
 
@@ -96,6 +99,20 @@ def prefetch(items: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
     """
     with closing(items), ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
         yield _prefetched(items, worker)
+
+
+@contextmanager
+def rarely_collected() -> Iterator[None]:
+    """Look for unreachable cycles of objects more rarely, while large numbers of objects without any come and go.
+
+    Each of them would bring the next look at all objects nearer, which takes longer than what is done with them.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(OBJECTS_PER_COLLECTION, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def store_bisecting(

@@ -102,15 +102,15 @@ class LocalFile:
     """A finished file with its announced length and digest; as a context manager, it is read once from start to end.
 
     Args:
-        path: of the file, which nobody changes meanwhile.
+        path: of the file, which must not change meanwhile.
         size_bytes: its length.
         sha256: its digest, in hex.
-        fingerprint: of the file when its digest was computed. While the file still has it, a store that links the file
-            need not read it again.
+        fingerprint: of the file when its digest was computed. While the file still has it, its digest need not be
+            computed again.
 
     Raises:
         SourceNotFoundError: the file does not exist.
-        SourceChangedError: another length (on opening), or another digest (after the last byte was read).
+        SourceChangedError: another length (on opening); another digest, or written to meanwhile (after the last byte).
         StoreUnavailableError: the disk cannot be read.
     """
 
@@ -127,7 +127,7 @@ class LocalFile:
             raise SourceNotFoundError(str(self.path)) from None
         except OSError as error:
             raise SourceChangedError(str(self.path), f"it cannot be opened: {error.strerror}") from error
-        self._digest = hashlib.sha256()
+        self._digest = None if self._has_fingerprint() else hashlib.sha256()
         actual = os.fstat(self._file.fileno()).st_size
         if actual != self.size_bytes:
             self._file.close()
@@ -150,7 +150,8 @@ class LocalFile:
             chunk = self._file.read(size) or b""
             while len(chunk) < size and (more := self._file.read(size - len(chunk))):
                 chunk += more
-        self._digest.update(chunk)
+        if self._digest:
+            self._digest.update(chunk)
         return chunk
 
     def read_all(self) -> bytes:
@@ -166,6 +167,10 @@ class LocalFile:
         self.finish()
 
     def finish(self) -> None:
-        """Verify the digest of everything that was read."""
-        if self._digest.hexdigest() != self.sha256:
+        """Verify everything that was read: by its digest, or by the fingerprint that the file had and still has."""
+        is_intact = self._digest.hexdigest() == self.sha256 if self._digest else self._has_fingerprint()
+        if not is_intact:
             raise SourceChangedError(str(self.path), "its content is not what its checksum announced")
+
+    def _has_fingerprint(self) -> bool:
+        return self.fingerprint == FileFingerprint.of(os.fstat(self.descriptor))

@@ -51,7 +51,7 @@ def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
     A folder that cannot be listed is yielded itself: reading it says why.
     """
     for path in paths:
-        # Asked so, a path that nobody may look at is no error either.
+        # A path that may not be read is no error here either.
         if os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH112
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         else:
@@ -180,7 +180,7 @@ class UnknownNameError(ValueError):
 def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDetails:
     """Return a mistake with the nearest of the names that there are, or of the values."""
     kind, context = problem["type"], problem.get("ctx", {})
-    # Dagster makes the error anew, of pydantic's own types only.
+    # Dagster creates the error again, of pydantic's own types only.
     if kind == "extra_forbidden":
         unknown = UnknownNameError("is unknown" + nearest(str(problem["loc"][-1]), names))
         kind, context = "value_error", {"error": unknown}

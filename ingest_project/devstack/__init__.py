@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from ingest_project.core.errors import IngestError
 
@@ -121,13 +122,57 @@ class Command:
     run_as: RunAs | None = None
 
 
+class ForkedGuard:
+    """A guard that is a fork of the launcher, with what is used of `subprocess.Popen`.
+
+    Args:
+        pid: its process id.
+        connection: the other end of its standard input; it writes its exit code there.
+    """
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdin = connection.makefile("wb", buffering=0)
+        self._connection = connection
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after that time.
+        """
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("guard", timeout or 0)
+            try:
+                code = self._connection.recv(16)
+            except ConnectionError:
+                code = b""
+            self.returncode = int(code) if code else -signal.SIGKILL
+            self.stdin.close()
+            self._connection.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill it; the kernel ends its part."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Child:
     """A running command."""
 
     command: Command
     log_path: Path
-    guard: subprocess.Popen[bytes] = field(repr=False)
+    guard: subprocess.Popen[bytes] | ForkedGuard = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -191,21 +236,31 @@ class Child:
             self.guard.wait()
 
 
-def start(command: Command, log_folder: Path) -> Child:
-    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`."""
+Fork = Callable[[Mapping[str, Any], Mapping[str, str], IO[bytes]], ForkedGuard | None]
+
+
+def start(command: Command, log_folder: Path, fork: Fork | None = None) -> Child:
+    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`.
+
+    Args:
+        command: runs a module with this process's Python if it is forked.
+        log_folder: of the log.
+        fork: `Launcher.fork`; where it returns None, the command is started as a new program.
+    """
     log_path = log_folder / f"{command.name.replace(' ', '-')}.log"
     with suppress(FileNotFoundError):
         log_path.replace(log_path.with_suffix(".log.1"))
     spec = asdict(replace(command, environ=None))
     # The log shows what is processed, and ends up in error messages.
     with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
-        guard = subprocess.Popen(  # noqa: S603 - our own script
+        environ = os.environ if command.environ is None else command.environ
+        guard = (fork and fork(spec, environ, log)) or subprocess.Popen(  # noqa: S603 - our own script
             # -I and -S: it needs the standard library only, and must not read other people's site-packages.
             [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=dict(command.environ) if command.environ is not None else None,
+            env=dict(environ),
             start_new_session=True,
         )
     return Child(command, log_path, guard)

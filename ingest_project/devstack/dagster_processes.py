@@ -1,4 +1,4 @@
-"""Code server, daemon and webserver as processes of the stack, and GraphQL requests to the webserver.
+"""Commands of code server, daemon and webserver as parts of the stack, and GraphQL requests to the webserver.
 
 The code server loads the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
 workspace file names. None of them needs the others to start, so they start at the same time.
@@ -21,6 +21,7 @@ import yaml
 from ingest_project.core.errors import PermanentError
 from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
+from ingest_project.platform.dagster.code_server import HEAVY_MODULES
 
 LOCATION_NAME = "ingest_project"
 CODE_SERVER, DAEMON = "code server", "daemon"
@@ -30,6 +31,31 @@ REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 # Runs get the stop signal and write their last events before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
+# For the launcher: what run workers import, and what two or more of code server, daemon, webserver and monitor do.
+SHARED_MODULES = (
+    *HEAVY_MODULES,
+    "dagster._cli",
+    "dagster._core.execution.run_cancellation_thread",
+    "dagster._core.execution.run_metrics_thread",
+    "dagster._daemon.controller",
+    "dagster._daemon.sensor",
+    "dagster._grpc.server_watcher",
+    "dagster_postgres",
+    "ingest_project.operations.alerts.watch",
+    "ingest_project.operations.monitor",
+    "ingest_project.operations.snapshot",
+    "ingest_project.platform.dagster.asset_events",
+    "ingest_project.platform.dagster.event_text",
+    "ingest_project.platform.dagster.instance",
+    "ingest_project.platform.dagster.lineage",
+    "ingest_project.platform.dagster.run_records",
+    "ingest_project.platform.work_queue.sensor",
+    "starlette.applications",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+    "uvicorn.main",
+    "uvicorn.protocols.websockets.auto",
+)
 # Errors of `query_webserver` while the webserver does not listen yet, or cannot answer all of it.
 REQUEST_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
@@ -96,36 +122,30 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
     home.version_file.write_text(version("dagster"), "ascii")
 
 
-def start_code_server(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
-    """Start the process that loads the definitions and runs sensors and runs; does not wait."""
+def code_server_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
+    """Return the command of the process that loads the definitions and runs sensors and runs."""
     arguments = ["--module-name", home.definitions_module, "--socket", str(home.socket)]
-    command = replace(
-        _server(
-            CODE_SERVER,
-            "ingest_project.platform.dagster.code_server",
-            [*arguments, "--location-name", LOCATION_NAME],
-            environ,
-        ),
+    module = "ingest_project.platform.dagster.code_server"
+    return replace(
+        _server(CODE_SERVER, module, [*arguments, "--location-name", LOCATION_NAME], environ),
         grace_seconds=CODE_SERVER_GRACE_SECONDS,
         # On its own, a code server waits for its runs to finish, without a limit.
         stop_descendants=True,
         # Without a guard it would wait in the same way, and start further runs.
         orphan_signal=signal.SIGKILL,
     )
-    return start(command, log_folder)
 
 
-def start_daemon(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
-    """Start the process that ticks sensors and dequeues runs; does not wait."""
+def daemon_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
+    """Return the command of the process that ticks sensors and dequeues runs."""
     arguments = ["run", "--workspace", str(home.workspace)]
-    return start(_server(DAEMON, "ingest_project.operations.daemon", arguments, environ), log_folder)
+    return _server(DAEMON, "ingest_project.operations.daemon", arguments, environ)
 
 
-def start_webserver(home: DagsterHome, environ: Mapping[str, str], log_folder: Path) -> Child:
-    """Start the UI; does not wait."""
+def webserver_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
+    """Return the command of the UI."""
     arguments = ["--host", HOST, "--port", str(home.port), "--workspace", str(home.workspace)]
-    module = "ingest_project.platform.dagster.webserver"
-    return start(_server("webserver", module, arguments, environ), log_folder)
+    return _server("webserver", "ingest_project.platform.dagster.webserver", arguments, environ)
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:

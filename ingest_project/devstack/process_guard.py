@@ -1,9 +1,9 @@
 """Run one command so that it and the processes it starts end with the process that requested it.
 
-Run as a script by `processes.py`, with the standard library only so that it starts in milliseconds. Its standard input
-is a pipe from the requesting process: when that writes to it, or is killed and so closes it, the command gets the stop
-signal, a grace period, and SIGKILL. On Linux the guard adopts orphans, so that run workers, which outlive the server
-that started them, are found and ended as well.
+Run as a script, with the standard library only so that it starts in milliseconds, or as a fork of the launcher
+(`launcher`). Its standard input is a pipe from the requesting process: when that writes to it, or is killed and so
+closes it, the command gets the stop signal, a grace period, and SIGKILL. On Linux the guard adopts orphans, so that run
+workers, which outlive the server that started them, are found and ended as well.
 
     process_guard.py '{"arguments": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
                        "orphan_signal": null, "stop_descendants": false, "run_as": null}'
@@ -16,7 +16,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -35,24 +34,84 @@ POLL_SECONDS = 0.05
 def main() -> int:
     """Run the command until it ends or the pipe closes; return its exit code, 128 + signal when a signal ended it."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
+    command = fork_command(spec)
+    if command == 0:
+        _execute(spec["arguments"])
+    return watch(command, spec)
+
+
+def fork_command(spec: dict[str, Any]) -> int:
+    """Fork this process, which becomes the guard; return the new process's id, and 0 in the new process.
+
+    The new one has dropped its privileges, reads nothing, and gets a signal from the kernel if this one dies.
+    """
     os.umask(0o077)
     if ON_LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    guard = os.getpid()
+    if command := os.fork():
+        return command
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    if spec["run_as"]:
+        drop_privileges(spec["run_as"])
+    if ON_LINUX:
+        _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
+        if os.getppid() != guard:
+            os._exit(1)
+    return 0
+
+
+def _execute(arguments: list[str]) -> None:
+    """Become the command."""
+    # Python ignores them, which a program would inherit.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(arguments[0], arguments)  # noqa: S606 - the command comes from our own stack
+    except OSError as error:
+        sys.stderr.write(f"{arguments[0]}: {error.strerror}\n")
+        sys.stderr.flush()
+    os._exit(127)
+
+
+def watch(pid: int, spec: dict[str, Any]) -> int:
+    """Wait until the command has ended, or must end; then end what it left behind, and return its exit code."""
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    command = subprocess.Popen(  # noqa: S603 - the command comes from our own stack
-        spec["arguments"],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: _prepare(spec),  # noqa: PLW1509 - this process has one thread
-    )
+    command = _Command(pid)
     reason = None
-    while command.poll() is None and reason is None:
+    while not command.has_ended() and reason is None:
         reason = _wait_for_reason_to_stop(wake)
-        _collect_orphans(command.pid)
+        _collect_orphans(pid)
     _end_command(command, spec, spec["abandoned_grace_seconds" if reason == "abandoned" else "grace_seconds"])
     _end_orphans()
-    code = command.returncode
-    return 128 - code if code < 0 else code
+    return 128 - command.code if command.code < 0 else command.code
+
+
+class _Command:
+    """A child process; `code` is its exit code once it has ended, negative if a signal ended it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code = 0
+        self._ended = False
+
+    def has_ended(self, options: int = os.WNOHANG) -> bool:
+        if not self._ended:
+            ended, status = os.waitpid(self.pid, options)
+            if ended:
+                self._ended, self.code = True, os.waitstatus_to_exitcode(status)
+        return self._ended
+
+    def ends_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self.has_ended():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
 
 
 def _wake_on(*signals: int) -> int:
@@ -71,14 +130,6 @@ def _wait_for_reason_to_stop(wake: int) -> str | None:
     if 0 in readable:
         return "stop" if os.read(0, 1024) else "abandoned"
     return "stop" if any(number != signal.SIGCHLD for number in os.read(wake, 1024)) else None
-
-
-def _prepare(spec: dict[str, Any]) -> None:
-    """Run in the child before exec: drop privileges, and request a signal if this guard dies."""
-    if spec["run_as"]:
-        drop_privileges(spec["run_as"])
-    if ON_LINUX:
-        _prctl(PR_SET_PDEATHSIG, spec["orphan_signal"] or spec["stop_signal"])
 
 
 def drop_privileges(user: dict[str, Any]) -> None:
@@ -110,20 +161,18 @@ def _has_capability(capability: int) -> bool:
     return bool(permitted >> capability & 1)
 
 
-def _end_command(command: subprocess.Popen[bytes], spec: dict[str, Any], grace_seconds: float) -> None:
-    if command.poll() is None:
+def _end_command(command: _Command, spec: dict[str, Any], grace_seconds: float) -> None:
+    if not command.has_ended():
         for pid in _descendants(command.pid) if spec["stop_descendants"] else []:
             _signal(pid, spec["stop_signal"])
-        command.send_signal(spec["stop_signal"])
-        try:
-            command.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
-            command.kill()
-            command.wait()
+        _signal(command.pid, spec["stop_signal"])
+        if not command.ends_within(grace_seconds):
+            _signal(command.pid, signal.SIGKILL)
+            command.has_ended(0)
 
 
 def _collect_orphans(command_pid: int) -> None:
-    """Collect adopted processes that have ended; the command's own end is left for `Popen` to see."""
+    """Collect adopted processes that have ended; the command's own end is left for `_Command`."""
     while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if ended.si_pid == command_pid:
             return

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,7 @@ from ingest_project.core.settings import LoadedSettings, Settings
 from ingest_project.devstack import (
     HOST,
     Child,
+    Command,
     Restarts,
     ServiceFailedError,
     dagster_processes,
@@ -37,8 +39,10 @@ from ingest_project.devstack import (
     python_module,
     start,
 )
+from ingest_project.devstack.launcher import Launcher
 from ingest_project.devstack.state_folder import (
     LOGS,
+    StateFolderUnusableError,
     announce,
     announced,
     child_environment,
@@ -52,6 +56,8 @@ from ingest_project.devstack.state_folder import (
 from ingest_project.platform.dagster.records import require_records
 
 POLL_SECONDS = 0.5
+# PostgreSQL's recovery from a crash writes two segments of its log, of 16 MiB each.
+SPACE_TO_START_BYTES = 32 * 1024**2
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
 
 
@@ -81,6 +87,8 @@ class Stack:
         home: of Dagster; None without it.
         children: in the order in which they were started.
         addresses: settings that name what was started.
+        launcher: of Dagster and the monitor; None without either.
+        restarts: of the parts.
     """
 
     loaded: LoadedSettings
@@ -90,6 +98,7 @@ class Stack:
     home: dagster_processes.DagsterHome | None = None
     children: list[Child] = field(default_factory=list)
     addresses: dict[str, Any] = field(default_factory=dict)
+    launcher: Launcher | None = None
     restarts: Restarts = field(default_factory=Restarts)
 
     @property
@@ -116,6 +125,10 @@ class Stack:
     def monitor_url(self) -> str:
         """Address of the monitor; empty without one."""
         return f"http://{HOST}:{self.monitor_port}" if self.monitor_port is not None else ""
+
+    def start(self, command: Command) -> Child:
+        """Start a part that is a Python module; its imports are those of the launcher if possible."""
+        return start(command, self.log_folder, self.launcher.fork if self.launcher else None)
 
     def require_running(self) -> None:
         """Restart parts that have ended; returns when everything runs.
@@ -181,6 +194,9 @@ def running_stack(
                 choose_port(loaded, "The UI", "dagster.webserver_port", report) if dagster else None
             )
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
+            if dagster or monitor:
+                # It imports while broker and database start.
+                stack.launcher = on_exit.enter_context(closing(_launcher(stack)))
             on_exit.callback(_stop, stack)
             _start_services(stack)
             if port is not None and not is_chosen(loaded, "dagster.webserver_url"):
@@ -193,14 +209,37 @@ def running_stack(
         yield stack
 
 
+def _launcher(stack: Stack) -> Launcher:
+    environ = os.environ | {"INGEST_STATE_DIR": str(stack.state_dir)}
+    return Launcher(dagster_processes.SHARED_MODULES, environ, stack.log_folder / "launcher.log")
+
+
 @contextmanager
 def failures_explained(stack: Stack) -> Iterator[None]:
-    """Raise why parts of Dagster ended, where the database that a setting names for it is away."""
+    """Raise why parts ended: the disk is full, or the database that a setting names for Dagster is away."""
     try:
         yield
-    except ServiceFailedError:
+    except ServiceFailedError as failure:
+        if full := _lack_of_space(stack):
+            raise StateFolderUnusableError(stack.state_dir, f"{full}, and the {failure.name} needs more") from failure
         _require_records(stack)
         raise
+
+
+def _lack_of_space(stack: Stack) -> str:
+    """Return how little space a full disk has left, empty if parts can be started on it."""
+    free = shutil.disk_usage(stack.state_dir).free
+    return f"its disk is full ({free // 1024**2} MiB free)" if free < SPACE_TO_START_BYTES else ""
+
+
+def _wait_for_space(stack: Stack, name: str) -> None:
+    """Return once the disk has the space that a part needs to start."""
+    full = _lack_of_space(stack)
+    if full:
+        needed = f"once {SPACE_TO_START_BYTES // 1024**2} MiB are free"
+        stack.report(f"{stack.state_dir}: {full}. The {name} ended and is started again {needed}", StepState.NOTE)
+    while _lack_of_space(stack):
+        time.sleep(POLL_SECONDS)
 
 
 def _require_records(stack: Stack) -> None:
@@ -306,7 +345,7 @@ def _start_dependents(stack: Stack) -> None:
     if stack.monitor_port is not None:
         arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
         # Nothing waits for it: nothing else needs it.
-        stack.children.append(start(python_module("monitor", arguments, _environment(stack)), stack.log_folder))
+        stack.children.append(stack.start(python_module("monitor", arguments, _environment(stack))))
 
 
 def _environment(stack: Stack) -> dict[str, str]:
@@ -317,26 +356,26 @@ def _environment(stack: Stack) -> dict[str, str]:
 
 
 def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
-    report, log_folder = stack.report, stack.log_folder
+    report = stack.report
     report(DAGSTER, StepState.STARTING)
     _require_records(stack)
     environ = _environment(stack)
     if dagster_processes.storage_is_outdated(home):
         report("Dagster's storage is migrated", StepState.NOTE)
-        dagster_processes.migrate_storage(home, environ, log_folder)
-    code_server = dagster_processes.start_code_server(home, environ, log_folder)
+        dagster_processes.migrate_storage(home, environ, stack.log_folder)
+    code_server = stack.start(dagster_processes.code_server_command(home, environ))
     stack.children.append(code_server)
-    webserver = dagster_processes.start_webserver(home, environ, log_folder)
+    webserver = stack.start(dagster_processes.webserver_command(home, environ))
     stack.children.append(webserver)
     # A daemon that does not find the code server tries again only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
-    stack.children.append(dagster_processes.start_daemon(home, environ, log_folder))
+    stack.children.append(stack.start(dagster_processes.daemon_command(home, environ)))
     dagster_processes.wait_until_ready(home, webserver, stack.children)
     report(DAGSTER, StepState.READY)
 
 
 def _restart(stack: Stack, ended: Child) -> None:
-    """Restart a part that has ended, with a pause that grows.
+    """Restart a part that has ended, with a pause that grows; on a full disk, once there is space.
 
     Raises:
         ServiceFailedError: it ended, or failed to start, too often.
@@ -344,6 +383,7 @@ def _restart(stack: Stack, ended: Child) -> None:
     failure = ended.failed(f"ended with exit code {ended.guard.returncode}")
     ended.stop()
     while True:
+        _wait_for_space(stack, ended.name)
         pause = stack.restarts.pause_after_end(ended.name, time.monotonic())
         if pause is None:
             raise failure.repeated(stack.restarts.ends(ended.name))
@@ -370,7 +410,7 @@ def _start_again(stack: Stack, ended: Child) -> None:
         _start_code_server_again(stack, stack.home, ended)
     else:
         # If its port is taken, it ends soon, which counts as one more end.
-        _replace(stack, ended, start(ended.command, stack.log_folder), lambda: None)
+        _replace(stack, ended, stack.start(ended.command), lambda: None)
 
 
 def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None]) -> None:
@@ -404,13 +444,13 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:
     home.socket.unlink(missing_ok=True)
-    code_server = dagster_processes.start_code_server(home, _environment(stack), stack.log_folder)
+    code_server = stack.start(dagster_processes.code_server_command(home, _environment(stack)))
     _replace(stack, ended, code_server, lambda: dagster_processes.wait_for_code_server(home, code_server))
     # A daemon that has lost the code server tries again only after a minute.
     for number, child in enumerate(stack.children):
         if child.name == dagster_processes.DAEMON:
             child.stop()
-            stack.children[number] = start(child.command, stack.log_folder)
+            stack.children[number] = stack.start(child.command)
 
 
 def _stop_all(children: Sequence[Child]) -> None:

@@ -186,8 +186,12 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     share = count / count.sum().over(keys)
     with_mean = together.with_columns((mean * share).sum().over(keys).alias("whole_mean"))
     degrees = pl.max_horizontal(count.sum() - 1, pl.lit(1))
-    within = pl.col("stddev").fill_null(0.0) * ((count - 1) / degrees).sqrt()
-    between = (mean - pl.col("whole_mean")) * (count / degrees).sqrt()
+    # Halves, and their squares in units of the greatest: deviations of values near 1e308 would overflow.
+    within = pl.col("stddev").fill_null(0.0) / 2 * ((count - 1) / degrees).sqrt()
+    between = (mean / 2 - pl.col("whole_mean") / 2) * (count / degrees).sqrt()
+    unit = pl.max_horizontal(within.max(), between.abs().max())
+    squares = ((within / unit).pow(2) + (between / unit).pow(2)).sum()
+    deviation = pl.when(unit > 0).then(squares.sqrt() * unit * 2).otherwise(0.0)
     return (
         with_mean.group_by(keys)
         .agg(
@@ -195,7 +199,7 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
             pl.col("max").max(),
             pl.col("whole_mean").first().alias("mean"),
             count.sum(),
-            pl.when(count.sum() > 1).then((within.pow(2) + between.pow(2)).sum().sqrt()).alias("stddev"),
+            pl.when(count.sum() > 1).then(deviation).alias("stddev"),
         )
         .sort(keys)
     )

@@ -47,7 +47,7 @@ from ingest_project.platform.capability import (
     queue_history,
     rows_where,
 )
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
@@ -348,8 +348,7 @@ def _unneeded_contents(engine: sa.Engine, cutoff: datetime) -> list[str]:
         .order_by(files.c.sha256)
         .limit(MAX_CONTENTS)
     )
-    with reading(engine) as connection:
-        return list(connection.execute(query).scalars())
+    return list(fetch(engine, query).scalars())
 
 
 def _expired_statistics(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
@@ -428,7 +427,6 @@ def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, lim
 def _rejected(engine: sa.Engine, file_key: str, first: int, limit: int) -> RowPage:
     columns = quarantined_rows.c
     query = sa.select(columns.line_number, columns.raw_text, columns.reasons).where(columns.file_key == file_key)
-    with reading(engine) as connection:
-        rows = connection.execute(query.order_by(columns.line_number).offset(first).limit(limit + 1)).all()
+    rows = fetch(engine, query.order_by(columns.line_number).offset(first).limit(limit + 1)).all()
     shown = tuple((line, text, "; ".join(reasons)) for line, text, reasons in rows[:limit])
     return RowPage(("line", "row", "reasons"), shown, more=len(rows) > limit)

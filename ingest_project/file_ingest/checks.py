@@ -22,9 +22,8 @@ from ingest_project.file_ingest.catalog import (
     DatasetAssets,
     assets_of,
 )
-from ingest_project.file_ingest.contract import Contract
+from ingest_project.file_ingest.contract import NO_DRIFT, Contract, drift_of
 from ingest_project.file_ingest.declared import contract_of
-from ingest_project.file_ingest.drift import NO_DRIFT, drift_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.result import (

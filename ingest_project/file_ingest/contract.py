@@ -2,6 +2,9 @@
 
 One implementation for sensor readings, with the rules that only they have, and one for every declared dataset, see
 `declared`. The rest of the pipeline knows no dataset by name.
+
+Nothing of a file is dropped silently. An undeclared column is kept as JSON next to its row (`rescue`), becomes a column
+of the table (`evolve`), or rejects the file (`freeze`); each of the three reports it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Literal
 
 import polars as pl
 import sqlalchemy as sa
@@ -19,16 +23,107 @@ from ingest_project.contracts.columns import clock_remedies
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.validation import ValidatedRows
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.items import digest_of
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.file_ingest.aggregation import aggregate_files
-from ingest_project.file_ingest.drift import Drift, Policy, require_unchanged
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
-from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables
-from ingest_project.readers.layout import READINGS, ReadLimits, Target
-from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
+from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
+from ingest_project.readers.profiles import Profiles, ReaderProfile, first_group, load_profiles
 from ingest_project.readers.reading import cast
+
+SCHEMA_CHANGED = "schema_changed"
+MAX_COLUMNS_SHOWN = 50
+# Reasons of values that are not of the type of their column.
+OTHER_TYPES = ("_not_a_", "_not_an_", "_unparseable")
+
+Policy = Literal["rescue", "evolve", "freeze"]
+FATES: Mapping[str, str] = {
+    "rescue": "kept in rescued_data",
+    "evolve": "added to the table",
+    "freeze": "refused with the file",
+}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Differences between the columns of a file and the declared ones.
+
+    Args:
+        unknown: columns of the file that are not declared, and that its profile does not leave out on purpose.
+        missing: declared columns that the file does not have, and need not have.
+        retyped: columns in which more than half of the rows have values of another type.
+        reordered: True if the declared columns come in another order.
+        left_out: files of an archive that the profile does not choose.
+        rescued: those of the unknown columns that stay in rescued_data although the dataset evolves.
+    """
+
+    unknown: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    retyped: tuple[str, ...] = ()
+    reordered: bool = False
+    left_out: tuple[str, ...] = ()
+    rescued: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """True if anything but the order differs: columns are matched by their names."""
+        return bool(self.unknown or self.missing or self.retyped)
+
+    def __str__(self) -> str:
+        """Return what differs, in words."""
+        named = {"unknown": self.unknown, "missing": self.missing, "of another type": self.retyped}
+        named |= {"not added but kept in rescued_data": self.rescued}
+        parts = [f"{what}: {', '.join(names[:MAX_COLUMNS_SHOWN])}" for what, names in named.items() if names]
+        return "; ".join([*parts, *(["the columns come in another order"] if self.reordered else [])])
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what differs, for the UI; nothing where nothing does."""
+        named = {"unknown_columns": self.unknown, "missing_columns": self.missing, "retyped_columns": self.retyped}
+        named |= {"members_left_out": self.left_out, "rescued_columns": self.rescued}
+        shown: dict[str, Any] = {name: list(columns[:MAX_COLUMNS_SHOWN]) for name, columns in named.items() if columns}
+        return shown | ({"columns_reordered": True} if self.reordered else {})
+
+
+NO_DRIFT = Drift()
+
+
+def drift_of(
+    chunk: RowsChunk, target: Target, rule_counts: Mapping[str, int], rows_read: int, rescued: tuple[str, ...]
+) -> Drift:
+    """Return the drift of a file.
+
+    Args:
+        chunk: the first one of the file: a header says the same in all of them.
+        target: the declared columns.
+        rule_counts: how often each rule was broken.
+        rows_read: rows of the file.
+        rescued: see `Contract.rescued`.
+    """
+    wrong = dict.fromkeys(target.columns, 0)
+    for rule, count in rule_counts.items():
+        for column in target.columns:
+            if rule.startswith(tuple(f"{column}{end}" for end in OTHER_TYPES)):
+                wrong[column] += count
+    retyped = tuple(column for column, count in wrong.items() if 2 * count > rows_read)
+    # Where profiles name all columns, one that they do not name is not missing.
+    missing = chunk.missing_columns if target.by_name else ()
+    return Drift(chunk.unknown_columns, missing, retyped, chunk.reordered, chunk.left_out, rescued)
+
+
+def require_unchanged(drift: Drift) -> None:
+    """Reject a file whose columns differ from the declared ones in more than their order.
+
+    Raises:
+        FileRejectedError: `schema_changed`.
+    """
+    if drift.found:
+        raise FileRejectedError(
+            SCHEMA_CHANGED,
+            f"Its columns are not those of the frozen dataset: {drift}. Declare them, or use drift: rescue.",
+        )
+
 
 SHOWN_RULES = 3
 
@@ -119,7 +214,7 @@ class Contract(ABC):
         return False
 
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
-        """Hash everything but the bytes that determines the rows of a file, see `versions.meaning_of`."""
+        """Hash everything but the bytes that determines the rows of a file, see `meaning_of`."""
         return meaning_of(profile, location_of(record), record.event.kind)
 
     def require_unchanged(self, drift: Drift) -> None:
@@ -220,3 +315,18 @@ def location_of(record: FileRecord) -> str:
 def counts_of(rejected: pl.DataFrame) -> dict[str, int]:
     """Count how often each rule was broken by rejected rows."""
     return dict(rejected.select(rule=pl.col("reasons").explode()).group_by("rule").len().iter_rows())
+
+
+def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) -> str:
+    """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
+
+    Args:
+        profile: that reads it.
+        location: of the file, or its name; only the parts that the profile reads from it are hashed.
+        kind: file type, by which the bytes are read.
+        more: whatever else determines them, e.g. the columns of a declared dataset.
+    """
+    name = location.rpartition("/")[2]
+    taken = {column: first_group(name, pattern) for column, pattern in profile.from_file_name.items()}
+    taken |= {column: first_group(location, pattern) for column, pattern in profile.from_path.items()}
+    return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind, *more)

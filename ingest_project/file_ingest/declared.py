@@ -18,17 +18,14 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.columns import OWN_NAMES, Column
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, validate
+from ingest_project.contracts.validation import ValidatedRows, needs_whole_files, row_check, schema_of, validate
 from ingest_project.core.errors import SchemaConflictError, SettingsError, StoreUnavailableError
 from ingest_project.core.items import digest_of
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.aggregation import NO_INSTANTS, SUMMARY_COLUMNS, summarise
-from ingest_project.file_ingest.contract import Contract, SensorContract, counts_of, location_of
-from ingest_project.file_ingest.drift import Policy
+from ingest_project.file_ingest.contract import Contract, Policy, SensorContract, counts_of, location_of, meaning_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
 from ingest_project.platform.database import open_engine
@@ -40,15 +37,15 @@ from ingest_project.platform.database.declared_tables import (
     sql_type,
 )
 from ingest_project.platform.database.sql import Double, Json
+from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.datasets import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
-from ingest_project.readers.target import RESCUED, Target
 from ingest_project.readers.typed_columns import cast_columns
 
-# The place of a row, and the columns of its file that nobody declared.
+# The place of a row, and the undeclared columns of its file.
 ENGINE_COLUMNS: Schema = {"file_key": pl.String, "line_number": pl.Int64, RESCUED: pl.String}
 SUMMARY_SCHEMA: Schema = dict.fromkeys(SUMMARY_COLUMNS, pl.Float64) | {"count": pl.Int64}
 TABLES = TableKind(proof="file_key", setting="target.table")

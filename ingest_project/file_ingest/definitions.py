@@ -46,10 +46,10 @@ from ingest_project.platform.dagster.asset_events import (
     report,
     report_bisecting,
 )
-from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable
+from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable, running_schedule
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.http import printable_url
-from ingest_project.platform.trace_context import Item
+from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import DatasetDeclaration, Declarations, load_declarations
 
@@ -95,14 +95,14 @@ def _ingest(
         contract = contract_of(services, assets.dataset)
         contract.prepare_tables(services.engine)
     except (SettingsError, SchemaConflictError) as error:
-        # The files wait until what all of them need is mended; their reason names it.
+        # The files wait until what all of them need is fixed; their reason names it.
         waiting = [
             FileResult(record, FileState.PENDING, reason=str(error), error_class=error.error_class)
             for record in records
         ]
         if waiting:
             await_a_person(waiting, services)
-            # One run is enough to see whether it is mended, however many files wait for that.
+            # One run is enough to see whether it is fixed, however many files wait for that.
             with suppress(TransientError):
                 pause = services.settings.retries.delay(max(record.begun for record in records))
                 services.files.postpone(assets.dataset, pause, datetime.now(UTC))
@@ -264,12 +264,7 @@ def dataset_maintenance() -> None:
     maintain_dataset_tables()
 
 
-HOURLY_MAINTENANCE = dg.ScheduleDefinition(
-    name="dataset_maintenance_every_hour",
-    job=dataset_maintenance,
-    cron_schedule="25 * * * *",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-)
+HOURLY_MAINTENANCE = running_schedule("dataset_maintenance_every_hour", dataset_maintenance, "25 * * * *")
 
 
 def definitions_of(declarations: Declarations) -> dg.Definitions:
@@ -282,12 +277,7 @@ def definitions_of(declarations: Declarations) -> dg.Definitions:
         jobs=[*jobs.values(), file_checks, *([dataset_maintenance] if maintenance else [])],
         schedules=[
             *maintenance,
-            dg.ScheduleDefinition(
-                name="file_checks_every_quarter_hour",
-                job=file_checks,
-                cron_schedule="*/15 * * * *",
-                default_status=dg.DefaultScheduleStatus.RUNNING,
-            ),
+            running_schedule("file_checks_every_quarter_hour", file_checks, "*/15 * * * *"),
         ],
         sensors=[
             file_events_sensor("file_event_queue_sensor", lambda topics: topics.file_event_queue, jobs),

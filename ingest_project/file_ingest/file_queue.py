@@ -21,7 +21,7 @@ from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.items import digest_of
 from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
@@ -70,7 +70,7 @@ class FileArrival(NamedTuple):
     """A file event as it was read from Kafka.
 
     Args:
-        file_key: partition key, see `contracts.file_event.file_key`.
+        file_key: partition key, see `contracts.files.file_key`.
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
         pinned: True if the event names its version; otherwise it means the one present when it is consumed.
@@ -186,7 +186,7 @@ class QuarantineShare(msgspec.Struct, frozen=True):
 
 
 class AwaitingFiles(NamedTuple):
-    """The files of one dataset that wait until a person has mended its declaration, its table or a setting."""
+    """The files of one dataset that wait until a person has fixed its declaration, its table or a setting."""
 
     dataset: str
     files: int
@@ -195,7 +195,7 @@ class AwaitingFiles(NamedTuple):
     def __str__(self) -> str:
         """Describe it in a few sentences."""
         wait = "file waits" if self.files == 1 else "files wait"
-        remedy = "Nothing is lost: it goes on by itself once that is mended."
+        remedy = "Nothing is lost: it goes on by itself once that is fixed."
         return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
 
 
@@ -251,7 +251,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
     def await_a_person(
         self, records: Sequence[FileRecord], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> None:
-        """Requeue files that go on only once a person has mended what stops them; none of them is ever failed for it.
+        """Requeue files that continue only once a person has fixed what stops them; none of them is ever failed for it.
 
         They are tried again with a growing pause, and these attempts do not count.
         """
@@ -272,12 +272,11 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             connection.execute(sooner.values(next_attempt_at=until))
 
     def awaiting_a_person(self) -> tuple[AwaitingFiles, ...]:
-        """Return the datasets whose files wait until a person has mended something."""
+        """Return the datasets whose files wait until a person has fixed something."""
         columns = files.c
         query = sa.select(columns.dataset, sa.func.count(), sa.func.max(columns.reason))
         query = query.where(sa.text(AWAITING_A_PERSON)).group_by(columns.dataset).order_by(columns.dataset)
-        with reading(self._engine) as connection:
-            return tuple(AwaitingFiles(*row) for row in connection.execute(query))
+        return tuple(AwaitingFiles(*row) for row in fetch(self._engine, query))
 
     def announce_again(self, record: FileRecord, profile: str, now: datetime) -> str | None:
         """Queue a file to be read by another profile; its present rows count until that is done.
@@ -359,8 +358,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             for column in (files.c.rows_read, files.c.rows_accepted, files.c.rows_quarantined)
         ]
         query = sa.select(*sums).where(files.c.stands, files.c.duplicate_of.is_(None), files.c.dataset == dataset)
-        with reading(self._engine) as connection:
-            return RowTotals(*(int(number) for number in connection.execute(query).one()))
+        return RowTotals(*(int(number) for number in fetch(self._engine, query).one()))
 
     def quarantine_share(self, since: datetime) -> QuarantineShare:
         """Return how many of the files finished since then were quarantined."""
@@ -371,8 +369,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             files.c.updated_at >= since,
             files.c.finished_at >= since,
         )
-        with reading(self._engine) as connection:
-            return QuarantineShare(**connection.execute(query).mappings().one())
+        return QuarantineShare(**fetch(self._engine, query).mappings().one())
 
     def _at_begin(self) -> dict[str, Any]:
         return {"begun": files.c.begun + 1}

@@ -524,8 +524,9 @@ def quarantine_file(result: FileResult, landing: LandingStore, quarantine: Quara
         quarantine.put(result.record.file_key, b"", note)
         return result
     with landing.local_path(result.landed.sha256) as path:
-        # The landed bytes are verified: a store on the same disk links them unread.
-        file = LocalFile(path, result.landed.size_bytes, result.landed.sha256, FileFingerprint.of(path.stat()))
+        # The landed bytes are verified: a store on the same disk links them unread. A copy of remote ones is not yet.
+        fingerprint = FileFingerprint.of(path.stat()) if str(path) == result.landed.path else None
+        file = LocalFile(path, result.landed.size_bytes, result.landed.sha256, fingerprint)
         kept = quarantine.put(result.record.file_key, file, note)
     return replace(result, kept_at=kept.location)
 

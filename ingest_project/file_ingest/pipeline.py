@@ -250,7 +250,7 @@ def requeue_later(result: FileResult, services: FileIngestResources) -> FileResu
 
 
 def await_a_person(results: Sequence[FileResult], services: FileIngestResources) -> None:
-    """Requeue files that one error stops until a person has mended its cause."""
+    """Requeue files that one error stops until a person has fixed its cause."""
     first = results[0]
     why = (first.reason or "", first.error_class or "")
     services.files.await_a_person([one.record for one in results], *why, services.settings.retries, datetime.now(UTC))

@@ -31,10 +31,10 @@ from ingest_project.core.errors import (
 )
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, SharedInstants, SummaryCounts
 from ingest_project.file_ingest.catalog import DatasetAssets
-from ingest_project.file_ingest.drift import FATES, NO_DRIFT, Drift, Policy
+from ingest_project.file_ingest.contract import FATES, NO_DRIFT, Drift, Policy
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import ASPECTS
-from ingest_project.file_ingest.tables import MENDED_BY_A_PERSON, FileState
+from ingest_project.file_ingest.tables import FIXED_BY_A_PERSON, FileState
 from ingest_project.file_ingest.warehouse.baselines import (
     WITHIN_BASELINE,
     FileStatistics,
@@ -135,8 +135,8 @@ class FileResult:
 
     @property
     def awaits_a_person(self) -> bool:
-        """True if it goes on only once a person has mended its declaration, its table or a setting."""
-        return self.state is FileState.PENDING and self.error_class in MENDED_BY_A_PERSON
+        """True if it continues only once a person has fixed its declaration, its table or a setting."""
+        return self.state is FileState.PENDING and self.error_class in FIXED_BY_A_PERSON
 
     @property
     def is_news(self) -> bool:
@@ -194,7 +194,7 @@ def panics_as_errors() -> Iterator[None]:
 def result_of_error(record: FileRecord, error: IngestError, landed: Landed | None = None, **known: Any) -> FileResult:  # noqa: ANN401
     """Return the result of a file that an error stopped: retried, quarantined for its content, or failed.
 
-    A file whose table refuses its declaration is retried until one of the two is mended.
+    A file whose table refuses its declaration is retried until one of the two is fixed.
 
     Args:
         record: the file.

@@ -22,9 +22,9 @@ from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import FAST_LOADER, Declared, mistakes, yaml_content
+from ingest_project.readers import RESCUED
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
-from ingest_project.readers.excel_cells import FORMULA, NUMBER, TEXT
-from ingest_project.readers.target import RESCUED
+from ingest_project.readers.cells import FORMULA, NUMBER, TEXT
 
 SHIPPED_SENSOR_TYPES = Path(__file__).with_name("sensor_types.yaml")
 MAX_NAME_BYTES = 200
@@ -130,7 +130,7 @@ def _read_types(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> 
 
 @cache
 def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
-    """Return those of the file that is part of this package, read once: each batch asks for them."""
+    """Return those of the file that is part of this package, read once: each batch needs them."""
     return SensorTypes(_read_types(SHIPPED_SENSOR_TYPES, FAST_LOADER), unknown)
 
 

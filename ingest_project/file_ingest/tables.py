@@ -17,16 +17,15 @@ from sqlalchemy import Column as Col
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.platform.database.sql import (
+    PENDING,
     Double,
     Json,
     Texts,
     UtcTime,
     kafka_columns,
-    leased_index,
-    lookup_indexes,
     metadata,
-    pending_index,
-    traced_index,
+    partial_index,
+    queue_indexes,
     work_columns,
 )
 
@@ -108,7 +107,7 @@ ignored_notifications = sa.Table(
     Col("topic", sa.Text, primary_key=True),
     Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
-    # One of `Ignored`: a record's own name of its event is a stranger's.
+    # One of `Ignored`: the name that a record gives to its event is untrusted.
     Col("reason", sa.Text, primary_key=True),
     Col("number", sa.BigInteger, nullable=False),
     # Messages before it were counted: a tick that was killed reads them again.
@@ -141,17 +140,17 @@ contents = sa.Table(
     "contents",
     metadata,
     Col("sha256", sa.Text, primary_key=True),
-    # Hash of everything but the bytes that decides which rows they are, see `file_ingest.versions.meaning_of`.
+    # Hash of everything but the bytes that decides which rows they are, see `file_ingest.contract.meaning_of`.
     Col("meaning", sa.Text, primary_key=True),
     Col("file_key", sa.Text, nullable=False),
     sa.Index("contents_by_file", "file_key"),
 )
 
-# Errors of a declaration, a setting or a table, which only a person can mend: files wait, however long that takes.
-MENDED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
+# Errors of a declaration, a setting or a table, which only a person can fix: files wait, however long that takes.
+FIXED_BY_A_PERSON = ("SchemaConflictError", "SettingsError", "TableUnusableError")
 # In the words of the index: otherwise neither database uses it.
 AWAITING_A_PERSON = (
-    f"error_class IN ({', '.join(map(repr, MENDED_BY_A_PERSON))}) AND state IN ('pending', 'requested', 'ingesting')"
+    f"error_class IN ({', '.join(map(repr, FIXED_BY_A_PERSON))}) AND state IN ('pending', 'requested', 'ingesting')"
 )
 KEPT = "stands AND reason IS NOT NULL AND delta_version IS NOT NULL"
 
@@ -206,34 +205,13 @@ files = sa.Table(
     Col("drifted", sa.Boolean),
     # Of a dataset in Delta: the version of the table in which the recorded rows are.
     Col("delta_version", sa.BigInteger),
-    pending_index("files", "kafka_topic"),
-    pending_index("files", "kafka_topic", "origin", name="files_due_by_origin"),
-    leased_index("files", "kafka_topic"),
-    traced_index("files"),
-    *lookup_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
+    *queue_indexes("files", "trace_id", "event_id", "sha256", "etag", names=("file_name",)),
+    partial_index("files_due_by_origin", PENDING, "kafka_topic", "origin", "next_attempt_at"),
     sa.Index("files_by_job", "job_id"),
-    sa.Index("files_by_batch", "batch_id"),
     # Stored files that could not be ingested again: their rows in Delta may be those of the attempt.
-    sa.Index("files_kept", "dataset", postgresql_where=sa.text(KEPT), sqlite_where=sa.text(KEPT)),
-    sa.Index(
-        "files_awaiting_a_person",
-        "dataset",
-        postgresql_where=sa.text(AWAITING_A_PERSON),
-        sqlite_where=sa.text(AWAITING_A_PERSON),
-    ),
-    # Counts by state, lists by state, newest first.
-    sa.Index("files_by_state", "state", "updated_at"),
+    partial_index("files_kept", KEPT, "dataset"),
+    partial_index("files_awaiting_a_person", AWAITING_A_PERSON, "dataset"),
     # A file that grows every minute soon has thousands of versions: those that were replaced are left out.
-    sa.Index(
-        "files_by_location",
-        "location_key",
-        postgresql_where=sa.text("state <> 'replaced'"),
-        sqlite_where=sa.text("state <> 'replaced'"),
-    ),
-    sa.Index(
-        "files_by_original",
-        "duplicate_of",
-        postgresql_where=sa.text("duplicate_of IS NOT NULL"),
-        sqlite_where=sa.text("duplicate_of IS NOT NULL"),
-    ),
+    partial_index("files_by_location", "state <> 'replaced'", "location_key"),
+    partial_index("files_by_original", "duplicate_of IS NOT NULL", "duplicate_of"),
 )

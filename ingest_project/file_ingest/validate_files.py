@@ -24,17 +24,16 @@ from ingest_project.file_ingest.aggregation import (
     counts_by_file,
     instants_by_file,
 )
-from ingest_project.file_ingest.contract import Contract, location_of
-from ingest_project.file_ingest.drift import drift_of
+from ingest_project.file_ingest.contract import Contract, drift_of, location_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.file_ingest.warehouse.sql import QUARANTINED, DatasetTables
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
+from ingest_project.readers import RESCUED, without_empty_rescue
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
-from ingest_project.readers.target import RESCUED, without_empty_rescue
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3

@@ -22,7 +22,7 @@ from ingest_project.attachments.capability import Attachments
 from ingest_project.file_ingest.capability import FileIngest, declaration_stamps
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.platform.capability import HISTOGRAMS, Capability, CountedTable
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
 from ingest_project.polling.capability import Polling
 from ingest_project.polling.discovery import PollingResources
@@ -135,8 +135,7 @@ class RunningTotals:
 
     def totals(self) -> dict[Series, float]:
         """Return every series since the beginning."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(metric_totals)).all()
+        rows = fetch(self._engine, sa.select(metric_totals)).all()
         return {(name, tuple(json.loads(labels))): value for name, labels, value in rows}
 
     def history(self, since: datetime, step_minutes: int, names: Sequence[str]) -> tuple[MinuteValue, ...]:
@@ -155,8 +154,7 @@ class RunningTotals:
             .where(metric_minutes.c.minute >= first, metric_minutes.c.name.in_(names))
             .group_by(whole, metric_minutes.c.name, metric_minutes.c.labels)
         )
-        with reading(self._engine) as connection:
-            rows = connection.execute(query).all()
+        rows = fetch(self._engine, query).all()
         return tuple(MinuteValue(int(at), name, tuple(json.loads(labels)), value) for at, name, labels, value in rows)
 
 

@@ -6,7 +6,7 @@ stream needs. The resources are one object in all of them: Dagster merges no oth
 """
 
 from functools import cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import dagster as dg
 from pydantic import BaseModel
@@ -122,26 +122,35 @@ class TopicStreamScaffolder(_Scaffolder):
     text = STREAM
 
 
-@dg.scaffold_with(FileDatasetScaffolder)
-class FileDataset(dg.Component):
-    """A dataset: a kind of file, the contract of its rows, and where they go."""
+class _Declared(dg.Component, Generic[Declaration]):
+    """A component with a declaration as its attributes."""
 
-    def __init__(self, declaration: DatasetDeclaration) -> None:
+    model: ClassVar[type[BaseModel]]
+
+    def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
         """Return the shape of the attributes."""
-        return DatasetDeclaration
+        return cls.model
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Return the dataset that a folder declares.
+        """Return what a folder declares; it has the name of the folder unless it says another.
 
         Raises:
             ValidationError: the attributes contradict each other.
         """
-        return cls(_declared(DatasetDeclaration, attributes, context))
+        given = attributes.model_dump(exclude_unset=True) if attributes else {}
+        return cls(cast("Declaration", cls.model.model_validate({"name": context.path.name, **given})))
+
+
+@dg.scaffold_with(FileDatasetScaffolder)
+class FileDataset(_Declared[DatasetDeclaration]):
+    """A dataset: a kind of file, the contract of its rows, and where they go."""
+
+    model = DatasetDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return what one dataset needs in a Dagster project of its own."""
@@ -164,25 +173,10 @@ class FileDataset(dg.Component):
 
 
 @dg.scaffold_with(TopicStreamScaffolder)
-class TopicStream(dg.Component):
+class TopicStream(_Declared[StreamDeclaration]):
     """The messages of a topic as rows of a table, each offset exactly once."""
 
-    def __init__(self, declaration: StreamDeclaration) -> None:
-        self.declaration = declaration
-
-    @classmethod
-    def get_model_cls(cls) -> type[BaseModel]:
-        """Return the shape of the attributes."""
-        return StreamDeclaration
-
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Return the stream that a folder declares.
-
-        Raises:
-            ValidationError: the attributes contradict each other.
-        """
-        return cls(_declared(StreamDeclaration, attributes, context))
+    model = StreamDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return what the stream needs in a Dagster project of its own."""
@@ -209,12 +203,6 @@ class Maintenance(dg.Component):
         del context
         datasets = dg.Definitions(jobs=[dataset_maintenance], schedules=[HOURLY_MAINTENANCE])
         return dg.Definitions.merge(retention, datasets, dg.Definitions(resources={"services": _services()}))
-
-
-def _declared(model: type[Declaration], attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Declaration:
-    """Return what a folder declares; it has the name of the folder unless it says another."""
-    given = attributes.model_dump(exclude_unset=True) if attributes else {}
-    return model.model_validate({"name": context.path.name, **given})
 
 
 @cache

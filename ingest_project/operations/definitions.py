@@ -17,7 +17,7 @@ from ingest_project.attachments import definitions as attachments
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest import definitions as file_ingest
 from ingest_project.operations import CAPABILITIES, SystemResources
-from ingest_project.operations.alerts.channels import channels
+from ingest_project.operations.alerts import channels
 from ingest_project.operations.alerts.conditions import ALERTS_SENSOR
 from ingest_project.operations.alerts.facts import IntakePoll, read_failures
 from ingest_project.operations.alerts.watch import AlertWatch
@@ -31,10 +31,10 @@ from ingest_project.operations.snapshot import (
 )
 from ingest_project.operations.topics import BrokerPoll
 from ingest_project.platform.capability import PurgeStep, QueueView
-from ingest_project.platform.dagster.catalog import DagsterParts
+from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule
 from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
@@ -202,8 +202,7 @@ def _needed_runs(engine: sa.Engine, run_ids: Sequence[str], cutoff: datetime) ->
 def _published_messages(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
     """Find ids of messages that were published long ago: published again, they would be on their topic twice."""
     old = sa.and_(outbox.c.state == SENT, outbox.c.created_at < cutoff)
-    with reading(engine) as connection:
-        number = int(connection.execute(sa.select(sa.func.count()).where(old)).scalar_one())
+    number = int(fetch(engine, sa.select(sa.func.count()).where(old)).scalar_one())
 
     def remove() -> None:
         with writing(engine) as connection:
@@ -236,12 +235,5 @@ def retention_job() -> None:
 
 retention = dg.Definitions(
     jobs=[retention_job],
-    schedules=[
-        dg.ScheduleDefinition(
-            name="retention_every_night",
-            job=retention_job,
-            cron_schedule="40 2 * * *",
-            default_status=dg.DefaultScheduleStatus.RUNNING,
-        )
-    ],
+    schedules=[running_schedule("retention_every_night", retention_job, "40 2 * * *")],
 )

@@ -17,7 +17,7 @@ from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.topics import topics_of_dead_letters
 from ingest_project.platform.actions import actions_on_item
 from ingest_project.platform.capability import Capability, ConsumedTopic
-from ingest_project.platform.database import reading
+from ingest_project.platform.database import fetch
 from ingest_project.platform.items import (
     MAX_HITS,
     Content,
@@ -42,7 +42,7 @@ from ingest_project.platform.kafka.dead_letters import (
 )
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
-from ingest_project.platform.trace_context import context_prefix, trace_ids_of
+from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
 OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]
@@ -106,7 +106,7 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     if not search.text:
         return Found("", (), more=False, problems=())
     hits = _searched(services, search, problems, OF_QUEUES)
-    # A file's name is nobody else's id: large tables of other rows are not read for it.
+    # A file's name is the id of no other item: large tables of other rows are not read for it.
     if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
         hits += _searched(services, search, problems, OF_STREAMS)
     letters = list[Hit]()
@@ -368,8 +368,7 @@ def _dead_letter(
     """Return when a message became a dead letter, and which; None where it did not."""
     topic_id = services.reader.topic_id(position.topic)
     message_id = f"{message_id_prefix(position.topic, topic_id, position.partition)}{position.offset}"
-    with reading(services.engine) as connection:
-        found = connection.execute(sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
+    found = fetch(services.engine, sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
     if found is None:
         return None
     letters = (letter_of(one) for one, _ in newest_letters(reader, found["topic"], MAX_LETTERS, lambda _letter: True))

@@ -1,7 +1,7 @@
 """Poll every part of the system in the background, and check the readiness of each.
 
 `Monitor` polls each part in a thread of its own and keeps the last sample of each: scrapers and viewers cost the
-databases nothing, and a part that hangs delays nobody. `readiness` returns one line for each service, sensor and disk
+databases nothing, and a part that hangs delays no other. `readiness` returns one line for each service, sensor and disk
 that ingestion needs.
 """
 
@@ -22,8 +22,7 @@ from ingest_project.file_ingest.warehouse.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
-from ingest_project.operations.alerts.incidents import AlertState
-from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.alerts.incidents import AlertState, AlertStores
 from ingest_project.operations.pausing import Pause
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
@@ -57,7 +56,7 @@ LONGEST_SILENCE_SECONDS = 90.0
 LONGEST_PAUSE_SECONDS = 120.0
 # A poll that takes longer hangs: its part does not answer.
 LONGEST_POLL_SECONDS = 20.0
-# Nobody has looked for so long: parts are polled more rarely, until somebody looks again and waits for new samples.
+# After so long without a viewer, parts are polled more rarely, until the next one, who waits for new samples.
 LOOKED_SECONDS = 30.0
 UNSEEN_SECONDS = 10.0
 RENEWAL_SECONDS = 1.0
@@ -71,7 +70,7 @@ class Poller(Generic[Value]):
         name: for people and metrics.
         poll: reads the part; an IngestError says why it cannot be read.
         every_seconds: pause between two polls.
-        is_seen: tells whether somebody looks at the samples; the pause is longer while nobody does.
+        is_seen: tells whether the samples have a viewer; the pause is longer while they have none.
     """
 
     def __init__(
@@ -215,9 +214,9 @@ class Monitor:
             poller.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled; somebody is about to look at the samples.
+        """Return once every part has been polled, before a person reads the samples.
 
-        A part whose poll takes longer holds up nobody who asks later.
+        A part whose poll takes longer does not delay later callers.
 
         Args:
             seconds: most after the begin of these polls.

@@ -117,7 +117,7 @@ def position_of(letter: ConsumerRecord) -> Position:
 
 
 def redrives_of(letter: ConsumerRecord) -> int:
-    """Return how often the message of a letter was redriven; a number that is none is somebody else's."""
+    """Return how often the message of a letter was redriven; a header that is no number was written by others."""
     text = (letter.header(COUNT_HEADER) or b"")[:9]
     return int(text) if text.isdigit() else 0
 
@@ -143,7 +143,8 @@ class Redriver:
         known = dead_letter_topics(services)
         self.topic = next((name for name, origins in known.items() if topic in {name, *_names(origins)}), "")
         if not self.topic:
-            hint = " Messages of the CRM: ingest crm unidentified retry." if topic == _crm(services) else ""
+            is_crm = topic == services.settings.topics.sales_events
+            hint = " Messages of the CRM: ingest crm unidentified retry." if is_crm else ""
             raise ActionRefusedError(f"{topic} has no dead letters here. Those that have: {', '.join(known)}.{hint}")
         self._origins = {consumed.topic: consumed for consumed in known[self.topic]}
 
@@ -214,7 +215,7 @@ class Redriver:
         return outcome
 
     def redriven(self, letters: Sequence[tuple[ConsumerRecord, str]], again_since: datetime | None) -> list[str]:
-        """Return the places of the letters that are redriven; what a killed publisher had written is looked for.
+        """Return the places of the letters that are redriven, those included that a killed publisher had written.
 
         Args:
             letters: each with the id of its topic.
@@ -271,7 +272,7 @@ class Redriver:
             return {}
         settings, queue = self._services.settings.attachments, self._services.attachments
         queue.replay(list(places), who, settings.max_replays, settings.replays_per_second, datetime.now(UTC))
-        # One that is still dead was not replayed; replayed meanwhile by somebody else, it is done as well.
+        # One that is still dead was not replayed; replayed meanwhile by another process, it is done as well.
         return {
             place: self._exhausted(record) if record.state is AttachmentState.FAILED else None
             for record in queue.get_many(list(places))
@@ -462,10 +463,6 @@ def failed_last(letter: DeadLetter) -> float:
 
 def _names(topics: Iterable[ConsumedTopic]) -> Iterator[str]:
     return (consumed.topic for consumed in topics)
-
-
-def _crm(services: SystemResources) -> str:
-    return services.settings.topics.sales_events
 
 
 def _origin(letter: ConsumerRecord) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -152,7 +153,7 @@ class SystemSnapshot:
         disk: the fullest disk of this machine.
         unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
         sources: of files, their last file next to what is usual; those that are not usual first.
-        failures, intake: what alerts need to know besides.
+        failures, intake: further facts that alerts need.
         alerts: open incidents, and channels that fail.
     """
 
@@ -246,10 +247,14 @@ def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnaps
     meter = LagMeter(services, records)
     lags: list[TopicLag] = []
     work: dict[str, WorkState] = {}
-    problem: str | None = None
+    # Each part that does not answer takes its whole time-out: they are tried at the same time, and once.
+    with ThreadPoolExecutor() as pool:
+        queues = pool.submit(sample_of, lambda: _with_pauses(services, work))
+        pool.submit(sample_of, meter.try_broker)
+        pool.submit(sample_of, meter.try_records)
+    problem = queues.result().problem
     for capability in CAPABILITIES:
         lags += meter.lags_of(capability.topics(services))
-        # A database that did not answer is not tried again: each try would take its time.
         if problem is None:
             try:
                 work[capability.name] = capability.read_work(services, detailed=True)
@@ -260,7 +265,9 @@ def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnaps
         at=datetime.now(UTC),
         broker=Sample(BrokerState(tuple(lags))),
         warehouse=Sample(problem=problem) if problem else sample_of(lambda: _with_pauses(services, work)),
-        dagster=sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
+        dagster=Sample(problem=meter.records_problem)
+        if meter.records_problem
+        else sample_of(lambda: DagsterState(runs=records.runs_in_flight(), failing=records.failing())),
         disk=sample_of(services.fullest_disk),
         unshared_stores=services.unshared_stores,
         alerts=Sample(problem=problem) if problem else sample_of(lambda: read_alerts(services.engine)),

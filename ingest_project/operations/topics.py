@@ -53,17 +53,34 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LagMeter:
-    """Measure topics for one snapshot: once the main cluster did not answer, its other topics are not tried.
+    """Measure topics for one snapshot: a main cluster, or records, that did not answer once are not tried again.
 
     Args:
         services: the main cluster.
         records: the saved cursors.
+
+    Attributes:
+        records_problem: why the saved cursors cannot be read; None while nothing is known of it.
     """
 
     def __init__(self, services: Runtime, records: RunRecords) -> None:
         self._main = services
         self._records = records
         self._unavailable: str | None = None
+        self.records_problem: str | None = None
+
+    def try_broker(self) -> None:
+        """Find out whether the main cluster answers."""
+        try:
+            self._main.reader.end_offsets(self._main.settings.topics.polling_queue)
+        except BrokerUnavailableError as error:
+            self._unavailable = str(error)
+        except IngestError:
+            return  # it answers; its topics say what is wrong
+
+    def try_records(self) -> None:
+        """Find out whether the saved cursors can be read."""
+        self._sensors()
 
     def lags_of(self, topics: Iterable[ConsumedTopic]) -> tuple[TopicLag, ...]:
         """Measure how many messages of each topic are not consumed yet, as exactly as possible.
@@ -75,10 +92,12 @@ class LagMeter:
         return tuple(self._lag_of(topic, sensors, problem) for topic in topics)
 
     def _sensors(self) -> tuple[Mapping[str, SensorOnRecord], str | None]:
-        try:
-            return self._records.sensors(), None
-        except DagsterRecordsUnavailableError as error:
-            return {}, str(error)
+        if self.records_problem is None:
+            try:
+                return self._records.sensors(), None
+            except DagsterRecordsUnavailableError as error:
+                self.records_problem = str(error)
+        return {}, self.records_problem
 
     def _lag_of(
         self, topic: ConsumedTopic, sensors: Mapping[str, SensorOnRecord], records_problem: str | None

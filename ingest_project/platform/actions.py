@@ -35,7 +35,7 @@ from ingest_project.core.errors import (
 from ingest_project.core.items import as_utc
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import nearest
-from ingest_project.platform.database import exclusive, reading, writing
+from ingest_project.platform.database import exclusive, fetch, reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, contains, in_parts, insert_into, metadata
 from ingest_project.platform.errors import reason_of
 from ingest_project.platform.runtime import Runtime
@@ -402,7 +402,7 @@ def _act(
 ) -> Performed:
     _begin(services.engine, action, request, performed)
     try:
-        # Why nothing is left to do, such as that somebody else has just done it.
+        # Why nothing is left to do, such as that another person has just done it.
         nothing = Outcome((), detail=" ".join(performed.notes))
         outcome = action.apply(services, request, performed.keys) if performed.keys else nothing
     except Exception as error:
@@ -433,8 +433,7 @@ def settle_interrupted(services: Services_contra, actions: Mapping[str, Action[S
     query = sa.select(operator_actions.c.action_id).where(
         operator_actions.c.finished_at.is_(None), operator_actions.c.action.in_(list(actions))
     )
-    with reading(services.engine) as connection:
-        unfinished = connection.execute(query).scalars().all()
+    unfinished = fetch(services.engine, query).scalars().all()
     for action_id in unfinished:
         # One that is going on holds its lock.
         with (
@@ -449,8 +448,7 @@ def settle_interrupted(services: Services_contra, actions: Mapping[str, Action[S
 def _settle(services: Services_contra, action: Action[Services_contra], record: ActionRecord) -> None:
     own = operator_action_items.c.action_id == record.action_id
     query = sa.select(operator_action_items.c.item_key).where(own, operator_action_items.c.outcome.is_(None))
-    with reading(services.engine) as connection:
-        keys = list(connection.execute(query).scalars())
+    keys = list(fetch(services.engine, query).scalars())
     change: dict[str, Any] = {"outcome": INTERRUPTED}
     done: set[str] = set()
     try:
@@ -566,8 +564,7 @@ def action_records(  # noqa: PLR0913 - each filter is one
     if who:
         query = query.where(contains(who, columns.who))
     order = [one.asc() if after else one.desc() for one in (columns.started_at, columns.action_id)]
-    with reading(engine) as connection:
-        rows = connection.execute(query.order_by(*order).limit(limit)).mappings().all()
+    rows = fetch(engine, query.order_by(*order).limit(limit)).mappings().all()
     return tuple(ActionRecord(**row) for row in (reversed(rows) if after else rows))
 
 
@@ -590,8 +587,7 @@ def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[Item
     columns = operator_action_items.c
     query = sa.select(columns.item_key, columns.outcome, columns.reason).where(columns.action_id == action_id)
     query = query.order_by(columns.outcome.desc(), columns.item_key).limit(limit)
-    with reading(engine) as connection:
-        return tuple(ItemOutcome(*row) for row in connection.execute(query))
+    return tuple(ItemOutcome(*row) for row in fetch(engine, query))
 
 
 def actions_on_item(engine: sa.Engine, item_key: str) -> tuple[ActionRecord, ...]:

@@ -25,7 +25,7 @@ from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.trace_context import context_prefix, trace_ids_of
+from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 # States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
@@ -375,7 +375,7 @@ class Capability(Generic[Services_contra]):
         return ()
 
     def failures(self, services: Services_contra, connection: sa.Connection, limit: int) -> Iterable[Failure]:
-        """Return what needs a person besides failed entries of work queues, at most so many of a kind."""
+        """Return what needs a person other than failed entries of work queues, at most `limit` of a kind."""
         del services, connection, limit
         return ()
 
@@ -484,7 +484,7 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
-    # A replay is on record by itself, with who asked for it.
+    # A replay has a record of its own, which names who requested it.
     if row["reopened_at"] and "replays" not in row:
         yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:

@@ -1,7 +1,7 @@
 """Items: what a person looks for, how it is found by any of its ids, and what its page shows.
 
 An item is a file, an attachment, an event, a message, or a polling job. Each capability finds its own items and
-describes them; a description opens rows and bytes only when somebody asks for them.
+describes them; a description opens rows and bytes only when they are requested.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class ItemTable:
         kind: of the items.
         table: with the columns of every work queue.
         name: column for people.
-        found_by: returns the conditions of a search besides that of the key; an index serves each.
+        found_by: returns the conditions of a search in addition to that of the key; an index serves each.
         hash_length: of the hash at the end of a key.
     """
 

@@ -1,7 +1,8 @@
 """Traces: one from the polling job or message to its stored rows, through topics, work queues and processes.
 
-The context of a trace (`trace_context`) is passed on also where nothing is exported: a trace of the sender passes
-through.
+The context of a trace is text: `traceparent` of W3C Trace Context and after a space its `tracestate`, if it has one. It
+is read from the headers of a message, stored with the entry of the work queue, and written to every message about the
+item, also where nothing is exported: a trace of the sender passes through.
 
 Where an OTLP collector is set, OpenTelemetry records spans (`spans`, which is not imported otherwise). The batch run
 that works on an item is another process than the tick that consumed its message, and works on many items at a time: the
@@ -15,6 +16,7 @@ is counted and dropped.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -23,10 +25,61 @@ from typing import Any
 
 import msgspec
 
-from ingest_project.contracts import TRACE_HEADER, trace_id_in
+from ingest_project.contracts import TRACE_HEADER, TRACEPARENT, trace_id_in
 from ingest_project.core.settings import current_settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord, Headers
-from ingest_project.platform.trace_context import Item, context_in, headers_of
+
+TRACESTATE = "tracestate"
+# W3C Trace Context: version 00, ids that are not all zeros; the state's length is what a vendor has to pass on.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE = re.compile(r"[\x21-\x7e]{1,512}")
+OTEL_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
+
+Item = tuple[str, str | None, Mapping[str, Any]]
+"""Key, stored context and attributes."""
+
+
+def context_in(headers: Headers) -> str | None:
+    """Return the context in a message's headers; None without a valid one."""
+    found = {name.lower(): value for name, value in headers if value and name.lower() in {TRACEPARENT, TRACESTATE}}
+    parent = found.get(TRACEPARENT, b"").decode("ascii", "replace").strip()
+    if not _TRACEPARENT.fullmatch(parent):
+        return None
+    state = re.sub(r"\s", "", found.get(TRACESTATE, b"").decode("ascii", "replace"))
+    return f"{parent} {state}" if _TRACESTATE.fullmatch(state) else parent
+
+
+def headers_of(context: str | None) -> Headers:
+    """Return the headers that carry a context; none for None."""
+    if context is None:
+        return ()
+    parent, _, state = context.partition(" ")
+    return ((TRACEPARENT, parent.encode()), *(((TRACESTATE, state.encode()),) if state else ()))
+
+
+def trace_ids_of(text: str) -> tuple[str, ...]:
+    """Return what may be on record of a trace: the text, and the forms of its id where it names one of OpenTelemetry.
+
+    Args:
+        text: a trace id of the project, of OpenTelemetry, or a `traceparent`.
+    """
+    parent = text.strip().lower()
+    hexadecimal = parent.split("-")[1] if _TRACEPARENT.fullmatch(parent) else parent.replace("-", "")
+    if not OTEL_TRACE_ID.fullmatch(hexadecimal):
+        return (text,)
+    parts = (hexadecimal[:8], hexadecimal[8:12], hexadecimal[12:16], hexadecimal[16:20], hexadecimal[20:])
+    return tuple(dict.fromkeys((text, hexadecimal, "-".join(parts))))
+
+
+def context_prefix(text: str) -> str | None:
+    """Return how the stored contexts of a trace begin; None where the text names no trace of OpenTelemetry.
+
+    Args:
+        text: see `trace_ids_of`.
+    """
+    ids = [one for one in trace_ids_of(text) if OTEL_TRACE_ID.fullmatch(one)]
+    return f"00-{ids[0]}-" if ids else None
+
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 # Where no spans are recorded: contexts of the items that this run works on, by key.

@@ -1,4 +1,4 @@
-"""The work queue of polling jobs: the sources to list, and the result of each listing; and the resources of polling."""
+"""The work queue of polling jobs: the sources to list, and the result of each listing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.files import PollingJob
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import (
     Json,
     kafka_columns,
-    leased_index,
-    lookup_indexes,
     metadata,
-    pending_index,
-    traced_index,
+    queue_indexes,
     work_columns,
 )
 from ingest_project.platform.kafka.publisher import MessageOutbox
@@ -43,12 +40,7 @@ polling_jobs = sa.Table(
     Col("files_published", sa.BigInteger),
     Col("files_skipped", sa.BigInteger),
     Col("skipped", Json),
-    pending_index("polling_jobs", "kafka_topic", "urgency"),
-    leased_index("polling_jobs", "kafka_topic"),
-    traced_index("polling_jobs"),
-    *lookup_indexes("polling_jobs", "trace_id", names=("job_id",)),
-    sa.Index("polling_jobs_by_batch", "batch_id"),
-    sa.Index("polling_jobs_by_state", "state", "updated_at"),
+    *queue_indexes("polling_jobs", "trace_id", names=("job_id",), due_by=("urgency",)),
 )
 
 URGENCY = {"high": 0, "normal": 1, "low": 2}
@@ -174,8 +166,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         """Return those of the keys that are known, in the order they are to be worked on."""
         order = [polling_jobs.c[name] for name in JOB_QUEUE.order_of_due]
         query = sa.select(polling_jobs.c.job_key).where(polling_jobs.c.job_key.in_(job_keys)).order_by(*order)
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def _store_listing(
         self, job_key: str, found: int, skipped: Mapping[str, int], change: Mapping[str, Any], now: datetime

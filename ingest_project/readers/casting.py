@@ -16,9 +16,9 @@ from typing import Literal
 import polars as pl
 
 from ingest_project.contracts.columns import FAULT_OF
-from ingest_project.readers.excel_cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 MOMENT = pl.Datetime("us", "UTC")
@@ -34,8 +34,8 @@ UNIX_DIGITS = {"unix_seconds": 12, "unix_milliseconds": 15}
 MICROSECONDS = {"unix_seconds": 1_000_000, "unix_milliseconds": 1_000}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_TICK = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-# The last moment that every store supports; unix times and offsets could exceed it.
-LAST_TICK = (datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+# Many systems write the last microsecond of the year 9999 for "no end"; unix times and offsets could exceed it.
+LAST_TICK = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "reject": "null",
     "earliest": "earliest",
@@ -180,7 +180,7 @@ def cast(rows: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
 
     Args:
         rows: readings as text, of any number of files; other columns pass through. Where a column has the kinds of
-            the cells (see `excel_cells`), the profile's rules apply to cells of text only.
+            the cells (see `cells`), the profile's rules apply to cells of text only.
         profile: the one all these files share.
 
     Returns:

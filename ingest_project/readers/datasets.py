@@ -99,7 +99,7 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         raise UnreadableMessageError(f"There is no dataset {name!r}{nearest_or_known(str(name), self)}")
 
     def assignment(self, metadata: Mapping[str, Any], job_id: str, default_profile: str) -> object:
-        """Return what determines, besides their paths, the datasets and profiles of a job's files, as JSON can hold it.
+        """Return what determines, in addition to their paths, the datasets and profiles of a job's files, as JSON.
 
         Args:
             metadata: of the job.
@@ -258,7 +258,7 @@ def check_declarations(
 
 def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        # A folder without declarations is one that somebody expects to have one.
+        # A folder without declarations is one that is expected to have some.
         yield from [*declaration_files(path)] or [path / DECLARATION_FILES[0] if path.is_dir() else path]
 
 

@@ -19,9 +19,9 @@ from ingest_project.contracts.files import (
 )
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import ContradictionsError, Declared, nearest, within
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.profiles import Profiles, ReaderProfile
 from ingest_project.readers.reading import READERS
-from ingest_project.readers.target import READINGS, Target
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
@@ -158,7 +158,7 @@ class DatasetDeclaration(Declared):
         """
         if self.model is None:
             return self.columns
-        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
+        from ingest_project.contracts.validation import columns_of, model_named  # loads pandera
 
         return columns_of(model_named(self.model))
 
@@ -188,6 +188,7 @@ class DatasetDeclaration(Declared):
             required=frozenset(column.name for column in columns if column.required),
             keep_unknown=True,
             numbers=frozenset(column.name for column in columns if column.kind in MEASURABLE),
+            documents=frozenset(column.name for column in columns if column.kind == "json"),
         )
 
     @cached_property

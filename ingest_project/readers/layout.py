@@ -1,21 +1,28 @@
-"""Chunks of rows in the columns of their target, and the limits of reading."""
+"""Chunks of a table as text, whatever its format; its rows in the columns of their target; the limits of reading.
+
+Cells are converted as the profile says, column by column: parts, words and numbers in text, scales and units.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import polars as pl
 
 from ingest_project.core.errors import LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
-from ingest_project.readers.casting import KIND_OF, without_null_numbers
-from ingest_project.readers.cell_rules import converted, read_cells, without_skipped
-from ingest_project.readers.matching import Layout, SameProfile, Surroundings, match_columns
-from ingest_project.readers.reader_profile import ReaderProfile
-from ingest_project.readers.target import READINGS, RESCUED, Target
+from ingest_project.readers import READINGS, RESCUED, Target
+from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_of_cells, without_null_numbers
+from ingest_project.readers.cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
+from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, INVALID_BYTE
+from ingest_project.readers.matching import FIRST_CELL, Layout, SameProfile, Surroundings, match_columns
+from ingest_project.readers.profile_parts import WHITESPACE, CellRule, NumberLayout, Scale
+from ingest_project.readers.profiles import ReaderProfile
 
 __all__ = ["READINGS", "RESCUED", "Layout", "RawText", "ReadLimits", "RowsChunk", "Target"]
 
@@ -76,7 +83,7 @@ class RowsChunk:
     Args:
         rows: line_number (physical line, or row of the sheet, on which the record starts) and the columns of the
             target; all but the first are text, trimmed, and null where missing. Of a workbook also the kind of each of
-            these cells, see `excel_cells.Cell`. With `Target.keep_unknown` also `rescued_data`, the text of the file's
+            these cells, see `cells.Cell`. With `Target.keep_unknown` also `rescued_data`, the text of the file's
             other cells by column name, as a JSON object; null where all are missing.
         malformed: line_number, raw_text and reason of records that are no rows, see `csv_reader.Malformed`.
         text: source of the rows.
@@ -197,3 +204,290 @@ def rows_chunk(
         cells = converted(cells, layout, profile)
     rows = to_rows(cells, layout)
     return RowsChunk(rows, malformed, text, layout.unknown, layout.missing, layout.reordered)
+
+
+RAW_TEXT_BYTES = 64 * 1024
+MALFORMED = pl.DataFrame(schema={"line_number": pl.Int64, "raw_text": pl.String, "reason": pl.String})
+
+
+class Malformed(NamedTuple):
+    """A record that is no row of the table.
+
+    Args:
+        line_number: physical line it starts on, the first line of the file is 1.
+        raw_text: its text, shortened visibly when it is over 64 KiB.
+        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long`, `nul_byte`,
+            `invalid_bytes` (not in the file's encoding), or `repeated_header`.
+    """
+
+    line_number: int
+    raw_text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """The records of one block.
+
+    Args:
+        columns: `line_number` and the wanted columns as text, one row per good record; null is missing.
+        malformed: the other records, except blank ones: line_number, raw_text, reason.
+        raw: returns the record that starts on a line, as it was written.
+    """
+
+    columns: pl.DataFrame
+    malformed: pl.DataFrame
+    raw: Callable[[int], bytes]
+
+    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
+        """Return the text of the good records that start on these lines, shortened visibly when it is long."""
+        return [shortened(self.raw(number)) for number in line_numbers]
+
+    @property
+    def line_numbers(self) -> pl.Series:
+        """The numbers of all its records, in their order."""
+        return pl.concat([self.columns["line_number"], self.malformed["line_number"]]).sort()
+
+    def where(self, condition: pl.Expr) -> TableChunk:
+        """Keep the records for which a condition on their line number holds."""
+        return replace(self, columns=self.columns.filter(condition), malformed=self.malformed.filter(condition))
+
+
+def shortened(raw: bytes) -> str:
+    """Return text to display: at most RAW_TEXT_BYTES of it, NUL and invalid bytes as hexadecimal digits."""
+    text = raw[:RAW_TEXT_BYTES].decode("utf-8", "ignore" if len(raw) > RAW_TEXT_BYTES else "replace")
+    visible = text.replace(INVALID_BYTE, "\\x").replace("\0", "\\x00") if "\0" in text else text
+    return visible if len(raw) <= RAW_TEXT_BYTES else f"{visible}… [{len(raw)} bytes]"
+
+
+def rows_of_data(tables: Iterator[TableChunk], profile: ReaderProfile) -> Iterator[TableChunk]:
+    """Leave out the rows below the header and at the end of the file that are not data."""
+    if profile.skip_below_header:
+        tables = _without_first(tables, profile.skip_below_header)
+    if profile.footer.begins:
+        tables = _without_footer(tables, profile.footer.begins, profile.delimiter)
+    if profile.footer.rows:
+        tables = _without_last(tables, profile.footer.rows)
+    return tables
+
+
+def _without_first(tables: Iterator[TableChunk], count: int) -> Iterator[TableChunk]:
+    for table in tables:
+        numbers = table.line_numbers.head(count)
+        count -= len(numbers)
+        yield table.where(pl.col("line_number") > numbers[-1]) if len(numbers) else table
+
+
+def _without_last(tables: Iterator[TableChunk], count: int) -> Iterator[TableChunk]:
+    held: deque[TableChunk] = deque()
+    for table in tables:
+        held.append(table)
+        while sum(len(each.line_numbers) for each in held) - len(held[0].line_numbers) >= count:
+            yield held.popleft()
+    kept: list[TableChunk] = []
+    for table in reversed(held):
+        numbers = table.line_numbers.tail(count)
+        count -= len(numbers)
+        kept.append(table.where(pl.col("line_number") < numbers[0]) if len(numbers) else table)
+    yield from reversed(kept)
+
+
+def _without_footer(tables: Iterator[TableChunk], begins: str, delimiter: str | None) -> Iterator[TableChunk]:
+    marks = " \t" if delimiter == WHITESPACE else delimiter or "".join(CANDIDATE_DELIMITERS)
+    raw_cell = pl.col("raw_text").str.extract(rf'^[ \t]*"?([^"{re.escape(marks)}]*)', 1)
+    for table in tables:
+        cells = pl.concat(
+            [
+                table.columns.select("line_number", pl.col(FIRST_CELL)),
+                table.malformed.select("line_number", raw_cell.alias(FIRST_CELL)),
+            ]
+        )
+        footer = cells.filter(pl.col(FIRST_CELL).str.contains(begins))["line_number"]
+        if len(footer):
+            yield table.where(pl.col("line_number") < footer.min())
+            return
+        yield table
+
+
+# Of a number without an exponent: the digits after the last mark.
+FRACTION = "[.,]([0-9]+)$"
+Step = tuple[str, Callable[[pl.Series], pl.Series]]
+
+
+def without_skipped(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+    """Leave out the rows on which the profile has a condition."""
+    for name, rule in layout.skipped:
+        text = pl.col(name)
+        matches = text.is_in(rule.equals) if rule.matches is None else text.str.contains(rule.matches)
+        cells = cells.filter(~matches.fill_null(value=False))
+    return cells
+
+
+def read_cells(
+    cells: pl.DataFrame, layout: Layout, profile: ReaderProfile
+) -> tuple[pl.DataFrame, Sequence[pl.DataFrame]]:
+    """Join columns, and take cells apart.
+
+    Returns:
+        the cells, and line_number and reason of those that cannot be read. A row with one is left out; in a wide file
+        only the quantity that it has there. Most files have neither.
+    """
+    for column, parts in layout.joined.items():
+        cells = cells.with_columns(_joined(cells, column, parts))
+    refused: list[pl.DataFrame] = []
+    for name, column, rule in _rules(layout, profile):
+        if rule.reads_text and name in cells.columns:
+            cells, reasons = _read(cells, name, rule, profile)
+            bad = cells.select("line_number", reason=column + reasons).filter(reasons.is_not_null())
+            if not bad.height:
+                continue
+            refused.append(bad)
+            if name not in layout.quantities:
+                cells = cells.filter(reasons.is_null())
+    if layout.appended:
+        cells = cells.with_columns(pl.col(name) + text for name, text in layout.appended.items())
+    if profile.sensor_types and profile.other_sensor_types == "reject" and "sensor_type" in cells.columns:
+        known = _type_numbers(cells["sensor_type"], profile).is_not_null() | cells["sensor_type"].is_null()
+        refused.append(cells.select("line_number", reason=pl.lit("sensor_type_not_mapped")).filter(~known))
+        cells = cells.filter(known)
+    return cells, refused
+
+
+def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl.DataFrame:
+    """Scale numbers and convert their units; a text that is no number stays as it is, to be rejected later."""
+    for name, _, rule in _rules(layout, profile):
+        if rule.conversion is not None and name in cells.columns:
+            cells = _scaled(cells, name, rule.conversion, profile.numbers)
+    if profile.sensor_types and "sensor_type" in cells.columns:
+        cells = _by_sensor_type(cells, profile)
+    return cells
+
+
+def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout) -> pl.DataFrame:
+    kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
+    fraction = cells[name].str.extract(FRACTION, 1).str.len_chars().fill_null(0)
+    places = kept(fraction, ~cells[name].str.contains("[eE]").fill_null(value=True))
+    values = conversion.apply(numbers_of_cells(cells[name], kinds, numbers), places)
+    is_number = values.is_not_null()
+    texts = values.cast(pl.String).str.strip_suffix(".0")
+    if kinds is None:
+        texts = texts.str.replace(".", numbers.decimal, literal=True)
+        return cells.with_columns(texts.zip_with(is_number, cells[name]).alias(name))
+    # A number cell is written in the notation of Python.
+    number = pl.Series([NUMBER]).new_from_index(0, len(kinds))
+    kinds_now = number.zip_with(is_number & (kinds == TEXT).fill_null(value=True), kinds)
+    return cells.with_columns(texts.zip_with(is_number, cells[name]).alias(name), kinds_now.alias(KIND_OF(name)))
+
+
+def _by_sensor_type(cells: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame:
+    """Give the readings of a long file the type, unit and scale that the profile says of their sensor type."""
+    numbers = _type_numbers(cells["sensor_type"], profile)
+    own = pl.col("unit") if "unit" in cells.columns else pl.lit(None, pl.String)
+    kinds = [KIND_OF("unit")] if KIND_OF("value") in cells.columns else []
+    parts = []
+    for number, quantity in enumerate(profile.sensor_types.values()):
+        rows = cells.with_row_index("position").filter((numbers == number).fill_null(value=False))
+        unit = pl.lit(quantity.to or quantity.unit, pl.String) if quantity.unit else own
+        rows = rows.with_columns(pl.lit(quantity.sensor_type).alias("sensor_type"), unit.alias("unit"))
+        parts.append(_scaled(rows, "value", quantity.conversion, profile.numbers) if quantity.conversion else rows)
+    rest = cells.with_row_index("position").filter(numbers.is_null()).with_columns(own.alias("unit"))
+    found = pl.concat([*parts, rest]).sort("position").drop("position")
+    return found.with_columns(pl.lit(TEXT).alias(name) for name in kinds)
+
+
+def _type_numbers(types: pl.Series, profile: ReaderProfile) -> pl.Series:
+    """Return the position of each sensor type in the profile; null for one that it does not list."""
+    listed = {matched_name(name): number for number, name in enumerate(profile.sensor_types)}
+    found = {text: listed[name] for text in types.unique().drop_nulls() if (name := matched_name(text)) in listed}
+    return types.replace_strict(found, default=None, return_dtype=pl.Int64)
+
+
+def _rules(layout: Layout, profile: ReaderProfile) -> Iterator[tuple[str, str, CellRule]]:
+    """Yield each rule with the name of its column in the table and in the target."""
+    yield from ((column, column, rule) for column, rule in profile.cells.items())
+    yield from ((name, "value", quantity) for name, quantity in layout.quantities.items())
+
+
+def _joined(cells: pl.DataFrame, column: str, parts: Sequence[str]) -> list[pl.Expr]:
+    text = pl.concat_str([pl.col(name) for name in parts], separator=" ")
+    if KIND_OF(parts[0]) not in cells.columns:
+        return [text.alias(column)]
+    # In workbooks, a date cell and a clock time in the next cell form one time.
+    is_time = (pl.col(KIND_OF(parts[0])) == DATE) & (pl.col(KIND_OF(parts[1])) == DURATION) & (len(parts) == len("dt"))
+    day, clock = pl.col(parts[0]).str.slice(0, 10), pl.col(parts[1])
+    return [
+        pl.when(is_time).then(pl.concat_str(day, pl.lit("T"), clock)).otherwise(text).alias(column),
+        pl.when(is_time).then(pl.lit(DATE)).otherwise(pl.lit(TEXT)).alias(KIND_OF(column)),
+    ]
+
+
+def _read(cells: pl.DataFrame, name: str, rule: CellRule, profile: ReaderProfile) -> tuple[pl.DataFrame, pl.Series]:
+    """Apply the steps of a rule to the texts of a column; return why a cell cannot be read, null for most."""
+    kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
+    texts = before = cells[name]
+    reasons = pl.Series([None], dtype=pl.String).new_from_index(0, len(texts))
+    for reason, step in _steps(rule, profile.numbers, kinds):
+        found = step(texts)
+        failed = found.is_null() & texts.is_not_null()
+        reasons = pl.Series([reason]).new_from_index(0, len(texts)).zip_with(failed, reasons)
+        texts = found
+    # What means "missing" may be a part of the cell. json_path gives "" where its path leads nowhere.
+    texts = kept(texts, ~texts.is_in(["", *profile.nulls, *rule.nulls])).alias(name)
+    if rule.append:
+        texts = (texts + rule.append).alias(name)
+    changed = [texts]
+    if kinds is not None:
+        is_text = texts.is_null() | (texts != before).fill_null(value=True)
+        changed.append(pl.Series([TEXT]).new_from_index(0, len(kinds)).zip_with(is_text, kinds).alias(kinds.name))
+    cells = cells.with_columns(changed)
+    return without_null_numbers(cells, [name], profile) if rule.conversion else cells, reasons
+
+
+def _steps(rule: CellRule, numbers: NumberLayout, kinds: pl.Series | None) -> Iterator[Step]:
+    """Yield the steps of a rule, each with the reason of a cell for which it returns null."""
+    if path := rule.json_path:
+        yield "_not_json", lambda texts: _json_value(texts, path)
+    if pattern := rule.extract:
+        yield "_not_matched", lambda texts: texts.str.extract(pattern, 1)
+    if rule.words:
+        yield "_not_mapped", lambda texts: _words(texts, rule)
+    if rule.number_in_text:
+        yield "_not_one_number", lambda texts: _number_in(texts, numbers, kinds)
+
+
+def _json_value(texts: pl.Series, path: str) -> pl.Series:
+    """Return the values at a path; empty where it leads nowhere, null where the text is no JSON."""
+    found = texts.str.json_path_match(f"$.{path}")
+    if found.null_count() == texts.null_count():
+        return found
+    is_json = texts.str.json_path_match("$").is_not_null()
+    return found.zip_with(~(found.is_null() & is_json), pl.Series([""]).new_from_index(0, len(texts)))
+
+
+def _words(texts: pl.Series, rule: CellRule) -> pl.Series:
+    meanings = {matched_name(word): meaning for word, meaning in rule.words.items()}
+    distinct = texts.unique().drop_nulls().to_list()
+    known = {text: meanings[word] for text in distinct if (word := matched_name(text)) in meanings}
+    if rule.others == "keep":
+        return texts.replace(known)
+    return texts.replace_strict(known, default=None, return_dtype=pl.String)
+
+
+def _number_in(texts: pl.Series, numbers: NumberLayout, kinds: pl.Series | None) -> pl.Series:
+    """Return the one number in each text; null where there is none, or more than one."""
+    found = texts.str.extract_all(_number_pattern(numbers))
+    single = pl.DataFrame({"found": found}).select(
+        pl.when(pl.col("found").list.len() == 1).then(pl.col("found").list.first())
+    )
+    only = single.to_series()
+    if kinds is None:
+        return only
+    return texts.zip_with(kinds.is_in([NUMBER, PERCENT, INEXACT]).fill_null(value=False), only)
+
+
+def _number_pattern(numbers: NumberLayout) -> str:
+    mark = re.escape(numbers.decimal)
+    grouped = ""
+    if numbers.thousands:
+        grouped = rf"[1-9][0-9]{{0,2}}(?:{re.escape(numbers.thousands)}[0-9]{{3}})+(?:{mark}[0-9]+)?|"
+    return rf"[+-]?(?:{grouped}[0-9]+(?:{mark}[0-9]*)?|{mark}[0-9]+)(?:[eE][+-]?[0-9]+)?"

@@ -12,10 +12,10 @@ from functools import cached_property, lru_cache
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers import Target
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
-from ingest_project.readers.reader_profile import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
-from ingest_project.readers.target import Target
+from ingest_project.readers.profiles import EXPRESSION, QUANTITY_COLUMNS, ReaderProfile
 
 # A header of so few names, one of them with a delimiter inside, was probably divided by another one.
 UNDIVIDED_NAMES = 2

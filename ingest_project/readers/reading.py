@@ -22,7 +22,7 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.casting import cast
 from ingest_project.readers.formats.containers import Contained, files_inside, in_member
 from ingest_project.readers.layout import READINGS, RawText, ReadLimits, RowsChunk, Target
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 
 __all__ = ["READERS", "Reader", "cast", "read_chunks"]
 

@@ -24,10 +24,21 @@ from ingest_project.readers.casting import (
     numbers_of_cells,
     text_cells,
 )
-from ingest_project.readers.excel_cells import DATE, ERROR, FORMULA, INEXACT, NUMBER, PERCENT
-from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH, NUL, JsonParser, depth_of, is_stored
+from ingest_project.readers.cells import (
+    DATE,
+    ERROR,
+    FORMULA,
+    INEXACT,
+    MAX_NUMBER_LENGTH,
+    NUL,
+    NUMBER,
+    PERCENT,
+    JsonParser,
+    depth_of,
+    is_stored,
+)
 from ingest_project.readers.profile_parts import NAMED_TIME_FORMATS, NumberLayout
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
@@ -44,7 +55,7 @@ class Cells(NamedTuple):
 
     Args:
         texts: trimmed, null where missing.
-        kinds: of workbook cells, see `excel_cells`; None if all are text.
+        kinds: of workbook cells, see `cells`; None if all are text.
     """
 
     texts: pl.Series

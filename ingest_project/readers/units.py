@@ -10,7 +10,7 @@ from tokenize import TokenError
 
 import pint
 
-from ingest_project.readers.scales import Scale
+from ingest_project.readers.profile_parts import Scale
 
 # pint computes powers: 9**9**9 would never end.
 UNIT = re.compile(r"[^\W\d][\w ·*/^°℃℉%²³⁻¹().-]{0,39}|[°℃℉%µμ][\w/³² ]{0,39}")

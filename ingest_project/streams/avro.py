@@ -38,6 +38,8 @@ REASONS: dict[type[Exception], str] = {
 }
 LONGEST_SHIFT = 63
 MORE = 0x80
+# Of a number in its first byte: more follow, or it is negative.
+BEYOND_ONE_BYTE = MORE | 1
 INT, LONG = 2**31, 2**63
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOCAL_EPOCH = EPOCH.replace(tzinfo=None)
@@ -175,8 +177,16 @@ def _fixed(data: bytes, at: int, size: int) -> tuple[bytes, int]:
 
 
 def _string(data: bytes, at: int) -> tuple[str, int]:
-    found, at = _bytes(data, at)
-    return found.decode(), at
+    byte = data[at]
+    if byte & BEYOND_ONE_BYTE:
+        found, at = _bytes(data, at)
+        return found.decode(), at
+    # Most texts are short, and each call of a function costs as much as all of this.
+    begin = at + 1
+    end = begin + (byte >> 1)
+    if end > len(data):
+        raise IndexError
+    return data[begin:end].decode(), end
 
 
 def _boolean(data: bytes, at: int) -> tuple[bool, int]:
@@ -203,8 +213,13 @@ def _enum(data: bytes, at: int, symbols: Sequence[str]) -> tuple[str, int]:
 
 def _union(branches: Sequence[_Type]) -> _Type:
     reads = [branch.read for branch in branches]
+    # By the byte that an index is written as; a longer one is as good.
+    by_byte = {2 * index: read for index, read in enumerate(reads[: MORE // 2])}
 
     def read(data: bytes, at: int) -> tuple[Any, int]:
+        read_branch = by_byte.get(data[at])
+        if read_branch is not None:
+            return read_branch(data, at + 1)
         index, at = _long(data, at)
         if not 0 <= index < len(reads):
             raise ValueError(f"{index} is no index of a union of {len(reads)} types")

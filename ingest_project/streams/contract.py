@@ -69,8 +69,10 @@ class Contract:
         settings: Settings,
         known_columns: Callable[[], tuple[AbstractSet[str], AbstractSet[str]]] = lambda: (frozenset(), frozenset()),
     ) -> None:
-        from ingest_project.contracts.schemas import schema_of  # loads pandera
-        from ingest_project.contracts.validation import validate  # the same
+        from ingest_project.contracts.validation import (
+            schema_of,  # loads pandera
+            validate,  # the same
+        )
 
         self._columns, self._drift = declaration.typed_columns, declaration.drift
         self._flat = [one for column in self._columns for one in column.flat()]

@@ -168,7 +168,7 @@ class StreamDeclaration(Declared):
         """The columns of a row, those of the model with the paths that are declared here."""
         if self.model is None:
             return self.columns
-        from ingest_project.contracts.schemas import columns_of, model_named  # loads pandera
+        from ingest_project.contracts.validation import columns_of, model_named  # loads pandera
 
         declared = {column.name: column for column in self.columns}
         found = {column.name: column for column in columns_of(model_named(self.model))}

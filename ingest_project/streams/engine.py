@@ -27,7 +27,7 @@ from ingest_project.core.errors import (
     TransientError,
     UnexpectedError,
 )
-from ingest_project.core.items import prefetch
+from ingest_project.core.items import prefetch, rarely_collected
 from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
 from ingest_project.platform.capability import (
@@ -247,7 +247,7 @@ def store_stream(
     bounds = backlog.ends if ends is None else ends
     wanted = {one.partition: min(bounds[one.partition], backlog.ends[one.partition]) for one in chosen}
     try:
-        with tracing.items(f"store {positions.stream}", ()):
+        with tracing.items(f"store {positions.stream}", ()), rarely_collected():
             _store(services, sink, run, wanted)
     except Exception as error:  # noqa: BLE001 - whatever it is, the positions must say so
         failure = as_ingest_error(error, f"Storing messages of {positions.topic}")

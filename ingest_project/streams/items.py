@@ -17,7 +17,7 @@ from ingest_project.platform.database import reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
-from ingest_project.platform.trace_context import trace_ids_of
+from ingest_project.platform.tracing import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.queries import row_at, rows_with

@@ -19,6 +19,7 @@ from pydantic import Field
 from ingest_project.core.items import digest_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.dagster.asset_events import WholeAssetResult
+from ingest_project.platform.dagster.catalog import running_schedule
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import (
@@ -111,12 +112,7 @@ def scheduled_checks(
         description: of the job.
     """
     job = dg.define_asset_job(f"{name}_checks", selection=dg.AssetSelection.checks(*checks), description=description)
-    schedule = dg.ScheduleDefinition(
-        name=f"{job.name}_every_quarter_hour",
-        job=job,
-        cron_schedule=cron,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
-    )
+    schedule = running_schedule(f"{job.name}_every_quarter_hour", job, cron)
     return dg.Definitions(asset_checks=checks, jobs=[job], schedules=[schedule])
 
 

@@ -63,7 +63,10 @@ PLAIN: dict[str, frozenset[type]] = {
     "decimal": frozenset({Decimal, int, NOTHING}),
     "boolean": frozenset({bool, NOTHING}),
     "date": frozenset({date, NOTHING}),
+    "timestamp": frozenset({datetime, NOTHING}),
 }
+# Of times that Arrow takes for the same moment as `_timestamp`.
+PLAIN_ZONES = (UTC, None)
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -161,7 +164,9 @@ def _in_bulk(column: StreamColumn, values: Sequence[Any], *, is_typed: bool) -> 
     kinds = set() if is_typed and column.kind != "integer" else set(map(type, values))
     if column.epoch is None and column.kind in WRITTEN and kinds <= {str, NOTHING}:
         return _plain(pa.array(values, pa.string()), *WRITTEN[column.kind])
-    if column.kind == "timestamp" or not kinds <= PLAIN[column.kind]:
+    if not kinds <= PLAIN[column.kind]:
+        return None
+    if column.kind == "timestamp" and not all(one is None or one.tzinfo in PLAIN_ZONES for one in values):
         return None
     found = pa.array(values, arrow_type(column))
     if column.kind == "number" and pc.all(pc.is_finite(found)).as_py() is False:

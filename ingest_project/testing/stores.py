@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, SourceNotFoundError
-from ingest_project.core.local_files import LocalFile
+from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.platform.object_store.store import MayReplace, ObjectStore, StoredObject, kept_metadata
 
 # A few of them make a large object.
@@ -212,6 +212,21 @@ class StoreContract:
             store.put("a", LocalFile(tmp_path / "none", 1, ""), metadata=METADATA, may_replace=may_replace)
         assert store.stat("a") is None
         assert [name for name in names() if not name.endswith(".json")] == []
+
+    @SMALL_AND_LARGE
+    def test_a_local_file_with_its_fingerprint_is_stored_and_refused_once_it_was_written_to(
+        self, store: ObjectStore, tmp_path: Path, content: bytes
+    ) -> None:
+        kept, changed = (local_file(tmp_path, content).path for _ in range(2))
+        fingerprints = [FileFingerprint.of(path.stat()) for path in (kept, changed)]
+        changed.write_bytes(bytes(len(content)))
+        # Within one tick of the file system's clock two writes have the same time.
+        os.utime(changed, ns=(0, fingerprints[1].modified_ns + 1))
+        store.put("a", LocalFile(kept, len(content), digest(content), fingerprints[0]), metadata=METADATA)
+        assert read(store, "a") == content
+        with pytest.raises(SourceChangedError, match="content"):
+            store.put("b", LocalFile(changed, len(content), digest(content), fingerprints[1]), metadata=METADATA)
+        assert store.stat("b") is None
 
     def test_a_missing_object_is_reported_as_such(self, store: ObjectStore, tmp_path: Path) -> None:
         assert store.stat("none/at/all") is None

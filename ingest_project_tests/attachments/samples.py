@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from ingest_project.attachments.attempts import AttemptResult
-from ingest_project.attachments.events import EventArrival
-from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord, TaskArrival
+from ingest_project.attachments.queue import PENDING_QUEUE, AttachmentRecord, EventArrival, TaskArrival
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import DownloadResult, DownloadStatus, DownloadTask

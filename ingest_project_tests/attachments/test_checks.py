@@ -11,10 +11,11 @@ import pytest
 from ingest_project.attachments.catalog import ATTACHMENTS
 from ingest_project.attachments.definitions import attachment_checks
 from ingest_project.attachments.queue import AttachmentRecord
-from ingest_project.attachments.results import APPLICATION_ID
+from ingest_project.attachments.results import APPLICATION_ID, commit_lost
 from ingest_project_tests.attachments.system import RETRY, AttachmentSystem
 from ingest_project_tests.journeys.check_results import behind_its_back, numbers
 from ingest_project_tests.journeys.system import changed
+from ingest_project_tests.platform.delta.delta_log_reader import rows_of
 from ingest_project_tests.services.http_server import HttpServer
 
 STORED, DEAD = "stored.pdf", "missing.pdf"
@@ -79,6 +80,19 @@ def test_results_that_are_lost_or_doubled_in_the_table_are_noticed(system: Attac
     assert not lost.passed
     assert numbers(lost) == {"rows": 0, "attempts_committed": 2}
     assert table.committed_version(APPLICATION_ID) == 1
+
+
+def test_results_that_the_table_has_lost_are_committed_again_once(system: AttachmentSystem) -> None:
+    table = system.services.attachment_results
+    rows = sorted(rows_of(Path(table.url)).to_pylist(), key=str)
+    assert commit_lost(system.services) == 0
+    opened = table.opened()
+    assert opened is not None
+    opened.restore(0)
+    assert not system.check("stored_results_match").passed
+    assert [commit_lost(system.services) for _ in range(2)] == [len(rows), 0]
+    assert system.check("stored_results_match").passed
+    assert sorted(rows_of(Path(table.url)).to_pylist(), key=str) == rows
 
 
 def test_a_retry_that_is_not_served_after_its_time_is_named(system: AttachmentSystem, http_server: HttpServer) -> None:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from ingest_project.attachments.events import EventRecord
 from ingest_project.attachments.extraction import AddressPaths, distinct_names, named_in, tasks_of
+from ingest_project.attachments.queue import EventRecord
 from ingest_project.attachments.storage import Destinations
 from ingest_project.contracts.attachments import AttachmentEvent, DeclaredAttachment, decode_attachment_event
 from ingest_project.core.errors import SettingsError, UnreadableMessageError

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.actions import conditions_of
 from ingest_project.attachments.attempts import AttemptResults
+from ingest_project.attachments.capability import conditions_of
 from ingest_project.attachments.queue import PENDING_QUEUE, RETRY_QUEUE, AttachmentQueue
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.platform.actions import ActionRequest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,6 +42,7 @@ from ingest_project_tests.cli.conftest import Ingest
 from ingest_project_tests.cli.known_files import arrive, finish, job_arrives, take
 from ingest_project_tests.services.kafka import FaultyBroker
 
+HOST = "127.0.0.1"
 SENSORS = {
     "polling_queue_sensor": "polling-queue",
     "file_event_queue_sensor": "file-event-queue",
@@ -332,6 +335,27 @@ def test_a_dagster_database_that_is_away_is_reported_quickly_and_without_its_pas
     shown = ingest("status")
     assert "Dagster's records at postgresql://me:***@127.0.0.1:1/dagster" in shown.err
     assert "hunter2" not in shown.out + shown.err
+
+
+def test_parts_that_accept_connections_and_never_answer_are_tried_once_each(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("INGEST_DATABASE_CONNECT_TIMEOUT_SECONDS", "2")
+    with socket.create_server((HOST, 0)) as broker, socket.create_server((HOST, 0)) as databases:
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"{HOST}:{broker.getsockname()[1]}")
+        for name in ("DATABASE_URL", "DAGSTER_POSTGRES_URL"):
+            monkeypatch.setenv(name, f"postgresql://me@{HOST}:{databases.getsockname()[1]}/{name.lower()}")
+        shown = ingest("status")
+        databases.setblocking(False)
+        attempts = 0
+        with suppress(BlockingIOError):
+            while True:
+                databases.accept()[0].close()
+                attempts += 1
+    assert shown.exit_code == 1
+    assert [line.split(" at ")[0] for line in shown.err.splitlines()] == ["Kafka", "The database", "Dagster's records"]
+    assert attempts == 2
 
 
 def test_a_status_is_idle_only_when_every_part_said_so() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from ingest_project.contracts.columns import TYPES, Column
-from ingest_project.contracts.schemas import columns_of, schema_of
+from ingest_project.contracts.validation import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes
 from ingest_project.streams.values import arrow_type

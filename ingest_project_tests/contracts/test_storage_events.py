@@ -20,8 +20,7 @@ from ingest_project.contracts.storage_events import (
 )
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.sensors import announcement_of
-from ingest_project.file_ingest.versions import Announced
+from ingest_project.file_ingest.sensors import Announced, announcement_of
 from ingest_project.sources.registry import SourceContext
 
 AT = "2026-01-15T10:30:45.123Z"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Optional
 
 import pandera.polars as pandera
@@ -20,24 +21,11 @@ from pandera.config import config_context
 from pandera.errors import SchemaErrors
 
 from ingest_project.contracts.columns import TEXT_OF, Column
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import needs_whole_files, row_check, validate
+from ingest_project.contracts.validation import needs_whole_files, row_check, schema_of, validate
 from ingest_project.core.errors import CheckFailedError, FileRejectedError
 from ingest_project_tests.fuzz import examples
 
 SEEN = datetime(2024, 5, 1, tzinfo=UTC)
-ORDERS = schema_of(
-    [
-        Column(name="order_id", type="text", required=True, pattern="[A-Z]{2}[0-9]+"),
-        Column(name="pieces", type="integer", min=1, max=100),
-        Column(name="amount", type="decimal(12,2)", min="0.01", required=True),
-        Column(name="currency", type="text", allowed=["EUR", "USD"]),
-        Column(name="placed_at", type="timestamp", min="2020-01-01T00:00:00Z"),
-        Column(name="paid", type="boolean"),
-        Column(name="weight", type="number", max=10.5),
-        Column(name="details", type="json"),
-    ]
-)
 ORDER: dict[str, Any] = {
     "file_index": 0,
     "order_id": "AB1",
@@ -51,14 +39,33 @@ ORDER: dict[str, Any] = {
 }
 
 
-def table(*rows: dict[str, Any], schema: pandera.DataFrameSchema = ORDERS) -> pl.DataFrame:
+@cache
+def orders() -> pandera.DataFrameSchema:
+    # Not at import: a pattern starts the threads of Polars, which a fork of the process does not have.
+    return schema_of(
+        [
+            Column(name="order_id", type="text", required=True, pattern="[A-Z]{2}[0-9]+"),
+            Column(name="pieces", type="integer", min=1, max=100),
+            Column(name="amount", type="decimal(12,2)", min="0.01", required=True),
+            Column(name="currency", type="text", allowed=["EUR", "USD"]),
+            Column(name="placed_at", type="timestamp", min="2020-01-01T00:00:00Z"),
+            Column(name="paid", type="boolean"),
+            Column(name="weight", type="number", max=10.5),
+            Column(name="details", type="json"),
+        ]
+    )
+
+
+def table(*rows: dict[str, Any], schema: pandera.DataFrameSchema | None = None) -> pl.DataFrame:
+    schema = schema or orders()
     types: dict[str, Any] = {"file_index": pl.UInt32, "line_number": pl.Int64}
     types |= {name: column.dtype.type for name, column in schema.columns.items()}
     types |= {name: pl.String for row in rows for name in row if name not in types}
     return pl.DataFrame([{"line_number": line, **row} for line, row in enumerate(rows, 2)], schema=types)
 
 
-def reasons(*rows: dict[str, Any], schema: pandera.DataFrameSchema = ORDERS) -> list[list[str]]:
+def reasons(*rows: dict[str, Any], schema: pandera.DataFrameSchema | None = None) -> list[list[str]]:
+    schema = schema or orders()
     outcome = validate(table(*rows, schema=schema), schema)
     found = dict(zip(*(outcome.rejected[name].to_list() for name in ("line_number", "reasons")), strict=True))
     assert sorted([*found, *outcome.accepted["line_number"]]) == list(range(2, len(rows) + 2))
@@ -67,7 +74,7 @@ def reasons(*rows: dict[str, Any], schema: pandera.DataFrameSchema = ORDERS) -> 
 
 def test_good_rows_keep_their_values_and_the_callers_columns() -> None:
     rows = table(ORDER, ORDER | {"pieces": None, "details": None}).with_columns(rescued_data=pl.lit("{}"))
-    outcome = validate(rows, ORDERS)
+    outcome = validate(rows, orders())
     assert outcome.accepted.equals(rows)
     assert outcome.rejected.schema == {
         "file_index": pl.UInt32,
@@ -75,7 +82,7 @@ def test_good_rows_keep_their_values_and_the_callers_columns() -> None:
         "rescued_data": pl.String,
         "reasons": pl.List(pl.String),
     }
-    assert validate(rows.clear(), ORDERS).accepted.schema == rows.schema
+    assert validate(rows.clear(), orders()).accepted.schema == rows.schema
 
 
 @pytest.mark.parametrize(
@@ -257,13 +264,13 @@ def test_an_environment_variable_does_not_turn_validation_off() -> None:
 
 def test_a_column_of_another_type_is_a_fault_of_the_caller() -> None:
     with pytest.raises(SchemaErrors):
-        validate(table(ORDER).with_columns(pl.col("pieces").cast(pl.Float64)), ORDERS)
+        validate(table(ORDER).with_columns(pl.col("pieces").cast(pl.Float64)), orders())
     with pytest.raises(SchemaErrors):
-        validate(table(ORDER).drop("pieces"), ORDERS)
+        validate(table(ORDER).drop("pieces"), orders())
 
 
 def test_schemas_that_compare_rows_need_whole_files() -> None:
-    assert not needs_whole_files(ORDERS)
+    assert not needs_whole_files(orders())
     assert needs_whole_files(READING)
     small = pandera.DataFrameSchema({"a": pandera.Column(pl.Int64)}, checks=[row_check("small", pl.col("a") < 5)])
     assert not needs_whole_files(small)

@@ -25,7 +25,7 @@ from ingest_project_tests.services.http_server import HttpServer, content_of
 from ingest_project_tests.services.kafka import Server
 
 WAY = "ingest_project_tests.attachments.system:AttachmentSystem.drive_to_the_end"
-EVENTS = "ingest_project.attachments.events:EventQueue"
+EVENTS = "ingest_project.attachments.queue:EventQueue"
 QUEUE = "ingest_project.attachments.queue:AttachmentQueue"
 OUTCOMES = "ingest_project.attachments.attempts:AttemptResults"
 STEPS = "ingest_project.attachments"

@@ -27,7 +27,7 @@ from ingest_project_tests.journeys.system import (
 )
 from ingest_project_tests.services.kafka import Server
 
-JOBS = "ingest_project.polling.job_queue"
+JOBS = "ingest_project.polling"
 FILES_QUEUE = "ingest_project.file_ingest.file_queue:FileQueue"
 OUTBOX = "ingest_project.platform.kafka.publisher:MessageOutbox"
 CURSOR_SAVED = "ingest_project_tests.crashes.deadly_process:SavedCursors.__setitem__"

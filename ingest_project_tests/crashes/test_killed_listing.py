@@ -23,7 +23,7 @@ FILES = 6_000
 WAY = "ingest_project_tests.crashes.test_killed_listing:PollingSystem.poll"
 KILL_POINTS = [
     KillPoint("third page sent, not marked", "ingest_project.platform.kafka.producer:TopicWriter.send_all", 3),
-    KillPoint("third page marked as sent", "ingest_project.polling.job_queue:JobOutbox.mark_sent", 3),
+    KillPoint("third page marked as sent", "ingest_project.polling:JobOutbox.mark_sent", 3),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -22,7 +23,7 @@ from confluent_kafka.admin import AdminClient
 from ingest_project import devstack as restarts
 from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
-from ingest_project.devstack import Command, ServiceFailedError, free_port, postgres, start
+from ingest_project.devstack import Command, ServiceFailedError, free_port, postgres, start, supervisor
 from ingest_project.devstack.dagster_processes import DagsterHome
 from ingest_project.devstack.state_folder import StateFolderInUseError, StateFolderUnusableError, prepare
 from ingest_project.devstack.supervisor import Stack, StepState, choose_port, failures_explained, running_stack
@@ -205,6 +206,37 @@ def test_pauses_between_restarts_grow_and_a_part_that_ran_long_has_its_restarts_
     assert [counted.pause_after_end("daemon", second) for second in range(6)] == [*restarts.PAUSES_SECONDS, None]
     assert counted.pause_after_end("webserver", 6.0) == restarts.PAUSES_SECONDS[0]
     assert counted.pause_after_end("daemon", 10 + restarts.REMEMBERED_SECONDS) == restarts.PAUSES_SECONDS[0]
+
+
+def test_a_part_that_ends_on_a_full_disk_is_started_again_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def free_space(step: str, _state: StepState) -> None:
+        steps.append(step)
+        monkeypatch.setattr(supervisor, "SPACE_TO_START_BYTES", 0)
+
+    stack = Stack(settings_of(tmp_path, tmp_path), free_space)
+    stack.log_folder.mkdir()
+    short_of_space = sys.maxsize
+    monkeypatch.setattr(supervisor, "SPACE_TO_START_BYTES", short_of_space)
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(restarts, "PAUSES_SECONDS", (0.0,))
+    stack.children.append(start(Command("part", [sys.executable, "-c", ""]), stack.log_folder))
+    try:
+        _wait_for(lambda: not stack.children[0].running)
+        stack.require_running()
+        assert re.fullmatch(rf"{tmp_path}: its disk is full \(\d+ MiB free\). The part ended and is .*", steps[0])
+        assert steps[1:] == [f"The part ended and is started again in 0 s. See {stack.log_folder / 'part.log'}", "part"]
+        monkeypatch.setattr(supervisor, "SPACE_TO_START_BYTES", short_of_space)
+        with (
+            pytest.raises(StateFolderUnusableError, match=rf"{tmp_path} .*MiB free\), and the part needs more"),
+            failures_explained(stack),
+        ):
+            raise stack.children[0].failed("ended")
+    finally:
+        stack.children[0].stop()
 
 
 def test_parts_that_settings_locate_elsewhere_are_not_started(tmp_path: Path) -> None:

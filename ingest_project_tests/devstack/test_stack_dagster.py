@@ -8,13 +8,14 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from ingest_project.core.settings import load_settings
-from ingest_project.devstack import ServiceFailedError, dagster_processes
+from ingest_project.devstack import ServiceFailedError, dagster_processes, start
 from ingest_project.devstack.dagster_processes import wait_until_ready
 from ingest_project.devstack.supervisor import StepState, running_stack
 from ingest_project_tests.cli.running import StackProcess, started_stack, wait_until_nothing_is_left
@@ -58,11 +59,9 @@ def test_a_run_ends_at_once_with_the_guard_of_its_code_server_which_is_started_a
     with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
         _wait_for_file(started)
         worker = psutil.Process(int(started.read_text()))
-        guards = {child.pid: child for child in psutil.Process(stack.process.pid).children()}
-        guard = next(guards[parent.pid] for parent in worker.parents() if parent.pid in guards)
-        daemon = next(
-            child for child in guards.values() if "ingest_project.operations.daemon" in " ".join(child.cmdline())
-        )
+        (daemon,) = _guards(stack, "ingest_project.operations.daemon")
+        (guard,) = _guards(stack, "ingest_project.platform.dagster.code_server")
+        assert guard in worker.parents()
         guard.kill()
         worker.wait(10)
         # Both are there again, the daemon so that it finds the new code server.
@@ -78,8 +77,7 @@ def test_a_run_ends_with_all_guards_killed_at_once(tmp_path: Path) -> None:
     state_dir, started = tmp_path / "state", tmp_path / "started"
     with started_stack(state_dir, TINY, environ={"TINY_STARTED": str(started)}) as stack:
         _wait_for_file(started)
-        family = psutil.Process(stack.process.pid)
-        for process in (*family.children(), family):
+        for process in (*_guards(stack), psutil.Process(stack.process.pid)):
             process.kill()
     assert wait_until_nothing_is_left(state_dir) == {}
 
@@ -105,14 +103,40 @@ def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_and_the_sensor
     assert wait_until_nothing_is_left(tmp_path / "state") == {}
 
 
-def _guards(stack: StackProcess, module: str) -> list[psutil.Process]:
-    children = psutil.Process(stack.process.pid).children()
-    return [child for child in children if child.is_running() and module in " ".join(child.cmdline())]
+@pytest.mark.long
+def test_without_the_launcher_everything_runs_on_and_what_ends_is_started_as_a_new_program(tmp_path: Path) -> None:
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    with running_stack(loaded, _silent, definitions_module=TINY) as stack:
+        assert stack.launcher is not None
+        (launcher,) = stack.launcher.pids
+        psutil.Process(launcher).kill()
+        before = [child.guard.pid for child in stack.children]
+        stack.wait(2)
+        assert [child.guard.pid for child in stack.children] == before
+        webserver = next(child for child in stack.children if child.name == "webserver")
+        psutil.Process(webserver.guard.pid).children()[0].kill()
+        _wait_until(lambda: not webserver.running)
+        stack.require_running()
+        assert stack.home is not None
+        wait_until_ready(stack.home, next(one for one in stack.children if one.name == "webserver"), stack.children)
+    assert wait_until_nothing_is_left(tmp_path / "state") == {}
+
+
+def _guards(stack: StackProcess, of: str = "") -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(stack.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if "process_guard.py" in command and of in command:
+                found.append(process)
+    return found
 
 
 def test_definitions_that_do_not_load_are_shown_with_their_error(tmp_path: Path) -> None:
     home = dagster_processes.prepare_home(tmp_path, "no_such_definitions", port=0)
-    code_server = dagster_processes.start_code_server(home, {**os.environ, "DAGSTER_HOME": str(home.folder)}, tmp_path)
+    code_server = start(
+        dagster_processes.code_server_command(home, {**os.environ, "DAGSTER_HOME": str(home.folder)}), tmp_path
+    )
     try:
         with pytest.raises(ServiceFailedError, match=r"(?s)code server.*No module named 'no_such_definitions'"):
             dagster_processes.wait_for_code_server(home, code_server)

@@ -110,6 +110,9 @@ def test_huge_readings_do_not_overflow() -> None:
     row = aggregate(readings(values)).row(0, named=True)
     assert row["mean"] == pytest.approx(4e307)
     assert row["stddev"] == pytest.approx(statistics.stdev(value / 1e308 for value in values) * 1e308)
+    merged = merge([aggregate(readings(values[:1])), aggregate(readings(values[1:]))]).row(0, named=True)
+    assert merged == pytest.approx(row)
+    assert merge([aggregate(readings([0.0])), aggregate(readings([0.0]))])["stddev"].to_list() == [0.0]
 
 
 def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ingest_project.contracts.files import FileEvent
 from ingest_project.core.settings import Settings
-from ingest_project.file_ingest.versions import Announced, with_versions
+from ingest_project.file_ingest.sensors import Announced, with_versions
 from ingest_project.sources.registry import SourceContext, open_source
 
 LONG_SECONDS = 120.0
@@ -59,7 +59,7 @@ def test_the_present_version_is_used_and_a_named_one_is_kept(
 def test_a_silent_server_is_skipped_and_the_others_are_queried(
     announced: Callable[..., Announced], tmp_path: Path, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest_project.file_ingest.versions.ANSWER_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("ingest_project.file_ingest.sensors.ANSWER_TIMEOUT_SECONDS", 1.0)
     (tmp_path / "a.csv").write_bytes(b"12345")
     silent = {"source_type": "ftp", "host": "127.0.0.1", "port": silent_port, "path": "/", "credentials": "store"}
     begun_at = time.monotonic()

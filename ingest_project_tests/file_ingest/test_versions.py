@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.contracts.files import FileEvent
+from ingest_project.file_ingest.contract import meaning_of
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.load import finish, lock_locations_of, settle_versions
 from ingest_project.file_ingest.raw_files import versions_apart
 from ingest_project.file_ingest.result import FileResult
 from ingest_project.file_ingest.tables import FileState, files
-from ingest_project.file_ingest.versions import meaning_of
 from ingest_project.file_ingest.warehouse.sql import SqlTransaction
 from ingest_project.platform.database import writing
 from ingest_project.platform.database.sql import metadata

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from ingest_project.core.settings import KafkaSettings, MonitorSettings, Settings, WarehouseSettings
 from ingest_project.operations.dashboard import monitor_app
-from ingest_project.operations.dashboard.connections import server_config
+from ingest_project.operations.dashboard.limits import server_config
 from ingest_project_tests.browser.programs import BrowserPrograms
 from ingest_project_tests.browser.window import open_browser
 

@@ -21,10 +21,10 @@ from starlette.routing import Route
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
-from ingest_project.operations.dashboard import body, connections, require_protection
+from ingest_project.operations.dashboard import limits, require_protection
 from ingest_project.operations.dashboard.auth import ANYBODY, COOKIE, Gate, Guarded, problem
 from ingest_project.operations.dashboard.limits import MAX_ADDRESSES, ActionLimits
-from ingest_project.operations.dashboard.sign_in import SignInPages
+from ingest_project.operations.dashboard.oidc import SignInPages
 from ingest_project_tests.operations.conftest import running, serving
 
 VIEWER, OPERATOR = "the-token-of-viewers", "the-token-of-operators"
@@ -56,8 +56,8 @@ def console(
         *SignInPages(settings or Settings(), gate).routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: problem})
-    limits = {"/upload": UPLOAD_BYTES}
-    return Guarded(app, gate, local_only=local_only, actions_per_minute=actions_per_minute, uploads=limits)
+    upload_limits = {"/upload": UPLOAD_BYTES}
+    return Guarded(app, gate, local_only=local_only, actions_per_minute=actions_per_minute, uploads=upload_limits)
 
 
 @pytest.fixture(scope="module")
@@ -202,19 +202,19 @@ def test_too_many_actions_of_one_person_wait_and_those_of_another_do_not() -> No
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert 1 <= int(answers[-1].headers["Retry-After"]) <= 20
         assert requests.get(f"{site}/", headers=bearer, timeout=5).status_code == 200
-    limits = ActionLimits(60)
-    assert [limits.take("one", 0.0) for _ in range(60)] == [0.0] * 60
-    assert limits.take("one", 0.0) == pytest.approx(1.0)
-    assert limits.take("another", 0.0) == 0.0
-    assert limits.take("one", 1.5) == 0.0
+    actions = ActionLimits(60)
+    assert [actions.take("one", 0.0) for _ in range(60)] == [0.0] * 60
+    assert actions.take("one", 0.0) == pytest.approx(1.0)
+    assert actions.take("another", 0.0) == 0.0
+    assert actions.take("one", 1.5) == 0.0
     for number in range(2 * MAX_ADDRESSES):
-        limits.take(str(number), 2.0)
-    assert len(limits._left) == MAX_ADDRESSES
+        actions.take(str(number), 2.0)
+    assert len(actions._left) == MAX_ADDRESSES
 
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(locked: str) -> None:
     bearer = {"Authorization": f"Bearer {OPERATOR}"}
-    for path, size in (("/act", body.MAX_BODY_BYTES), ("/upload", UPLOAD_BYTES)):
+    for path, size in (("/act", limits.MAX_BODY_BYTES), ("/upload", UPLOAD_BYTES)):
         fits = requests.post(locked + path, headers=bearer, data=b"x" * size, timeout=5)
         assert fits.json()["bytes"] == size
         for content in (b"x" * (size + 1), iter([b"x" * size, b"x"])):
@@ -239,7 +239,7 @@ def test_a_head_that_does_not_come_or_does_not_end_is_given_up(locked: str, monk
         with suppress(ConnectionError):
             connection.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % number for number in range(20_000)))
         assert connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.2)
     with socket.create_connection(address, timeout=5) as connection:
         for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2:
             try:

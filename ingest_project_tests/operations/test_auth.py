@@ -26,7 +26,7 @@ from ingest_project.operations.dashboard.limits import (
     SHARED_REFILL_SECONDS,
     GuessLimits,
 )
-from ingest_project.platform.http.origin import is_loopback
+from ingest_project.platform.http import is_loopback
 from ingest_project_tests.operations.conftest import running
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105 - not one

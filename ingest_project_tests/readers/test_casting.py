@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from ingest_project.readers.casting import cast, clock_faults, moments_of_cells, parse_numbers, parse_timestamps
-from ingest_project.readers.excel_cells import DATE, TEXT
+from ingest_project.readers.cells import DATE, TEXT
 from ingest_project.readers.profiles import NumberLayout, TimestampLayout
 from ingest_project_tests.readers.samples import CANONICAL
 

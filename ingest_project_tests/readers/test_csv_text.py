@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest_project.readers.formats.csv_reader import Dialect, read_regular, split_blocks
 from ingest_project.readers.formats.csv_text import split_records
-from ingest_project.readers.formats.table_chunks import TableChunk
+from ingest_project.readers.layout import TableChunk
 
 Cell = st.text(st.sampled_from("ab é€😀,;\"\r\n\t'\\=0123456789"), max_size=20)
 AWKWARD = st.lists(

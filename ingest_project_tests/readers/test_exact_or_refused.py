@@ -19,8 +19,8 @@ from pyarrow import parquet
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.commands.trial import Trial, try_file
 from ingest_project.file_ingest.declared import DeclaredContract
+from ingest_project.readers.cells import duration_text
 from ingest_project.readers.datasets import DatasetDeclaration
-from ingest_project.readers.excel_cells import duration_text
 
 ROWS = b"a,b\nx,1\ny,2\n"
 SKIPPED_FRAME = struct.pack("<II", 0x184D2A50, 4) + b"meta"
@@ -82,6 +82,32 @@ CASES: list[tuple[str, str, bytes, str, list[Any], object]] = [
     ("the same as a number", "f.xlsx", xlsx(["a", "b"], ("x", BIG)), "number", [1.234567890123457e19], {}),
     ("over a day", "f.xlsx", xlsx(["a", "b"], ("x", timedelta(hours=36))), "text", ["36:00:00"], {}),
     ("a name twice in a cell", "f.csv", b'a,b\nx,"{""k"":1,""k"":2}"\n', "json", [], {"b_not_json": 1}),
+    (
+        "texts of JSON in a column of JSON",
+        "f.json",
+        b"".join(
+            b'{"a":"x","b":%b}' % value for value in (b'"true"', b'" 1"', b'""', b'{"c":"d"}', b'"\\u00e4\\u0001"')
+        ),
+        "json",
+        ['"true"', '" 1"', None, '{"c":"d"}', '"\u00e4\\u0001"'],
+        {},
+    ),
+    (
+        "JSON in a cell of a column of JSON",
+        "f.csv",
+        b'a,b\nx,true\nx,"""1"""\nx,no\n',
+        "json",
+        ["true", '"1"'],
+        {"b_not_json": 1},
+    ),
+    (
+        "numbers that JSON does not have",
+        "f.parquet",
+        columnar(pa.list_(pa.float64()), [[float("nan"), float("inf")], [-float("inf"), 1.5]]),
+        "json",
+        ['["NaN","Infinity"]', '["-Infinity",1.5]'],
+        {},
+    ),
     ("objects on one line", "f.json", b'{"a":"x","b":1}{"a":"y","b":2}', "integer", [1, 2], {}),
     ("JSON in UTF-16 without mark", "f.json", '[{"a":1}]'.encode("utf-16-le"), "integer", [], "encoding: The file has"),
     ("no field", "f.json", b"{}", "integer", [], "It has none."),

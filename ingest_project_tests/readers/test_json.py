@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.readers.formats.json_text import JsonParser, depth_of, json_of
+from ingest_project.readers.cells import JsonParser, depth_of, json_of
 from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.reading import cast, read_chunks

@@ -68,7 +68,7 @@ TYPED: list[tuple[pa.Array, list[str | None], str]] = [
     (pa.array([[1, None], None]), ["[1,null]", None], "j"),
     (
         pa.array([{"x": Decimal("1.10"), "at": datetime(2024, 1, 1, tzinfo=UTC), "raw": b"\xff", "f": float("nan")}]),
-        ['{"x":1.10,"at":"2024-01-01T00:00:00+00:00","raw":"\\\\xff","f":"nan"}'],
+        ['{"x":1.10,"at":"2024-01-01T00:00:00+00:00","raw":"\\\\xff","f":"NaN"}'],
         "j",
     ),
     (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), ['[["k",1]]'], "j"),

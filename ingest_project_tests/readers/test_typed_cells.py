@@ -15,7 +15,7 @@ import xlwt
 from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
-from ingest_project.readers.excel_cells import DATE, DURATION, INEXACT, cell_of
+from ingest_project.readers.cells import DATE, DURATION, INEXACT, cell_of
 from ingest_project.readers.formats.excel_sheets import EPOCHS
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import cast

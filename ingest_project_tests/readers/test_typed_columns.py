@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.contracts.columns import TEXT_OF, Column
-from ingest_project.contracts.schemas import schema_of
-from ingest_project.contracts.validation import validate
+from ingest_project.contracts.validation import schema_of, validate
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout, load_profiles
 from ingest_project.readers.typed_columns import cast_columns
@@ -109,6 +108,8 @@ def value(
         ("date", "2024-2-9", UNREADABLE),
         ("date", "0000-01-01", UNREADABLE),
         ("timestamp", "2024-05-01T02:00:00.123456+02:00", datetime(2024, 5, 1, 0, 0, 0, 123456, UTC)),
+        ("timestamp", "9999-12-31T23:59:59.999999Z", datetime.max.replace(tzinfo=UTC)),
+        ("timestamp", "9999-12-31T23:59:59.999999-00:01", UNREADABLE),
         ("timestamp", "2024-05-01", UNREADABLE),
         ("json", '{"a": [1, 2.5, "x", null]}', '{"a": [1, 2.5, "x", null]}'),
         ("json", "[" * 100 + "]" * 100, "[" * 100 + "]" * 100),

@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import signal
+import ssl
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ from ingest_project_tests.services.dfs_calls import (
 )
 from ingest_project_tests.services.dfs_faults import Fault, Faults
 from ingest_project_tests.services.dfs_tree import DfsError, Entry, FileSystem
+from ingest_project_tests.services.ftps_server import made_certificates
 from ingest_project_tests.services.http_exchange import Answer, CutError, HttpServer, Request, ServedOverHttp
 
 ACCOUNT_KEY = base64.b64encode(b"a key that signs nothing of value").decode()
@@ -60,6 +62,7 @@ class DfsServer(ServedOverHttp):
         folder: where contents are kept; in memory without.
         workspaces: names of OneLake workspaces, each with one item that has `Files` and `Tables`.
         containers: names of plain file systems, without Fabric's rules.
+        tls: what it shows; without, it speaks plain http.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class DfsServer(ServedOverHttp):
         port: int = 0,
         workspaces: tuple[str, ...] = ("analytics",),
         containers: tuple[str, ...] = ("plain",),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.faults = Faults()
         self._requests: Counter[str] = Counter()
@@ -78,7 +82,7 @@ class DfsServer(ServedOverHttp):
         for name in workspaces:
             for level in FIRST_LEVEL:
                 self._systems[name].make_folders(f"{ITEM}/{level}")
-        self._http = HttpServer(self._respond, port)
+        self._http = HttpServer(self._respond, port, tls)
 
     @property
     def url(self) -> str:
@@ -241,14 +245,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep contents in files here instead of in memory")
+    parser.add_argument("--tls", type=Path, help="speak TLS, and keep its certificates in this folder")
     arguments = parser.parse_args()
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)
     stopped = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    with DfsServer(arguments.folder, arguments.port) as server:
-        print(json.dumps({"url": server.url, "sas": SAS, "root": f"{server.url}/analytics/{ITEM}/Files"}), flush=True)  # noqa: T201 - read by the program that started it
+    certificates = made_certificates(arguments.tls) if arguments.tls else None
+    with DfsServer(arguments.folder, arguments.port, tls=certificates.server if certificates else None) as server:
+        root, authority = f"{server.url}/analytics/{ITEM}/Files", str(certificates and certificates.authority)
+        print(json.dumps({"url": server.url, "sas": SAS, "root": root, "authority": authority}), flush=True)  # noqa: T201 - read by the program that started it
         stopped.wait()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock, Thread
@@ -105,23 +106,32 @@ class Connection(socketserver.StreamRequestHandler):
 
 
 class HttpServer(socketserver.ThreadingTCPServer):
-    """A server on 127.0.0.1 that answers with one function; a context manager that leaves no socket behind."""
+    """A server on 127.0.0.1 that answers with one function; a context manager that leaves no socket behind.
+
+    Args:
+        respond: answers a request.
+        port: to listen at; any free one by default.
+        tls: what it shows; without, it speaks plain http.
+    """
 
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
     request_queue_size = 256
 
-    def __init__(self, respond: Callable[[Request], Answer], port: int = 0) -> None:
+    def __init__(self, respond: Callable[[Request], Answer], port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.respond = respond
         self._lock = Lock()
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Connection)
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.server_address[1]}"
 
     def opened(self, connection: socket.socket) -> None:
         """Remember a connection."""

@@ -29,8 +29,7 @@ class KeyVaultServer(ServedOverHttp):
         self.refused = 0
         certificates = made_certificates(folder)
         self.authority = certificates.authority
-        self._http = HttpServer(self._respond)
-        self._http.socket = certificates.server.wrap_socket(self._http.socket, server_side=True)
+        self._http = HttpServer(self._respond, tls=certificates.server)
         self.port = self._http.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
 

@@ -20,7 +20,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Credential, PollingSettings, Settings
-from ingest_project.file_ingest.versions import Announced, with_versions
+from ingest_project.file_ingest.sensors import Announced, with_versions
 from ingest_project.platform.http import pinned_transport
 from ingest_project.platform.http.host_policy import HostLists
 from ingest_project.platform.http.pinned_transport import Connector
@@ -29,7 +29,7 @@ from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Source
 from ingest_project.sources.ftp import open_ftp
 from ingest_project.sources.registry import SourceContext, open_source
-from ingest_project.sources.s3_client import S3Account, account_client, bound
+from ingest_project.sources.s3 import S3Account, account_client, bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
 from ingest_project_tests.services.listener import Listener, Redirecting

@@ -14,7 +14,7 @@ import pytest
 from ingest_project.platform import spans, tracing
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.producer import ProducerRecord
-from ingest_project.platform.trace_context import context_in, context_prefix, headers_of, trace_ids_of
+from ingest_project.platform.tracing import context_in, context_prefix, headers_of, trace_ids_of
 from ingest_project_tests.attachments.system import AttachmentSystem
 from ingest_project_tests.journeys.system import POLLING, System, readings
 from ingest_project_tests.services.http_server import HttpServer
@@ -289,7 +289,7 @@ def test_spans_that_do_not_fit_are_dropped_and_logged_once(
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
         server.delay_seconds = 0.5
         tracing_to(server.url)
-        logger = logging.getLogger("ingest_project.platform.span_export")
+        logger = logging.getLogger("ingest_project.platform.spans")
         monkeypatch.setattr(logger, "propagate", True)
         with caplog.at_level("WARNING"):
             for _ in range(100):

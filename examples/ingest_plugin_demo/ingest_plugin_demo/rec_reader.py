@@ -12,8 +12,16 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.formats.csv_text import text_blocks
-from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
-from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.layout import (
+    MALFORMED,
+    READINGS,
+    ReadLimits,
+    RowsChunk,
+    Target,
+    layout_of,
+    rows_chunk,
+    shortened,
+)
 from ingest_project.readers.profiles import ReaderProfile
 
 CHUNK_RECORDS = 10_000

@@ -37,7 +37,7 @@ from ingest_project.attachments.eventhouse.queries import (
 from ingest_project.attachments.tables import eventhouse_positions as positions
 from ingest_project.core.errors import QueryRejectedError
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import insert_missing
 
 logger = get_logger(__name__)
@@ -60,8 +60,7 @@ class EventhousePositions:
     def get(self, domain: str) -> str | None:
         """Return the position to continue from; None: from the beginning."""
         query = sa.select(positions.c.position).where(positions.c.domain == domain)
-        with reading(self._engine) as connection:
-            return connection.execute(query).scalar() or None
+        return fetch(self._engine, query).scalar() or None
 
     def advance(self, domain: str, position: str, events: int, refused: int, now: datetime) -> None:
         """Store the position behind a published page. Storing it twice counts its events twice."""

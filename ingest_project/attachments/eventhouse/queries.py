@@ -36,7 +36,7 @@ logger = get_logger(__name__)
 # Kusto returns at most this many rows (and 64 MB) to one query.
 MAX_ROWS = 500_000
 
-# Columns that every page has besides the table's own.
+# Columns that every page has in addition to the table's own.
 INGESTED_AT = "_ingest_at"
 KEY = "_ingest_key"
 SERVER_TIME = "_ingest_now"

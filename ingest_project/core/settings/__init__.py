@@ -418,7 +418,7 @@ def _flatten(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") 
 
 
 def _ignored(given: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names that have no meaning here and look as if somebody thought that they had one."""
+    """Return the names that have no meaning here and look as if their author thought that they had one."""
     others = sorted(
         name
         for name, value in given.items()
@@ -529,7 +529,7 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
 def _require_two_databases(settings: Settings) -> None:
     """Reject one database for both: warehouse and Dagster each keep their version in a table of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
-    # A vault is not asked for them before one is needed.
+    # A vault is not contacted before one of them is needed.
     if any(map(is_in_vault, urls)):
         return
     warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)

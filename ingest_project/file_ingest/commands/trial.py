@@ -20,19 +20,18 @@ from ingest_project.core.console import add_row, counted, counts, data_text, say
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import nearest
-from ingest_project.file_ingest.contract import Contract, SensorContract
+from ingest_project.file_ingest.contract import Contract, SensorContract, drift_of
 from ingest_project.file_ingest.declared import DeclaredContract
-from ingest_project.file_ingest.drift import drift_of
+from ingest_project.readers import without_empty_rescue
 from ingest_project.readers.datasets import load_declarations, read_declaration
 from ingest_project.readers.formats.csv_reader import header_search
 from ingest_project.readers.formats.csv_text import encoding_of, find_header, text_blocks
-from ingest_project.readers.guessing.encoding import excerpt
+from ingest_project.readers.guessing.text import excerpt
 from ingest_project.readers.layout import RowsChunk
 from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profile_parts import changes_clocks
 from ingest_project.readers.profiles import ReaderProfile, read_profile
 from ingest_project.readers.reading import read_chunks
-from ingest_project.readers.target import without_empty_rescue
 
 MAX_SHOWN_TEXT = 160
 YAML_ENDINGS = (".yaml", ".yml")
@@ -215,7 +214,7 @@ def profile_of(name: str | None, contract: Contract, settings: Settings) -> Read
 
 
 def excerpt_of(file: Path, folder: Path) -> Path:
-    """Return a file, or the parts of a large text file that were looked at."""
+    """Return a file, or the parts of a large text file that were read."""
     return excerpt(file, folder) if type_of(file) in TEXT_TYPES else file
 
 

@@ -205,7 +205,7 @@ class Baseline:
             for measure, value in one.values(columns).items():
                 values[measure].append(value)
         return {
-            measure: usual_values(found, tolerance_of(measure), self.settings.baseline_width)
+            measure: usual_values(found, TOLERANCES.get(measure, OF_NULLS), self.settings.baseline_width)
             for measure, found in values.items()
             if len(found) >= self.settings.baseline_min_files
         }
@@ -267,11 +267,6 @@ def usual_values(values: Sequence[float], tolerance: Tolerance, width: float) ->
     deviation = TO_DEVIATION * median(abs(value - middle) for value in values)
     reach = max(width * deviation, tolerance.least, tolerance.share * abs(middle))
     return Usual(middle, max(0.0, middle - reach) if tolerance.below else None, middle + reach, len(values))
-
-
-def tolerance_of(measure: str) -> Tolerance:
-    """Return the tolerance of a measure."""
-    return TOLERANCES.get(measure, OF_NULLS)
 
 
 def usual_range(usual: Usual) -> str:

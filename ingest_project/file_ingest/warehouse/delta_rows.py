@@ -21,9 +21,8 @@ import pyarrow as pa
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import delta_credentials
-from ingest_project.platform.delta.replacing import ReplaceableStore, open_replaceable
 from ingest_project.platform.delta.schema import delta_schema, ready_to_append
-from ingest_project.platform.delta.table import query_events
+from ingest_project.platform.delta.table import ReplaceableStore, open_replaceable, query_events
 from ingest_project.readers.datasets import DatasetDeclaration
 
 SPOOL_BYTES = 64 * 1024**2

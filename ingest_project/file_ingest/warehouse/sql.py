@@ -41,7 +41,7 @@ from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
 from ingest_project.platform.database.sql import insert_into
 from ingest_project.platform.items import RowPage
-from ingest_project.readers.target import RESCUED
+from ingest_project.readers import RESCUED
 
 logger = get_logger(__name__)
 
@@ -261,7 +261,7 @@ class SqlWarehouse:
             kept = {row.file_key: row.delta_version for row in found if row.stands}
             changed, version = elsewhere.changed_since(kept) if kept else (set[str](), None)
             if not written and not changed:
-                # They need not be looked for again before this version.
+                # They need not be searched again before this version.
                 _record_version(connection, kept, version)
                 return ()
             current = sa.select(c.file_key).where(

@@ -1,23 +1,37 @@
 """Alerts: conditions of a snapshot become incidents, and incidents become messages on channels.
 
 `conditions.py` finds what is wrong, `incidents.py` remembers it in the database, `watch.py` does both regularly in the
-monitor (or in a sensor, where no monitor runs), and `channels.py` sends the messages. Another package adds a way to
-send them by an entry point in the group `ingest_project.alert_channels`; its name is listed in INGEST_ALERT_CHANNELS,
-its value an `AlertChannel`.
+monitor (or in a sensor, where no monitor runs), and here are the channels that send the messages. The webhook and
+plug-ins get all of them, Apprise addresses those of their owner. An address of Apprise (slack://, msteams://,
+mailto://, pagerduty://, ...) is a trusted setting, as the webhook's is, and usually a secret: channels are named by
+their position in the settings and their service.
+
+Another package adds a channel by an entry point in the group `ingest_project.alert_channels`; its name is listed in
+INGEST_ALERT_CHANNELS, its value an `AlertChannel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache, partial
+from http import HTTPStatus
+from typing import Any
 
 import msgspec
+from pydantic import SecretStr
 
+from ingest_project.core import plugins
 from ingest_project.core.console import moment
-from ingest_project.core.errors import TransientError
+from ingest_project.core.errors import AddressRejectedError, PermanentError, SettingsError, TransientError
 from ingest_project.core.logging import printable
+from ingest_project.core.secrets import SecretReference, is_in_vault
 from ingest_project.core.settings import Settings
-from ingest_project.core.settings.alerts import CONDITIONS
+from ingest_project.core.settings.alerts import CONDITIONS, SCHEME
+from ingest_project.core.yaml_models import nearest
 
 MAX_TEXT = 500
 SHOWN_EXAMPLES = 3
@@ -130,3 +144,233 @@ def amount(value: float, unit: str) -> str:
     if unit == "seconds":
         return f"{value:,.0f} s"
     return f"{value:,.0f} {unit.removesuffix('s') if round(value) == 1 else unit}".strip()
+
+
+CONNECT_SECONDS, RESPONSE_SECONDS = 5.0, 10.0
+WEBHOOK = "webhook"
+SHORTEST_SECRET = 3
+MAX_REASON = 200
+
+CHANNELS: plugins.Plugins[AlertChannel] = plugins.Plugins(
+    plugins.ALERT_CHANNELS, {WEBHOOK: "ingest_project.operations.alerts:send_to_webhook"}
+)
+
+
+def channels(settings: Settings, owner: str | None = None) -> dict[str, AlertChannel]:
+    """Return all channels by name; those of one owner only where one is given."""
+    alerts = settings.alerts
+    found: dict[str, AlertChannel] = {}
+    if owner is None:
+        named = (name for name in alerts.channels if name != WEBHOOK or alerts.webhook_url is not None)
+        found = {name: partial(_send_named, name) for name in named}
+        found |= _addresses("", alerts.urls)
+    for name, urls in alerts.owners.items():
+        if owner in {None, name}:
+            found |= _addresses(name, urls)
+    return found
+
+
+def channels_of(settings: Settings, owner: str | None) -> Collection[str]:
+    """Return the names of the channels that get the alerts of an owner: those of all, and the owner's addresses.
+
+    Without addresses of an owner, the addresses without an owner get them.
+    """
+    alerts = settings.alerts
+    own = alerts.owners.get(owner or "")
+    shared = [name for name in alerts.channels if name != WEBHOOK or alerts.webhook_url is not None]
+    return [*shared, *(_addresses(owner or "", own) if own else _addresses("", alerts.urls))]
+
+
+def require_usable(settings: Settings) -> None:
+    """Check the addresses of Apprise.
+
+    Raises:
+        SettingsError: Apprise does not know a service, or cannot use an address; its text is not repeated.
+    """
+    alerts = settings.alerts
+    each = [
+        ("INGEST_ALERT_URLS", alerts.urls),
+        *((f"INGEST_ALERT_OWNERS, {name}", one) for name, one in alerts.owners.items()),
+    ]
+    for where, urls in each:
+        for number, url in enumerate(urls, 1):
+            # A vault is not asked before there is something to send.
+            if not is_in_vault(url) and (problem := _problem(url)):
+                raise SettingsError(f"{where}, address {number}: {problem}")
+
+
+def send(settings: Settings, name: str, channel: AlertChannel, alerts: Sequence[Alert]) -> None:
+    """Send alerts by one channel.
+
+    Raises:
+        AlertDeliveryError: it did not accept them, whatever it raised; the text shows no secret.
+    """
+    try:
+        channel(settings, alerts)
+    except AlertDeliveryError as error:
+        raise AlertDeliveryError(error.cause, name) from None
+    except PermanentError as error:
+        raise AlertDeliveryError(str(error), name) from None
+    except Exception as error:  # noqa: BLE001 - another package may raise anything, with its address in the text
+        raise AlertDeliveryError(type(error).__name__, name) from None
+
+
+def _send_named(name: str, settings: Settings, alerts: Sequence[Alert]) -> None:
+    CHANNELS.named(name, "alert channel")(settings, alerts)
+
+
+def _addresses(owner: str, urls: Sequence[SecretStr]) -> dict[str, AlertChannel]:
+    place = f"owners.{owner}" if owner else "urls"
+    return {f"{place}.{number}.{_service(url)}": partial(send_to_url, url) for number, url in enumerate(urls, 1)}
+
+
+def _service(url: SecretStr) -> str:
+    if isinstance(url, SecretReference):
+        return "reference"
+    found = SCHEME.match(url.get_secret_value())
+    return found[1].lower() if found else "unknown"
+
+
+def send_to_webhook(settings: Settings, alerts: Sequence[Alert]) -> None:
+    """Post alerts to INGEST_ALERT_WEBHOOK_URL; do nothing where it is not set.
+
+    Raises:
+        AlertDeliveryError: no response, or one that rejects them.
+    """
+    if settings.alerts.webhook_url is not None:
+        deliver(settings.alerts.webhook_url, settings.environment, alerts)
+
+
+def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
+    """Post alerts in one request; `text` is what chat programs show.
+
+    Raises:
+        AlertDeliveryError: no response, or one that rejects them.
+    """
+    import requests  # most processes have nothing to send
+
+    from ingest_project.platform.http import parse_url
+    from ingest_project.platform.http.pinned_transport import BoundSession  # as above
+
+    body = {"environment": environment, "text": text_of(environment, alerts), "alerts": msgspec.to_builtins(alerts)}
+    try:
+        address = parse_url(url.get_secret_value())
+        with BoundSession([address]) as session:
+            timeouts = (CONNECT_SECONDS, RESPONSE_SECONDS)
+            # Unread: nothing in the response matters but its status, and it may be endless.
+            response = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
+            response.close()
+    except AddressRejectedError as error:
+        raise AlertDeliveryError(error.rule) from None
+    except requests.RequestException as error:
+        raise AlertDeliveryError(type(error).__name__) from None
+    if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        raise AlertDeliveryError(f"it answered {response.status_code}")
+
+
+def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> None:
+    """Send alerts to an address of Apprise.
+
+    Raises:
+        AlertDeliveryError: the service did not accept them, with the reason that Apprise logs.
+        SettingsError: Apprise cannot use the address.
+    """
+    import apprise  # half a second, and many packages that most systems do not need
+
+    if problem := _problem(url):
+        raise SettingsError(problem)
+    severities = {alert.severity for alert in alerts if alert.status in {"firing", "reminder"}}
+    kind = "failure" if "critical" in severities else "warning" if severities else "info"
+    if all(alert.status == "resolved" for alert in alerts):
+        kind = "success"
+    service = apprise.Apprise(asset=apprise.AppriseAsset(**_options()))
+    service.add(url.get_secret_value().strip())
+    reasons = _reasons()
+    reasons.begin()
+    sent = service.notify(
+        body=text_of(settings.environment, alerts),
+        title=title_of(settings.environment, alerts),
+        notify_type=apprise.NotifyType(kind),
+        # Escaped for services that take markup.
+        body_format=apprise.NotifyFormat.TEXT,
+    )
+    if not sent:
+        raise AlertDeliveryError(_without_secrets(reasons.last() or "the service did not accept them", url))
+
+
+def _problem(url: SecretStr) -> str:
+    """Return why Apprise cannot use an address, without its text; empty if it can."""
+    import apprise  # see above
+
+    _reasons()
+    asset, address = apprise.AppriseAsset(**_options()), url.get_secret_value().strip()
+    if apprise.Apprise.instantiate(address, asset=asset, suppress_exceptions=True) is not None:
+        return ""
+    schemas = [schema for one in apprise.Apprise().details()["schemas"] for schema in _schemas(one)]
+    service = url.get_secret_value().partition("://")[0].strip().lower()
+    if service not in schemas:
+        return f"Apprise knows no service {service!r}{nearest(service, schemas) or '.'}"
+    return f"Apprise cannot use it as an address of {service}: see the documentation of Apprise for its parts."
+
+
+def _schemas(details: Mapping[str, object]) -> list[str]:
+    both = (details.get("protocols"), details.get("secure_protocols"))
+    return [str(schema) for protocols in both if isinstance(protocols, list | tuple) for schema in protocols]
+
+
+def _options() -> dict[str, Any]:
+    import apprise  # see above
+
+    return {
+        "app_id": "ingest_project",
+        "app_desc": "ingest_project",
+        "app_url": "",
+        "async_mode": False,
+        # What strangers chose is not read as an escape, an emoji or a template; an answer leads nowhere else.
+        "interpret_escapes": False,
+        "interpret_emojis": False,
+        "http_redirects": False,
+        "allow_templates": False,
+        "storage_mode": apprise.PersistentStoreMode.MEMORY,
+        # In this thread, whose warnings are kept; who started it waits for a bounded time.
+        "service_timeout": 0,
+    }
+
+
+class _Reasons(logging.Handler):
+    """Keeps the last warning that Apprise logged in this thread. It returns no reasons, and may log addresses."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._of_thread = threading.local()
+
+    def begin(self) -> None:
+        """Forget the last warning."""
+        self._of_thread.text = ""
+
+    def last(self) -> str:
+        """Return the last warning since then."""
+        return str(self._of_thread.text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self._of_thread.text = " ".join(record.getMessage().split())
+
+
+@cache
+def _reasons() -> _Reasons:
+    handler = _Reasons()
+    logger = logging.getLogger("apprise")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    return handler
+
+
+def _without_secrets(reason: str, url: SecretStr) -> str:
+    """Return a reason without anything that is a part of the address."""
+    _, _, rest = url.get_secret_value().partition("://")
+    for part in sorted(re.split(r"[/@:?&=,;]+", rest), key=len, reverse=True):
+        if len(part) >= SHORTEST_SECRET:
+            reason = reason.replace(part, "***")
+    return reason[:MAX_REASON]

@@ -13,11 +13,9 @@ from ingest_project.core.settings import load_settings
 from ingest_project.core.settings.alerts import CONDITIONS
 from ingest_project.core.yaml_models import nearest
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts import amount
-from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts import amount, require_usable
 from ingest_project.operations.alerts.conditions import require_known_names
-from ingest_project.operations.alerts.incidents import Incident, recent_incidents
-from ingest_project.operations.alerts.stores import AlertStores
+from ingest_project.operations.alerts.incidents import AlertStores, Incident, recent_incidents
 from ingest_project.operations.alerts.watch import send_test
 
 SUMMARY_WIDTH = 100

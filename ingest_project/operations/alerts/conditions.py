@@ -6,7 +6,8 @@ A condition whose part could not be read is not assessed: nothing is known of it
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from ingest_project.operations.alerts import plain
 from ingest_project.operations.alerts.facts import matching
 from ingest_project.operations.alerts.incidents import Finding, History
 from ingest_project.operations.monitor import daemon_line, readiness
-from ingest_project.operations.snapshot import SENSOR_DAEMON, SystemSnapshot, consumed_topics
+from ingest_project.operations.snapshot import SENSOR_DAEMON, Sample, SystemSnapshot, Value, consumed_topics
 from ingest_project.operations.topics import TopicLag, topics_of_dead_letters
 
 ALERTS_SENSOR = "alerts_sensor"
@@ -86,7 +87,7 @@ class _View:
         value: float | None = None,
         examples: Iterator[str] | tuple[str, ...] = (),
     ) -> Finding:
-        """Return a finding, bounded and harmless: names, reasons and keys may be a stranger's."""
+        """Return a finding, bounded and harmless: names, reasons and keys are untrusted."""
         policy = self.policy(subject)
         return Finding(
             name=_bounded(printable(subject.name)),
@@ -134,10 +135,9 @@ def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = 
     findings: list[Finding] = []
     assessed: set[str] = set()
     for condition, find in _CONDITIONS.items():
-        found = find(view)
-        if found is not None:
+        with suppress(_UnknownError):
+            findings += [one for one in find(view) if one.policy.enabled]
             assessed.add(condition)
-            findings += [one for one in found if one.policy.enabled]
     return Assessment(tuple(findings), frozenset(assessed))
 
 
@@ -188,6 +188,16 @@ def history_seconds(settings: Settings) -> float:
     return max([*windows, *(rule.threshold or 0 for rule in alerts.rules_for("freshness"))])
 
 
+class _UnknownError(Exception):
+    """A condition needs a part of the snapshot that could not be read."""
+
+
+def _present(sample: Sample[Value]) -> Value:
+    if sample.present is None:
+        raise _UnknownError
+    return sample.present
+
+
 def _parts(view: _View) -> Iterator[Finding]:
     addresses = {
         "broker": view.settings.kafka.bootstrap_servers,
@@ -201,235 +211,171 @@ def _parts(view: _View) -> Iterator[Finding]:
             yield view.finding(_Subject(f"part_away/{name}", "part_away", {"name": name}), summary)
 
 
-def _daemon(view: _View) -> Iterator[Finding] | None:
-    sample = view.snapshot.dagster
-    if sample.present is None:
-        return None
-    beat = sample.present.heartbeats.get(SENSOR_DAEMON)
+def _daemon(view: _View) -> Iterator[Finding]:
+    beat = _present(view.snapshot.dagster).heartbeats.get(SENSOR_DAEMON)
     silence = (view.now - beat).total_seconds() if beat else None
     subject = _Subject("daemon_silent", "daemon_silent", {})
-    limit = view.policy(subject).threshold or 0
-    line = daemon_line(sample, view.now)
-    if (silence is None or silence < 0) and line.ok:
-        return iter(())
-    if silence is not None and 0 <= silence < limit:
-        return iter(())
-    summary = f"Dagster's daemon is silent: {line.detail}. Nothing is ingested until it runs."
-    return iter([view.finding(subject, summary, value=silence)])
+    line = daemon_line(view.snapshot.dagster, view.now)
+    is_well = line.ok if silence is None or silence < 0 else silence < (view.policy(subject).threshold or 0)
+    if not is_well:
+        summary = f"Dagster's daemon is silent: {line.detail}. Nothing is ingested until it runs."
+        yield view.finding(subject, summary, value=silence)
 
 
-def _disk(view: _View) -> Iterator[Finding] | None:
-    disk = view.snapshot.disk.present
-    if disk is None:
-        return None
-    subject = _Subject("disk", "disk", {"name": str(disk.folder)})
-    return iter([view.finding(subject, str(disk))] if disk.is_nearly_full else [])
+def _disk(view: _View) -> Iterator[Finding]:
+    disk = _present(view.snapshot.disk)
+    if disk.is_nearly_full:
+        yield view.finding(_Subject("disk", "disk", {"name": str(disk.folder)}), str(disk))
 
 
-def _failed_runs(view: _View) -> Iterator[Finding] | None:
-    failures = view.snapshot.failures.present
-    if failures is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for run in failures.runs:
-            subject = _Subject(f"job/{run.job}", "failed_run", {"name": run.job})
-            if (view.now - run.at).total_seconds() <= (view.policy(subject).window_seconds or 0):
-                link = f"{view.dagster}/runs/{quote(run.run_id)}"
-                yield view.finding(subject, f"The last run of {run.job} failed.", link=link)
-
-    return found()
+def _failed_runs(view: _View) -> Iterator[Finding]:
+    failures = _present(view.snapshot.failures)
+    for run in failures.runs:
+        subject = _Subject(f"job/{run.job}", "failed_run", {"name": run.job})
+        if (view.now - run.at).total_seconds() <= (view.policy(subject).window_seconds or 0):
+            link = f"{view.dagster}/runs/{quote(run.run_id)}"
+            yield view.finding(subject, f"The last run of {run.job} failed.", link=link)
 
 
-def _failing_ticks(view: _View) -> Iterator[Finding] | None:
-    dagster, failures = view.snapshot.dagster.present, view.snapshot.failures.present
-    if dagster is None or failures is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for name, ticks in {**failures.schedules, **dagster.failing}.items():
-            subject = _Subject(f"{ticks.kind}/{name}", "failing_ticks", {"name": name})
-            # This sensor fails where a channel does not accept its alerts.
-            if name != ALERTS_SENSOR and ticks.in_a_row >= (view.policy(subject).threshold or 0):
-                summary = f"The {ticks.kind} {name} failed {ticks.in_a_row} times in a row: {ticks.reason}"
-                link = f"{view.dagster}/overview/{ticks.kind}s"
-                yield view.finding(subject, summary, link=link, value=ticks.in_a_row)
-
-    return found()
+def _failing_ticks(view: _View) -> Iterator[Finding]:
+    dagster, failures = _present(view.snapshot.dagster), _present(view.snapshot.failures)
+    for name, ticks in {**failures.schedules, **dagster.failing}.items():
+        subject = _Subject(f"{ticks.kind}/{name}", "failing_ticks", {"name": name})
+        # This sensor fails where a channel does not accept its alerts.
+        if name != ALERTS_SENSOR and ticks.in_a_row >= (view.policy(subject).threshold or 0):
+            summary = f"The {ticks.kind} {name} failed {ticks.in_a_row} times in a row: {ticks.reason}"
+            link = f"{view.dagster}/overview/{ticks.kind}s"
+            yield view.finding(subject, summary, link=link, value=ticks.in_a_row)
 
 
-def _stalled_topics(view: _View) -> Iterator[Finding] | None:
-    broker, dagster = view.snapshot.broker.present, view.snapshot.dagster.present
-    if broker is None:
-        return None
+def _stalled_topics(view: _View) -> Iterator[Finding]:
+    broker, dagster = _present(view.snapshot.broker), view.snapshot.dagster.present
     stopped = {sensor.name for sensor in dagster.sensors.values() if sensor.stopped} if dagster else set()
-
-    def found() -> Iterator[Finding]:
-        for one in broker.stalled:
-            name = f"topic_stalled/{one.topic}"
-            subject = _Subject(name, "topic_stalled", {"topic": one.topic, "name": one.sensor})
-            # A process that has just begun does not know how long a topic stood still before.
-            is_long = one.seconds >= (view.policy(subject).threshold or 0) or name in view.known
-            if is_long and one.sensor not in stopped:
-                yield view.finding(subject, f"{one}, read by {one.sensor}.", value=one.seconds)
-
-    return found()
+    for one in broker.stalled:
+        name = f"topic_stalled/{one.topic}"
+        subject = _Subject(name, "topic_stalled", {"topic": one.topic, "name": one.sensor})
+        # A process that has just begun does not know how long a topic stood still before.
+        is_long = one.seconds >= (view.policy(subject).threshold or 0) or name in view.known
+        if is_long and one.sensor not in stopped:
+            yield view.finding(subject, f"{one}, read by {one.sensor}.", value=one.seconds)
 
 
-def _lag(view: _View) -> Iterator[Finding] | None:
-    if not _all_lags_known(view):
-        return None
-
-    def found() -> Iterator[Finding]:
-        for lag in view.snapshot.topics:
-            subject, waiting = _Subject(f"lag/{lag.topic}", "lag", _facets(lag)), lag.waiting or 0
-            if waiting >= (view.policy(subject).threshold or 0):
-                summary = f"{counted(waiting, 'message')} wait on {lag.topic}, read by {lag.sensor}."
-                yield view.finding(subject, summary, value=waiting)
-
-    return found()
+def _lag(view: _View) -> Iterator[Finding]:
+    for lag in _lags(view):
+        subject, waiting = _Subject(f"lag/{lag.topic}", "lag", _facets(lag)), lag.waiting or 0
+        if waiting >= (view.policy(subject).threshold or 0):
+            summary = f"{counted(waiting, 'message')} wait on {lag.topic}, read by {lag.sensor}."
+            yield view.finding(subject, summary, value=waiting)
 
 
-def _lag_growth(view: _View) -> Iterator[Finding] | None:
-    if not _all_lags_known(view):
-        return None
-
-    def found() -> Iterator[Finding]:
-        for lag in view.snapshot.topics:
-            subject, waiting = _Subject(f"lag_growth/{lag.topic}", "lag_growth", _facets(lag)), lag.waiting or 0
-            policy = view.policy(subject)
-            window = timedelta(seconds=policy.window_seconds or 0)
-            moments = [view.now - window * (GROWTH_POINTS - point) / GROWTH_POINTS for point in range(GROWTH_POINTS)]
-            values = [view.history.value_at(f"lag/{lag.topic}", moment) for moment in moments]
-            known = [value for value in values if value is not None]
-            grows = len(known) == len(values) and all(a < b for a, b in zip(known, [*known[1:], waiting], strict=True))
-            if grows and waiting >= (policy.threshold or 0):
-                summary = (
-                    f"The lag of {lag.topic} has been growing for {_span(window)}: "
-                    f"from {known[0]:,.0f} to {counted(waiting, 'message')}."
-                )
-                yield view.finding(subject, summary, value=waiting)
-
-    return found()
+def _lag_growth(view: _View) -> Iterator[Finding]:
+    for lag in _lags(view):
+        subject, waiting = _Subject(f"lag_growth/{lag.topic}", "lag_growth", _facets(lag)), lag.waiting or 0
+        policy = view.policy(subject)
+        window = timedelta(seconds=policy.window_seconds or 0)
+        moments = [view.now - window * (GROWTH_POINTS - point) / GROWTH_POINTS for point in range(GROWTH_POINTS)]
+        values = [view.history.value_at(f"lag/{lag.topic}", moment) for moment in moments]
+        known = [value for value in values if value is not None]
+        grows = len(known) == len(values) and all(a < b for a, b in zip(known, [*known[1:], waiting], strict=True))
+        if grows and waiting >= (policy.threshold or 0):
+            summary = (
+                f"The lag of {lag.topic} has been growing for {_span(window)}: "
+                f"from {known[0]:,.0f} to {counted(waiting, 'message')}."
+            )
+            yield view.finding(subject, summary, value=waiting)
 
 
 def _facets(lag: TopicLag) -> dict[str, str]:
     return {"topic": lag.topic, "name": lag.sensor}
 
 
-def _all_lags_known(view: _View) -> bool:
-    return view.snapshot.broker.present is not None and all(lag.waiting is not None for lag in view.snapshot.topics)
+def _lags(view: _View) -> Sequence[TopicLag]:
+    """Return the lag of every topic; it is unknown where that of one is."""
+    topics = _present(view.snapshot.broker).topics
+    if any(lag.waiting is None for lag in topics):
+        raise _UnknownError
+    return topics
 
 
-def _dead_letters(view: _View) -> Iterator[Finding] | None:
-    broker = view.snapshot.broker.present
-    if broker is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for letters in broker.dead_letters:
-            subject = _Subject(f"dead_letters/{letters.topic}", "dead_letters", {"topic": letters.topic})
-            policy, series = view.policy(subject), f"dead/{letters.topic}"
-            window = timedelta(seconds=policy.window_seconds or 0)
-            before = view.history.value_at(series, view.now - window)
-            if before is None:
-                # A stream that was declared after its first messages: they are not on record, but in the window.
-                known = (view.history.first(series), letters.older)
-                before = min((one for one in known if one is not None), default=None)
-            # A topic that was created again counts from nothing.
-            new = letters.written - (before if before is not None and before <= letters.written else 0)
-            if new and new >= (policy.threshold or 0):
-                summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {_span(window)}."
-                yield view.finding(subject, summary, value=new)
-
-    return found()
+def _dead_letters(view: _View) -> Iterator[Finding]:
+    broker = _present(view.snapshot.broker)
+    for letters in broker.dead_letters:
+        subject = _Subject(f"dead_letters/{letters.topic}", "dead_letters", {"topic": letters.topic})
+        policy, series = view.policy(subject), f"dead/{letters.topic}"
+        window = timedelta(seconds=policy.window_seconds or 0)
+        before = view.history.value_at(series, view.now - window)
+        if before is None:
+            # A stream that was declared after its first messages: they are not on record, but in the window.
+            known = (view.history.first(series), letters.older)
+            before = min((one for one in known if one is not None), default=None)
+        # A topic that was created again counts from nothing.
+        new = letters.written - (before if before is not None and before <= letters.written else 0)
+        if new and new >= (policy.threshold or 0):
+            summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {_span(window)}."
+            yield view.finding(subject, summary, value=new)
 
 
-def _quarantine(view: _View) -> Iterator[Finding] | None:
-    intake = view.snapshot.intake.present
-    if intake is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for dataset, source in {origin for by_origin in intake.refusals.values() for origin in by_origin}:
-            subject = _of_files("quarantine", dataset=dataset, source=source)
-            policy = view.policy(subject)
-            refusals = intake.refusals.get(policy.window_seconds or 0, {}).get((dataset, source))
-            if refusals is None or not refusals.share or refusals.share < (policy.threshold or 0):
-                continue
-            summary = (
-                f"{refusals.share:.0%} of {_named(dataset, source)} were refused in "
-                f"{_span(timedelta(seconds=policy.window_seconds or 0))}: "
-                f"{refusals.refused_files:,} of {counted(refusals.files, 'file')}, "
-                f"{refusals.quarantined_rows:,} of {counted(refusals.rows, 'row')} of the others."
-            )
-            examples = (f"{key}: {plain(reason, 200)} {view.file(dataset, key)}" for key, reason in refusals.examples)
-            yield view.finding(subject, summary, value=refusals.share, examples=examples)
-
-    return found()
+def _quarantine(view: _View) -> Iterator[Finding]:
+    intake = _present(view.snapshot.intake)
+    for dataset, source in {origin for by_origin in intake.refusals.values() for origin in by_origin}:
+        subject = _of_files("quarantine", dataset=dataset, source=source)
+        policy = view.policy(subject)
+        refusals = intake.refusals.get(policy.window_seconds or 0, {}).get((dataset, source))
+        if refusals is None or not refusals.share or refusals.share < (policy.threshold or 0):
+            continue
+        summary = (
+            f"{refusals.share:.0%} of {_named(dataset, source)} were refused in "
+            f"{_span(timedelta(seconds=policy.window_seconds or 0))}: "
+            f"{refusals.refused_files:,} of {counted(refusals.files, 'file')}, "
+            f"{refusals.quarantined_rows:,} of {counted(refusals.rows, 'row')} of the others."
+        )
+        examples = (f"{key}: {plain(reason, 200)} {view.file(dataset, key)}" for key, reason in refusals.examples)
+        yield view.finding(subject, summary, value=refusals.share, examples=examples)
 
 
-def _baseline(view: _View) -> Iterator[Finding] | None:
-    sources = view.snapshot.sources.present
-    if sources is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for one in sources:
-            subject, unusual = _of_files("baseline", dataset=one.dataset, source=one.source), len(one.verdict.outside)
-            policy = view.policy(subject)
-            is_recent = (view.now - one.at).total_seconds() <= (policy.window_seconds or 0)
-            if is_recent and unusual and unusual >= (policy.threshold or 0):
-                summary = f"The last file of {_named(one.dataset, one.source)} deviates: {one.verdict}"
-                example = f"{one.file} {view.file(one.dataset, one.file)}"
-                link = view.file(one.dataset, one.file)
-                yield view.finding(subject, summary, link=link, value=unusual, examples=(example,))
-
-    return found()
+def _baseline(view: _View) -> Iterator[Finding]:
+    sources = _present(view.snapshot.sources)
+    for one in sources:
+        subject, unusual = _of_files("baseline", dataset=one.dataset, source=one.source), len(one.verdict.outside)
+        policy = view.policy(subject)
+        is_recent = (view.now - one.at).total_seconds() <= (policy.window_seconds or 0)
+        if is_recent and unusual and unusual >= (policy.threshold or 0):
+            summary = f"The last file of {_named(one.dataset, one.source)} deviates: {one.verdict}"
+            example = f"{one.file} {view.file(one.dataset, one.file)}"
+            link = view.file(one.dataset, one.file)
+            yield view.finding(subject, summary, link=link, value=unusual, examples=(example,))
 
 
-def _failed_checks(view: _View) -> Iterator[Finding] | None:
-    failures = view.snapshot.failures.present
-    if failures is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        each = {(one.asset, one.check) for checks in failures.checks.values() for one in checks}
-        for asset, check in sorted(each):
-            subject = _Subject(f"failed_check/{asset}/{check}", "failed_check", {"name": f"{asset}/{check}"})
-            policy = view.policy(subject)
-            checks = failures.checks.get(policy.window_seconds or 0, ())
-            one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
-            # A file that is not usual has a condition of its own.
-            if one is None or one.failed < (policy.threshold or 0) or check == WITHIN_BASELINE:
-                continue
-            of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""
-            where = f"{view.dagster}/assets/{quote(asset)}"
-            yield view.finding(
-                subject,
-                f"The check {check} of {asset} failed{of}.",
-                link=f"{where}?view=checks",
-                value=one.failed,
-                examples=(f"{key} {where}?view=partitions&partition={quote(key, safe='')}" for key in one.partitions),
-            )
-
-    return found()
+def _failed_checks(view: _View) -> Iterator[Finding]:
+    failures = _present(view.snapshot.failures)
+    each = {(one.asset, one.check) for checks in failures.checks.values() for one in checks}
+    for asset, check in sorted(each):
+        subject = _Subject(f"failed_check/{asset}/{check}", "failed_check", {"name": f"{asset}/{check}"})
+        policy = view.policy(subject)
+        checks = failures.checks.get(policy.window_seconds or 0, ())
+        one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
+        # A file that is not usual has a condition of its own.
+        if one is None or one.failed < (policy.threshold or 0) or check == WITHIN_BASELINE:
+            continue
+        of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""
+        where = f"{view.dagster}/assets/{quote(asset)}"
+        yield view.finding(
+            subject,
+            f"The check {check} of {asset} failed{of}.",
+            link=f"{where}?view=checks",
+            value=one.failed,
+            examples=(f"{key} {where}?view=partitions&partition={quote(key, safe='')}" for key in one.partitions),
+        )
 
 
-def _freshness(view: _View) -> Iterator[Finding] | None:
-    rules = list(view.settings.alerts.rules_for("freshness"))
-    intake, broker = view.snapshot.intake.present, view.snapshot.broker.present
-    if (intake is None and any(not rule.topic for rule in rules)) or (
-        broker is None and any(rule.topic for rule in rules)
-    ):
-        return None
+def _freshness(view: _View) -> Iterator[Finding]:
     last: dict[tuple[str, str, str], datetime | None] = {}
-    for rule in rules:
+    for rule in view.settings.alerts.rules_for("freshness"):
         if rule.topic:
-            topics = [lag.topic for lag in broker.topics] if broker else []
+            topics = [lag.topic for lag in _present(view.snapshot.broker).topics]
             last |= {("", "", one): view.history.changed_at(f"end/{one}") for one in matching(topics, rule.topic)}
             continue
-        arrivals = intake.arrivals if intake else {}
+        arrivals = _present(view.snapshot.intake).arrivals
         for dataset in matching({one for one, _ in arrivals}, rule.dataset) or [""]:
             for source in matching({one for _, one in arrivals if one}, rule.source) or [""]:
                 times = [
@@ -439,7 +385,7 @@ def _freshness(view: _View) -> Iterator[Finding] | None:
                 ]
                 never = view.history.changed_at(f"expected/{rule.dataset or ''}/{rule.source or ''}")
                 last[dataset, source, ""] = max(times, default=never)
-    return (one for key, at in last.items() if at and (one := _stale(view, *key, at)))
+    yield from (one for key, at in last.items() if at and (one := _stale(view, *key, at)))
 
 
 def _stale(view: _View, dataset: str, source: str, topic: str, at: datetime) -> Finding | None:
@@ -456,35 +402,23 @@ def _of_files(condition: str, **facets: str) -> _Subject:
     return _Subject("/".join([condition, *known.values()]), condition, known)
 
 
-def _declarations(view: _View) -> Iterator[Finding] | None:
-    warehouse = view.snapshot.warehouse.present
-    if warehouse is None:
-        return None
-    return (
-        view.finding(
-            _Subject(f"declaration/{name}", "declaration", {"name": name}),
-            f"{counted(len(work.problems), 'problem')} of {name.replace('_', ' ')}: {work.problems[0]}",
-            examples=work.problems[1:],
-        )
-        for name, work in warehouse.work.items()
-        if work.problems
-    )
+def _declarations(view: _View) -> Iterator[Finding]:
+    warehouse = _present(view.snapshot.warehouse)
+    for name, work in warehouse.work.items():
+        if work.problems:
+            subject = _Subject(f"declaration/{name}", "declaration", {"name": name})
+            summary = f"{counted(len(work.problems), 'problem')} of {name.replace('_', ' ')}: {work.problems[0]}"
+            yield view.finding(subject, summary, examples=work.problems[1:])
 
 
-def _interrupted(view: _View) -> Iterator[Finding] | None:
-    warehouse = view.snapshot.warehouse.present
-    if warehouse is None:
-        return None
-
-    def found() -> Iterator[Finding]:
-        for one in warehouse.interrupted:
-            name = f"interrupted_action/{one.action_id}"
-            subject = _Subject(name, "interrupted_action", {"name": one.action})
-            if (view.now - one.started_at).total_seconds() <= (view.policy(subject).window_seconds or 0):
-                link = f"{view.dashboard}audit/{one.action_id}"
-                yield view.finding(subject, f"{one.action} by {one.who} was interrupted. {one.detail}", link=link)
-
-    return found()
+def _interrupted(view: _View) -> Iterator[Finding]:
+    warehouse = _present(view.snapshot.warehouse)
+    for one in warehouse.interrupted:
+        name = f"interrupted_action/{one.action_id}"
+        subject = _Subject(name, "interrupted_action", {"name": one.action})
+        if (view.now - one.started_at).total_seconds() <= (view.policy(subject).window_seconds or 0):
+            link = f"{view.dashboard}audit/{one.action_id}"
+            yield view.finding(subject, f"{one.action} by {one.who} was interrupted. {one.detail}", link=link)
 
 
 def _bounded(name: str) -> str:
@@ -501,7 +435,7 @@ def _named(dataset: str, source: str) -> str:
     return " from ".join(filter(None, (f"the dataset {dataset}" if dataset else "", of_source))) or "all datasets"
 
 
-_CONDITIONS: Mapping[str, Callable[[_View], Iterator[Finding] | None]] = {
+_CONDITIONS: Mapping[str, Callable[[_View], Iterator[Finding]]] = {
     "part_away": _parts,
     "daemon_silent": _daemon,
     "disk": _disk,

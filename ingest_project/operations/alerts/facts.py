@@ -102,7 +102,7 @@ def read_failures(records: RunRecords, settings: Settings, now: datetime) -> Dag
 
 
 class IntakePoll:
-    """Read what becomes of files; arrivals are read from where the last poll ended.
+    """Read the outcomes of files; arrivals are read from where the last poll ended.
 
     Args:
         services: of the system.

@@ -5,25 +5,39 @@ An incident opens after its condition has held for the time of its rule, and is 
 while, which doubles each time the same incident comes back within hours. A message is a row for each channel, queued
 in the transaction that opens or resolves the incident and claimed before it is sent: it survives a restart, and two
 processes do not send it twice. One that is killed between sending and recording sends it again.
+
+Incidents are kept in the warehouse, and in a file of the state folder while that does not answer.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.core.errors import IngestError
+from ingest_project.core.settings import Settings
 from ingest_project.core.settings.alerts import CONDITIONS, AlertSettings, Policy, Severity
 from ingest_project.operations.alerts import Alert
-from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata
+from ingest_project.platform.database import (
+    database_address,
+    fetch,
+    follow_secret,
+    migrate,
+    open_engine,
+    postgres_options,
+    reading,
+    writing,
+)
+from ingest_project.platform.database.sql import Double, Json, UtcTime, insert_into, metadata, partial_index
 
 WAITING, SENT, DROPPED, FAILED = "waiting", "sent", "dropped", "failed"
 PENDING, OPEN, RESOLVED = "pending", "open", "resolved"
@@ -38,8 +52,8 @@ COMEBACK_SECONDS = 60.0
 LONGEST_QUIET_SECONDS = 3_600.0
 SAMPLE_SECONDS = 60.0
 
-_UNRESOLVED = sa.text("state <> 'resolved'")
-_WAITING = sa.text("state = 'waiting'")
+# In the words of the index: otherwise neither database uses it.
+UNRESOLVED = "state <> 'resolved'"
 incidents = sa.Table(
     "incidents",
     metadata,
@@ -60,7 +74,7 @@ incidents = sa.Table(
     # Since when the condition has not held any more.
     Col("gone_at", UtcTime),
     Col("resolved_at", UtcTime),
-    sa.Index("incidents_unresolved", "name", unique=True, postgresql_where=_UNRESOLVED, sqlite_where=_UNRESOLVED),
+    partial_index("incidents_unresolved", UNRESOLVED, "name", unique=True),
     sa.Index("incidents_by_end", "resolved_at"),
 )
 alert_messages = sa.Table(
@@ -77,7 +91,7 @@ alert_messages = sa.Table(
     Col("due_at", UtcTime, nullable=False),
     Col("claimed_until", UtcTime),
     Col("sent_at", UtcTime),
-    sa.Index("alert_messages_waiting", "channel", "created_at", postgresql_where=_WAITING, sqlite_where=_WAITING),
+    partial_index("alert_messages_waiting", "state = 'waiting'", "channel", "created_at"),
 )
 # Values over time, as steps: a row only where a value has changed.
 alert_samples = sa.Table(
@@ -106,7 +120,7 @@ class Finding(NamedTuple):
         summary: one sentence for a person.
         link: where to look.
         policy: the values that apply.
-        owner: whose it is, if anybody's.
+        owner: who is responsible, if anyone.
         value: what was measured, if anything.
         examples: a line each.
     """
@@ -245,7 +259,7 @@ def record_samples(
 
 def unresolved(connection: sa.Connection) -> dict[str, sa.RowMapping]:
     """Return the pending and open incidents by name."""
-    rows = connection.execute(sa.select(incidents).where(_UNRESOLVED)).mappings()
+    rows = connection.execute(sa.select(incidents).where(sa.text(UNRESOLVED))).mappings()
     return {row["name"]: row for row in rows}
 
 
@@ -478,8 +492,7 @@ def recent_incidents(engine: sa.Engine, since: datetime, limit: int) -> list[Inc
         .order_by(incidents.c.resolved_at.desc())
         .limit(limit)
     )
-    with reading(engine) as connection:
-        return [_incident(row) for row in connection.execute(query).mappings()]
+    return [_incident(row) for row in fetch(engine, query).mappings()]
 
 
 def _incident(row: sa.RowMapping) -> Incident:
@@ -491,3 +504,79 @@ def _incident(row: sa.RowMapping) -> Incident:
 def _number(value: float | None) -> float | None:
     """Return a whole number without decimals, as the JSON of everything else has it."""
     return int(value) if value is not None and value.is_integer() else value
+
+
+# A database that has vanished silently must not hold up the message about that.
+NO_ANSWER_MILLISECONDS = "10000"
+
+
+class AlertStores:
+    """The warehouse, and the file that stands in for it. Both have the same tables.
+
+    Args:
+        settings: of the system.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = settings.state_dir.absolute() / "alerts.db"
+
+    @cached_property
+    def warehouse(self) -> sa.Engine | None:
+        """The warehouse; None where none is set. Its connections are this module's own.
+
+        Raises:
+            DatabaseUnavailableError: it does not answer.
+        """
+        warehouse = self._settings.warehouse
+        if not (url := warehouse.database_url.get_secret_value()):
+            return None
+        address = database_address(url)
+        if address.get_backend_name() == "postgresql":
+            address = address.update_query_dict({"tcp_user_timeout": NO_ANSWER_MILLISECONDS})
+        engine = open_engine(address.render_as_string(hide_password=False), warehouse.connect_timeout_seconds)
+        further = postgres_options(warehouse.connect_timeout_seconds) | {"tcp_user_timeout": NO_ANSWER_MILLISECONDS}
+        follow_secret(engine, warehouse.database_url, further)
+        migrate(engine)
+        return engine
+
+    @cached_property
+    def local(self) -> sa.Engine:
+        """The file, with its tables."""
+        engine = open_engine(f"sqlite:///{self._path}")
+        metadata.create_all(engine, tables=TABLES)
+        return engine
+
+    @property
+    def has_local(self) -> bool:
+        """Tell whether the file was ever needed."""
+        return self._path.exists()
+
+    def each(self) -> Iterator[sa.Engine]:
+        """Yield those that have something and answer."""
+        if self.has_local:
+            yield self.local
+        try:
+            if (warehouse := self.warehouse) is not None:
+                yield warehouse
+        except IngestError:
+            return
+
+    def read(self) -> AlertState:
+        """Return open incidents and failing channels of both; the warehouse's only while it answers."""
+        states = []
+        for engine in self.each():
+            try:
+                states.append(read_alerts(engine))
+            except IngestError:
+                continue
+        return AlertState(
+            tuple(incident for state in states for incident in state.incidents),
+            tuple(channel for state in states for channel in state.failing_channels),
+        )
+
+    def close(self) -> None:
+        """Disconnect."""
+        for name in ("warehouse", "local"):
+            if engine := self.__dict__.pop(name, None):
+                engine.dispose()

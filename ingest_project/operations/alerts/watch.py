@@ -23,10 +23,10 @@ import sqlalchemy as sa
 from ingest_project.core.errors import IngestError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
-from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError
-from ingest_project.operations.alerts.channels import channels, channels_of, send
+from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, channels, channels_of, send
 from ingest_project.operations.alerts.conditions import assess, gauges, history_seconds
 from ingest_project.operations.alerts.incidents import (
+    AlertStores,
     Claimed,
     IncidentBook,
     claim,
@@ -36,7 +36,6 @@ from ingest_project.operations.alerts.incidents import (
     release,
     unresolved,
 )
-from ingest_project.operations.alerts.stores import AlertStores
 from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.platform.database import writing
 

@@ -18,18 +18,17 @@ from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.logging import get_logger, printable
 from ingest_project.core.settings import Settings
 from ingest_project.operations import RunningTotals, SystemResources
-from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts import require_usable
 from ingest_project.operations.alerts.conditions import require_known_names
 from ingest_project.operations.alerts.watch import AlertWatch, Watcher
 from ingest_project.operations.dashboard import actions, dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
-from ingest_project.operations.dashboard.console import Console
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
-from ingest_project.operations.dashboard.rendering import page_file, render
-from ingest_project.operations.dashboard.sign_in import SignInPages
+from ingest_project.operations.dashboard.oidc import SignInPages
+from ingest_project.operations.dashboard.rendering import Console, page_file, render
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
 from ingest_project.operations.monitor import Line, Monitor, readiness
-from ingest_project.platform.http.origin import is_loopback
+from ingest_project.platform.http import is_loopback
 
 logger = get_logger(__name__)
 
@@ -97,7 +96,7 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
     """
     import uvicorn  # only this command serves
 
-    from ingest_project.operations.dashboard.connections import server_config
+    from ingest_project.operations.dashboard.limits import server_config
 
     require_protection(settings, host, insecure=insecure)
     require_usable(settings)

@@ -28,8 +28,7 @@ from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import to_json
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS, action_named, actions_by_capability
-from ingest_project.operations.dashboard.console import Console
-from ingest_project.operations.dashboard.rendering import render, root_of
+from ingest_project.operations.dashboard.rendering import Console, render, root_of
 from ingest_project.platform.actions import (
     DEFAULT_LIMIT,
     INTERRUPTED,
@@ -51,9 +50,9 @@ from ingest_project.platform.actions import (
 RECORDS_A_PAGE = 50
 SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
-# A preview that nobody confirms leaves its upload.
+# A preview that is never confirmed leaves its upload.
 UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
-# What a form has besides the file.
+# What a form has in addition to the file.
 FORM_BYTES = 1024**2
 MAX_FILE_NAME_BYTES = 200
 MAX_FORM_FIELDS = 100
@@ -227,7 +226,7 @@ class Uploads:
         self._folder = folder
 
     def keep(self, action_id: str, upload: UploadFile) -> None:
-        """Keep a file; remove those that nobody wants any more.
+        """Keep a file; remove those that are not needed any more.
 
         Raises:
             ActionRefusedError: too many wait for their action.

@@ -3,7 +3,7 @@
 A *viewer* sees everything, an *operator* acts as well. Programs send a token as `Authorization: Bearer`; people type it
 into a form, or sign in with OpenID Connect, and get a cookie. The cookie is a random number that only this process
 knows: its session ends with its time, with a logout and with the process. Where neither a token nor a provider is
-configured, whoever uses this machine is its operator.
+configured, each user of this machine is its operator.
 
 Every request passes `Guarded`, so that no page can forget a rule: one that is neither GET nor HEAD needs the role, a
 page of this site as its origin, the CSRF token of the session unless it carries a Bearer token, and a body within
@@ -32,10 +32,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest_project.core.secrets import text_of
 from ingest_project.core.settings import Settings
-from ingest_project.operations.dashboard.body import MAX_BODY_BYTES, BoundedBody
-from ingest_project.operations.dashboard.limits import ActionLimits, GuessLimits
+from ingest_project.operations.dashboard.limits import MAX_BODY_BYTES, ActionLimits, BoundedBody, GuessLimits
 from ingest_project.operations.dashboard.rendering import render, root_of
-from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
+from ingest_project.platform.http import host_of, is_loopback, is_same_origin
 
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000
@@ -79,7 +78,7 @@ class Viewer(NamedTuple):
     Args:
         name: of the person, as the audit records it.
         role: what they may do.
-        signed_in: False where nobody has to.
+        signed_in: False where no sign-in is required.
     """
 
     name: str
@@ -128,7 +127,7 @@ class Gate:
         token: of viewers; empty without one.
         operator_token: of operators; empty without one.
         has_provider: people can sign in with OpenID Connect.
-        everybody: who sends every request where nobody has to sign in.
+        everybody: the viewer of every request where no sign-in is required.
         recheck_seconds: after which the provider has to confirm a person again.
     """
 
@@ -298,7 +297,7 @@ class Guarded:
         await app(scope, receive, _with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request of somebody unknown; None where it may look."""
+        """Return the answer to a request of an unknown person; None where it may read."""
         if self._local_only and not is_loopback(host_of(request.headers.get("host", ""))[0]):
             raise HTTPException(421, "This monitor is for this machine only; set a token to open it.")
         path = request.scope["path"]

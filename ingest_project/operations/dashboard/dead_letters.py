@@ -9,8 +9,7 @@ from starlette.routing import Route
 
 from ingest_project.core.errors import IngestError
 from ingest_project.operations import SystemResources
-from ingest_project.operations.dashboard.console import Console
-from ingest_project.operations.dashboard.rendering import render
+from ingest_project.operations.dashboard.rendering import Console, render
 from ingest_project.operations.redrive import (
     NAME,
     InspectedLetter,

@@ -17,8 +17,7 @@ from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.core.local_files import PIECE_BYTES
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
-from ingest_project.operations.dashboard.console import Console
-from ingest_project.operations.dashboard.rendering import item_path, render, root_of
+from ingest_project.operations.dashboard.rendering import Console, item_path, render, root_of
 from ingest_project.operations.items import SEARCHED, describe, find
 from ingest_project.platform.actions import Action
 from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, Content, ItemRef, ItemView, RowPage
@@ -144,7 +143,7 @@ class ItemPages:
             return PlainTextResponse(f"{error}\n", 503)
         headers = {
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(content.file_name, safe='')}",
-            # Wherever they are opened in spite of that, they are a stranger's.
+            # Wherever they are opened in spite of that, they are untrusted.
             "Content-Security-Policy": "sandbox; default-src 'none'",
         }
         return StreamingResponse(
@@ -164,7 +163,7 @@ class ItemPages:
 
 
 def takes_key(action: Action[SystemResources]) -> bool:
-    """Test whether an action can be asked for with the key of one item."""
+    """Test whether an action takes the key of one item."""
     return any(parameter.name == KEY for parameter in action.parameters)
 
 

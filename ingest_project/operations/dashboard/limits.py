@@ -1,14 +1,176 @@
-"""Limits of the console on each client and person: wrong tokens, and actions."""
+"""Limits of the console: connections, heads and bodies of requests, and wrong tokens and actions of each client."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
+
+import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from ingest_project.core.logging import get_logger
+
+# A search text of 2,000 characters has up to 24,000 in an address.
+MAX_HEAD_BYTES = 65_536
+MAX_CONNECTIONS = 500
+HEAD_SECONDS = 10.0
+# Time for requests in progress once the server is stopped.
+GRACE_SECONDS = 3
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """Return how the server runs an application."""
+    return uvicorn.Config(
+        app,
+        port=0,
+        http=PromptProtocol,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        # Its own log would have another format, and a line for every request.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP/1.1 of one connection, which is closed where the head of a request does not come in time.
+
+    The server's own limit is for connections on which nothing comes: one byte every second is something.
+    """
+
+    _last: RequestResponseCycle | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as there
+        """Begin to look."""
+        super().connection_made(transport)
+        self._look_again()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        if self._timer:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look_again(self) -> None:
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        """Close the connection if no request has begun since the last look, and none is being answered."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is self._last:
+            self.transport.close()
+            return
+        self._last = self.cycle
+        self._look_again()
+
+
+CSRF_FIELD = "csrf_token"
+MAX_BODY_BYTES = 1024**2
+# A form with files has the token within so many bytes.
+MAX_BEGINNING_BYTES = 65_536
+MAX_FIELDS = 1_000
+
+
+class BoundedBody:
+    """The body of a request. Its beginning can be read before the application reads all of it.
+
+    Args:
+        request: whose body it is.
+        max_bytes: more are refused.
+        seconds: after which an incomplete body is refused.
+
+    Raises:
+        HTTPException: 413: the request announces more bytes.
+    """
+
+    def __init__(self, request: Request, max_bytes: int, seconds: float) -> None:
+        self._request = request
+        self._receive = request.receive
+        self._max_bytes = max_bytes
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._size = 0
+        self._complete = False
+        self._read: list[Message] = []
+        if int(_decimal(request.headers.get("content-length", "")) or 0) > max_bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Return the next message, first those that were read before.
+
+        Raises:
+            HTTPException: the body is too large or takes too long.
+        """
+        if self._read:
+            return self._read.pop(0)
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "The request took too long.") from None
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body")
+        if self._size > self._max_bytes:
+            raise self._too_large()
+        return message
+
+    async def csrf_token(self) -> str:
+        """Return the field of that name; empty where the beginning of the body has none."""
+        kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/x-www-form-urlencoded":
+            return _token_of_form(await self._beginning(lambda _: self._complete))
+        if kind == "multipart/form-data":
+            return _token_of_parts(await self._beginning(lambda read: bool(_token_of_parts(read))))
+        return ""
+
+    async def _beginning(self, suffices: Callable[[bytes], bool]) -> bytes:
+        """Read until it suffices, all is read, or it is longer than the beginning of a form with files may be."""
+        messages: list[Message] = []
+        content = b""
+        while not self._complete and not suffices(content):
+            messages.append(await self.receive())
+            content += messages[-1].get("body", b"")
+            if len(content) > MAX_BEGINNING_BYTES and self._max_bytes > MAX_BODY_BYTES:
+                break
+        self._read = messages
+        return content
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"The request is too large: at most {self._max_bytes:,} bytes are taken.")
+
+
+def _decimal(text: str) -> str:
+    return text if text.isascii() and text.isdigit() and len(text) < 20 else ""  # noqa: PLR2004 - 64 bits
+
+
+def _token_of_form(content: bytes) -> str:
+    try:
+        fields = parse_qs(content.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
+    except ValueError:
+        return ""
+    return fields.get(CSRF_FIELD, [""])[0]
+
+
+def _token_of_parts(content: bytes) -> str:
+    """Return the value of the part of that name, once it is there in full."""
+    _, _, after = content.partition(f'name="{CSRF_FIELD}"'.encode())
+    _, _, value = after.partition(b"\r\n\r\n")
+    value, ended, _ = value.partition(b"\r\n")
+    return value.decode("utf-8", "replace") if ended else ""
+
 
 logger = get_logger(__name__)
 

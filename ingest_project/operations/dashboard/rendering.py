@@ -1,7 +1,11 @@
-"""Render pages from templates: every value is escaped, and every link works below any path of a reverse proxy."""
+"""Render pages from templates: every value is escaped, and every link works below any path of a reverse proxy.
+
+Also the resources that the pages share.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
@@ -14,14 +18,44 @@ from starlette.types import Scope
 
 from ingest_project.core.console import value_text
 from ingest_project.core.logging import printable, to_json
+from ingest_project.core.settings import Settings
+from ingest_project.operations import SystemResources
+from ingest_project.operations.monitor import Monitor
 from ingest_project.platform.items import ItemRef
+
+
+@dataclass(frozen=True)
+class Console:
+    """What the routes of a page module are made of.
+
+    Args:
+        monitor: the last sample of every part.
+    """
+
+    monitor: Monitor
+
+    @property
+    def services(self) -> SystemResources:
+        """Database and Kafka clients with short timeouts, shared by all requests."""
+        return self.monitor.services
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the system."""
+        return self.monitor.settings
+
+    @property
+    def dagster_url(self) -> str:
+        """Address of the Dagster UI, without a slash at its end."""
+        return self.settings.dagster.webserver_url.rstrip("/")
+
 
 PAGES = files("ingest_project.operations.dashboard") / "pages"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def render(request: Request, template: str, /, status: int = 200, **values: object) -> Response:
-    """Render a template of the folder `pages` for whoever sent the request.
+    """Render a template of the folder `pages` for the sender of the request.
 
     Args:
         request: gives the page its `viewer`, its `csrf_token` and `root`, the relative address of the first page.

@@ -29,7 +29,8 @@ it does not.
   asks it of each queued run; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without it: a paused
   capability launches the runs that are queued.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
-  `dagster api grpc` (test_code_server, test_internals). Without it: `dagster api grpc`, each run two seconds later.
+  `dagster api grpc`; `_check_for_orphaned_runs` of `DagsterApiServer` (test_code_server, test_internals). Without it:
+  `dagster api grpc`, each run two seconds later; after an outage of Dagster's database it has to be restarted.
 - `webserver.py`: that `dagster_webserver.cli` creates its application by `create_app_from_workspace_process_context`
   (test_webserver, test_stack_dagster). Without it: `dagster-webserver`, behind a proxy with the same rules.
 - `control.py`: backfills and sensors as the UI starts and stops them: `PartitionBackfill`, `AssetGraphSubset`,

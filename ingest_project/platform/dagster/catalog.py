@@ -99,6 +99,15 @@ def freshness_within(hours: float | None, warn_after_hours: float | None = None)
     return dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours), warn_window=warn_window)
 
 
+def running_schedule(
+    name: str, job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition, cron: str
+) -> dg.ScheduleDefinition:
+    """Return a schedule that is enabled by default."""
+    return dg.ScheduleDefinition(
+        name=name, job=job, cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING
+    )
+
+
 def table_metadata(table: sa.Table) -> dict[str, Any]:
     """Return the name and the columns of a warehouse table, types as PostgreSQL calls them, as an asset's metadata."""
     columns = [

@@ -151,6 +151,25 @@ def end_on_reload() -> None:
     DagsterApiServer.ReloadCode = reload_code  # type: ignore[assignment,method-assign]
 
 
+def look_for_ended_runs_again() -> None:
+    """Have the server repeat its look for run workers that ended, where Dagster's records did not answer.
+
+    Dagster's own thread ends with the first failure. A worker that ended unseen counts as running from then on, until
+    the server ends: neither run monitoring nor the work queue takes back what it held.
+    """
+    from dagster._grpc.server import DagsterApiServer  # as in `main`
+
+    look = DagsterApiServer._check_for_orphaned_runs  # noqa: SLF001
+
+    def look_again(server: DagsterApiServer) -> None:
+        try:
+            look(server)
+        except Exception:
+            server._logger.exception("Run workers that ended are looked for again.")  # noqa: SLF001
+
+    DagsterApiServer._check_for_orphaned_runs = look_again  # type: ignore[assignment,method-assign]  # noqa: SLF001
+
+
 def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it ends the process
     """Serve until stopped."""
     keep_files_private()
@@ -159,6 +178,7 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     from dagster._cli.api import grpc_command  # the workers' parent should be on its way first
 
     end_on_reload()
+    look_for_ended_runs_again()
     threads = () if THREADS[0] in arguments else THREADS
     return grpc_command(args=[*arguments, *threads], prog_name=THIS_MODULE)
 

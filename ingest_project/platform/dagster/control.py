@@ -50,7 +50,7 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
 
 
 def running_sensors(instance: DagsterInstance, names: Collection[str]) -> list[str]:
-    """Return those of the sensors that nobody has stopped; one that has never ticked starts with its code location."""
+    """Return those of the sensors that are not stopped; one that has never ticked starts with its code location."""
     stopped = {state.instigator_name for state in _states(instance) if state.status is InstigatorStatus.STOPPED}
     return sorted(set(names) - stopped)
 

@@ -309,7 +309,7 @@ def _pool(address: SecretStr, postgres_url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
-        # Or each new connection is asked for a type that no table here has.
+        # Otherwise each new connection is queried for a type that no table here has.
         use_native_hstore=False,
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,

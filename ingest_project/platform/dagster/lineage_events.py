@@ -84,7 +84,7 @@ class RunReporter:
         self._send("ABORT" if aborted else "FAIL", lambda: ([], []), error)
 
     def _send(self, state: str, datasets: Callable[[], tuple[list[Any], list[Any]]], error: str | None = None) -> None:
-        """Build and queue an event. Whatever goes wrong is logged, and the run goes on."""
+        """Build and queue an event. An error is logged, and the run continues."""
         try:
             sender = _sender()
             inputs, outputs = datasets()

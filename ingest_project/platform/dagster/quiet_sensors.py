@@ -37,7 +37,7 @@ logger = get_logger(__name__)
 
 # A resting sensor ticks this often all the same: a position may have been set by hand, a stream's next attempt be due.
 REST_SECONDS = 30.0
-# A sensor goes on ticking this long after it had something to do: more often follows soon.
+# A sensor keeps ticking this long after it had something to do: more often follows soon.
 LINGER_SECONDS = 1.0
 WAIT_SECONDS = 1.0
 # Dagster's own interval between two rounds over the sensors: none with so long an interval needs shorter ones.

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
-from ingest_project.platform.http.origin import host_of, is_loopback, is_same_origin
+from ingest_project.platform.http import host_of, is_loopback, is_same_origin
 
 GRAPHQL = "/graphql"
 # Probes address a pod or container by its number; it tells versions only.

@@ -164,6 +164,18 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
+def fetch(
+    engine: sa.Engine, query: sa.Executable, parameters: Mapping[str, Any] | None = None
+) -> sa.Result[*tuple[Any, ...]]:
+    """Run one query on a connection of its own; all rows of the result have been read.
+
+    Raises:
+        DatabaseUnavailableError: see `database_errors`.
+    """
+    with reading(engine) as connection:
+        return connection.execute(query, parameters).freeze()()
+
+
 @contextmanager
 def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a connection that only reads, and whose queries all see the same state.
@@ -222,7 +234,7 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once:
             yield
         finally:
             if once:
-                # While it is held: whoever waits for it notices that the file is another one by then.
+                # While it is held: a process that waits for it notices that the file is another one by then.
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     else:

@@ -141,13 +141,13 @@ def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> 
         columns = ", ".join(column.name for column in statement.element.columns)
         remedy = "Correct the stored rows, or the key that is declared"
         return SchemaConflictError(table, columns, f"{reason}. {remedy}")
-    # A view of somebody else's uses the column, or our view.
+    # A view that we did not create uses the column, or our view.
     name = next(iter(re.findall(r'"([^"]+)"', str(statement))), table)
     return SchemaConflictError(table, name, f"{reason}. Drop what uses it, and create it again once a file is stored")
 
 
 def _around(changes: list[sa.Executable], view: View, connection: sa.Connection) -> list[sa.Executable]:
-    """Return the changes with the statements that make the view anew where it is missing, or in their way."""
+    """Return the changes with the statements that recreate the view where it is missing, or in their way."""
     inspector = sa.inspect(connection)
     is_there = inspector.has_table(view.name)
     if is_there:

@@ -120,27 +120,35 @@ def work_columns() -> list[Col[Any]]:
     ]
 
 
-def pending_index(table: str, *columns: str, name: str | None = None) -> sa.Index:
-    """Return the index for the sensors' frequent queries, over pending entries only: finished ones cost nothing."""
-    return _partial(name or f"{table}_due", PENDING, *columns, "next_attempt_at")
+def queue_indexes(
+    table: str, *ids: str, names: Sequence[str] = (), queue_name: str = "kafka_topic", due_by: Sequence[str] = ()
+) -> list[sa.Index]:
+    """Return the indexes of a work queue's table: for its sensor and runs, and those by which a person finds an entry.
 
-
-def leased_index(table: str, queue_name: str) -> sa.Index:
-    """Return the index of entries that are leased by runs, dead ones included."""
-    return _partial(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at")
-
-
-def traced_index(table: str) -> sa.Index:
-    """Return the index by which the entries of a trace are found; entries without a context cost nothing."""
-    condition = sa.text("traceparent IS NOT NULL")
-    return sa.Index(
-        f"{table}_by_traceparent",
-        "traceparent",
-        postgresql_where=condition,
-        sqlite_where=condition,
-        # Searched by its beginning, whatever the collation of the database is.
-        postgresql_ops={"traceparent": "text_pattern_ops"},
-    )
+    Args:
+        table: with `kafka_columns()` and `work_columns()`.
+        ids: see `lookup_indexes`.
+        names: see `lookup_indexes`.
+        queue_name: column that names the sensor that serves an entry.
+        due_by: further columns by which due entries are claimed.
+    """
+    return [
+        # Over pending entries only: finished ones cost the sensors' frequent queries nothing.
+        partial_index(f"{table}_due", PENDING, queue_name, *due_by, "next_attempt_at"),
+        # Of entries that are leased by runs, dead ones included.
+        partial_index(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at"),
+        # Searched by its beginning, whatever the collation of the database is; entries without a context cost nothing.
+        partial_index(
+            f"{table}_by_traceparent",
+            "traceparent IS NOT NULL",
+            "traceparent",
+            postgresql_ops={"traceparent": "text_pattern_ops"},
+        ),
+        *lookup_indexes(table, *ids, names=names),
+        sa.Index(f"{table}_by_batch", "batch_id"),
+        # Counts by state, lists by state, newest first.
+        sa.Index(f"{table}_by_state", "state", "updated_at"),
+    ]
 
 
 def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.Index]:
@@ -158,8 +166,10 @@ def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.
     return [sa.Index(f"{own}_by_offset", "kafka_offset"), *by_id, *by_name]
 
 
-def _partial(name: str, condition: str, *columns: str) -> sa.Index:
-    return sa.Index(name, *columns, postgresql_where=sa.text(condition), sqlite_where=sa.text(condition))
+def partial_index(name: str, condition: str, *columns: str, **options: Any) -> sa.Index:  # noqa: ANN401 - SQLAlchemy's
+    """Return an index over the rows that match a condition, whose text is that of the queries that it serves."""
+    where = sa.text(condition)
+    return sa.Index(name, *columns, postgresql_where=where, sqlite_where=where, **options)
 
 
 LONGEST_INDEXED_NAME = 40

@@ -54,7 +54,7 @@ class PartFile:
     Args:
         to: final path; its folder is made.
         url: what is downloaded.
-        algorithm: of the checksum to compute besides SHA-256.
+        algorithm: of the checksum to compute in addition to SHA-256.
     """
 
     def __init__(self, to: Path, url: str, algorithm: str = "sha256") -> None:

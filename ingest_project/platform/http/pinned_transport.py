@@ -253,7 +253,7 @@ class PinnedAdapter(HTTPAdapter):
         connector: makes the connections.
         pool_hosts: hosts whose idle connections are kept.
         pool_connections: idle connections kept per host.
-        ca_file: certificate authorities to trust besides the public ones; a file, or a folder of them.
+        ca_file: certificate authorities to trust in addition to the public ones; a file, or a folder of them.
     """
 
     def __init__(

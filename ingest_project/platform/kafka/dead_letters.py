@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.items import as_utc
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -366,14 +366,12 @@ class SkippedOffsetStore:
         """Return the ranges of a topic; those of an earlier topic of the same name do not count."""
         is_this_topic = skipped_offsets.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
         query = sa.select(skipped_offsets).where(skipped_offsets.c.topic == topic, is_this_topic)
-        with reading(self._engine) as connection:
-            return tuple(SkippedOffsets(**row) for row in connection.execute(query).mappings())
+        return tuple(SkippedOffsets(**row) for row in fetch(self._engine, query).mappings())
 
     def list(self, limit: int = 100) -> tuple[SkippedOffsets, ...]:
         """Return every range that was ever stored, the newest first."""
         query = sa.select(skipped_offsets).order_by(skipped_offsets.c.asked_at.desc()).limit(limit)
-        with reading(self._engine) as connection:
-            return tuple(SkippedOffsets(**row) for row in connection.execute(query).mappings())
+        return tuple(SkippedOffsets(**row) for row in fetch(self._engine, query).mappings())
 
 
 def _everything(reader: RangeReader, topic: str) -> Backlog | None:

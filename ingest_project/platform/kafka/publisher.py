@@ -29,7 +29,7 @@ from sqlalchemy import Column as Col
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.core.errors import TransientError
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import Json, UtcTime, in_parts, insert_missing, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
@@ -223,8 +223,7 @@ class MessageOutbox:
         """Return those of the ids that are not marked as sent, in order."""
         if self._engine.dialect.name == "postgresql":
             # Queries the missing ids, usually few, with one parameter; `IN` takes and returns thousands.
-            with reading(self._engine) as connection:
-                return list(connection.execute(_UNSENT, {"message_ids": list(message_ids)}).scalars())
+            return list(fetch(self._engine, _UNSENT, {"message_ids": list(message_ids)}).scalars())
         sent: set[str] = set()
         with reading(self._engine) as connection:
             for part in in_parts(message_ids):
@@ -296,8 +295,7 @@ class MessageOutbox:
         )
         if since is not None:
             query = query.where(outbox.c.created_at >= since)
-        with reading(self._engine) as connection:
-            return list(connection.execute(query).scalars())
+        return list(fetch(self._engine, query).scalars())
 
     def remember(self, topic: str, message_id: str) -> None:
         """Record an id as sent that stands for other messages and has no message of its own. Idempotent."""

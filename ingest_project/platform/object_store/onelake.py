@@ -1,9 +1,10 @@
 """The object store in OneLake or another ADLS Gen2 account. Loads the Azure SDK: import it lazily.
 
 A small object is written by one Put Blob: the service checks its MD5, and makes it visible complete or not at all. A
-larger one is appended in parallel to a temporary name in the same folder, each append checked by its MD5, flushed at
-its full length (which the service refuses unless every byte before it is there), compared by length and the MD5 that
-was sent for the whole, and renamed. In both, the local content is held to its announced SHA-256 before it is visible.
+larger one is appended in parallel to a temporary name in the same folder, each append checked by TLS or else by its
+MD5, flushed at its full length (which the service refuses unless every byte before it is there), compared by length and
+the MD5 that was sent for the whole, and renamed. In both, the local content is held to its announced SHA-256 before it
+is visible.
 
 With `may_replace`, both write only where there is no object yet, or over the very version that it decided upon: the
 service decides, so that of two writers at once none replaces the other one's object.
@@ -96,6 +97,8 @@ class OneLakeStore:
         self._root = root
         self._chunk_bytes = options.chunk_bytes
         self._options = options
+        # TLS detects changes on the way better than an MD5 of each append, which takes as long as all the rest.
+        self._append_md5 = not root.account_url.startswith("https:")
         self._appenders = ThreadPoolExecutor(options.concurrency, thread_name_prefix="onelake-append")
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
@@ -257,7 +260,7 @@ class OneLakeStore:
         return md5
 
     def _append_all(self, file: LocalFile, temporary: DataLakeFileClient) -> bytes:
-        """Append the file's chunks in parallel, each checked by its MD5, and return the MD5 of everything."""
+        """Append the file's chunks in parallel, and return the MD5 of everything."""
         md5 = hashlib.md5(usedforsecurity=False)
         running: list[Future[None]] = []
         try:
@@ -284,7 +287,7 @@ class OneLakeStore:
         try:
             chunk = file.read(self._chunk_bytes)
             md5.update(chunk)
-            future = self._appenders.submit(_append, temporary, chunk, offset)
+            future = self._appenders.submit(_append, temporary, chunk, offset, with_md5=self._append_md5)
         except BaseException:
             self._slots.release()
             raise
@@ -348,5 +351,5 @@ def _conflicts(target: OneLakeAddress) -> Iterator[None]:
         raise
 
 
-def _append(temporary: DataLakeFileClient, chunk: bytes, offset: int) -> None:
-    temporary.append_data(chunk, offset, length=len(chunk), validate_content=True)
+def _append(temporary: DataLakeFileClient, chunk: bytes, offset: int, *, with_md5: bool) -> None:
+    temporary.append_data(chunk, offset, length=len(chunk), validate_content=with_md5)

@@ -35,7 +35,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.trace_context import headers_of
+from ingest_project.platform.tracing import headers_of
 from ingest_project.platform.work_queue.queue import KafkaPosition
 
 logger = get_logger(__name__)

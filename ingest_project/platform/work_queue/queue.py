@@ -24,7 +24,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, update_each
 
 PENDING = "pending"
@@ -292,8 +292,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             now: the time.
             routes: only entries of these; of all for None.
         """
-        with reading(self._engine) as connection:
-            return tuple(Due(*row) for row in connection.execute(self._due(queue_name, limit, now, routes)))
+        return tuple(Due(*row) for row in fetch(self._engine, self._due(queue_name, limit, now, routes)))
 
     def claim(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
         """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""
@@ -304,8 +303,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def batch(self, batch_id: str) -> tuple[str, ...]:
         """Return the keys of the entries that this batch claimed last."""
         query = sa.select(self._key).where(self._table.c.batch_id == batch_id).order_by(self._key)
-        with reading(self._engine) as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(fetch(self._engine, query).scalars())
 
     def begin(self, keys: Sequence[str], run_id: str, now: datetime) -> tuple[Entry, ...]:
         """Lease entries to a run, in whatever state they are: a person may repeat any of them.
@@ -413,8 +411,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             .having(touched_at < untouched_since)
             .order_by(touched_at)
         )
-        with reading(self._engine) as connection:
-            return tuple(Lease(**row) for row in connection.execute(query).mappings())
+        return tuple(Lease(**row) for row in fetch(self._engine, query).mappings())
 
     def get(self, key: str) -> Entry | None:
         """Return one entry."""
@@ -448,8 +445,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def counts_by_state(self) -> dict[State, int]:
         """Count the entries in every state, also those with none."""
         query = sa.select(self._table.c.state, sa.func.count()).group_by(self._table.c.state)
-        with reading(self._engine) as connection:
-            counts = {row[0]: int(row[1]) for row in connection.execute(query)}
+        counts = {row[0]: int(row[1]) for row in fetch(self._engine, query)}
         return {state: counts.get(state, 0) for state in self._queue.states}
 
     def oldest_unfinished(self) -> Entry | None:
@@ -530,8 +526,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return {row[self._key.name]: self._queue.entry.of(row) for row in rows}
 
     def _count(self, query: sa.Select[Any]) -> int:
-        with reading(self._engine) as connection:
-            return int(connection.execute(query).scalar_one())
+        return int(fetch(self._engine, query).scalar_one())
 
     def _change(
         self, keys: Sequence[str], change: Mapping[str, Any], now: datetime, *conditions: sa.ColumnElement[bool]

@@ -17,15 +17,25 @@ import polars as pl
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
+from ingest_project.readers.cells import json_of
 from ingest_project.readers.formats import excel_worker
 from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks, without_headers
 from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, kind_of, text_blocks
 from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
-from ingest_project.readers.formats.json_text import json_of
-from ingest_project.readers.formats.table_chunks import TableChunk, rows_of_data, shortened
-from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
+from ingest_project.readers.layout import (
+    READINGS,
+    Layout,
+    ReadLimits,
+    RowsChunk,
+    TableChunk,
+    Target,
+    layout_of,
+    rows_chunk,
+    rows_of_data,
+    shortened,
+)
 from ingest_project.readers.matching import Surroundings
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
 OLE_START = b"\xd0\xcf\x11\xe0"
@@ -218,7 +228,7 @@ class SheetRow(NamedTuple):
     Args:
         sheet: number of the sheet, from 0.
         number: of the row, from 1.
-        kinds: of its cells, see `excel_cells`.
+        kinds: of its cells, see `cells`.
         cells: their texts.
     """
 

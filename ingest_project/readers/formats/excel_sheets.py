@@ -23,7 +23,7 @@ import xlrd
 from python_calamine import CalamineWorkbook
 
 from ingest_project.platform.confined import ContentRejectedError
-from ingest_project.readers.excel_cells import (
+from ingest_project.readers.cells import (
     BLANK,
     BOOLEAN,
     DURATION,

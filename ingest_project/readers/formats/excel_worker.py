@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from ingest_project.platform.confined import ContentRejectedError, convert_file
-from ingest_project.readers.excel_cells import Sheet
+from ingest_project.readers.cells import Sheet
 
 MAX_PARTS = 10_000
 # A sheet of repeated cells deflates to about a fiftieth; deflate itself cannot go beyond a thousandth.

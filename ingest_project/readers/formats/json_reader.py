@@ -22,12 +22,11 @@ from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import BOOLEAN, NESTED, NUMBER, TEXT
+from ingest_project.readers.cells import BOOLEAN, HUGE, NESTED, NUMBER, TEXT, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
-from ingest_project.readers.formats.json_text import HUGE, JsonParser, Number, is_stored, json_of
-from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
 from ingest_project.readers.layout import (
+    MALFORMED,
     READINGS,
     RESCUED,
     Layout,
@@ -36,8 +35,9 @@ from ingest_project.readers.layout import (
     Target,
     layout_of,
     rows_chunk,
+    shortened,
 )
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.profiles import ReaderProfile
 
 MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
@@ -300,10 +300,11 @@ class _Rows:
 
     def _cells(self, numbers: list[int], fields: Sequence[Mapping[str, Any]], layout: Layout) -> pl.DataFrame:
         names = [*self.names]
-        columns = [pl.Series("line_number", numbers, pl.Int64)]
+        columns, nulls = [pl.Series("line_number", numbers, pl.Int64)], frozenset(self.profile.nulls)
         for name, index in layout.wanted.items():
             if name not in layout.rescued:
-                columns += _column(name, [one.get(names[index]) for one in fields], frozenset(self.profile.nulls))
+                values = [one.get(names[index]) for one in fields]
+                columns += _column(name, values, nulls, is_document=name in self.target.documents)
         if self.target.keep_unknown:
             unknown = {shown: names[layout.wanted[cell]] for cell, shown in layout.rescued.items()}
             columns.append(pl.Series(RESCUED, [_rescued(one, unknown) for one in fields], pl.String))
@@ -346,14 +347,15 @@ def _without(value: dict[str, Any], path: JsonPath) -> dict[str, Any]:
     return {**kept, str(step): left} if left else kept
 
 
-def _column(name: str, values: Sequence[Any], nulls: frozenset[str]) -> list[pl.Series]:
-    """Return a column's texts, null where missing, and the kinds of its cells."""
+def _column(name: str, values: Sequence[Any], nulls: frozenset[str], *, is_document: bool) -> list[pl.Series]:
+    """Return a column's texts, null where missing, and the kinds of its cells; texts in a column of JSON as JSON."""
     cells = [_cell(value) for value in values]
     texts = [None if text in nulls or not text else text for _, text in cells]
-    return [
-        pl.Series(name, texts, pl.String),
-        pl.Series(KIND_OF(name), [kind for kind, _ in cells], pl.String),
-    ]
+    kinds = [kind for kind, _ in cells]
+    if is_document:
+        texts = [text and json_of(value) for text, value in zip(texts, values, strict=True)]
+        kinds = [NESTED] * len(kinds)
+    return [pl.Series(name, texts, pl.String), pl.Series(KIND_OF(name), kinds, pl.String)]
 
 
 def _cell(value: object) -> tuple[str, str | None]:

@@ -14,15 +14,23 @@ import pyarrow as pa
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.confined import Confinement
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.excel_cells import DATE, ERROR, EXACT_INTEGERS, INEXACT, NESTED, NUMBER, TEXT
+from ingest_project.readers.cells import DATE, ERROR, EXACT_INTEGERS, INEXACT, NESTED, NUMBER, TEXT, json_of
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import kind_of
-from ingest_project.readers.formats.json_text import json_of
 from ingest_project.readers.formats.parquet_worker import FLOAT, NO_TEXT
-from ingest_project.readers.formats.table_chunks import MALFORMED, shortened
-from ingest_project.readers.layout import READINGS, Layout, ReadLimits, RowsChunk, Target, layout_of, rows_chunk
-from ingest_project.readers.reader_profile import ReaderProfile
+from ingest_project.readers.layout import (
+    MALFORMED,
+    READINGS,
+    Layout,
+    ReadLimits,
+    RowsChunk,
+    Target,
+    layout_of,
+    rows_chunk,
+    shortened,
+)
+from ingest_project.readers.profiles import ReaderProfile
 
 HEAD_BYTES = 512
 # Bytes that are no text, times that are none, and either inside of a nested value.

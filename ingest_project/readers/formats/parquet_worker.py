@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ingest_project.platform.confined import ContentRejectedError, convert_file
-from ingest_project.readers.excel_cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT, duration_text
-from ingest_project.readers.formats.json_text import json_of, text_of
+from ingest_project.readers.cells import BOOLEAN, DATE, NESTED, NUMBER, TEXT, duration_text, json_of, text_of
 
 BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
@@ -107,7 +106,7 @@ def _column_at(batch: Any, path: str) -> Any:  # noqa: ANN401 - as above
 
 
 def _kind(kind: Any) -> str:  # noqa: ANN401 - as above
-    """Return the kind of the cells of a column, see `excel_cells`; a time with a zone is a text in ISO 8601."""
+    """Return the kind of the cells of a column, see `cells`; a time with a zone is a text in ISO 8601."""
     from pyarrow import types  # as above
 
     if types.is_dictionary(kind):

@@ -20,7 +20,7 @@ MAX_HEADER_ROWS = 6
 MIN_GROUPS = 2
 # Longer names are no names, and YAML takes none over 1,024 characters.
 MAX_NAME = 200
-# What data loggers write below their header besides units: time stamp, record number, and how a value was made.
+# What data loggers write below their header apart from units: time stamp, record number, and how a value was made.
 PROCESSING = frozenset({"ts", "rn", "avg", "smp", "min", "max", "tot", "std", "sample", "wvc", "unitless", "none"})
 
 

@@ -24,6 +24,7 @@ from ingest_project.platform.dagster.asset_events import (
     partitions_of_run,
     report,
 )
+from ingest_project.platform.dagster.catalog import running_schedule
 from ingest_project.platform.database import exclusive
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import query_events
@@ -136,14 +137,7 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
     own = dg.Definitions(
         assets=[_asset(parts), *more],
         jobs=[_batch_job(parts), maintenance],
-        schedules=[
-            dg.ScheduleDefinition(
-                name=f"{maintenance.name}_every_ten_minutes",
-                job=maintenance,
-                cron_schedule=parts.maintenance_cron,
-                default_status=dg.DefaultScheduleStatus.RUNNING,
-            )
-        ],
+        schedules=[running_schedule(f"{maintenance.name}_every_ten_minutes", maintenance, parts.maintenance_cron)],
         sensors=[stream_sensor(sensor)],
     )
     described = "Checks whether every offset is stored once, and the events' times are possible."

@@ -14,15 +14,19 @@ from pydantic import SecretStr
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts import Alert, AlertChannel, AlertDeliveryError, plain, title_of
-from ingest_project.operations.alerts.channels import (
+from ingest_project.operations.alerts import (
     CHANNELS,
+    Alert,
+    AlertChannel,
+    AlertDeliveryError,
     channels,
     channels_of,
     deliver,
+    plain,
     require_usable,
     send,
     send_to_url,
+    title_of,
 )
 from ingest_project.operations.alerts.watch import send_test
 from ingest_project.operations.definitions import alerts_sensor

@@ -17,8 +17,7 @@ from dagster import DagsterInstance
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts import AlertDeliveryError, watch
-from ingest_project.operations.alerts.channels import require_usable
+from ingest_project.operations.alerts import AlertDeliveryError, require_usable, watch
 from ingest_project.operations.alerts.facts import DagsterFailures, Intake
 from ingest_project.operations.alerts.incidents import alert_leases
 from ingest_project.operations.alerts.watch import AlertWatch

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dagster._grpc import server as grpc_server
 from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.server import DagsterApiServer
 
+from ingest_project.platform.dagster import code_server
 from ingest_project_tests.services.loaded_definitions import LoadedDefinitions
 
 # Starts a worker as the code server does, says which process it is, and waits for it.
@@ -90,3 +95,30 @@ def test_a_reload_ends_the_server_so_that_its_supervisor_starts_it_with_what_is_
             time.sleep(0.2)
         client.reload_code(timeout=30)
         assert server.wait(30) == 0
+
+
+def test_a_server_whose_records_were_away_looks_for_ended_workers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DagsterApiServer, "_check_for_orphaned_runs", DagsterApiServer._check_for_orphaned_runs)
+    code_server.look_for_ended_runs_again()
+    looked = threading.Semaphore(0)
+
+    class Worker:
+        def is_alive(self) -> bool:
+            looked.release()
+            return False
+
+    server = object.__new__(DagsterApiServer)
+    server._logger = logging.getLogger("code server")
+    server._execution_lock = threading.Lock()
+    server._server_termination_event = threading.Event()
+    # Nothing can be recorded of it.
+    server._executions = {"run": (Worker(), None)}  # type: ignore[dict-item]
+    monkeypatch.setattr(grpc_server, "CLEANUP_TICK", 0.01)
+    thread = threading.Thread(target=server._cleanup_thread, daemon=True)
+    thread.start()
+    try:
+        assert all(looked.acquire(timeout=10) for _ in range(3))
+        assert "run" in server._executions
+    finally:
+        server._server_termination_event.set()
+        thread.join()

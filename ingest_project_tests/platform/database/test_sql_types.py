@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ingest_project.contracts.columns import Column
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.declared_tables import sql_type
-from ingest_project.readers.formats.json_text import MAX_NUMBER_LENGTH
+from ingest_project.readers.cells import MAX_NUMBER_LENGTH
 from ingest_project.readers.profiles import load_profiles
 from ingest_project.readers.typed_columns import MAX_JSON_DEPTH, cast_columns
 

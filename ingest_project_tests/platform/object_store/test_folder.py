@@ -59,6 +59,17 @@ def test_a_file_that_lost_its_fingerprint_is_read_and_refused(folder: ObjectStor
     assert folder.stat("a") is None
 
 
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = local_file(tmp_path, b"xx").path
+    fingerprint = FileFingerprint.of(path.stat())
+    with LocalFile(path, 2, digest(b"xx"), fingerprint) as file:
+        file.read(1)
+        path.write_bytes(b"xy")
+        os.utime(path, ns=(0, fingerprint.modified_ns + 1))
+        with pytest.raises(SourceChangedError):
+            file.finish()
+
+
 def test_a_symbolic_link_and_another_file_system_are_copied_from(folder: ObjectStore, tmp_path: Path) -> None:
     content = b"x" * 3_000_000
     shared = Path("/dev/shm")  # noqa: S108 - another file system, nothing is left there

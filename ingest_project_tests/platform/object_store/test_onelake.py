@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, StoredObject
 from ingest_project.testing.stores import CHUNK_BYTES, CONTENTS, NAME, digest, put, read
 from ingest_project_tests.services.dfs_server import DfsServer
+from ingest_project_tests.services.ftps_server import made_certificates
 
 FILL = """
 import hashlib, resource, sys
@@ -83,6 +86,20 @@ def test_the_service_keeps_md5_and_content_type_for_other_readers(
         assert len(headers["content-md5"]) == 24
     put_unless_there(onelake, tmp_path, b"x", "odd", content_type="text/html\r\nX-Evil: 1")
     assert dfs.entry(f"{dfs_url.split('analytics/')[1]}/odd").headers["content-type"] == "application/octet-stream"
+
+
+def test_over_tls_files_of_any_size_are_stored_whole_with_their_md5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = made_certificates(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.authority))
+    with DfsServer(tls=certificates.server) as server:
+        store = open_store(f"{server.url}/plain/tls", onelake=replace(server.options, chunk_bytes=CHUNK_BYTES))
+        for name, content in CONTENTS.items():
+            put_unless_there(store, tmp_path, content, name)
+            assert read(store, name) == content
+            md5 = server.entry(f"tls/{name}", "plain").headers["content-md5"]
+            assert base64.b64decode(md5) == hashlib.md5(content, usedforsecurity=False).digest()
 
 
 @pytest.mark.parametrize("operation", ["properties", "create", "append", "flush", "rename", "put"])

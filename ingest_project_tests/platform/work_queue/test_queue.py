@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.events import EventQueue
-from ingest_project.attachments.queue import AttachmentQueue
+from ingest_project.attachments.queue import AttachmentQueue, EventQueue
 from ingest_project.file_ingest.file_queue import FileQueue
 from ingest_project.platform.database import open_engine, reading
 from ingest_project.platform.database.sql import kafka_columns, work_columns

@@ -16,18 +16,25 @@ from typing import Any
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from google.protobuf import descriptor_pb2, timestamp_pb2, wrappers_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, TransientError
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.registry import forget_registries, registry_of
+from ingest_project.streams.values import array_of
+from ingest_project_tests.fuzz import examples
 from ingest_project_tests.services.http_exchange import Answer
 from ingest_project_tests.services.schema_registry import BASIC_USER, TOKEN, SchemaRegistry
 from ingest_project_tests.streams.declared import messages
 from ingest_project_tests.streams.declared.messages import TOPIC, framed, received
 
+# In UTC, no time of these is beyond the calendar.
+YEARS = datetime(2, 1, 1), datetime(9998, 1, 1)  # noqa: DTZ001 - Hypothesis adds the zone
 FIELD = descriptor_pb2.FieldDescriptorProto
 COLUMNS: list[dict[str, Any]] = [
     {"name": "order_id", "type": "text", "required": True},
@@ -201,6 +208,16 @@ def test_a_value_that_is_not_of_its_column_refuses_its_message_alone(field: str,
     if reason is not None:
         assert list(refused) == [1]
         assert reason in refused[1]
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(st.lists(st.none() | st.datetimes(*YEARS, timezones=st.none() | st.just(UTC) | st.timezones()), max_size=6))
+def test_times_of_any_zone_are_the_moments_that_each_of_them_is(moments: list[datetime | None]) -> None:
+    utc = [one and (one.astimezone(UTC) if one.tzinfo else one.replace(tzinfo=UTC)) for one in moments]
+    column = StreamColumn(name="at", type="timestamp")
+    found, unreadable = array_of(column, moments)
+    assert found.to_pylist() == utc
+    assert unreadable == {}
 
 
 def test_times_as_numbers_are_read_where_a_column_says_what_they_count() -> None:
@@ -532,6 +549,8 @@ ODD_AVRO: list[tuple[Any, bytes, str]] = [
     ("long", b"\xff" * 9 + b"\x7f", "more than 64 bits"),
     ("long", b"\xff" * 12 + b"\x01", "more than 64 bits"),
     ("string", b"\x01abc", "a length is negative"),
+    ("string", b"\x08abc", "it ends too early"),
+    (["null", "string"], b"\x84\x00\x02a", "2 is no index of a union of 2 types"),
     ("string", b"\x02\xff", "a text is not UTF-8"),
     ("double", b"\x00" * 7, "it ends too early"),
     ({"type": "array", "items": "int"}, b"\x03\x63\x02\x04\x00", "has another length than it says"),
@@ -564,11 +583,14 @@ def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) ->
         {"name": "id", "type": {"type": "string", "logicalType": "uuid"}},
         {"name": "local", "type": {"type": "long", "logicalType": "local-timestamp-millis"}},
         {"name": "at", "type": {"type": "int", "logicalType": "time-millis"}},
+        {"name": "padded", "type": ["null", "string"]},
+        {"name": "long", "type": ["null", "string"]},
     ]
     number = registry.register("s", {"type": "record", "name": "R", "fields": fields})
     least = b"\xff" * 9 + b"\x01"
     payload = b"\x03\x04\x02\x04\x02\x06\x00" + b"\x02\x02a\x02" + least + b"\x00\x00\xc0\x3f\x00" + b"\x02"
     payload += b"\x48" + b"ABCDEF01-0000-0000-0000-000000000000" + b"\x01" + b"\x00"
+    payload += b"\x82\x00\x84\x00ab" + b"\x02\x80\x01" + b"c" * 64
     columns = [{"name": one["name"], "type": "json"} for one in fields]
     rows, refused = decoded(
         contract("avro", settings_of(registry), columns=columns), *received(framed(number, payload))
@@ -581,6 +603,8 @@ def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) ->
         "id": "abcdef01-0000-0000-0000-000000000000",
         "local": "1969-12-31T23:59:59.999000",
         "at": "00:00:00",
+        "padded": "ab",
+        "long": "c" * 64,
     }
 
 
@@ -709,13 +733,13 @@ def test_a_registry_that_is_away_or_refuses_blames_no_message(registry: SchemaRe
 
 def test_credentials_are_sent_and_never_without_tls_unless_allowed() -> None:
     user, _, password = BASIC_USER.partition(":")
-    for kind, given in (("basic", {"username": user, "password": password}), ("bearer", {"token": TOKEN})):
+    for kind, login in (("basic", {"username": user, "password": password}), ("bearer", {"token": TOKEN})):
         with SchemaRegistry(kind) as registry:
             number = registry.register("s-value", AVRO)
             found = received(framed(number, AVRO_PAYLOAD))
             with pytest.raises(SettingsError, match="without TLS"):
-                contract("avro", settings_of(registry, **given))
-            assert decoded(contract("avro", settings_of(registry, plain_http=True, **given)), *found)[0] == [ROW]
+                contract("avro", settings_of(registry, **login))
+            assert decoded(contract("avro", settings_of(registry, plain_http=True, **login)), *found)[0] == [ROW]
             with pytest.raises(TransientError, match="Unauthorized"):
                 contract("avro", settings_of(registry)).rows_of(found)
 

@@ -1,0 +1,198 @@
+"""Start the Python parts of the stack as forks of one process that has imported what they have in common.
+
+    python -m ingest_project.devstack.launcher dagster ingest_project.operations.monitor …
+
+imports these modules once, and on each request of the stack forks a guard (`process_guard`), which forks the part: the
+imports cost their processor time once, and their memory is shared. A part is as it would be in a new interpreter: it
+has its own session, environment, command line and log, and runs as `__main__`. Guard and part depend on the stack, not
+on the launcher: where that is killed, or cannot fork safely, parts are started as new interpreters.
+
+A fork has only the thread that forked. Imports start threads of memory allocators (jemalloc, OpenBLAS), which handle
+forks, and Polars' cleaner of files that it spills, which nothing waits for. With any other thread this process ends.
+Nothing else than imports happens in it: no connection, no computation, no settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from ingest_project.devstack import ForkedGuard, process_guard
+
+ON_LINUX = sys.platform == "linux"
+# A launcher that is still importing answers once it is done.
+ANSWER_SECONDS = 60.0
+LARGEST_REQUEST_BYTES = 1 << 20
+MADV_DONTNEED = 4
+# By the first 15 characters of their names; OpenBLAS names its threads after the program.
+HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
+
+
+class Launcher:
+    """The launcher, as the stack sees it; it starts importing at once.
+
+    Args:
+        modules: to import.
+        environ: of the process.
+        log_path: its log.
+    """
+
+    def __init__(self, modules: Sequence[str], environ: Mapping[str, str], log_path: Path) -> None:
+        self._requests: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        if ON_LINUX:
+            self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._requests.settimeout(ANSWER_SECONDS)
+            with theirs, open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
+                self._process = subprocess.Popen(  # noqa: S603 - ourselves
+                    [sys.executable, "-m", __name__, *modules],
+                    stdin=theirs.fileno(),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=dict(environ),
+                    start_new_session=True,
+                )
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its process id, as long as it runs."""
+        return (self._process.pid,) if self._process and self._process.poll() is None else ()
+
+    def fork(self, spec: Mapping[str, Any], environ: Mapping[str, str], log: IO[bytes]) -> ForkedGuard | None:
+        """Start a guard and its part; None where there is no launcher.
+
+        Args:
+            spec: of the guard; its arguments are `[python, "-m", module, …]`.
+            environ: of both.
+            log: their standard output and error.
+        """
+        if self._requests is None:
+            return None
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                request = json.dumps({"spec": spec, "environ": dict(environ)}).encode()
+                socket.send_fds(self._requests, [request], [theirs.fileno(), log.fileno()])
+            return ForkedGuard(int(self._requests.recv(32)), ours)
+        except (OSError, ValueError):
+            # It has ended, or hangs: a late answer would be taken for that of another request.
+            ours.close()
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """End it; what it started runs on."""
+        if self._requests is not None and self._process is not None:
+            self._requests.close()
+            self._process.kill()
+            self._process.wait()
+            self._requests = None
+
+
+def main() -> int:
+    """Serve requests until the stack closes the connection; in a part, run it."""
+    request = serve(sys.argv[1:])
+    if request is None:
+        return 0
+    arguments = request["spec"]["arguments"]
+    sys.orig_argv, sys.argv = arguments, arguments[2:]
+    runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
+    return 0
+
+
+def serve(modules: Sequence[str]) -> dict[str, Any] | None:
+    """Import the modules, and fork at each request; return the request in a part, and None at the end."""
+    # Standard input is the connection; every fork gets another one.
+    connection = socket.socket(fileno=os.dup(0))
+    gc.disable()
+    for module in modules:
+        import_module(module)
+    _require_safe_forks()
+    # What is never collected is never written to, and stays shared.
+    gc.collect()
+    gc.freeze()
+    _unmap_code()
+    # Guards are not waited for: they report their exit codes themselves.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Python 3.12 counts every thread.
+    warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+    while True:
+        content, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST_BYTES, 2)
+        if not content:
+            return None
+        guard = os.fork()
+        if guard == 0:
+            connection.close()
+            request: dict[str, Any] = json.loads(content)
+            if _guard(request, descriptors):
+                return request
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.send(str(guard).encode())
+
+
+def _require_safe_forks() -> None:
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    own = Path("/proc/self/comm").read_text("utf-8").strip()
+    unsafe = {name for name in names if name not in (*HARMLESS_THREADS, own)}
+    if unsafe or threading.active_count() > 1:
+        sys.exit(f"Parts are started as new interpreters: the imports started threads ({', '.join(unsafe)}).")
+
+
+def _unmap_code() -> None:
+    """Give back the pages of programs and libraries that this process has used; who needs one gets it again."""
+    library = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+        addresses, permissions, *_, name = line.split()
+        # Read-only data may have been written before: addresses of functions, say.
+        if permissions == "r-xp" and name.startswith("/"):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+
+
+def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
+    """Turn this fork into a guard, which never returns; return True in its part."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor, number in zip((*descriptors, descriptors[-1]), (0, 1, 2), strict=True):
+        os.dup2(descriptor, number)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    spec = request["spec"]
+    if command := process_guard.fork_command(spec):
+        show_as([sys.executable, "-I", "-S", process_guard.__file__, json.dumps(spec)])
+        os.write(0, str(process_guard.watch(command, spec)).encode())
+        os._exit(0)
+    show_as(spec["arguments"])
+    gc.enable()
+    return True
+
+
+def show_as(arguments: Sequence[str]) -> None:
+    """Have `ps` show a command line for this process, cut to the length of its first one."""
+    # The addresses of the first and last byte, fields 48 and 49 as proc(5) numbers them.
+    fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    text = b"\0".join(map(os.fsencode, arguments))[: max(0, end - start - 1)]
+    if start and text:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, text, len(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
