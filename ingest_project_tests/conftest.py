@@ -101,6 +101,12 @@ OF_EACH_MESSAGE = ("file event", "polling job", "attachment event", "download ta
 # Instances of a promise that stay in the ordinary run; the others take seconds each, and are left to `make test-all`.
 KEPT = {
     "test_a_topic_that_was_created_again_is_another_stream": ("delta",),
+    "test_an_idle_system_is_said_to_be_idle": ("postgresql",),
+    "test_any_damage_has_a_reason": ("gz", "zip"),
+    "test_other_partitions_of_the_table_are_refused_and_the_files_wait": ("partitions0",),
+    "test_sensors_and_schedules_whose_last_tick_lies_in_the_future_go_on_from_now": ("postgresql",),
+    "test_ten_thousand_files_are_listed": ("mlsd",),
+    "test_ten_thousand_files_are_listed_one_by_one_in_bounded_memory": ("local",),
     "test_status_metrics_traces_and_inputs_of_other_assets_know_a_declared_stream": ("delta",),
     "test_each_row_is_published_once_whatever_happens": ("window-1", "cursor-3"),
     "test_a_backend_that_is_away_neither_fails_nor_delays_a_run": ("refusing",),

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 
+from ingest_project_tests.forked_workers import warm_command
+
 CURSORS = "cursors.json"
 FILES = "ingest_project_tests.journeys.system:System.drive"
 
@@ -61,7 +63,7 @@ class DeadlyProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()"],
+            warm_command(f"from {__name__} import main; main()"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

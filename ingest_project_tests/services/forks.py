@@ -10,6 +10,8 @@ import sys
 import traceback
 from typing import Any
 
+from ingest_project_tests.forked_workers import warm_command
+
 FAILED = 1
 
 
@@ -21,7 +23,7 @@ class Forks:
     """
 
     def __init__(self, *modules: str) -> None:
-        command = [sys.executable, "-c", f"from {__name__} import main; main()", *modules]
+        command = warm_command(f"from {__name__} import main; main(*{modules!r})")
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, function: str, *arguments: str | int) -> int:
@@ -44,11 +46,11 @@ class Forks:
         return int(self._process.stdout.readline())
 
 
-def main() -> None:
-    """Do what the lines of the standard input say, until it ends."""
+def main(*modules: str) -> None:
+    """Import modules, and do what the lines of the standard input say, until it ends."""
     answers = os.dup(1)
     os.dup2(2, 1)
-    for name in sys.argv[1:]:
+    for name in modules:
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
