@@ -16,7 +16,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from ingest_project.cli.main import INTERRUPTED, run
+from ingest_project.cli.main import INTERRUPTED, build_app, run
 
 UP = "Ctrl-C stops everything"
 CONFIRM_SECONDS = 30.0
@@ -75,6 +75,9 @@ def running_system(environment: Mapping[str, str], *options: str) -> Iterator[su
         start_new_session=True,
         preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
     ) as process:
+        # What the commands that follow import, it has by the time that everything is up.
+        importing = threading.Thread(target=build_app)
+        importing.start()
         try:
             if not _relay(process, until=UP):
                 raise CommandError("`ingest dev` ended.")
@@ -83,6 +86,7 @@ def running_system(environment: Mapping[str, str], *options: str) -> Iterator[su
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
+            importing.join()
 
 
 def require_running(process: subprocess.Popen[str]) -> None:

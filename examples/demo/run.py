@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 
 from examples.demo.attachments import DemoAttachments, serving
 from examples.demo.commands import CommandError, ingest, require_running, running_system, settings
@@ -146,6 +145,8 @@ def run_jobs(site: str, jobs: Sequence[str], timeout_seconds: float, check: Call
         timeout_seconds: of all jobs together, time in the run queue included.
         check: called repeatedly; an exception of it ends the wait.
     """
+    from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError  # imports for a second
+
     address, deadline = urlsplit(site), time.monotonic() + timeout_seconds
     client = DagsterGraphQLClient(address.hostname or "", address.port, use_https=address.scheme == "https")
     try:

@@ -174,8 +174,8 @@ def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
     os.environ.clear()
     os.environ.update(request["environ"])
     spec = request["spec"]
+    show_as([sys.executable, "-I", "-S", process_guard.__file__, json.dumps(spec)])
     if command := process_guard.fork_command(spec):
-        show_as([sys.executable, "-I", "-S", process_guard.__file__, json.dumps(spec)])
         os.write(0, str(process_guard.watch(command, spec)).encode())
         os._exit(0)
     show_as(spec["arguments"])

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from ingest_project.core.console import counted
 from ingest_project.core.errors import DatabaseUnavailableError, IngestError
 from ingest_project.operations import CAPABILITIES, SystemResources
+from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import topics_of_dead_letters
 from ingest_project.platform.actions import actions_on_item
-from ingest_project.platform.capability import Capability, ConsumedTopic
+from ingest_project.platform.capability import Capability
 from ingest_project.platform.database import fetch
 from ingest_project.platform.items import (
     MAX_HITS,
@@ -242,7 +243,7 @@ def _examined(services: SystemResources, search: Search, problems: list[str]) ->
         return []
     ids, context = trace_ids_of(search.text), context_prefix(search.text)
     letters, give_up_at = list[DeadLetter](), time.monotonic() + LETTER_SECONDS
-    for topic in topics_of_dead_letters(services, _consumed(services)):
+    for topic in topics_of_dead_letters(services, consumed_topics(services)):
         found, older = letters_naming(services.range_reader, topic, ids, context, give_up_at - time.monotonic())
         if older:
             problems.append(f"the oldest {counted(older, 'dead letter')} on {topic}; see: ingest dlq list")
@@ -381,19 +382,15 @@ def _dead_letter(
 
 def _reader_of(services: SystemResources, topic: str) -> RangeReader:
     """Return the reader of the cluster that stores a topic."""
-    for one in _consumed(services):
+    for one in consumed_topics(services):
         if one.cluster is not None and one.topic == topic:
             return RangeReader(one.cluster().settings)
     return services.range_reader
 
 
-def _consumed(services: SystemResources) -> list[ConsumedTopic]:
-    return [one for capability in CAPABILITIES for one in capability.topics(services)]
-
-
 def _topics(services: SystemResources) -> set[str]:
     """Return the topics of this system: no page shows a message of another one."""
-    consumed = _consumed(services)
+    consumed = consumed_topics(services)
     named = {*(one.topic for one in consumed), *(one.dead_letters for one in consumed)}
     for value in services.settings.topics.model_dump().values():
         named.update([value] if isinstance(value, str) else value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -324,16 +324,20 @@ def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[P
     found = sample.present
     if found is None:
         return Line(name, ok=False, detail="unknown, as Dagster's storage does not answer")
-    ticking = [sensor for sensor in found.sensors.values() if not sensor.stopped and sensor.ticked_at]
     stopped = {sensor.name for sensor in found.sensors.values() if sensor.stopped}
-    if not ticking and not stopped:
+    silences = {
+        sensor.name: (now - sensor.ticked_at).total_seconds()
+        for sensor in found.sensors.values()
+        if not sensor.stopped and sensor.ticked_at
+    }
+    if not silences and not stopped:
         return Line(name, ok=False, detail="none has ticked yet")
-    quiet = dict(_quiet(found, now))
-    ahead = dict(_ahead(found, now))
+    quiet = {sensor: silence for sensor, silence in silences.items() if silence > LONGEST_PAUSE_SECONDS}
+    ahead = {sensor: -silence for sensor, silence in silences.items() if silence < -LARGEST_SKEW_SECONDS}
     by_pause = [pause for pause in paused if stopped.intersection(pause.sensors)]
     others = sorted(stopped.difference(*(pause.sensors for pause in by_pause)))
-    well = [one for one in ticking if one.name not in quiet.keys() | ahead.keys() | found.failing.keys()]
-    parts = [f"{len(well)} of {len(ticking)} tick"]
+    well = silences.keys() - (quiet.keys() | ahead.keys() | found.failing.keys())
+    parts = [f"{len(well)} of {len(silences)} tick"]
     parts += [f"{sensor} {ticks}" for sensor, ticks in sorted(found.failing.items())]
     parts += [f"silent: {_listed(quiet)}"] if quiet else []
     parts += [f"last tick in the future, {SET_BACK}: {_listed(ahead)}"] if ahead else []
@@ -363,26 +367,6 @@ def disk_line(sample: Sample[Disk]) -> Line:
     if disk is None:
         return Line("disk", ok=False, detail=sample.problem or "not checked yet")
     return Line("disk", not disk.is_nearly_full, str(disk))
-
-
-def _quiet(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
-    """Yield the sensors that have not ticked for too long, and for how many seconds."""
-    for name, silence in _silences(found, now):
-        if silence > LONGEST_PAUSE_SECONDS:
-            yield name, silence
-
-
-def _ahead(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
-    """Yield the sensors whose last tick lies in the future, and by how many seconds."""
-    for name, silence in _silences(found, now):
-        if silence < -LARGEST_SKEW_SECONDS:
-            yield name, -silence
-
-
-def _silences(found: DagsterState, now: datetime) -> Iterator[tuple[str, float]]:
-    for sensor in found.sensors.values():
-        if not sensor.stopped and sensor.ticked_at:
-            yield sensor.name, (now - sensor.ticked_at).total_seconds()
 
 
 def _listed(seconds: Mapping[str, float]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from math import ceil, log2
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.contextvars import get_contextvars
 
-from ingest_project.core.items import prefetch, store_bisecting
+from ingest_project.core.items import prefetch, rarely_collected, store_bisecting
 from ingest_project.core.logging import bound
 
 SECONDS = 30.0
@@ -124,3 +126,17 @@ def test_lines_of_the_maker_carry_what_is_bound_around_it() -> None:
 
     with bound(run_id="r1"), prefetch(made()) as items:
         assert [item["run_id"] for item in items] == ["r1"]
+
+
+def collections() -> list[int]:
+    return [one["collections"] for one in gc.get_stats()]
+
+
+def test_many_objects_set_off_no_collection_meanwhile() -> None:
+    usual = gc.get_threshold()
+    with suppress(StoreAwayError), rarely_collected():
+        before = collections()
+        made: list[list[int]] = [[] for _ in range(20_000)]
+        assert collections() == before
+        raise StoreAwayError(len(made))
+    assert gc.get_threshold() == usual

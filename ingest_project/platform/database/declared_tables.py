@@ -22,6 +22,15 @@ from ingest_project.platform.errors import map_error, sqlstate
 
 LOCK = "declared-tables"
 MISSING_RIGHT = "42501"
+SQL_TYPES: dict[str, sa.types.TypeEngine[Any]] = {
+    "integer": sa.BigInteger(),
+    "number": Double,
+    "boolean": sa.Boolean(),
+    "date": sa.Date(),
+    "timestamp": UtcTime(),
+    "json": Json,
+    "text": sa.Text(),
+}
 
 
 @dataclass(frozen=True)
@@ -56,17 +65,7 @@ class View:
 
 def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
     """Return the type of a declared column in a table; it keeps every value exactly."""
-    if column.digits:
-        return ExactDecimal(*column.digits)
-    types: dict[str, sa.types.TypeEngine[Any]] = {
-        "integer": sa.BigInteger(),
-        "number": Double,
-        "boolean": sa.Boolean(),
-        "date": sa.Date(),
-        "timestamp": UtcTime(),
-        "json": Json,
-    }
-    return types.get(column.kind, sa.Text())
+    return ExactDecimal(*column.digits) if column.digits else SQL_TYPES[column.kind]
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,8 @@ class _Changes:
             if not _is_wider(column.type, found["type"]):
                 raise self._refusal(
                     column.name,
-                    f"the table holds {held}, declared is {wanted}. Declare the type that it has, name a new table as"
+                    f"the table holds {self._declared(found['type'])}, declared is {self._declared(column.type)}."
+                    " Declare the type that it has, name a new table as"
                     f" {self._kind.setting} and ingest again, or convert the stored values: {alter} TYPE {wanted}"
                     " USING ...",
                 )
@@ -256,6 +256,13 @@ class _Changes:
 
     def _refusal(self, column: str, reason: str) -> SchemaConflictError:
         return SchemaConflictError(self._table.name, column, reason)
+
+    def _declared(self, kind: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+        """Return a type in the words of a declaration; one that no declaration has, in those of the database."""
+        if isinstance(kind, ExactDecimal | sa.Numeric) and kind.precision and not isinstance(kind, sa.Float):
+            return f"decimal({kind.precision},{kind.scale or 0})"
+        names = {self._name_of(one): name for name, one in SQL_TYPES.items()}
+        return names.get(self._name_of(kind), self._name_of(kind))
 
     def _name_of(self, kind: sa.types.TypeEngine[Any]) -> str:
         return kind.compile(self._connection.dialect)

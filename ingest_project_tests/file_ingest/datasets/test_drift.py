@@ -162,7 +162,7 @@ def test_a_new_optional_column_and_a_wider_decimal_are_added(system: Make) -> No
 
 
 REFUSED = {
-    "another type": ({"type": "integer", "min": -90, "max": 60}, "the table holds DOUBLE PRECISION"),
+    "another type": ({"type": "integer", "min": -90, "max": 60}, "the table holds number, declared is integer"),
     "required": ({"required": True}, "became required"),
     "removed": (None, "not declared any more"),
 }
