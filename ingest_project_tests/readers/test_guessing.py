@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ingest_project.readers.guessing.dataset import guess_dataset
 from ingest_project.readers.guessing.names import read_name
 from ingest_project.readers.guessing.proposal import Draft, guess_profile, look_at
 from ingest_project.readers.layout import ReadLimits
-from ingest_project.readers.profiles import ReaderProfile, load_profiles, read_profile
+from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles, read_profile
 from ingest_project.readers.reading import cast, read_chunks
 from ingest_project_tests.readers.logger_files import LOGGER_FILES, LoggerFile
 from ingest_project_tests.readers.real_files import (
@@ -34,8 +35,13 @@ from ingest_project_tests.readers.real_files import (
 from ingest_project_tests.readers.test_shipped_profiles import SAMPLES
 
 TYPES = SensorTypes.load().types
-FIELD_PROFILES = load_profiles([DATA / "field" / "profiles"]) if DATA.exists() else load_profiles()
 FIELD_FILES = sorted(path for path in (DATA / "field").rglob("*") if path.suffix in {".csv", ".xlsx"})
+
+
+@cache
+def _field_profiles() -> Profiles:
+    # Not where the module is imported: to read a profile starts threads, and the processes of tests are forks.
+    return load_profiles([DATA / "field" / "profiles"]) if DATA.exists() else load_profiles()
 
 
 def type_of(path: Path) -> str:
@@ -106,7 +112,8 @@ def test_a_file_from_the_field_is_read_as_by_its_own_profile_or_doubted(path: Pa
     profile, draft = guessed(path, tmp_path)
     rows = readings(path, profile)
     case = path.parent.name.partition("_")[0]
-    own = FIELD_PROFILES.get({"f40": "f02"}.get(case, case), FIELD_PROFILES["canonical"])
+    profiles = _field_profiles()
+    own = profiles.get({"f40": "f02"}.get(case, case), profiles["canonical"])
     asked = " ".join(draft.questions)
     right = readings(path, own)
     for mine, other in zip(rows.iter_rows(named=True), right.iter_rows(named=True), strict=True):

@@ -6,6 +6,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,6 @@ from ingest_project.readers.reading import cast
 from ingest_project_tests.readers.samples import CANONICAL, read
 from ingest_project_tests.readers.test_excel import MOMENT, NAMES, replace_part, xlsx
 
-GERMAN = ReaderProfile.model_validate(
-    CANONICAL.model_dump()
-    | {
-        "timestamps": {"formats": ["%d.%m.%Y %H:%M", "iso8601"], "zone": "Europe/Berlin"},
-        "numbers": {"decimal": ",", "thousands": "."},
-        "nulls": ("", "-9999"),
-    }
-)
 RULES = ValidationRules(SensorTypes.load(), datetime(2026, 6, 1, tzinfo=UTC))
 BERLIN = datetime(2024, 1, 15, 9, 30, 45, tzinfo=UTC)
 # A value and the number format of its cell, and what is read of it.
@@ -45,6 +38,19 @@ NUMBERS = [
     (1234567.5, "#,##0.0", 1234567.5),
     (0.123456789012345, "0.0", 0.123456789012345),
 ]
+
+
+@cache
+def german() -> ReaderProfile:
+    """Not a constant: to read a profile's formats starts threads, and the processes of tests are forks."""
+    return ReaderProfile.model_validate(
+        CANONICAL.model_dump()
+        | {
+            "timestamps": {"formats": ["%d.%m.%Y %H:%M", "iso8601"], "zone": "Europe/Berlin"},
+            "numbers": {"decimal": ",", "thousands": "."},
+            "nulls": ("", "-9999"),
+        }
+    )
 
 
 def xls(folder: Path, rows: Sequence[Sequence[Any]], *, date_1904: bool = False) -> Path:
@@ -83,8 +89,9 @@ def formatted(folder: Path, rows: Sequence[Sequence[Any]], *, date_1904: bool = 
 AS_CELLS_OF_TODAY = pytest.mark.parametrize("make", [formatted, pytest.param(xls, marks=pytest.mark.long)])
 
 
-def outcomes(path: Path, profile: ReaderProfile = GERMAN) -> tuple[list[tuple[Any, ...]], dict[int, list[str]]]:
+def outcomes(path: Path, profile: ReaderProfile | None = None) -> tuple[list[tuple[Any, ...]], dict[int, list[str]]]:
     """Accepted readings without their line, and the reasons of each refused line."""
+    profile = profile or german()
     found = validate(cast(read(path, profile, path.suffix[1:]).rows, profile), RULES)
     return found.accepted.drop("line_number", "rescued_data").rows(), dict(found.rejected.rows())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -20,13 +21,18 @@ from ingest_project.readers.typed_columns import cast_columns
 from ingest_project_tests.fuzz import examples
 
 CANONICAL = load_profiles()["canonical"]
-GERMAN = CANONICAL.model_copy(
-    update={
-        "numbers": NumberLayout(decimal=",", thousands="."),
-        "timestamps": TimestampLayout(formats=("%d.%m.%Y", "%d.%m.%Y %H:%M"), zone="Europe/Berlin"),
-    }
-)
 UNREADABLE = object()
+
+
+@cache
+def german() -> ReaderProfile:
+    """Not a constant: to read a profile's formats starts threads, and the processes of tests are forks."""
+    return CANONICAL.model_copy(
+        update={
+            "numbers": NumberLayout(decimal=",", thousands="."),
+            "timestamps": TimestampLayout(formats=("%d.%m.%Y", "%d.%m.%Y %H:%M"), zone="Europe/Berlin"),
+        }
+    )
 
 
 def value(
@@ -150,8 +156,8 @@ def test_text_is_its_exact_value_or_unreadable(declared: str, text: str, expecte
     ],
 )
 def test_the_notation_is_the_profiles(declared: str, text: str, expected: object) -> None:
-    assert value(text, declared, GERMAN) == expected
-    assert value(text, declared, GERMAN, kind="") == expected
+    assert value(text, declared, german()) == expected
+    assert value(text, declared, german(), kind="") == expected
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_the_notation_is_the_profiles(declared: str, text: str, expected: object
     ],
 )
 def test_cells_of_a_workbook_need_no_notation(declared: str, kind: str, text: str, expected: object) -> None:
-    assert value(text, declared, GERMAN, kind) == expected
+    assert value(text, declared, german(), kind) == expected
 
 
 def test_percentages_are_scaled_for_a_column_in_per_cent() -> None:
