@@ -25,8 +25,6 @@ from typing import NoReturn
 
 MAX_PROGRAM_BYTES = 65_536
 THREADS_OF_POLARS = "polars-0"
-# What starts forks as if it were Python. The forks know it as well.
-_python = [sys.executable]
 
 
 def start_parent(modules: Collection[str], tests: Collection[str]) -> str:
@@ -44,7 +42,6 @@ def start_parent(modules: Collection[str], tests: Collection[str]) -> str:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    _python[1:] = ["-S", __file__, address]
     still_there, ours = os.pipe()
     if not os.fork():
         try:
@@ -57,13 +54,7 @@ def start_parent(modules: Collection[str], tests: Collection[str]) -> str:
             os._exit(0)
     os.close(still_there)
     listener.close()
-    return " ".join(_python)
-
-
-def warm_command(program: str) -> list[str]:
-    """Return the command that runs a program with this process's environment, in a fork where there is a parent."""
-    program = f"import os; os.environ.clear(); os.environ.update({dict(os.environ)!r}); {program}"
-    return [*_python, "-c", program]
+    return f"{sys.executable} -S {__file__} {address}"
 
 
 def _fork_on_request(

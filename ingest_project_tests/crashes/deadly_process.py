@@ -22,8 +22,6 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 
-from ingest_project_tests.forked_workers import warm_command
-
 CURSORS = "cursors.json"
 FILES = "ingest_project_tests.journeys.system:System.drive"
 
@@ -63,7 +61,7 @@ class DeadlyProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            warm_command(f"from {__name__} import main; main()"),
+            [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

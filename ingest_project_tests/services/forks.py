@@ -10,8 +10,6 @@ import sys
 import traceback
 from typing import Any
 
-from ingest_project_tests.forked_workers import warm_command
-
 FAILED = 1
 
 
@@ -23,7 +21,7 @@ class Forks:
     """
 
     def __init__(self, *modules: str) -> None:
-        command = warm_command(f"from {__name__} import main; main(*{modules!r})")
+        command = [sys.executable, "-c", f"from {__name__} import main; main()", *modules]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, function: str, *arguments: str | int) -> int:
@@ -46,11 +44,11 @@ class Forks:
         return int(self._process.stdout.readline())
 
 
-def main(*modules: str) -> None:
-    """Import modules, and do what the lines of the standard input say, until it ends."""
+def main() -> None:
+    """Do what the lines of the standard input say, until it ends."""
     answers = os.dup(1)
     os.dup2(2, 1)
-    for name in modules:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
