@@ -170,10 +170,10 @@ def test_an_invalid_byte_in_the_header_refuses_the_file_and_names_the_line(tmp_p
 
 
 def test_a_file_of_another_encoding_altogether_is_refused_and_costs_little(tmp_path: Path) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(FileRejectedError, match=r"More than 100,000 bytes of the file are not utf-8.*reader profile"):
         read_text(tmp_path, HEADER.encode() + b"\xff\xfe\n" * 200_000)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize("line", [",,,,", " , ,\t,,", ",", ",,,,,,,,"])
