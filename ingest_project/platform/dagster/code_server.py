@@ -82,16 +82,12 @@ _workers_parent = 0
 
 
 def share_cores(parallel_runs: int) -> None:
-    """Give each run worker its share of the cores, and let Polars reuse memory; before Polars is imported.
-
-    More threads than cores gain nothing. Memory that Polars frees goes back to the system after five seconds: given
-    back sooner, it costs 60 page faults for each small file.
+    """Give each run worker its share of the cores: more Polars threads than cores gain nothing.
 
     Args:
-        parallel_runs: run workers that are busy at a time. A variable that is set already is left as it is.
+        parallel_runs: run workers that are busy at a time. POLARS_MAX_THREADS, where it is set, is left as it is.
     """
     os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
-    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:5000,muzzy_decay_ms:-1")
 
 
 def warm_workers() -> None:
