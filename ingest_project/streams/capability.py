@@ -18,7 +18,7 @@ from ingest_project.platform.capability import (
     Metric,
     WorkState,
 )
-from ingest_project.platform.database import reading
+from ingest_project.platform.database import fetch
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
@@ -152,5 +152,4 @@ def _outcomes(known: Sequence[SinkPosition]) -> dict[str, int]:
 
 def _unidentified(engine: sa.Engine) -> int:
     query = sa.select(sa.func.count()).where(unidentified_messages.c.identified_at.is_(None))
-    with reading(engine) as connection:
-        return int(connection.execute(query).scalar_one())
+    return int(fetch(engine, query).scalar_one())

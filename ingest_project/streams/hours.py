@@ -13,8 +13,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
-from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata
+from ingest_project.platform.database import fetch, reading, writing
+from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata, partial_index
 from ingest_project.streams.positions import OffsetRange, joined
 
 # Of all streams: an earlier time is no partition.
@@ -37,20 +37,8 @@ stream_hours = sa.Table(
     Col("computed_changes", sa.BigInteger, nullable=False),
     Col("computed_at", UtcTime),
     Col("reported_changes", sa.BigInteger, nullable=False),
-    sa.Index(
-        "stream_hours_stale",
-        "stream",
-        "hour",
-        postgresql_where=sa.text("changes > computed_changes"),
-        sqlite_where=sa.text("changes > computed_changes"),
-    ),
-    sa.Index(
-        "stream_hours_unreported",
-        "stream",
-        "hour",
-        postgresql_where=sa.text("changes > reported_changes"),
-        sqlite_where=sa.text("changes > reported_changes"),
-    ),
+    partial_index("stream_hours_stale", "changes > computed_changes", "stream", "hour"),
+    partial_index("stream_hours_unreported", "changes > reported_changes", "stream", "hour"),
 )
 
 # Offsets from the first to the last that had events of an hour, in pieces: what to read when the hour is rebuilt.
@@ -109,8 +97,7 @@ class StreamHours:
             .order_by(columns.computed_at.is_not(None), columns.computed_at, columns.hour)
             .limit(limit)
         )
-        with reading(self._engine) as connection:
-            return tuple(StaleHour(*row) for row in connection.execute(query))
+        return tuple(StaleHour(*row) for row in fetch(self._engine, query))
 
     def due(self, now: datetime, pause: timedelta, limit: int) -> tuple[StaleHour, ...]:
         """Return the stale hours up to now whose statistics were not computed within the pause."""
@@ -139,8 +126,7 @@ class StreamHours:
             .order_by(columns.hour)
             .limit(limit)
         )
-        with reading(self._engine) as connection:
-            return {row.hour: row.changes for row in connection.execute(query)}
+        return {row.hour: row.changes for row in fetch(self._engine, query)}
 
     def mark_reported(self, changes: Mapping[datetime, int]) -> None:
         """Record that these hours were reported to Dagster after this number of changes."""
@@ -162,8 +148,7 @@ class StreamHours:
             .where(columns.end_offset > offsets.first, columns.first_offset < offsets.end)
             .order_by(columns.hour)
         )
-        with reading(self._engine) as connection:
-            return list(connection.execute(query).scalars())
+        return list(fetch(self._engine, query).scalars())
 
     def offsets_of(self, hour: datetime) -> list[OffsetRange]:
         """Return the offsets among which the events of an hour are; others may lie between them."""
@@ -171,8 +156,7 @@ class StreamHours:
         query = sa.select(
             columns.topic, columns.topic_id, columns.partition, columns.first_offset, columns.end_offset
         ).where(columns.stream == self.stream, columns.hour == hour)
-        with reading(self._engine) as connection:
-            return joined(OffsetRange(*row) for row in connection.execute(query))
+        return joined(OffsetRange(*row) for row in fetch(self._engine, query))
 
 
 def count_changes(connection: sa.Connection, stream: str, changed: Iterable[datetime], now: datetime) -> None:

@@ -13,7 +13,7 @@ from ingest_project.core.console import moment
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
 from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
-from ingest_project.platform.database import reading
+from ingest_project.platform.database import fetch, reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
@@ -67,8 +67,7 @@ class SqlRows(NamedTuple):
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""
         query = sa.select(self.table).where(position.matches(self.table)).limit(1)
-        with reading(engine) as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+        return [dict(row) for row in fetch(engine, query).mappings()]
 
 
 class DeltaRows(NamedTuple):

@@ -21,7 +21,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.settings import RetrySettings
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import Json, UtcTime, insert_into, metadata
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.reader import Backlog
@@ -191,9 +191,8 @@ class StreamPositions:
         """Return every partition, also those of topics of the same name that are gone, the oldest topic first."""
         columns = sink_positions.c
         query = sa.select(sink_positions).where(columns.stream == self.stream, columns.topic == self.topic)
-        with reading(self._engine) as connection:
-            rows = connection.execute(query.order_by(columns.epoch, columns.partition)).mappings()
-            return tuple(SinkPosition(**row) for row in rows)
+        rows = fetch(self._engine, query.order_by(columns.epoch, columns.partition)).mappings()
+        return tuple(SinkPosition(**row) for row in rows)
 
     def current(self) -> dict[int, SinkPosition]:
         """Return the partitions of the topic that was read last."""
@@ -329,8 +328,7 @@ class StreamPositions:
         if since is not None:
             query = query.where(columns.found_at >= since)
         query = query.order_by(columns.found_at.desc(), columns.topic_id, columns.partition, columns.first_offset)
-        with reading(self._engine) as connection:
-            return tuple(_lost(row) for row in connection.execute(query.limit(limit)).mappings())
+        return tuple(_lost(row) for row in fetch(self._engine, query.limit(limit)).mappings())
 
     def add_lost(self, lost: Sequence[LostOffsets]) -> None:
         """Enter lost offsets. Idempotent."""

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, lookup_indexes, metadata
+from ingest_project.platform.database.sql import ExactDecimal, Json, UtcTime, lookup_indexes, metadata, partial_index
 from ingest_project.streams.sql.upsert import KAFKA_ORDER
 
 
@@ -109,13 +109,7 @@ unidentified_messages = sa.Table(
     Col("event_id", sa.Text),
     Col("trace_id", sa.Text, index=True),
     *lookup_indexes("unidentified_messages"),
-    sa.Index(
-        "unidentified_messages_open",
-        "received_at",
-        "message_id",
-        postgresql_where=sa.text("identified_at IS NULL"),
-        sqlite_where=sa.text("identified_at IS NULL"),
-    ),
+    partial_index("unidentified_messages_open", "identified_at IS NULL", "received_at", "message_id"),
 )
 
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.core.items import end_of
-from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import Double, UtcTime, metadata
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.streams.delta.queries import of_hours
@@ -109,8 +109,7 @@ def statistics_of(engine: sa.Engine, hour: datetime) -> tuple[HourOfType, ...]:
         .where(user_activity_hourly.c.hour == hour)
         .order_by(user_activity_hourly.c.events.desc(), user_activity_hourly.c.event_type)
     )
-    with reading(engine) as connection:
-        return tuple(HourOfType(**row) for row in connection.execute(query).mappings())
+    return tuple(HourOfType(**row) for row in fetch(engine, query).mappings())
 
 
 @dataclass
