@@ -30,6 +30,11 @@ def keep_files_private() -> None:
     os.umask(OTHERS)
 
 
+def owner_only(path: str, flags: int) -> int:
+    """Open a file for `open`, as its `opener`: one that is created is private to this user, whatever the umask is."""
+    return os.open(path, flags, 0o600)
+
+
 def make_private_folder(folder: Path) -> None:
     """Create a folder and its missing parents for this user only; leave existing ones unchanged.
 

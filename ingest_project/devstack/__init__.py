@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ingest_project.core.errors import IngestError
+from ingest_project.core.local_files import owner_only
 
 HOST = "127.0.0.1"
 GUARD = Path(__file__).with_name("process_guard.py")
@@ -252,7 +253,7 @@ def start(command: Command, log_folder: Path, fork: Fork | None = None) -> Child
         log_path.replace(log_path.with_suffix(".log.1"))
     spec = asdict(replace(command, environ=None))
     # The log shows what is processed, and ends up in error messages.
-    with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
+    with open(log_path, "wb", opener=owner_only) as log:
         environ = os.environ if command.environ is None else command.environ
         guard = (fork and fork(spec, environ, log)) or subprocess.Popen(  # noqa: S603 - our own script
             # -I and -S: it needs the standard library only, and must not read other people's site-packages.

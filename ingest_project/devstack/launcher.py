@@ -30,6 +30,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from ingest_project.core.local_files import owner_only
 from ingest_project.devstack import ForkedGuard, process_guard
 
 ON_LINUX = sys.platform == "linux"
@@ -56,7 +57,7 @@ class Launcher:
         if ON_LINUX:
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._requests.settimeout(ANSWER_SECONDS)
-            with theirs, open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:  # noqa: PTH123
+            with theirs, open(log_path, "wb", opener=owner_only) as log:
                 self._process = subprocess.Popen(  # noqa: S603 - ourselves
                     [sys.executable, "-m", __name__, *modules],
                     stdin=theirs.fileno(),

@@ -21,7 +21,7 @@ import filelock
 from pydantic import SecretStr
 
 from ingest_project.core.errors import IngestError, PermanentError
-from ingest_project.core.local_files import FOLDER_MODE, make_private_folder
+from ingest_project.core.local_files import FOLDER_MODE, make_private_folder, owner_only
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import LoadedSettings, Origin
 from ingest_project.core.yaml_models import FILE_ENDING
@@ -162,7 +162,7 @@ def announce(folder: Path, addresses: Mapping[str, object]) -> None:
     """Write `services.json`; an earlier one is replaced atomically."""
     fresh = folder / f".{SERVICES}.{os.getpid()}"
     # It contains the database's password.
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+    with open(fresh, "w", encoding="utf-8", opener=owner_only) as file:
         json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
     fresh.replace(folder / SERVICES)
 
