@@ -113,15 +113,25 @@ def run_process(command: Callable[[], int]) -> None:
     """Run a command as the only one of this process and exit with its code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
+    code: int | None = None
+
+    def end_at_once() -> None:
+        # To delete all that was imported takes a quarter of the time of a command. Output that cannot be written is
+        # left to the interpreter, which reports it and ends as usual.
+        if code is not None:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
     # The first that is registered is called last, when threads have ended.
-    ended: list[int] = []
-    atexit.register(_end_at_once, ended)
+    atexit.register(end_at_once)
     try:
-        ended.append(command())
+        code = command()
     except Exception as defect:  # noqa: BLE001 - shown as usual, without what acts on a terminal
         _show_defect(defect)
-        ended.append(FAILED)
-    sys.exit(ended[0])
+        code = FAILED
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -187,16 +197,6 @@ def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     # A command returns nothing; one that ends early returns its exit code.
     return ended if isinstance(ended, int) else 0
-
-
-def _end_at_once(codes: Sequence[int]) -> None:
-    # To delete all that was imported takes a quarter of the time of a command. Output that cannot be written is left to
-    # the interpreter, which reports it and ends as usual.
-    with suppress(OSError, ValueError):
-        for code in codes:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
 
 
 def _no_options() -> None:

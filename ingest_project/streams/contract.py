@@ -69,10 +69,7 @@ class Contract:
         settings: Settings,
         known_columns: Callable[[], tuple[AbstractSet[str], AbstractSet[str]]] = lambda: (frozenset(), frozenset()),
     ) -> None:
-        from ingest_project.contracts.validation import (
-            schema_of,  # loads pandera
-            validate,  # the same
-        )
+        from ingest_project.contracts.validation import schema_of, validate  # loads pandera
 
         self._columns, self._drift = declaration.typed_columns, declaration.drift
         self._flat = [one for column in self._columns for one in column.flat()]
