@@ -16,6 +16,8 @@ from examples.demo.streams import StreamsReport, show_streams
 
 MAX_SHOWN_REASON = 70
 MAX_FILES = "10000"
+# Of one list of a file, such as its metrics.
+MAX_ROWS = "1000"
 ENDINGS = (".csv", ".xls", ".xlsx")
 STYLES = {"ingested": "green", "quarantined": "yellow", "duplicate": "cyan"}
 
@@ -131,8 +133,8 @@ def attachment_outcomes(attachments: DemoAttachments) -> tuple[DemoAttachment, .
 
 def metrics_of(files: Sequence[DemoFile]) -> tuple[TypeSummary, ...]:
     """Return the readings of these files by sensor type."""
-    pages = [ingest("files", "show", file.file_key) for file in files if file.rows_accepted]
-    return summaries([metric for page in pages for metric in page["metrics"]])
+    pages = [ingest("files", "show", file.file_key, "--rows", MAX_ROWS) for file in files if file.rows_accepted]
+    return summaries([metric for page in pages for metric in page["rows"]["metrics"]["rows"]])
 
 
 def summaries(metrics: Sequence[Mapping[str, Any]]) -> tuple[TypeSummary, ...]:
@@ -205,11 +207,11 @@ def _file(name: str, record: Mapping[str, Any] | None, earlier: Collection[str])
 def _attachment(name: str, record: Mapping[str, Any] | None) -> DemoAttachment:
     if record is None:
         return DemoAttachment(file_name=name)
-    attempts = ingest("attachments", "show", record["attachment_key"])["attempts"]
+    attempts = ingest("attachments", "show", record["attachment_key"])["rows"]["attempts"]["rows"]
     return DemoAttachment(
         file_name=name,
         attempts=len(attempts),
-        failure=next((one["error"] for one in reversed(attempts) if one["error"]), None),
+        failure=next((one["problems"] for one in reversed(attempts) if one["problems"]), None),
         **{field: record[field] for field in ("attachment_key", "state", "replays", "size_bytes", "stored_path")},
     )
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from ingest_project.attachments import AttachmentResources
+from ingest_project.attachments.attempts import attempts_at, replays_of
 from ingest_project.attachments.queue import ATTACHMENT_QUEUE, EVENTHOUSE_SENSOR, RETRY_QUEUE, Pending, pending_at
-from ingest_project.attachments.storage import without_secrets
 from ingest_project.attachments.tables import (
     AttachmentState,
     attachment_events,
@@ -55,13 +56,17 @@ from ingest_project.platform.capability import (
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.items import (
     Content,
     ItemRef,
     ItemTable,
     ItemView,
     Moment,
+    RowList,
+    RowPage,
     Search,
+    records_page,
 )
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import (
@@ -431,7 +436,7 @@ def _attachment_view(
         facts={
             "Domain": row["domain"],
             # A signed address is a secret as long as it is valid.
-            "Address": without_secrets(row["attachment_url"]),
+            "Address": printable_url(row["attachment_url"]),
             "Event": ItemRef("event", row["event_key"]) if row["event_key"] else None,
             "Attempt": attempts,
             "First failure": row["first_failed_at"],
@@ -444,6 +449,20 @@ def _attachment_view(
             **entry_facts(row),
         },
         moments=[*_histories(connection, [row])],
+        rows={
+            "attempts": RowList(None, partial(_attempts, services.engine, view.ref.key)),
+            "replays": RowList(None, partial(_replays, services.engine, view.ref.key)),
+        },
         contents=contents,
         asset=ATTACHMENT_VIEW.asset,
     )
+
+
+def _attempts(engine: sa.Engine, key: str, first: int, limit: int) -> RowPage:
+    columns = ("replays", "attempt", "status", "completed_at", "http_status", "size_bytes", "next_attempt_at")
+    return records_page((*columns, "problems"), attempts_at(engine, [key]).get(key, ()), first, limit)
+
+
+def _replays(engine: sa.Engine, key: str, first: int, limit: int) -> RowPage:
+    columns = ("replays", "asked_by", "asked_at", "earlier_reason")
+    return records_page(columns, replays_of(engine, key), first, limit)

@@ -8,37 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from urllib.parse import quote
 
 import msgspec
 import typer
-from rich.table import Table
 
 from ingest_project.attachments import AttachmentResources
-from ingest_project.attachments.attempts import Attempt, Replay, attempts_at, replays_of
-from ingest_project.attachments.capability import COLUMNS, REPLAY, conditions_of
+from ingest_project.attachments.capability import COLUMNS, REPLAY, Attachments, conditions_of
 from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode
 from ingest_project.core.console import (
     AsJson,
+    UnknownKeyError,
     add_row,
     ago,
     complain,
     counted,
     find_by_key,
-    length_of,
     moment,
     print_json,
     say,
     shortened,
-    show,
-    show_facts,
     show_list,
-    stdout,
     table,
 )
-from ingest_project.core.settings import Settings, load_settings
+from ingest_project.core.settings import load_settings
 from ingest_project.platform.actions import (
     MAX_LIMIT,
     ActionRefusedError,
@@ -49,9 +43,12 @@ from ingest_project.platform.actions import (
     time_of,
 )
 from ingest_project.platform.http import printable_url
+from ingest_project.platform.items import ItemRef, ItemView, print_item
 
 MAX_SHOWN_REASON = 120
 MAX_NAMED = 20
+# Attempts and replays of an attachment.
+MAX_ROWS = 1_000
 
 attachments_app = typer.Typer(help="Attachments and their outcomes.", no_args_is_help=True)
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, or the beginning of it.")]
@@ -65,22 +62,6 @@ Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
 ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="Failed then or later: 2026-01-15T10:30 (UTC), 2h.")]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Failed before: a time, or how long ago.")]
-
-
-class AttachmentPage(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one attachment.
-
-    Args:
-        attachment: its addresses without query.
-        ui: address of its partition in the Dagster UI.
-        attempts: those that have ended, the first one first.
-        replays: each time that it was replayed.
-    """
-
-    attachment: AttachmentRecord
-    ui: str
-    attempts: tuple[Attempt, ...]
-    replays: tuple[Replay, ...]
 
 
 class AttachmentList(msgspec.Struct, frozen=True):
@@ -144,11 +125,7 @@ def list_attachments(
 def show_attachment(key: Key, *, as_json: AsJson = False) -> None:
     """Show everything that is known of one attachment: its state, every attempt, replays, where it is stored."""
     services = AttachmentResources(load_settings().settings)
-    page = _page_of(_find(services, key), services)
-    if as_json:
-        print_json(page)
-    else:
-        _show_page(page)
+    print_item(_view_of(services, key), services.settings, MAX_ROWS, as_json=as_json)
 
 
 def list_dead(  # noqa: PLR0913 - one for each way to choose
@@ -178,19 +155,13 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
 def show_dead(key: Key, *, as_json: AsJson = False) -> None:
     """Show why an attachment is dead, and every attempt at it. Exit code 1 when it is not."""
     services = AttachmentResources(load_settings().settings)
-    page = _page_of(_find(services, key), services)
-    record = page.attachment
-    dead = record.state is AttachmentState.FAILED
-    if as_json:
-        print_json(page)
-    elif dead:
-        _show_page(page)
-        stdout().print()
-        say(f"Once that is fixed: ingest dlq replay {record.attachment_key}")
-    else:
-        complain(f"{record.attachment_key} is not dead: it is {record.state}.")
-    if not dead:
+    view = _view_of(services, key)
+    if view.state != AttachmentState.FAILED:
+        complain(f"{view.ref.key} is not dead: it is {view.state}.")
         raise typer.Exit(1)
+    print_item(view, services.settings, MAX_ROWS, as_json=as_json)
+    if not as_json:
+        say(f"Once that is fixed: ingest dlq replay {view.ref.key}")
 
 
 def replay_dead(  # noqa: PLR0913 - one for each way to choose
@@ -286,15 +257,13 @@ def moment_of(text: str | None, option: str) -> datetime | None:
         raise typer.BadParameter(f"{option}: {error}") from error
 
 
-def _page_of(record: AttachmentRecord, services: AttachmentResources) -> AttachmentPage:
-    """Read the page of one attachment."""
-    key = record.attachment_key
-    return AttachmentPage(
-        attachment=_without_secrets(record),
-        ui=_partition_url(services.settings, key),
-        attempts=attempts_at(services.engine, [key]).get(key, ()),
-        replays=replays_of(services.engine, key),
-    )
+def _view_of(services: AttachmentResources, key: str) -> ItemView:
+    """Return what is on record of one attachment, by its key or the beginning of it."""
+    record = _find(services, key)
+    view = Attachments().item(services, ItemRef("attachment", record.attachment_key))
+    if view is None:
+        raise UnknownKeyError(key, f"{record.attachment_key} has just been removed.", ())
+    return view
 
 
 def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:
@@ -304,22 +273,6 @@ def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:
     return msgspec.structs.replace(
         record, attachment_url=printable_url(record.attachment_url), task=encode(task).decode()
     )
-
-
-def _partition_url(settings: Settings, attachment_key: str) -> str:
-    """Return the address of this attachment in the Dagster UI."""
-    base = settings.dagster.webserver_url.rstrip("/")
-    return f"{base}/assets/onelake_attachments?view=partitions&partition={quote(attachment_key, safe='')}"
-
-
-def _show_page(page: AttachmentPage) -> None:
-    """Print the page for a person."""
-    say(page.attachment.attachment_key, style="bold")
-    show_facts(_facts(page))
-    if page.attempts:
-        show(_attempts(page), "Attempts")
-    if page.replays:
-        show(_replays(page), "Replays")
 
 
 def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
@@ -364,59 +317,3 @@ def _print_replay(done: ReplayResult, max_replays: int) -> None:
         say(f"{what}, {done.per_second:g} a second; the last one is due at {moment(done.last_due_at)}.")
     if done.more:
         complain("There are others; replay again for those, or raise --limit.")
-
-
-def _facts(page: AttachmentPage) -> list[tuple[str, object]]:
-    record, task = page.attachment, page.attachment.this_task
-    finished = record.state.finished
-    return [
-        ("State", record.state),
-        ("Reason", record.reason),
-        ("Error class", record.error_class),
-        ("HTTP status", record.http_status),
-        ("Source", record.attachment_url),
-        ("Domain", record.domain),
-        ("Event type", task.event_type),
-        ("Trace id", record.trace_id),
-        ("Came from", _origin(record)),
-        ("Attempt", record.attempt),
-        ("Replays", record.replays or None),
-        ("Next attempt", None if finished else record.next_attempt_at),
-        ("Arrived", record.intake.at or record.created_at),
-        ("Failed first", record.first_failed_at),
-        ("Finished", _finished(record)),
-        ("Bytes", record.size_bytes),
-        ("Content type", record.content_type),
-        ("SHA-256", record.sha256),
-        ("Destination", record.destination_path),
-        ("Stored", record.stored_path),
-        ("Run", record.run_id),
-        ("Batch", record.batch_id),
-        ("Dagster UI", page.ui),
-    ]
-
-
-def _origin(record: AttachmentRecord) -> str:
-    return f"{'an event' if record.event_key else 'a task'} at {record.intake}"
-
-
-def _finished(record: AttachmentRecord) -> str | None:
-    if record.finished_at is None:
-        return None
-    return f"{moment(record.finished_at)}, {length_of(record.finished_at - record.created_at)} after it was taken in"
-
-
-def _attempts(page: AttachmentPage) -> Table:
-    numbers = ("Replay", "Attempt", "HTTP", "Bytes")
-    made = table("Replay", "Attempt", "Ended", "How", "HTTP", "Bytes", "Again at", "Why", numbers=numbers)
-    for one in page.attempts:
-        values = (one.completed_at, one.status, one.http_status, one.size_bytes, one.next_attempt_at, one.problems)
-        add_row(made, one.replays, one.attempt, *values)
-    return made
-
-
-def _replays(page: AttachmentPage) -> Table:
-    made = table("Replay", "Asked by", "At", "What had been wrong", numbers=["Replay"])
-    for one in page.replays:
-        add_row(made, one.replays, one.asked_by, one.asked_at, one.earlier_reason)
-    return made

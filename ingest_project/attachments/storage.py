@@ -220,7 +220,7 @@ def put_attachment(
         PermanentError: the store refuses.
         StoreUnavailableError: the store cannot be written at this moment.
     """
-    public = {name: without_secrets(value) if name.endswith("url") else value for name, value in metadata.items()}
+    public = {name: _without_secrets(value) if name.endswith("url") else value for name, value in metadata.items()}
     kept = kept_metadata(public) | {SHA256: file.sha256}
 
     def may_replace(present: StoredObject) -> bool:
@@ -276,7 +276,7 @@ def require_owner(destination: str, present: Mapping[str, str], wanted: Mapping[
     raise PathTakenError(destination, "a file that is no attachment's has that name. Move it, or use another name.")
 
 
-def without_secrets(url: str) -> str:
+def _without_secrets(url: str) -> str:
     """Return an address without user, password, query and fragment: a signed one is a secret while it works."""
     try:
         parts = urlsplit(url)

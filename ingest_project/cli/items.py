@@ -7,26 +7,21 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
-    data_text,
     print_json,
-    say,
     show,
-    show_facts,
     show_list,
-    stdout,
     table,
 )
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
-from ingest_project.operations.items import SEARCHED, as_record, describe, find, trace
-from ingest_project.platform.items import KINDS, Content, Hit, ItemRef, ItemView
+from ingest_project.operations.items import SEARCHED, describe, find, trace
+from ingest_project.platform.items import KINDS, Content, ItemRef, print_item, table_of_hits
 
 NOT_FOUND = 1
 BROKER_SECONDS = 3.0
@@ -46,7 +41,7 @@ def find_items(text: Text, *, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
     elif found.hits:
-        show_list(_hits(found.hits), "items", more=False)
+        show_list(table_of_hits(found.hits), "items", more=False)
         if found.more:
             complain(f"The first {len(found.hits)}; search for more of the name.")
     _complain_all(found.problems)
@@ -72,7 +67,8 @@ def show_item(
     ref = ItemRef.of(kind, key)
     if ref.kind not in KINDS:
         raise typer.BadParameter(f"There is no kind {kind!r}: {', '.join(KINDS)}.")
-    view = describe(_services(), ref)
+    services = SystemResources(load_settings().settings)
+    view = describe(services, ref)
     if view is None:
         complain(f"Nothing is on record of the {ref.kind.replace('_', ' ')} {ref.key}. See: ingest find.")
         raise typer.Exit(NOT_FOUND)
@@ -80,10 +76,8 @@ def show_item(
         if content not in view.contents:
             raise PermanentError(f"There are no bytes {content!r}; there are: {', '.join(view.contents) or 'none'}.")
         _write(view.contents[content])
-    elif as_json:
-        print_json(as_record(view, rows))
     else:
-        _show(view, rows)
+        print_item(view, services.settings, rows, as_json=as_json)
 
 
 def show_trace(
@@ -106,10 +100,6 @@ def show_trace(
         raise typer.Exit(NOT_FOUND)
 
 
-def _services() -> SystemResources:
-    return SystemResources(load_settings().settings)
-
-
 def _services_for_search() -> SystemResources:
     settings = load_settings().settings
     # A person waits, and most items are in the database.
@@ -122,43 +112,6 @@ def _services_for_search() -> SystemResources:
 def _complain_all(problems: tuple[str, ...]) -> None:
     for problem in problems:
         complain(problem)
-
-
-def _hits(hits: tuple[Hit, ...]) -> Table:
-    made = table("Kind", "Key", "Name", "State", "Changed")
-    for hit in hits:
-        add_row(made, hit.kind, hit.key, hit.name, hit.state, hit.at)
-    return made
-
-
-def _show(view: ItemView, rows: int) -> None:
-    say(f"{view.ref.kind.replace('_', ' ')} {view.ref.key}", style="bold")
-    facts = [("State", view.state), ("Reason", view.reason), ("Trace", view.trace_id), ("Run", view.run_id)]
-    show_facts([*facts, *((name, _fact(value)) for name, value in view.facts.items())])
-    if view.moments:
-        history = table("Time", "Happened", "Detail")
-        for moment in view.history:
-            add_row(history, moment.at, moment.what, moment.detail)
-        show(history, "History")
-    for name, rows_of in view.rows.items():
-        page = rows_of.page(0, rows)
-        if page.rows:
-            made = table(*page.columns)
-            for row in page.rows:
-                add_row(made, *map(data_text, row))
-            total = "" if rows_of.total is None else f" of {rows_of.total:,}"
-            show(made, f"{name.replace('_', ' ').capitalize()}: first {len(page.rows):,}{total}")
-    for name, related in view.related.items():
-        show(_hits(related.hits), name.capitalize())
-    if view.contents:
-        stdout().print()
-        for name, content in view.contents.items():
-            say(f"--bytes {name} writes {content.what}.")
-    _complain_all(tuple(view.problems))
-
-
-def _fact(value: object) -> object:
-    return value.key if isinstance(value, ItemRef) else value
 
 
 def _write(content: Content) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.storage_events import Ignored
+from ingest_project.core.console import counts
 from ingest_project.core.settings import Settings
 from ingest_project.core.yaml_models import yaml_files
 from ingest_project.file_ingest.actions import ACTIONS
@@ -60,7 +61,9 @@ from ingest_project.platform.items import (
     RowList,
     RowPage,
     Search,
+    listed,
 )
+from ingest_project.platform.object_store.content_store import object_name
 from ingest_project.readers.datasets import load_declarations
 from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project.readers.profiles import load_profiles
@@ -303,11 +306,12 @@ class FileIngest(Capability[FileIngestResources]):
         related = {"other versions": versions, "duplicates": copies}
         return replace(
             view,
-            facts=_facts(row),
+            facts=_facts(services, row),
             moments=[*_history(row)],
             rows={
                 "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, key)),
                 "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
+                "metrics": RowList(None, partial(_metrics, services, row)),
             },
             contents=_contents(services, row),
             asset=asset_of(row["dataset"]),
@@ -372,9 +376,12 @@ def _history(row: sa.RowMapping) -> Iterator[Moment]:
         yield Moment(row["discovered_at"], subject, "discovered", row["location"])
 
 
-def _facts(row: sa.RowMapping) -> dict[str, object]:
-    other = {name: ItemRef("file", row[name]) if row[name] else None for name in ("duplicate_of", "replaced_by")}
-    rules: Mapping[str, int] = row["rule_counts"] or {}
+def _facts(services: FileIngestResources, row: sa.RowMapping) -> dict[str, object]:
+    others = ("duplicate_of", "replaced_by", "corrects")
+    other = {name: ItemRef("file", row[name]) if row[name] else None for name in others}
+    rows, landed = {name: row[f"rows_{name}"] or 0 for name in ("read", "accepted", "quarantined")}, None
+    if row["sha256"]:
+        landed = f"{services.settings.landing_url.rstrip('/')}/{object_name(row['sha256'])}"
     return {
         "Dataset": row["dataset"],
         "Source type": row["source_type"],
@@ -388,11 +395,15 @@ def _facts(row: sa.RowMapping) -> dict[str, object]:
         "Current version": row["stands"],
         "Duplicate of": other["duplicate_of"],
         "Replaced by": other["replaced_by"],
+        "Corrects": other["corrects"],
         "Job id": row["job_id"],
         "Event id": row["event_id"],
         "Metadata": row["metadata"] or None,
-        "Rows read": row["rows_read"],
-        "Broken rules": ", ".join(f"{rule} {number:,}" for rule, number in rules.items()) or None,
+        "Rows": None
+        if row["rows_read"] is None
+        else f"{rows['read']:,} read, {rows['accepted']:,} accepted, {rows['quarantined']:,} refused",
+        "Broken rules": counts(row["rule_counts"] or {}) or None,
+        "Landed": landed,
         **entry_facts(row),
     }
 
@@ -415,13 +426,19 @@ def _contents(services: FileIngestResources, row: sa.RowMapping) -> dict[str, Co
 
 
 def _accepted(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
-    from ingest_project.file_ingest.declared import tables_of  # loads pandera
+    from ingest_project.file_ingest.declared import warehouse_of  # loads pandera
 
-    declaration = services.datasets.get(row["dataset"])
-    if declaration is None:
-        return RowPage((), (), more=False)
-    warehouse = services.warehouse.of(tables_of(declaration, services.settings))
-    return warehouse.page_of(row["file_key"], first, limit)
+    warehouse = warehouse_of(services, row["dataset"])
+    return warehouse.page_of(row["file_key"], first, limit) if warehouse else RowPage((), (), more=False)
+
+
+def _metrics(services: FileIngestResources, row: sa.RowMapping, first: int, limit: int) -> RowPage:
+    from ingest_project.file_ingest.declared import warehouse_of  # loads pandera
+
+    warehouse = warehouse_of(services, row["dataset"])
+    found = warehouse.summaries_of(row["file_key"]) if warehouse else []
+    columns = tuple(found[0]) if found else ()
+    return listed(columns, tuple(tuple(one.values()) for one in found)).page(first, limit)
 
 
 def _rejected(engine: sa.Engine, file_key: str, first: int, limit: int) -> RowPage:

@@ -27,7 +27,7 @@ from ingest_project.file_ingest.contract import Contract, Policy, SensorContract
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
-from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema
+from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema, SqlWarehouse
 from ingest_project.platform.database import open_engine
 from ingest_project.platform.database.declared_tables import (
     DeclaredTables,
@@ -442,12 +442,10 @@ def refused_by_tables(declarations: Iterable[DatasetDeclaration], settings: Sett
         engine.dispose()
 
 
-def summaries_of(services: FileIngestResources, record: FileRecord) -> list[dict[str, Any]]:
-    """Return the metrics of a file; none where its dataset is not declared any more."""
-    declaration = services.datasets.get(record.dataset)
-    if declaration is None:
-        return []
-    return services.warehouse.of(tables_of(declaration, services.settings)).summaries_of(record.file_key)
+def warehouse_of(services: FileIngestResources, dataset: str) -> SqlWarehouse | None:
+    """Return the warehouse with the tables of a dataset; None where it is not declared any more."""
+    declaration = services.datasets.get(dataset)
+    return None if declaration is None else services.warehouse.of(tables_of(declaration, services.settings))
 
 
 def _fits_an_index(names: Sequence[str]) -> pl.Expr:

@@ -182,29 +182,6 @@ def trace(services: SystemResources, text: str) -> History:
     return History(trace_id, tuple(sorted(set(moments))), tuple(dict.fromkeys(problems)))
 
 
-def as_record(view: ItemView, rows: int) -> dict[str, object]:
-    """Return a description for JSON, with the first rows of each list."""
-    return {
-        "kind": view.ref.kind,
-        "key": view.ref.key,
-        "name": view.name,
-        "state": view.state,
-        "reason": view.reason,
-        "trace_id": view.trace_id,
-        "facts": {name: value for name, value in view.facts.items() if value is not None},
-        "history": view.history,
-        "rows": {
-            name: {"total": one.total, **msgspec.structs.asdict(one.page(0, rows))} for name, one in view.rows.items()
-        },
-        "contents": {name: {"what": one.what, "size_bytes": one.size_bytes} for name, one in view.contents.items()},
-        "run_id": view.run_id,
-        "asset": view.asset,
-        "partition": view.partition,
-        "related": {name: {"items": one.hits, "more": one.more} for name, one in view.related.items()},
-        "problems": view.problems,
-    }
-
-
 def _actions_on(services: SystemResources, ref: ItemRef) -> Iterator[Moment]:
     """Yield what operators did to an item."""
     for record in actions_on_item(services.engine, ref.key):

@@ -17,7 +17,20 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 import sqlalchemy as sa
+from rich.table import Table
 
+from ingest_project.core.console import (
+    add_row,
+    complain,
+    data_text,
+    print_json,
+    say,
+    show,
+    show_facts,
+    stdout,
+    table,
+)
+from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import primary_key
 
@@ -209,6 +222,12 @@ def listed(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> RowLi
     )
 
 
+def records_page(columns: tuple[str, ...], records: Sequence[object], first: int, limit: int) -> RowPage:
+    """Return a page of records that are in memory, by the names of their attributes."""
+    rows = tuple(tuple(getattr(one, name) for name in columns) for one in records[first : first + limit])
+    return RowPage(columns, rows, more=first + limit < len(records))
+
+
 class Content(NamedTuple):
     """Bytes that can be downloaded.
 
@@ -279,6 +298,85 @@ class ItemView:
     def history(self) -> list[Moment]:
         """The moments in time order; of one time, as they were listed: the message before what was made of it."""
         return sorted(self.moments, key=lambda moment: moment.at)
+
+
+def print_item(view: ItemView, settings: Settings, rows: int, *, as_json: bool) -> None:
+    """Print everything that a view has, for a person or as one JSON object.
+
+    Args:
+        view: of the item.
+        settings: with the address of the Dagster UI.
+        rows: how many of each list.
+        as_json: print JSON.
+    """
+    url = settings.dagster.partition_url(view.asset, view.partition) if view.asset and view.partition else None
+    if as_json:
+        print_json({**_as_record(view, rows), "ui": url})
+        return
+    say(view.ref.key, style="bold")
+    own = {"State": view.state, "Reason": view.reason, "Trace": view.trace_id, "Run": view.run_id}
+    facts = {name: value.key if isinstance(value, ItemRef) else value for name, value in view.facts.items()}
+    show_facts([*(own | facts | {"Dagster UI": url}).items()])
+    if view.moments:
+        history = table("Time", "Happened", "Detail")
+        for moment in view.history:
+            add_row(history, moment.at, moment.what, moment.detail)
+        show(history, "History")
+    _print_lists(view, rows)
+    if view.contents:
+        stdout().print()
+        for name, content in view.contents.items():
+            say(f"ingest show {view.ref.kind} {view.ref.key} --bytes {name} writes {content.what}.")
+    for problem in view.problems:
+        complain(problem)
+
+
+def _print_lists(view: ItemView, rows: int) -> None:
+    for name, rows_of in view.rows.items():
+        page = rows_of.page(0, rows)
+        if page.rows:
+            total = "" if rows_of.total is None else f" of {rows_of.total:,}"
+            title = f"{name.replace('_', ' ').capitalize()}: first {len(page.rows):,}{total}"
+            made = table(*page.columns)
+            for row in page.rows:
+                add_row(made, *map(data_text, row))
+            show(made, title)
+    for name, related in view.related.items():
+        show(table_of_hits(related.hits), name.capitalize())
+
+
+def table_of_hits(hits: Iterable[Hit]) -> Table:
+    """Return found items as a table for a person."""
+    made = table("Kind", "Key", "Name", "State", "Changed")
+    for hit in hits:
+        add_row(made, hit.kind, hit.key, hit.name, hit.state, hit.at)
+    return made
+
+
+def _as_record(view: ItemView, rows: int) -> dict[str, object]:
+    """Return a view for JSON, with the first rows of each list."""
+    lists = {}
+    for name, one in view.rows.items():
+        page = one.page(0, rows)
+        named = [dict(zip(page.columns, row, strict=True)) for row in page.rows]
+        lists[name] = {"total": one.total, "rows": named, "more": page.more}
+    return {
+        "kind": view.ref.kind,
+        "key": view.ref.key,
+        "name": view.name,
+        "state": view.state,
+        "reason": view.reason,
+        "trace_id": view.trace_id,
+        "facts": {name: value for name, value in view.facts.items() if value is not None},
+        "history": view.history,
+        "rows": lists,
+        "contents": {name: {"what": one.what, "size_bytes": one.size_bytes} for name, one in view.contents.items()},
+        "run_id": view.run_id,
+        "asset": view.asset,
+        "partition": view.partition,
+        "related": {name: {"items": one.hits, "more": one.more} for name, one in view.related.items()},
+        "problems": view.problems,
+    }
 
 
 @dataclass(frozen=True)

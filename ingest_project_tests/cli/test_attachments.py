@@ -36,8 +36,8 @@ def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(
         assert text in shown.out
     assert SIGNATURE not in shown.out
     page = ingest("attachments", "show", key, "--json").json
-    assert page["attachment"]["state"] == "stored"
-    assert [one["status"] for one in page["attempts"]] == ["failed_transient", "success"]
+    assert page["state"] == "stored"
+    assert [one["status"] for one in page["rows"]["attempts"]["rows"]] == ["failed_transient", "success"]
     assert page["ui"].endswith(f"/assets/onelake_attachments?view=partitions&partition={key}")
 
 
@@ -46,12 +46,12 @@ def test_a_replayed_one_shows_attempts_and_what_had_been_wrong(ingest: Ingest, s
     ingest("dlq", "replay", key)
     finish(services, key)
     page = ingest("attachments", "show", key, "--json").json
-    assert [(one["replays"], one["attempt"], one["status"]) for one in page["attempts"]] == [
+    assert [(one["replays"], one["attempt"], one["status"]) for one in page["rows"]["attempts"]["rows"]] == [
         (0, 1, "failed_permanent"),
         (1, 1, "success"),
     ]
-    assert page["replays"][0]["earlier_reason"] == NOT_FOUND
-    assert "What had been wrong" in ingest("attachments", "show", key).out
+    assert page["rows"]["replays"]["rows"][0]["earlier_reason"] == NOT_FOUND
+    assert NOT_FOUND in ingest("attachments", "show", key).out
 
 
 def test_a_misspelt_key_proposes_the_nearest_one(ingest: Ingest, services: SystemResources) -> None:

@@ -69,7 +69,7 @@ def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, servic
     assert f"ingest dlq replay {key}" in shown.out
     assert SIGNATURE not in shown.out
     page = ingest("dlq", "show", key, "--json")
-    assert [(one["attempt"], one["status"]) for one in page.json["attempts"]] == [
+    assert [(one["attempt"], one["status"]) for one in page.json["rows"]["attempts"]["rows"]] == [
         (1, "failed_transient"),
         (2, "failed_permanent"),
     ]
@@ -91,7 +91,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_work_queue_names_the_re
     assert f"{key} is retried." in replayed.out
     assert "the last one is due at" in replayed.out
     assert state(services, key) is AttachmentState.PENDING
-    (audit,) = ingest("attachments", "show", key, "--json").json["replays"]
+    (audit,) = ingest("attachments", "show", key, "--json").json["rows"]["replays"]["rows"]
     assert audit["asked_by"] == login_name()
     assert "@" in audit["asked_by"]
     assert audit["earlier_reason"] == NOT_FOUND

@@ -82,12 +82,12 @@ def test_everything_of_one_file_is_on_its_page(ingest: Ingest) -> None:
 
 def test_the_page_is_one_json_object(ingest: Ingest) -> None:
     page = ingest("files", "show", "clean", "--json").json
-    assert page["file"]["file_key"] == CLEAN
-    assert page["file"]["intake"]["offset"] == 41
-    assert page["file"]["rule_counts"] == {"value_out_of_range": 1}
-    assert page["quarantined_rows"] == [{"line_number": 7, "raw_text": NASTY, "reasons": ["value_out_of_range"]}]
-    assert page["metrics"][0]["mean"] == 21.0
-    assert page["quarantine"] is None
+    assert (page["kind"], page["key"], page["state"]) == ("file", CLEAN, "ingested")
+    assert page["facts"]["Message"]["key"] == "file-event-queue/2/41"
+    assert page["facts"]["Broken rules"] == "value_out_of_range 1"
+    assert page["rows"]["rejected"]["rows"] == [{"line": 7, "row": NASTY, "reasons": "value_out_of_range"}]
+    assert page["rows"]["metrics"]["rows"][0]["mean"] == 21.0
+    assert "quarantined" not in page["contents"]
 
 
 def test_the_beginning_of_a_key_is_enough_where_it_is_unique(ingest: Ingest, services: SystemResources) -> None:

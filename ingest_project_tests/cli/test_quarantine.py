@@ -43,15 +43,15 @@ def test_a_refused_file_is_shown_with_its_reason_and_where_its_bytes_are(ingest:
     shown = ingest("quarantine", "show", "bad")
     assert shown.exit_code == 0
     assert REASON in shown.out
-    assert "the whole file" in shown.out
-    assert "state/quarantine/bad.csv~3" in shown.out
-    assert ingest("quarantine", "show", "bad", "--json").json["quarantine"]["reason"]["reason"] == REASON
+    assert f"ingest show file {BAD} --bytes quarantined writes the file in quarantine." in shown.out
+    assert ingest("show", "file", BAD, "--bytes", "quarantined").out == "bytes"
+    assert ingest("quarantine", "show", "bad", "--json").json["reason"] == REASON
 
 
 def test_refused_rows_are_shown_with_their_text(ingest: Ingest) -> None:
     shown = ingest("quarantine", "show", SOME, "--rows", "1")
-    assert "2 of 4 rows" in shown.out
-    assert "2 quarantined rows, the first 1" in shown.out
+    assert "4 read, 2 accepted, 2 refused" in shown.out
+    assert "Rejected: first 1 of 2" in shown.out
     assert "x,y" in shown.out
 
 

@@ -89,9 +89,9 @@ def require_page_of_a_file_by_every_id(landed: System, site: str) -> None:
     assert "/runs/" in shown
     assert "assets/validated_sensor_data?view=partitions&amp;partition=" in shown
     assert "100%_some_bad.csv" in shown, "the other files of the trace and of the batch are linked"
-    assert shown.count("device-1") == ROWS_A_PAGE
+    assert shown.count("device-1") == ROWS_A_PAGE + 1, "and that of the metrics"
     last = requests.get(page, params={"rows": "accepted", "first": "100"}, timeout=20).text
-    assert last.count("device-1") == 20
+    assert last.count("device-1") == 21
     download = requests.get(f"{site}/bytes/landed/file/{record.file_key}", timeout=20)
     assert download.content == readings(120).encode()
     assert download.headers["Content-Disposition"].startswith("attachment")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
@@ -213,6 +213,16 @@ class DagsterSettings(Section):
         Env("INGEST_DISABLED_CAPABILITIES"),
     ] = Field(default_factory=list)
     asset_owners: Annotated[CommaList, Env("INGEST_ASSET_OWNERS")] = Field(default_factory=list)
+
+    def partition_url(self, asset: str, key: str) -> str:
+        """Return the address of a partition in the Dagster UI.
+
+        Args:
+            asset: path of the asset.
+            key: of the partition.
+        """
+        site = self.webserver_url.rstrip("/")
+        return f"{site}/assets/{quote(asset)}?view=partitions&partition={quote(key, safe='')}"
 
 
 # Of the shipped stores; other packages bring further ones, see `core.plugins`.

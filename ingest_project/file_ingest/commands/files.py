@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
+    UnknownKeyError,
     add_row,
     ago,
     complain,
     counted,
     counts,
     find_by_key,
-    length_of,
-    moment,
     print_json,
     say,
     shortened,
-    show,
-    show_facts,
     show_list,
-    stdout,
     table,
 )
-from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
-from ingest_project.file_ingest.tables import FileState, asset_of
+from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.actions import (
     MAX_LIMIT,
     ActionRefusedError,
@@ -42,54 +35,19 @@ from ingest_project.platform.actions import (
     login_name,
     perform,
 )
-from ingest_project.platform.object_store.content_store import object_name
+from ingest_project.platform.items import ItemRef, ItemView, print_item
 from ingest_project.platform.runtime import Runtime
 
-MAX_SHOWN_TEXT = 160
-TITLES = {"device_id": "Device"}
 MAX_SHOWN_REASON = 120
 
 files_app = typer.Typer(help="Files and their outcomes.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Quarantined files: why, and how to release them.", no_args_is_help=True)
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The file's key, or the beginning of it.")]
-Rows = Annotated[int, typer.Option(min=0, help="Most quarantined rows to show.")]
+Rows = Annotated[int, typer.Option(min=0, help="Most rows of each list.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most files to list.")]
 Reason = Annotated[str, typer.Option(help="Why, for the record of operators' actions.")]
 Search = Annotated[str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")]
-
-
-class QuarantineNote(msgspec.Struct, frozen=True):
-    """The quarantine store's record of a file that was quarantined whole.
-
-    Args:
-        location: of its bytes.
-        reason: the JSON stored with them.
-    """
-
-    location: str
-    reason: dict[str, Any]
-
-
-class FilePage(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one file.
-
-    Args:
-        ui: address of its partition in the Dagster UI.
-        landed_at: address of its bytes; None if they were never landed.
-        metrics: by device and sensor type.
-        quarantined_rows: the first of them: line_number, raw_text, reasons.
-        quarantine: None if it was not quarantined as a whole.
-        problems: what could not be read.
-    """
-
-    file: FileRecord
-    ui: str
-    landed_at: str | None
-    metrics: Sequence[dict[str, Any]]
-    quarantined_rows: Sequence[dict[str, Any]]
-    quarantine: QuarantineNote | None
-    problems: Sequence[str] = ()
 
 
 class FileList(msgspec.Struct, frozen=True):
@@ -140,11 +98,7 @@ def list_files(
 @files_app.command("show")
 def show_file(key: Key, *, rows: Rows = 10, as_json: AsJson = False) -> None:
     """Show everything that is known of one file."""
-    page = _page_of(key, rows)
-    if as_json:
-        print_json(page)
-    else:
-        _show_page(page)
+    print_item(*_view_of(key), rows, as_json=as_json)
 
 
 @quarantine_app.command("list")
@@ -177,16 +131,13 @@ def list_quarantined(
 @quarantine_app.command("show")
 def show_quarantined(key: Key, *, rows: Rows = 20, as_json: AsJson = False) -> None:
     """Show why a file, or some of its rows, were quarantined. Exit code 1 when nothing of it was."""
-    page = _page_of(key, rows)
-    refused = page.file.state is FileState.QUARANTINED or bool(page.quarantined_rows)
-    if as_json:
-        print_json(page)
-    elif refused:
-        _show_quarantined(page)
-    else:
-        complain(f"Nothing of {page.file.file_key} is in quarantine: it is {page.file.state}.")
-    if not refused:
+    view, settings = _view_of(key)
+    if not (view.state == FileState.QUARANTINED or view.rows["rejected"].total):
+        complain(f"Nothing of {view.ref.key} is in quarantine: it is {view.state}.")
         raise typer.Exit(1)
+    print_item(view, settings, rows, as_json=as_json)
+    if not as_json:
+        say(f"Once that is fixed: ingest quarantine release {view.ref.key}")
 
 
 @quarantine_app.command("release")
@@ -237,64 +188,24 @@ def release(
         raise typer.Exit(1)
 
 
-def _page_of(key: str, rows: int) -> FilePage:
-    """Gather the page of one file; it names an object store that does not answer.
+def _view_of(key: str) -> tuple[ItemView, Settings]:
+    """Return what is on record of one file, and the settings.
 
     Args:
         key: of the file, or the beginning of it.
-        rows: maximum of quarantined rows.
+
+    Raises:
+        UnknownKeyError: no file, or more than one, has a key that begins like this.
     """
-    from ingest_project.file_ingest.declared import summaries_of  # imports Polars
-    from ingest_project.file_ingest.resources import FileIngestResources  # the same
+    from ingest_project.file_ingest.capability import FileIngest  # imports what it reports of all files
+    from ingest_project.file_ingest.resources import FileIngestResources  # imports Polars
 
-    settings = load_settings().settings
-    services = FileIngestResources(settings)
+    services = FileIngestResources(load_settings().settings)
     record = _find(services.files, key)
-    problems: list[str] = []
-    note = None
-    try:
-        if found := services.quarantine.get(record.file_key):
-            note = QuarantineNote(found.location, found.reason)
-    except IngestError as error:
-        problems.append(str(error))
-    return FilePage(
-        file=record,
-        ui=_partition_url(settings, record),
-        landed_at=f"{settings.landing_url.rstrip('/')}/{object_name(record.sha256)}" if record.sha256 else None,
-        metrics=summaries_of(services, record),
-        quarantined_rows=[row._asdict() for row in services.warehouse.quarantined_rows_of(record.file_key, rows)],
-        quarantine=note,
-        problems=problems,
-    )
-
-
-def _partition_url(settings: Settings, record: FileRecord) -> str:
-    """Return the address of this file in the Dagster UI."""
-    base = settings.dagster.webserver_url.rstrip("/")
-    key = quote(record.file_key, safe="")
-    return f"{base}/assets/{asset_of(record.dataset)}?view=partitions&partition={key}"
-
-
-def _show_page(page: FilePage) -> None:
-    """Print the page for a person."""
-    say(page.file.file_key, style="bold")
-    show_facts(_facts(page))
-    if page.metrics:
-        show(_metrics(page), "Metrics")
-    _show_quarantined_rows(page)
-
-
-def _show_quarantined_rows(page: FilePage) -> None:
-    """Print the first quarantined rows, and their total."""
-    if not page.quarantined_rows:
-        return
-    total = page.file.rows_quarantined or len(page.quarantined_rows)
-    shown = len(page.quarantined_rows)
-    title = counted(total, "quarantined row") + (f", the first {shown:,}" if shown < total else "")
-    made = table("Line", "Reasons", "Text", numbers=["Line"])
-    for row in page.quarantined_rows:
-        add_row(made, str(row["line_number"]), ", ".join(row["reasons"]), shortened(row["raw_text"], MAX_SHOWN_TEXT))
-    show(made, title)
+    view = FileIngest().item(services, ItemRef("file", record.file_key))
+    if view is None:
+        raise UnknownKeyError(key, f"{record.file_key} has just been removed.", ())
+    return view, services.settings
 
 
 def _listed(state: FileState | None, search: str | None, limit: int) -> FileList:
@@ -343,90 +254,3 @@ def _print_release(released: Release, done: Performed) -> None:
         say("Nothing is in quarantine.")
     else:
         say(f"{counted(len(released.released), 'file')} released. `ingest status` shows how far they are.")
-
-
-def _show_quarantined(page: FilePage) -> None:
-    record = page.file
-    whole = record.state is FileState.QUARANTINED
-    say(record.file_key, style="bold")
-    pairs = [
-        ("Refused", "the whole file" if whole else f"{record.rows_quarantined:,} of {record.rows_read:,} rows"),
-        ("Reason", record.reason),
-        ("Broken rules", counts(record.rule_counts or {})),
-        ("When", record.finished_at),
-        ("Source", record.location),
-        ("Reader profile", record.profile),
-        ("Its bytes", page.quarantine.location if page.quarantine else page.landed_at),
-        *(("Not known", problem) for problem in page.problems),
-    ]
-    show_facts(pairs)
-    _show_quarantined_rows(page)
-    stdout().print()
-    say(f"Once that is fixed: ingest quarantine release {record.file_key}")
-
-
-def _facts(page: FilePage) -> list[tuple[str, object]]:
-    record = page.file
-    return [
-        ("State", record.state),
-        ("Reason", record.reason),
-        ("Error class", record.error_class),
-        ("Stands for it", record.duplicate_of),
-        ("Replaced by", record.replaced_by),
-        ("Corrects", record.corrects),
-        ("Rows", _rows(record)),
-        ("Broken rules", counts(record.rule_counts or {})),
-        ("Source", record.location),
-        ("Version", _version(record)),
-        ("Dataset", record.dataset),
-        ("Reader profile", record.profile),
-        ("Polling job", record.event.job_id),
-        ("Trace id", record.event.trace_id),
-        ("Kafka", str(record.intake)),
-        ("Attempts", record.attempts),
-        ("Next attempt", None if record.state.finished else record.next_attempt_at),
-        ("Arrived", record.intake.at or record.created_at),
-        ("Finished", _finished(record)),
-        ("Run", record.run_id),
-        ("Batch", record.batch_id),
-        ("SHA-256", record.sha256),
-        ("Landed", page.landed_at),
-        ("In quarantine", page.quarantine.location if page.quarantine else None),
-        ("Dagster UI", page.ui),
-        *(("Not known", problem) for problem in page.problems),
-    ]
-
-
-def _rows(record: FileRecord) -> str | None:
-    if record.rows_read is None:
-        return None
-    return (
-        f"{record.rows_read:,} read, {record.rows_accepted or 0:,} accepted, {record.rows_quarantined or 0:,} refused"
-    )
-
-
-def _version(record: FileRecord) -> str:
-    event = record.event
-    parts = [
-        None if event.size_bytes is None else f"{event.size_bytes:,} bytes",
-        f"changed {moment(event.modified_at)}" if event.modified_at else None,
-        f"etag {event.etag}" if event.etag else None,
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _finished(record: FileRecord) -> str | None:
-    if record.finished_at is None:
-        return None
-    took = record.finished_at - record.created_at
-    return f"{moment(record.finished_at)}, {length_of(took)} after it was taken in"
-
-
-def _metrics(page: FilePage) -> Table:
-    columns = {"Count": "count", "Min": "min", "Mean": "mean", "Max": "max", "Std dev": "stddev"}
-    groups = [name for name in page.metrics[0] if name not in columns.values()]
-    titles = (TITLES.get(name, name.replace("_", " ").capitalize()) for name in groups)
-    made = table(*titles, *columns, numbers=[*columns])
-    for metric in page.metrics:
-        add_row(made, *(metric[name] for name in (*groups, *columns.values())))
-    return made

@@ -112,7 +112,7 @@ class _View:
         """Return the address of a file's page."""
         if url := self.settings.monitor.url.rstrip("/"):
             return f"{url}/items/file/{quote(key, safe='')}"
-        return f"{self.dagster}/assets/{asset_of(dataset)}?view=partitions&partition={quote(key, safe='')}"
+        return self.settings.dagster.partition_url(asset_of(dataset), key)
 
     def _declared_owner(self, facets: Mapping[str, str]) -> str | None:
         """Return whose the subject is: of its owners and those of all assets the first with an address."""
@@ -364,7 +364,7 @@ def _failed_checks(view: _View) -> Iterator[Finding]:
             f"The check {check} of {asset} failed{of}.",
             link=f"{where}?view=checks",
             value=one.failed,
-            examples=(f"{key} {where}?view=partitions&partition={quote(key, safe='')}" for key in one.partitions),
+            examples=(f"{key} {view.settings.dagster.partition_url(asset, key)}" for key in one.partitions),
         )
 
 
