@@ -132,7 +132,7 @@ class DemoAttachments:
         if dead := [one["attachment_key"] for one in found if one["state"] == "failed"]:
             left = set(dead)
             # The run that has found it dead still reports it for a moment.
-            while left := left - set(ingest("dlq", "replay", *sorted(left), accepted=(0, 1))["replayed"]):
+            while left := left - set(ingest("dlq", "replay", *sorted(left), accepted=(0, 1))["done"]):
                 check()
                 if time.monotonic() > deadline:
                     return

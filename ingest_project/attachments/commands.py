@@ -5,8 +5,8 @@ Addresses are shown without their query: a signed address is a secret.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -23,9 +23,7 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
-    counted,
     find_by_key,
-    moment,
     print_json,
     say,
     shortened,
@@ -40,6 +38,7 @@ from ingest_project.platform.actions import (
     Performed,
     login_name,
     perform,
+    print_performed,
     time_of,
 )
 from ingest_project.platform.http import printable_url
@@ -73,29 +72,6 @@ class AttachmentList(msgspec.Struct, frozen=True):
 
     attachments: tuple[AttachmentRecord, ...]
     more: bool
-
-
-class ReplayResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a replay, or of a dry run of it.
-
-    Args:
-        dry_run: nothing was changed.
-        replayed: attachments that are tried again, in the order they become due.
-        exhausted: those that have been replayed as often as INGEST_MAX_REPLAYS allows; they stay dead.
-        in_progress: those that are left to what works on them, each with what that is; replay them again later.
-        per_second: how fast they become due.
-        first_due_at: None where none is tried again; the same for the last one.
-        more: others were found that were too many for one replay.
-    """
-
-    dry_run: bool
-    replayed: tuple[str, ...]
-    exhausted: tuple[str, ...]
-    in_progress: Mapping[str, str]
-    per_second: float
-    first_due_at: datetime | None
-    last_due_at: datetime | None
-    more: bool = False
 
 
 @attachments_app.command("list")
@@ -196,39 +172,12 @@ def replay_dead(  # noqa: PLR0913 - one for each way to choose
     dead = _dead_keys([record for key in keys or () for record in _named(services, key)])
     given |= {"key": "\n".join(dead), "per_second": str(per_second or "")}
     request = ActionRequest(parameters=given, limit=limit, reason=reason, who=login_name(), dry_run=dry_run)
+    nothing = Performed(action=REPLAY.name, action_id="", dry_run=dry_run, keys=(), total=0, remaining=0)
     # Keys of which none is dead select nothing.
-    found = perform(services, REPLAY, request) if dead or not keys else None
-    done = _replay_result(services, found, per_second)
-    if as_json:
-        print_json(done)
-    else:
-        _print_replay(done, services.settings.attachments.max_replays)
-    if done.exhausted or not done.replayed:
+    done = perform(services, REPLAY, request) if dead or not keys else nothing
+    print_performed(REPLAY, request, done, as_json=as_json)
+    if done.failed or not done.keys:
         raise typer.Exit(1)
-
-
-def _replay_result(services: AttachmentResources, found: Performed | None, per_second: float | None) -> ReplayResult:
-    """Return the result of a replay; of None, that of a replay of nothing."""
-    rate = per_second or services.settings.attachments.replays_per_second
-    dry_run = found is not None and found.dry_run
-    replayed = () if found is None else found.keys if dry_run else found.done
-    first = last = None
-    if replayed and dry_run:
-        first = datetime.now(UTC)
-        last = first + timedelta(seconds=(len(replayed) - 1) / rate)
-    elif replayed:
-        records = services.attachments.get_many([replayed[0], replayed[-1]])
-        first, last = records[0].next_attempt_at, records[-1].next_attempt_at
-    return ReplayResult(
-        dry_run=dry_run,
-        replayed=replayed,
-        exhausted=tuple(found.failed) if found else (),
-        in_progress=found.in_progress if found else {},
-        per_second=rate,
-        first_due_at=first,
-        last_due_at=last,
-        more=found is not None and found.remaining > 0,
-    )
 
 
 def _chosen(
@@ -299,21 +248,3 @@ def _dead_keys(records: Sequence[AttachmentRecord]) -> tuple[str, ...]:
         if record.state is not AttachmentState.FAILED:
             complain(f"{record.attachment_key} is not dead: it is {record.state}.")
     return tuple(record.attachment_key for record in records if record.state is AttachmentState.FAILED)
-
-
-def _print_replay(done: ReplayResult, max_replays: int) -> None:
-    for key in done.replayed[:MAX_NAMED]:
-        say(f"{key} {'would be' if done.dry_run else 'is'} retried.")
-    if len(done.replayed) > MAX_NAMED:
-        say(f"... and {len(done.replayed) - MAX_NAMED:,} more.")
-    for key in done.exhausted:
-        complain(f"{key} stays dead: it has been replayed {counted(max_replays, 'time')} (INGEST_MAX_REPLAYS).")
-    for key, reason in done.in_progress.items():
-        complain(f"{key} is in progress: {reason}. Replay it again later.")
-    if not done.replayed and not done.exhausted and not done.in_progress:
-        complain("No dead attachments are like that.")
-    if done.replayed and done.last_due_at:
-        what = f"{counted(len(done.replayed), 'attachment')} {'would be replayed' if done.dry_run else 'replayed'}"
-        say(f"{what}, {done.per_second:g} a second; the last one is due at {moment(done.last_due_at)}.")
-    if done.more:
-        complain("There are others; replay again for those, or raise --limit.")

@@ -17,9 +17,7 @@ from ingest_project.core.console import (
     AsJson,
     add_row,
     complain,
-    counted,
     print_json,
-    say,
     shortened,
     show,
     show_facts,
@@ -37,16 +35,14 @@ from ingest_project.platform.actions import (
     ActionRefusedError,
     ActionRequest,
     Parameter,
-    Performed,
     action_record,
     action_records,
     items_of_action,
     login_name,
-    perform,
+    perform_command,
     settle_interrupted,
 )
 
-SHOWN_ITEMS = 20
 MAX_SHOWN_REASON = 120
 
 app = typer.Typer(help="Act on many items at once, with a preview, a limit and a record.", no_args_is_help=True)
@@ -92,7 +88,7 @@ def command_of(action: Action[SystemResources]) -> Callable[..., None]:
     def command(*, limit: int, reason: str, dry_run: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - options
         values = {name: "\n".join(value) if isinstance(value, list) else value or "" for name, value in given.items()}
         request = ActionRequest(parameters=values, limit=limit, reason=reason, who=login_name(), dry_run=dry_run)
-        run(action, request, as_json=as_json)
+        perform_command(SystemResources(load_settings().settings), action, request, as_json=as_json)
 
     own = [_option(parameter) for parameter in action.parameters]
     common = [
@@ -106,20 +102,6 @@ def command_of(action: Action[SystemResources]) -> Callable[..., None]:
     command.__signature__ = signature  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
     return command
-
-
-def run(action: Action[SystemResources], request: ActionRequest, *, as_json: bool) -> None:
-    """Perform an action and print the result. Exit code 1 where some items were not done, 2 for a wrong request."""
-    try:
-        done = perform(SystemResources(load_settings().settings), action, request)
-    except ActionRefusedError as error:
-        raise typer.BadParameter(str(error)) from error
-    if as_json:
-        print_json(done)
-    else:
-        _print(action, request, done)
-    if not done.is_complete and not done.dry_run:
-        raise typer.Exit(1)
 
 
 def audit(
@@ -207,37 +189,6 @@ def _as_record(capability: str, action: Action[SystemResources]) -> dict[str, ob
     parameters = [one._asdict() for one in action.parameters]
     meaning = {"title": action.title, "meaning": action.meaning, "noun": action.noun}
     return {"capability": capability, "name": action.name, **meaning, "parameters": parameters}
-
-
-def _print(action: Action[SystemResources], request: ActionRequest, done: Performed) -> None:
-    for note in done.notes if done.keys or done.dry_run else ():
-        complain(note)
-    acted = done.keys if done.dry_run else done.done
-    what = "would be acted on" if done.dry_run else "done"
-    _print_items(acted, say)
-    _print_items(tuple(done.failed), lambda key: complain(f"{key}: {done.failed[key]}"))
-    _print_items(tuple(done.in_progress), lambda key: complain(f"{key} is in progress: {done.in_progress[key]}"))
-    if not done.total:
-        say(f"No {action.noun} matches.")
-    else:
-        failed = f", {len(done.failed):,} {'would fail' if done.dry_run else 'failed'}" if done.failed else ""
-        left = f", {len(done.in_progress):,} in progress and left as they are" if done.in_progress else ""
-        say(f"{counted(len(acted), action.noun, action.nouns)} {what}{failed}{left}.")
-    if done.detail:
-        say(done.detail)
-    if done.remaining:
-        complain(f"{done.remaining:,} more beyond the limit of {request.limit:,}; repeat, or raise --limit.")
-    if done.dry_run:
-        say("Nothing was changed: this is a dry run.")
-    elif done.total:
-        say(f"Recorded: ingest audit {done.action_id}")
-
-
-def _print_items(keys: tuple[str, ...], show_one: Callable[[str], None]) -> None:
-    for key in keys[:SHOWN_ITEMS]:
-        show_one(key)
-    if len(keys) > SHOWN_ITEMS:
-        say(f"... and {len(keys) - SHOWN_ITEMS:,} more.")
 
 
 for _action in ACTIONS.values():

@@ -14,7 +14,7 @@ import typer
 
 from ingest_project.attachments import commands as of_attachments
 from ingest_project.attachments.commands import Domain, ErrorClass, Since, TraceId, Until, moment_of
-from ingest_project.cli.actions import DryRun, Limit, Reason, run
+from ingest_project.cli.actions import DryRun, Limit, Reason
 from ingest_project.contracts.attachments import decode_download_task
 from ingest_project.core.console import (
     AsJson,
@@ -44,7 +44,7 @@ from ingest_project.operations.redrive import (
     failed_last,
 )
 from ingest_project.operations.topics import dead_letters_on
-from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name, perform
+from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name, perform, perform_command
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import as_text
@@ -222,7 +222,7 @@ def redrive(  # noqa: PLR0913 - one for each way to choose
     }
     parameters = {name: str(value) for name, value in given.items() if value is not None}
     request = ActionRequest(parameters=parameters, limit=limit, reason=reason, who=login_name(), dry_run=dry_run)
-    run(REDRIVE, request, as_json=as_json)
+    perform_command(SystemResources(load_settings().settings), REDRIVE, request, as_json=as_json)
 
 
 @topics_app.command("skip")

@@ -23,9 +23,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
+import typer
 from sqlalchemy import Column as Col
 
-from ingest_project.core.console import data_text
+from ingest_project.core.console import complain, counted, data_text, print_json, say
 from ingest_project.core.errors import (
     DatabaseUnavailableError,
     PermanentError,
@@ -43,6 +44,7 @@ from ingest_project.platform.runtime import Runtime
 logger = get_logger(__name__)
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
+PRINTED_ITEMS = 20
 MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
 MAX_LINES = 1_000
 LAST_ACTIONS = 20
@@ -674,3 +676,57 @@ def _insert_items(
     rows = [{"action_id": action_id, "item_key": key, "outcome": end, "reason": why} for key, end, why in items]
     for part in in_parts(rows):
         connection.execute(sa.insert(operator_action_items).values(list(part)))
+
+
+def perform_command(
+    services: Services_contra, action: Action[Services_contra], request: ActionRequest, *, as_json: bool
+) -> Performed:
+    """Perform an action and print the result.
+
+    Raises:
+        typer.BadParameter: the request is not one that the action takes.
+        typer.Exit: with code 1, where some items were not done; never of a dry run.
+    """
+    try:
+        done = perform(services, action, request)
+    except ActionRefusedError as error:
+        raise typer.BadParameter(str(error)) from error
+    print_performed(action, request, done, as_json=as_json)
+    if not done.is_complete and not done.dry_run:
+        raise typer.Exit(1)
+    return done
+
+
+def print_performed(action: Action[Any], request: ActionRequest, done: Performed, *, as_json: bool) -> None:
+    """Print the result of an action, for a person or as one JSON object."""
+    if as_json:
+        print_json(done)
+        return
+    for note in done.notes if done.keys or done.dry_run else ():
+        complain(note)
+    acted = done.keys if done.dry_run else done.done
+    what = "would be acted on" if done.dry_run else "done"
+    _print_items(acted, lambda key: say(f"{key}, as {done.created[key]}" if key in done.created else key))
+    _print_items(tuple(done.failed), lambda key: complain(f"{key}: {done.failed[key]}"))
+    _print_items(tuple(done.in_progress), lambda key: complain(f"{key} is in progress: {done.in_progress[key]}"))
+    if not done.total:
+        say(f"No {action.noun} matches.")
+    else:
+        failed = f", {len(done.failed):,} {'would fail' if done.dry_run else 'failed'}" if done.failed else ""
+        left = f", {len(done.in_progress):,} in progress and left as they are" if done.in_progress else ""
+        say(f"{counted(len(acted), action.noun, action.nouns)} {what}{failed}{left}.")
+    if done.detail:
+        say(done.detail)
+    if done.remaining:
+        complain(f"{done.remaining:,} more beyond the limit of {request.limit:,}; repeat, or raise --limit.")
+    if done.dry_run:
+        say("Nothing was changed: this is a dry run.")
+    elif done.total:
+        say(f"Recorded: ingest audit {done.action_id}")
+
+
+def _print_items(keys: tuple[str, ...], print_one: Callable[[str], None]) -> None:
+    for key in keys[:PRINTED_ITEMS]:
+        print_one(key)
+    if len(keys) > PRINTED_ITEMS:
+        say(f"... and {len(keys) - PRINTED_ITEMS:,} more.")

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.attachments.tables import AttachmentState, attachments
+from ingest_project.core.console import moment
 from ingest_project.operations import SystemResources
 from ingest_project.platform.actions import login_name
 from ingest_project.platform.database import writing
@@ -88,7 +89,7 @@ def test_a_replayed_attachment_waits_to_be_tried_and_the_work_queue_names_the_re
     key = dead(services, "a.pdf")
     replayed = ingest("dlq", "replay", "a.pdf")
     assert replayed.exit_code == 0, replayed.err
-    assert f"{key} is retried." in replayed.out
+    assert f"{key}\n1 attachment done." in replayed.out
     assert "the last one is due at" in replayed.out
     assert state(services, key) is AttachmentState.PENDING
     (audit,) = ingest("attachments", "show", key, "--json").json["rows"]["replays"]["rows"]
@@ -101,10 +102,10 @@ def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: S
     key = dead(services, "a.pdf")
     result = ingest("dlq", "replay", "--all", "--dry-run", "--json")
     assert result.exit_code == 0
-    assert result.json["replayed"] == [key]
+    assert result.json["keys"] == [key]
     assert result.json["dry_run"] is True
     assert state(services, key) is AttachmentState.FAILED
-    assert "would be retried" in ingest("dlq", "replay", "--all", "--dry-run").out
+    assert "would be acted on" in ingest("dlq", "replay", "--all", "--dry-run").out
 
 
 def test_many_become_due_one_after_another_and_it_says_when_the_last_one_is_due(
@@ -112,10 +113,10 @@ def test_many_become_due_one_after_another_and_it_says_when_the_last_one_is_due(
 ) -> None:
     first, second, third = (dead(services, f"{n}.pdf", at=LONG_AGO + timedelta(hours=n)) for n in range(3))
     done = ingest("dlq", "replay", "--all", "--per-second", "0.1", "--json").json
-    assert done["replayed"] == [first, second, third]
+    assert done["done"] == [first, second, third]
     due = [record.next_attempt_at for record in services.attachments.get_many([first, second, third])]
-    assert [(moment - due[0]).total_seconds() for moment in due] == [0, 10, 20]
-    assert datetime.fromisoformat(done["last_due_at"]) == due[-1]
+    assert [(at - due[0]).total_seconds() for at in due] == [0, 10, 20]
+    assert f"the last one is due at {moment(due[-1])}" in done["detail"]
 
 
 def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest, services: SystemResources) -> None:
@@ -126,7 +127,7 @@ def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest,
     fresh = dead(services, "b.pdf")
     dry = ingest("dlq", "replay", "--all", "--dry-run", "--json")
     done = ingest("dlq", "replay", "--all")
-    assert dry.json["exhausted"] == [key]
+    assert [*dry.json["failed"]] == [key]
     assert (dry.exit_code, done.exit_code) == (1, 1)
     assert key in done.err
     assert "INGEST_MAX_REPLAYS" in done.err
@@ -142,7 +143,7 @@ def test_one_that_a_run_still_reports_is_named_apart_from_those_replayed_too_oft
         unreported = sa.update(attachments).where(attachments.c.attachment_key == key).values(reported_at=None)
         connection.execute(unreported)
     done = ingest("dlq", "replay", "--all", "--dry-run", "--json").json
-    assert (done["replayed"], done["exhausted"]) == ([other], [])
+    assert (done["keys"], done["failed"]) == ([other], {})
     assert done["in_progress"] == {key: "a run still reports it"}
     shown = ingest("dlq", "replay", key)
     assert (shown.exit_code, "INGEST_MAX_REPLAYS" in shown.err) == (1, False)
@@ -157,8 +158,7 @@ def test_when_nothing_is_found_it_is_exit_code_1(
     finish(services, arrive(services, "a.pdf"))
     result = ingest("dlq", "replay", *arguments)
     assert result.exit_code == 1
-    assert result.out == ""
-    assert "No dead attachments" in result.err
+    assert "No attachment matches." in result.out
 
 
 def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: SystemResources) -> None:
@@ -185,7 +185,7 @@ def test_more_than_the_limit_are_left_for_another_time_and_that_is_said(
     second = dead(services, "b.pdf")
     result = ingest("dlq", "replay", "--all", "--limit", "1")
     assert result.exit_code == 0
-    assert "There are others" in result.err
+    assert "1 more beyond the limit" in result.err
     assert (state(services, first), state(services, second)) == (AttachmentState.PENDING, AttachmentState.FAILED)
 
 
@@ -211,7 +211,7 @@ def test_a_trace_id_replays_the_dead_attachments_of_the_trace(ingest: Ingest, se
     stored = arrive(services, "c.pdf", trace_id="trace-7")
     finish(services, stored)
     other = dead(services, "d.pdf", trace_id="trace-70")
-    assert set(ingest("dlq", "replay", "trace-7", "--dry-run", "--json").json["replayed"]) == {first, second}
+    assert set(ingest("dlq", "replay", "trace-7", "--dry-run", "--json").json["keys"]) == {first, second}
     assert ingest("dlq", "replay", "trace-7").exit_code == 0
     assert {state(services, key) for key in (first, second)} == {AttachmentState.PENDING}
     assert state(services, other) is AttachmentState.FAILED

@@ -64,17 +64,18 @@ def test_a_file_with_nothing_in_quarantine_is_exit_code_1(ingest: Ingest) -> Non
 def test_a_released_file_waits_to_be_ingested_again(ingest: Ingest, services: SystemResources) -> None:
     released = ingest("quarantine", "release", "bad", SOME)
     assert released.exit_code == 0
-    assert f"{BAD} will be ingested again." in released.out
+    assert BAD in released.out
+    assert "2 files done." in released.out
     assert (state(services, BAD), state(services, SOME)) == (FileState.PENDING, FileState.PENDING)
     assert state(services, WORSE) is FileState.QUARANTINED
     assert services.quarantine.get(BAD) is not None
 
 
 def test_all_releases_every_file_that_was_refused_whole_and_no_other(ingest: Ingest, services: SystemResources) -> None:
-    assert set(ingest("quarantine", "release", "--all", "--json").json["released"]) == {BAD, WORSE}
+    assert set(ingest("quarantine", "release", "--all", "--json").json["done"]) == {BAD, WORSE}
     assert state(services, SOME) is FileState.INGESTED
     again = ingest("quarantine", "release", "--all")
-    assert (again.exit_code, again.out) == (0, "Nothing is in quarantine.\n")
+    assert (again.exit_code, again.out) == (0, "No file matches.\n")
 
 
 def test_a_misspelt_key_among_others_changes_nothing(ingest: Ingest, services: SystemResources) -> None:
@@ -88,15 +89,14 @@ def test_a_file_leased_by_a_run_is_left_there(ingest: Ingest, services: SystemRe
     take(services, WORSE)
     result = ingest("quarantine", "release", WORSE, "--json")
     assert result.exit_code == 1
-    assert result.json == {"released": [], "unchanged": {WORSE: "ingesting"}}
+    assert (result.json["done"], [*result.json["in_progress"]]) == ([], [WORSE])
 
 
 def test_a_file_released_with_a_profile_gets_a_key_of_its_own_and_keeps_its_bytes(
     ingest: Ingest, services: SystemResources
 ) -> None:
-    released = ingest("quarantine", "release", BAD, "--profile", "skab", "--json").json["released"]
-    assert len(released) == 1
-    record = services.files.get(released[0])
+    created = ingest("quarantine", "release", BAD, "--profile", "skab", "--json").json["created"]
+    record = services.files.get(created[BAD])
     assert record is not None
     assert (record.state, record.profile, record.event.metadata["format"]) == (FileState.PENDING, "skab", "skab")
     assert (record.location, record.sha256) == ("local:/data/in/bad.csv", SHA256)

@@ -15,7 +15,6 @@ from ingest_project.core.console import (
     add_row,
     ago,
     complain,
-    counted,
     counts,
     find_by_key,
     print_json,
@@ -27,14 +26,7 @@ from ingest_project.core.console import (
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.tables import FileState
-from ingest_project.platform.actions import (
-    MAX_LIMIT,
-    ActionRefusedError,
-    ActionRequest,
-    Performed,
-    login_name,
-    perform,
-)
+from ingest_project.platform.actions import MAX_LIMIT, ActionRequest, login_name, perform_command
 from ingest_project.platform.items import ItemRef, ItemView, print_item
 from ingest_project.platform.runtime import Runtime
 
@@ -59,18 +51,6 @@ class FileList(msgspec.Struct, frozen=True):
 
     files: tuple[FileRecord, ...]
     more: bool
-
-
-class Release(msgspec.Struct, frozen=True):
-    """Result of a release.
-
-    Args:
-        released: keys of the files that will be ingested again.
-        unchanged: keys of those that a run works on or still reports, or that wait for one, with their state.
-    """
-
-    released: tuple[str, ...]
-    unchanged: dict[str, FileState]
 
 
 @files_app.command("list")
@@ -171,21 +151,8 @@ def release(
     # Every key is resolved before anything changes, so that a misspelt one changes nothing.
     chosen = [_find(services.files, key).file_key for key in keys or ()]
     given = {"key": "\n".join(chosen), "new_profile": profile or ""}
-    try:
-        request = ActionRequest(parameters=given, limit=MAX_LIMIT, reason=reason, who=login_name())
-        done = perform(services, RELEASE, request)
-    except ActionRefusedError as error:
-        raise typer.BadParameter(str(error)) from error
-    states = {record.file_key: record.state for record in services.files.get_many([*done.in_progress])}
-    released = Release(tuple(done.created.get(key, key) for key in done.done), states)
-    if as_json:
-        print_json(released)
-    else:
-        _print_release(released, done)
-        if done.remaining:
-            complain(f"{counted(done.remaining, 'file')} more in quarantine; release again for those.")
-    if not done.is_complete:
-        raise typer.Exit(1)
+    request = ActionRequest(parameters=given, limit=MAX_LIMIT, reason=reason, who=login_name())
+    perform_command(services, RELEASE, request, as_json=as_json)
 
 
 def _view_of(key: str) -> tuple[ItemView, Settings]:
@@ -241,16 +208,3 @@ def _folder(location: str, places: Collection[str]) -> str:
 
 def _find(files: FileQueue, key: str) -> FileRecord:
     return find_by_key(files, key, lambda record: record.file_key, "file", "ingest files list")
-
-
-def _print_release(released: Release, done: Performed) -> None:
-    for key in released.released:
-        say(f"{key} will be ingested again.")
-    for key, reason in done.in_progress.items():
-        complain(f"{key} is in progress: {reason}.")
-    for key, reason in done.failed.items():
-        complain(f"{key}: {reason}.")
-    if not done.total:
-        say("Nothing is in quarantine.")
-    else:
-        say(f"{counted(len(released.released), 'file')} released. `ingest status` shows how far they are.")
