@@ -63,17 +63,6 @@ Since = Annotated[str | None, typer.Option(metavar="TIME", help="Failed then or 
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Failed before: a time, or how long ago.")]
 
 
-class AttachmentList(msgspec.Struct, frozen=True):
-    """Some of the attachments.
-
-    Args:
-        more: there are others.
-    """
-
-    attachments: tuple[AttachmentRecord, ...]
-    more: bool
-
-
 @attachments_app.command("list")
 def list_attachments(
     *,
@@ -86,15 +75,15 @@ def list_attachments(
 ) -> None:
     """List attachments, the last changed first."""
     records = AttachmentResources(load_settings().settings).attachments.list(state=state, text=search, limit=limit + 1)
-    found = _shortened_list(records, limit)
+    found, more = _shortened_list(records, limit)
     if as_json:
-        print_json(found)
+        print_json({"attachments": found, "more": more})
         return
     made = table("Key", "State", "Domain", "Attempt", "Bytes", "Changed", "Reason", numbers=["Attempt", "Bytes"])
-    for record in found.attachments:
+    for record in found:
         values = (record.domain, record.attempt, record.size_bytes, ago(record.updated_at))
         add_row(made, record.attachment_key, record.state, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
-    show_list(made, "attachments", more=found.more)
+    show_list(made, "attachments", more=more)
 
 
 @attachments_app.command("show")
@@ -117,15 +106,15 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     """List dead attachments, the last ones first."""
     services = AttachmentResources(load_settings().settings)
     wanted = conditions_of(ActionRequest(parameters=_chosen(trace_id, domain, error_class, since, until)))
-    found = _shortened_list(services.attachments.failed(wanted, limit=limit + 1), limit)
+    found, more = _shortened_list(services.attachments.failed(wanted, limit=limit + 1), limit)
     if as_json:
-        print_json(found)
+        print_json({"attachments": found, "more": more})
         return
     made = table("Key", "Domain", "Failed", "Error class", "Replays", "Reason", numbers=["Replays"])
-    for record in found.attachments:
+    for record in found:
         values = (ago(record.finished_at or record.updated_at), record.error_class, record.replays)
         add_row(made, record.attachment_key, record.domain, *values, shortened(record.reason or "", MAX_SHOWN_REASON))
-    show_list(made, "attachments", more=found.more)
+    show_list(made, "attachments", more=more)
 
 
 def show_dead(key: Key, *, as_json: AsJson = False) -> None:
@@ -224,9 +213,9 @@ def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:
     )
 
 
-def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> AttachmentList:
+def _shortened_list(records: Sequence[AttachmentRecord], limit: int) -> tuple[Sequence[AttachmentRecord], bool]:
     """Return the first of these records without secrets, and whether the list is cut off."""
-    return AttachmentList(tuple(_without_secrets(record) for record in records[:limit]), more=len(records) > limit)
+    return [_without_secrets(record) for record in records[:limit]], len(records) > limit
 
 
 def _named(services: AttachmentResources, name: str) -> Sequence[AttachmentRecord]:

@@ -68,7 +68,6 @@ Topic = Annotated[
     ),
 ]
 MostToList = Annotated[int, typer.Option(min=1, help="Most to list.")]
-Location = Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="As `ingest dlq messages` lists it.")]
 LocationOrKey = Annotated[
     str,
     typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="A letter as it is listed, or an attachment's key."),
@@ -154,19 +153,16 @@ def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJs
 @app.command("show")
 def show_dead(name: LocationOrKey, *, raw: Raw = False, as_json: AsJson = False) -> None:
     """Show one dead letter, or why an attachment is dead and every attempt at it. Exit code 1 when there is none."""
-    if Position.parse(name):
-        show_message(name, raw=raw, as_json=as_json)
+    if place := Position.parse(name):
+        _show_message(place, raw=raw, as_json=as_json)
     else:
         of_attachments.show_dead(name, as_json=as_json)
 
 
-@app.command("message")
-def show_message(location: Location, *, raw: Raw = False, as_json: AsJson = False) -> None:
-    """Show one dead letter: its headers and its bytes. Exit code 1 when it does not exist."""
-    place = _parsed(location)
+def _show_message(place: Position, *, raw: bool, as_json: bool) -> None:
     letter = Redriver(SystemResources(load_settings().settings), place.topic).letter_at(place)
     if letter is None:
-        complain(f"There is no message at {location}; it may have expired.")
+        complain(f"There is no message at {place}; it may have expired.")
         raise typer.Exit(1)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.table import Table
 
 from ingest_project.core.console import (
     AsJson,
@@ -87,19 +88,6 @@ class StreamList(msgspec.Struct, frozen=True):
     partitions: tuple[PartitionStatus, ...]
     lost: tuple[LostOffsets, ...]
     problem: str | None
-
-
-class HourFigures(msgspec.Struct, frozen=True):
-    """Statistics of an hour, the type with most events first."""
-
-    hour: str
-    types: tuple[HourOfType, ...]
-
-
-class ReadAgain(msgspec.Struct, frozen=True):
-    """Number of offsets that were read again or that the next run reads, by partition."""
-
-    offsets: dict[int, int]
 
 
 @streams_app.command("positions")
@@ -182,29 +170,14 @@ def _stream_list(services: StreamResources, *, everything: bool) -> StreamList:
 @activity_app.command("hour")
 def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
     """Show the events, users and sessions of an hour by type of event; of the present one where none is named."""
-    begin = _parsed(hour) if hour else datetime.now(UTC)
-    found = HourFigures(hour_key(begin), statistics_of(_services().engine, parse_hour_key(hour_key(begin))))
+    named = hour_key(_parsed(hour) if hour else datetime.now(UTC))
+    types = statistics_of(_services().engine, parse_hour_key(named))
     if as_json:
-        print_json(found)
-    elif not found.types:
-        complain(f"No events are counted for {found.hour}.")
+        print_json({"hour": named, "types": types})
+    elif not types:
+        complain(f"No events are counted for {named}.")
     else:
-        _show_hour(found)
-
-
-@activity_app.command("from-beginning")
-def from_beginning(
-    *,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Read the topic from its first message: what was left out is stored, what is stored is replaced, each once.
-
-    The sensor user_activity_events_sensor is stopped meanwhile.
-    """
-    if not yes:
-        typer.confirm(f"Read all of {load_settings().settings.topics.user_activity_events} again?", abort=True)
-    _read_from_beginning("activity", as_json=as_json)
+        show(_types(types), named)
 
 
 @activity_app.callback(invoke_without_command=True)
@@ -239,11 +212,11 @@ def _replay_or_help(context: typer.Context, stream: str, wanted: bool) -> None: 
 def _read_from_beginning(stream: str, *, as_json: bool) -> None:
     from ingest_project.streams.from_beginning import read_from_beginning  # brings Kafka's client
 
-    read = ReadAgain(read_from_beginning(_services(), stream))
+    offsets = read_from_beginning(_services(), stream)
     if as_json:
-        print_json(read)
+        print_json({"offsets": offsets})
     else:
-        say(f"{counted(sum(read.offsets.values()), 'offset')} of {counted(len(read.offsets), 'partition')}.")
+        say(f"{counted(sum(offsets.values()), 'offset')} of {counted(len(offsets), 'partition')}.")
 
 
 def _parsed(hour: str) -> datetime:
@@ -253,34 +226,16 @@ def _parsed(hour: str) -> datetime:
         raise typer.BadParameter(f"{hour!r} is no hour. Write it like 2026-01-15-10:00.") from None
 
 
-def _show_hour(found: HourFigures) -> None:
+def _types(types: Sequence[HourOfType]) -> Table:
     made = table("Type", "Events", "Users", "Sessions", "p50 ms", "p95 ms", numbers=["Events", "Users", "Sessions"])
-    for one in found.types:
+    for one in types:
         add_row(made, one.event_type, one.events, one.users, one.sessions, *_times(one))
-    show(made, found.hour)
+    return made
 
 
 def _times(one: HourOfType) -> tuple[str, str]:
     p50, p95 = one.processing_ms_p50, one.processing_ms_p95
     return ("" if p50 is None else f"{p50:g}", "" if p95 is None else f"{p95:g}")
-
-
-class MessageList(msgspec.Struct, frozen=True):
-    """Some of the messages.
-
-    Args:
-        more: whether there are others that are not listed.
-    """
-
-    messages: tuple[KeptMessage, ...]
-    more: bool
-
-
-class RetryResult(msgspec.Struct, frozen=True):
-    """Result of a retry, by message id."""
-
-    identified: tuple[str, ...]
-    unidentified: tuple[str, ...]
 
 
 @unidentified_app.command("list")
@@ -294,11 +249,11 @@ def list_unidentified(
     """List messages that could not be identified, in the order of their ids."""
     with reading(_services().engine) as connection:
         messages = find(connection, open_only=not everything, text=search, limit=limit + 1)
-    found = MessageList(messages[:limit], more=len(messages) > limit)
+    more = len(messages) > limit
     if as_json:
-        print_json(found)
+        print_json({"messages": messages[:limit], "more": more})
     else:
-        _show_list(found)
+        show_list(_messages(messages[:limit]), "messages", more=more)
 
 
 @unidentified_app.command("show")
@@ -333,7 +288,7 @@ def retry_unidentified(
 
     done = try_again(services.engine, chosen)
     if as_json:
-        print_json(RetryResult(done.identified, done.unidentified))
+        print_json({"identified": done.identified, "unidentified": done.unidentified})
     else:
         _show_result(done.identified, done.unidentified)
     if chosen and done.unidentified:
@@ -352,13 +307,13 @@ def _find(services: StreamResources, message_id: str) -> KeptMessage:
     return message
 
 
-def _show_list(found: MessageList) -> None:
+def _messages(messages: Sequence[KeptMessage]) -> Table:
     made = table("Id", "Received", "Bytes", "Reason", numbers=["Bytes"])
-    for message in found.messages:
+    for message in messages:
         state = f"became {message.identified_as} {message.event_id}" if message.identified_at else message.reason
         reason = shortened(state, MAX_SHOWN_REASON)
         add_row(made, message.message_id, ago(message.received_at), message.size_bytes, reason)
-    show_list(made, "messages", more=found.more)
+    return made
 
 
 def _show_message(message: KeptMessage) -> None:

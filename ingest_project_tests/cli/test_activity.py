@@ -100,16 +100,16 @@ def test_from_the_beginning_the_next_run_reads_what_was_left_out_however_often(
     ingest: Ingest, stream: SystemResources
 ) -> None:
     for _ in range(2):
-        done = ingest("activity", "from-beginning", "--yes", "--json")
+        done = ingest("streams", "read-from-beginning", "activity", "--json")
         assert done.exit_code == 0, done.err
     (position,) = stream.activity_positions.all()
     assert (position.first_offset, position.next_offset) == (0, 0)
-    assert "3 offsets of 1 partition" in ingest("activity", "from-beginning", "--yes").out
+    assert "3 offsets of 1 partition" in ingest("streams", "read-from-beginning", "activity").out
 
 
 def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: SystemResources) -> None:
     stream.activity_positions.lease(stream.activity_positions.all(), "run-1")
-    refused = ingest("activity", "from-beginning", "--yes")
+    refused = ingest("streams", "read-from-beginning", "activity")
     assert refused.exit_code == 1
     assert "user_activity_events_sensor" in refused.err
     (position,) = stream.activity_positions.all()

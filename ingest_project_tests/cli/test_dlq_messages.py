@@ -93,25 +93,25 @@ def test_one_is_shown_safely_and_written_as_its_very_bytes(
     put(aside, topics["EVENTS_RAW_DLQ"], text.encode(), 7)
     (listed,) = ingest("dlq", "messages", "--json").json["messages"]
     assert listed["value"] is None
-    page = ingest("dlq", "message", listed["place"])
+    page = ingest("dlq", "show", listed["place"])
     assert "\\x1b[2J[éxxx" in page.out
     assert "\x1b" not in page.out
     assert "--raw" in page.err
-    assert ingest("dlq", "message", listed["place"], "--raw").out == text
-    assert base64.b64decode(ingest("dlq", "message", listed["place"], "--json").json["value"]) == text.encode()
+    assert ingest("dlq", "show", listed["place"], "--raw").out == text
+    assert base64.b64decode(ingest("dlq", "show", listed["place"], "--json").json["value"]) == text.encode()
 
 
 def test_with_none_there_or_no_such_place_that_is_said(ingest: Ingest, aside: SystemResources) -> None:
     topic = aside.settings.topics.events_raw_dlq
     none = ingest("dlq", "messages")
     assert (none.exit_code, none.out, none.err) == (0, "", "No such messages.\n")
-    assert ingest("dlq", "message", f"{topic}/0/0").exit_code == 1
+    assert ingest("dlq", "show", f"{topic}/0/0").exit_code == 1
     put(aside, topic, None, 1)
     (letter,) = ingest("dlq", "messages", "--json").json["messages"]
-    assert "no bytes" in ingest("dlq", "message", letter["place"]).out
-    gone = ingest("dlq", "message", letter["place"].rpartition("/")[0] + "/99")
+    assert "no bytes" in ingest("dlq", "show", letter["place"]).out
+    gone = ingest("dlq", "show", letter["place"].rpartition("/")[0] + "/99")
     assert (gone.exit_code, gone.out) == (1, "")
-    assert ingest("dlq", "message", "events.raw.dlq").exit_code == 2
+    assert ingest("dlq", "show", "events.raw.dlq").exit_code == 1
 
 
 def test_a_broker_that_is_away_is_exit_code_1_and_no_empty_list(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 
 from ingest_project.contracts.files import SENSOR_READINGS
@@ -42,17 +41,6 @@ Reason = Annotated[str, typer.Option(help="Why, for the record of operators' act
 Search = Annotated[str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")]
 
 
-class FileList(msgspec.Struct, frozen=True):
-    """Some of the files, the last changed first.
-
-    Args:
-        more: True if others exist.
-    """
-
-    files: tuple[FileRecord, ...]
-    more: bool
-
-
 @files_app.command("list")
 def list_files(
     *,
@@ -62,17 +50,17 @@ def list_files(
     as_json: AsJson = False,
 ) -> None:
     """List files, the last changed first."""
-    found = _listed(state, search, limit)
+    found, more = _listed(state, search, limit)
     if as_json:
-        print_json(found)
+        print_json({"files": found, "more": more})
         return
-    apart = _told_apart(found.files)
+    apart = _told_apart(found)
     made = table("Key", *apart, "State", "Accepted", "Refused", "Changed", "Reason", numbers=["Accepted", "Refused"])
-    for record, *which in zip(found.files, *apart.values(), strict=True):
+    for record, *which in zip(found, *apart.values(), strict=True):
         reason = shortened(record.reason or "", MAX_SHOWN_REASON)
         values = (record.rows_accepted, record.rows_quarantined, ago(record.updated_at), reason)
         add_row(made, record.file_key, *which, record.state, *values)
-    show_list(made, "files", more=found.more)
+    show_list(made, "files", more=more)
 
 
 @files_app.command("show")
@@ -89,13 +77,13 @@ def list_quarantined(
     as_json: AsJson = False,
 ) -> None:
     """List the files that were quarantined whole, the last first."""
-    found = _listed(FileState.QUARANTINED, search, limit)
+    found, more = _listed(FileState.QUARANTINED, search, limit)
     if as_json:
-        print_json(found)
+        print_json({"files": found, "more": more})
         return
-    apart = _told_apart(found.files)
+    apart = _told_apart(found)
     made = table("Key", *apart, "Refused", "Broken rules", "Reason")
-    for record, *which in zip(found.files, *apart.values(), strict=True):
+    for record, *which in zip(found, *apart.values(), strict=True):
         reason = shortened(record.reason or "", MAX_SHOWN_REASON)
         add_row(
             made,
@@ -105,7 +93,7 @@ def list_quarantined(
             counts(record.rule_counts or {}),
             reason,
         )
-    show_list(made, "files", more=found.more)
+    show_list(made, "files", more=more)
 
 
 @quarantine_app.command("show")
@@ -175,10 +163,10 @@ def _view_of(key: str) -> tuple[ItemView, Settings]:
     return view, services.settings
 
 
-def _listed(state: FileState | None, search: str | None, limit: int) -> FileList:
-    """Return the newest files that match, up to the limit."""
+def _listed(state: FileState | None, search: str | None, limit: int) -> tuple[Sequence[FileRecord], bool]:
+    """Return the newest files that match, up to the limit, and whether there are others."""
     found = FileQueue(Runtime(load_settings().settings).engine).list(state=state, text=search, limit=limit + 1)
-    return FileList(found[:limit], more=len(found) > limit)
+    return found[:limit], len(found) > limit
 
 
 def _told_apart(records: Sequence[FileRecord]) -> dict[str, list[str]]:
