@@ -40,12 +40,9 @@ from ingest_project.platform.capability import (
     CountedTable,
     Metric,
     PurgeStep,
-    QueueView,
     RetryTier,
     WorkState,
-    conditions_of_trace,
     counted_by_state,
-    entry_facts,
     finished_states,
     latency,
     latency_columns,
@@ -60,9 +57,9 @@ from ingest_project.platform.http import printable_url
 from ingest_project.platform.items import (
     Content,
     ItemRef,
-    ItemTable,
     ItemView,
     Moment,
+    QueueView,
     RowList,
     RowPage,
     Search,
@@ -163,22 +160,6 @@ DOWNLOADS = "ingest_downloads"
 DOWNLOAD_FAILURES = "ingest_download_failures"
 UPLOADED_BYTES = "ingest_uploaded_bytes"
 
-EVENT_VIEW = QueueView("attachment_event", attachment_events, JobState, failed_states=("failed",))
-ATTACHMENT_VIEW = QueueView(
-    "attachment",
-    attachments,
-    AttachmentState,
-    failed_states=("failed",),
-    expiring_states=("stored",),
-    partitions="attachments",
-    asset="onelake_attachments",
-)
-
-
-def _events_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
-    if not search.by_prefix:
-        yield from conditions_of_trace(attachment_events, search.text)
-
 
 def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns, text = attachments.c, search.text
@@ -186,14 +167,39 @@ def _attachments_found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     yield from search.equals(columns.attachment_key)
     if search.by_prefix:
         return
-    yield from conditions_of_trace(attachments, text)
     yield columns.sha256 == text.lower()
     yield columns.attachment_url == text
     yield columns.stored_path == text
 
 
-EVENTS = ItemTable("event", attachment_events, attachment_events.c.event_type, _events_found_by)
-ITEMS = ItemTable("attachment", attachments, attachments.c.attachment_key, _attachments_found_by, KEY_HASH_LENGTH)
+def _event_history(row: sa.RowMapping) -> Iterator[Moment]:
+    found = f"{row['addresses'] or 0} addresses, {row['duplicates'] or 0} of them known"
+    return queue_history(f"event {row['domain']} {row['event_type']}".strip(), row, row["reason"] or found)
+
+
+def _attachment_history(row: sa.RowMapping) -> Iterator[Moment]:
+    return queue_history(_subject(row), row, row["reason"] or row["stored_path"] or "")
+
+
+def _subject(row: sa.RowMapping) -> str:
+    return f"attachment {row['attachment_key']}"
+
+
+EVENT_VIEW = QueueView(
+    "attachment_event", attachment_events, JobState, attachment_events.c.event_type, lambda _: (), _event_history
+)
+ATTACHMENT_VIEW = QueueView(
+    "attachment",
+    attachments,
+    AttachmentState,
+    attachments.c.attachment_key,
+    _attachments_found_by,
+    _attachment_history,
+    KEY_HASH_LENGTH,
+    expiring_states=("stored",),
+    partitions="attachments",
+    asset="onelake_attachments",
+)
 
 
 def event_amounts(row: sa.RowMapping) -> Iterator[Amount]:
@@ -224,7 +230,6 @@ class Attachments(Capability[AttachmentResources]):
 
     name = "attachments"
     queues = (EVENT_VIEW, ATTACHMENT_VIEW)
-    item_tables = (EVENTS, ITEMS)
     metrics = (
         Metric(
             ATTACHMENT_EVENTS,
@@ -327,16 +332,16 @@ class Attachments(Capability[AttachmentResources]):
 
     def trace(self, services: AttachmentResources, trace_id: str) -> Sequence[Moment]:
         """Return the history of the events and attachments of a trace, with attempts and replays."""
+        moments = [*super().trace(services, trace_id)]
         with reading(services.engine) as connection:
-            events = rows_where(connection, attachment_events, of_trace(attachment_events, trace_id))
             found = rows_where(connection, attachments, of_trace(attachments, trace_id))
-            return [*(moment for row in events for moment in _event_history(row)), *_histories(connection, found)]
+            return [*moments, *_ends_of_attempts(connection, [row["attachment_key"] for row in found])]
 
     def completed(
         self, services: AttachmentResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Describe an event, or an attachment with its attempts and its stored file."""
-        if view.ref.kind == EVENTS.kind:
+        if view.ref.kind == EVENT_VIEW.item_kind:
             return _event_view(connection, view, row)
         return _attachment_view(services, connection, view, row)
 
@@ -370,37 +375,21 @@ def _event_hub(services: AttachmentResources) -> Cluster:
     return Cluster(services.event_hub.topic, services.event_hub_reader, services.event_hub.settings)
 
 
-def _event_history(row: sa.RowMapping) -> Iterator[Moment]:
-    found = f"{row['addresses'] or 0} addresses, {row['duplicates'] or 0} of them known"
-    return queue_history(f"event {row['domain']} {row['event_type']}".strip(), row, row["reason"] or found)
-
-
-def _attachment_history(row: sa.RowMapping) -> Iterator[Moment]:
-    return queue_history(_subject(row), row, row["reason"] or row["stored_path"] or "")
-
-
 def _attempt(row: sa.RowMapping) -> Moment:
     result: Mapping[str, Any] = row["result"]
     detail = result.get("error") or f"{result.get('size_bytes')} bytes"
     return Moment(row["completed_at"], _subject(row), f"attempt {row['attempt']}: {result['status']}", detail)
 
 
-def _subject(row: sa.RowMapping) -> str:
-    return f"attachment {row['attachment_key']}"
-
-
-def _histories(connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> Iterator[Moment]:
-    """Yield what happened to some attachments, with their attempts and replays."""
-    keys = [row["attachment_key"] for row in rows]
-    for row in rows:
-        yield from _attachment_history(row)
+def _ends_of_attempts(connection: sa.Connection, keys: Sequence[str]) -> Iterator[Moment]:
+    """Yield the attempts at some attachments and their replays."""
     yield from map(_attempt, rows_where(connection, download_outcomes, download_outcomes.c.attachment_key.in_(keys)))
     for row in rows_where(connection, attachment_replays, attachment_replays.c.attachment_key.in_(keys)):
         yield Moment(row["asked_at"], _subject(row), "replayed", f"by {row['asked_by']}")
 
 
 def _event_view(connection: sa.Connection, view: ItemView, row: sa.RowMapping) -> ItemView:
-    found = ITEMS.related(connection, attachments.c.event_key == view.ref.key)
+    found = ATTACHMENT_VIEW.related(connection, attachments.c.event_key == view.ref.key)
     return replace(
         view,
         name=view.name or view.ref.key,
@@ -409,9 +398,8 @@ def _event_view(connection: sa.Connection, view: ItemView, row: sa.RowMapping) -
             "Event type": row["event_type"],
             "Addresses": row["addresses"],
             "Known before": row["duplicates"],
-            **entry_facts(row),
+            **view.facts,
         },
-        moments=[*_event_history(row)],
         asset="attachment_events",
         partition=row["hour"],
         related={**({"attachments": found} if found.hits else {}), **view.related},
@@ -446,15 +434,14 @@ def _attachment_view(
             "Content type": row["content_type"],
             "Stored at": row["stored_path"],
             "Destination": row["destination_path"],
-            **entry_facts(row),
+            **view.facts,
         },
-        moments=[*_histories(connection, [row])],
+        moments=[*view.moments, *_ends_of_attempts(connection, [view.ref.key])],
         rows={
             "attempts": RowList(None, partial(_attempts, services.engine, view.ref.key)),
             "replays": RowList(None, partial(_replays, services.engine, view.ref.key)),
         },
         contents=contents,
-        asset=ATTACHMENT_VIEW.asset,
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.storage_events import Ignored
 from ingest_project.core.console import counts
 from ingest_project.core.settings import Settings
@@ -36,17 +35,12 @@ from ingest_project.platform.capability import (
     ConsumedTopic,
     Metric,
     PurgeStep,
-    QueueView,
     WorkState,
-    conditions_of_trace,
     counted_by_state,
-    entry_facts,
     finished_states,
     latency,
     latency_columns,
-    of_trace,
     queue_history,
-    rows_where,
 )
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
@@ -54,9 +48,9 @@ from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import (
     Content,
     ItemRef,
-    ItemTable,
     ItemView,
     Moment,
+    QueueView,
     Related,
     RowList,
     RowPage,
@@ -122,26 +116,12 @@ IGNORED_NOTIFICATIONS = "ingest_ignored_notifications"
 MAX_CONTENTS = 10_000
 SHOWN = 10
 
-QUEUE = QueueView(
-    "file",
-    files,
-    FileState,
-    failed_states=("failed", "quarantined"),
-    expiring_states=("ingested", "duplicate", "replaced", "superseded"),
-    partitions="files",
-    asset=asset_of(SENSOR_READINGS),
-    routes=files.c.dataset,
-    set_of=partitions_of,
-    asset_of=asset_of,
-)
-
 
 def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
     columns, text = files.c, search.text
     yield from search.equals(columns.file_name)
     if search.by_prefix:
         return
-    yield from conditions_of_trace(files, text)
     yield columns.event_id == text
     yield columns.sha256 == text.lower()
     # Servers quote it, people seldom do.
@@ -153,7 +133,28 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         yield sa.and_(columns.file_name == search.name, is_there)
 
 
-ITEMS = ItemTable("file", files, files.c.file_name, _found_by)
+def _history(row: sa.RowMapping) -> Iterator[Moment]:
+    subject = f"file {row['file_key']}"
+    rows = f"{row['rows_accepted'] or 0} rows accepted, {row['rows_quarantined'] or 0} in quarantine"
+    yield from queue_history(subject, row, row["reason"] or rows)
+    if row["discovered_at"]:
+        yield Moment(row["discovered_at"], subject, "discovered", row["location"])
+
+
+QUEUE = QueueView(
+    "file",
+    files,
+    FileState,
+    files.c.file_name,
+    _found_by,
+    _history,
+    failed_states=("failed", "quarantined"),
+    expiring_states=("ingested", "duplicate", "replaced", "superseded"),
+    partitions="files",
+    routes=files.c.dataset,
+    set_of=partitions_of,
+    asset_of=asset_of,
+)
 
 
 def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
@@ -184,7 +185,6 @@ class FileIngest(Capability[FileIngestResources]):
 
     name = "file_ingest"
     queues = (QUEUE,)
-    item_tables = (ITEMS,)
     metrics = (
         Metric(
             FILES,
@@ -288,12 +288,6 @@ class FileIngest(Capability[FileIngestResources]):
             _expired_statistics(services.engine, now - timedelta(weeks=services.settings.file_ingest.baseline_weeks)),
         ]
 
-    def trace(self, services: FileIngestResources, trace_id: str) -> Sequence[Moment]:
-        """Return the history of the files of a trace."""
-        with reading(services.engine) as connection:
-            rows = rows_where(connection, files, of_trace(files, trace_id))
-        return [moment for row in rows for moment in _history(row)]
-
     def completed(
         self, services: FileIngestResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
@@ -301,20 +295,18 @@ class FileIngest(Capability[FileIngestResources]):
         columns = files.c
         same_place = sa.and_(columns.file_name == row["file_name"], columns.location_key == row["location_key"])
         key = view.ref.key
-        versions = ITEMS.related(connection, sa.and_(same_place, columns.file_key != key))
-        copies = ITEMS.related(connection, columns.duplicate_of == key)
+        versions = QUEUE.related(connection, sa.and_(same_place, columns.file_key != key))
+        copies = QUEUE.related(connection, columns.duplicate_of == key)
         related = {"other versions": versions, "duplicates": copies}
         return replace(
             view,
-            facts=_facts(services, row),
-            moments=[*_history(row)],
+            facts={**_facts(services, row), **view.facts},
             rows={
                 "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, key)),
                 "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
                 "metrics": RowList(None, partial(_metrics, services, row)),
             },
             contents=_contents(services, row),
-            asset=asset_of(row["dataset"]),
             related={**{name: one for name, one in related.items() if one.hits}, **view.related},
         )
 
@@ -323,7 +315,7 @@ class FileIngest(Capability[FileIngestResources]):
         if view.ref.kind != "polling_job":
             return super().related(services, view)
         with reading(services.engine) as connection:
-            found = ITEMS.related(connection, files.c.job_id == view.name)
+            found = QUEUE.related(connection, files.c.job_id == view.name)
         return {"files of the job": found} if found.hits else {}
 
     def correct_future_times(self, services: FileIngestResources, now: datetime, skew_seconds: float) -> int:
@@ -368,14 +360,6 @@ def _expired_statistics(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
     return PurgeStep("statistics of files", number, examples, remove)
 
 
-def _history(row: sa.RowMapping) -> Iterator[Moment]:
-    subject = f"file {row['file_key']}"
-    rows = f"{row['rows_accepted'] or 0} rows accepted, {row['rows_quarantined'] or 0} in quarantine"
-    yield from queue_history(subject, row, row["reason"] or rows)
-    if row["discovered_at"]:
-        yield Moment(row["discovered_at"], subject, "discovered", row["location"])
-
-
 def _facts(services: FileIngestResources, row: sa.RowMapping) -> dict[str, object]:
     others = ("duplicate_of", "replaced_by", "corrects")
     other = {name: ItemRef("file", row[name]) if row[name] else None for name in others}
@@ -404,7 +388,6 @@ def _facts(services: FileIngestResources, row: sa.RowMapping) -> dict[str, objec
         else f"{rows['read']:,} read, {rows['accepted']:,} accepted, {rows['quarantined']:,} refused",
         "Broken rules": counts(row["rule_counts"] or {}) or None,
         "Landed": landed,
-        **entry_facts(row),
     }
 
 

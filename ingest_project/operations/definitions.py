@@ -30,12 +30,13 @@ from ingest_project.operations.snapshot import (
     sample_of,
 )
 from ingest_project.operations.topics import BrokerPoll
-from ingest_project.platform.capability import PurgeStep, QueueView
+from ingest_project.platform.capability import PurgeStep
 from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule
 from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.items import QueueView
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
 from ingest_project.polling import definitions as polling

@@ -45,8 +45,8 @@ from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
 from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
-OF_QUEUES = [one for one in CAPABILITIES if one.item_tables]
-OF_STREAMS = [one for one in CAPABILITIES if not one.item_tables]
+OF_QUEUES = [one for one in CAPABILITIES if one.queues]
+OF_STREAMS = [one for one in CAPABILITIES if not one.queues]
 # A shorter text is in many letters by chance.
 SHORTEST_ID = 4
 # All searches in dead letters of one text.

@@ -8,7 +8,7 @@ what Dagster loads of it is listed in `operations/definitions.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -20,12 +20,21 @@ from ingest_project.core.console import moment
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading, writing
-from ingest_project.platform.database.sql import primary_key
 from ingest_project.platform.delta import TableFigures
-from ingest_project.platform.items import Hit, ItemRef, ItemTable, ItemView, Moment, Position, Related, Search, find_in
+from ingest_project.platform.items import (
+    Hit,
+    ItemRef,
+    ItemView,
+    Moment,
+    Position,
+    QueueView,
+    Related,
+    Search,
+    conditions_of_trace,
+    find_in,
+)
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 # States of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
@@ -66,64 +75,6 @@ class ConsumedTopic(NamedTuple):
     cluster: Callable[[], Cluster] | None = None
     skippable: bool = True
     dead_letters: str = ""
-
-
-class QueueView(NamedTuple):
-    """A work queue as operations see it: its table, with the columns that all work queues have.
-
-    Args:
-        kind: name in metrics and on the dashboard, e.g. `polling_job`.
-        table: of the entries.
-        states: in the order in which people see them.
-        failed_states: states in which an entry needs a person.
-        expiring_states: states whose entries retention may purge, with their partitions.
-        partitions: name of the partition set whose keys are the entries; None without partitions.
-        asset: whose partition of the key shows an entry, if any.
-        routes: column that says in which set of partitions an entry is, and which asset shows it; None where all are
-            in one set, and shown by one asset.
-        set_of, asset_of: the set and the asset of a value of that column.
-    """
-
-    kind: str
-    table: sa.Table
-    states: type[StrEnum]
-    failed_states: tuple[str, ...]
-    expiring_states: tuple[str, ...] = ()
-    partitions: str | None = None
-    asset: str | None = None
-    routes: sa.Column[str] | None = None
-    set_of: Callable[[str], str] | None = None
-    asset_of: Callable[[str], str] | None = None
-
-    @property
-    def key(self) -> sa.Column[str]:
-        """The primary key of the table."""
-        return primary_key(self.table)
-
-    def partition_sets(self, connection: sa.Connection) -> list[str]:
-        """Return the names of all sets of partitions that the entries are in."""
-        if self.routes is None or self.set_of is None:
-            return [self.partitions] if self.partitions else []
-        names = connection.execute(sa.select(self.routes).distinct()).scalars()
-        return sorted({str(self.partitions), *map(self.set_of, names)})
-
-    def asset_showing(self, route: str) -> str | None:
-        """Return the asset whose partition shows an entry."""
-        return self.asset if self.asset_of is None else self.asset_of(route)
-
-    @property
-    def noun(self) -> str:
-        """The kind as words, e.g. `polling job`."""
-        return self.kind.replace("_", " ")
-
-    def has_expired(self, cutoff: datetime) -> sa.ColumnElement[bool]:
-        """Select the entries that ended well and were reported before the cutoff."""
-        columns = self.table.c
-        return sa.and_(
-            columns.state.in_(self.expiring_states),
-            columns.reported_at.is_not(None),
-            sa.func.coalesce(columns.finished_at < cutoff, sa.false()),
-        )
 
 
 class OldestEntry(msgspec.Struct, frozen=True):
@@ -343,7 +294,6 @@ class Capability(Generic[Services_contra]):
 
     name: str
     queues: tuple[QueueView, ...] = ()
-    item_tables: tuple[ItemTable, ...] = ()
     metrics: tuple[Metric, ...] = ()
     counted: tuple[CountedTable, ...] = ()
     actions: tuple[Action[Services_contra], ...] = ()
@@ -396,8 +346,11 @@ class Capability(Generic[Services_contra]):
 
     def trace(self, services: Services_contra, trace_id: str) -> Iterable[Moment]:
         """Return everything on record of one trace, in no particular order; see `find` for its errors."""
-        del services, trace_id
-        return ()
+        with reading(services.engine) as connection:
+            found = [
+                (queue, rows_where(connection, queue.table, of_trace(queue.table, trace_id))) for queue in self.queues
+            ]
+        return [moment for queue, rows in found for row in rows for moment in queue.history(row)]
 
     def find(self, services: Services_contra, search: Search, limit: int) -> Iterable[Hit]:
         """Yield items that a search finds, at most so many by each of their ids.
@@ -405,7 +358,7 @@ class Capability(Generic[Services_contra]):
         Raises:
             IngestError: a part cannot be searched; what was yielded before is found all the same.
         """
-        return find_in(services.engine, self.item_tables, search, limit)
+        return find_in(services.engine, self.queues, search, limit)
 
     def item(self, services: Services_contra, ref: ItemRef) -> ItemView | None:
         """Describe an item; None where nothing is on record of it.
@@ -414,9 +367,10 @@ class Capability(Generic[Services_contra]):
             IngestError: a store that it is described from does not answer.
         """
         with reading(services.engine) as connection:
-            for table in self.item_tables:
-                if table.kind == ref.kind and (row := table.row(connection, ref.key)):
-                    return self.completed(services, connection, table.view(connection, row), row)
+            for queue in self.queues:
+                if queue.item_kind == ref.kind and (row := queue.row(connection, ref.key)):
+                    view = replace(queue.view(connection, row), facts=_entry_facts(row))
+                    return self.completed(services, connection, view, row)
         return None
 
     def completed(
@@ -431,7 +385,7 @@ class Capability(Generic[Services_contra]):
         if view.ref.kind != "message" or (position := Position.parse(view.ref.key)) is None:
             return {}
         with reading(services.engine) as connection:
-            found = [table.related(connection, position.matches(table.table)) for table in self.item_tables]
+            found = [queue.related(connection, position.matches(queue.table)) for queue in self.queues]
         hits = tuple(hit for one in found for hit in one.hits)
         return {"made of this message": Related(hits, any(one.more for one in found))} if hits else {}
 
@@ -496,7 +450,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
         yield Moment(row["updated_at"], subject, "waits for another try", row["reason"] + until)
 
 
-def entry_facts(row: sa.RowMapping) -> dict[str, object]:
+def _entry_facts(row: sa.RowMapping) -> dict[str, object]:
     """Return what every work queue records of an entry, for its page."""
     return {
         "Message": ItemRef("message", str(Position.of(row))),
@@ -535,14 +489,6 @@ def counted_by_state(
 def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
     """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
     return sa.or_(*conditions_of_trace(table, text))
-
-
-def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
-    """Yield the conditions of `of_trace`, each for an index of its own."""
-    ids = trace_ids_of(text)
-    yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
-    if (prefix := context_prefix(text)) is not None and "traceparent" in table.c:
-        yield table.c.traceparent.startswith(prefix)
 
 
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:

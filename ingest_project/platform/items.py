@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -33,6 +34,7 @@ from ingest_project.core.console import (
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import primary_key
+from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 KINDS = ("file", "attachment", "event", "message", "polling_job")
 # What people and other parts of the system call them too.
@@ -380,33 +382,82 @@ def _as_record(view: ItemView, rows: int) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class ItemTable:
-    """A work queue as a table of items.
+class QueueView:
+    """A work queue as operations see it, and a table of items.
 
     Args:
-        kind: of the items.
-        table: with the columns of every work queue.
+        kind: name in metrics and on the dashboard, e.g. `polling_job`.
+        table: of the entries, with the columns of every work queue.
+        states: in the order in which people see them.
         name: column for people.
-        found_by: returns the conditions of a search in addition to that of the key; an index serves each.
+        found_by: returns the conditions of a search in addition to those of key, trace and position; an index serves
+            each.
+        history: returns what is on record of an entry, in any order.
         hash_length: of the hash at the end of a key.
+        failed_states: states in which an entry needs a person.
+        expiring_states: states whose entries retention may purge, with their partitions.
+        partitions: name of the partition set whose keys are the entries; None without partitions.
+        asset: whose partition of the key shows an entry, if any.
+        routes: column that says in which set of partitions an entry is, and which asset shows it; None where all are
+            in one set, and shown by one asset.
+        set_of, asset_of: the set and the asset of a value of that column.
     """
 
     kind: str
     table: sa.Table
+    states: type[StrEnum]
     name: sa.Column[str]
     found_by: Callable[[Search], Iterable[sa.ColumnElement[bool]]]
+    history: Callable[[sa.RowMapping], Iterable[Moment]]
     hash_length: int = 26
+    failed_states: tuple[str, ...] = ("failed",)
+    expiring_states: tuple[str, ...] = ()
+    partitions: str | None = None
+    asset: str | None = None
+    routes: sa.Column[str] | None = None
+    set_of: Callable[[str], str] | None = None
+    asset_of: Callable[[str], str] | None = None
 
     @property
     def key(self) -> sa.Column[str]:
         """The primary key of the table."""
         return primary_key(self.table)
 
+    @property
+    def item_kind(self) -> str:
+        """The kind of its items, one of KINDS."""
+        return OTHER_NAMES.get(self.kind, self.kind)
+
+    @property
+    def noun(self) -> str:
+        """The kind as words, e.g. `polling job`."""
+        return self.kind.replace("_", " ")
+
+    def partition_sets(self, connection: sa.Connection) -> list[str]:
+        """Return the names of all sets of partitions that the entries are in."""
+        if self.routes is None or self.set_of is None:
+            return [self.partitions] if self.partitions else []
+        names = connection.execute(sa.select(self.routes).distinct()).scalars()
+        return sorted({str(self.partitions), *map(self.set_of, names)})
+
+    def asset_showing(self, route: str) -> str | None:
+        """Return the asset whose partition shows an entry."""
+        return self.asset if self.asset_of is None else self.asset_of(route)
+
+    def has_expired(self, cutoff: datetime) -> sa.ColumnElement[bool]:
+        """Select the entries that ended well and were reported before the cutoff."""
+        columns = self.table.c
+        return sa.and_(
+            columns.state.in_(self.expiring_states),
+            columns.reported_at.is_not(None),
+            sa.func.coalesce(columns.finished_at < cutoff, sa.false()),
+        )
+
     def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
         """Yield what meets a search."""
         conditions = [*self.found_by(search), *search.ends_key(self.key, self.hash_length)]
         if not search.by_prefix:
-            conditions.append(self.key == search.text)
+            conditions += [self.key == search.text, *conditions_of_trace(self.table, search.text)]
             conditions += [search.position.matches(self.table)] if search.position else []
         for condition in conditions:
             yield from self.where(connection, condition, limit)
@@ -415,7 +466,7 @@ class ItemTable:
         """Return at most so many items that meet a condition."""
         columns = self.table.c
         query = sa.select(self.key, self.name, columns.state, columns.updated_at).where(condition).limit(limit)
-        return tuple(Hit(self.kind, *row) for row in connection.execute(query))
+        return tuple(Hit(self.item_kind, *row) for row in connection.execute(query))
 
     def related(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int = MAX_HITS) -> Related:
         """Return the items that meet a condition, as a bounded list."""
@@ -430,14 +481,16 @@ class ItemTable:
     def view(self, connection: sa.Connection, row: sa.RowMapping) -> ItemView:
         """Describe an entry by what every work queue records of it."""
         return ItemView(
-            ref=ItemRef(self.kind, row[self.key.name]),
+            ref=ItemRef(self.item_kind, row[self.key.name]),
             name=row[self.name.name],
             state=row["state"],
             reason=row["reason"],
             trace_id=row["trace_id"],
             position=Position.of(row),
             topic_id=row["kafka_topic_id"],
+            moments=[*self.history(row)],
             run_id=row["run_id"],
+            asset=self.asset_showing("" if self.routes is None else row[self.routes.name]),
             partition=row[self.key.name],
             related=self.neighbours(connection, row),
         )
@@ -451,13 +504,26 @@ class ItemTable:
         return {"in the same run": found} if found.hits else {}
 
 
+def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield the conditions that an entry is part of a trace, each for an index of its own.
+
+    Args:
+        table: of the entries.
+        text: the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`.
+    """
+    ids = trace_ids_of(text)
+    yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
+    if (prefix := context_prefix(text)) is not None and "traceparent" in table.c:
+        yield table.c.traceparent.startswith(prefix)
+
+
 def key_hash(key: sa.Column[str], length: int) -> sa.ColumnElement[str]:
     """Return the hash at the end of a key, in the words of its index."""
     start = sa.func.length(key) - sa.literal_column(str(length - 1))
     return sa.func.substr(key, start, type_=sa.Text)
 
 
-def find_in(engine: sa.Engine, tables: Iterable[ItemTable], search: Search, limit: int) -> list[Hit]:
-    """Search tables of items."""
+def find_in(engine: sa.Engine, queues: Iterable[QueueView], search: Search, limit: int) -> list[Hit]:
+    """Search the items of work queues."""
     with reading(engine) as connection:
-        return [hit for table in tables for hit in table.find(connection, search, limit)]
+        return [hit for queue in queues for hit in queue.find(connection, search, limit)]

@@ -19,18 +19,12 @@ from ingest_project.platform.capability import (
     Capability,
     ConsumedTopic,
     Metric,
-    QueueView,
     WorkState,
-    conditions_of_trace,
     counted_by_state,
-    entry_facts,
     finished_states,
-    of_trace,
     queue_history,
-    rows_where,
 )
-from ingest_project.platform.database import reading
-from ingest_project.platform.items import ItemTable, ItemView, Moment, Search
+from ingest_project.platform.items import ItemView, Moment, QueueView
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import entry_filters, equals, reopened_since, select_entries, taken
 from ingest_project.polling.discovery import PollingResources
@@ -40,25 +34,23 @@ JOBS = "poller_jobs"
 FILES_PUBLISHED = "poller_files_published"
 ACTIVE_JOBS = "poller_active_jobs"
 
+
+def _history(row: sa.RowMapping) -> Iterator[Moment]:
+    counts = f"{row['files_found'] or 0} files found, {row['files_published'] or 0} announced"
+    return queue_history(f"polling job {row['job_key']}", row, row["reason"] or counts)
+
+
 QUEUE = QueueView(
     "polling_job",
     polling_jobs,
     JobState,
-    failed_states=("failed",),
+    polling_jobs.c.job_id,
+    lambda search: search.equals(polling_jobs.c.job_id),
+    _history,
     expiring_states=("done",),
     partitions="polling_jobs",
     asset="discovered_files",
 )
-
-
-def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
-    columns = polling_jobs.c
-    yield from search.equals(columns.job_id)
-    if not search.by_prefix:
-        yield from conditions_of_trace(polling_jobs, search.text)
-
-
-ITEMS = ItemTable("polling_job", polling_jobs, polling_jobs.c.job_id, _found_by)
 FILTERS = (
     *entry_filters(polling_jobs.c.job_key, "polling job"),
     equals("job_id", polling_jobs.c.job_id, "Id that its sender chose."),
@@ -107,7 +99,6 @@ class Polling(Capability[PollingResources]):
 
     name = "polling"
     queues = (QUEUE,)
-    item_tables = (ITEMS,)
     metrics = (
         Metric(
             JOBS,
@@ -136,12 +127,6 @@ class Polling(Capability[PollingResources]):
         active = sum(state.queues[0].counts.get(name, 0) for name in WORKED_ON)
         return msgspec.structs.replace(state, gauges={ACTIVE_JOBS: {(): float(active)}})
 
-    def trace(self, services: PollingResources, trace_id: str) -> Sequence[Moment]:
-        """Return the history of the jobs of a trace."""
-        with reading(services.engine) as connection:
-            rows = rows_where(connection, polling_jobs, of_trace(polling_jobs, trace_id))
-        return [moment for row in rows for moment in _history(row)]
-
     def completed(
         self, services: PollingResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
@@ -157,11 +142,6 @@ class Polling(Capability[PollingResources]):
             "Files found": row["files_found"],
             "Files announced": row["files_published"],
             "Files left out": ", ".join(f"{number:,} {reason}" for reason, number in skipped.items()) or None,
-            **entry_facts(row),
+            **view.facts,
         }
-        return replace(view, facts=facts, moments=[*_history(row)], asset=QUEUE.asset)
-
-
-def _history(row: sa.RowMapping) -> Iterator[Moment]:
-    counts = f"{row['files_found'] or 0} files found, {row['files_published'] or 0} announced"
-    return queue_history(f"polling job {row['job_key']}", row, row["reason"] or counts)
+        return replace(view, facts=facts)

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from ingest_project.core.console import moment
 from ingest_project.core.errors import StoreUnavailableError
 from ingest_project.core.logging import to_json
-from ingest_project.platform.capability import conditions_of_trace, kafka_position, of_trace, rows_where
+from ingest_project.platform.capability import kafka_position, of_trace, rows_where
 from ingest_project.platform.database import fetch, reading
 from ingest_project.platform.database.declared_tables import columns_of_table
 from ingest_project.platform.delta.table import DeltaStore
-from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, listed
+from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Position, Search, conditions_of_trace, listed
 from ingest_project.platform.tracing import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.declaration import StreamDeclaration

@@ -23,7 +23,7 @@ from ingest_project.operations.dashboard.items import ROWS_A_PAGE
 from ingest_project.operations.items import describe, find, trace
 from ingest_project.platform.actions import action_record, action_records, items_of_action
 from ingest_project.platform.database import open_engine, reading
-from ingest_project.platform.items import ItemRef, ItemTable, Position
+from ingest_project.platform.items import ItemRef, Position, QueueView
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project_tests.journeys.system import System, readings
 from ingest_project_tests.operations.conftest import running
@@ -230,9 +230,7 @@ def test_an_index_answers_every_query_of_a_page(settings_of: Callable[..., Setti
     now, services = datetime.now(UTC), SystemResources(settings_of(postgres_url))
     engine, asked = services.engine, dict[str, object]()
     busy_hour(engine, now, pace=0.1)
-    file_key, attachment_key = (
-        _first_key(engine, queue) for queue in (FileIngest.item_tables[0], Attachments.item_tables[1])
-    )
+    file_key, attachment_key = (_first_key(engine, queue) for queue in (FileIngest.queues[0], Attachments.queues[1]))
 
     @sa.event.listens_for(engine, "before_cursor_execute")
     def note(_c: object, _cursor: object, text: str, values: object, _x: object, _many: object) -> None:
@@ -263,7 +261,7 @@ def test_an_index_answers_every_query_of_a_page(settings_of: Callable[..., Setti
     assert {text: plan for text, plan in plans.items() if "Seq Scan" in plan} == {}
 
 
-def _first_key(engine: sa.Engine, items: ItemTable) -> str:
+def _first_key(engine: sa.Engine, items: QueueView) -> str:
     with reading(engine) as connection:
         return str(connection.execute(sa.select(items.key).limit(1)).scalar_one())
 
