@@ -28,8 +28,7 @@ from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.pausing import read_pauses
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
-from ingest_project.platform.dagster.daemon import bring_back, instigators_ahead, run_daemon
-from ingest_project.platform.dagster.held_runs import HeldRuns
+from ingest_project.platform.dagster.daemon import HeldRuns, bring_back, instigators_ahead, run_daemon
 from ingest_project.platform.dagster.quiet_sensors import QuietSensors, watch_topics
 from ingest_project.platform.database import reading
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS

@@ -1,7 +1,7 @@
 """Pause and resume a capability: stop its sensors in Dagster, and remember who did it and why.
 
 Dagster keeps a stopped sensor stopped over restarts. What waits on the topics stays there, runs in progress end, and
-the daemon leaves queued runs waiting, those of backfills and of people too (`platform/dagster/held_runs.py`).
+the daemon leaves queued runs waiting, those of backfills and of people too (`platform/dagster/daemon.py`).
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ it does not.
 - `quiet_sensors.py`: `is_under_min_interval` and `SensorLaunchContext` of the loop over the sensors, which it finds by
   name; `core_loop` of `SensorDaemon` and `QueuedRunCoordinatorDaemon`, which the controller creates by name; the tag of
   a sensor's runs (test_quiet_sensors, test_internals). Without it: sensors tick at their intervals.
-- `held_runs.py`: that the daemon of the run queue counts by `TagConcurrencyLimitsCounter`, which it finds by name, and
-  asks it of each queued run; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without it: a paused
-  capability launches the runs that are queued.
+- `daemon.py`, the queued runs: that the daemon of the run queue counts by `TagConcurrencyLimitsCounter`, which it finds
+  by name, and asks it of each queued run; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without
+  it: a paused capability launches the runs that are queued.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc`; `_check_for_orphaned_runs` of `DagsterApiServer` (test_code_server, test_internals). Without it:
   `dagster api grpc`, each run two seconds later; after an outage of Dagster's database it has to be restarted.

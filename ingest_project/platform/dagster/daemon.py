@@ -3,7 +3,7 @@
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
 instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
 (`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. It also leaves
-the queued runs of paused capabilities waiting (`held_runs`), lets a backfill go on after its code server was restarted,
+the queued runs of paused capabilities waiting, lets a backfill go on after its code server was restarted,
 and shows it events that are committed out of order. Without this module (`dagster dev`, `dagster-daemon run`)
 everything else works as well, each message seen up to four seconds later.
 
@@ -18,21 +18,24 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-from dagster import DagsterInstance
+from dagster import AssetKey, DagsterInstance
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorTick,
     ScheduleInstigatorData,
     SensorInstigatorData,
 )
+from dagster._core.storage.dagster_run import DagsterRun
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
+from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as run_queue
+from dagster._utils.tags import TagConcurrencyLimitsCounter
 
 from ingest_project.core.logging import get_logger
-from ingest_project.platform.dagster import held_runs, quiet_sensors
-from ingest_project.platform.dagster.held_runs import HeldRuns
+from ingest_project.platform.dagster import quiet_sensors
 from ingest_project.platform.dagster.quiet_sensors import QuietSensors
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 
@@ -46,8 +49,67 @@ EVENTS_BEING_STORED = 10_000
 REPAIR_EVERY_SECONDS = 30.0
 # One tick each second of ten minutes, and more than any schedule makes in a year ahead.
 MAX_TICKS = 1_000
+# The tag of an asset that names its capability.
+CAPABILITY_TAG = "ingest/capability"
+PAUSES_SECONDS = 1.0
 
 Repair = Callable[[], Sequence[str]]
+
+
+class HeldRuns:
+    """Decides which queued runs wait: those of paused capabilities, of sensors, people and backfills alike.
+
+    Dagster's run queue leaves runs waiting that a limit of `dagster.yaml` blocks, and launches those behind them. A run
+    of a paused capability is one more that is blocked; nothing in Dagster's records changes.
+
+    Args:
+        paused: returns the names of the paused capabilities.
+    """
+
+    def __init__(self, paused: Callable[[], Collection[str]]) -> None:
+        self._paused = paused
+        self._read_at = 0.0
+        self._assets: frozenset[AssetKey] = frozenset()
+        self._jobs: frozenset[str] = frozenset()
+
+    def holds(self, run: DagsterRun, workspace: Any) -> bool:  # noqa: ANN401 - Dagster's context of its code locations
+        """Test whether a run of a job or of assets of a paused capability waits."""
+        if time.monotonic() >= self._read_at:
+            self._read(workspace)
+            self._read_at = time.monotonic() + PAUSES_SECONDS
+        checked = {check.asset_key for check in run.asset_check_selection or ()}
+        wanted = checked.union(run.asset_selection or ())
+        return run.job_name in self._jobs or not self._assets.isdisjoint(wanted)
+
+    def _read(self, workspace: Any) -> None:  # noqa: ANN401 - see above
+        paused = set(self._paused())
+        nodes = workspace.create_request_context().asset_graph.asset_nodes if paused else ()
+        own = [node for node in nodes if node.tags.get(CAPABILITY_TAG) in paused]
+        self._assets = frozenset(node.key for node in own)
+        # The one that begins with underscores is Dagster's own, of all assets.
+        self._jobs = frozenset(name for node in own for name in node.job_names if not name.startswith("__"))
+
+
+def hold_runs(held: HeldRuns) -> None:
+    """Have the run queue of this process hold runs back.
+
+    Dagster asks a counter about each queued run, and does not tell it the workspace, which says whose job the run is:
+    that of the present iteration is noted when it begins.
+    """
+    run_iteration, present = run_queue.QueuedRunCoordinatorDaemon.run_iteration, dict[str, Any]()
+
+    def noting_workspace(self: Any, workspace: Any, *more: Any) -> Any:  # noqa: ANN401 - Dagster's own
+        present["workspace"] = workspace
+        return run_iteration(self, workspace, *more)
+
+    class HoldingCounter(TagConcurrencyLimitsCounter):
+        """Blocks the runs that wait, besides those that limits block."""
+
+        def is_blocked(self, item: Any) -> bool:  # noqa: ANN401 - a run, or a step where Dagster uses it elsewhere
+            return held.holds(item, present["workspace"]) or super().is_blocked(item)
+
+    run_queue.QueuedRunCoordinatorDaemon.run_iteration = noting_workspace  # type: ignore[assignment, method-assign]
+    vars(run_queue).update(TagConcurrencyLimitsCounter=HoldingCounter)
 
 
 def run_daemon(
@@ -75,7 +137,7 @@ def run_daemon(
     # never look at it, and count its partition as failed.
     os.environ.setdefault("ASSET_BACKFILL_CURSOR_OFFSET", str(EVENTS_BEING_STORED))
     if held is not None:
-        held_runs.install(held)
+        hold_runs(held)
     if quiet is not None:
         quiet_sensors.install(quiet)
     if arguments[:1] == ["run"] and "--help" not in arguments:

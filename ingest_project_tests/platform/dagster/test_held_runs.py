@@ -14,8 +14,8 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.run_coordinator import queued_run_coordinator_daemon as run_queue
 
-from ingest_project.platform.dagster import held_runs
-from ingest_project.platform.dagster.held_runs import CAPABILITY_TAG, HeldRuns
+from ingest_project.platform.dagster import daemon as own_daemon
+from ingest_project.platform.dagster.daemon import CAPABILITY_TAG, HeldRuns, hold_runs
 
 
 @dg.asset(tags={CAPABILITY_TAG: "one"})
@@ -61,9 +61,9 @@ def test_queued_runs_of_a_paused_capability_wait_and_those_behind_them_do_not(
     daemon = run_queue.QueuedRunCoordinatorDaemon
     for owner, name in ((run_queue, "TagConcurrencyLimitsCounter"), (daemon, "run_iteration")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    monkeypatch.setattr(held_runs, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(own_daemon, "PAUSES_SECONDS", 0.0)
     paused = {"one", "other"}
-    held_runs.install(HeldRuns(lambda: paused))
+    hold_runs(HeldRuns(lambda: paused))
     queue: Any = daemon(interval_seconds=1)
     here = LoadableTargetOrigin(executable_path=sys.executable, python_file=__file__, attribute="defs")
     target = InProcessWorkspaceLoadTarget(InProcessCodeLocationOrigin(here, location_name="here"))
