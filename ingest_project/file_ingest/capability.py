@@ -25,7 +25,6 @@ from ingest_project.file_ingest.tables import (
     files,
     ignored_notifications,
     partitions_of,
-    quarantined_rows,
 )
 from ingest_project.file_ingest.warehouse.baselines import correct_future_arrivals
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
@@ -302,7 +301,7 @@ class FileIngest(Capability[FileIngestResources]):
             view,
             facts={**_facts(services, row), **view.facts},
             rows={
-                "rejected": RowList(row["rows_quarantined"], partial(_rejected, services.engine, key)),
+                "rejected": RowList(row["rows_quarantined"], partial(_rejected, services, key)),
                 "accepted": RowList(row["rows_accepted"], partial(_accepted, services, row)),
                 "metrics": RowList(None, partial(_metrics, services, row)),
             },
@@ -424,9 +423,7 @@ def _metrics(services: FileIngestResources, row: sa.RowMapping, first: int, limi
     return listed(columns, tuple(tuple(one.values()) for one in found)).page(first, limit)
 
 
-def _rejected(engine: sa.Engine, file_key: str, first: int, limit: int) -> RowPage:
-    columns = quarantined_rows.c
-    query = sa.select(columns.line_number, columns.raw_text, columns.reasons).where(columns.file_key == file_key)
-    rows = fetch(engine, query.order_by(columns.line_number).offset(first).limit(limit + 1)).all()
-    shown = tuple((line, text, "; ".join(reasons)) for line, text, reasons in rows[:limit])
+def _rejected(services: FileIngestResources, file_key: str, first: int, limit: int) -> RowPage:
+    rows = services.warehouse.quarantined_rows_of(file_key, limit + 1, first)
+    shown = tuple((row.line_number, row.raw_text, "; ".join(row.reasons)) for row in rows[:limit])
     return RowPage(("line", "row", "reasons"), shown, more=len(rows) > limit)

@@ -39,13 +39,12 @@ from ingest_project.file_ingest.warehouse import (
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, DeltaSession
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
-from ingest_project.platform.database.sql import insert_into
+from ingest_project.platform.database.sql import in_parts, insert_into
 from ingest_project.platform.items import RowPage
 from ingest_project.readers import RESCUED
 
 logger = get_logger(__name__)
 
-KEYS_AT_A_TIME = 1_000
 ROWS_READ_AT_A_TIME = 50_000
 ROWS_AT_A_TIME = 20_000
 # A page reads as far as twice its place, as most rows of a file are accepted, and so much further.
@@ -304,13 +303,14 @@ class SqlWarehouse:
         with reading(self._engine) as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def quarantined_rows_of(self, file_key: str, limit: int = 100) -> tuple[QuarantinedRow, ...]:
-        """Return the file's rejected rows, the first lines first."""
+    def quarantined_rows_of(self, file_key: str, limit: int = 100, first: int = 0) -> tuple[QuarantinedRow, ...]:
+        """Return so many of the file's rejected rows after the first so many, in the order of their lines."""
         table = quarantined_rows
         query = (
             sa.select(table.c.line_number, table.c.raw_text, table.c.reasons)
             .where(table.c.file_key == file_key)
             .order_by(table.c.line_number)
+            .offset(first)
             .limit(limit)
         )
         with reading(self._engine) as connection:
@@ -523,12 +523,6 @@ def _as_sqlite_stores(frame: pl.DataFrame) -> pl.DataFrame:
         texts = pl.Series(name, [json.dumps(values) for values in frame[name].to_list()], dtype=pl.String)
         changed = changed.with_columns(texts)
     return changed
-
-
-def in_parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split keys into numbers that one statement can take."""
-    for start in range(0, len(keys), KEYS_AT_A_TIME):
-        yield keys[start : start + KEYS_AT_A_TIME]
 
 
 def fitted(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:

@@ -28,13 +28,12 @@ from ingest_project.contracts.tables import meaning_of
 from ingest_project.core.items import end_of, parse_hour_key
 from ingest_project.core.settings import Settings, TopicSettings
 from ingest_project.platform.database import reading
-from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime
+from ingest_project.platform.database.sql import ExactDecimal, Texts, UtcTime, in_parts
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.platform.runtime import Runtime
 
 KAFKA = dg.AssetKey("kafka")
 IO_MANAGER_KEY = "stored_rows"
-KEYS_AT_A_TIME = 1_000
 ROWS_AT_A_TIME = 50_000
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects have no annotations
 
@@ -176,8 +175,7 @@ class SqlTable:
             yield query
             return
         column = self.table.c[self.partition_column]
-        for start in range(0, len(partitions), KEYS_AT_A_TIME):
-            part = partitions[start : start + KEYS_AT_A_TIME]
+        for part in in_parts(partitions):
             yield query.where(column.in_([self.partition_value(key) for key in part]))
 
 

@@ -19,7 +19,7 @@ from dagster._core.executor.in_process import InProcessExecutor
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster import lineage
 from ingest_project.platform.dagster.lineage import Catalog, Checked, inputs_of
-from ingest_project.platform.dagster.run_records import failure_of_run
+from ingest_project.platform.dagster.run_records import failure_of_run, innermost
 
 LOST_RUNS_EVERY_SECONDS = 10
 
@@ -134,9 +134,7 @@ def failure_of(event: DagsterEvent) -> tuple[str, str]:
     data = event.step_failure_data
     if data.user_failure_data is not None:
         return "Failure", data.user_failure_data.description or ""
-    error = data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
+    error = innermost(data.error)
     return (error.cls_name or "", error.message.strip()) if error else ("", "")
 
 

@@ -256,12 +256,12 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
     if event is None:
         return entry.user_message
     data = event.event_specific_data
-    error = _innermost(data.error) if isinstance(data, StepFailureData | JobFailureData) else None
+    error = innermost(data.error) if isinstance(data, StepFailureData | JobFailureData) else None
     reason = (error.message if error else event.message) or ""
     return " ".join(reason.replace("\x00", "").split())
 
 
-def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+def innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
     """Return the innermost cause of an error: Dagster wraps it the same way for every step and sensor."""
     while error is not None and error.cause is not None:
         error = error.cause
@@ -293,7 +293,7 @@ def _schedules_of(instance: DagsterInstance) -> ScheduleStorage:
 
 
 def _failing(tick: InstigatorTick, kind: str) -> FailingTicks:
-    error = _innermost(tick.error)
+    error = innermost(tick.error)
     reason = " ".join(error.message.split()) if error else "no reason is on record"
     return FailingTicks(max(1, tick.consecutive_failure_count), reason[:MAX_REASON], kind)
 

@@ -118,7 +118,7 @@ def publish_once(
         PublisherReplacedError: another publisher took the rest over and has not written it yet; this call wrote none.
         MessageTooLargeError: the broker refuses a message for its size.
     """
-    return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in _parts(messages, MESSAGES_PER_INTENT))
+    return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in in_parts(messages, MESSAGES_PER_INTENT))
 
 
 def _publish(
@@ -173,11 +173,7 @@ def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Map
     if not interrupted:
         return set()
     time.sleep(SETTLE_SECONDS)
-    written: set[str] = set()
-    for message_id in _ids_since(reader, topic, _earliest(interrupted.values())):
-        if message_id in interrupted:
-            written.add(message_id)
-    return written
+    return set(_ids_since(reader, topic, _earliest(interrupted.values()))).intersection(interrupted)
 
 
 def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Iterator[str]:
@@ -201,11 +197,6 @@ def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
 
 def _with_id(message_id: str, message: ProducerRecord) -> ProducerRecord:
     return msgspec.structs.replace(message, headers=(*message.headers, (MESSAGE_ID_HEADER, message_id.encode())))
-
-
-def _parts(messages: Sequence[tuple[str, ProducerRecord]], size: int) -> Iterator[Sequence[tuple[str, ProducerRecord]]]:
-    for first in range(0, len(messages), size):
-        yield messages[first : first + size]
 
 
 class MessageOutbox:
