@@ -135,7 +135,7 @@ def _rate(services: AttachmentResources, request: ActionRequest) -> float:
         rate = float(text or services.settings.attachments.replays_per_second)
     except ValueError:
         rate = 0.0
-    if not 0.001 <= rate <= 1e6:  # noqa: PLR2004 - said in the message
+    if not 0.001 <= rate <= 1e6:  # noqa: PLR2004 - the message names both
         raise ActionRefusedError("Per second is a number from 0.001 to 1,000,000.")
     return rate
 

@@ -184,7 +184,7 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
         UnreadableMessageError: not a polling job; also when it carries a secret, which must not travel in messages.
     """
     job = decode(raw, PollingJob)
-    if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the bound is said in the reason
+    if not job.job_id.strip() or len(job.job_id) > 200:  # noqa: PLR2004 - the reason names the bound
         raise UnreadableMessageError("Not a PollingJob: job_id must have 1 to 200 characters.")
     require_texts(job, MAX_POLLING_JOB_TEXTS)
     require_details(job, "metadata", "source_config")

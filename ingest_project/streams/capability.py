@@ -126,7 +126,7 @@ class Streams(Capability[StreamResources]):
         return items.find(services, search, limit)
 
     def item(self, services: StreamResources, ref: ItemRef) -> ItemView | None:
-        """Describe what became of a message of a stream."""
+        """Describe the outcome of a message of a stream."""
         return items.describe(services, ref) if ref.kind == "message" else None
 
     def correct_future_times(self, services: StreamResources, now: datetime, skew_seconds: float) -> int:

@@ -1,7 +1,7 @@
 """Messages of a declared stream to rows that fulfil its contract; a message that does not is refused with its reasons.
 
 The decoder takes the values out of the bytes, `values` converts them exactly, pandera judges the rows. Fields that no
-column names go by the drift policy. What becomes of a message depends on its own bytes alone.
+column names go by the drift policy. The outcome of a message depends on its own bytes alone.
 """
 
 from __future__ import annotations

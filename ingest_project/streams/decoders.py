@@ -120,7 +120,7 @@ def structs_of(
     decode_alone: Callable[[bytes], tuple[Struct, bytes | None]],
     payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
 ) -> Structs[Struct]:
-    """Decode many messages, each on its own: what becomes of one depends on its own bytes alone.
+    """Decode many messages, each on its own: the outcome of one depends on its own bytes alone.
 
     Args:
         messages: to be decoded.

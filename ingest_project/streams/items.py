@@ -1,4 +1,4 @@
-"""The messages of streams as items: found by the ids of their rows, and what became of each."""
+"""Messages of streams as items: find them by the ids of their rows, and describe the outcome of each."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _found(
 
 
 def describe(services: StreamResources, ref: ItemRef) -> ItemView | None:
-    """Describe what became of a message of a stream; None for a message of no stream."""
+    """Describe the outcome of a message of a stream; None for a message of no stream."""
     position = Position.parse(ref.key)
     streams = [one.positions for one in services.streams if position and one.topic == position.topic]
     if position is None or not streams:
