@@ -6,7 +6,6 @@ Addresses are shown without their query: a signed address is a secret.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -59,8 +58,23 @@ Keys = Annotated[
 TraceId = Annotated[str | None, typer.Option(help="Only those of this trace.")]
 Domain = Annotated[str | None, typer.Option(help="Only those of this domain.")]
 ErrorClass = Annotated[str | None, typer.Option(help="Only those that failed so, e.g. DownloadRejectedError.")]
-Since = Annotated[str | None, typer.Option(metavar="TIME", help="Failed then or later: 2026-01-15T10:30 (UTC), 2h.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Failed before: a time, or how long ago.")]
+
+
+def _moment(text: str | None) -> str | None:
+    """Return the moment that a person typed, see `time_of`, in ISO 8601; None for none."""
+    try:
+        return text and time_of(text).isoformat()
+    except ActionRefusedError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", callback=_moment, help="Failed then or later: 2026-01-15T10:30 (UTC), 2h."),
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", callback=_moment, help="Failed before: a time, or how long ago.")
+]
 
 
 @attachments_app.command("list")
@@ -173,26 +187,8 @@ def _chosen(
     trace_id: str | None, domain: str | None, error_class: str | None, since: str | None, until: str | None
 ) -> dict[str, str]:
     """Return the parameters of the action `replay-attachments` that these options set."""
-    given = {"trace_id": trace_id, "domain": domain, "error_class": error_class}
-    times = {"since": moment_of(since, "--since"), "until": moment_of(until, "--until")}
-    given |= {name: time.isoformat() for name, time in times.items() if time}
+    given = {"trace_id": trace_id, "domain": domain, "error_class": error_class, "since": since, "until": until}
     return {name: value for name, value in given.items() if value}
-
-
-def moment_of(text: str | None, option: str) -> datetime | None:
-    """Parse a moment as people type it; None for none.
-
-    Args:
-        text: see `time_of`.
-        option: named in the error.
-
-    Raises:
-        typer.BadParameter: it is no moment.
-    """
-    try:
-        return None if text is None else time_of(text)
-    except ActionRefusedError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
 
 
 def _view_of(services: AttachmentResources, key: str) -> ItemView:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ingest_project.attachments import commands as of_attachments
-from ingest_project.attachments.commands import Domain, ErrorClass, Since, TraceId, Until, moment_of
+from ingest_project.attachments.commands import Domain, ErrorClass, Since, TraceId, Until
 from ingest_project.cli.actions import DryRun, Limit, Reason
 from ingest_project.contracts.attachments import decode_download_task
 from ingest_project.core.console import (
@@ -130,9 +130,8 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
         return
     if domain:
         raise typer.BadParameter("Dead letters have no domain; without TOPIC, dead attachments are listed.")
-    times = {name: moment_of(text, f"--{name}") for name, text in (("since", since), ("until", until))}
-    given = {name: moment.isoformat() for name, moment in times.items() if moment}
-    given |= {"topic": topic, "trace_id": trace_id or "", "error_class": error_class or ""}
+    chosen = {"trace_id": trace_id, "error_class": error_class, "since": since, "until": until}
+    given = {"topic": topic} | {name: value for name, value in chosen.items() if value}
     wanted = LetterFilter.of(checked(REDRIVE, ActionRequest(parameters=given, dry_run=True)))
     found = Redriver(SystemResources(load_settings().settings), topic).newest(wanted.includes, limit + 1)
     _print_list(found, limit, as_json=as_json)

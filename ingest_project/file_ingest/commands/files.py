@@ -55,11 +55,12 @@ def list_files(
         print_json({"files": found, "more": more})
         return
     apart = _told_apart(found)
-    made = table("Key", *apart, "State", "Accepted", "Refused", "Changed", "Reason", numbers=["Accepted", "Refused"])
+    columns = ("State", "Accepted", "Refused", "Changed", "Broken rules", "Reason")
+    made = table("Key", *apart, *columns, numbers=["Accepted", "Refused"])
     for record, *which in zip(found, *apart.values(), strict=True):
-        reason = shortened(record.reason or "", MAX_SHOWN_REASON)
-        values = (record.rows_accepted, record.rows_quarantined, ago(record.updated_at), reason)
-        add_row(made, record.file_key, *which, record.state, *values)
+        rules, reason = counts(record.rule_counts or {}), shortened(record.reason or "", MAX_SHOWN_REASON)
+        values = (record.state, record.rows_accepted, record.rows_quarantined, ago(record.updated_at), rules, reason)
+        add_row(made, record.file_key, *which, *values)
     show_list(made, "files", more=more)
 
 
@@ -77,23 +78,7 @@ def list_quarantined(
     as_json: AsJson = False,
 ) -> None:
     """List the files that were quarantined whole, the last first."""
-    found, more = _listed(FileState.QUARANTINED, search, limit)
-    if as_json:
-        print_json({"files": found, "more": more})
-        return
-    apart = _told_apart(found)
-    made = table("Key", *apart, "Refused", "Broken rules", "Reason")
-    for record, *which in zip(found, *apart.values(), strict=True):
-        reason = shortened(record.reason or "", MAX_SHOWN_REASON)
-        add_row(
-            made,
-            record.file_key,
-            *which,
-            ago(record.finished_at or record.updated_at),
-            counts(record.rule_counts or {}),
-            reason,
-        )
-    show_list(made, "files", more=more)
+    list_files(state=FileState.QUARANTINED, search=search, limit=limit, as_json=as_json)
 
 
 @quarantine_app.command("show")
