@@ -50,15 +50,13 @@ DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5
 # The kinds whose address names a host as well as a path.
 SERVERS = ("ftp", "sftp")
+# Schemes of addresses that are not called like their kind of source.
+SCHEMES = {"https": "http", "abfs": "onelake", "abfss": "onelake"}
 
 Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help="Reader profile of the files.")]
 TraceId = Annotated[str | None, typer.Option(help="Identifies the message in logs and tables; generated if absent.")]
 Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
 EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
-
-
-def _address(kind: str, example: str) -> Any:  # noqa: ANN401 - what Typer's option is
-    return typer.Option(metavar="ADDRESS", help=f"Look in {kind}, e.g. {example}.", rich_help_panel="Where to look")
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,12 +125,6 @@ def _accepted_job(settings: Settings, raw: bytes) -> PollingJob:
 @app.command("polling-job")
 def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     *,
-    local: Annotated[str | None, _address("a folder", "/data/in")] = None,
-    s3: Annotated[str | None, _address("S3", "s3://bucket/prefix")] = None,
-    ftp: Annotated[str | None, _address("FTP", "ftp://host/in")] = None,
-    sftp: Annotated[str | None, _address("SFTP", "sftp://user@host:22/in")] = None,
-    http: Annotated[str | None, _address("a web listing", "https://host/in/")] = None,
-    onelake: Annotated[str | None, _address("OneLake", "workspace/item.Lakehouse/Files/in")] = None,
     dummy: Annotated[
         bool,
         typer.Option("--dummy", help="Look in the example files, INGEST_DUMMY_ROOT.", rich_help_panel="Where to look"),
@@ -141,12 +133,16 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
         str | None,
         typer.Option(
             help="Any kind of source by its name.",
-            show_default="local for a --path outside of INGEST_DUMMY_ROOT, dummy otherwise",
+            show_default="by the scheme of --path; without one dummy in INGEST_DUMMY_ROOT, local elsewhere",
             rich_help_panel="Where to look",
         ),
     ] = None,
     path: Annotated[
-        str | None, typer.Option(help="Folder, prefix or listing address.", rich_help_panel="Where to look")
+        str | None,
+        typer.Option(
+            help="Folder or address: /data/in, s3://bucket/in, sftp://user@host:22/in, https://host/in/.",
+            rich_help_panel="Where to look",
+        ),
     ] = None,
     credentials: Annotated[
         str | None, typer.Option(metavar="NAME", help="Stored credentials.", rich_help_panel="Where to look")
@@ -174,11 +170,8 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     as_json: AsJson = False,
 ) -> None:
     """Poll a source: each new file in it is ingested."""
-    by_address = {"local": local, "s3": s3, "ftp": ftp, "sftp": sftp, "http": http, "onelake": onelake}
     settings = load_settings().settings
-    if path is not None and source_type is None and not dummy and not _is_example(path, settings):
-        source_type = "local"
-    config = _source_config(by_address, source_type, path, dummy=dummy) | pairs_of(source, "--source")
+    config = _source_config(source_type, path, settings, dummy=dummy) | pairs_of(source, "--source")
     if credentials is not None:
         config["credentials"] = credentials
     job = PollingJob(
@@ -294,15 +287,15 @@ def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id
 
 def config_of(kind: str, address: str) -> dict[str, Any]:
     """Return the `source_config` of an address as people write it, e.g. `sftp://user@host:22/in`."""
-    if kind not in SERVERS:
+    if kind not in SERVERS or "://" not in address:
         return {"source_type": kind, "path": absolute_if_here(kind, address)}
     try:
-        parts = urlsplit(address if "://" in address else f"{kind}://{address}")
+        parts = urlsplit(address)
         port = parts.port
     except ValueError as error:
-        raise typer.BadParameter(f"--{kind}: {error}.") from error
+        raise typer.BadParameter(f"--path: {error}.") from error
     if parts.scheme != kind or not parts.hostname:
-        raise typer.BadParameter(f"--{kind} takes {kind}://user@host:port/folder.")
+        raise typer.BadParameter(f"Addresses of {kind} sources are like {kind}://user@host:port/folder.")
     if parts.password is not None:
         raise typer.BadParameter("Messages carry no passwords: store it, and name it with --credentials.")
     config = {"source_type": kind, "host": parts.hostname, "path": unquote(parts.path) or "/"}
@@ -364,27 +357,24 @@ def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, Any]:
     return pairs
 
 
-def _is_example(path: str, settings: Settings) -> bool:
-    """Tell whether a folder is in that of the example files."""
-    return Path(path).resolve().is_relative_to(settings.polling.dummy_root.resolve())
-
-
-def _source_config(
-    by_address: dict[str, str | None], source_type: str | None, path: str | None, *, dummy: bool
-) -> dict[str, Any]:
-    """Return the one source that the options name; the example files where they name none."""
-    named = {kind: address for kind, address in by_address.items() if address is not None}
-    if len(named) + (source_type is not None) + dummy > 1:
-        raise typer.BadParameter("Name one source: the options under 'Where to look' exclude each other.")
-    if named:
-        ((kind, address),) = named.items()
-        return config_of(kind, address)
-    kind = source_type or "dummy"
+def _source_config(source_type: str | None, path: str | None, settings: Settings, *, dummy: bool) -> dict[str, Any]:
+    """Return the source that the options name; the example files where they name none."""
+    if source_type is not None and dummy:
+        raise typer.BadParameter("--dummy is a kind of source itself: leave out --source-type.")
+    kind = source_type or ("dummy" if dummy or path is None else _kind_of(path, settings))
     if kind not in SOURCES:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(SOURCES)}.")
     if path is None and kind != "dummy":
         raise typer.BadParameter("--path says where to look.")
-    return {"source_type": kind, "path": DUMMY_PATH if path is None else absolute_if_here(kind, path)}
+    return config_of(kind, DUMMY_PATH if path is None else path)
+
+
+def _kind_of(path: str, settings: Settings) -> str:
+    """Return the kind of source of an address by its scheme, of a folder by where it is."""
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        return SCHEMES.get(scheme.lower(), scheme)
+    return "dummy" if Path(path).resolve().is_relative_to(settings.polling.dummy_root.resolve()) else "local"
 
 
 def _finished(jobs: JobQueue, job: PollingJob, timeout_seconds: float) -> JobRecord | None:

@@ -217,6 +217,9 @@ def test_a_download_task_arrives_as_requested_and_names_its_attachment(
     [
         (["polling-job", "--source-type", "gopher"], "gopher"),
         (["polling-job", "--source-type", "local"], "--path"),
+        (["polling-job", "--path", "gopher://host/in"], "gopher"),
+        (["polling-job", "--path", "sftp://me:pw@host/in"], "--credentials"),
+        (["polling-job", "--dummy", "--source-type", "local", "--path", "in"], "--source-type"),
         (["polling-job", "--metadata", "novalue"], "KEY=VALUE"),
         (["polling-job", "--source", "password=x"], "password"),
         (["polling-job", "--priority", "urgent"], "urgent"),
