@@ -111,6 +111,13 @@ def test_fields_of_structs_are_columns_where_the_profile_names_them(tmp_path: Pa
     assert chunk.missing_columns == ("nothing",)
 
 
+def test_times_of_96_bits_reach_beyond_the_nanoseconds_of_64(tmp_path: Path) -> None:
+    times = ["0001-01-01T00:00:00.000000", "2026-01-15T10:00:00.123456", "9999-12-31T23:59:59.999999"]
+    written = pa.array(map(datetime.fromisoformat, times), pa.timestamp("us"))
+    (chunk,) = read(tmp_path, {"at": written}, use_deprecated_int96_timestamps=True)
+    assert chunk.rows["at"].to_list() == times
+
+
 def test_sensor_readings_may_be_parquet(tmp_path: Path) -> None:
     used = load_profiles()["canonical"]
     columns = {

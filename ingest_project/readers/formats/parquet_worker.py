@@ -42,7 +42,9 @@ def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> 
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    with parquet.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as opened:
+    # INT96 reaches beyond the nanoseconds of 64 bits, which end in 2262: Spark and Hive write it, 9999 for "no end".
+    options = {"pre_buffer": False, "buffer_size": BUFFER_BYTES, "coerce_int96_timestamp_unit": "us"}
+    with parquet.ParquetFile(file, **options) as opened:
         schema = opened.schema_arrow
         if len(schema) > max_columns:
             detail = f"The file has {len(schema)} columns, over {max_columns}"
