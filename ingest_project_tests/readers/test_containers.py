@@ -95,8 +95,24 @@ def test_a_compressed_file_that_is_cut_or_followed_by_anything_is_rejected(tmp_p
 
 def test_the_shipped_dataset_takes_no_compressed_file_under_a_plain_name(tmp_path: Path) -> None:
     for compress in (gzip.compress, lzma.compress, zstd):
-        with pytest.raises(FileRejectedError, match="archive, not text"):
+        with pytest.raises(FileRejectedError, match="a compressed file or an archive, not rows of text"):
             read_text(tmp_path, compress(HEADER.encode()))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a compressed file or an archive"),
+        (b"x.csv".ljust(257, b"\0") + b"ustar", "a compressed file or an archive"),
+        (b"Obj\x01\x04", "a Parquet file or another of a binary format"),
+        (b"ARROW1\0\0", "a Parquet file or another of a binary format"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "an HTML or XML document"),
+        (b"<?xml version='1.0'?>", "an HTML or XML document"),
+    ],
+)
+def test_what_is_no_text_is_named(content: bytes, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(FileRejectedError, match=f"The file is {kind}, not rows of text"):
+        read_text(tmp_path, content)
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,19 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-CONTAINERS = (
-    (b"PK\x03\x04", "a zip archive or a workbook"),
-    (b"\xd0\xcf\x11\xe0", "an old Office document"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"%PDF-", "a PDF document"),
-    (b"\xfd7zXZ", "an xz archive"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (b"PAR1", "a Parquet file"),
+# What is no rows of text, by the pattern of its first bytes.
+OTHER_KINDS = (
+    (rb"PK\x03\x04", "a zip archive or a workbook"),
+    (rb"\xd0\xcf\x11\xe0", "an old Office document"),
+    (
+        rb"\x1f[\x8b\x9d]|\xfd7zXZ|\x28\xb5\x2f\xfd|BZh[1-9]1AY&SY|7z\xbc\xaf\x27\x1c|Rar!\x1a|.{257}ustar",
+        "a compressed file or an archive",
+    ),
+    (rb"%PDF-|\x89PNG|\xff\xd8\xff", "a PDF document or a picture"),
+    (rb"PAR1|Obj\x01|ARROW1\0|SQLite format 3\0|\x89HDF", "a Parquet file or another of a binary format"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|\?xml|table)", "an HTML or XML document"),
 )
-MAX_MAGIC_BYTES = 5
+MAX_MAGIC_BYTES = 512
 # Valid text has no NUL, so this marks a row as invalid.
 INVALID_BYTE = "\0\\x"
 MARKED = "ingest_project.marked"
@@ -65,23 +68,32 @@ def text_blocks(path: Path, encoding: str, block_bytes: int) -> Iterator[tuple[b
         start = file.read(MAX_MAGIC_BYTES)
         if not start:
             raise FileRejectedError("empty_file", "The file has no bytes.")
-        for magic, kind in CONTAINERS:
-            if start.startswith(magic):
-                raise FileRejectedError("unreadable_container", f"The file is {kind}, not text.")
+        require_text(start)
         mark, encoding = _marked_encoding(start, encoding)
         file.seek(len(mark))
         yield from _blocks(file, codecs.lookup(encoding).name, block_bytes)
 
 
+def require_text(start: bytes) -> None:
+    """Refuse a file whose first bytes are known to be those of something else than rows of text.
+
+    Raises:
+        FileRejectedError: `unreadable_container`, with what it is.
+    """
+    if kind := _other_kind(start):
+        raise FileRejectedError("unreadable_container", f"The file is {kind}, not rows of text.")
+
+
 def kind_of(start: bytes) -> str | None:
     """Return what a file is by its first bytes, for messages; None for other bytes than the known ones and text."""
-    known = next((kind for magic, kind in CONTAINERS if start.startswith(magic)), None)
-    if known is None and start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
-        return "an HTML or XML document"
     is_text = not re.search(rb"[\x00-\x08\x0e-\x1f]", start) or start.startswith(
         (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     )
-    return known or ("text, such as csv" if is_text else None)
+    return _other_kind(start) or ("text, such as csv" if is_text else None)
+
+
+def _other_kind(start: bytes) -> str | None:
+    return next((kind for pattern, kind in OTHER_KINDS if re.match(pattern, start, re.DOTALL)), None)
 
 
 def _marked_encoding(start: bytes, encoding: str) -> tuple[bytes, str]:

@@ -17,8 +17,8 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers.formats.csv_text import (
     BYTE_ORDER_MARKS,
     CANDIDATE_DELIMITERS,
-    CONTAINERS,
     is_blank,
+    require_text,
     split_records,
 )
 
@@ -26,7 +26,6 @@ HEAD_BYTES = 1024**2
 TAIL_BYTES = 64 * 1024
 SAMPLED_BYTES = 32 * 1024
 CONTROLS = bytes([*range(9), *range(14, 32)])
-MORE_CONTAINERS = ((b"PAR1", "a Parquet file"), (b"BZh", "a bzip2 archive"), (b"\x89PNG", "a picture"))
 UTF_16_NULS = 0.2
 MAX_CONTROLS = 0.005
 # Signs of units and western letters, which Windows-1252 and Latin-1 write with the same bytes.
@@ -76,9 +75,9 @@ def take_sample(path: Path) -> Sample:
         tail = file.read(TAIL_BYTES) if size > len(head) else b""
     if not head.strip(b" \t\r\n\0"):
         raise FileRejectedError("empty_file", "The file has no text.")
-    for magic, kind in (*CONTAINERS, *MORE_CONTAINERS):
-        if head.startswith(magic):
-            raise FileRejectedError("unreadable_container", f"The file is {kind}, not text.")
+    require_text(head)
+    if head.lstrip().startswith((b'{"', b"[{")):
+        raise FileRejectedError("unreadable_container", "The file is JSON: give it the ending .json or .jsonl.")
     return Sample(head, tail, size)
 
 
