@@ -102,11 +102,7 @@ def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Seri
     if offset is not None:
         return _within_supported_years((clock_times - timedelta(seconds=offset)).dt.replace_time_zone("UTC"))
     local = clock_times.to_frame("clock").select(
-        pl.col("clock").dt.replace_time_zone(
-            layout.zone,
-            ambiguous=AMBIGUOUS[layout.ambiguous],
-            non_existent="null",
-        )
+        pl.col("clock").dt.replace_time_zone(layout.zone, ambiguous=AMBIGUOUS[layout.ambiguous], non_existent="null")
     )
     return _within_supported_years(local["clock"].dt.convert_time_zone("UTC"))
 

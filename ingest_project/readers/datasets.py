@@ -22,10 +22,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
 from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
-from ingest_project.readers.profiles import (
-    Profiles,
-    load_profiles,
-)
+from ingest_project.readers.profiles import Profiles, load_profiles
 
 __all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures", "StoredIn", "load_declarations"]
 
@@ -303,10 +300,7 @@ def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[s
 
 
 def _require_free(
-    declaration: DatasetDeclaration,
-    usable: Mapping[str, DatasetDeclaration],
-    tables: Mapping[str, str],
-    path: Path,
+    declaration: DatasetDeclaration, usable: Mapping[str, DatasetDeclaration], tables: Mapping[str, str], path: Path
 ) -> None:
     """Refuse a second dataset of the same name, or with a table of another one."""
     if declaration.name in usable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
@@ -237,6 +238,9 @@ def test_a_known_type_is_not_claimed_for_values_that_it_cannot_have(tmp_path: Pa
         (b" \r\n\r\n", "empty_file"),
         (bytes(range(256)) * 20, "unreadable_container"),
         (b"%PDF-1.7 ...", "unreadable_container"),
+        (b"\xef\xbb\xbf <!doctype html><table>", "unreadable_container"),
+        (b'{"time": "2026-01-15T10:00:00Z"}', "unreadable_container"),
+        (b",".join(b"%d" % number for number in range(3_000)), "limit_exceeded"),
         (b"only words\nand more words\n", "no_rows"),
         (b"time,device\n2026-01-15T10:00:00Z,a\n", "no_values"),
         (b"time,device,temp\n", "no_rows"),
@@ -264,6 +268,65 @@ def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
         file.write(b"\n" + record)
     profile, _ = guessed(path, tmp_path)
     assert profile.columns["device"] == "device_id"
+
+
+def dataset_of(text: str, folder: Path) -> Draft:
+    """The proposal of a dataset for a file."""
+    path = sample_file(text, folder)
+    return guess_dataset(look_at(path, "csv", ReadLimits()), path.name, "csv", "own")
+
+
+def column_of(cells: Sequence[str], folder: Path) -> tuple[str, str]:
+    """The type that is proposed for a column of these cells, and all questions."""
+    draft = dataset_of("own;other\n" + "".join(f"{cell};x\n" for cell in cells), folder)
+    return yaml.safe_load(draft.text())["attributes"]["columns"][0]["type"], " ".join(draft.questions)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "asked"),
+    [
+        (["2026-01-15 10:00:00+01", "2026-01-15 10:00:01.5+01"], "timestamp", ""),
+        (["2026-01-15-1030", "2026-01-16-1030"], "timestamp", "in which zone"),
+        (["13.01.2026 10:00", "2026-01-14 10:00"] * 2, "timestamp", "in which zone"),
+        (["2026-01-15 23:00", "2026-01-15 24:00"], "timestamp", "is it the midnight at the end of its day?"),
+        (["13/01/2026 10:00"] * 2 + ["01/14/2026 10:00"], "text", "2 of 3 are times"),
+        (["28.02.2026 10:00", "27.02.2026 10:00", "30.02.2026 10:00"], "text", "2 of 3 are times"),
+        (["1.5", "2.5", "inf", "below"], "text", "2 of 4 are numbers"),
+        (["+491701234567", "+12025550100"], "text", ""),
+        (["+1.5", "-2.5"], "number", ""),
+    ],
+)
+def test_a_column_is_typed_where_its_values_decide_and_a_question_elsewhere(
+    cells: list[str], kind: str, asked: str, tmp_path: Path
+) -> None:
+    found, questions = column_of(cells, tmp_path)
+    assert found == kind
+    assert asked in questions
+    assert "or is it" not in questions
+    assert ("in which zone" in questions) == (kind == "timestamp" and "+" not in cells[0])
+
+
+def test_broken_lines_below_the_names_do_not_cost_the_names(tmp_path: Path) -> None:
+    draft = dataset_of('id,name,n\n1,"a \\"b\\"",2\n2,"d",3\n3,"e",4\n', tmp_path)
+    columns = yaml.safe_load(draft.text())["attributes"]["columns"]
+    assert [column["name"] for column in columns] == ["id", "name", "n"]
+
+
+def test_columns_behind_the_last_name_are_left_out_as_readers_do(tmp_path: Path) -> None:
+    draft = dataset_of("time;v;;\n2026-01-15T10:00:00Z;1,5;;\n2026-01-15T10:10:00Z;2,5;;\n", tmp_path)
+    columns = yaml.safe_load(draft.text())["attributes"]["columns"]
+    assert [column["name"] for column in columns] == ["time", "v"]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("id,name,n\n1,'a, b',2\n2,'c, d',3\n", "does line 1 name the columns? It has 3 cells, the records have 4"),
+        ("country,2019,2020,2021\nDE,1.5,2.5,3.5\nFR,4.5,5.5,6.5\n", "years and dates all along the first row"),
+    ],
+)
+def test_a_file_that_may_have_a_header_is_a_question(text: str, asked: str, tmp_path: Path) -> None:
+    assert asked in " ".join(dataset_of(text, tmp_path).questions)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +358,7 @@ def test_a_unit_in_a_name_is_taken_whole_or_doubted(name: str, unit: str | None,
 
 def test_a_dataset_asks_about_units_markers_and_a_missing_key(tmp_path: Path) -> None:
     text = "Ort;Güte;Absatz [Stk/h];Fluss [m³/s]\n" + "a;gut;1,5;2,5\na;-;1,5;2,5\na;mäßig;2,5;3,5\n" * 4
-    path = sample_file(text, tmp_path)
-    draft = guess_dataset(look_at(path, "csv", ReadLimits()), path.name, "csv", "sales")
+    draft = dataset_of(text, tmp_path)
     asked = " ".join(draft.questions)
     assert "is 'Stk/h' its unit?" in asked
     assert "does '-' mean that there is no value?" in asked
@@ -318,7 +380,6 @@ def test_columns_of_a_dataset_are_typed_by_their_values_whatever_their_names(tmp
         + (f",2026-01-{n + 1:02d}T10:00:00Z" if has_time else "")
         for n in range(20)
     )
-    path = sample_file("\n".join([",".join(expected), *rows]) + "\n", tmp_path)
-    draft = guess_dataset(look_at(path, "csv", ReadLimits()), path.name, "csv", "events")
+    draft = dataset_of("\n".join([",".join(expected), *rows]) + "\n", tmp_path)
     columns = yaml.safe_load(draft.text())["attributes"]["columns"]
     assert {column["name"]: column["type"] for column in columns} == expected

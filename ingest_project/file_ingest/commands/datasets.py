@@ -94,20 +94,14 @@ def check_profiles(paths: Paths = None, *, as_json: AsJson = False) -> None:
 @profile_app.command("guess")
 def guess(file: File, *, name: Name = None) -> None:
     """Propose a reader profile for a file, as YAML: what each guess rests on, and what a person must answer."""
-    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, installed_for, type_of, verdict_on
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, installed_for, look, verdict_on
     from ingest_project.file_ingest.sensor_readings import SensorTypes
-    from ingest_project.readers.guessing.proposal import guess_profile, look_at
-    from ingest_project.readers.layout import ReadLimits
+    from ingest_project.readers.guessing.proposal import guess_profile
     from ingest_project.readers.profiles import read_profile
 
     settings = load_settings().settings
     types = SensorTypes.load(settings.file_ingest.sensor_types)
-    draft = guess_profile(
-        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
-        file.name,
-        name or name_of(file),
-        types.types,
-    )
+    draft = guess_profile(look(file, settings), file.name, name or name_of(file), types.types)
     contract = contract_of(SENSOR_READINGS, settings)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "profile.yaml")
@@ -154,19 +148,12 @@ dataset_app.command("try")(try_profile)
 def guess_a_dataset(file: File, *, name: Name = None) -> None:
     """Propose the declaration of a dataset for a file, as the content of a `defs.yaml`."""
     from ingest_project.contracts.files import type_inside
-    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, type_of, verdict_on
+    from ingest_project.file_ingest.commands.trial import contract_of, excerpt_of, look, type_of, verdict_on
     from ingest_project.readers.guessing.dataset import guess_dataset
-    from ingest_project.readers.guessing.proposal import look_at
-    from ingest_project.readers.layout import ReadLimits
 
     settings = load_settings().settings
     named = name or name_of(file)
-    draft = guess_dataset(
-        look_at(file, type_of(file), ReadLimits.from_settings(settings.file_ingest)),
-        file.name,
-        type_inside(type_of(file)),
-        named,
-    )
+    draft = guess_dataset(look(file, settings), file.name, type_inside(type_of(file)), named)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, named, "defs.yaml")
         written.parent.mkdir()

@@ -26,8 +26,9 @@ from ingest_project.readers import without_empty_rescue
 from ingest_project.readers.datasets import load_declarations, read_declaration
 from ingest_project.readers.formats.csv_reader import header_search
 from ingest_project.readers.formats.csv_text import encoding_of, find_header, text_blocks
+from ingest_project.readers.guessing.proposal import Found, look_at
 from ingest_project.readers.guessing.text import excerpt
-from ingest_project.readers.layout import RowsChunk
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profile_parts import changes_clocks
 from ingest_project.readers.profiles import ReaderProfile, read_profile
@@ -87,6 +88,11 @@ class Trial(msgspec.Struct, kw_only=True):
 def type_of(path: Path) -> str:
     """Return the type of a file by its name; one without a known ending is taken as text."""
     return file_type_of(path.name) if is_readable(file_type_of(path.name)) else "csv"
+
+
+def look(path: Path, settings: Settings) -> Found:
+    """Find the table in a file, to propose how it is read; see `look_at`."""
+    return look_at(path, type_of(path), ReadLimits.from_settings(settings.file_ingest))
 
 
 def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, file_name: str = "") -> Trial:

@@ -352,12 +352,7 @@ def _xz(path: Path) -> Iterator[bytes]:
     return _streams(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES), b"\0")
 
 
-DECOMPRESSORS: dict[str, Callable[[Path], Iterator[bytes]]] = {
-    "gzip": _gzip,
-    "bzip2": _bzip2,
-    "xz": _xz,
-    "zstd": _zstd,
-}
+DECOMPRESSORS: dict[str, Callable[[Path], Iterator[bytes]]] = {"gzip": _gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _zstd}
 
 
 def _streams(

@@ -18,7 +18,7 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers import RESCUED, Target
-from ingest_project.readers.casting import numbers_of_cells, parse_numbers
+from ingest_project.readers.casting import kept, numbers_of_cells, parse_numbers
 from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT
 from ingest_project.readers.guessing.table import Table
 from ingest_project.readers.guessing.text import MAX_ROWS, MISSING, Grid, Row
@@ -250,9 +250,10 @@ class Columns:
         return (*DEFAULT_NULLS, *(null.spelling for null in self.nulls))
 
     def read(self, column: Column) -> pl.Series:
-        """Return the numbers in the cells of a column that are not missing, null for other texts."""
+        """Return the finite numbers in the cells of a column that are not missing, null for other texts."""
         kinds = column.kinds.filter(column.texts.is_not_null()) if column.kinds is not None else None
-        return numbers_of_cells(column.present, kinds, self.numbers.layout)
+        numbers = numbers_of_cells(column.present, kinds, self.numbers.layout)
+        return kept(numbers, numbers.is_finite())
 
     def unread(self, column: Column) -> list[tuple[str, int]]:
         """Return the commonest texts of a column that are neither numbers nor missing, with their counts."""
@@ -271,7 +272,7 @@ class Columns:
 
     def values_of(self, column: Column) -> pl.Series:
         """Return the numbers of a column, without those that mean "no value"."""
-        found = self.read(column).drop_nulls().drop_nans()
+        found = self.read(column).drop_nulls()
         return found.filter(~found.is_in(self._markers))
 
 

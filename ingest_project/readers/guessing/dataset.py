@@ -24,13 +24,15 @@ KEYS = re.compile(r"(?i)(?:^|[_ ])(?:id|uuid|guid|key|no|nr|number|code|sku)$|id
 OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data"})
 DECIMAL = r"^[+-]?[0-9]*(?:[.,' ][0-9]{3})*[.,]([0-9]+)$"
 WHOLE = r"^[+-]?(?:0|[1-9][0-9]*)$"
-LEADING_ZERO = r"^[+-]?0[0-9]"
+# Of identifiers and telephone numbers.
+LEADING = r"^[+-]?0[0-9]|^\+[0-9]{8,}$"
 JSON_TEXT = r"^\s*(?:\{.*\}|\[.*\])\s*$"
 MONEY_PLACES = 4
 FEW_VALUES = 8
 MAX_NAME = 48
 # Some damaged values do not decide the type of a column.
 TYPED_SHARE = 0.95
+HALF = 0.5
 LEAST_DIGITS = 12
 # Integers have 64 bits; longer digit strings are probably identifiers.
 MOST_DIGITS = 18
@@ -122,14 +124,17 @@ def _typed(column: Column, found: Found, name: str) -> TypedColumn:
     few = len(different) <= FEW_VALUES and len(known) > 2 * len(different)
     said = f"{len(different):,} different in {len(known):,}" + (f": {', '.join(different.to_list())}" if few else "")
     markers = [repr(text) for text in different.to_list() if text.lower() in MISSING]
-    question = f"does {' or '.join(markers)} mean that there is no value? Then add it to nulls" if markers else ""
-    return TypedColumn(name, "text", said, question=question)
+    asked = [f"does {' or '.join(markers)} mean that there is no value? Then add it to nulls"] if markers else []
+    if times is not None or numbers >= HALF * total:
+        fit, kind = (times.fit, "time") if times else (numbers, "number")
+        asked.insert(0, f"{fit:,} of {total:,} are {kind}s: should it be a {kind}, so that the others are rejected?")
+    return TypedColumn(name, "text", said, question="; ".join(asked))
 
 
 def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
     """Return the type of a column of numbers, and what it rests on."""
-    if known.str.contains(LEADING_ZERO).any():
-        return "text", f"{fits} are numbers, but some begin with 0, which a number would lose"
+    if known.str.contains(LEADING).any():
+        return "text", f"{fits} are numbers, but some begin with a 0 or + that a number would lose"
     if int(known.str.len_chars().sort()[-1]) > MOST_DIGITS:
         return "text", f"{fits} are numbers, but some have more digits than a number keeps"
     if known.str.contains(WHOLE).sum() >= TYPED_SHARE * len(known):

@@ -18,24 +18,21 @@ UNITS = {
     **dict.fromkeys(("k", "kelvin", "degk"), "K"),
     **dict.fromkeys(("%", "pct", "percent", "%rh", "prozent", "rh%"), "%"),
     **dict.fromkeys(("hpa", "mbar", "mb", "millibar"), "hPa"),
-    **dict.fromkeys(
-        ("pa", "kpa", "bar", "psi", "mmhg", "inhg", "ppm", "ppb", "lux", "rpm", "mm", "cm", "km", "kg"), ""
-    ),
     **dict.fromkeys(("µg/m³", "μg/m³", "µg/m3", "μg/m3", "ug/m3", "µg/m^3", "ug/m^3", "ugm3"), "µg/m³"),
     **dict.fromkeys(("mg/m³", "mg/m3", "mg/m^3"), "mg/m³"),
     **dict.fromkeys(("m/s", "mps", "ms-1", "meters/second"), "m/s"),
     **dict.fromkeys(("km/h", "kmh", "kph"), "km/h"),
     **dict.fromkeys(("v", "volt", "volts"), "V"),
-    **dict.fromkeys(("mv", "a", "ma", "w", "kw", "wh", "kwh", "g", "hz", "khz", "m", "l", "s", "°", "mph", "mm/h"), ""),
     **dict.fromkeys(("ampere", "amperes", "amps", "amp"), "A"),
     **dict.fromkeys(("watt", "watts"), "W"),
-    **dict.fromkeys(("db", "dba", "db(a)", "lx", "w/m2", "w/m²", "w/m^2", "us/cm", "µs/cm"), ""),
     **dict.fromkeys(("l/min", "lpm"), "L/min"),
     **dict.fromkeys(("deg", "degrees"), "°"),
+    **dict.fromkeys(("w/m2", "w/m^2"), "W/m²"),
+    "us/cm": "µS/cm",
 }
-WRITTEN = {"pa": "Pa", "kpa": "kPa", "mmhg": "mmHg", "inhg": "inHg", "mv": "mV", "a": "A", "ma": "mA", "w": "W"}
-WRITTEN |= {"kw": "kW", "wh": "Wh", "kwh": "kWh", "hz": "Hz", "khz": "kHz", "db": "dB", "dba": "dBA", "db(a)": "dB(A)"}
-WRITTEN |= {"w/m2": "W/m²", "w/m²": "W/m²", "w/m^2": "W/m²", "us/cm": "µS/cm", "µs/cm": "µS/cm", "l": "L"}
+# Those that readings get as they are written here.
+COMMON = "Pa kPa bar psi mmHg inHg ppm ppb lux lx rpm mm cm km kg g m L s ° mV A mA W kW Wh kWh Hz kHz mph mm/h dB dBA"
+UNITS |= {unit.casefold(): unit for unit in (*COMMON.split(), "dB(A)", "W/m²", "µS/cm")}
 # Words, without case, and the known sensor type they mean where they are all of a name.
 TYPES = {
     **dict.fromkeys(
@@ -103,7 +100,7 @@ def unit_of(text: str) -> str | None:
     found = UNITS.get(plain)
     if found is None and COMPOUND.search(text) and is_unit(text.strip()):
         return text.strip()
-    return WRITTEN.get(plain, plain) if found == "" else found
+    return found
 
 
 def read_name(name: str) -> NameGuess:

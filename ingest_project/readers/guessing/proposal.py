@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import polars as pl
 import yaml
 
-from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.core.logging import printable
 from ingest_project.readers.formats.containers import Contained, files_inside
 from ingest_project.readers.guessing.columns import Column, Columns, find_columns, read_records
@@ -274,6 +274,7 @@ def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
 
     Raises:
         FileRejectedError: it has none; says why.
+        LimitExceededError: it has too many columns.
     """
     with closing(files_inside(path, file_type, path.name, limits)) as inside:
         return _look_at(next(inside), limits)
@@ -290,6 +291,8 @@ def _look_at(file: Contained, limits: ReadLimits) -> Found:
         encoding = guess_encoding(sample)
         grid = read_grid(sample, encoding)
     table = find_table(grid)
+    if (width := len(table.names)) > limits.max_columns:
+        raise LimitExceededError("INGEST_MAX_COLUMNS", f"The file has {width} columns, over {limits.max_columns}")
     return Found(encoding, grid, table, find_columns(table, grid.delimiter), sheet)
 
 
@@ -344,9 +347,9 @@ def _write_header(draft: Draft, table: Table) -> None:
         draft.add("comment", table.comment, f"{len(table.above):,} lines above the first record begin with it")
     elif table.skip_lines:
         above = f"lines above line {table.skip_lines + 1}; other files may have more"
-        draft.add("skip_lines", table.skip_lines, above, question=table.question)
+        draft.add("skip_lines", table.skip_lines, above, question=table.question if table.header else "")
     if not table.header:
-        draft.add("header", value=False, comment=table.notes["header"])
+        draft.add("header", value=False, comment=table.notes["header"], question=table.question)
     if table.group_names:
         draft.add("header_rows", 2, "names repeat or are empty in the second row, and the first tells them apart")
     if table.skip_below:
@@ -476,6 +479,9 @@ def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -
     rivals = [f"or is it {' or '.join(guess.alternatives)}?" for guess in guesses if guess.alternatives]
     comment = "; ".join([f"{fit:,} of {total:,} fit", *dict.fromkeys(why)])
     draft.add("formats", formats, comment, question=" ".join(dict.fromkeys(rivals)), depth=1)
+    if at_24 := sum(guess.at_24 for guess in guesses):
+        question = "is it the midnight at the end of its day?"
+        draft.add("hour_24", "midnight", f"{at_24:,} at 24:00", question=question, depth=1)
     clocked = [guess for guess in guesses if guess.has_clock and not guess.formats[0].startswith("unix")]
     if clocked:
         _write_zone(draft, columns, min(guess.has_offset for guess in clocked))

@@ -18,6 +18,9 @@ from ingest_project.readers.layout import ReadLimits
 TYPED_SHARE = 0.8
 MAX_HEADER_ROWS = 6
 MIN_GROUPS = 2
+MIN_NAMES = 3
+# A year or a date, which may be the name of a column.
+DATED = re.compile(r"(?:19|20)[0-9]{2}(?:[-/.][0-9]{1,2}.*)?|[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:19|20)[0-9]{2}.*")
 # Longer names are no names, and YAML takes none over 1,024 characters.
 MAX_NAME = 200
 # What data loggers write below their header apart from units: time stamp, record number, and how a value was made.
@@ -40,7 +43,7 @@ class Table:
         footer: rows at the end of the file that are no records.
         above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
-        question: whether a row above the header is a part of it.
+        question: about the header, where the file does not decide which row it is.
     """
 
     names: list[str]
@@ -97,7 +100,7 @@ def find_table(grid: Grid) -> Table:
     width = _width(rows)
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
     first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
-    header_rows = _rows_above(rows, first, width)
+    header_rows = _rows_above(rows, first, width) or _names_above(rows[:first], width, typed)
     if not typed:
         # All cells are text: only its position tells the header from a record.
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
@@ -114,6 +117,9 @@ def find_table(grid: Grid) -> Table:
     footer = _footer(body, width, typed)
     top = (groups or header or rows[first]).line
     names, above = _names(header, width), grid.above[: max(top - 1, 0)]
+    if header and grid.delimiter:
+        # Readers leave out the columns behind the last name.
+        names = names[: max((number for number, name in enumerate(names, 1) if name), default=width)]
     return Table(
         names=names,
         labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
@@ -127,9 +133,7 @@ def find_table(grid: Grid) -> Table:
         footer=footer,
         above=above,
         notes=_notes(header, header_rows, typed, width),
-        question=""
-        if groups or grid.widths or header is None or header_rows[0] is header
-        else "does the row above belong to the names? Then header_rows: 2 replaces one of these lines",
+        question="" if groups or grid.widths else _question(rows, first, header_rows, header, typed),
     )
 
 
@@ -171,6 +175,28 @@ def _rows_above(rows: Sequence[Row], first: int, width: int) -> list[Row]:
             break
         found.insert(0, row)
     return found
+
+
+def _names_above(rows: Sequence[Row], width: int, typed: Sequence[int]) -> list[Row]:
+    """Return the last of these rows that can be the header: all its cells have text, none is a number or a time."""
+    fitting = [row for row in rows if len(row.cells) == width and all(row.cells)]
+    return [row for row in fitting if not any(is_typed(row.cells[column]) for column in typed)][-1:]
+
+
+def _question(
+    rows: Sequence[Row], first: int, header_rows: Sequence[Row], header: Row | None, typed: Sequence[int]
+) -> str:
+    """Return a question about the header where the file does not decide which row it is; empty otherwise."""
+    if header is not None and header_rows[0] is not header:
+        return "does the row above belong to the names? Then header_rows: 2 replaces one of these lines"
+    if header is None and first and len(rows[first - 1].cells) > 1:
+        above = rows[first - 1]
+        compared = f"It has {len(above.cells):,} cells, the records have {len(rows[first].cells):,}"
+        return f"does line {above.line} name the columns? {compared}"
+    cells = [rows[first].cells[column] for column in typed] if header is None else []
+    if len(set(cells)) == len(cells) >= MIN_NAMES and all(map(DATED.fullmatch, cells)):
+        return "years and dates all along the first row may be names of columns: are they? Then remove this line"
+    return ""
 
 
 def _parts_of_header(rows: Sequence[Row]) -> tuple[Row | None, Row | None, list[Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -22,10 +22,7 @@ HINT = re.compile(
 DATES = (
     (r"[0-9]{4}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{1,2}", ("%Y{s}%m{s}%d",)),
     (r"[0-9]{1,2}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{4}", ("%d{s}%m{s}%Y", "%m{s}%d{s}%Y")),
-    (
-        r"[0-9]{1,2}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{2}(?![0-9])",
-        ("%d{s}%m{s}%y", "%m{s}%d{s}%y", "%y{s}%m{s}%d"),
-    ),
+    (r"[0-9]{1,2}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{2}(?![0-9])", ("%d{s}%m{s}%y", "%m{s}%d{s}%y", "%y{s}%m{s}%d")),
     (r"[0-9]{1,2}(?P<s>[-/ ])[A-Za-z]{3}(?P=s)[0-9]{4}", ("%d{s}%b{s}%Y",)),
     (r"[0-9]{1,2}(?P<s>[-/ ])[A-Za-z]{3}(?P=s)[0-9]{2}(?![0-9])", ("%d{s}%b{s}%y",)),
     (r"[0-9]{1,2}(?P<s> )[A-Za-z]{4,9} [0-9]{4}", ("%d %B %Y",)),
@@ -38,11 +35,10 @@ DATES = (
 CLOCK = re.compile(
     r"(?P<gap>[T ,_:-]*)(?P<hour>[0-9]{1,2})(?:(?P<c>[:.h])(?P<minute>[0-9]{2})"
     r"(?:(?P=c)(?P<second>[0-9]{2})(?:(?P<point>[.,])[0-9]+)?)?)?(?P<half> ?[AaPp][Mm]?)?"
-    r"(?P<zone> ?(?:Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2}))?"
+    r"(?P<zone> ?(?:Z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?))?"
 )
 COMPACT = {10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 COMPACT_CLOCK = re.compile(r"(?P<gap>[T _-]?)(?P<digits>[0-9]{6}|[0-9]{4})(?P<zone>Z?)")
-OFFSET = r"(?:Z|UTC|GMT|[+-][0-9]{2}:?[0-9]{2})$"
 TIME_OF_DAY = r"^(?:2[0-3]|[01]?[0-9])[:.][0-5][0-9](?:[:.][0-5][0-9](?:[.,][0-9]+)?)?(?: ?[AaPp][Mm]?)?$"
 FIRST_UNIX = datetime(1990, 1, 1, tzinfo=UTC)
 
@@ -58,6 +54,7 @@ class TimeGuess(NamedTuple):
         why: what a choice between formats rests on.
         has_offset: share of the texts with an offset or a mark of UTC.
         has_clock: False for dates without a time of day.
+        at_24: how many texts say 24:00.
     """
 
     formats: tuple[str, ...]
@@ -67,6 +64,7 @@ class TimeGuess(NamedTuple):
     why: str
     has_offset: float
     has_clock: bool
+    at_24: int = 0
 
 
 def times_in_parts(texts: pl.Series, chosen: str) -> TimeGuess | None:
@@ -119,8 +117,8 @@ def _guess_unix(texts: pl.Series, name: str) -> TimeGuess | None:
     return None
 
 
-def _read(texts: pl.Series, format_: str) -> pl.Series:
-    return parse_timestamps(texts, TimestampLayout(formats=(format_,)))
+def _read(texts: pl.Series, *formats: str, **options: Any) -> pl.Series:  # noqa: ANN401 - of the layout
+    return parse_timestamps(texts, TimestampLayout(formats=formats, **{"hour_24": "midnight", **options}))
 
 
 def _candidates(texts: pl.Series) -> list[str]:
@@ -166,7 +164,8 @@ def _greedy(texts: pl.Series, found: dict[str, pl.Series]) -> tuple[list[str], i
     chosen: list[str] = []
     left = pl.repeat(value=True, n=len(texts), eager=True)
     while left.any() and len(chosen) < MAX_FORMATS:
-        counts = {format_: int((moments.is_not_null() & left).sum()) for format_, moments in found.items()}
+        allowed = [format_ for format_ in found if not any(_is_other_order(format_, each) for each in chosen)]
+        counts = {format_: int((found[format_].is_not_null() & left).sum()) for format_ in allowed}
         best = max(
             counts, key=lambda format_: (counts[format_], _order(format_) == _order((chosen or [""])[0])), default=""
         )
@@ -177,6 +176,11 @@ def _greedy(texts: pl.Series, found: dict[str, pl.Series]) -> tuple[list[str], i
     return chosen, len(texts) - int(left.sum())
 
 
+def _is_other_order(one: str, other: str) -> bool:
+    """Return True for formats that differ in the order of day, month and short year alone: most texts fit both."""
+    return one != other and re.sub("%[dmy]", "%", one) == re.sub("%[dmy]", "%", other)
+
+
 def _order(format_: str) -> str:
     """Return the order of day, month and year in a format."""
     return "".join(re.findall("%[-]?([dmyYb])", format_)).lower()
@@ -184,21 +188,22 @@ def _order(format_: str) -> str:
 
 def _described(texts: pl.Series, chosen: Sequence[str], found: dict[str, pl.Series]) -> TimeGuess:
     first = chosen[0]
-    count = found[first].count()
-    rivals = [f for f, m in found.items() if f != first and m.count() == count and not m.equals(found[first])]
+    unread = found[first].is_null()
+    rivals = [f for f, m in found.items() if m.is_null().equals(unread) and not m.equals(found[first])]
     candidates = [first, *rivals] if rivals else []
     first, why = _likelier(candidates, found) if rivals else (first, _evidence(first, found))
     if first != chosen[0]:
         chosen = [first, *(format_ for format_ in chosen[1:] if _order(format_) != _order(chosen[0]))]
-    moments = parse_timestamps(texts, TimestampLayout(formats=tuple(chosen)))
+    moments, elsewhere = _read(texts, *chosen), _read(texts, *chosen, zone="UTC+01:00")
     return TimeGuess(
         formats=tuple(chosen),
         fit=moments.count(),
         total=len(texts),
         alternatives=tuple(each for each in candidates if each != first),
         why=why,
-        has_offset=_share(texts.str.contains(OFFSET)),
+        has_offset=int((moments == elsewhere).sum()) / max(len(texts), 1),
         has_clock=any(re.search("%-?[HI]|iso8601", format_) for format_ in chosen),
+        at_24=moments.count() - _read(texts, *chosen, hour_24="reject").count(),
     )
 
 
@@ -226,10 +231,6 @@ def _evidence(first: str, found: dict[str, pl.Series]) -> str:
     decided = found[first].count() - max(found[each].count() for each in others)
     part = "day" if _order(first).startswith("d") else "month"
     return f"{part} first: {decided:,} fit no other order"
-
-
-def _share(flags: pl.Series) -> float:
-    return float(flags.sum()) / len(flags) if len(flags) else 0.0
 
 
 def joined(columns: Iterable[pl.Series]) -> pl.Series:
