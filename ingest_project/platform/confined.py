@@ -149,9 +149,9 @@ class Confinement:
             raise LimitExceededError(self.settings["memory"], NEEDS_MEMORY)
         if code in KILLED:
             raise LimitExceededError(self.settings["seconds"], f"Reading it took over {seconds:g} s")
-        raise FileRejectedError(
-            "unreadable_container", f"The {self.what} is damaged: the process that read it crashed."
-        )
+        memory = f"needs more memory than {self.settings['memory']} allows"
+        detail = f"The process that read the {self.what} crashed: it is damaged, or {memory}."
+        raise FileRejectedError("unreadable_container", detail)
 
 
 def convert_file(convert: Callable[..., None], describe: Callable[[Exception], ContentRejectedError]) -> int:

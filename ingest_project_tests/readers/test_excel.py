@@ -177,6 +177,14 @@ def test_more_cells_memory_time_or_bytes_than_allowed_name_the_limit(tmp_path: P
         assert refusal.limit == name
 
 
+def test_a_cell_at_the_far_corner_is_refused_with_the_limit_that_it_may_exceed(tmp_path: Path) -> None:
+    path = xlsx(tmp_path, [NAMES])
+    workbook = openpyxl.load_workbook(path)
+    workbook.worksheets[0]["XFD1048576"] = "far"
+    workbook.save(path)
+    assert "INGEST_MAX_EXCEL_MEMORY_BYTES" in refused(path).detail
+
+
 def test_a_worker_killed_in_the_middle_is_a_refused_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
     with pytest.raises(LimitExceededError) as refusal:
