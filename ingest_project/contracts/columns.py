@@ -11,13 +11,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import (
-    AfterValidator,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from ingest_project.core.yaml_models import Declared, nearest
 

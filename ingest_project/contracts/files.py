@@ -169,8 +169,11 @@ def checked(event: FileEvent) -> FileEvent:
     _require_format(event, event.metadata)
     if event.size_bytes is not None and not 0 <= event.size_bytes <= MAX_SIZE_BYTES:
         raise UnreadableMessageError(f"Not a FileEvent: size_bytes must be between 0 and {MAX_SIZE_BYTES}.")
+    # Producers take the name from the end of an address, with the query that may sign it.
+    query = event.file_path.partition("?")[2] if event.file_path.startswith(("http://", "https://")) else ""
     return msgspec.structs.replace(
         event,
+        file_name=event.file_name.removesuffix(f"?{query}") if query else event.file_name,
         modified_at=utc(event.modified_at, FileEvent, "modified_at"),
         discovered_at=utc(event.discovered_at, FileEvent, "discovered_at"),
         source_config=without_null_values(event.source_config),
@@ -199,6 +202,8 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
         config = msgspec.convert(job.source_config, _SourceConfig)
     except msgspec.ValidationError as error:
         raise UnreadableMessageError(f"Not a PollingJob: {plainly(error)} (in source_config).") from error
+    if config.source_type in {"local", "http"} and not config.path.strip():
+        raise UnreadableMessageError("Not a PollingJob: source_config.path must say where to look.")
     if len(config.source_type) > MAX_NAME_LENGTH:
         raise UnreadableMessageError(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
     if len(config.path.encode()) > MAX_PATH_BYTES:

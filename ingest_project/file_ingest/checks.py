@@ -15,13 +15,7 @@ import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
-from ingest_project.file_ingest.catalog import (
-    QUARANTINED_FILES,
-    RAW_FILES,
-    SENSOR_ASSETS,
-    DatasetAssets,
-    assets_of,
-)
+from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, SENSOR_ASSETS, DatasetAssets, assets_of
 from ingest_project.file_ingest.contract import NO_DRIFT, Contract, drift_of
 from ingest_project.file_ingest.declared import contract_of
 from ingest_project.file_ingest.file_queue import FileRecord

@@ -257,8 +257,8 @@ def test_null_means_the_same_as_a_field_that_is_left_out(contract: Contract, nam
 
 
 def test_null_in_a_source_means_the_same_as_a_name_that_is_left_out() -> None:
-    job = decode_polling_job(b'{"job_id": "j", "source_config": {"source_type": "local", "path": null, "port": null}}')
-    assert (job.source_config, job.path) == ({"source_type": "local"}, "")
+    job = decode_polling_job(b'{"job_id": "j", "source_config": {"source_type": "s3", "path": null, "port": null}}')
+    assert (job.source_config, job.path) == ({"source_type": "s3"}, "")
 
 
 @pytest.mark.parametrize(

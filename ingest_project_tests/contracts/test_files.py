@@ -67,6 +67,19 @@ def test_an_event_that_is_not_of_the_contract_says_which_field(change: dict[str,
         decode_file_event(json.dumps({"file_path": "/in/a.csv", "file_name": "a.csv", **change}).encode())
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "kept"),
+    [
+        ("https://example.com/a.csv?sig=secret", "a.csv?sig=secret", "a.csv"),
+        ("https://example.com/what%3F.csv", "what?.csv", "what?.csv"),
+        ("s3://bucket/a?b.csv", "a?b.csv", "a?b.csv"),
+    ],
+)
+def test_the_query_of_an_address_is_no_part_of_the_name(path: str, name: str, kept: str) -> None:
+    event = decode_file_event(json.dumps({"file_path": path, "file_name": name}).encode())
+    assert (event.file_name, event.file_path) == (kept, path)
+
+
 def test_the_same_version_has_the_same_key_and_another_version_has_another() -> None:
     first = version_of(None, 10, datetime(2026, 1, 1, tzinfo=UTC))
     later = version_of(None, 10, datetime(2026, 1, 2, tzinfo=UTC))
@@ -145,6 +158,7 @@ def test_a_job_of_the_contract_is_read_and_written_back_the_same() -> None:
         ({"source_config": "./dummy_data"}, "source_config"),
         ({"source_config": {"path": "x"}}, "source_type"),
         ({"source_config": {"source_type": 7}}, "source_type"),
+        ({"source_config": {"source_type": "http", "url": "https://example.com/"}}, "source_config.path"),
         ({"priority": "urgent"}, "priority"),
         ({"metadata": []}, "metadata"),
         ({"source_config": {"source_type": "sftp", "password": "hunter2"}}, "password"),
