@@ -325,11 +325,11 @@ class _Variables(_Layer):
     env_vars: Mapping[str, str | None]
 
     def values_by_path(self) -> Mapping[str, object]:
-        return {path: self._value(field) for path, field in leaves(Settings)}
+        return {path: self._value(field) for path, field in self._given()}
 
     def problems(self) -> Iterator[str]:
         """Describe each variable that is meant for us, as far as its name shows, and sets nothing, or sets it twice."""
-        for _, field in leaves(Settings):
+        for _, field in self._given():
             for name in variables_of(field):
                 if self.env_vars.get(name) and holds_secrets(field.annotation) and self.env_vars.get(_file_of(name)):
                     yield f"{name} and {_file_of(name)} are both set in {self.origin}. Set one of them."
@@ -345,6 +345,10 @@ class _Variables(_Layer):
                 yield _unknown(name, self.origin, _nearest(name, LEAST_SIMILAR))
             elif nearest and len(name) > len("ENVIRON"):
                 yield _unknown(name, self.origin, nearest)
+
+    def _given(self) -> list[tuple[str, FieldInfo]]:
+        """Return the settings of which a variable is set, and those of a family."""
+        return [(path, field) for path, field, names in _names() if not names or any(map(self.env_vars.get, names))]
 
     def _value(self, field: FieldInfo) -> object:
         if family := family_of(field):
@@ -463,10 +467,15 @@ def _secret_paths() -> tuple[str, ...]:
 
 
 @cache
+def _names() -> list[tuple[str, FieldInfo, tuple[str, ...]]]:
+    """Return each setting with its variables, those that name the file of its secret included."""
+    each = ((path, field, variables_of(field), holds_secrets(field.annotation)) for path, field in leaves(Settings))
+    return [(path, field, names + tuple(map(_file_of, names)) * secret) for path, field, names, secret in each]
+
+
+@cache
 def _known_variables() -> frozenset[str]:
-    fields = [field for _, field in leaves(Settings)]
-    files = {_file_of(name) for field in fields if holds_secrets(field.annotation) for name in variables_of(field)}
-    return frozenset(name for field in fields for name in variables_of(field)) | {"INGEST_CONFIG_DIR"} | files
+    return frozenset(name for _, _, names in _names() for name in names) | {"INGEST_CONFIG_DIR"}
 
 
 def _file_of(name: str) -> str:
