@@ -204,8 +204,7 @@ class DagsterRecords(RunRecords):
                 raise DagsterRecordsUnavailableError(self._address, "there are none")
             return SqliteEventLogStorage(str(events))
         self._require_tables()
-        url = with_psycopg2(self._url.get_secret_value())
-        storage = PostgresEventLogStorage(url, should_autocreate_tables=False)
+        storage = PostgresEventLogStorage(with_psycopg2(self._url.get_secret_value()), should_autocreate_tables=False)
         storage._engine = shared_engine(self._url)  # noqa: SLF001 - there is no way in from outside
         return storage
 

@@ -51,12 +51,12 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
         return _sqlite_engine(url)
     arguments: dict[str, Any] = {}
     if url.get_backend_name() == "postgresql":
-        given = url.query
-        arguments = {
-            name: value for name, value in postgres_options(connect_timeout_seconds).items() if name not in given
-        }
+        ours = postgres_options(connect_timeout_seconds)
+        arguments = {name: value for name, value in ours.items() if name not in url.query}
+    # Otherwise each new connection is queried for a type that no table here has.
+    options = {"use_native_hstore": False} if url.drivername == POSTGRES_DRIVER else {}
     engine = sa.create_engine(
-        url, pool_size=2, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments
+        url, pool_size=2, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments, **options
     )
     follow_secret(engine, database_url, arguments)
     return engine
