@@ -18,12 +18,11 @@ import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from ingest_project.platform.http import MAX_PORT
-from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSSLSocket, deadline_in_force, with_deadline
+from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force, tls_context, with_deadline
 from ingest_project.sources import MAX_SIZE_BYTES
 from ingest_project.sources.file_server import Entry, Kind
 
@@ -235,7 +234,8 @@ class FtpControl(ftplib.FTP_TLS):
     """
 
     def __init__(self, host: str, connection: socket.socket, tls: Tls, ca_file: Path | None) -> None:
-        super().__init__(context=_tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
+        # Sessions are resumed only within their context.
+        super().__init__(context=tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
         self.host = host
         self.af = connection.family
         self._timeout_seconds = connection.gettimeout() or 0.0
@@ -340,13 +340,3 @@ def _data_port(port: int) -> int:
     if not FIRST_DATA_PORT <= port <= MAX_PORT:
         raise ftplib.error_proto(f"the server names port {port} for data")  # noqa: S321 - FTP is what this module is for
     return port
-
-
-@lru_cache(maxsize=4)
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Make one context for all connections: sessions are resumed only within their context."""
-    context = ssl.create_default_context()
-    context.sslsocket_class = DeadlineSSLSocket
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context

@@ -261,7 +261,7 @@ class PinnedAdapter(HTTPAdapter):
         self, connector: Connector, pool_hosts: int, pool_connections: int, ca_file: Path | None = None
     ) -> None:
         self._connector = connector
-        self._tls = _tls_context(certifi.where(), ca_file, ca_file.stat().st_mtime_ns if ca_file else 0)
+        self._tls = tls_context(ca_file, certifi.where())
         super().__init__(pool_hosts, pool_connections)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - as requests has it
@@ -295,9 +295,18 @@ class PinnedAdapter(HTTPAdapter):
         raise AddressRejectedError(proxy, "proxies are not used, they would resolve names again")
 
 
+def tls_context(ca_file: Path | None, public: str | None = None) -> ssl.SSLContext:
+    """Return one context for all connections of this process: reading authorities takes 20 ms.
+
+    Args:
+        ca_file: authorities to trust in addition; a file, or a folder of them. When it changes it is read again.
+        public: file of the public authorities; the system's by default.
+    """
+    return _tls_context(ca_file, public, ca_file.stat().st_mtime_ns if ca_file else 0)
+
+
 @lru_cache(maxsize=8)
-def _tls_context(public: str, ca_file: Path | None, _changed: int) -> ssl.SSLContext:
-    """Return the context for these authorities, read once for all transports of this process: that takes 20 ms."""
+def _tls_context(ca_file: Path | None, public: str | None, _changed_at: int) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=public)
     if ca_file:
         context.load_verify_locations(**{"capath" if ca_file.is_dir() else "cafile": str(ca_file)})
