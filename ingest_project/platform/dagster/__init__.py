@@ -11,8 +11,9 @@ it does not.
   test_internals).
 - `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
   metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
-- `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData`, `AssetCheckEvaluation`,
-  `get_step_execution_context`, and the metadata key by which an output has no event (test_asset_events, test_sensor).
+- `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData` and `AssetMaterialization`, which are
+  named tuples; `normalize_metadata`, `AssetCheckEvaluation`, `get_step_execution_context`, and the metadata key by
+  which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
   `AssetCheckResult._get_target_materialization_data`; without it, Dagster's own way to it, which takes longer.
 - `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;

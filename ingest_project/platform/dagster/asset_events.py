@@ -18,6 +18,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluation,
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.definitions.metadata import normalize_metadata
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
@@ -25,6 +26,7 @@ from dagster._core.execution.context.system import StepExecutionContext
 
 from ingest_project.core.items import store_bisecting
 from ingest_project.platform.dagster import lineage
+from ingest_project.platform.dagster.event_text import with_data
 from ingest_project.platform.dagster.instance import BulkEventLogStorage
 
 _POOL_RECYCLE_SECONDS = 3_600
@@ -221,7 +223,7 @@ def _store_materializations(context: Context, reports: Sequence[PartitionEvents]
     checked = {(result.asset, report.partition) for report in reports for result in report.checks}
     targets: Targets = {}
     for asset, partitions in by_asset.items():
-        events = [_materialization_event(context, now, asset, *partition) for partition in partitions]
+        events = _materialization_events(context, now, asset, partitions)
         for (partition, _), storage_id in zip(partitions, _store_asset(context, asset, events, checked), strict=True):
             targets[asset, partition] = AssetCheckEvaluationTargetMaterializationData(
                 storage_id=storage_id, run_id=run_id, timestamp=now
@@ -254,36 +256,41 @@ def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets:
             found = lineage.Checked(one.check, one.passed, one.severity, one.description)
             lineage.checked(one.asset, report.partition, found)
     results = [(report.partition, result) for report in reports for result in report.checks]
+    if not results:
+        return
     # Neighbours of one check share most of their text, which is then serialised once.
     results.sort(key=lambda one: (one[1].asset.path, one[1].check))
-    events = (
-        _check_event(context, now, partition, result, targets.get((result.asset, partition)))
-        for partition, result in results
-    )
+    evaluations = [
+        _evaluation(partition, result, targets.get((result.asset, partition))) for partition, result in results
+    ]
+    entry = _entry(context, now, DagsterEventType.ASSET_CHECK_EVALUATION, evaluations[0])
+    events = [with_data(entry, evaluation) for evaluation in evaluations]
     storage = context.instance.event_log_storage
     if isinstance(storage, BulkEventLogStorage):
-        storage.store_check_results(list(events))
+        storage.store_check_results(events)
     else:
         for event in events:
             context.instance.handle_new_event(event)
 
 
-def _materialization_event(
-    context: Context, timestamp: float, asset: dg.AssetKey, partition: str, metadata: Mapping[str, Any]
-) -> EventLogEntry:
-    materialization = dg.AssetMaterialization(asset_key=asset, partition=partition, metadata=metadata)
-    data = StepMaterializationData(materialization, [])
-    return _entry(context, timestamp, DagsterEventType.ASSET_MATERIALIZATION, data)
+def _materialization_events(
+    context: Context, timestamp: float, asset: dg.AssetKey, partitions: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[EventLogEntry]:
+    """Create the event of each partition from one that Dagster has checked: partition and metadata differ."""
+    bare = dg.AssetMaterialization(asset_key=asset)
+    data = StepMaterializationData(bare, [])
+    entry = _entry(context, timestamp, DagsterEventType.ASSET_MATERIALIZATION, data)
+    return [
+        with_data(entry, data._replace(materialization=bare._replace(partition=partition, metadata=normalized)))
+        for partition, metadata in partitions
+        for normalized in [normalize_metadata(metadata)]
+    ]
 
 
-def _check_event(
-    context: Context,
-    timestamp: float,
-    partition: str,
-    result: CheckResult,
-    target: AssetCheckEvaluationTargetMaterializationData | None,
-) -> EventLogEntry:
-    evaluation = AssetCheckEvaluation(
+def _evaluation(
+    partition: str, result: CheckResult, target: AssetCheckEvaluationTargetMaterializationData | None
+) -> AssetCheckEvaluation:
+    return AssetCheckEvaluation(
         asset_key=result.asset,
         check_name=result.check,
         passed=result.passed,
@@ -293,7 +300,6 @@ def _check_event(
         description=result.description,
         partition=partition,
     )
-    return _entry(context, timestamp, DagsterEventType.ASSET_CHECK_EVALUATION, evaluation)
 
 
 def _entry(

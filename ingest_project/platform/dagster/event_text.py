@@ -57,12 +57,17 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     for entry in events:
         event = entry.get_dagster_event()
         parts = _separated(event.event_specific_data)
-        frame = (entry._replace(dagster_event=None), event._replace(event_specific_data=None), *parts.shared)
+        frame = (with_data(entry, None), *parts.shared)
         if frame != shared:
-            marked = entry._replace(dagster_event=event._replace(event_specific_data=parts.marked()))
+            marked = with_data(entry, parts.marked())
             shared, texts = frame, _PLACES.split(serialize_value(marked, sort_keys=sort_keys))
         own = {mark: encoded(packed) for mark, packed in parts.own.items()}
         yield "".join(_NAMES.get(text, "") + own[text] if number % 2 else text for number, text in enumerate(texts))
+
+
+def with_data(entry: EventLogEntry, data: StepMaterializationData | AssetCheckEvaluation | None) -> EventLogEntry:
+    """Return an event with other data of its own; nothing is checked again."""
+    return entry._replace(dagster_event=entry.get_dagster_event()._replace(event_specific_data=data))
 
 
 def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event

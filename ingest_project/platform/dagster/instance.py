@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -160,7 +160,9 @@ class BulkEventLogStorage(PostgresEventLogStorage):
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
             stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
         storage_ids = [int(storage_id) for (storage_id,) in stored]
-        self._show_on_asset(events, storage_ids)
+        # Dagster looks at each event for the tags of its materialization.
+        first = 0 if any(_materialization_of(event).tags for event in events) else -1
+        self._show_on_asset(events[first:], storage_ids[first:])
         return storage_ids
 
     def store_check_results(self, events: Sequence[EventLogEntry]) -> None:
@@ -175,7 +177,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
                 event.run_id,
                 text,
                 event.get_dagster_event().event_type_value,
-                _utc(event),
+                _utc(event.timestamp),
                 event.step_key,
             )
             for event, text in zip(events, event_texts(events, sort_keys=False), strict=True)
@@ -485,19 +487,32 @@ def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[obj
     """Return the values of the statement above, in its order."""
     result = event.get_dagster_event().asset_check_evaluation_data
     status = AssetCheckExecutionRecordStatus.SUCCEEDED if result.passed else AssetCheckExecutionRecordStatus.FAILED
-    key = (result.asset_key.to_string(), result.check_name, event.run_id, result.partition)
+    key = (_key_text(result.asset_key), result.check_name, event.run_id, result.partition)
     target = result.target_materialization_data
-    return (*key, status.value, text, _utc(event), storage_id, target.storage_id if target else None)
+    return (*key, status.value, text, _utc(event.timestamp), storage_id, target.storage_id if target else None)
 
 
 def _materialization_row(event: EventLogEntry, text: str) -> tuple[Any, ...]:
     """Return what Dagster's `_event_to_row` returns, which would serialise the event once more."""
-    made = event.get_dagster_event()
-    key = made.asset_key.to_string() if made.asset_key else None
-    partition = made.partition or None
-    return event.run_id, text, made.event_type_value, _utc(event), made.step_key, key, partition
+    made, materialization = event.get_dagster_event(), _materialization_of(event)
+    key, partition = _key_text(materialization.asset_key), materialization.partition or None
+    return event.run_id, text, made.event_type_value, _utc(event.timestamp), made.step_key, key, partition
 
 
-def _utc(event: EventLogEntry) -> datetime:
+def _materialization_of(event: EventLogEntry) -> dg.AssetMaterialization:
+    # Each of Dagster's ways to it checks the type of the event.
+    materialization: dg.AssetMaterialization = event.get_dagster_event().event_specific_data.materialization  # type: ignore[union-attr]
+    return materialization
+
+
+# Of a batch these are the same for each event.
+@lru_cache(maxsize=64)
+def _key_text(key: dg.AssetKey) -> str:
+    """Return an asset key as the columns of Dagster's tables have it."""
+    return key.to_string()
+
+
+@lru_cache(maxsize=64)
+def _utc(timestamp: float) -> datetime:
     """Return the time of an event as Dagster stores it: UTC, without saying so."""
-    return datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None)
+    return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None)
