@@ -105,16 +105,7 @@ class PartitionEvents:
 
 def report_failed(instance: dg.DagsterInstance, result: CheckResult, partition: str) -> None:
     """Show in the UI that a partition failed permanently, where no run is left that could report it."""
-    evaluation = dg.AssetCheckEvaluation(
-        asset_key=result.asset,
-        check_name=result.check,
-        passed=result.passed,
-        metadata=result.metadata,
-        severity=result.severity,
-        description=result.description,
-        partition=partition,
-    )
-    instance.report_runless_asset_event(evaluation)
+    instance.report_runless_asset_event(_evaluation(partition, result))
 
 
 def keep_connections_open(instance: dg.DagsterInstance) -> None:
@@ -288,7 +279,7 @@ def _materialization_events(
 
 
 def _evaluation(
-    partition: str, result: CheckResult, target: AssetCheckEvaluationTargetMaterializationData | None
+    partition: str, result: CheckResult, target: AssetCheckEvaluationTargetMaterializationData | None = None
 ) -> AssetCheckEvaluation:
     return AssetCheckEvaluation(
         asset_key=result.asset,

@@ -173,13 +173,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
         """
         rows = [
             # Of an event about a check Dagster leaves asset and partition empty in this table.
-            (
-                event.run_id,
-                text,
-                event.get_dagster_event().event_type_value,
-                _utc(event.timestamp),
-                event.step_key,
-            )
+            (event.run_id, text, event.get_dagster_event().event_type_value, _utc(event.timestamp), event.step_key)
             for event, text in zip(events, event_texts(events, sort_keys=False), strict=True)
         ]
         with self._cursor() as cursor:
