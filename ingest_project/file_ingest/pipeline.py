@@ -240,11 +240,7 @@ def requeue_later(result: FileResult, services: FileIngestResources) -> FileResu
         await_a_person([result], services)
         return result
     released = services.files.requeue_later(
-        [result.record.file_key],
-        result.reason or "",
-        result.error_class or "",
-        retries,
-        datetime.now(UTC),
+        [result.record.file_key], result.reason or "", result.error_class or "", retries, datetime.now(UTC)
     )
     return replace(result, state=FileState.FAILED) if released.failed else result
 

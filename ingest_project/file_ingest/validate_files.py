@@ -310,12 +310,7 @@ def judge(file: OpenedFile, findings: Findings, contract: Contract) -> FileResul
         counts = {error.rule: 1, **findings.rule_counts}
         return result_of_error(file.record, error, file.landed, rule_counts=counts, **known)
     return FileResult(
-        file.record,
-        FileState.INGESTED,
-        file.landed,
-        meaning=file.meaning,
-        rule_counts=findings.rule_counts,
-        **known,
+        file.record, FileState.INGESTED, file.landed, meaning=file.meaning, rule_counts=findings.rule_counts, **known
     )
 
 

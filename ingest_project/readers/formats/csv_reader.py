@@ -235,13 +235,15 @@ def without_headers(tables: Iterator[TableChunk], header: Header, layout: Layout
     """Reject the records that repeat the header, as in files that were put together: as texts they would be rows."""
     written = {name: header.names[index] for name, index in layout.wanted.items()}
     for table in tables:
-        found = table.columns
         # In a single column it may be a value.
-        for name, text in written.items() if len(written) > 1 else ():
+        found = table.columns if len(written) > 1 else table.columns.clear()
+        for name, text in written.items():
+            if not found.height:
+                break
             # A look at a column takes a fraction of the time of a filter, and the first one as a rule ends it.
             same = found[name] == text
             found = found.filter(same) if same.any() else found.clear()
-        if len(written) > 1 and found.height:
+        if found.height:
             numbers = found["line_number"].to_list()
             rows = [Malformed(*row, "repeated_header") for row in zip(numbers, table.raw_text(numbers), strict=True)]
             columns = table.columns.filter(~pl.col("line_number").is_in(numbers))
