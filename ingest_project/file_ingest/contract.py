@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import polars as pl
@@ -30,6 +31,7 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables
 from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
+from ingest_project.readers.matching import SameProfile
 from ingest_project.readers.profiles import Profiles, ReaderProfile, first_group, load_profiles
 from ingest_project.readers.reading import cast
 
@@ -329,4 +331,10 @@ def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) 
     name = location.rpartition("/")[2]
     taken = {column: first_group(name, pattern) for column, pattern in profile.from_file_name.items()}
     taken |= {column: first_group(location, pattern) for column, pattern in profile.from_path.items()}
-    return digest_of(profile.model_dump(mode="json", exclude={"description"}), taken, kind, *more)
+    return digest_of(_read_as(SameProfile(profile)), taken, kind, *more)
+
+
+@lru_cache(maxsize=64)
+def _read_as(same: SameProfile) -> Mapping[str, object]:
+    """Return what a profile says of reading, which the files of a batch share."""
+    return same.profile.model_dump(mode="json", exclude={"description"})

@@ -256,8 +256,12 @@ class DeclaredContract(Contract):
 
     def meaning_of(self, profile: ReaderProfile, record: FileRecord) -> str:
         """Hash everything but the bytes that determines the rows of a file."""
-        declared = self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
-        return meaning_of(profile, location_of(record), record.event.kind, declared)
+        return meaning_of(profile, location_of(record), record.event.kind, self._checked_as)
+
+    @cached_property
+    def _checked_as(self) -> Mapping[str, object]:
+        """What the declaration says of checking, which the files of a batch share."""
+        return self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
 
 
 def tables_of(declaration: DatasetDeclaration, settings: Settings) -> DatasetTables:
