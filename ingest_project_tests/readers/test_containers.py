@@ -116,12 +116,20 @@ def test_what_is_no_text_is_named(content: bytes, kind: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "rule"), [(b"%PDF-1.4", "unreadable_container"), (b"PAR1", "unreadable_container"), (b"", "empty_file")]
+    ("content", "rule"),
+    [(b"%PDF-1.4", "unreadable_container"), (b"PAR1\x15", "unreadable_container"), (b"", "empty_file")],
 )
 def test_content_of_another_type_is_rejected(tmp_path: Path, content: bytes, rule: str) -> None:
     assert rejected(tmp_path, "x.txt", content).rule == rule
     assert rejected(tmp_path, "x.csv.gz", gzip.compress(content)).rule == rule
     assert rejected(tmp_path, "x.zip", content).rule == "unreadable_container"
+
+
+@pytest.mark.parametrize("first", ["PAR1", "PK", "BZh91AY", "Obj", "ustar"])
+@pytest.mark.parametrize("name", ["x.csv", "x.gz"])
+def test_a_first_column_named_as_another_format_begins_is_text(tmp_path: Path, name: str, first: str) -> None:
+    content = f"{first},a,b\n0,1,2\n0,3,4\n".encode()
+    assert rows_of(tmp_path, name, gzip.compress(content) if name == "x.gz" else content) == ROWS
 
 
 @pytest.mark.parametrize("name", ["x.tsv", "x.psv", "x.txt", "x.dat", "x.csv"])

@@ -148,8 +148,9 @@ def path_file_name(target: str) -> str | None:
 
 def sniff(head: bytes) -> str | None:
     """Return the media type that the first bytes of a file show; None when they show none."""
+    is_text = _CONTROLS.search(head) is None
     for magic, media_type in _MAGIC:
-        if head.startswith(magic):
+        if head.startswith(magic) and not (is_text and magic.isalnum()):
             return media_type
     if head[:4] == b"RIFF" and head[8:12] in _RIFF:
         return _RIFF[head[8:12]]

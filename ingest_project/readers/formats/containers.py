@@ -51,7 +51,8 @@ STARTS = (
     (re.compile(rb"PK(?:\x03\x04|\x05\x06)"), "zip"),
 )
 START_BYTES = 16
-PARQUET_START, OLE_START = b"PAR1", b"\xd0\xcf\x11\xe0"
+# What follows the four letters of Parquet tells it from a csv file whose first column is PAR1.
+PARQUET_START, OLE_START = b"PAR1\x15", b"\xd0\xcf\x11\xe0"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WORKBOOK_PART = "[Content_Types].xml"
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
@@ -242,7 +243,7 @@ def _detected(path: Path) -> str:
         text = file.read(PIECE_BYTES)
     if text.startswith(PARQUET_START):
         return "parquet"
-    if text.startswith((OLE_START, b"PK")):
+    if text.startswith(OLE_START) or _container(text) == "zip":
         return "xls" if text.startswith(OLE_START) else "xlsx"
     return "json" if text.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in {b"{", b"["} else "csv"
 
