@@ -251,9 +251,7 @@ def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets:
         return
     # Neighbours of one check share most of their text, which is then serialised once.
     results.sort(key=lambda one: (one[1].asset.path, one[1].check))
-    evaluations = [
-        _evaluation(partition, result, targets.get((result.asset, partition))) for partition, result in results
-    ]
+    evaluations = [_evaluation(key, result, targets.get((result.asset, key))) for key, result in results]
     entry = _entry(context, now, DagsterEventType.ASSET_CHECK_EVALUATION, evaluations[0])
     events = [with_data(entry, evaluation) for evaluation in evaluations]
     storage = context.instance.event_log_storage

@@ -2,8 +2,8 @@
 
 Dagster walks through every object of every event in Python, which takes as long as reading and checking a small file.
 Here Dagster serialises once what the events share, with marks in the places of the parts of their own: partition,
-description, metadata, and the materialization that a check is about. Metadata of the common kinds is plain JSON;
-Dagster serialises any other kind.
+description, metadata, and the materialization that a check is about. Metadata of the common kinds is written into the
+text of its kind; Dagster serialises any other kind.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.events import StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._serdes import pack_value, serialize_value
+from dagster_shared.record import replace
 
 _MARK = uuid4().hex
 _NO_ENTRIES, _NO_METADATA, _NO_STORAGE_ID = '"metadata_entries": []', '"metadata": {}', '"storage_id": -1'
@@ -36,7 +37,7 @@ class _Parts(NamedTuple):
     Args:
         shared: everything but the event's own parts; equal for events that have the rest in common.
         marked: makes the event's data with the marks.
-        own: what each own part is packed to, by the mark in its place: a value, or with its name in front a member.
+        own: each own part by the mark in its place: a value, or with its name in front a member.
     """
 
     shared: tuple[Any, ...]
@@ -53,7 +54,7 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     """
     shared: tuple[Any, ...] = ()
     texts: list[str] = []
-    encoded = json.JSONEncoder(sort_keys=sort_keys).encode
+    encoder = json.JSONEncoder(sort_keys=sort_keys)
     for entry in events:
         event = entry.get_dagster_event()
         parts = _separated(event.event_specific_data)
@@ -61,7 +62,7 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
         if frame != shared:
             marked = with_data(entry, parts.marked())
             shared, texts = frame, _PLACES.split(serialize_value(marked, sort_keys=sort_keys))
-        own = {mark: encoded(packed) for mark, packed in parts.own.items()}
+        own = {mark: _own_text(mark, part, encoder) for mark, part in parts.own.items()}
         yield "".join(_NAMES.get(text, "") + own[text] if number % 2 else text for number, text in enumerate(texts))
 
 
@@ -78,14 +79,14 @@ def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
 def _separated_materialization(data: StepMaterializationData) -> _Parts:
     made = data.materialization
     own, marks = _with_marks(partition=made.partition)
-    own[_NO_ENTRIES] = [_packed_entry(label, value) for label, value in made.metadata.items()]
+    own[_NO_ENTRIES] = made.metadata
     bare = data._replace(materialization=made._replace(metadata={}, partition=marks["partition"]))
     return _Parts((bare,), lambda: bare, own)
 
 
 def _separated_check(found: AssetCheckEvaluation) -> _Parts:
     own, marks = _with_marks(partition=found.partition, description=found.description)
-    own[_NO_METADATA] = {label: _packed(value) for label, value in found.metadata.items()}
+    own[_NO_METADATA] = found.metadata
     target = found.target_materialization_data
     if target is not None:
         own[_NO_STORAGE_ID] = target.storage_id
@@ -93,17 +94,7 @@ def _separated_check(found: AssetCheckEvaluation) -> _Parts:
             storage_id=-1, run_id=target.run_id, timestamp=target.timestamp
         )
     shared = (found.asset_key, found.check_name, found.passed, target, found.severity, found.blocking)
-    marked = partial(
-        AssetCheckEvaluation,
-        asset_key=found.asset_key,
-        check_name=found.check_name,
-        passed=found.passed,
-        target_materialization_data=target,
-        severity=found.severity,
-        blocking=found.blocking,
-        description=marks["description"],
-        partition=marks["partition"],
-    )
+    marked = partial(replace, found, metadata={}, target_materialization_data=target, **marks)
     return _Parts((*shared, *marks.values()), marked, own)
 
 
@@ -113,38 +104,53 @@ def _with_marks(**texts: str | None) -> tuple[dict[str, Any], dict[str, str | No
     return {f'"{mark}"': texts[name] for name, mark in marks.items() if mark}, marks
 
 
-def _packed_entry(label: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - a value of any kind
-    return {"__class__": "EventMetadataEntry", "label": label, "entry_data": _packed(value), "description": None}
+def _own_text(mark: str, part: Any, encoder: json.JSONEncoder) -> str:  # noqa: ANN401 - metadata, or JSON
+    """Write metadata, or another part of an event; names are sorted where the encoder sorts them."""
+    if mark == _NO_ENTRIES:
+        entry = _SORTED_ENTRY if encoder.sort_keys else _ENTRY
+        texts = (entry % {"label": encoder.encode(label), "data": _text(part[label], encoder)} for label in part)
+        return f"[{', '.join(texts)}]"
+    if mark == _NO_METADATA:
+        labels = sorted(part) if encoder.sort_keys else part
+        members = (f"{encoder.encode(label)}: {_text(part[label], encoder)}" for label in labels)
+        return f"{{{', '.join(members)}}}"
+    return encoder.encode(part)
 
 
-def _packed(value: Any) -> Any:  # noqa: ANN401 - a value of any kind
-    packed = _PACKED[type(value)](value) if type(value) in _PACKED else None
-    return pack_value(value) if packed is None else packed
+def _text(value: Any, encoder: json.JSONEncoder) -> str:  # noqa: ANN401 - metadata of any kind
+    if kind := _PLAIN.get(type(value)):
+        # The encoder takes as long for a number as for an object.
+        return kind % (str(value.value) if type(value.value) is int else encoder.encode(value.value))
+    text = _table_text(value, encoder) if type(value) is dg.TableMetadataValue else ""
+    return text or encoder.encode(pack_value(value))
 
 
-def _packed_table(table: dg.TableMetadataValue) -> dict[str, Any] | None:
+def _table_text(table: dg.TableMetadataValue, encoder: json.JSONEncoder) -> str:
+    """Write a table; empty where Dagster has to, because its columns are described further."""
     if table.schema.constraints != _NO_CONSTRAINTS or any(
         column.constraints != _ANY_VALUE or column.description or column.tags for column in table.schema.columns
     ):
-        return None
-    records = [{"__class__": "TableRecord", "data": dict(record.data)} for record in table.records]
-    schema = _packed_schema(tuple((column.name, column.type) for column in table.schema.columns))
-    return {"__class__": "TableMetadataEntryData", "records": records, "schema": schema}
+        return ""
+    records = ", ".join([_RECORD % encoder.encode(dict(record.data)) for record in table.records])
+    schema = _schema_text(tuple((column.name, column.type) for column in table.schema.columns), encoder.sort_keys)
+    return f'{{"__class__": "TableMetadataEntryData", "records": [{records}], "schema": {schema}}}'
 
 
 @lru_cache(maxsize=256)
-def _packed_schema(columns: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - JSON
-    return pack_value(dg.TableSchema([dg.TableColumn(*column) for column in columns]))
+def _schema_text(columns: tuple[tuple[str, str], ...], sort_keys: bool) -> str:  # noqa: FBT001 - a part of the key
+    return serialize_value(dg.TableSchema([dg.TableColumn(*column) for column in columns]), sort_keys=sort_keys)
 
 
 _NAMES = {_NO_ENTRIES: '"metadata_entries": ', _NO_METADATA: '"metadata": ', _NO_STORAGE_ID: '"storage_id": '}
 _NO_CONSTRAINTS = dg.TableSchema([]).constraints
 _ANY_VALUE = dg.TableColumn("any").constraints
-_PACKED: dict[type, Callable[[Any], dict[str, Any] | None]] = {
-    dg.BoolMetadataValue: lambda one: {"__class__": "BoolMetadataEntryData", "value": one.value},
-    dg.FloatMetadataValue: lambda one: {"__class__": "FloatMetadataEntryData", "value": one.value},
-    dg.IntMetadataValue: lambda one: {"__class__": "IntMetadataEntryData", "value": one.value},
-    dg.JsonMetadataValue: lambda one: {"__class__": "JsonMetadataEntryData", "data": one.data},
-    dg.TextMetadataValue: lambda one: {"__class__": "TextMetadataEntryData", "text": one.text},
-    dg.TableMetadataValue: _packed_table,
+_ENTRY = '{"__class__": "EventMetadataEntry", "label": %(label)s, "entry_data": %(data)s, "description": null}'
+_SORTED_ENTRY = '{"__class__": "EventMetadataEntry", "description": null, "entry_data": %(data)s, "label": %(label)s}'
+_RECORD = '{"__class__": "TableRecord", "data": %s}'
+_PLAIN: dict[type, str] = {
+    dg.BoolMetadataValue: '{"__class__": "BoolMetadataEntryData", "value": %s}',
+    dg.FloatMetadataValue: '{"__class__": "FloatMetadataEntryData", "value": %s}',
+    dg.IntMetadataValue: '{"__class__": "IntMetadataEntryData", "value": %s}',
+    dg.JsonMetadataValue: '{"__class__": "JsonMetadataEntryData", "data": %s}',
+    dg.TextMetadataValue: '{"__class__": "TextMetadataEntryData", "text": %s}',
 }
