@@ -47,7 +47,7 @@ class FileServer:
         self._folder = folder
 
     def __enter__(self) -> Self:
-        """Serve in a thread of its own."""
+        """Serve in its own thread."""
         threading.Thread(target=self._server.serve_forever, name="demo-web-server", daemon=True).start()
         return self
 

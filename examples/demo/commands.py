@@ -66,7 +66,7 @@ def running_system(environment: Mapping[str, str], *options: str) -> Iterator[su
     """
     command = [sys.executable, "-m", "ingest_project.cli.main", "dev", *options]
     colours = {"FORCE_COLOR": "1"} if sys.stderr.isatty() else {}
-    # In a session of its own: Ctrl-C in a terminal would reach it twice, and the second one would cut its end short.
+    # In its own session: Ctrl-C in a terminal would reach it twice, and the second one would cut its end short.
     with subprocess.Popen(  # noqa: S603 - our own command
         command,
         env={**os.environ, **colours, **environment},

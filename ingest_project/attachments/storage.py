@@ -1,6 +1,6 @@
 """Attachments in an object store: its name, the owner of that name, and its metadata.
 
-One template serves all domains, and some have a base of their own. Values come from untrusted senders. Each becomes one
+One template serves all domains, and some have their own base. Values come from untrusted senders. Each becomes one
 safe part of a path; a value that had to be changed carries a short hash of the original. Every path has a part named
 after its attachment, by 128 bits of hash, so that no two attachments share a name, however they are called. A path that
 a task brings along has no such part; it must not use another attachment's, nor a name where the folders of others are

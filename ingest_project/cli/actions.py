@@ -55,7 +55,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many items
 class _Actions(TyperGroup):
     """The commands of all actions; a misspelt one proposes the nearest."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - Typer brings a Click of its own
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - Typer brings its own Click
         """Find the command of an action."""
         try:
             if args and not args[0].startswith("-"):

@@ -71,7 +71,7 @@ PARTS: Mapping[str, str] = {
     plugins.DECODERS: "streams.decoders:DECODERS",
     plugins.ALERT_CHANNELS: "operations.alerts:CHANNELS",
 }
-# Click's class for wrong usage: newer versions of Typer bring a Click of their own.
+# Click's class for wrong usage: newer versions of Typer bring their own Click.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 # Output to a pipe or a file is not limited to a terminal's width.
 PIPE_WIDTH = 200

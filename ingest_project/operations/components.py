@@ -153,7 +153,7 @@ class FileDataset(_Declared[DatasetDeclaration]):
     model = DatasetDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return what one dataset needs in a Dagster project of its own."""
+        """Return what one dataset needs in its own Dagster project."""
         del context
         name, job = self.declaration.name, batch_job(self.declaration.name)
         services = _services()
@@ -179,7 +179,7 @@ class TopicStream(_Declared[StreamDeclaration]):
     model = StreamDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return what the stream needs in a Dagster project of its own."""
+        """Return what the stream needs in its own Dagster project."""
         del context
         topics = topics_of(self.declaration, current_settings())
         return dg.Definitions.merge(

@@ -1,6 +1,6 @@
 """Poll every part of the system in the background, and check the readiness of each.
 
-`Monitor` polls each part in a thread of its own and keeps the last sample of each: scrapers and viewers cost the
+`Monitor` polls each part in its own thread and keeps the last sample of each: scrapers and viewers cost the
 databases nothing, and a part that hangs delays no other. `readiness` returns one line for each service, sensor and disk
 that ingestion needs.
 """

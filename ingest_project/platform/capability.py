@@ -438,7 +438,7 @@ def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElem
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
     """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
-    # A replay has a record of its own, which names who requested it.
+    # A replay has its own record, which names who requested it.
     if row["reopened_at"] and "replays" not in row:
         yield Moment(row["reopened_at"], subject, "requested again")
     if row["started_at"]:

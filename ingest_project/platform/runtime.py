@@ -49,7 +49,7 @@ COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
 class Runtime:
     """Settings, database and Kafka clients, shared by all capabilities.
 
-    Each capability adds what only it uses in a subclass of its own.
+    Each capability adds what only it uses in its own subclass.
 
     Args:
         settings: where each service is.

@@ -191,7 +191,7 @@ def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits:
     """Open a buffered file whose cut connection is replaced, up to three times without a byte in between.
 
     Args:
-        open_at: opens the file at a position, on a connection of its own.
+        open_at: opens the file at a position, on its own connection.
         location: of the file, for messages.
         limits: of its source; they hold over all connections together.
     """

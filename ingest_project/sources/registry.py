@@ -151,7 +151,7 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
     try:
         return factory(source_config, context)
     except ValidationError as error:
-        # A source of another package checks its options with a model of its own.
+        # A source of another package checks its options with its own model.
         wrong = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:MISTAKES_SHOWN]
         )

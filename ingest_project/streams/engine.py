@@ -76,7 +76,7 @@ class Batch(Generic[Rows]):
         lost: offsets among them that retention had removed.
         written_ms: when they were written, in milliseconds since 1970, where the broker says so.
         began: when the first one was requested, by the clock of `time.monotonic`.
-        traced: keys of the messages that have a trace of their own, see `platform.tracing`.
+        traced: keys of the messages that have their own trace, see `platform.tracing`.
     """
 
     partition: int

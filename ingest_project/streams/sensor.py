@@ -168,7 +168,7 @@ def split(waiting: Mapping[int, int], max_runs: int, worth_splitting: int) -> li
 def end_of(position: SinkPosition, end: int, limit: int) -> int:
     """Return the end offset of a run; half as far after each attempt that did not move the position.
 
-    So a message that kills its process is finally in a run of its own.
+    So a message that kills its process is finally in its own run.
     """
     return min(end, position.next_offset + max(1, limit >> min(position.attempts, 62)))
 

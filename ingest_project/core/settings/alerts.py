@@ -258,7 +258,7 @@ class AlertRule(Section):
             return self
         condition = CONDITIONS.get(self.condition)
         if condition is None:
-            raise ValueError("a rule with a threshold needs one condition, as each has a unit of its own")
+            raise ValueError("a rule with a threshold needs one condition, as each has its own unit")
         if not condition.unit:
             raise ValueError(f"{self.condition} has no threshold: it holds or not")
         if condition.unit == "share" and self.threshold > 1:

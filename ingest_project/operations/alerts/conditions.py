@@ -354,7 +354,7 @@ def _failed_checks(view: _View) -> Iterator[Finding]:
         policy = view.policy(subject)
         checks = failures.checks.get(policy.window_seconds or 0, ())
         one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
-        # A file that is not usual has a condition of its own.
+        # A file that is not usual has its own condition.
         if one is None or one.failed < (policy.threshold or 0) or check == WITHIN_BASELINE:
             continue
         of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""

@@ -1,4 +1,4 @@
-"""Assess the conditions regularly, keep the incidents, and send the messages, each channel in a thread of its own.
+"""Assess the conditions regularly, keep the incidents, and send the messages, each channel in its own thread.
 
 The monitor watches: it works while Dagster's daemon is away. Where no monitor runs, a sensor does. Of several
 processes one holds the lease; the others stand by.

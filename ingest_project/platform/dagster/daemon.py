@@ -43,7 +43,7 @@ logger = get_logger(__name__)
 
 CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
-# Most events that other processes number while one of them stores a statement of its own (`ROWS_PER_STATEMENT`).
+# Most events that other processes number while one of them stores its own statement (`ROWS_PER_STATEMENT`).
 EVENTS_BEING_STORED = 10_000
 # How often the records are checked: only they show another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 30.0

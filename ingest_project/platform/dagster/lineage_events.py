@@ -288,7 +288,7 @@ def _iso(moment: datetime) -> str:
 
 
 class _Sender:
-    """Sends events in order, in a thread of its own; a bounded number waits."""
+    """Sends events in order, in its own thread; a bounded number waits."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = _client(settings)

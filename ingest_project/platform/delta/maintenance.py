@@ -5,7 +5,7 @@ next to appenders: compaction does not conflict with appending. Where two mainte
 
 The last one is our own guarantee: delta-rs lets two compactions of the same files both commit, and then every row is
 there twice. But it refuses one when the table's metadata changed since the state it began with. So each maintenance
-first writes a claim of its own into the table's properties, and compacts from no state that has another's: a later
+first writes its own claim into the table's properties, and compacts from no state that has another's: a later
 claim stops everything an earlier one still has under way. A writer retries an append that conflicts with a claim.
 
 A compaction by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let only one of the two maintain a table.

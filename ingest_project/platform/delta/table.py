@@ -459,7 +459,7 @@ def look_ups(table: DeltaTable) -> QueryBuilder:
 def query_version(
     store: DeltaStore, table: DeltaTable, query: str, session: QueryBuilder | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Query one version of the table, registered as `events`, in a session of its own by default.
+    """Query one version of the table, registered as `events`, in its own session by default.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.

@@ -42,7 +42,7 @@ _REMEMBERED_HOSTS = 1_024
 
 
 class MalformedAddressError(ValueError):
-    """A text that is not one address to every client. Each caller maps it to an error of its own.
+    """A text that is not one address to every client. Each caller maps it to its own error.
 
     Args:
         reason: what is wrong, without quoting the text; starts in lower case and ends without a full stop.

@@ -248,7 +248,7 @@ class DeclaredTable:
         return {name for name, kind in found.items() if kind == "TEXT"}, set(found)
 
     def _add_evolved(self, names: set[str]) -> None:
-        """Add columns of text to the table, in a transaction of their own; doing it again changes nothing."""
+        """Add columns of text to the table, in their own transaction; doing it again changes nothing."""
         if names:
             evolved = self._with_texts(names)
             self._ensure(evolved)
@@ -266,7 +266,7 @@ class DeclaredTable:
 
 
 def table_of(declaration: StreamDeclaration) -> sa.Table:
-    """Return the table of a declared stream, in a catalogue of its own: migrations do not know it."""
+    """Return the table of a declared stream, in its own catalogue: migrations do not know it."""
     sink = declaration.sink
     assert isinstance(sink, SqlTarget)  # noqa: S101 - the caller chose by it
     # Only keys are NOT NULL: the contract requires values, and a tombstone may mark a row that never came.

@@ -1,6 +1,6 @@
 """The declaration of user activity.
 
-Its rows are made by a decoder of its own: it takes a tenth less time than the general one, and gives the reasons of the
+Its rows are made by its own decoder: it takes a tenth less time than the general one, and gives the reasons of the
 contract of its messages.
 """
 
