@@ -125,12 +125,7 @@ def _broken(
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> CheckResult:
     return CheckResult(
-        assets.validated,
-        CONTRACT_HOLDS,
-        passed=False,
-        severity=severity,
-        description=reason,
-        metadata=metadata,
+        assets.validated, CONTRACT_HOLDS, passed=False, severity=severity, description=reason, metadata=metadata
     )
 
 
@@ -140,11 +135,7 @@ def _file_check(
     """Return a check of each file of a dataset."""
 
     @dg.asset_check(
-        asset=assets.validated,
-        name=name,
-        partitions_def=assets.partitions,
-        blocking=blocking,
-        description=description,
+        asset=assets.validated, name=name, partitions_def=assets.partitions, blocking=blocking, description=description
     )
     def check(
         context: dg.AssetCheckExecutionContext, services: dg.ResourceParam[FileIngestResources]
@@ -285,10 +276,7 @@ def quarantine_share_acceptable(services: dg.ResourceParam[FileIngestResources])
     )
 
 
-@dg.asset_check(
-    asset=RAW_FILES,
-    description="No file has been unfinished for longer than INGEST_MAX_WAITING_SECONDS.",
-)
+@dg.asset_check(asset=RAW_FILES, description="No file has been unfinished for longer than INGEST_MAX_WAITING_SECONDS.")
 def nothing_waits_too_long(services: dg.ResourceParam[FileIngestResources]) -> dg.AssetCheckResult:
     """Check the file that has waited longest."""
     limit_seconds = services.settings.file_ingest.max_waiting_seconds

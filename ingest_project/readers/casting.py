@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -36,6 +37,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_TICK = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 # Many systems write the last microsecond of the year 9999 for "no end"; unix times and offsets could exceed it.
 LAST_TICK = (datetime.max.replace(tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+# Polars has the changes of clocks up to 2099. On the last day clocks are as after their last change in a year.
+UNKNOWN_TO_POLARS = (datetime(2100, 1, 1), datetime(9999, 12, 31))  # noqa: DTZ001 - clock times
 AMBIGUOUS: dict[str, Literal["null", "earliest", "latest"]] = {
     "reject": "null",
     "earliest": "earliest",
@@ -101,10 +104,23 @@ def moments_of_clock(clock_times: pl.Series, layout: TimestampLayout) -> pl.Seri
     offset = offset_of(layout.zone)
     if offset is not None:
         return _within_supported_years((clock_times - timedelta(seconds=offset)).dt.replace_time_zone("UTC"))
-    local = clock_times.to_frame("clock").select(
-        pl.col("clock").dt.replace_time_zone(layout.zone, ambiguous=AMBIGUOUS[layout.ambiguous], non_existent="null")
-    )
-    return _within_supported_years(local["clock"].dt.convert_time_zone("UTC"))
+    local = clock_times.dt.replace_time_zone(
+        layout.zone, ambiguous=AMBIGUOUS[layout.ambiguous], non_existent="null"
+    ).dt.convert_time_zone("UTC")
+    later = clock_times.is_between(*UNKNOWN_TO_POLARS, closed="left").arg_true()
+    if len(later):
+        moments_later = [_moment(clock, layout) for clock in clock_times.gather(later)]
+        local = local.scatter(later, pl.Series(moments_later, dtype=MOMENT))
+    return _within_supported_years(local)
+
+
+def _moment(clock: datetime, layout: TimestampLayout) -> datetime | None:
+    """Convert one clock time as `moments_of_clock` does, by Python's rules of the zone."""
+    zone = ZoneInfo(layout.zone)
+    first, second = (clock.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    twice = {"reject": None, "earliest": first, "latest": second}[layout.ambiguous]
+    # A time that clocks skip is the later of the two by the offset before the change.
+    return first if first == second else twice if first < second else None
 
 
 def _steps(name: str, texts: pl.Series) -> list[str]:

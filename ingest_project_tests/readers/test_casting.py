@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import cast as cast_type
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
 
-from ingest_project.readers.casting import cast, clock_faults, moments_of_cells, parse_numbers, parse_timestamps
+from ingest_project.readers.casting import (
+    cast,
+    clock_faults,
+    moments_of_cells,
+    moments_of_clock,
+    parse_numbers,
+    parse_timestamps,
+)
 from ingest_project.readers.cells import DATE, TEXT
 from ingest_project.readers.profiles import NumberLayout, TimestampLayout
 from ingest_project_tests.readers.samples import CANONICAL
@@ -22,6 +30,24 @@ def moment(text: str | None, **layout: object) -> datetime | None:
 def number(text: str | None, **layout: object) -> float | None:
     numbers = parse_numbers(pl.Series([text], dtype=pl.String), NumberLayout.model_validate(layout))
     return cast_type("float | None", numbers.to_list()[0])
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Sydney", "Africa/Casablanca"])
+def test_clocks_change_in_every_year_as_python_has_it(zone: str) -> None:
+    clocks = [datetime(year, month, 15, 12) for year in (1970, 2099, 2100, 2104, 9999) for month in range(1, 13)]  # noqa: DTZ001
+    found = moments_of_clock(pl.Series(clocks, dtype=pl.Datetime("us")), TimestampLayout(zone=zone))
+    assert found.to_list() == [clock.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC) for clock in clocks]
+
+
+@pytest.mark.parametrize(
+    ("ambiguous", "twice"), [("reject", None), ("earliest", "2100-10-31T00:30Z"), ("latest", "2100-10-31T01:30Z")]
+)
+def test_times_that_clocks_skip_or_pass_twice_are_known_in_the_next_century(ambiguous: str, twice: str | None) -> None:
+    layout = TimestampLayout(zone="Europe/Berlin", ambiguous=ambiguous, hour_24="midnight")
+    texts = ["2100-03-28 02:30", "2100-10-31 02:30", "9999-12-31 24:00"]
+    skipped, found, last = parse_timestamps(pl.Series(texts), layout)
+    assert (skipped, found) == (None, twice and datetime.fromisoformat(twice))
+    assert last == datetime(9999, 12, 31, 23, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
