@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import typer
 
-from ingest_project.cli.main import run
+from ingest_project.cli import main
+from ingest_project.cli.main import build_app, run
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 
@@ -32,6 +35,7 @@ class Result:
 
 
 Ingest = Callable[..., Result]
+app_of, command_of = cache(build_app), cache(typer.main.get_command)
 
 
 @pytest.fixture
@@ -43,6 +47,9 @@ def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setenv("INGEST_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("INGEST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
+    # Typer builds the same commands anew each time, which takes as long as running most of them.
+    monkeypatch.setattr(main, "build_app", lambda commands: app_of(tuple(commands)))
+    monkeypatch.setattr(typer.main, "get_command", command_of)
 
     def run_it(*arguments: str) -> Result:
         capsys.readouterr()
