@@ -83,7 +83,11 @@ def number_fault(text: str, column: Column) -> str | None:
     if column.digits is None:
         return "out_of_range" if math.isinf(float(number)) else None
     digits, places = column.digits
-    return "out_of_range" if number and number.adjusted() >= digits - places else "too_many_decimals"
+    if number and number.adjusted() >= digits - places:
+        return "out_of_range"
+    significant = "".join(map(str, number.as_tuple().digits)).rstrip("0")
+    decimals = len(significant) - 1 - number.adjusted()
+    return "too_many_decimals" if number and decimals > places else None
 
 
 def _known_type(text: str, names: Sequence[str] = tuple(TYPES), others: Mapping[str, str] = OTHER_NAMES) -> str:

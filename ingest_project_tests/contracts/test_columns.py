@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from ingest_project.contracts.columns import TYPES, Column
+from ingest_project.contracts.columns import TYPES, Column, number_fault
 from ingest_project.contracts.validation import columns_of, schema_of
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.yaml_models import mistakes
@@ -23,6 +23,26 @@ def refused(**declared: Any) -> str:  # noqa: ANN401 - whatever a user may write
     with pytest.raises(ValidationError) as caught:
         Column(**({"name": "amount", "type": "text"} | declared))
     return mistakes(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("1.005", "too_many_decimals"),
+        ("1e-3", "too_many_decimals"),
+        ("12345678901.5", "out_of_range"),
+        ("1e400", "out_of_range"),
+        # They fit: it is their notation that their reader does not take.
+        (".5", None),
+        ("+1", None),
+        ("1e3", None),
+        ("1.500", None),
+        ("0.000", None),
+        ("1_000", None),
+    ],
+)
+def test_a_number_is_said_not_to_fit_only_where_it_does_not(text: str, fault: str | None) -> None:
+    assert number_fault(text, Column(name="amount", type="decimal(12,2)")) == fault
 
 
 @pytest.mark.parametrize(
