@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict  # noqa: TID251 - see below
+from typing import TYPE_CHECKING, Any, Literal  # noqa: TID251 - see below
 
 import boto3
 import botocore.session
@@ -202,9 +202,8 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
         raise StoreUnavailableError(bucket.url, error) from error
 
 
-class _Condition(TypedDict, total=False):
-    IfMatch: str
-    IfNoneMatch: str
+# Arguments of a request.
+_Args = dict[str, Any]
 
 
 def open_s3(url: str, options: StoreOptions) -> S3Store:
@@ -296,56 +295,31 @@ class S3Store:
                     removed += 1
         return removed
 
-    def _write(self, key: str, content: LocalFile | bytes, metadata: Mapping[str, str], condition: _Condition) -> None:
+    def _write(self, key: str, content: LocalFile | bytes, metadata: Mapping[str, str], condition: _Args) -> None:
+        target = _Args(Bucket=self._bucket.name, Key=key)
+        kept = _Args(Metadata=header_values(metadata, MAX_METADATA_BYTES), ContentType=content_type_of(metadata))
         if isinstance(content, bytes):
-            self._put_object(key, content, metadata, condition)
+            self._client.put_object(**target, **kept, **condition, Body=content)
             return
         with content:
             if content.size_bytes <= PART_BYTES:
-                self._put_object(key, content.read_all(), metadata, condition)
+                self._client.put_object(**target, **kept, **condition, Body=content.read_all())
             else:
-                self._upload_parts(key, content, metadata, condition)
+                self._upload_parts(target, content, kept, condition)
 
-    def _put_object(self, key: str, data: bytes, metadata: Mapping[str, str], condition: _Condition) -> None:
-        self._client.put_object(
-            Bucket=self._bucket.name,
-            Key=key,
-            Body=data,
-            Metadata=header_values(metadata, MAX_METADATA_BYTES),
-            ContentType=content_type_of(metadata),
-            **condition,
-        )
-
-    def _upload_parts(self, key: str, file: LocalFile, metadata: Mapping[str, str], condition: _Condition) -> None:
-        bucket = self._bucket.name
-        upload_id = self._client.create_multipart_upload(
-            Bucket=bucket,
-            Key=key,
-            Metadata=header_values(metadata, MAX_METADATA_BYTES),
-            ContentType=content_type_of(metadata),
-        )["UploadId"]
-        versions: list[str] = []
+    def _upload_parts(self, target: _Args, file: LocalFile, kept: _Args, condition: _Args) -> None:
+        upload = {**target, "UploadId": self._client.create_multipart_upload(**target, **kept)["UploadId"]}
+        parts: list[Any] = []
         try:
             while part := file.read(PART_BYTES):
-                number = len(versions) + 1
-                answer = self._client.upload_part(
-                    Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=part
-                )
-                versions.append(answer["ETag"])
+                answer = self._client.upload_part(**upload, PartNumber=len(parts) + 1, Body=part)
+                parts.append({"PartNumber": len(parts) + 1, "ETag": answer["ETag"]})
             file.finish()
-            self._client.complete_multipart_upload(
-                Bucket=bucket,
-                Key=key,
-                UploadId=upload_id,
-                MultipartUpload={
-                    "Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(versions, start=1)]
-                },
-                **condition,
-            )
+            self._client.complete_multipart_upload(**upload, **condition, MultipartUpload={"Parts": parts})
         except BaseException:
             # One that cannot be aborted now is found by `remove_orphaned`.
             with contextlib.suppress(BotoCoreError, ClientError):
-                self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+                self._client.abort_multipart_upload(**upload)
             raise
 
     def _download(self, name: str, path: Path) -> None:
@@ -370,7 +344,7 @@ class S3Store:
         return self._bucket.prefix + require_safe_name(name)
 
 
-def _unchanged(present: StoredObject | None) -> _Condition:
+def _unchanged(present: StoredObject | None) -> _Args:
     """Return the condition that an object is still this version, or that there is still none."""
     return {"IfMatch": present.version} if present else {"IfNoneMatch": "*"}
 
