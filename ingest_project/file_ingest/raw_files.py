@@ -6,8 +6,10 @@ its own. Once landed, a file no longer needs its source.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from msgspec.structs import replace as replaced
 
@@ -19,6 +21,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
     VersionSupersededError,
 )
+from ingest_project.core.local_files import PIECE_BYTES
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
@@ -47,7 +50,7 @@ def land(record: FileRecord, services: FileIngestResources) -> LandedFile:
     Raises:
         VersionSupersededError: its source has another version than the announced one.
         SourceChangedError: it changed while it was read, or its source does not show the announced version yet.
-        LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES.
+        LimitExceededError: it is larger than INGEST_MAX_FILE_BYTES, as far as was read.
         SourceNotFoundError, SourceUnreachableError, ForbiddenPathError: raised by its source.
     """
     if record.uploaded_sha256 is not None:
@@ -82,13 +85,30 @@ def _copy(record: FileRecord, services: FileIngestResources) -> LandedFile:
 
 
 def _copy_found(record: FileRecord, found: SourceFile, source: Source, services: FileIngestResources) -> Landed:
-    limit = services.settings.file_ingest.max_file_bytes
-    if found.size_bytes is not None and found.size_bytes > limit:
-        raise LimitExceededError(
-            "INGEST_MAX_FILE_BYTES", f"The file has {found.size_bytes} bytes; at most {limit} are read"
-        )
-    with source.open(record.event.file_path) as stream:
-        return services.landing.land(stream, expected_size=found.size_bytes, location=record.location)
+    path, limit = record.event.file_path, services.settings.file_ingest.max_file_bytes
+    _require_within(limit, found.size_bytes or 0)
+    with source.open(path) as stream:
+        pieces = _bounded(stream, limit)
+        landed = services.landing.land(pieces, expected_size=found.size_bytes, location=record.location)
+    # What is written over while it is sent arrives as parts of two versions. What is gone by now counts as it came.
+    with suppress(SourceNotFoundError):
+        if source.stat(path) != found:
+            raise SourceChangedError(record.location, "it was replaced while it was read")
+    return landed
+
+
+def _bounded(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Yield a file whose source does not say how large it is, up to its limit."""
+    size = 0
+    while piece := stream.read(PIECE_BYTES):
+        size += len(piece)
+        _require_within(limit, size)
+        yield piece
+
+
+def _require_within(limit: int, size: int) -> None:
+    if size > limit:
+        raise LimitExceededError("INGEST_MAX_FILE_BYTES", f"It has {size} bytes or more; at most {limit} are read")
 
 
 def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:
