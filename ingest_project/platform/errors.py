@@ -24,9 +24,10 @@ from ingest_project.core.errors import (
 
 # PostgreSQL's codes: serialization_failure, deadlock_detected, lock_not_available.
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
-# Classes 08 (connection), 53 (insufficient resources), 28 (refused login), and codes of a server that goes away or
-# starts up, has a failing disk or lacks the database: an operator has to act, and until then everything waits.
-UNAVAILABLE = ("08", "53", "28", "57P01", "57P02", "57P03", "57P05", "58000", "58030", "3D000")
+# Classes 08 (connection), 53 (insufficient resources), 28 (refused login) and 57 (an operator, a time limit of the
+# server), and codes of a replica, a session that was idle too long, a failing disk and no database: an
+# operator has to act, and until then everything waits.
+UNAVAILABLE = ("08", "53", "28", "57", "25006", "25P03", "25P04", "58000", "58030", "3D000")
 # Classes of codes for a rejected value: malformed, against a rule, beyond a limit of the server.
 REJECTED_VALUES = ("22", "23", "54")
 VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
@@ -78,6 +79,16 @@ REMEDIES = (
         r"53100|no space left on device|disk full",
         "has no room on its disk",
         "Make room on the server's disk. Retried automatically.",
+    ),
+    (
+        r"25006",
+        "is read-only",
+        "Name the primary in DATABASE_URL, or all hosts and target_session_attrs=read-write. Retried automatically.",
+    ),
+    (
+        r"57014",
+        "stopped a statement",
+        "Raise statement_timeout for this user, and see what holds locks on its tables. Retried automatically.",
     ),
     (
         r"57p03|starting up|shutting down|in recovery mode|not yet accepting connections",

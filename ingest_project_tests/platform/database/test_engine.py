@@ -69,6 +69,22 @@ def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_
     engine.dispose()
 
 
+@pytest.mark.parametrize(
+    ("setting", "statement", "state"),
+    [
+        ("statement_timeout = 1", "SELECT pg_sleep(5)", "stopped a statement: .* Raise statement_timeout"),
+        ("TRANSACTION READ ONLY", "CREATE TABLE t (n int)", "is read-only: .* target_session_attrs=read-write"),
+    ],
+)
+def test_what_an_operator_or_a_limit_of_the_server_stopped_is_tried_again(
+    postgres_url: str, setting: str, statement: str, state: str
+) -> None:
+    engine = open_engine(postgres_url)
+    with pytest.raises(DatabaseUnavailableError, match=state), writing(engine) as connection:
+        connection.exec_driver_sql(f"SET {setting}; {statement}")
+    engine.dispose()
+
+
 def failure_of(url: str) -> str:
     engine = open_engine(url, connect_timeout_seconds=2)
     with pytest.raises(DatabaseUnavailableError) as caught, reading(engine):
