@@ -23,7 +23,7 @@ from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import insert_into
-from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, WorkQueue
+from ingest_project.platform.work_queue.queue import PENDING, Due, KafkaPosition, QueueEntry, QueueTable, Row, WorkQueue
 
 # The origins that wait longest are served first, the others in later batches.
 MAX_ORIGINS = 500
@@ -167,7 +167,7 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
         return VersionOrder(self.version_at, self.announced_at, *self.intake.position[:3], self.file_key)
 
     @classmethod
-    def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
+    def composed_fields(cls, row: Row) -> dict[str, Any]:
         """Return the fields that are composed of several columns."""
         event = FileEvent(**{name: row[name] for name in EVENT_COLUMNS})
         return {**super().composed_fields(row), "event": event}

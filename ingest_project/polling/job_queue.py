@@ -21,7 +21,7 @@ from ingest_project.platform.database.sql import (
 )
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
-from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
+from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, Row, WorkQueue
 
 polling_jobs = sa.Table(
     "polling_jobs",
@@ -95,7 +95,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
         return self.intake.topic == STANDING
 
     @classmethod
-    def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
+    def composed_fields(cls, row: Row) -> dict[str, Any]:
         """Return the fields that are composed or converted from columns."""
         return {**super().composed_fields(row), "job": msgspec.convert(row["request"], PollingJob)}
 

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import msgspec
@@ -33,6 +34,11 @@ FAILED = "failed"
 RUN_LOST = "RunLostError"
 EARLIER_REASON = " Before that: "
 LONGEST_REASON = 500
+# In the order of the fields of KafkaPosition.
+KAFKA_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset", "kafka_topic_id", "kafka_timestamp", "traceparent")
+
+Row = Mapping[str, Any]
+"""One row of a queue's table, by the names of its columns."""
 
 
 class JobState(StrEnum):
@@ -77,20 +83,12 @@ class KafkaPosition(msgspec.Struct, frozen=True):
 
     def columns(self) -> dict[str, Any]:
         """Return the position and the context as columns of a queue's table."""
-        return {
-            "kafka_topic": self.topic,
-            "kafka_partition": self.partition,
-            "kafka_offset": self.offset,
-            "kafka_topic_id": self.topic_id,
-            "kafka_timestamp": self.at,
-            "traceparent": self.context,
-        }
+        return dict(zip(KAFKA_COLUMNS, msgspec.structs.astuple(self), strict=True))
 
     @classmethod
-    def of(cls, row: sa.RowMapping) -> KafkaPosition:
+    def of(cls, row: Row) -> KafkaPosition:
         """Return the position of a stored entry."""
-        names = ("topic", "partition", "offset", "topic_id", "timestamp")
-        return cls(*(row[name] for name in (*(f"kafka_{name}" for name in names), "traceparent")))
+        return cls(*map(row.__getitem__, KAFKA_COLUMNS))
 
 
 class QueueArrival(Protocol):
@@ -131,13 +129,13 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, row: sa.RowMapping) -> Self:
+    def of(cls, row: Row) -> Self:
         """Return the entry that a row of the table holds."""
         columns = {name: row[name] for name in cls.__struct_fields__ if name in row}
         return cls(**columns | cls.composed_fields(row))
 
     @classmethod
-    def composed_fields(cls, row: sa.RowMapping) -> dict[str, Any]:
+    def composed_fields(cls, row: Row) -> dict[str, Any]:
         """Return the fields that are composed or converted from columns."""
         return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
 
@@ -522,7 +520,9 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             return tuple(self._entries(connection, query).values())
 
     def _entries(self, connection: sa.Connection, statement: sa.Executable) -> dict[str, Entry]:
-        rows = connection.execute(statement).mappings()
+        result = connection.execute(statement)
+        # A dictionary finds a column by its name several times as fast as a row does.
+        rows = map(dict, map(partial(zip, tuple(result.keys())), result))
         return {row[self._key.name]: self._queue.entry.of(row) for row in rows}
 
     def _count(self, query: sa.Select[Any]) -> int:
