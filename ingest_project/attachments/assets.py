@@ -12,7 +12,7 @@ or reporting one attachment does not affect the others: see `bisection`.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -288,14 +288,16 @@ def _results(
         per_host=downloads.concurrency_per_host,
         begin_within=timedelta(seconds=downloads.max_seconds),
     )
+    unrecorded = {record.attachment_key for record in remaining}
     try:
         for group in groups:
             _postpone(services, [end for end in group if isinstance(end, Postponed)])
             yield [end for end in group if isinstance(end, AttemptResult)]
+            unrecorded.difference_update(end.attachment_key for end in group)
     finally:
         # After a failure: the next run, perhaps on another machine, downloads again what this one had in the cache.
         groups.close()
-        _remove_cached(services, [record.attachment_key for record in remaining])
+        _remove_cached(services, unrecorded)
 
 
 def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> None:
@@ -306,7 +308,7 @@ def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> 
         services.attachments.postpone(keys, reason, until, datetime.now(UTC))
 
 
-def _remove_cached(services: AttachmentResources, keys: Sequence[str]) -> None:
+def _remove_cached(services: AttachmentResources, keys: Iterable[str]) -> None:
     for key in keys:
         cache_path(services, key).unlink(missing_ok=True)
 
