@@ -71,7 +71,15 @@ def serving(app: ASGIApp) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def browser(programs: BrowserPrograms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def shared_browser(programs: BrowserPrograms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A browser for all tests of this folder."""
     with open_browser(programs, tmp_path_factory.mktemp("browser")) as driver:
         yield driver
+
+
+@pytest.fixture
+def browser(shared_browser: webdriver.Chrome) -> webdriver.Chrome:
+    """The browser on an empty page and with an empty log: the page of an earlier test would go on asking its server."""
+    shared_browser.get("about:blank")
+    shared_browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return shared_browser
