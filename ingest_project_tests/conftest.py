@@ -39,6 +39,7 @@ FIXTURES = (
     "ingest_project_tests.services.object_stores",
     "ingest_project_tests.services.dagster",
     "ingest_project_tests.services.loaded_definitions",
+    "ingest_project_tests.services.logs",
     "ingest_project_tests.services.http_server",
     "ingest_project_tests.services.openlineage",
     "ingest_project_tests.services.otlp",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def test_while_the_broker_is_away_ticks_fail_and_afterwards_they_go_on(
 
 
 def test_a_recreated_topic_is_read_from_its_beginning_with_a_log_line(
-    system: System, kafka_server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    system: System, kafka_server: Server, logged: Callable[[], str]
 ) -> None:
     topic = system.settings.topics.file_event_queue
     system.send_files(*(system.write(f"{number}.csv", readings(1, f"d{number}")) for number in range(3)))
@@ -154,11 +154,11 @@ def test_a_recreated_topic_is_read_from_its_beginning_with_a_log_line(
     system.send_files(system.write("later.csv", readings()))
     (request,) = system.requests()
     assert request.partition_key == system.file("later.csv").file_key
-    assert "created again" in caplog.text + capsys.readouterr().out
+    assert "created again" in logged()
 
 
 def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(
-    system: System, kafka_server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    system: System, kafka_server: Server, logged: Callable[[], str]
 ) -> None:
     topic = system.settings.topics.file_event_queue
     kafka_server.create_topic(topic, 1)
@@ -169,7 +169,7 @@ def test_a_position_that_retention_has_passed_is_said_and_reading_goes_on(
     system.send_files(system.write("after.csv", readings(4)))
     system.drive()
     assert system.states() == {"first.csv": "ingested", "after.csv": "ingested"}
-    assert "2 messages were removed before they were read" in caplog.text + capsys.readouterr().out
+    assert "2 messages were removed before they were read" in logged()
 
 
 def test_orphaned_work_is_requeued_and_finally_failed_visibly(system: System) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,10 @@ def test_a_broken_profile_stops_only_the_files_that_name_it(tmp_path: Path) -> N
         profiles.named("other")
 
 
-def test_a_broken_profile_is_logged_with_its_file_and_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_profile_is_logged_with_its_file_and_line(tmp_path: Path, logged: Callable[[], str]) -> None:
     write(tmp_path, OWN.replace("columns:", "colums:"))
     load_profiles([tmp_path])
-    output = capsys.readouterr()
-    # Where the log goes depends on what another test of this process has set up.
-    assert "own.yaml, line 4" in output.out + output.err + caplog.text
+    assert "own.yaml, line 4" in logged()
 
 
 def test_every_example_of_the_reference_is_a_part_of_a_profile() -> None:
