@@ -9,8 +9,9 @@ it does not.
   the `_engine` of three storages, `should_autocreate_tables`, and that these can be copied; their `has_…` methods
   (a name that is gone fails at import, a new one costs a query); `InstanceRef.from_dir` (test_asset_events,
   test_internals).
-- `event_text.py`: `serialize_value` and `pack_value`, the fields of the events below and of their metadata, and how
-  metadata of the common kinds is stored (test_asset_events). Without it: `serialize_value` of each event.
+- `event_text.py`: `serialize_value` and `pack_value`, `dagster_shared.record.replace`, the fields of the events below
+  and of their metadata, and how metadata of the common kinds is stored (test_asset_events). Without it:
+  `serialize_value` of each event.
 - `asset_events.py`: `EventLogEntry`, `DagsterEvent`, `StepMaterializationData` and `AssetMaterialization`, which are
   named tuples; `normalize_metadata`, `AssetCheckEvaluation`, `get_step_execution_context`, and the metadata key by
   which an output has no event (test_asset_events, test_sensor).
