@@ -3,7 +3,8 @@
 Dagster evaluates a sensor at intervals. A sensor that reads a quiet topic ticks for nothing then, or occupies a thread
 of the daemon and one of the code server while it waits inside its tick. Here the daemon waits for all of them: a sensor
 rests once there was nothing to do for a while and its topics are watched, and ticks again as soon as a message arrives,
-a work queue has something due, or a long interval is over. What a sensor does in its tick, its switch in the UI and the
+a work queue has something due, or a long interval is over. One that does not rest yet also ticks at once when a message
+arrives on a topic that is watched again. What a sensor does in its tick, its switch in the UI and the
 record of its ticks stay as they are; without this module sensors tick at their intervals.
 
 A tick that has requested a run wakes the run queue as well, which looks every second otherwise.
@@ -57,12 +58,14 @@ class _Sensor:
         watched: those that are watched, and since when.
         busy_at: when it last had something to do.
         resting: ticks only at the long interval.
+        has_news: a message has arrived since its last tick began.
     """
 
     topics: frozenset[str]
     watched: dict[str, float] = field(default_factory=dict)
     busy_at: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - the clock of the moment
     resting: bool = False
+    has_news: bool = False
 
 
 class QuietSensors:
@@ -94,9 +97,20 @@ class QuietSensors:
         """Note that a message has arrived on a topic, which is not watched any more."""
         with self._lock:
             readers = [name for name, one in self._sensors.items() if topic in one.topics]
-            for name in readers:
-                self._sensors[name].watched.pop(topic, None)
+            for one in map(self._sensors.__getitem__, readers):
+                one.watched.pop(topic, None)
+                one.has_news = True
         self.wake(readers)
+
+    def has_news(self, name: str) -> bool:
+        """Tell whether a message has arrived that the last tick of a sensor may not have seen."""
+        with self._lock:
+            return name in self._sensors and self._sensors[name].has_news
+
+    def began(self, name: str) -> None:
+        """Note the beginning of a tick, which sees all that has arrived."""
+        if one := self._sensors.get(name):
+            one.has_news = False
 
     def watched(self, topic: str) -> None:
         """Note that every message that arrives on a topic from now on will be noticed."""
@@ -199,13 +213,15 @@ def install(quiet: QuietSensors) -> None:
             least_interval = max(least_interval or 0, int(REST_SECONDS))
         elif (remote.min_interval_seconds or 0) < RARE_SECONDS:
             alarm.longest_seconds = 0.0
-        return is_under_interval(state, remote, least_interval)
+        # A sensor that reads topics has the shortest interval: it may tick at once.
+        return not quiet.has_news(remote.name) and is_under_interval(state, remote, least_interval)
 
     class ObservedTick(sensor.SensorLaunchContext):
         """A tick whose runs and end are noted."""
 
         def __enter__(self) -> Self:
             self._began = time.monotonic()
+            quiet.began(self._remote_sensor.name)
             return super().__enter__()
 
         def add_run_info(self, run_id: str | None = None, run_key: str | None = None) -> None:

@@ -68,6 +68,19 @@ def test_a_message_wakes_its_reader_alone_and_its_topic_is_watched_again_later(c
     assert quiet.to_watch(clock.now) == {"a"}
 
 
+def test_a_message_is_news_until_the_next_tick_of_its_reader_begins(clock: Clock) -> None:
+    quiet = resting(clock)
+    quiet.wake(["reader"])
+    assert not quiet.has_news("reader")
+    quiet.arrived("a")
+    assert quiet.has_news("reader")
+    assert not quiet.has_news("other")
+    quiet.began("reader")
+    assert not quiet.has_news("reader")
+    quiet.began("a person's own")
+    assert not quiet.has_news("a person's own")
+
+
 def test_a_sensor_with_unfinished_runs_goes_on_ticking(clock: Clock) -> None:
     quiet = resting(clock)
     quiet.wake(["reader"])
