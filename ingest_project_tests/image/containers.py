@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -217,13 +218,12 @@ class Composed:
         properties.write_text("\n".join(lines), "utf-8")
         become = ["setpriv", f"--reuid={KAFKA_USER}", f"--regid={KAFKA_USER}", "--clear-groups", "--no-new-privs"]
         jars = kafka_jars()
-        # Another user reads them, wherever the cache is.
+        # Another user reads them, wherever the cache is and whoever may read it.
         local = self.folder / "jars"
         local.mkdir()
         for jar in jars.glob("*.jar"):
-            os.link(jar, local / jar.name) if jar.stat().st_dev == local.stat().st_dev else (
-                local / jar.name
-            ).write_bytes(jar.read_bytes())
+            shutil.copyfile(jar, local / jar.name)
+            (local / jar.name).chmod(0o644)
         java = [*become, "java", *heap, "-cp", f"{local}/*"]
         arguments = ["format", "--cluster-id=MkU3OEVBNTcwNTJENDM2Qk", "-c", str(properties)]
         subprocess.run([*java, "kafka.tools.StorageTool", *arguments], check=True, stdout=subprocess.DEVNULL, cwd=data)
