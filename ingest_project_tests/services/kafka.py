@@ -231,7 +231,9 @@ class KafkaProcess(KafkaServer):
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "kafka.log").open("ab") as log:
-            return subprocess.Popen(_java(*arguments), stdout=log, stderr=log, cwd=self.folder)
+            # A broker that is killed leaves the libraries that it unpacked.
+            own = f"-Djava.io.tmpdir={self.folder}"
+            return subprocess.Popen(_java(own, *arguments), stdout=log, stderr=log, cwd=self.folder)
 
 
 class FaultyBroker(EmbeddedBroker):
