@@ -15,7 +15,7 @@ import copy
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -91,11 +91,10 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
         CheckFailedError: a check raised an error, or returned something else than booleans.
         polars.exceptions.SchemaError: a column is of another type: a fault of the caller.
     """
-    if wrong := [
-        name for name, one in schema.columns.items() if rows.schema.get(name, one.dtype.type) != one.dtype.type
-    ]:
+    types = rows.schema
+    if wrong := [name for name, one in schema.columns.items() if types.get(name, one.dtype.type) != one.dtype.type]:
         raise pl.exceptions.SchemaError(f"Not of the types of the schema: {', '.join(wrong)}")
-    rules = _rules(schema, rows)
+    rules = _rules(schema, types)
     checked, broken = _outcome(rows, _prepared(schema, rows, rules))
     if ALL_RULES in broken:
         broken |= _rule_by_rule(checked, broken.pop(ALL_RULES), rules)
@@ -187,9 +186,9 @@ def reason_of(check: pa.Check | str, column: str | None, index: int) -> str:
     return ending if column is None or ending.startswith(f"{column}_") else f"{column}_{ending}"
 
 
-def _rules(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> list[pa.Check]:
-    """Return the checks that judge each row on its own; see `row_check`."""
-    return [*filter(_is_row_check, schema.checks), *_given(schema, rows), *_readable(schema, rows)]
+def _rules(schema: pa.DataFrameSchema, present: Container[str]) -> list[pa.Check]:
+    """Return the checks that judge each row on its own, for rows with these columns; see `row_check`."""
+    return [*filter(_is_row_check, schema.checks), *_given(schema, present), *_readable(schema, present)]
 
 
 def _prepared(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa.Check]) -> pa.DataFrameSchema:
@@ -200,7 +199,8 @@ def _prepared(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa
     prepared.columns = {name: copy.copy(column) for name, column in schema.columns.items() if _has_rules(column)}
     prepared.strict = prepared.ordered = prepared.drop_invalid_rows = prepared.add_missing_columns = False
     prepared.coerce, prepared.unique = False, None
-    names = [name for name in schema.columns if name in rows.columns]
+    present = rows.schema
+    names = [name for name in schema.columns if name in present]
     for name, column in prepared.columns.items():
         column.coerce = column.unique = column.drop_invalid_rows = False
         column.nullable = True
@@ -256,23 +256,23 @@ def _short(check: pa.Check) -> pa.Check:
     return check
 
 
-def _given(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> Iterator[pa.Check]:
+def _given(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
         if column.required and not column.nullable:
             is_given = pl.col(name).is_not_null()
-            if TEXT_OF(name) in rows.columns:
+            if TEXT_OF(name) in present:
                 # A value that cannot be read is not missing.
                 is_given |= pl.col(TEXT_OF(name)).is_not_null()
             yield row_check(f"{name}_missing", is_given)
 
 
-def _readable(schema: pa.DataFrameSchema, rows: pl.DataFrame) -> Iterator[pa.Check]:
+def _readable(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
-        if TEXT_OF(name) in rows.columns:
+        if TEXT_OF(name) in present:
             is_json = (column.metadata or {}).get("type") == "json"
             ending = "not_json" if is_json else UNREADABLE[column.dtype.type.base_type()]
             readable = pl.col(TEXT_OF(name)).is_null()
-            if FAULT_OF(name) in rows.columns:
+            if FAULT_OF(name) in present:
                 fault = pl.col(FAULT_OF(name))
                 readable |= fault.is_not_null()
                 faults = CLOCK_FAULTS if column.dtype.type.base_type() is pl.Datetime else NUMBER_FAULTS
