@@ -470,7 +470,7 @@ def _secret_paths() -> tuple[str, ...]:
 def _names() -> list[tuple[str, FieldInfo, tuple[str, ...]]]:
     """Return each setting with its variables, those that name the file of its secret included."""
     each = ((path, field, variables_of(field), holds_secrets(field.annotation)) for path, field in leaves(Settings))
-    return [(path, field, names + tuple(map(_file_of, names)) * secret) for path, field, names, secret in each]
+    return [(path, field, (*names, *map(_file_of, names if secret else ()))) for path, field, names, secret in each]
 
 
 @cache
