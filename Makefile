@@ -82,7 +82,8 @@ fuzz: $(VENV)/.dev-installed ## Try all decoders and parsers with random inputs;
 screenshots: $(VENV)/.dev-installed ## Take the pictures of the Dagster UI and of the console in docs/images again
 	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m "long or not long" \
 	  ingest_project_tests/after_a_demo/test_dagster_ui.py
-	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m long ingest_project_tests/operations/test_pages.py
+	@CI=true KEEP_SCREENSHOTS=docs/images $(BIN)/python -m pytest -n 0 -m long \
+	  ingest_project_tests/operations/test_pages.py ingest_project_tests/operations/test_dashboard.py
 
 .PHONY: audit
 audit: ## Ask PyPI for known vulnerabilities of the pinned packages (needs the network; make test does not)

@@ -125,6 +125,7 @@ def test_a_system_in_full_work_is_shown_without_a_complaint(busy: Page) -> None:
         "500 files",
         f"{busy.ingested:,} files",
         "opportunities",
+        "612 of 1,000 rows",
     ):
         busy.wait_for(text)
     assert busy.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -135,11 +136,9 @@ def test_a_system_in_full_work_is_shown_without_a_complaint(busy: Page) -> None:
     busy.open(dark=True)
     busy.wait_for(f"{busy.ingested:,}")
     assert busy.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 20, 27)"
-    busy.keep("dashboard-dark")
     busy.open(width=390)
     busy.wait_for(f"{busy.ingested:,}")
     assert busy.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it must not scroll sideways"
-    busy.keep("dashboard-phone")
     assert busy.complaints() == []
 
 
@@ -181,7 +180,6 @@ def test_with_nothing_at_all_every_part_says_so(
             page.wait_for(text)
         assert "NaN" not in page.text()
         assert "undefined" not in page.text()
-        page.keep("dashboard-empty")
 
 
 def test_changes_are_shown_without_a_reload_and_a_silent_monitor_is_reported(
@@ -204,4 +202,3 @@ def test_changes_are_shown_without_a_reload_and_a_silent_monitor_is_reported(
         page.wait_for("quarantine/x")
         assert page.evaluate("window.stayed") is True
     page.wait_for("the monitor has not answered for")
-    page.keep("dashboard-lost")
