@@ -1,1 +1,1 @@
-"""What capabilities are built on. Nothing here knows a capability by name."""
+"""Infrastructure that every capability uses. No module here depends on a capability."""

@@ -1,11 +1,11 @@
 """Actions of operators: select items by a filter, preview, act within a limit, and keep a record of who did it and why.
 
 A capability lists its actions; the command line and the browser are generated from them, and both call `perform`. The
-record of an action is written before anything changes and completed afterwards. While it acts, it holds a lock that
-ends with its process: a record that is not complete and whose lock is free is of an action that was killed. The
-monitor, the audit and the next action of the same name record it as interrupted, with the items on which it had acted.
-The id of an action is chosen before: the same request sent twice acts once. Actions on items of one kind take turns: of
-several people who do the same at once, the first one does it, and the others are told that it is done.
+record of an action is written before anything changes and completed afterwards. A running action holds a lock that its
+process's end releases: an incomplete record whose lock is free belongs to an action that was killed. The monitor, the
+audit and the next action of the same name mark that record as interrupted and list the items that were done.
+The client chooses the id of an action, so a request that is sent twice acts once. Actions on items of one kind run one
+at a time: when several people request the same action, the first request does the work and the others report it done.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ MAX_VALUE_LENGTH, MAX_REASON_LENGTH = 100_000, 1_000
 MAX_LINES = 1_000
 LAST_ACTIONS = 20
 STARTED, DONE, PARTLY_DONE, FAILED, INTERRUPTED = "started", "done", "partly done", "failed", "interrupted"
-# Nothing was done, as something else works on the items.
+# Nothing was done, because a run or another process is working on the items.
 NOT_DONE = "not done"
-# Outcome of an item that was left to what works on it.
+# Outcome of an item that was left to the run or process that is working on it.
 IN_PROGRESS = "in progress"
-# Most actions take less than a second; a person waits for the answer.
+# Longest wait for other actions on such items. Most take less than a second, and a person waits for the answer.
 TURN_SECONDS = 30.0
-# Another process may be looking whether an action was interrupted; its lock is free after that.
+# Another process may hold the lock briefly to check whether the action was interrupted.
 LOCK_WAIT_SECONDS, LOOK_SECONDS = 10.0, 0.05
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _AGO = re.compile(r"([0-9]{1,5})([smhd])")
@@ -63,7 +63,7 @@ _AGO = re.compile(r"([0-9]{1,5})([smhd])")
 operator_actions = sa.Table(
     "operator_actions",
     metadata,
-    # Chosen by the client before it acts: the same request sent twice is the same action.
+    # Chosen by the client before it sends the request: the same request sent twice is the same action.
     Col("action_id", sa.Text, primary_key=True),
     Col("action", sa.Text, nullable=False),
     Col("who", sa.Text, nullable=False),
@@ -86,7 +86,7 @@ operator_action_items = sa.Table(
     metadata,
     Col("action_id", sa.Text, primary_key=True),
     Col("item_key", sa.Text, primary_key=True),
-    # Null from before the action until its end.
+    # Null until the action ends.
     Col("outcome", sa.Text),
     Col("reason", sa.Text),
     sa.Index("operator_action_items_by_item", "item_key"),
@@ -97,14 +97,14 @@ Kind = Literal["text", "lines", "time", "file"]
 
 
 class ActionRefusedError(PermanentError):
-    """A request that is not one that the action takes; nothing was changed."""
+    """The request does not match the action's parameters; nothing was changed."""
 
 
 class AlreadyPerformedError(PermanentError):
     """The same request was sent before; it is not performed twice.
 
     Args:
-        action_id: of the record of the first one.
+        action_id: id of the record of the first request.
     """
 
     def __init__(self, action_id: str) -> None:
@@ -113,12 +113,12 @@ class AlreadyPerformedError(PermanentError):
 
 
 class ActionsBusyError(TransientError):
-    """Another action on items of the same kind does not end; nothing was changed."""
+    """Another action on items of the same kind is still running; nothing was changed."""
 
     def __init__(self) -> None:
         super().__init__(
-            f"Nothing was changed: another action on such items has not ended for {TURN_SECONDS:g} s. The audit "
-            "(ingest audit) shows whose it is. Try again when it has ended."
+            f"Nothing was changed: another action on such items is still running after {TURN_SECONDS:g} s. The audit "
+            "(ingest audit) shows who started it. Try again when it has ended."
         )
 
 
@@ -128,10 +128,10 @@ class Parameter(NamedTuple):
     Args:
         name: in lower case with underscores; the command line has dashes instead.
         meaning: one sentence for people.
-        choices: the values that it takes; any value where there are none.
+        choices: the accepted values; empty to accept any value.
         required: without it the action is refused.
-        kind: `lines` takes several values, one a line; `time` a moment in ISO 8601 (UTC without a zone) or how long
-            ago, e.g. 2h; `file` the path of a local file, which the browser uploads.
+        kind: `lines` takes several values, one per line; `time` an ISO 8601 time (UTC without a zone) or an age such
+            as 2h; `file` the path of a local file, which the browser uploads.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Parameter(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The name as words, e.g. `Error class`."""
+        """Return the name as words, e.g. `Error class`."""
         return self.name.replace("_", " ").capitalize()
 
 
@@ -152,11 +152,11 @@ class ActionRequest:
 
     Args:
         parameters: values by the names of parameters; those of kind `lines` are separated by newlines.
-        limit: most items to act on.
+        limit: maximum number of items to act on.
         reason: for the record; required unless it is a dry run.
-        who: user at host, or the name of the viewer.
-        dry_run: select, and change and record nothing.
-        action_id: identifies the request; sent twice it is performed once.
+        who: `user@host` on the command line, or the viewer's name in the browser.
+        dry_run: select only; change and record nothing.
+        action_id: identifies the request; a request with a known id is not performed again.
     """
 
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class ActionRequest:
     action_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def typed(self, parameter: Parameter) -> str | tuple[str, ...] | datetime | None:
-        """Return the value of a parameter as its kind says."""
+        """Return the value of a parameter, converted to the type of its kind."""
         if parameter.kind == "time":
             return self.time(parameter.name)
         return self.lines(parameter.name) if parameter.kind == "lines" else self.value(parameter.name)
@@ -190,11 +190,11 @@ class Selection(NamedTuple):
     """Items that an action would act on.
 
     Args:
-        keys: at most as many as the limit.
-        total: number of items that match, those beyond the limit and those that are not acted on included.
-        refused: items that match and cannot be acted on, each with the reason.
+        keys: keys of the items to act on, at most `limit`.
+        total: number of all matching items, including those beyond the limit and those in `refused` and `in_progress`.
+        refused: items that match but cannot be acted on, each with the reason.
         notes: sentences that a person should read before acting.
-        in_progress: items that match and are left to what works on them, each with what that is.
+        in_progress: items that match but that a run or process is working on, each with its name.
     """
 
     keys: tuple[str, ...]
@@ -217,7 +217,7 @@ class Outcome(NamedTuple):
         failed: the others, each with the reason.
         detail: one or two sentences for a person.
         created: key of an item to the key of the one that was made of it, where its key changes.
-        in_progress: items that something else has begun to work on since they were selected, each with what that is.
+        in_progress: items that a run or process has claimed since they were selected, each with its name.
     """
 
     done: tuple[str, ...]
@@ -234,13 +234,13 @@ class Action(Generic[Services_contra]):
     Args:
         name: on the command line, e.g. `replay-attachments`.
         title: for people, in the imperative.
-        noun: of one item.
+        noun: what one item is called.
         meaning: what it does, and what happens the second time.
-        parameters: that it takes.
+        parameters: the parameters that it accepts.
         select: finds the items; changes nothing.
-        apply: acts on items that were selected; each item's failure is its own. Idempotent.
-        acted_on: returns those items of an interrupted action on which it had acted.
-        kind: of the items, as in `/items/{kind}/{key}`; empty where its items have no page.
+        apply: acts on the selected items; one item's failure does not affect the others. Idempotent.
+        acted_on: returns the items on which an interrupted action had acted.
+        kind: kind of the items, as in `/items/{kind}/{key}`; empty if its items have no page.
     """
 
     name: str
@@ -255,7 +255,7 @@ class Action(Generic[Services_contra]):
 
     @property
     def nouns(self) -> str:
-        """The noun of several items."""
+        """Return the plural of the noun."""
         return f"{self.noun[:-1]}ies" if self.noun.endswith("y") else f"{self.noun}s"
 
 
@@ -263,18 +263,18 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a request, dry or not.
 
     Args:
-        action: its name.
-        action_id: of the record; a dry run has none.
+        action: name of the action.
+        action_id: id of the record; empty for a dry run.
         dry_run: nothing was changed.
         keys: items that were selected.
         total: number of items that match.
-        remaining: of these, the ones beyond the limit.
+        remaining: number of matching items beyond the limit.
         done: items that were acted on.
         failed: items that match and could not be acted on, each with the reason.
         detail: for a person.
         created: key of an item to the key of the one that was made of it, where its key changes.
         notes: sentences that a person should read before acting.
-        in_progress: items that match and were left to what works on them, each with what that is.
+        in_progress: items that match but that a run or process was working on, each with its name.
     """
 
     action: str
@@ -292,12 +292,12 @@ class Performed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_complete(self) -> bool:
-        """Test whether nothing failed and nothing was left to something else."""
+        """Return True if no item failed and none was in progress."""
         return not self.failed and not self.in_progress
 
     @property
     def outcome(self) -> str:
-        """State of its record."""
+        """Return the outcome for the record."""
         return DONE if self.is_complete else PARTLY_DONE if self.done else FAILED if self.failed else NOT_DONE
 
 
@@ -305,10 +305,10 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The record of an action.
 
     Args:
-        finished_at: when it ended; of an interrupted one, when what it had done was found out.
+        finished_at: when it ended; for an interrupted action, when its outcome was determined.
         outcome: STARTED, DONE, PARTLY_DONE, NOT_DONE, FAILED or INTERRUPTED.
-        selected: items that it was to act on.
-        remaining: items that matched beyond the limit.
+        selected: number of items selected, including those that failed or were in progress.
+        remaining: number of matching items beyond the limit.
     """
 
     action_id: str
@@ -328,7 +328,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def request(self) -> ActionRequest:
-        """The request that it was made by."""
+        """Return the request that started the action."""
         return ActionRequest(
             parameters=self.parameters,
             limit=self.item_limit,
@@ -352,7 +352,7 @@ class ItemOutcome(msgspec.Struct, frozen=True):
 
 
 def perform(services: Services_contra, action: Action[Services_contra], request: ActionRequest) -> Performed:
-    """Act on the items that match, or say which these are; record it unless it is a dry run.
+    """Act on the items that match and record the action; a dry run only selects them.
 
     Raises:
         ActionRefusedError: a parameter, the limit or the reason is missing or wrong; nothing was changed.
@@ -366,7 +366,7 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
     if request.dry_run:
         return _selected(services, action, request)
     with _turn(services.engine, action.noun):
-        # What it selects now must not count as the work of an earlier one that was killed.
+        # Settle earlier actions first: the work of this one must not count as that of one that was killed.
         settle_interrupted(services, {action.name: action})
         performed = _selected(services, action, request)
         with exclusive(services.engine, _lock_of(request.action_id), LOCK_WAIT_SECONDS, once=True):
@@ -375,7 +375,7 @@ def perform(services: Services_contra, action: Action[Services_contra], request:
 
 @contextmanager
 def _turn(engine: sa.Engine, noun: str) -> Iterator[None]:
-    """Wait until no other action on such items goes on: what it has done counts for the selection."""
+    """Wait for other actions on such items to end, so that the selection sees their results."""
     with ExitStack() as held:
         try:
             held.enter_context(exclusive(engine, f"actions-on-{noun.replace(' ', '-')}", TURN_SECONDS))
@@ -404,11 +404,11 @@ def _act(
 ) -> Performed:
     _begin(services.engine, action, request, performed)
     try:
-        # Why nothing is left to do, such as that another person has just done it.
+        # The notes say why there is nothing to do, e.g. because another person has just done it.
         nothing = Outcome((), detail=" ".join(performed.notes))
         outcome = action.apply(services, request, performed.keys) if performed.keys else nothing
     except Exception as error:
-        # Expected or not: the record must not say that it is still going on.
+        # Any exception completes the record, which would otherwise show a running action.
         reason = str(error) or type(error).__name__
         lost = msgspec.structs.replace(performed, failed=dict.fromkeys(performed.keys, reason), detail=reason)
         _complete(services.engine, lost)
@@ -423,11 +423,11 @@ def _act(
 
 
 def settle_interrupted(services: Services_contra, actions: Mapping[str, Action[Services_contra]]) -> None:
-    """Record what the actions whose process was killed had done. Idempotent.
+    """Complete the records of actions whose process was killed, with the items that they had done. Idempotent.
 
     Args:
         services: the resources.
-        actions: by name; records of others stay as they are.
+        actions: the actions by name; records of other actions are not changed.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -437,7 +437,7 @@ def settle_interrupted(services: Services_contra, actions: Mapping[str, Action[S
     )
     unfinished = fetch(services.engine, query).scalars().all()
     for action_id in unfinished:
-        # One that is going on holds its lock.
+        # A running action holds its lock and is skipped.
         with (
             suppress(TransactionConflictError),
             exclusive(services.engine, _lock_of(action_id), LOOK_SECONDS, once=True),
@@ -458,7 +458,7 @@ def _settle(services: Services_contra, action: Action[Services_contra], record: 
     except (DatabaseUnavailableError, TransactionConflictError):
         raise
     except Exception as error:  # noqa: BLE001 - of one record; the others are settled
-        # It is tried again: `finished_at` stays empty.
+        # `finished_at` stays empty, so that the next call tries again.
         change["detail"] = f"Its process ended in the middle. Which items were done is not known: {reason_of(error)}"
     else:
         detail = f"Its process ended in the middle, when {len(done):,} of {len(keys):,} items were done. "
@@ -482,10 +482,10 @@ def _lock_of(action_id: str) -> str:
 
 
 def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
-    """Return the request with its parameters as the action takes them: no empty ones, moments in UTC.
+    """Return the request with its parameters normalised: empty ones removed, times in UTC.
 
     Raises:
-        ActionRefusedError: one of them is unknown, missing or wrong, or the limit or the reason is.
+        ActionRefusedError: a parameter, the limit or the reason is unknown, missing or invalid.
     """
     known = {parameter.name: parameter for parameter in action.parameters}
     parameters: dict[str, str] = {}
@@ -508,12 +508,12 @@ def checked(action: Action[Any], request: ActionRequest) -> ActionRequest:
 
 
 def time_of(text: str, now: datetime | None = None) -> datetime:
-    """Parse a moment as people type it.
+    """Parse a time as people type it.
 
     Args:
-        text: `2026-01-15`, `2026-01-15T10:30`, with or without an offset (UTC without one), or how long ago: `30m`,
+        text: `2026-01-15`, `2026-01-15T10:30`, with or without an offset (UTC without one), or an age: `30m`,
             `2h`, `7d`.
-        now: what the length of time counts from.
+        now: the time from which an age is counted back; the current time by default.
 
     Raises:
         ActionRefusedError: it is none of these.
@@ -527,7 +527,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
 
 
 def login_name() -> str:
-    """Return who uses the command line, for records: user and host."""
+    """Return the user of the command line for records, as user and host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have a number only
@@ -547,18 +547,18 @@ def action_records(  # noqa: PLR0913 - each filter is one
     """Return records of actions, the newest first.
 
     Args:
-        engine: of the database.
-        action: only those of this name.
-        who: only those with this text in who performed them.
-        limit: most records.
-        before: only those that are older than the record of this id.
-        after: only those that are newer than the record of this id; the ones next to it.
+        engine: engine of the database.
+        action: return only records of the action with this name.
+        who: return only records whose `who` contains this text.
+        limit: maximum number of records.
+        before: return only records that are older than the one with this id.
+        after: return only records that are newer than the one with this id, starting with its neighbours.
     """
     columns = operator_actions.c
     place = sa.tuple_(columns.started_at, columns.action_id)
     query = sa.select(operator_actions)
     if edge := action_record(engine, before or after or ""):
-        # By the place, not by a number of records to skip: a page costs the same wherever it is.
+        # Keyset pagination: every page costs the same, however far back it is.
         at = sa.tuple_(edge.started_at, edge.action_id, types=[columns.started_at.type, columns.action_id.type])
         query = query.where(place < at if before else place > at)
     if action:
@@ -579,13 +579,13 @@ def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
 
 
 def interrupted_actions(connection: sa.Connection, since: datetime) -> tuple[ActionRecord, ...]:
-    """Return the records of interrupted actions that started at a time or later, the newest first."""
+    """Return the records of interrupted actions that started at or after `since`, newest first."""
     columns = operator_actions.c
     return _last_actions(connection, columns.started_at >= since, columns.outcome == INTERRUPTED)
 
 
 def items_of_action(engine: sa.Engine, action_id: str, limit: int) -> tuple[ItemOutcome, ...]:
-    """Return the items of an action, those that were not done in front."""
+    """Return the items of an action, those that were not done first."""
     columns = operator_action_items.c
     query = sa.select(columns.item_key, columns.outcome, columns.reason).where(columns.action_id == action_id)
     query = query.order_by(columns.outcome.desc(), columns.item_key).limit(limit)
@@ -612,14 +612,14 @@ def _value_of(parameter: Parameter, value: str) -> str:
         raise ActionRefusedError(f"{parameter.label} is one of {', '.join(parameter.choices)}, not {value[:50]!r}.")
     if parameter.kind == "lines" and len(value.splitlines()) > MAX_LINES:
         raise ActionRefusedError(f"{parameter.label} takes at most {MAX_LINES:,} lines.")
-    # A length of time counts from now, not from when the record is read.
+    # Store an age as a time: it counts from now, not from when the record is read.
     return data_text(time_of(value)) if parameter.kind == "time" else value
 
 
 def _begin(engine: sa.Engine, action: Action[Any], request: ActionRequest, found: Performed) -> None:
-    """Write the record, the items that are about to change, and those that stay as they are."""
+    """Write the record and its items: those that are about to change and those that are left out."""
     files = {parameter.name for parameter in action.parameters if parameter.kind == "file"}
-    # Of a path on the operator's machine, or of an upload's temporary file, the name is enough.
+    # Record only a file's name: its folder is on the operator's machine, or a temporary one of an upload.
     shown = {name: os.path.basename(value) if name in files else value for name, value in request.parameters.items()}  # noqa: PTH119 - text
     row = {
         "action_id": request.action_id,
@@ -684,8 +684,8 @@ def perform_command(
     """Perform an action and print the result.
 
     Raises:
-        typer.BadParameter: the request is not one that the action takes.
-        typer.Exit: with code 1, where some items were not done; never of a dry run.
+        typer.BadParameter: the request does not match the action's parameters.
+        typer.Exit: with code 1 if some items were not done; never for a dry run.
     """
     try:
         done = perform(services, action, request)

@@ -1,8 +1,8 @@
 """Protocol through which operations and the command line use a capability.
 
 A capability implements it once, in its `capability.py`, and is listed once, in `operations/__init__.py`; the defaults
-here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast:
-what Dagster loads of it is listed in `operations/definitions.py`.
+here apply to features that it lacks. Importing an implementation does not import Dagster, so that commands start fast;
+`operations/definitions.py` lists the parts that Dagster loads.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from ingest_project.platform.items import (
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.runtime import Runtime
 
-# States of all work queues; every other state is final.
+# The unfinished states of all work queues; every other state is final.
 IN_PROGRESS = ("requested", "ingesting", "running", "downloading")
 UNFINISHED = ("pending", *IN_PROGRESS)
 
-# Upper ends in seconds: fine steps where files of a system with little load lie, up to a day of retries.
+# Upper bounds in seconds: fine steps for the usual latencies under little load, and up to a day of retries.
 LATENCY_BUCKETS = (0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 BEYOND = "+Inf"
-# The first of these that an entry has: a message without a timestamp of its own counts from when it was read.
+# Latency starts at the first of these times that is set: a message without a timestamp counts from when it was read.
 LATENCY_BEGINS = ("reopened_at", "kafka_timestamp", "created_at")
 
 MAX_ENTRIES_OF_TRACE = 10_000
@@ -66,7 +66,7 @@ class ConsumedTopic(NamedTuple):
         topic: its name for people.
         sensor: name of the sensor.
         cluster: opens the cluster that stores it; None for the main one.
-        skippable: an operator can skip offsets, as its messages enter a work queue one by one.
+        skippable: an operator can skip its offsets, because each message becomes one entry of a work queue.
         dead_letters: topic of its dead letters; empty without one.
     """
 
@@ -78,11 +78,11 @@ class ConsumedTopic(NamedTuple):
 
 
 class OldestEntry(msgspec.Struct, frozen=True):
-    """The entry that has waited longest for its end.
+    """The unfinished entry that arrived first.
 
     Args:
-        since: time of arrival.
-        reason: of its last failed attempt.
+        since: time of its arrival.
+        reason: reason of its last failed attempt.
     """
 
     key: str
@@ -97,12 +97,12 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """The entries of one work queue at one moment.
 
     Args:
-        kind: of the queue.
-        counts: entries by state; those of finished states only in detail.
-        due: pending entries that are work now.
+        kind: kind of the queue.
+        counts: entries by state; finished states only if `detailed`.
+        due: pending entries that can be claimed now.
         unreported: finished entries that Dagster does not show yet.
-        oldest_untouched: last change of the unfinished entry that has been unchanged for longest.
-        oldest: the unfinished entry that arrived first; only in detail.
+        oldest_untouched: time of the last change of the unfinished entry that has been unchanged for longest.
+        oldest: the unfinished entry that arrived first; only if `detailed`.
     """
 
     kind: str
@@ -114,12 +114,12 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unfinished(self) -> dict[str, int]:
-        """Entries by unfinished state, without empty states."""
+        """Return the entries by unfinished state, without empty states."""
         return {state: self.counts[state] for state in UNFINISHED if self.counts.get(state)}
 
     @property
     def going_on(self) -> dict[str, int]:
-        """Current work by state, without pending entries that are not due yet."""
+        """Return the unfinished entries by state, without pending ones that are not due yet."""
         work = self.unfinished
         if self.due != work.get("pending", 0):
             work.pop("pending", None)
@@ -131,8 +131,8 @@ class Failure(msgspec.Struct, frozen=True):
     """Something that needs a person, e.g. a failed entry of a work queue.
 
     Args:
-        kind: of the queue, or another kind of thing.
-        asset: whose partition of this key shows it, if any.
+        kind: kind of the queue, or of another item.
+        asset: asset whose partition of this key shows the failure, if any.
     """
 
     kind: str
@@ -145,13 +145,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class RetryTier(msgspec.Struct, frozen=True):
-    """Entries that wait for the same attempt.
+    """Entries that wait for their next attempt in one retry topic.
 
     Args:
-        topic: of the tier; its tasks of all higher attempts wait in the last one.
-        attempt: that comes next, the first being 1.
-        due: those that are due now.
-        next_due_at: first time after now at which one is due; None where none waits.
+        topic: topic of the tier; the last one also holds the tasks of all later attempts.
+        attempt: number of the next attempt, the first being 1.
+        due: number of entries that are due now.
+        next_due_at: next time at which an entry becomes due; None if none is waiting.
     """
 
     topic: str
@@ -165,13 +165,13 @@ class WorkState(msgspec.Struct, frozen=True, kw_only=True):
     """The work of one capability at one moment.
 
     Args:
-        queues: its work queues.
+        queues: state of each of its work queues.
         retry_tiers: one for each retry topic, the shortest delay first.
-        later: entries that are not due yet, and no work until then.
+        later: number of entries that are not due yet.
         next_due_at: when the first of those is due.
         going_on: unfinished work outside the queues, one phrase each.
-        facts: further numbers, by the name that `ingest status` shows; or counts by name for each of several things.
-        problems: one sentence for each thing that needs a person.
+        facts: further numbers by the name that `ingest status` shows, or counts by name for each of several things.
+        problems: one sentence for each problem that needs a person.
         gauges: values of the capability's own gauges, by metric name and the values of its labels.
     """
 
@@ -192,7 +192,7 @@ class Metric(NamedTuple):
         name: without the suffix `_total`.
         labels: names of its labels.
         meaning: one sentence.
-        initial: label values of series that exist from the start: a rate misses the first value of one that appears.
+        initial: label values of series to create at the start, because a rate misses the first value of a new series.
         kind: Prometheus type. The values of counters and histograms are running totals.
         unit: of its values, in the plural.
     """
@@ -206,17 +206,17 @@ class Metric(NamedTuple):
 
     @property
     def bucket(self) -> str:
-        """The running total of the observations in one bucket of a histogram; not cumulative."""
+        """Return the name of the running total of one bucket's observations; not cumulative."""
         return f"{self.name}_bucket"
 
     @property
     def sum(self) -> str:
-        """The running total of the observed seconds of a histogram."""
+        """Return the name of the running total of a histogram's observed seconds."""
         return f"{self.name}_sum"
 
     @property
     def samples(self) -> tuple[str, ...]:
-        """The names of its series in Prometheus."""
+        """Return the names of its series in Prometheus."""
         if self.kind == "histogram":
             return (self.bucket, self.sum, f"{self.name}_count")
         return (f"{self.name}_total",) if self.kind == "counter" else (self.name,)
@@ -250,15 +250,15 @@ class Amount(NamedTuple):
 
 @dataclass(frozen=True)
 class CountedTable:
-    """Finished rows that are counted in running totals.
+    """A table whose finished rows feed running totals.
 
     Args:
-        name: under which the progress is stored.
-        table: of the rows.
-        state: final state; None for a table with finished rows only.
-        ended_at: time of their end; indexed, with the state before it where there is one.
-        columns: that `amounts` reads.
-        amounts: what one row adds.
+        name: name under which the progress is stored.
+        table: table of the rows.
+        state: final state to count; None if all rows of the table are finished.
+        ended_at: column with the time of a row's end, indexed (after the state, if there is one).
+        columns: columns that `amounts` reads.
+        amounts: returns the amounts that one row adds.
     """
 
     name: str
@@ -270,12 +270,12 @@ class CountedTable:
 
 
 class PurgeStep(NamedTuple):
-    """One kind of expired record and how to remove it.
+    """One kind of expired records, with the function that removes them.
 
     Args:
-        what: for people, e.g. `partitions of files`.
-        number: how many have expired.
-        examples: the first few.
+        what: name of the kind for people, e.g. `partitions of files`.
+        number: number of expired records.
+        examples: the first few of them.
         remove: removes them; idempotent.
     """
 
@@ -304,28 +304,28 @@ class Capability(Generic[Services_contra]):
         return ()
 
     def sensors_without_topic(self, services: Services_contra) -> Mapping[str, Callable[[datetime], bool]]:
-        """Return the sensors that read no topic, each with a test of whether it has something to do at that time."""
+        """Return the sensors that read no topic, each with a function that tells whether it has work at a time."""
         del services
         return {}
 
     def read_work(self, services: Services_contra, *, detailed: bool) -> WorkState:
-        """Count the work that is not finished.
+        """Count the unfinished work.
 
         Args:
             services: the resources.
-            detailed: also count finished entries and find the oldest unfinished one, which takes time in proportion.
+            detailed: also count finished entries and find the oldest unfinished one; the cost grows with their number.
         """
         with reading(services.engine) as connection:
             queues = tuple(read_queue(connection, queue, detailed=detailed) for queue in self.queues)
         return WorkState(queues=queues)
 
     def running_totals(self, connection: sa.Connection) -> Iterable[Amount]:
-        """Return totals since the beginning that the capability keeps itself, for counters that no queue feeds."""
+        """Return the capability's own running totals, for counters that no queue feeds."""
         del connection
         return ()
 
     def failures(self, services: Services_contra, connection: sa.Connection, limit: int) -> Iterable[Failure]:
-        """Return what needs a person other than failed entries of work queues, at most `limit` of a kind."""
+        """Return the failures that need a person, other than failed queue entries; at most `limit` of each kind."""
         del services, connection, limit
         return ()
 
@@ -339,13 +339,13 @@ class Capability(Generic[Services_contra]):
 
         Args:
             services: the resources.
-            now: from which the days of the retention settings are counted.
+            now: time from which the days of the retention settings are counted back.
         """
         del services, now
         return ()
 
     def trace(self, services: Services_contra, trace_id: str) -> Iterable[Moment]:
-        """Return everything on record of one trace, in no particular order; see `find` for its errors."""
+        """Return all recorded moments of one trace, unordered; raises as `find` does."""
         with reading(services.engine) as connection:
             found = [
                 (queue, rows_where(connection, queue.table, of_trace(queue.table, trace_id))) for queue in self.queues
@@ -353,18 +353,18 @@ class Capability(Generic[Services_contra]):
         return [moment for queue, rows in found for row in rows for moment in queue.history(row)]
 
     def find(self, services: Services_contra, search: Search, limit: int) -> Iterable[Hit]:
-        """Yield items that a search finds, at most so many by each of their ids.
+        """Yield the items that match a search, at most `limit` for each kind of id.
 
         Raises:
-            IngestError: a part cannot be searched; what was yielded before is found all the same.
+            IngestError: a table or store cannot be searched; hits that were yielded before remain valid.
         """
         return find_in(services.engine, self.queues, search, limit)
 
     def item(self, services: Services_contra, ref: ItemRef) -> ItemView | None:
-        """Describe an item; None where nothing is on record of it.
+        """Describe an item; return None if there is no record of it.
 
         Raises:
-            IngestError: a store that it is described from does not answer.
+            IngestError: a store with part of the description does not answer.
         """
         with reading(services.engine) as connection:
             for queue in self.queues:
@@ -376,12 +376,12 @@ class Capability(Generic[Services_contra]):
     def completed(
         self, services: Services_contra, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
-        """Add to the view of a work queue's entry what only this capability knows of it."""
+        """Add this capability's own facts to the view of a queue entry."""
         del services, connection, row
         return view
 
     def related(self, services: Services_contra, view: ItemView) -> Mapping[str, Related]:
-        """Return this capability's items that have to do with an item, by their relation to it."""
+        """Return this capability's items that are related to an item, by their relation to it."""
         if view.ref.kind != "message" or (position := Position.parse(view.ref.key)) is None:
             return {}
         with reading(services.engine) as connection:
@@ -390,12 +390,12 @@ class Capability(Generic[Services_contra]):
         return {"made of this message": Related(hits, any(one.more for one in found))} if hits else {}
 
     def correct_future_times(self, services: Services_contra, now: datetime, skew_seconds: float) -> int:
-        """Set times that lie in the future, left by a clock that was set back, to now; return how many entries had one.
+        """Set future times, left by a clock that was later set back, to now; return the number of entries changed.
 
         Args:
             services: the resources.
-            now: the right time.
-            skew_seconds: by how much clocks differ anyway.
+            now: the correct time.
+            skew_seconds: normal difference between clocks.
         """
         corrected, ahead = 0, now + timedelta(seconds=skew_seconds)
         for table in (queue.table for queue in self.queues):
@@ -407,16 +407,16 @@ class Capability(Generic[Services_contra]):
 
 
 def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -> QueueState:
-    """Read the state of a work queue. Unless detailed, the cost is independent of finished entries."""
+    """Read the state of a work queue. Unless `detailed`, finished entries do not add to the cost."""
     columns, count = queue.table.c, sa.func.count()
     by_state = sa.select(columns.state, count).group_by(columns.state)
     if not detailed:
         by_state = by_state.where(columns.state.in_(UNFINISHED))
     found = {state: int(number) for state, number in connection.execute(by_state)}
-    # In the words of the partial index: otherwise neither database uses it.
+    # The condition repeats the text of the partial index: otherwise neither database uses the index.
     leased = sa.literal_column("reported_at IS NULL AND state <> 'pending'", sa.Boolean)
     unreported = sa.select(count).select_from(queue.table).where(leased, columns.state.not_in(UNFINISHED))
-    # One state at a time: then the first entry of an index answers.
+    # Query one state at a time: then the first entry of an index is the answer.
     changes = [
         connection.execute(_oldest_change(queue.table, state)).scalar() for state in UNFINISHED if state in found
     ]
@@ -431,12 +431,12 @@ def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -
 
 
 def rows_where(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
-    """Select the rows of a trace, at most MAX_ENTRIES_OF_TRACE."""
+    """Select the rows that match, at most MAX_ENTRIES_OF_TRACE."""
     return connection.execute(sa.select(table).where(chosen).limit(MAX_ENTRIES_OF_TRACE)).mappings().all()
 
 
 def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment]:
-    """Yield what every work queue records of an entry: its arrival, its run, its end or its next attempt."""
+    """Yield the moments that every work queue records of an entry: arrival, run, end or next attempt."""
     yield Moment(row["created_at"], subject, "arrived", kafka_position(row))
     # A replay has its own record, which names who requested it.
     if row["reopened_at"] and "replays" not in row:
@@ -451,7 +451,7 @@ def queue_history(subject: str, row: sa.RowMapping, end: str) -> Iterator[Moment
 
 
 def _entry_facts(row: sa.RowMapping) -> dict[str, object]:
-    """Return what every work queue records of an entry, for its page."""
+    """Return the facts that every work queue records of an entry, for its page."""
     return {
         "Message": ItemRef("message", str(Position.of(row))),
         "Written to Kafka": row["kafka_timestamp"],
@@ -465,7 +465,7 @@ def _entry_facts(row: sa.RowMapping) -> dict[str, object]:
 
 
 def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
-    """Return the Kafka position of a row, as tools for topics write it."""
+    """Return the Kafka position of a row in the notation of topic tools."""
     return f"{row['kafka_topic']}[{row['kafka_partition']}]@{row['kafka_offset']}"
 
 
@@ -474,35 +474,35 @@ def counted_by_state(
     columns: tuple[sa.Column[Any], ...],
     amounts: Callable[[sa.RowMapping], Iterator[Amount]],
 ) -> tuple[CountedTable, ...]:
-    """Return the finished rows of a work queue, one per state: an index then leads straight to the new ones.
+    """Return a `CountedTable` for each final state of a work queue, so that an index finds the new rows.
 
     Args:
         queue: the work queue.
-        columns: that `amounts` reads.
-        amounts: what one entry adds.
+        columns: columns that `amounts` reads.
+        amounts: returns the amounts that one entry adds.
     """
     table, ends = queue.table, finished_states(queue.states)
-    # Ending an entry sets both of its times, and this one is indexed.
+    # Ending an entry sets `finished_at` and this column to the same time; this one is indexed.
     return tuple(CountedTable(f"{table.name}/{end}", table, end, table.c.updated_at, columns, amounts) for end in ends)
 
 
 def of_trace(table: sa.Table, text: str) -> sa.ColumnElement[bool]:
-    """Select the entries of a trace: by the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`."""
+    """Match the entries of a trace by the project's trace id, an OpenTelemetry trace id, or a `traceparent`."""
     return sa.or_(*conditions_of_trace(table, text))
 
 
 def finished_states(states: type[StrEnum]) -> tuple[str, ...]:
-    """Return the states in which nothing more happens to an entry."""
+    """Return the final states of a queue."""
     return tuple(state.value for state in states if state.value not in UNFINISHED)
 
 
 def latency_columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
-    """Return the columns that `latency` reads."""
+    """Return the columns that `latency` needs."""
     return tuple(table.c[name] for name in (*LATENCY_BEGINS, "started_at", "finished_at"))
 
 
 def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
-    """Yield what a finished entry adds to the histograms of latency and of processing time."""
+    """Yield the amounts that a finished entry adds to the histograms of latency and processing time."""
     ended = row["finished_at"]
     if ended is None:
         return
@@ -516,7 +516,7 @@ def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
 
 
 def latency_bucket(seconds: float) -> str:
-    """Return the bucket of a latency, by its upper end."""
+    """Return the upper bound of a latency's bucket, as its label."""
     return next((f"{end:g}" for end in LATENCY_BUCKETS if seconds <= end), BEYOND)
 
 

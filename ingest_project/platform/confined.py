@@ -1,8 +1,7 @@
-"""Run a script of ours over an untrusted file in a separate process that may die without harm.
+"""Run one of our scripts on an untrusted file in a separate process, whose crash does no harm.
 
-The process limits its memory, CPU time and output before the script begins (`main`), gets an environment without
-secrets, and is killed when it exceeds its time. A worker that converts a file reports why it rejects one, see
-`Confinement`.
+The process limits its memory, CPU time and output before the script starts (`main`), gets an environment without
+secrets, and is killed when it exceeds its time. A worker that rejects a file reports the reason, see `Confinement`.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from typing import IO
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 
-# The variables that the process needs: no secret is near an untrusted file.
+# The only variables that the process gets: no secret is in reach of an untrusted file.
 INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TZ", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 START_UP_SECONDS = 20.0
 OUT_OF_MEMORY = 9
-# The exit code of a worker that has written why it rejects the file.
+# Exit code of a worker that rejected the file and wrote the reason.
 REJECTED = 3
 NEEDS_MEMORY = "Reading it needs more memory than allowed"
-# SIGKILL and SIGXCPU, by which the kernel ends a process that exceeds its CPU time.
+# Exit codes of a process that the kernel ended because it exceeded its CPU time (SIGKILL, SIGXCPU).
 KILLED = frozenset({-9, -24})
 
 
@@ -38,9 +37,9 @@ class ProcessLimits:
     """Limits of one process.
 
     Args:
-        memory_bytes: of address space.
-        cpu_seconds: of CPU time; twice as much wall-clock time.
-        output_bytes: of each file that it writes.
+        memory_bytes: address space in bytes.
+        cpu_seconds: CPU time; the limit of wall-clock time is twice as much.
+        output_bytes: size of each file that it writes.
     """
 
     memory_bytes: int
@@ -61,20 +60,20 @@ def run_confined(
     Args:
         script: path of a Python file.
         arguments: its command line.
-        limits: in force before its first line.
-        stdin: an open file that it reads.
-        stdout: an open file that it writes.
+        limits: limits that are in force before the script's first line.
+        stdin: open file for its standard input.
+        stdout: open file for its standard output.
 
     Returns:
-        its exit code: OUT_OF_MEMORY if it reached that limit, negative if a signal ended it, see KILLED.
+        the exit code: OUT_OF_MEMORY if it reached the memory limit, negative if a signal ended it, see KILLED.
 
     Raises:
-        TimeoutError: it was killed because it exceeded its time.
+        TimeoutError: the process exceeded its time and was killed.
     """
     limit_arguments = [str(limits.memory_bytes), str(limits.cpu_seconds), str(limits.output_bytes)]
     command = [sys.executable, "-P", __file__, *limit_arguments, script, *arguments]
     environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    # One thread: every further one reserves address space, which is limited.
+    # Use one thread: each further one reserves address space, which is limited.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     with subprocess.Popen(  # noqa: S603 - our own script; the untrusted file is only an argument
         command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, env=environment
@@ -104,12 +103,12 @@ class ContentRejectedError(Exception):
 
 @dataclass(frozen=True)
 class Confinement:
-    """A kind of file that a confined process converts.
+    """A kind of files that a confined process converts.
 
     Args:
-        worker: module that calls `convert_file` when it is run as a script.
-        what: noun of the file, e.g. `workbook`.
-        settings: the setting of each limit: `memory`, `seconds`, and those that the worker names.
+        worker: module that calls `convert_file` when it runs as a script.
+        what: noun for such a file, e.g. `workbook`.
+        settings: name of the setting for each limit: `memory`, `seconds`, and those that the worker reports.
     """
 
     worker: ModuleType
@@ -122,11 +121,11 @@ class Confinement:
         """Convert a file.
 
         Args:
-            rows: file that the worker writes; the reason of a rejection is written next to it.
+            rows: file that the worker writes; it writes the reason of a rejection next to it.
             options: further keyword arguments of the worker's function.
-            memory_bytes: address space of the process.
-            seconds: its CPU time.
-            output_bytes: most bytes of a file that it writes.
+            memory_bytes: limit of the process's address space.
+            seconds: limit of its CPU time.
+            output_bytes: limit of the size of each file that it writes.
 
         Raises:
             FileRejectedError: the file is damaged, or exceeds a limit.
@@ -158,11 +157,11 @@ def convert_file(convert: Callable[..., None], describe: Callable[[Exception], C
     """Convert the file that the command line names, in the confined process.
 
     Args:
-        convert: called with the options of the command line.
-        describe: returns the rejection for an error of a library, which may raise any on a crafted file.
+        convert: function that is called with the options of the command line.
+        describe: returns the rejection for an exception; on a crafted file, a library may raise any.
 
     Returns:
-        the exit code: 0 when the rows were written, REJECTED when the reason was.
+        the exit code: 0 if the rows were written, REJECTED if the file was rejected and the reason written.
     """
     try:
         convert(**json.loads(sys.argv[2]))
@@ -179,7 +178,7 @@ def convert_file(convert: Callable[..., None], describe: Callable[[Exception], C
 
 
 def main() -> None:
-    """In the new process: set the limits of the command line, then run the script with the rest of it."""
+    """Set the limits from the command line in the new process, then run the script with the remaining arguments."""
     memory_bytes, cpu_seconds, output_bytes = map(int, sys.argv[1:4])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))

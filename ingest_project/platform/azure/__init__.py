@@ -1,12 +1,12 @@
-"""Addresses in OneLake and other ADLS Gen2 accounts, the accounts that may be contacted, and our credential for them.
+"""Parse addresses in OneLake and other ADLS Gen2 accounts, and decide which accounts may receive our credential.
 
 An address may come from a message. It is parsed by the one grammar of addresses (`http.urls`) and rebuilt from its
-parts, it never carries a secret, and the host it names must be one that our credentials may be sent to: Microsoft's, or
-the endpoint that the settings name.
+parts. It never carries a secret, and credentials are sent only to its host if that is one of Microsoft's storage hosts
+or the configured endpoint.
 
-A message may name an account only when it is listed: an identity, a key or a SAS is sent to listed accounts only. An
-account of ADLS Gen2 is a host of its own. OneLake has one host for all tenants, so that there the workspace is what is
-listed. A store, table or source that the settings name counts as listed.
+A message may name only accounts that are listed: an identity, a key or a SAS is sent to no other. Each account of ADLS
+Gen2 has its own host. OneLake has one host for all tenants, so there the list names workspaces. A store, table or
+source that the settings name counts as listed.
 
 Nothing here loads the Azure SDK; `client` and `identity` do.
 """
@@ -49,7 +49,7 @@ TRUSTED_HOSTS = (
 SCHEMES = ("https", "http", "abfss", "abfs")
 LONGEST_PATH = 1_024
 LONGEST_SEGMENT = 255
-# An item and its first level (`Files`, `Tables`) are made by Fabric, never through the storage API.
+# Fabric creates an item and its first level (`Files`, `Tables`); the storage API cannot.
 MANAGED_LEVELS = 2
 ALLOWED_ACCOUNTS = "INGEST_ONELAKE_ALLOWED_ACCOUNTS"
 EXAMPLE = f"{DEFAULT_ENDPOINT}/<workspace>/<item>.Lakehouse/Files/<folder>"
@@ -64,10 +64,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class StoreRejectedError(PermanentError):
-    """OneLake refused a request, and will refuse it again.
+    """OneLake refused a request; a retry would be refused as well.
 
     Args:
-        address: of the file or folder, without secrets.
+        address: address of the file or folder, without secrets.
         status: HTTP status; None when no credential was available.
         code: the service's own name for the reason, e.g. `AuthorizationFailure`.
     """
@@ -84,9 +84,9 @@ class StoreThrottledError(StoreUnavailableError):
     """OneLake throttles requests.
 
     Args:
-        address: of the file or folder, without secrets.
-        cause: its answer.
-        retry_after: the wait that it requested; None when it requested none.
+        address: address of the file or folder, without secrets.
+        cause: OneLake's answer.
+        retry_after: the wait that OneLake requested; None if it requested none.
     """
 
     def __init__(self, address: str, cause: object, retry_after: timedelta | None = None) -> None:
@@ -99,7 +99,7 @@ class OneLakeAddress:
     """One location: an account, a file system (in OneLake: the workspace), and a path in it.
 
     Args:
-        account_url: scheme, host and where it is not the usual one the port, as `parse_address` put them together.
+        account_url: scheme, host and any non-default port, as `parse_address` returns them.
         file_system: workspace or container, by name or GUID.
         path: without a slash at either end; empty for the file system itself.
     """
@@ -115,7 +115,7 @@ class OneLakeAddress:
 
     @property
     def is_fabric(self) -> bool:
-        """Fabric's rules hold: a OneLake host, or a path that starts with an item."""
+        """Return True if Fabric's rules apply: the host is OneLake's, or the path starts with an item."""
         item = self.path.partition("/")[0]
         if self.account_url.endswith(FABRIC_HOSTS):
             return True
@@ -125,7 +125,7 @@ class OneLakeAddress:
         """Return a location below this one.
 
         Raises:
-            ForbiddenPathError: not a plain relative path, see `safe_path`.
+            ForbiddenPathError: `relative` is not a plain relative path, see `safe_path`.
         """
         inner = safe_path(relative)
         return replace(self, path=f"{self.path}/{inner}" if self.path else inner)
@@ -137,7 +137,7 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
     Args:
         text: `https://<host>/<workspace>/<item>.Lakehouse/Files/x`, the same with two GUIDs, `abfss://<file
             system>@<host>/x`, or `<workspace>/<item>.Lakehouse/Files/x` at the endpoint.
-        endpoint: account that short addresses mean; its host is trusted, and it alone may be plain http.
+        endpoint: account of addresses without a host; it is trusted, and only it may use plain http.
 
     Raises:
         SettingsError: not an address of any of these forms.
@@ -206,7 +206,7 @@ def require_writable(address: OneLakeAddress) -> None:
 
 
 def require_folder(address: OneLakeAddress) -> None:
-    """Refuse a location that files cannot be kept below.
+    """Refuse a location that cannot be the parent of stored files.
 
     Raises:
         ForbiddenPathError: in OneLake, anything above an item's first level.
@@ -256,7 +256,7 @@ class AllowedAccount:
         """Read one entry: `account.dfs.core.windows.net`, or with `/container`; in OneLake with `/workspace` or `/*`.
 
         Raises:
-            SettingsError: none of these, or OneLake's host without a workspace.
+            SettingsError: the entry has none of these forms, or names OneLake's host without a workspace.
         """
         host, slash, file_system = text.strip().removeprefix("https://").partition("/")
         if not file_system.strip("/") and host.lower().endswith(FABRIC_HOSTS):
@@ -265,7 +265,7 @@ class AllowedAccount:
                 f"GUID), or {host}/* for all that our identity may see."
             )
         try:
-            # As an address, so that the host is held to the same rules.
+            # Parse it as an address, so that the same rules apply to the host.
             account = parse_address(f"https://{host}/any/{_ANY_ITEM}").account_url
         except PermanentError as error:
             raise SettingsError(f"{ALLOWED_ACCOUNTS}: {text!r} is no account: {error}") from None
@@ -280,8 +280,8 @@ def accounts_of(addresses: Iterable[str], endpoint: str = DEFAULT_ENDPOINT) -> l
     """Return the accounts that configured addresses name, and the endpoint itself unless it is OneLake's.
 
     Args:
-        addresses: of stores, tables and sources; addresses outside OneLake are ignored.
-        endpoint: the account that short addresses mean.
+        addresses: addresses of stores, tables and sources; those outside OneLake are ignored.
+        endpoint: account of addresses without a host.
 
     Raises:
         SettingsError: the endpoint is not the address of a server.
@@ -289,7 +289,7 @@ def accounts_of(addresses: Iterable[str], endpoint: str = DEFAULT_ENDPOINT) -> l
     own = account_url(endpoint)
     accounts = [] if own.endswith(FABRIC_HOSTS) else [AllowedAccount(own, "*")]
     for text in filter(is_address, addresses):
-        # A malformed setting is reported when it is used.
+        # A malformed setting is reported where the setting is used.
         with suppress(PermanentError):
             address = parse_address(text, endpoint)
             accounts.append(AllowedAccount(address.account_url, escape(address.file_system.lower())))
@@ -305,11 +305,11 @@ class OneLakeCredential:
 
     Args:
         sas: a shared access signature, with or without its leading `?`.
-        account_name: the account that the key is of.
-        account_key: its key.
+        account_name: account to which the key belongs.
+        account_key: key of that account.
 
     Raises:
-        SettingsError: both, or a key without its account.
+        SettingsError: a SAS and a key are both set, or a key without its account.
     """
 
     sas: SecretStr | None = None
@@ -328,14 +328,14 @@ class OneLakeOptions:
     """Connection options of OneLake.
 
     Args:
-        endpoint: account that short addresses mean.
+        endpoint: account of addresses without a host.
         concurrency: connections kept open, and chunks of one large file sent at a time.
         chunk_bytes: size of one append; a file of at most this size is sent in one.
-        connect_timeout_seconds: how long a connection may take.
-        read_timeout_seconds: how long the service may be silent.
-        retries: further attempts of one request that failed for a reason which may pass.
-        longest_wait_seconds: longest pause between two attempts; when the service requests a longer one, there is no
-            further attempt here, and the error carries the requested pause.
+        connect_timeout_seconds: timeout for opening a connection.
+        read_timeout_seconds: longest silence of the service.
+        retries: further attempts of a request that failed for a transient reason.
+        longest_wait_seconds: longest pause between two attempts; if the service requests a longer one, the request is
+            not retried here, and the error carries the requested pause.
     """
 
     credential: OneLakeCredential = field(default_factory=OneLakeCredential)
@@ -349,14 +349,14 @@ class OneLakeOptions:
 
 
 def onelake_options(settings: OneLakeSettings, stored: Credential | None = None) -> OneLakeOptions:
-    """Return how the settings say that OneLake is reached.
+    """Build the connection options of OneLake from its settings.
 
     Args:
         settings: the section `onelake`.
         stored: a credential that a job names, used instead of the section's own.
 
     Raises:
-        SettingsError: the credential is not one of a kind, see `OneLakeCredential`.
+        SettingsError: the credential is incomplete or ambiguous, see `OneLakeCredential`.
     """
     secrets = stored or settings
     return OneLakeOptions(
@@ -382,7 +382,7 @@ def _address(account: str, location: str, shown: str) -> OneLakeAddress:
 
 
 def _account_of(parts: Address, endpoint: str, shown: str) -> str:
-    """Return the account's address, if it may be contacted at all."""
+    """Return the account's address; refuse a host that may not be contacted."""
     # `abfss` stands for https and `abfs` for http, but the setting decides how the endpoint is reached.
     if endpoint in (_server("https", parts), _server("http", parts)):
         return endpoint

@@ -2,8 +2,8 @@
 
 Importing this loads the SDK, which takes 0.3 s: import it where OneLake is used.
 
-This module alone decides which failures are worth a retry. The SDK's own exceptions quote the address they requested,
-and with it a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
+Only this module decides which failures are retried. The SDK's exceptions quote the requested address, which may contain
+a SAS signature: they are neither repeated in a message nor chained, so that no log can show one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ingest_project.platform.azure import (
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
 
-# Size of one read request: the SDK's default for the first is 32 MiB, held in memory.
+# Size of one read request. The SDK's default for the first request is 32 MiB, which it keeps in memory.
 READ_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
 # Callers split what they write themselves: the SDK must not split it again.
@@ -53,7 +53,7 @@ MAX_PUT_BYTES = 256 * 1024**2
 PAGE = 5_000
 CALLERS_PER_APPEND = 4
 REFUSALS = frozenset({401, 403})
-# File systems come from messages and a client takes megabytes, so their number is bounded.
+# Messages name file systems, and each client takes megabytes: their number is bounded.
 KEPT_CLIENTS = 32
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.25
@@ -63,11 +63,11 @@ SERVER_ERRORS = 500
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
 MAX_CAUSE_LENGTH = 200
-# A longer pause that the service requests is cut to this, as for any host.
+# Longer pauses that the service requests are cut to this, as for any host.
 LONGEST_PAUSE_SECONDS = 3_600.0
 REMEDIES = {
     400: "Check the address.",
-    401: "Check the credential: it is not accepted.",
+    401: "The credential was not accepted: check it.",
     403: "Check the credential and its rights on this location.",
     409: "Another file or folder has this name.",
 }
@@ -77,8 +77,8 @@ class Listed(NamedTuple):
     """One file or folder.
 
     Args:
-        path: in its file system, without a slash at either end; starts with the item's name, or with its GUID where the
-            service answers so.
+        path: path in its file system, without a slash at either end; starts with the item's name or GUID, whichever the
+            service returns.
         modified_at: UTC.
         etag: without quotes.
     """
@@ -97,9 +97,9 @@ class Download(Protocol):
 
 
 class BoundedRetry(ExponentialRetry):
-    """A few attempts with short pauses, as long as the service requests, and never for minutes.
+    """Retry a few times, after a short pause or the one that the service requests; never wait for minutes.
 
-    The SDK's own waits 15 s and more before its second attempt, does not read `Retry-After`, and gives up on a 429.
+    The SDK's own policy waits at least 15 s before its second attempt, ignores `Retry-After`, and gives up on a 429.
     """
 
     def __init__(self, options: OneLakeOptions) -> None:
@@ -111,7 +111,7 @@ class BoundedRetry(ExponentialRetry):
 
     def send(self, request: PipelineRequest[Any]) -> PipelineResponse[Any, Any]:
         """Send one request until it is answered, or until the attempts are used up."""
-        # It also takes the storage client's own options out of what reaches the transport.
+        # This also removes the storage client's own options, which must not reach the transport.
         settings = self.configure_retries(request)
         attempts = stamina.retry_context(
             on=self._pause,
@@ -141,12 +141,12 @@ class BoundedRetry(ExponentialRetry):
         if response.http_response.status_code in RETRIED_STATUSES:
             raise _FailedAttemptError(response)
         if response.http_response.status_code in REFUSALS and renewed(self._secret, self._used):
-            # This client keeps the old one.
+            # This client still uses the old credential.
             raise ServiceRequestError("The credential has changed.")
         return response
 
     def _pause(self, failed: Exception) -> bool | float:
-        """Decide about another attempt: after a number of seconds, after the usual pause (True), or none (False)."""
+        """Decide on another attempt: the seconds to wait, True for the default pause, or False for no retry."""
         if not isinstance(failed, _FailedAttemptError):
             return False
         if isinstance(failed.outcome, AzureError):
@@ -158,7 +158,7 @@ class BoundedRetry(ExponentialRetry):
 
 
 class _FailedAttemptError(Exception):
-    """An attempt that may succeed later. Its text is empty: those of the SDK quote addresses with their signatures."""
+    """A retryable failure. Its text is empty, because the SDK's texts quote addresses with their signatures."""
 
     def __init__(self, outcome: AzureError | PipelineResponse[Any, Any]) -> None:
         self.outcome = outcome
@@ -166,12 +166,12 @@ class _FailedAttemptError(Exception):
 
 
 def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = None) -> FileSystemClient:
-    """Return a client of the address's file system; its path is ignored. Nothing is connected to yet.
+    """Return a client of the address's file system, without connecting; the address's path is ignored.
 
-    It may be used from many threads, and its `get_file_client` share one connection pool. `onelake_errors` maps what it
-    raises.
+    Threads may share the client, and the clients from its `get_file_client` share one connection pool. `onelake_errors`
+    maps its exceptions.
 
-    Reading and file properties go through the account's blob endpoint, which the SDK derives from the name of the host.
+    Reads and file properties use the account's blob endpoint, which the SDK derives from the host name.
 
     Raises:
         SettingsError: the credential does not suit the address.
@@ -182,20 +182,20 @@ def open_file_system(address: OneLakeAddress, options: OneLakeOptions | None = N
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def shared_file_system(account_url: str, file_system: str, options: OneLakeOptions) -> FileSystemClient:
-    """Return the client of a file system and a credential, shared by this process; another one after a rotation."""
+    """Return this process's client for a file system and a credential; a rotated credential gets a new client."""
     return open_file_system(OneLakeAddress(account_url, file_system), options)
 
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def shared_container(account_url: str, file_system: str, options: OneLakeOptions) -> ContainerClient:
-    """Return the same through the blob endpoint, see `open_container`."""
+    """Return this process's client for the blob endpoint, see `open_container`."""
     return open_container(OneLakeAddress(account_url, file_system), options)
 
 
 def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:
-    """Return the same file system through the account's blob endpoint; otherwise as `open_file_system`.
+    """Return a client of the file system for the account's blob endpoint; otherwise as `open_file_system`.
 
-    It writes a small file whole in one request, which the DFS calls need four for.
+    It writes a small file in one request; the DFS endpoint needs four.
     """
     account_url = blob_account_url(address.account_url)
     with _credential_errors(address):
@@ -208,16 +208,16 @@ def blob_account_url(account_url: str) -> str:
 
 
 def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> RequestsTransport:
-    """Return the last step before the wire: it sends to these servers alone, wherever the service redirects to.
+    """Return a transport that sends requests to these servers only, whatever redirects the service returns.
 
-    Its pool keeps enough connections: with requests' default of 10 the others are opened again each time.
+    Its pool keeps enough connections: with requests' default of 10, further ones would be reopened each time.
 
     Args:
-        servers: addresses of the account's endpoints; the proxy and the certificates are those for the first.
-        options: its time-outs and concurrency.
+        servers: addresses of the account's endpoints; the first one determines the proxy and the certificates.
+        options: timeouts and concurrency of the transport.
     """
-    # More connections than appends, for other callers. A pool that blocks would bound them, but a refused download that
-    # the SDK does not read to its end keeps its connection, and with it a slot.
+    # Leave connections for callers other than appends. A blocking pool would bound them, but the SDK does not read a
+    # refused download to its end, so that its connection would occupy a slot of the pool.
     session = BoundSession([parse_url(server) for server in servers], CALLERS_PER_APPEND * options.concurrency)
     return RequestsTransport(
         session=session,
@@ -231,7 +231,7 @@ def pooled_transport(servers: Sequence[str], options: OneLakeOptions) -> Request
 def list_folder(
     files: FileSystemClient, folder: OneLakeAddress, *, recursive: bool = True, page: int = PAGE
 ) -> Iterator[Listed]:
-    """List what is below a folder, lazily; one page is in memory at a time.
+    """List the files and folders below a folder lazily, with one page in memory at a time.
 
     Raises:
         SourceNotFoundError, StoreRejectedError, StoreUnavailableError: at the first page or at any later one.
@@ -247,7 +247,7 @@ def list_folder(
 def open_file(files: FileSystemClient, address: OneLakeAddress) -> io.BufferedReader:
     """Open a file for reading in order; the caller closes it. At most READ_BYTES and a buffer are in memory.
 
-    All of it is of one version of the file: replaced meanwhile, it fails rather than mixes two.
+    All bytes are of one version: if the file is replaced while it is read, reading fails.
 
     Raises:
         SourceNotFoundError, StoreRejectedError, StoreUnavailableError: when it is opened, and while it is read.
@@ -266,9 +266,10 @@ def onelake_errors(address: str) -> Iterator[None]:
 
     Raises:
         SourceNotFoundError: the file or folder (its `location` is the address) or the workspace does not exist.
-        StoreRejectedError: 400, 401, 403, 409 or no credential: trying again cannot help.
+        StoreRejectedError: 400, 401, 403, 409 or no credential; not retryable.
         StoreThrottledError: 429 or 503; carries its `Retry-After`.
-        StoreUnavailableError: not reached, cut off, timed out, changed meanwhile, or any other server error.
+        StoreUnavailableError: no connection, a broken one, a timeout, a file that changed while it was read, or another
+        server error.
     """
     try:
         yield
@@ -288,7 +289,7 @@ def map_error(error: AzureError, address: str) -> IngestError:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the pause that an answer requests, in either unit Azure uses; None when it states no usable pause."""
+    """Return the pause in seconds that a response requests, in any unit that Azure uses; None without a valid one."""
     for name, unit in (("retry-after-ms", 1000), ("x-ms-retry-after-ms", 1000), ("retry-after", 1)):
         try:
             return max(float(headers[name]) / unit, 0.0)
@@ -298,7 +299,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
-    # The SDK's enumeration of codes prints as its member's name; the service's own word is the value.
+    # A member of the SDK's enumeration prints as its name; its value is the service's own code.
     named = getattr(error, "error_code", None)
     code = str(getattr(named, "value", named) or error.reason or "")
     if status == NOT_FOUND:
@@ -314,19 +315,19 @@ def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestEr
 
 
 def _without_secrets(text: str) -> str:
-    """Return the first line without any query of an address."""
+    """Return the first line, with the queries of all addresses removed."""
     line = next(iter(text.splitlines()), "")
     return re.sub(r"\?[^\s'\"<>)]*|\bsig=[^&\s]*", "", line)[:MAX_CAUSE_LENGTH]
 
 
 def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -> dict[str, Any]:
     options = options or OneLakeOptions()
-    # The SDK logs every request's headers at INFO, and each way to sign in that it tried.
+    # At INFO, the SDK logs the headers of every request and each sign-in method that it tries.
     for name in ("azure.core.pipeline.policies.http_logging_policy", "azure.identity"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return {
         "credential": _credential(options.credential),
-        # The SDK sends to the one endpoint what the other cannot do.
+        # The SDK uses either endpoint, depending on the operation.
         "transport": pooled_transport([address.account_url, blob_account_url(address.account_url)], options),
         "retry_policy": BoundedRetry(options),
         "max_single_get_size": READ_BYTES,
@@ -337,7 +338,7 @@ def _client_arguments(address: OneLakeAddress, options: OneLakeOptions | None) -
 
 @contextmanager
 def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
-    """Map the SDK's refusals of a token over plain http and of a malformed key, which do not quote the credential."""
+    """Map the SDK's errors for a token over plain http and for a malformed key; neither quotes the credential."""
     try:
         yield
     except ValueError as error:
@@ -346,11 +347,11 @@ def _credential_errors(address: OneLakeAddress) -> Iterator[None]:
 
 def _credential(credential: OneLakeCredential) -> str | AzureNamedKeyCredential | TokenCredential:
     if credential.sas:
-        # As text: the SDK then adds it to the source of a rename too, which AzureSasCredential does not.
+        # A SAS as text: then the SDK also adds it to the source of a rename, unlike an AzureSasCredential.
         return credential.sas.get_secret_value().lstrip("?")
     if credential.account_name and credential.account_key:
         return AzureNamedKeyCredential(credential.account_name, credential.account_key.get_secret_value())
-    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s, and a SAS or key does without
+    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s; a SAS or key needs none
 
     return default_credential()
 

@@ -1,4 +1,4 @@
-"""The identity of this process. Loads azure-identity, which takes 0.3 s: a SAS or a key does without it."""
+"""The identity of this process. Imports azure-identity in 0.3 s; a SAS or a key does not need it."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from azure.identity import DefaultAzureCredential
 
 @cache
 def default_credential() -> DefaultAzureCredential:
-    """Return the credential of this process, which keeps the tokens it got."""
+    """Return the credential of this process, which caches its tokens."""
     return DefaultAzureCredential()
