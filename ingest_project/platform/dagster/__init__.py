@@ -1,13 +1,13 @@
 """Everything that touches Dagster beyond its public API.
 
 Written against and tested with dagster 1.13.27 and dagster-postgres 0.29.27. No other package imports Dagster's private
-modules or dagster-postgres. An upgrade of Dagster has to keep what this list names; the tests named with each say where
-it does not.
+modules or dagster-postgres. An upgrade of Dagster has to keep everything in this list; the tests named in each entry
+fail where it does not.
 
 - `instance.py`: the event log's `_store_asset_event_tags`, `_store_asset_event`, `_connect` and
   `_check_partitions_table`; the tables `event_logs`, `asset_check_executions` and `dynamic_partitions`;
   the `_engine` of three storages, `should_autocreate_tables`, and that these can be copied; their `has_…` methods
-  (a name that is gone fails at import, a new one costs a query); `InstanceRef.from_dir` (test_asset_events,
+  (a removed one fails at import, an added one costs a query); `InstanceRef.from_dir` (test_asset_events,
   test_internals).
 - `event_text.py`: `serialize_value` and `pack_value`, `dagster_shared.record.replace`, the fields of the events below
   and of their metadata, and how metadata of the common kinds is stored (test_asset_events). Without it:
@@ -27,9 +27,9 @@ it does not.
 - `quiet_sensors.py`: `is_under_min_interval` and `SensorLaunchContext` of the loop over the sensors, which it finds by
   name; `core_loop` of `SensorDaemon` and `QueuedRunCoordinatorDaemon`, which the controller creates by name; the tag of
   a sensor's runs (test_quiet_sensors, test_internals). Without it: sensors tick at their intervals.
-- `daemon.py`, the queued runs: that the daemon of the run queue counts by `TagConcurrencyLimitsCounter`, which it finds
-  by name, and asks it of each queued run; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without
-  it: a paused capability launches the runs that are queued.
+- `daemon.py`, the queued runs: that the run queue's daemon checks each queued run with a `TagConcurrencyLimitsCounter`,
+  which it finds by name; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without it: a paused
+  capability launches the runs that are queued.
 - `code_server.py`: that the code server starts run workers by `multiprocessing.get_context("spawn")`; the command of
   `dagster api grpc`; `_check_for_orphaned_runs` of `DagsterApiServer` (test_code_server, test_internals). Without it:
   `dagster api grpc`, each run two seconds later; after an outage of Dagster's database it has to be restarted.

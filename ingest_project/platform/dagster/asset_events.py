@@ -33,17 +33,17 @@ _POOL_RECYCLE_SECONDS = 3_600
 _STATEMENT_TIMEOUT_MILLISECONDS = 120_000
 _MAX_REASON = 300
 
-# Partitioned checks are a preview of Dagster's. Its version is pinned and tested: no process needs to log the warning.
+# Partitioned checks are a preview feature of Dagster, whose version is pinned and tested: the warning is noise.
 warnings.filterwarnings(
     "ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=dg.PreviewWarning
 )
 
 
 def partitions_of_run(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[str]:
-    """Return the partitions that a run of a partitioned asset or check is for.
+    """Return the partitions of a run of a partitioned asset or check.
 
     Raises:
-        Failure: it has none; Dagster itself would only say that it has no key.
+        Failure: the run has no partition; Dagster's own error would not say what to do.
     """
     run = context.op_execution_context
     if run.has_partition_key or run.has_partition_key_range:
@@ -56,10 +56,10 @@ def partitions_of_run(context: dg.AssetExecutionContext | dg.AssetCheckExecution
 
 
 class WholeAssetResult(dg.AssetCheckResult):
-    """The result of a check of a whole asset, whatever partitions it has.
+    """The result of a check of a whole asset, even if the asset has partitions.
 
-    For Dagster's own it lists every partition of the asset, to find that they are too many to look at their versions:
-    a third of a second of a processor for the hours of three years.
+    Dagster's own result lists every partition of the asset, only to find that they are too many to compare versions:
+    0.3 s of CPU time for three years of hourly partitions.
     """
 
     def _get_target_materialization_data(
@@ -104,12 +104,12 @@ class PartitionEvents:
 
 
 def report_failed(instance: dg.DagsterInstance, result: CheckResult, partition: str) -> None:
-    """Show in the UI that a partition failed permanently, where no run is left that could report it."""
+    """Show in the UI that a partition failed permanently when no run is left to report it."""
     instance.report_runless_asset_event(_evaluation(partition, result))
 
 
 def keep_connections_open(instance: dg.DagsterInstance) -> None:
-    """Reuse this process's connections to Dagster's storage: by default each event opens one of its own."""
+    """Reuse this process's connections to Dagster's storage: by default each event opens a new one."""
     if isinstance(instance.event_log_storage, BulkEventLogStorage):
         return  # they stay open anyway
     instance.optimize_for_webserver(
@@ -123,7 +123,7 @@ Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecut
 def report(context: Context, reports: Sequence[PartitionEvents]) -> None:
     """Store the events of many partitions in Dagster's event log.
 
-    A second call adds the same events again, and the UI shows the newest: the same state.
+    Idempotent in effect: a second call adds the same events again, and the UI shows the newest.
     """
     targets = _store_materializations(context, reports)
     targets |= _earlier_targets(context.instance, reports)
@@ -131,13 +131,13 @@ def report(context: Context, reports: Sequence[PartitionEvents]) -> None:
 
 
 def report_bisecting(context: Context, reports: Sequence[PartitionEvents]) -> list[tuple[PartitionEvents, Exception]]:
-    """Store the events of many partitions; of one whose events cannot be stored, only the reason.
+    """Store the events of many partitions; for a partition whose events cannot be stored, store the reason instead.
 
     Returns:
-        the partitions for which not even that can be stored, each with the exception.
+        the partitions for which even the reason could not be stored, each with the exception.
 
     Raises:
-        Exception: no partition's events can be stored, so the cause is not a partition.
+        Exception: nothing could be stored for any partition, so no partition is the cause.
     """
     failures = store_bisecting(reports, lambda part: report(context, part), lambda _: True)
     bare = [_bare(one, error) for one, error in failures]
@@ -155,10 +155,10 @@ def _bare(one: PartitionEvents, error: Exception) -> PartitionEvents:
 
 
 def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
-    """Yield the output of each asset of the run, so that the steps below it go on, without an event of its own.
+    """Yield the output of each asset of the run without an event, so that downstream steps run.
 
-    Dagster would report an output for every partition of the run, also for those that failed, and `report` has
-    reported each already. Dagster omits the event of an output that is marked as a source asset's observation.
+    Dagster would report an output for every partition of the run, including failed ones, and `report` has already
+    reported each. Dagster omits the event of an output that is marked as a source asset's observation.
     """
     for asset in context.job_def.asset_layer.asset_graph.toposorted_asset_keys:
         if asset not in context.selected_asset_keys:
@@ -167,17 +167,17 @@ def outputs_without_events(context: dg.AssetExecutionContext) -> Iterator[dg.Mat
 
 
 def report_each(context: dg.AssetCheckExecutionContext, results: Mapping[str, CheckResult]) -> WholeAssetResult:
-    """Store a result for each partition of a selection, and return the one of all: Dagster itself stores only that.
+    """Store a result for each selected partition, and return the overall one: Dagster itself stores only that.
 
     Args:
-        context: of a check that evaluates these partitions.
-        results: by partition, at least one; a single one is left to Dagster.
+        context: context of the check that evaluates these partitions.
+        results: results by partition, at least one; Dagster itself stores a single one.
     """
     if len(results) > 1:
         report(context, [PartitionEvents(partition, {}, [result]) for partition, result in results.items()])
     failed = [result for result in results.values() if not result.passed]
     errors = [result for result in failed if result.severity is dg.AssetCheckSeverity.ERROR]
-    # A warning in front must not hide an error, which may block.
+    # Errors come first: a warning must not hide an error, which may block.
     first = next(iter([*errors, *failed, *results.values()]))
     return WholeAssetResult(
         passed=not failed,
@@ -191,7 +191,7 @@ Targets = dict[tuple[dg.AssetKey, str], AssetCheckEvaluationTargetMaterializatio
 
 
 def _earlier_targets(instance: dg.DagsterInstance, reports: Sequence[PartitionEvents]) -> Targets:
-    """Find the materialisation that each check without one refers to: else Dagster shows the check as outdated."""
+    """Find the earlier materialisation of checks whose report has none: else Dagster shows the check as outdated."""
     targets: Targets = {}
     for check_report in reports:
         for asset in {check.asset for check in check_report.checks if not check_report.materialized}:
@@ -249,7 +249,7 @@ def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets:
     results = [(report.partition, result) for report in reports for result in report.checks]
     if not results:
         return
-    # Neighbours of one check share most of their text, which is then serialised once.
+    # Consecutive results of one check share most of their text, which is then serialised once.
     results.sort(key=lambda one: (one[1].asset.path, one[1].check))
     evaluations = [_evaluation(key, result, targets.get((result.asset, key))) for key, result in results]
     entry = _entry(context, now, DagsterEventType.ASSET_CHECK_EVALUATION, evaluations[0])
@@ -265,7 +265,7 @@ def _store_checks(context: Context, reports: Sequence[PartitionEvents], targets:
 def _materialization_events(
     context: Context, timestamp: float, asset: dg.AssetKey, partitions: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> list[EventLogEntry]:
-    """Create the event of each partition from one that Dagster has checked: partition and metadata differ."""
+    """Create the event of each partition from one that Dagster has validated; only partition and metadata differ."""
     bare = dg.AssetMaterialization(asset_key=asset)
     data = StepMaterializationData(bare, [])
     entry = _entry(context, timestamp, DagsterEventType.ASSET_MATERIALIZATION, data)

@@ -1,11 +1,11 @@
 """Describe data for Dagster: topics as external assets, tables as metadata, stored rows as inputs of other assets.
 
-External assets are never materialised. Each capability lists its topics, sources and views, so that the lineage graph
-shows the whole path of the data: from a topic to an asset, from an asset to the next topic, from there to a table.
+Dagster never materialises external assets. Each capability lists its topics, sources and views, so that the lineage
+graph shows the whole path of the data: from a topic to an asset, from an asset to the next topic, and to a table.
 
 An asset that takes one of this project's assets as an argument gets its rows, for one partition, several or all; the
-annotation of the argument says in which shape. Each capability lists its tables. The I/O manager only reads: the
-project's own assets store their rows themselves.
+argument's annotation selects the type. Each capability lists its tables. The I/O manager only reads: the project's own
+assets store their rows themselves.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def broker(settings: Settings) -> dg.AssetSpec:
 
 
 def topic_key(setting: str) -> dg.AssetKey:
-    """Return the asset key of a topic, which stays the same whatever the topic is called.
+    """Return the asset key of a topic, which does not depend on the topic's configured name.
 
     Args:
         setting: field of the topic settings, e.g. `polling_queue`.
@@ -60,7 +60,7 @@ def topic_key(setting: str) -> dg.AssetKey:
 
 
 def topic_uri(settings: Settings, name: str) -> str:
-    """Return the address of a topic of the main cluster; an empty one while no cluster is set."""
+    """Return the address of a topic of the main cluster; empty if no cluster is set."""
     servers = settings.kafka.bootstrap_servers
     return f"kafka://{servers}/{name}" if servers else ""
 
@@ -71,11 +71,11 @@ def topic(
     """Describe one topic.
 
     Args:
-        settings: hold its name and where the cluster is.
+        settings: settings with the topic's name and the cluster's address.
         setting: field of the topic settings.
-        group: of the capability that reads or writes it.
-        deps: what writes to it.
-        cluster: that keeps it.
+        group: asset group of the capability that reads or writes the topic.
+        deps: assets that write to the topic.
+        cluster: asset key of the cluster that stores the topic.
     """
     name = getattr(settings.topics, setting)
     address = topic_uri(settings, name)
@@ -91,7 +91,7 @@ def topic(
 
 
 def freshness_within(hours: float | None, warn_after_hours: float | None = None) -> dg.FreshnessPolicy | None:
-    """Return the policy of an asset that fails after so many hours without anything new; it warns at five eighths."""
+    """Return a policy that fails after `hours` without a materialisation and warns at 5/8 of them by default."""
     if hours is None:
         return None
     warn_window = timedelta(hours=warn_after_hours or hours * 5 / 8)
@@ -108,7 +108,7 @@ def running_schedule(
 
 
 def table_metadata(table: sa.Table) -> dict[str, Any]:
-    """Return the name and the columns of a warehouse table, types as PostgreSQL calls them, as an asset's metadata."""
+    """Return the name and the columns (with PostgreSQL's type names) of a warehouse table as an asset's metadata."""
     columns = [
         dg.TableColumn(
             column.name,
@@ -125,9 +125,9 @@ def delta_metadata(name: str, schema: pa.Schema, descriptions: Mapping[str, str]
     """Return the name and the columns of a Delta table, as an asset's metadata.
 
     Args:
-        name: of the table.
-        schema: its columns.
-        descriptions: of columns that a user has declared.
+        name: name of the table.
+        schema: columns of the table.
+        descriptions: descriptions of the columns that a user declared.
     """
     columns = [
         dg.TableColumn(one.name, str(one.type), descriptions.get(one.name) or meaning_of(name, one.name))
@@ -141,9 +141,9 @@ class SqlTable:
     """Location of an asset's rows in the warehouse.
 
     Args:
-        table: that holds them.
-        partition_column: tells partitions apart; None where the asset has no partitions.
-        partition_value: partition key to the column's value.
+        table: table that holds the rows.
+        partition_column: column that identifies the partition; None if the asset has no partitions.
+        partition_value: converts a partition key to the column's value.
     """
 
     table: sa.Table
@@ -155,7 +155,7 @@ class SqlTable:
         return table_metadata(self.table)
 
     def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
-        """Read the rows of some partitions; of all of them for None.
+        """Read the rows of these partitions, or of all for None.
 
         Raises:
             DatabaseUnavailableError: the warehouse does not answer.
@@ -187,8 +187,8 @@ class HourlyDeltaTable:
         name: of the table.
         store: of the table.
         schema: its columns.
-        time_column: says in which hour a row belongs.
-        day_column: `yyyy-mm-dd` of that time, by which the table's files are sorted.
+        time_column: column with the time that determines a row's hour.
+        day_column: column with the `yyyy-mm-dd` of that time, by which the table's files are sorted.
         descriptions: of declared columns.
     """
 
@@ -204,7 +204,7 @@ class HourlyDeltaTable:
         return delta_metadata(self.name, self.schema(), self.descriptions)
 
     def read(self, services: Runtime, partitions: Sequence[str] | None) -> pl.DataFrame:
-        """Read the rows of some hours; of all of them for None.
+        """Read the rows of these hours, or of all for None.
 
         Raises:
             StoreUnavailableError: the table cannot be read.
@@ -228,7 +228,7 @@ class DeltaTable:
         name: of the table.
         store: of the table.
         schema: its declared columns.
-        partition_column: tells partitions apart.
+        partition_column: column that identifies the partition.
         descriptions: of declared columns.
     """
 
@@ -268,9 +268,9 @@ class DagsterParts(NamedTuple):
 
     Args:
         definitions: its assets, checks, jobs, schedules and sensors.
-        external_assets: creates the specs of what it reads and writes outside this project.
-        stored: tables with rows that other assets can load.
-        locations: addresses of what other assets store, without secrets.
+        external_assets: creates the specs of the external data that it reads and writes, e.g. topics and sources.
+        stored: tables whose rows other assets can load.
+        locations: addresses, without secrets, of the data that assets without a table store.
     """
 
     definitions: dg.Definitions
@@ -282,12 +282,12 @@ class DagsterParts(NamedTuple):
 class StoredRowsIOManager(dg.IOManager):
     """Loads the rows of this project's assets as inputs of other assets.
 
-    The annotation of the input says in which shape: `pandas.DataFrame` (also without an annotation),
+    The annotation of the input selects the type: `pandas.DataFrame` (also without an annotation),
     `polars.DataFrame`, `polars.LazyFrame` or `pyarrow.Table`.
 
     Args:
-        tables: by asset key.
-        services: opens the warehouse and the Delta tables; those of the process's settings by default.
+        tables: the tables by asset key.
+        services: opens the warehouse and the Delta tables; by default those of the process's settings.
     """
 
     def __init__(self, tables: Mapping[dg.AssetKey, StoredTable], services: Callable[[], Runtime]) -> None:
@@ -295,11 +295,11 @@ class StoredRowsIOManager(dg.IOManager):
         self._services = services
 
     def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - of the type that the annotation names
-        """Read the rows of the partitions that the input maps to; of all of them where it has none.
+        """Read the rows of the input's partitions, or all rows if it has none.
 
         Raises:
             Failure: the asset has no rows to load.
-            TypeError: the annotation names a type that rows cannot be given as.
+            TypeError: rows cannot be converted to the annotated type.
         """
         table = self._tables.get(context.asset_key)
         if table is None:
@@ -309,7 +309,7 @@ class StoredRowsIOManager(dg.IOManager):
         return shaped(table.read(self._services(), partitions), context.dagster_type.typing_type)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Refuse to store: this only reads.
+        """Refuse to store: this I/O manager only reads.
 
         Raises:
             Failure: always.
@@ -322,7 +322,7 @@ class StoredRowsIOManager(dg.IOManager):
 
 
 def shaped(frame: pl.DataFrame, wanted: Any) -> Any:  # noqa: ANN401 - a type, and a value of it
-    """Return the rows as the wanted type: pandas, Polars (eager or lazy) or Arrow; pandas where it is not said.
+    """Return the rows as the wanted type: pandas (the default), Polars (eager or lazy) or Arrow.
 
     Raises:
         TypeError: it is none of these.
@@ -340,7 +340,7 @@ def shaped(frame: pl.DataFrame, wanted: Any) -> Any:  # noqa: ANN401 - a type, a
 
 
 def _frame(rows: Sequence[sa.Row[Any]], table: sa.Table) -> pl.DataFrame:
-    """Build a frame whose columns are those of the table: JSON as its text, exact decimals as their digits."""
+    """Build a frame with the table's columns: JSON as text, exact decimals as their digits."""
     forms = [_form(column.type) for column in table.columns]
     schema = {column.name: form.polars_type for column, form in zip(table.columns, forms, strict=True)}
     converted = [[form.convert(value) for form, value in zip(forms, row, strict=True)] for row in rows]

@@ -2,12 +2,12 @@
 
     python -m ingest_project.platform.dagster.code_server --module-name ingest_project.definitions --port 4000
 
-takes the arguments of `dagster api grpc` and is the same server, except that a run worker is not a new interpreter that
-imports Dagster, Polars and pandera for two seconds, but a fork of a process that did so once, before the first run.
-That process is itself a fork of this one, made before it has connections or threads, so that both share the memory of
-what they import. It only imports: reading a user's declarations starts Polars' threads, which a fork does not have and
-would wait for forever. So each worker builds the definitions itself, which takes a tenth of a second. Without this
-module (`dagster dev`, `dagster api grpc`) everything works as well, each run two seconds later.
+takes the arguments of `dagster api grpc` and is the same server, except for its run workers: each is a fork of a parent
+process that has imported Dagster, Polars and pandera once, instead of a new interpreter that imports them for 2 s.
+The parent is itself a fork of this process, made before this one has connections or threads, so that both share the
+memory of the imported modules. The parent only imports: reading a user's declarations would start Polars' threads,
+which a fork lacks and would wait for forever. So each worker builds the definitions itself, which takes 0.1 s. Without
+this module (`dagster dev`, `dagster api grpc`) everything works, and each run starts 2 s later.
 
 A run worker must not continue once nobody can see or stop it. The kernel ensures that, in whatever order processes are
 killed: the workers' parent, which imports this module first, ends with the code server, and each worker with its
@@ -34,7 +34,7 @@ from typing import Any
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
 
-# Slow imports of every run worker. None of them computes anything with Polars.
+# Slow imports of every run worker. None of them starts Polars' threads.
 HEAVY_MODULES = (
     "adbc_driver_postgresql.dbapi",
     "dagster._core.definitions.repository_definition.repository_data_builder",
@@ -74,8 +74,8 @@ HEAVY_MODULES = (
 )
 # Imported first by the workers' parent, see the end of the module.
 THIS_MODULE = "ingest_project.platform.dagster.code_server"
-# Each tick occupies a thread of the server, for seconds where it reads much. By default there are four more than cores,
-# and the launch of a run would wait for one as well.
+# Each tick occupies a thread of the server, for seconds if it reads much. By default there are four more threads than
+# cores, and the launch of a run would wait for a free one.
 THREADS = ("--max-workers", "32")
 PR_SET_PDEATHSIG = 1
 _workers_parent = 0
@@ -85,16 +85,16 @@ def share_cores(parallel_runs: int) -> None:
     """Give each run worker its share of the cores: more Polars threads than cores gain nothing.
 
     Args:
-        parallel_runs: run workers that are busy at a time. POLARS_MAX_THREADS, where it is set, is left as it is.
+        parallel_runs: number of run workers that are busy at a time. A POLARS_MAX_THREADS that is set takes precedence.
     """
     os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
 
 
 def warm_workers() -> None:
-    """Have this process start its workers as forks of one in which the heavy modules are imported, from now on."""
+    """Make this process start its run workers as forks of a process that has imported the heavy modules."""
     for name in HEAVY_MODULES:
         import_module(name)
-    # What is never collected is never written to, and stays shared.
+    # The collector does not write to frozen objects, so their memory stays shared.
     gc.collect()
     gc.freeze()
     warm = multiprocessing.get_context("forkserver")
@@ -107,7 +107,7 @@ def warm_workers() -> None:
     multiprocessing.get_context = context  # type: ignore[assignment]
     resource_tracker.ensure_running()
     start_program = util.spawnv_passfds
-    # Only the first one: should it be killed, this process has threads by then, and the next one is a new program.
+    # Fork only the first parent: if it is killed, this process has threads by then, and starts a new program.
     vars(util)["spawnv_passfds"] = _fork_program
     try:
         forkserver.ensure_running()
@@ -125,7 +125,7 @@ def _fork_program(_path: str, arguments: Sequence[str], descriptors: Sequence[in
             with suppress(OSError):
                 os.close(descriptor)
         prepare()
-        # It is among what the program imports, and would prepare the process once more.
+        # The program imports this module, which would otherwise prepare the process a second time.
         sys.modules[THIS_MODULE] = sys.modules[__name__]
         exec(arguments[-1], {})  # noqa: S102 - the standard library's own program
     finally:
@@ -133,9 +133,9 @@ def _fork_program(_path: str, arguments: Sequence[str], descriptors: Sequence[in
 
 
 def end_on_reload() -> None:
-    """Have a reload of the code location end this server once its runs are done; its supervisor starts it again.
+    """Make a reload of the code location end this server once its runs are done; its supervisor restarts it.
 
-    Dagster's own server ignores reloads, and an edited declaration would never be read.
+    Dagster's own server ignores reloads, so it would never read an edited declaration.
     """
     from dagster._grpc.__generated__ import dagster_api_pb2  # as in `main`
     from dagster._grpc.server import DagsterApiServer
@@ -148,10 +148,10 @@ def end_on_reload() -> None:
 
 
 def look_for_ended_runs_again() -> None:
-    """Have the server repeat its look for run workers that ended, where Dagster's records did not answer.
+    """Make the server continue to check for ended run workers after Dagster's database was unavailable.
 
-    Dagster's own thread ends with the first failure. A worker that ended unseen counts as running from then on, until
-    the server ends: neither run monitoring nor the work queue takes back what it held.
+    Dagster's own checking thread ends at its first failure. From then on, a worker that ended counts as running until
+    the server ends: neither run monitoring nor the work queue releases its leases.
     """
     from dagster._grpc.server import DagsterApiServer  # as in `main`
 
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
     keep_files_private()
     share_cores(current_settings().file_ingest.max_parallel_batches)
     warm_workers()
-    from dagster._cli.api import grpc_command  # the workers' parent should be on its way first
+    from dagster._cli.api import grpc_command  # after the workers' parent has started
 
     end_on_reload()
     look_for_ended_runs_again()
@@ -180,13 +180,13 @@ def main(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - never returns: it e
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process as soon as the one that started it has ended (on Linux)."""
+    """Make the kernel kill this process as soon as its parent has ended (on Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def prepare() -> None:
-    """Tie this process to the code server, and its forks to it."""
+    """Tie the life of this process to the code server, and that of its forks to this process."""
     global _workers_parent  # noqa: PLW0603 - of this process, for its forks
     _workers_parent = os.getpid()
     end_with_parent()
@@ -195,7 +195,7 @@ def prepare() -> None:
 
 
 def _in_a_worker() -> None:
-    # Also called in forks of a worker. A thread may have forked them, and they would be killed when it ends.
+    # Forks of a worker call this too. If a thread forked them, the kernel would kill them when that thread ends.
     if os.getppid() == _workers_parent:
         end_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -203,7 +203,7 @@ def _in_a_worker() -> None:
             os._exit(1)
 
 
-# Python starts the workers' parent with this program; another process that imports the module is not changed.
+# Python starts the workers' parent with this program; other processes that import this module are not affected.
 if "from multiprocessing.forkserver import main" in sys.orig_argv[-1]:
     prepare()
 

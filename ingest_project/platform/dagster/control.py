@@ -1,6 +1,6 @@
 """Operate Dagster from outside its processes: stop and start sensors, launch a backfill.
 
-Dagster's webserver does the same when a person clicks; here an operator's action does, with a record of who and why.
+Operators' actions use these instead of Dagster's UI, so that a record shows who did it and why.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_BACKFILLS = 100
 
 @contextmanager
 def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
-    """Open Dagster's records: those of DAGSTER_HOME, or of `ingest dev` on this machine.
+    """Open Dagster's instance: that of DAGSTER_HOME, or of `ingest dev` on this machine.
 
     Raises:
         SettingsError: there is no dagster.yaml.
@@ -41,7 +41,7 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
     if not (home / "dagster.yaml").is_file():
         raise SettingsError(f"There is no dagster.yaml in {home}. Start it (ingest dev) or set DAGSTER_HOME.")
     url = settings.dagster.postgres_url
-    # A reference is in the environment already, or in a file that this process reads as well.
+    # A reference to a secret is already in the environment, or in a file that this process reads too.
     if not isinstance(url, SecretReference):
         os.environ.setdefault("DAGSTER_POSTGRES_URL", url.get_secret_value())
     require_records(settings)
@@ -50,16 +50,16 @@ def open_instance(settings: Settings) -> Iterator[DagsterInstance]:
 
 
 def running_sensors(instance: DagsterInstance, names: Collection[str]) -> list[str]:
-    """Return those of the sensors that are not stopped; one that has never ticked starts with its code location."""
+    """Return the sensors that are not stopped; one that has never ticked starts with its code location."""
     stopped = {state.instigator_name for state in _states(instance) if state.status is InstigatorStatus.STOPPED}
     return sorted(set(names) - stopped)
 
 
 def stop_sensors(instance: DagsterInstance, names: Collection[str]) -> None:
-    """Stop sensors, also those that have never ticked. Idempotent; a tick in progress ends first.
+    """Stop sensors, including those that have never ticked. Idempotent; a tick in progress ends normally.
 
     Raises:
-        DagsterRecordsUnavailableError: no sensor has ever ticked, so it is unknown where these would be on record.
+        DagsterRecordsUnavailableError: no sensor has ever ticked, so the code location of these is unknown.
     """
     states = _states(instance)
     for state in states:
@@ -69,7 +69,7 @@ def stop_sensors(instance: DagsterInstance, names: Collection[str]) -> None:
     if missing and not states:
         raise DagsterRecordsUnavailableError("DAGSTER_HOME", "no sensor has ticked yet")
     for name in missing:
-        # The same code location has all of them.
+        # All sensors belong to the same code location.
         origin = RemoteInstigatorOrigin(states[-1].origin.repository_origin, name)
         data = SensorInstigatorData(sensor_type=SensorType.STANDARD)
         state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.STOPPED, data)
@@ -84,7 +84,7 @@ def start_sensors(instance: DagsterInstance, names: Collection[str]) -> None:
 
 
 def unfinished_runs(instance: DagsterInstance, run_ids: Collection[str]) -> set[str]:
-    """Return those of some runs that have not ended."""
+    """Return the ids of the runs that have not ended."""
     found = instance.get_runs(filters=dg.RunsFilter(run_ids=sorted(run_ids))) if run_ids else []
     return {run.run_id for run in found if not run.is_finished}
 
@@ -99,9 +99,9 @@ def launch_backfill(  # noqa: PLR0913 - what and of what, and what people read a
     description: str,
     tags: Mapping[str, str],
 ) -> None:
-    """Request one backfill of these partitions, as a person does who selects them; the daemon launches its runs.
+    """Request one backfill of these partitions, as the UI does; the daemon launches its runs.
 
-    Idempotent by its id.
+    Idempotent by the backfill's id.
     """
     if instance.get_backfill(backfill_id) is not None:
         return
@@ -120,7 +120,7 @@ def launch_backfill(  # noqa: PLR0913 - what and of what, and what people read a
 
 
 def partitions_in_backfills(instance: DagsterInstance, definitions: dg.Definitions) -> set[str]:
-    """Return the partitions of these assets that unfinished backfills have still to do."""
+    """Return the partitions of these assets that unfinished backfills have not processed yet."""
     keys: set[str] = set()
     graph = definitions.resolve_asset_graph()
     assets = set(graph.get_all_asset_keys())

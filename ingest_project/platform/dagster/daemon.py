@@ -1,15 +1,15 @@
 """Dagster's daemon, with more frequent sensors, restarted when the clock is set back.
 
 It is Dagster's own daemon and takes its commands, with two shorter intervals: it evaluates due sensors every second
-instead of every five, as a sensor reads its topic only inside its tick, and lets those rest that have nothing to do
-(`quiet_sensors`); and backfills every five seconds instead of every thirty, as a person waits for them. It also leaves
-the queued runs of paused capabilities waiting, lets a backfill go on after its code server was restarted,
-and shows it events that are committed out of order. Without this module (`dagster dev`, `dagster-daemon run`)
-everything else works as well, each message seen up to four seconds later.
+instead of every five, because a sensor reads its topic only inside its tick, and lets idle ones rest (`quiet_sensors`);
+and it evaluates backfills every 5 s instead of every 30, because a person waits for them. It also holds the queued runs
+of paused capabilities, lets backfills continue after a restart of the code server, and makes them see events that
+are committed out of order. Without this module (`dagster dev`, `dagster-daemon run`) everything else works, and each
+message is seen up to 4 s later.
 
-Where the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of
-a sensor or schedule whose recorded times lie in the future. This daemon detects that, has the records repaired and
-restarts in the same process; it does the same with records left by an earlier process.
+If the clock is set back, Dagster's loops sleep until the earlier time is reached again, and Dagster runs no tick of a
+sensor or schedule whose recorded times lie in the future. This daemon detects both, also in records of an earlier
+process, repairs the records, and restarts in the same process.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ logger = get_logger(__name__)
 
 CHECK_EVERY_SECONDS = 1
 BACKFILLS_EVERY_SECONDS = 5
-# Most events that other processes number while one of them stores its own statement (`ROWS_PER_STATEMENT`).
+# Maximum number of event ids that other processes draw while one stores a statement (`ROWS_PER_STATEMENT`).
 EVENTS_BEING_STORED = 10_000
-# How often the records are checked: only they show another machine's clock, or a restored database.
+# Seconds between checks of the records: only they reveal another machine's clock, or a restored database.
 REPAIR_EVERY_SECONDS = 30.0
-# One tick each second of ten minutes, and more than any schedule makes in a year ahead.
+# Ten minutes of one tick per second, and more ticks than any schedule makes in a year.
 MAX_TICKS = 1_000
-# The tag of an asset that names its capability.
+# Asset tag with the name of its capability.
 CAPABILITY_TAG = "ingest/capability"
 PAUSES_SECONDS = 1.0
 
@@ -57,10 +57,10 @@ Repair = Callable[[], Sequence[str]]
 
 
 class HeldRuns:
-    """Decides which queued runs wait: those of paused capabilities, of sensors, people and backfills alike.
+    """Decides which queued runs wait: those of paused capabilities, requested by a sensor, a person or a backfill.
 
-    Dagster's run queue leaves runs waiting that a limit of `dagster.yaml` blocks, and launches those behind them. A run
-    of a paused capability is one more that is blocked; nothing in Dagster's records changes.
+    Dagster's run queue skips runs that a limit of `dagster.yaml` blocks, and launches those behind them. It blocks the
+    runs of a paused capability in the same way; nothing in Dagster's records changes.
 
     Args:
         paused: returns the names of the paused capabilities.
@@ -73,7 +73,7 @@ class HeldRuns:
         self._jobs: frozenset[str] = frozenset()
 
     def holds(self, run: DagsterRun, workspace: Any) -> bool:  # noqa: ANN401 - Dagster's context of its code locations
-        """Test whether a run of a job or of assets of a paused capability waits."""
+        """Return True for a run of a job or of assets of a paused capability."""
         if time.monotonic() >= self._read_at:
             self._read(workspace)
             self._read_at = time.monotonic() + PAUSES_SECONDS
@@ -86,15 +86,15 @@ class HeldRuns:
         nodes = workspace.create_request_context().asset_graph.asset_nodes if paused else ()
         own = [node for node in nodes if node.tags.get(CAPABILITY_TAG) in paused]
         self._assets = frozenset(node.key for node in own)
-        # The one that begins with underscores is Dagster's own, of all assets.
+        # The job whose name begins with underscores is Dagster's own job of all assets.
         self._jobs = frozenset(name for node in own for name in node.job_names if not name.startswith("__"))
 
 
 def hold_runs(held: HeldRuns) -> None:
-    """Have the run queue of this process hold runs back.
+    """Make the run queue of this process hold runs back.
 
-    Dagster asks a counter about each queued run, and does not tell it the workspace, which says whose job the run is:
-    that of the present iteration is noted when it begins.
+    Dagster checks each queued run with a counter, but does not pass it the workspace, which maps the run's job to its
+    capability: each iteration therefore records its workspace when it begins.
     """
     run_iteration, present = run_queue.QueuedRunCoordinatorDaemon.run_iteration, dict[str, Any]()
 
@@ -103,7 +103,7 @@ def hold_runs(held: HeldRuns) -> None:
         return run_iteration(self, workspace, *more)
 
     class HoldingCounter(TagConcurrencyLimitsCounter):
-        """Blocks the runs that wait, besides those that limits block."""
+        """Blocks the held runs in addition to those that limits block."""
 
         def is_blocked(self, item: Any) -> bool:  # noqa: ANN401 - a run, or a step where Dagster uses it elsewhere
             return held.holds(item, present["workspace"]) or super().is_blocked(item)
@@ -122,19 +122,19 @@ def run_daemon(
     """Run one of the daemon's commands.
 
     Args:
-        program: its name in messages.
+        program: name of the program in messages.
         arguments: the command line.
-        repair: sets recorded times in the future to now, and returns the sensors and schedules that waited.
-        quiet: the sensors that rest while there is nothing to do.
-        held: the queued runs that wait while their capability is paused.
+        repair: sets recorded times in the future to now, and returns the sensors and schedules that waited for them.
+        quiet: the sensors that rest while they have nothing to do.
+        held: decides which queued runs wait because their capability is paused.
     """
-    # Dagster has no setting for it: it checks every five seconds whatever interval a sensor has.
+    # Dagster has no setting for this: it checks every 5 s, even for sensors with a shorter interval.
     sensor.MIN_INTERVAL_LOOP_TIME = CHECK_EVERY_SECONDS
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILLS_EVERY_SECONDS
-    # A code server that is restarted has no assets for a moment: every backfill in progress would fail for good.
+    # A restarting code server briefly has no assets, which would fail every backfill in progress for good.
     os.environ.setdefault("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR", "yes")
-    # An event is numbered before it is committed: where one with a higher number is seen first, the backfill would
-    # never look at it, and count its partition as failed.
+    # An event gets its id before it is committed: if a backfill sees one with a higher id first, it would skip the
+    # late one and count its partition as failed.
     os.environ.setdefault("ASSET_BACKFILL_CURSOR_OFFSET", str(EVENTS_BEING_STORED))
     if held is not None:
         hold_runs(held)
@@ -163,18 +163,18 @@ def watch_clock(repair: Repair, on_set_back: Callable[[], object]) -> None:
 
 
 def restart() -> None:
-    """Start this program again in the same process: the state of its loops is gone, the records stay."""
+    """Restart this program in the same process: its loops lose their state, the records stay."""
     logger.warning("daemon_restarted", reason="the clock was set back")
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves
 
 
 def instigators_ahead(instance: DagsterInstance, now: float) -> list[InstigatorState]:
-    """Return the sensors and schedules that wait for a time that lies further ahead than clocks differ."""
+    """Return the sensors and schedules that wait for a time further ahead than clocks normally differ."""
     return [state for state in instance.all_instigator_state() if _waits(instance, state, now)]
 
 
 def is_ahead(state: InstigatorState, now: float) -> bool:
-    """Tell whether a sensor or schedule would wait for a time that lies further ahead than clocks differ."""
+    """Return True if a sensor or schedule waits for a time further ahead than clocks normally differ."""
     data, limit = state.instigator_data, now + LARGEST_SKEW_SECONDS
     if isinstance(data, SensorInstigatorData):
         return max(data.last_tick_timestamp or 0, data.last_tick_start_timestamp or 0) > limit
@@ -187,7 +187,7 @@ def bring_back(instance: DagsterInstance, seen: InstigatorState, now: float) -> 
     """Set every time in the future of a sensor or schedule and of its ticks to now."""
     for tick in _ticks_ahead(instance, seen, now, MAX_TICKS):
         instance.update_tick(tick._replace(tick_data=tick.tick_data.with_status(tick.status, timestamp=now)))
-    # Read again: a tick that ended meanwhile has saved its cursor.
+    # Read the state again: a tick may have ended and saved its cursor since.
     state = instance.get_instigator_state(seen.instigator_origin_id, seen.selector_id)
     if state is None or not is_ahead(state, now):
         return
@@ -211,7 +211,7 @@ def bring_back(instance: DagsterInstance, seen: InstigatorState, now: float) -> 
 def _waits(instance: DagsterInstance, state: InstigatorState, now: float) -> bool:
     if is_ahead(state, now):
         return True
-    # A schedule goes on after its last tick, and notes only once an hour how far it is.
+    # A schedule continues after its last tick, and records its progress only once an hour.
     return isinstance(state.instigator_data, ScheduleInstigatorData) and bool(_ticks_ahead(instance, state, now, 1))
 
 

@@ -1,9 +1,9 @@
 """Serialise many events of one run to the text of Dagster's own `serialize_value`, in a fraction of its time.
 
 Dagster walks through every object of every event in Python, which takes as long as reading and checking a small file.
-Here Dagster serialises once what the events share, with marks in the places of the parts of their own: partition,
-description, metadata, and the materialization that a check is about. Metadata of the common kinds is written into the
-text of its kind; Dagster serialises any other kind.
+Here Dagster serialises the common part of the events once, with a placeholder for each part that differs: partition,
+description, metadata, and the materialization that a check refers to. Metadata of the common kinds is inserted into
+the template of its kind; Dagster serialises any other kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dagster_shared.record import replace
 
 _MARK = uuid4().hex
 _NO_ENTRIES, _NO_METADATA, _NO_STORAGE_ID = '"metadata_entries": []', '"metadata": {}', '"storage_id": -1'
-# No text of an event can look like these: inside a text, JSON writes a quote with a backslash in front.
+# No string in an event can match these: inside a string, JSON escapes quotes.
 _PLACES = re.compile(f'("{_MARK} [a-z]+"|{"|".join(map(re.escape, (_NO_ENTRIES, _NO_METADATA, _NO_STORAGE_ID)))})')
 
 
@@ -35,9 +35,9 @@ class _Parts(NamedTuple):
     """An event in parts.
 
     Args:
-        shared: everything but the event's own parts; equal for events that have the rest in common.
-        marked: makes the event's data with the marks.
-        own: each own part by the mark in its place: a value, or with its name in front a member.
+        shared: the common part; events with an equal one share a template.
+        marked: builds the event's data with placeholders.
+        own: the parts that differ, by placeholder: a value, or a member with its name.
     """
 
     shared: tuple[Any, ...]
@@ -49,8 +49,8 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     """Yield the text of each event: a materialization or the result of a check.
 
     Args:
-        events: neighbours that share all but their own parts are quick.
-        sort_keys: sort the names in each JSON object; False leaves them in the order of Dagster's classes.
+        events: the events; consecutive ones with the same common part are serialised fast.
+        sort_keys: sort the names in each JSON object; False keeps the order of Dagster's classes.
     """
     shared: tuple[Any, ...] = ()
     texts: list[str] = []
@@ -67,12 +67,12 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
 
 
 def with_data(entry: EventLogEntry, data: StepMaterializationData | AssetCheckEvaluation | None) -> EventLogEntry:
-    """Return an event with other data of its own; nothing is checked again."""
+    """Return the event with this data instead of its own, without validating it again."""
     return entry._replace(dagster_event=entry.get_dagster_event()._replace(event_specific_data=data))
 
 
 def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
-    """Separate what an event shares with its neighbours from its own parts, which marks stand for."""
+    """Separate the common part of an event from the parts that differ, which placeholders replace."""
     return _separated_materialization(data) if isinstance(data, StepMaterializationData) else _separated_check(data)
 
 
@@ -99,13 +99,13 @@ def _separated_check(found: AssetCheckEvaluation) -> _Parts:
 
 
 def _with_marks(**texts: str | None) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """Return each text by its mark, and the marks by name: a missing text has none."""
+    """Return the texts by placeholder, and the placeholders by name (None for a missing text)."""
     marks = {name: None if text is None else f"{_MARK} {name}" for name, text in texts.items()}
     return {f'"{mark}"': texts[name] for name, mark in marks.items() if mark}, marks
 
 
 def _own_text(mark: str, part: Any, encoder: json.JSONEncoder) -> str:  # noqa: ANN401 - metadata, or JSON
-    """Write metadata, or another part of an event; names are sorted where the encoder sorts them."""
+    """Serialise metadata, or another part that differs; names are sorted if the encoder sorts them."""
     if mark == _NO_ENTRIES:
         entry = _SORTED_ENTRY if encoder.sort_keys else _ENTRY
         texts = (entry % {"label": encoder.encode(label), "data": _text(part[label], encoder)} for label in part)
@@ -119,14 +119,14 @@ def _own_text(mark: str, part: Any, encoder: json.JSONEncoder) -> str:  # noqa: 
 
 def _text(value: Any, encoder: json.JSONEncoder) -> str:  # noqa: ANN401 - metadata of any kind
     if kind := _PLAIN.get(type(value)):
-        # The encoder takes as long for a number as for an object.
+        # The encoder takes as long for a number as for a whole object.
         return kind % (str(value.value) if type(value.value) is int else encoder.encode(value.value))
     text = _table_text(value, encoder) if type(value) is dg.TableMetadataValue else ""
     return text or encoder.encode(pack_value(value))
 
 
 def _table_text(table: dg.TableMetadataValue, encoder: json.JSONEncoder) -> str:
-    """Write a table; empty where Dagster has to, because its columns are described further."""
+    """Serialise a table; return an empty text if Dagster has to do it, because its columns have descriptions."""
     if table.schema.constraints != _NO_CONSTRAINTS or any(
         column.constraints != _ANY_VALUE or column.description or column.tags for column in table.schema.columns
     ):

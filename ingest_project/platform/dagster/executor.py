@@ -1,8 +1,8 @@
-"""The executor of every run: Dagster's in-process executor, which records the run as a whole where that is wanted.
+"""The executor of every run: Dagster's in-process executor, which also records the run for traces and lineage.
 
-One run is one process: a batch shares its memory and its connections between all steps. Where neither traces nor
-lineage are exported, it is Dagster's own executor. A run that is killed cannot report its lineage: sensors do, by
-Dagster's records.
+One run is one process, so all steps of a batch share its memory and connections. If neither traces nor lineage are
+exported, this is Dagster's own executor. A killed run cannot report its lineage: sensors report it from Dagster's
+records.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _RecordingExecutor(InProcessExecutor):
                         error = ": ".join(failure_of(event))
                     yield event
             except BaseException as cause:
-                # Interrupted by whoever stopped the run, or by the process's end.
+                # A person or the end of the process interrupted the run.
                 plan_context.instance.add_run_tags(run.run_id, {lineage.REPORTED_TAG: "true"})
                 reporter.end(found, catalog, str(cause) or type(cause).__name__, aborted=True)
                 raise
@@ -84,7 +84,7 @@ class _RecordingExecutor(InProcessExecutor):
 
 
 def lost_run_sensors() -> list[dg.SensorDefinition]:
-    """Return the sensors that report the end of runs which could not: killed, never started, or stopped before that."""
+    """Return the sensors that report the end of runs that could not: killed, never started, or stopped early."""
     if not lineage.is_on():
         return []
     from ingest_project.platform.dagster.lineage_events import RunReporter  # loads OpenLineage's client
@@ -101,7 +101,9 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
             RunReporter(run).lost(reason, aborted=aborted)
 
     @dg.run_failure_sensor(
-        name="lineage_of_lost_runs", description="Reports runs to OpenLineage that failed without doing it.", **options
+        name="lineage_of_lost_runs",
+        description="Reports failed runs to OpenLineage on their behalf.",
+        **options,
     )
     def failed(context: dg.RunFailureSensorContext) -> None:
         report(context, aborted=False)
@@ -109,7 +111,7 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.CANCELED,
         name="lineage_of_canceled_runs",
-        description="Reports runs to OpenLineage that were canceled before they did it.",
+        description="Reports canceled runs to OpenLineage on their behalf.",
         **options,
     )
     def canceled(context: dg.RunStatusSensorContext) -> None:
@@ -119,7 +121,7 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
 
 
 def note(event: DagsterEvent) -> None:
-    """Note what Dagster itself stores of a step: materializations and check results that the step yielded."""
+    """Note the materializations and check results that a step yielded and Dagster itself stores."""
     if event.is_step_materialization:
         one = event.step_materialization_data.materialization
         lineage.materialized(one.asset_key, one.partition, one.metadata)
@@ -130,7 +132,7 @@ def note(event: DagsterEvent) -> None:
 
 
 def failure_of(event: DagsterEvent) -> tuple[str, str]:
-    """Return class and reason of the error that failed a step: of its cause, where it has one."""
+    """Return class and reason of the error that failed a step, or of that error's cause if it has one."""
     data = event.step_failure_data
     if data.user_failure_data is not None:
         return "Failure", data.user_failure_data.description or ""

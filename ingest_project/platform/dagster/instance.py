@@ -5,9 +5,9 @@ ingesting a small file costs. `BulkEventLogStorage` adds methods that store a wh
 PostgreSQL and falls back to Dagster's own SQLite storage where no URL is set. With any other storage `asset_events.py`
 stores one event at a time.
 
-Dagster's own launcher of processes has no health check: a run whose code server was killed with it (a power cut, a
-container that was replaced) would count as started for ever, and its files as leased. `WatchedRunLauncher` queries the
-code server.
+Dagster's own process launcher has no health check: a run that was killed together with its code server (a power cut, a
+replaced container) would count as started forever, and its files as leased. `WatchedRunLauncher` queries the code
+server.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ from ingest_project.core.settings import current_settings
 from ingest_project.platform.dagster.event_text import event_texts
 from ingest_project.platform.database import follow_secret
 
-# A code server that is being replaced is away for some seconds; if it stays away, its runs are gone.
+# A code server that is being replaced is unreachable for some seconds; if it stays so for longer, its runs are lost.
 PATIENCE_SECONDS = 60.0
 TEE_SECONDS = 2.0
 
-# Of events, some 2 MB; larger statements gain nothing and hold more memory.
+# About 2 MB of events; larger statements gain nothing and need more memory.
 ROWS_PER_STATEMENT = 1_000
 
 # The columns in the order of `_materialization_row`.
@@ -97,7 +97,7 @@ _UPSERT_CHECKS = """
         materialization_event_storage_id = EXCLUDED.materialization_event_storage_id
 """
 
-# By which Dagster's storages tell whether their tables were created.
+# Dagster's storages check for these to tell whether their tables were created.
 _FIRST_TABLES = frozenset({"runs", "instance_info", "event_logs", "jobs"})
 
 _COLUMNS = """
@@ -112,9 +112,9 @@ _POOL_RECYCLE_SECONDS = 3_600
 
 
 def _remembered_once_true(look: Callable[..., bool]) -> Callable[..., bool]:
-    """Return a method that remembers that it found a table, a column or a data migration: none goes away again.
+    """Return a method that caches True: a table, a column or a data migration that was found stays there.
 
-    While it answers False it looks again each time; Dagster would query the catalogue for every answer.
+    It repeats the query only while the answer is False; Dagster would query the catalogue for every answer.
     """
 
     def has(storage: Any, *sought: object) -> bool:  # noqa: ANN401 - any of Dagster's storages
@@ -137,8 +137,8 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     def store_event(self, event: EventLogEntry) -> None:
         """Store one event; a run stores dozens, and waits for each.
 
-        This is Dagster's, without compiling the statement each time and without notifying the listeners that its older
-        versions had.
+        Does what Dagster's method does, without compiling the statement each time and without notifying listeners,
+        which only older versions of Dagster had.
         """
         with self._connect() as connection:
             storage_id = connection.exec_driver_sql(_INSERT_EVENT, self._event_to_row(event)).scalar_one()
@@ -151,16 +151,16 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     def store_materializations(self, events: Sequence[EventLogEntry]) -> list[int]:
         """Store materialisations of one asset; return their storage ids.
 
-        This is Dagster's `store_event_batch`, which returns no ids, with a faster insert: SQLAlchemy takes as long to
-        compile the statement as it takes to serialise the events.
+        Does what Dagster's `store_event_batch` does, but returns the ids and inserts faster: SQLAlchemy takes as long
+        to compile the statement as it takes to serialise the events.
         """
-        # One by one: a page of them is serialised at a time.
+        # A generator: only one page of events is serialised at a time.
         rows = (_materialization_row(*one) for one in zip(events, event_texts(events), strict=True))
         with self._cursor() as cursor:
             # PostgreSQL numbers and returns the rows of a VALUES list in their order.
             stored = execute_values(cursor, _INSERT_MATERIALIZATIONS, rows, page_size=ROWS_PER_STATEMENT, fetch=True)
         storage_ids = [int(storage_id) for (storage_id,) in stored]
-        # Dagster looks at each event for the tags of its materialization.
+        # Dagster reads the tags of each event's materialization.
         first = 0 if any(_materialization_of(event).tags for event in events) else -1
         self._show_on_asset(events[first:], storage_ids[first:])
         return storage_ids
@@ -168,11 +168,11 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     def store_check_results(self, events: Sequence[EventLogEntry]) -> None:
         """Store results of partitioned checks; replace an earlier result of the same run and partition.
 
-        Dagster's `store_event_batch` takes no check results. This writes what its `store_event` writes, except that the
-        metadata keeps its order: the UI shows first what was put first.
+        Dagster's `store_event_batch` takes no check results. This writes the rows that its `store_event` writes, except
+        that the metadata keeps its order, which the UI shows.
         """
         rows = [
-            # Of an event about a check Dagster leaves asset and partition empty in this table.
+            # For check events, Dagster leaves asset and partition empty in this table.
             (event.run_id, text, event.get_dagster_event().event_type_value, _utc(event.timestamp), event.step_key)
             for event, text in zip(events, event_texts(events, sort_keys=False), strict=True)
         ]
@@ -190,7 +190,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
     def _show_on_asset(self, events: Sequence[EventLogEntry], storage_ids: list[int]) -> None:
         with self.index_transaction() as connection:
             self._store_asset_event_tags(connection, events, storage_ids)
-            # The row of the asset shows the last event alone.
+            # The asset's row refers to its last event only.
             self._store_asset_event(connection, events[-1], storage_ids[-1])
 
     def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
@@ -211,7 +211,7 @@ class BulkEventLogStorage(PostgresEventLogStorage):
 
 
 class RunsInPostgres(PostgresRunStorage):
-    """Dagster's runs and backfills; reading a run is preceded by no look at the columns of its table."""
+    """Dagster's runs and backfills, without the query of the table's columns that precedes each read of a run."""
 
     has_run_stats_index_cols = _remembered_once_true(PostgresRunStorage.has_run_stats_index_cols)
     has_backfill_id_column = _remembered_once_true(PostgresRunStorage.has_backfill_id_column)
@@ -233,7 +233,7 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
 
     def __init__(self, address: SecretStr) -> None:
         postgres_url, engine = with_psycopg2(address.get_secret_value()), shared_engine(address)
-        # Each of Dagster's storages looks for its tables through a connection of its own. A run worker would begin so.
+        # Query all columns once: otherwise each of Dagster's three storages opens a connection to check for its tables.
         with create_pg_connection(engine) as connection:
             columns = _columns_of_tables(connection)
         super().__init__(postgres_url, should_autocreate_tables=not columns.keys() >= _FIRST_TABLES)
@@ -242,11 +242,11 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         self._schedule_storage = SchedulesInPostgres(postgres_url, should_autocreate_tables=False)
         for storage in (self._event_log_storage, self._run_storage, self._schedule_storage):
             storage._engine = engine  # noqa: SLF001 - there is no way in from outside
-            # One for all the copies that `for_instance` makes.
+            # All the copies that `for_instance` makes share this set.
             vars(storage)[_FOUND] = _found_in(columns)
 
     def for_instance(self, inst_data: ConfigurableClassData | None) -> _PooledPostgresStorage:
-        """Return the same for one more instance: each registers with its storages, and those cannot be shared."""
+        """Return a copy for another instance: each instance registers with its storages, so they cannot be shared."""
         storage = copy(self)
         storage._inst_data = inst_data  # noqa: SLF001 - its own class
         storage._run_storage = copy(self._run_storage)  # noqa: SLF001
@@ -256,7 +256,7 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
 
 
 def _columns_of_tables(connection: sqlalchemy.Connection) -> dict[str, set[str]]:
-    """Return the names of the columns of each table, by one query: SQLAlchemy's own takes longer than a run's steps."""
+    """Return the column names of each table with one query: SQLAlchemy's reflection takes longer than a run's steps."""
     columns: dict[str, set[str]] = {}
     for table, column in connection.execute(sqlalchemy.text(_COLUMNS)):
         columns.setdefault(table, set()).add(column)
@@ -264,7 +264,7 @@ def _columns_of_tables(connection: sqlalchemy.Connection) -> dict[str, set[str]]
 
 
 def _found_in(columns: Mapping[str, set[str]]) -> set[tuple[str, ...]]:
-    """Return what the methods above would find in these tables; what they do not find there, they look for again."""
+    """Return the checks of the methods above that these tables satisfy; other checks query the database."""
     assets, runs = columns.get("asset_keys", set()), columns.get("runs", set())
     found: set[tuple[str, ...]] = {("has_table", table) for table in columns}
     for name in ("has_asset_key_col", "_has_asset_key_col_on_connection"):
@@ -280,7 +280,7 @@ def _found_in(columns: Mapping[str, set[str]]) -> set[tuple[str, ...]]:
 def shared_storage(address: SecretStr) -> _PooledPostgresStorage:
     """Return the storage that the instances of this process share; creates missing tables.
 
-    An instance is created for every tick of a sensor, and would check the tables through new connections each time.
+    Dagster creates an instance for every tick of a sensor, which would connect and check the tables each time.
     """
     return _PooledPostgresStorage(address)
 
@@ -289,10 +289,10 @@ _engines: dict[str, Engine] = {}
 
 
 def shared_engine(address: SecretStr) -> Engine:
-    """Return the one pool of this process for a database: by default Dagster opens a connection for every query.
+    """Return this process's connection pool for a database: by default Dagster opens a connection for every query.
 
     Args:
-        address: of the database. A reference has one pool, whose new connections use what it gives then.
+        address: URL of the database. If it is a reference to a secret, new connections read the secret again.
     """
     url = with_psycopg2(address.get_secret_value())
     key = address.reference if isinstance(address, SecretReference) else url
@@ -305,12 +305,12 @@ def _pool(address: SecretStr, postgres_url: str) -> Engine:
     engine = sqlalchemy.create_engine(
         postgres_url,
         isolation_level="AUTOCOMMIT",
-        # Otherwise each new connection is queried for a type that no table here has.
+        # Otherwise SQLAlchemy queries each new connection for a type that no table here has.
         use_native_hstore=False,
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_OVERFLOW,
         pool_recycle=_POOL_RECYCLE_SECONDS,
-        # A connection that a restarted server has forgotten is replaced before it is used.
+        # Test a connection before use, and replace it if the server was restarted.
         pool_pre_ping=True,
     )
     follow_secret(engine, address, {})
@@ -347,10 +347,10 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
 
 
 def upgrade_tables() -> str:
-    """Bring Dagster's tables to the installed version, and return which that is."""
+    """Upgrade Dagster's tables to the installed version, and return that version."""
     storage = {"custom": {"module": __name__, "class": InstanceStorage.__name__, "config": {}}}
     with tempfile.TemporaryDirectory() as folder:
-        # Without one Dagster warns where DAGSTER_HOME is set.
+        # Without this, Dagster warns if DAGSTER_HOME is set.
         (Path(folder) / "dagster.yaml").touch()
         reference = InstanceRef.from_dir(folder, overrides={"storage": storage, "telemetry": {"enabled": False}})
         with dg.DagsterInstance.from_ref(reference) as instance:
@@ -365,10 +365,10 @@ def with_psycopg2(url: str) -> str:
 
 
 class TeeLogManager(LocalComputeLogManager):
-    """Dagster's files of what each step prints, under the home folder, written by `tee`.
+    """Dagster's files with the output of each step, under the home folder, written by `tee`.
 
-    Dagster writes to the files alone, and starts `tail` and a Python interpreter for each of them to show on the
-    console what comes. `tee` does both, and ends by itself with the process that prints, however that ends.
+    Dagster itself writes only to the files, and starts `tail` and a Python interpreter for each to copy it to the
+    console. `tee` does both, and exits when the printing process ends for any reason.
     """
 
     @classmethod
@@ -380,36 +380,36 @@ class TeeLogManager(LocalComputeLogManager):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> TeeLogManager:
-        """Create it over the folder that Dagster's own manager has by default."""
+        """Create the manager with the default folder of Dagster's own."""
         del config_value
         return cls(str(_home() / "storage"), inst_data=inst_data)
 
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
-        """Copy what is printed meanwhile to the files of a step."""
+        """Copy this process's output to the files of a step until the block ends."""
         out, err = (
             Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
             for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
         )
         with _copied(sys.stdout, out), _copied(sys.stderr, err):
             yield CapturedLogContext(log_key)
-        # By this Dagster sees that nothing more comes.
+        # This file tells Dagster that the logs are complete.
         Path(self.complete_artifact_path(log_key)).touch()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _copied(stream: TextIO, path: Path) -> Iterator[None]:
-    """Append to a file what any part of this process prints on a stream, and print it as well."""
+    """Append everything that this process prints on a stream to a file, and still print it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     try:
         shown = stream.fileno()
     except (OSError, ValueError):
-        # A test has replaced the stream by one in memory.
+        # The stream is in memory, as in a test.
         yield
         return
     reading, writing = os.pipe()
-    # In a session of its own: a stop signal from the terminal would end it before the last lines.
+    # Start `tee` in a new session: a stop signal from the terminal would end it before the last lines.
     command = ["tee", "-a", str(path)]
     tee = subprocess.Popen(command, stdin=reading, stdout=shown, start_new_session=True)  # noqa: S603 - ours
     stream.flush()
@@ -423,7 +423,7 @@ def _copied(stream: TextIO, path: Path) -> Iterator[None]:
         stream.flush()
         os.dup2(original, shown)
         os.close(original)
-        # A program that the step has left running prints on, and is not waited for.
+        # Do not wait for a program that the step has left running and that still prints.
         with suppress(subprocess.TimeoutExpired):
             tee.wait(TEE_SECONDS)
 
@@ -431,8 +431,8 @@ def _copied(stream: TextIO, path: Path) -> Iterator[None]:
 class WatchedRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher, whose runs the daemon's run monitoring can check.
 
-    Monitoring fails a run whose process is gone; the work queue then requeues its files. Should the process be alive
-    after all (only its code server was killed), both runs store the same state.
+    Monitoring fails a run whose process has ended; the work queue then requeues its files. If the process is still
+    alive (only its code server was killed), both runs store the same state.
     """
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
@@ -441,7 +441,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
-        """Create the launcher, without configuration as the default one."""
+        """Create the launcher, which takes no configuration, like the default one."""
         del config_value
         return cls(inst_data)
 
@@ -478,7 +478,7 @@ def _home() -> Path:
 
 
 def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[object, ...]:
-    """Return the values of the statement above, in its order."""
+    """Return the values for the statement's columns, in their order."""
     result = event.get_dagster_event().asset_check_evaluation_data
     status = AssetCheckExecutionRecordStatus.SUCCEEDED if result.passed else AssetCheckExecutionRecordStatus.FAILED
     key = (_key_text(result.asset_key), result.check_name, event.run_id, result.partition)
@@ -487,26 +487,26 @@ def _check_record(event: EventLogEntry, text: str, storage_id: int) -> tuple[obj
 
 
 def _materialization_row(event: EventLogEntry, text: str) -> tuple[Any, ...]:
-    """Return what Dagster's `_event_to_row` returns, which would serialise the event once more."""
+    """Return the row that Dagster's `_event_to_row` returns, without serialising the event again."""
     made, materialization = event.get_dagster_event(), _materialization_of(event)
     key, partition = _key_text(materialization.asset_key), materialization.partition or None
     return event.run_id, text, made.event_type_value, _utc(event.timestamp), made.step_key, key, partition
 
 
 def _materialization_of(event: EventLogEntry) -> dg.AssetMaterialization:
-    # Each of Dagster's ways to it checks the type of the event.
+    # Read the fields directly: Dagster's properties check the type of the event each time.
     materialization: dg.AssetMaterialization = event.get_dagster_event().event_specific_data.materialization  # type: ignore[union-attr]
     return materialization
 
 
-# Of a batch these are the same for each event.
+# These are the same for each event of a batch.
 @lru_cache(maxsize=64)
 def _key_text(key: dg.AssetKey) -> str:
-    """Return an asset key as the columns of Dagster's tables have it."""
+    """Return an asset key in the form that Dagster's tables store."""
     return key.to_string()
 
 
 @lru_cache(maxsize=64)
 def _utc(timestamp: float) -> datetime:
-    """Return the time of an event as Dagster stores it: UTC, without saying so."""
+    """Return the time of an event as Dagster stores it: naive, in UTC."""
     return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None)

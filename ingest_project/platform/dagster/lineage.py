@@ -1,8 +1,8 @@
-"""Lineage of every run: whether it is exported, and what the present run has read, written and checked.
+"""Record the lineage of the current run: the datasets that it has read, written and checked.
 
-A run reports itself, at its own beginning and end: there its assets, their rows and its checks are known without a
-query, and the backend hears of them at once. `lineage_events` builds and sends the events; where no backend is set, it
-is not imported, nor is OpenLineage's client.
+A run reports itself when it begins and ends: it knows its assets, their rows and its checks without a query, and the
+backend gets them immediately. `lineage_events` builds and sends the events; without a configured backend, neither it
+nor OpenLineage's client is imported.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ logger = get_logger(__name__)
 
 # Marks a run that has reported its own failure.
 REPORTED_TAG = "ingest/lineage_reported"
-# Of one run: a batch of more files names the first ones.
+# Most sources named for one run: a batch of more files names the first ones.
 MAX_INPUTS = 1_000
-# Metadata of materializations that count rows, the first one found counts.
+# Metadata entries of materializations that hold the number of rows; the first one found is used.
 ROW_COUNTS = ("dagster/row_count", "rows_added", "rows_changed", "messages")
 SIZES = ("size_bytes",)
 
@@ -49,8 +49,8 @@ class Catalog:
     """The datasets behind assets.
 
     Args:
-        dataset_of: returns the dataset of an asset; None for one that is no data by itself.
-        parents_of: returns the assets that an asset is made of.
+        dataset_of: returns the dataset of an asset; None for an asset without data of its own.
+        parents_of: returns the assets from which an asset is derived.
     """
 
     dataset_of: Callable[[dg.AssetKey], Dataset | None]
@@ -68,7 +68,7 @@ class Checked(NamedTuple):
 
 @dataclass
 class Written:
-    """What a run has written to an asset."""
+    """The partitions, rows and bytes that a run has written to an asset."""
 
     partitions: int = 0
     rows: int | None = None
@@ -77,11 +77,11 @@ class Written:
 
 @dataclass
 class RunLineage:
-    """What a run has read, written and checked.
+    """The data that a run has read, written and checked.
 
     Args:
-        written: by asset.
-        sources: addresses of files or sources that were read, by partition.
+        written: written data by asset.
+        sources: addresses of the files or sources that were read, by partition.
         checks: results by asset, partition and check.
     """
 
@@ -100,12 +100,12 @@ def is_on() -> bool:
 
 
 def materialized(asset: dg.AssetKey, partition: str | None, metadata: Mapping[str, Any]) -> None:
-    """Note that the present run wrote to an asset.
+    """Note that the current run wrote to an asset.
 
     Args:
-        asset: its key.
-        partition: of the asset.
-        metadata: may count rows and bytes, and name the source that was read.
+        asset: key of the asset.
+        partition: partition of the asset.
+        metadata: metadata that may hold numbers of rows and bytes, and the source that was read.
     """
     if (run := _recording.get()) is None:
         return
@@ -122,14 +122,14 @@ def materialized(asset: dg.AssetKey, partition: str | None, metadata: Mapping[st
 
 
 def checked(asset: dg.AssetKey, partition: str | None, result: Checked) -> None:
-    """Note the result of a check in the present run."""
+    """Note the result of a check in the current run."""
     if (run := _recording.get()) is not None:
         run.checks[asset, partition or ""].append(result)
 
 
 @contextmanager
 def recording() -> Iterator[RunLineage]:
-    """Note what the present run reads and writes."""
+    """Collect the reads and writes of the current run until the block ends."""
     run = RunLineage()
     token = _recording.set(run)
     try:
@@ -139,7 +139,7 @@ def recording() -> Iterator[RunLineage]:
 
 
 def inputs_of(assets: Iterable[dg.AssetKey], catalog: Catalog) -> list[Dataset]:
-    """Return the datasets that assets are made of, without those that are written together with them."""
+    """Return the datasets from which assets are derived, without those that the same run writes."""
     chosen = set(assets)
     parents = [parent for asset in assets for parent in catalog.parents_of(asset) if parent not in chosen]
     return [found for parent in dict.fromkeys(parents) if (found := catalog.dataset_of(parent)) is not None]

@@ -1,7 +1,7 @@
-"""Events of OpenLineage: what each run read and wrote, and how it ended, sent to a backend.
+"""Send OpenLineage events to a backend: the inputs, outputs and result of each run.
 
-Events wait in memory for a thread that sends them. A backend that is away or slow delays no run and fails none: what it
-has not taken when the process ends, after a bounded wait, is lost and logged. Loads OpenLineage's client.
+Events wait in memory for a thread that sends them. An unavailable or slow backend neither delays nor fails a run: what
+is not sent when the process ends, after a bounded wait, is lost and logged. Loads OpenLineage's client.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ SCHEDULED_TAG = ".dagster/scheduled_execution_time"
 MAX_WAITING_EVENTS = 1_000
 MAX_REASON = 2_000
 POSTGRES_PORT = 5432
-# Of the jobs that Dagster makes of any selection of assets.
+# Prefix of the jobs that Dagster creates for a selection of assets.
 OF_A_SELECTION = "__"
 MAX_ASSETS_NAMED = 3
 REQUEST_SECONDS = 5.0
-# How long the end of a process waits for its last events to be sent.
+# Seconds that a process waits at its end for its last events to be sent.
 FLUSH_SECONDS = 3.0
 
 
@@ -56,31 +56,31 @@ class RunReporter:
     """Sends the events of one run.
 
     Args:
-        run: of Dagster.
-        description: of its job.
+        run: the Dagster run.
+        description: description of its job.
     """
 
     def __init__(self, run: dg.DagsterRun, description: str | None = None) -> None:
         self._run, self._job_name, self._description = run, job_name(run), description
 
     def begin(self, inputs: Iterable[Dataset]) -> None:
-        """Report the beginning of the run, with what it is known to read."""
+        """Report the beginning of the run and its known inputs."""
         self._send("START", lambda: ([_input(one) for one in dict.fromkeys(inputs)], []))
 
     def end(self, found: RunLineage, catalog: Catalog, error: str | None = None, *, aborted: bool = False) -> None:
         """Report the end of the run.
 
         Args:
-            found: what it read and wrote, until it failed perhaps.
-            catalog: of the assets.
-            error: why it failed.
-            aborted: it was stopped.
+            found: data that the run read and wrote, up to a failure.
+            catalog: datasets of the assets.
+            error: reason of its failure.
+            aborted: True if the run was stopped.
         """
         state = "ABORT" if aborted else "FAIL" if error is not None else "COMPLETE"
         self._send(state, lambda: _datasets(found, catalog), error)
 
     def lost(self, error: str, *, aborted: bool = False) -> None:
-        """Report that the run ended without reporting it."""
+        """Report the end of a run that did not report it itself."""
         self._send("ABORT" if aborted else "FAIL", lambda: ([], []), error)
 
     def _send(self, state: str, datasets: Callable[[], tuple[list[Any], list[Any]]], error: str | None = None) -> None:
@@ -120,7 +120,7 @@ class RunReporter:
 
 
 def job_name(run: dg.DagsterRun) -> str:
-    """Return the name of a run's job; that of its assets, where a person selected them."""
+    """Return the name of a run's job, or of its assets if a person selected them."""
     if not run.job_name.startswith(OF_A_SELECTION):
         return run.job_name
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
@@ -130,10 +130,10 @@ def job_name(run: dg.DagsterRun) -> str:
 def catalog_of(
     specs: Iterable[dg.AssetSpec], stored: Mapping[dg.AssetKey, StoredTable], services: Callable[[], Runtime]
 ) -> Catalog:
-    """Return the datasets behind assets: their tables, or what is at their address.
+    """Return the datasets behind assets: their tables, or the data at their addresses.
 
     Args:
-        specs: of all assets, with columns and addresses in their metadata.
+        specs: specs of all assets, with columns and addresses in their metadata.
         stored: tables of assets.
         services: resources of this process.
     """
@@ -162,7 +162,7 @@ def of_table(table: sa.Table, database_url: str, columns: Columns = ()) -> Datas
         return Dataset("file", f"{os.path.realpath(url.database or '')}/{table.name}", columns)
     query = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
     host, port = url.host or query.get("host", ""), str(url.port or query.get("port") or POSTGRES_PORT)
-    # A path is the socket of a server on this machine.
+    # A host that is a path is the socket of a server on this machine.
     host = host if host and not host.startswith("/") else "localhost"
     schema = table.schema or query.get("options", "").partition("search_path=")[2].split(",")[0] or "public"
     return _named(naming.Postgres(host, port, url.database or url.username or "", schema, table.name), columns)
@@ -173,7 +173,7 @@ def of_address(address: str, columns: Columns = ()) -> Dataset | None:
 
     Args:
         address: `kafka://server,…/topic`, `local:/path`, a path, or a URL; user and query are left out.
-        columns: of the dataset.
+        columns: columns of the dataset.
     """
     scheme, _, rest = address.partition(":")
     if scheme == "local" or "://" not in address or scheme == "file":
@@ -185,10 +185,10 @@ def of_address(address: str, columns: Columns = ()) -> Dataset | None:
         return _named(naming.Kafka(host or port, port if host else "9092", parts.path.strip("/")), columns)
     path = unquote(parts.path).strip("/")
     if scheme.startswith("s3+"):
-        # Another server's address is in front of the bucket.
+        # The address of a server other than Amazon's precedes the bucket.
         bucket, _, key = path.partition("/")
         return _named(naming.S3(bucket, key or "/"), columns)
-    # What is in front of an Azure account is the container, and no user.
+    # For an Azure account, the part before the @ is the container, not a user.
     container = urlsplit(address).username if scheme == "abfss" else None
     return Dataset(f"{scheme}://{f'{container}@' if container else ''}{parts.netloc}", path or "/", columns)
 
@@ -213,7 +213,7 @@ def _datasets(found: RunLineage, catalog: Catalog) -> tuple[list[Any], list[Any]
             inputs.setdefault(source, [])
     for asset, written in found.written.items():
         if (dataset := catalog.dataset_of(asset)) is not None:
-            # Of objects each partition is a file; of a table, rows are what counts.
+            # In an object store each partition is a file; a table is measured in rows.
             files = written.partitions if written.size_bytes is not None else None
             statistics = facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
                 written.rows, written.size_bytes, files
@@ -262,7 +262,7 @@ def _facets(dataset: Dataset) -> dict[str, Any]:
 
 
 def _nominal_times(tags: Mapping[str, str]) -> tuple[datetime, ...]:
-    """Return the time that a run is for: the hour of its partition, or the time that it was scheduled for."""
+    """Return the nominal time of a run: the hour of its partition, or its scheduled time."""
     try:
         hour = parse_hour_key(tags[PARTITION_TAG])
     except (KeyError, ValueError):
@@ -272,7 +272,7 @@ def _nominal_times(tags: Mapping[str, str]) -> tuple[datetime, ...]:
 
 
 def _parent(tags: Mapping[str, str], job_name: str) -> tuple[str, str, str] | None:
-    """Return namespace, job and id of the run that this one repeats, or that OPENLINEAGE_PARENT_ID names."""
+    """Return namespace, job and id of the run that this run retries, or that OPENLINEAGE_PARENT_ID names."""
     if run_id := tags.get(PARENT_RUN_TAG):
         return _namespace(), job_name, run_id
     named = os.environ.get("OPENLINEAGE_PARENT_ID", "").rsplit("/", 2)
@@ -288,7 +288,7 @@ def _iso(moment: datetime) -> str:
 
 
 class _Sender:
-    """Sends events in order, in its own thread; a bounded number waits."""
+    """Sends events in order from its own thread; the queue is bounded."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = _client(settings)
@@ -299,7 +299,7 @@ class _Sender:
         threading.Thread(target=self._work, name="lineage", daemon=True).start()
 
     def send(self, event: event_v2.RunEvent) -> None:
-        """Queue an event; one for which there is no room is lost."""
+        """Queue an event; drop it if the queue is full."""
         with self._done:
             try:
                 self._waiting.put_nowait(event)
@@ -320,7 +320,7 @@ class _Sender:
             try:
                 self._client.emit(event)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next event may be accepted
-                # Its message may quote the address, with a key in it.
+                # The error's message may quote the address, which may contain a key.
                 failure = type(error).__name__
             else:
                 failure = ""
@@ -342,7 +342,7 @@ class _Sender:
 @cache
 def _sender() -> _Sender:
     sender = _Sender(current_settings())
-    # Run workers are children of multiprocessing, which end without Python's own handlers at exit.
+    # Run workers are children of multiprocessing, which end without running Python's atexit handlers.
     Finalize(None, flush, exitpriority=10)
     return sender
 

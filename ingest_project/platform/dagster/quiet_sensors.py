@@ -1,13 +1,13 @@
-"""Sensors that tick when there is something to do, and hardly ever otherwise.
+"""Tick sensors when they have work, and rarely otherwise.
 
-Dagster evaluates a sensor at intervals. A sensor that reads a quiet topic ticks for nothing then, or occupies a thread
-of the daemon and one of the code server while it waits inside its tick. Here the daemon waits for all of them: a sensor
-rests once there was nothing to do for a while and its topics are watched, and ticks again as soon as a message arrives,
-a work queue has something due, or a long interval is over. One that does not rest yet also ticks at once when a message
-arrives on a topic that is watched again. What a sensor does in its tick, its switch in the UI and the
-record of its ticks stay as they are; without this module sensors tick at their intervals.
+Dagster evaluates a sensor at intervals. The sensor of a quiet topic then ticks for nothing, or occupies a thread of the
+daemon and one of the code server while it waits inside its tick. Here the daemon waits for all of them: a sensor rests
+once it had no work for a while and its topics are watched, and ticks again as soon as a message arrives, a work queue
+has a due entry, or a long interval is over. A sensor that does not rest yet also ticks immediately when a message
+arrives on a topic that is watched again. A sensor's tick function, its switch in the UI and the record of its ticks are
+unchanged; without this module sensors tick at their intervals.
 
-A tick that has requested a run wakes the run queue as well, which looks every second otherwise.
+A tick that has requested a run also wakes the run queue, which otherwise checks every second.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from ingest_project.platform.kafka.reader import TopicWatch
 
 logger = get_logger(__name__)
 
-# A resting sensor ticks this often all the same: a position may have been set by hand, a stream's next attempt be due.
+# A resting sensor still ticks this often: somebody may have set a position, or a stream's next attempt may be due.
 REST_SECONDS = 30.0
-# A sensor keeps ticking this long after it had something to do: more often follows soon.
+# A sensor keeps ticking this long after its last work: more often follows soon.
 LINGER_SECONDS = 1.0
 WAIT_SECONDS = 1.0
-# Dagster's own interval between two rounds over the sensors: none with so long an interval needs shorter ones.
+# Dagster's own interval between two rounds over the sensors, enough for sensors with at least this interval.
 RARE_SECONDS = 5.0
-# Between two looks at the work queues, and at topics that did not exist.
+# Interval of checking the work queues, and topics that did not exist.
 LOOK_SECONDS = 2.0
 MISSING_SECONDS = 10.0
 RETRY_SECONDS = 5.0
@@ -54,11 +54,11 @@ class _Sensor:
     """A sensor that may rest.
 
     Args:
-        topics: that it reads.
-        watched: those that are watched, and since when.
-        busy_at: when it last had something to do.
-        resting: ticks only at the long interval.
-        has_news: a message has arrived since its last tick began.
+        topics: topics that it reads.
+        watched: its watched topics, each with the time since when.
+        busy_at: when it last had work.
+        resting: True if it ticks only at the long interval.
+        has_news: True if a message has arrived since its last tick began.
     """
 
     topics: frozenset[str]
@@ -78,23 +78,23 @@ class QuietSensors:
     def __init__(self, topics: Mapping[str, Collection[str]]) -> None:
         self._lock = threading.Lock()
         self._sensors = {name: _Sensor(frozenset(read)) for name, read in topics.items()}
-        # Set when a sensor has something to do; when a run was requested.
+        # The first is set when a sensor has work, the second when a run was requested.
         self.sensor_due, self.run_requested = threading.Event(), threading.Event()
 
     def rests(self, name: str) -> bool:
-        """Tell whether a sensor need not tick before the long interval is over."""
+        """Return True if a sensor need not tick before the long interval is over."""
         with self._lock:
             return name in self._sensors and self._sensors[name].resting
 
     def wake(self, names: Collection[str]) -> None:
-        """Have sensors tick at their own intervals, from now on."""
+        """Make sensors tick at their own intervals from now on."""
         with self._lock:
             for one in (self._sensors[name] for name in names if name in self._sensors):
                 one.busy_at, one.resting = time.monotonic(), False
         self.sensor_due.set()
 
     def arrived(self, topic: str) -> None:
-        """Note that a message has arrived on a topic, which is not watched any more."""
+        """Note that a message has arrived on a topic, which is then no longer watched."""
         with self._lock:
             readers = [name for name, one in self._sensors.items() if topic in one.topics]
             for one in map(self._sensors.__getitem__, readers):
@@ -103,12 +103,12 @@ class QuietSensors:
         self.wake(readers)
 
     def has_news(self, name: str) -> bool:
-        """Tell whether a message has arrived that the last tick of a sensor may not have seen."""
+        """Return True if a message has arrived that the sensor's last tick may have missed."""
         with self._lock:
             return name in self._sensors and self._sensors[name].has_news
 
     def began(self, name: str) -> None:
-        """Note the beginning of a tick, which sees all that has arrived."""
+        """Note the beginning of a tick, which sees all messages that have arrived."""
         if one := self._sensors.get(name):
             one.has_news = False
 
@@ -127,7 +127,7 @@ class QuietSensors:
         self.wake(self._sensors)
 
     def to_watch(self, now: float) -> set[str]:
-        """Return the topics that are to be watched: those of sensors that had nothing to do for a while."""
+        """Return the topics to watch: those of sensors that had no work for a while."""
         with self._lock:
             idle = [one for one in self._sensors.values() if now - one.busy_at >= LINGER_SECONDS]
             return {topic for one in idle for topic in one.topics if topic not in one.watched}
@@ -136,9 +136,9 @@ class QuietSensors:
         """Note the end of a tick.
 
         Args:
-            name: of the sensor.
+            name: name of the sensor.
             began: when the tick began, on the monotonic clock.
-            had_work: tells whether the sensor had something to do, or its runs go on.
+            had_work: returns True if the sensor had work, or its runs are not finished.
         """
         with self._lock:
             one = self._sensors.get(name)
@@ -148,7 +148,7 @@ class QuietSensors:
         with self._lock:
             if busy:
                 one.busy_at = time.monotonic()
-            # What arrived before a topic was watched, this tick has seen.
+            # This tick has seen every message that arrived before its topic was watched.
             elif one.topics == one.watched.keys() and all(since < began for since in one.watched.values()):
                 one.resting = time.monotonic() - one.busy_at >= LINGER_SECONDS
 
@@ -163,9 +163,9 @@ def watch_topics(
 
     Args:
         quiet: the sensors.
-        kafka: the cluster.
-        topics: of the cluster.
-        work: returns the sensors that have something to do which no message tells.
+        kafka: settings of the cluster.
+        topics: topics of the cluster.
+        work: returns the sensors that have work other than new messages.
     """
     while True:
         try:
@@ -205,7 +205,7 @@ def _watch(
 
 
 def install(quiet: QuietSensors) -> None:
-    """Have the daemon of this process rest these sensors, and launch the runs that a tick has requested at once."""
+    """Make this process's daemon rest these sensors, and launch requested runs immediately after a tick."""
     is_under_interval, alarm = sensor.is_under_min_interval, _Alarm(quiet.sensor_due)
 
     def is_not_due(state: InstigatorState, remote: RemoteSensor, least_interval: int | None = None) -> bool:
@@ -213,7 +213,7 @@ def install(quiet: QuietSensors) -> None:
             least_interval = max(least_interval or 0, int(REST_SECONDS))
         elif (remote.min_interval_seconds or 0) < RARE_SECONDS:
             alarm.longest_seconds = 0.0
-        # A sensor that reads topics has the shortest interval: it may tick at once.
+        # A sensor that reads topics has the shortest interval: it may tick immediately.
         return not quiet.has_news(remote.name) and is_under_interval(state, remote, least_interval)
 
     class ObservedTick(sensor.SensorLaunchContext):
@@ -236,17 +236,17 @@ def install(quiet: QuietSensors) -> None:
             quiet.ticked(name, self._began, lambda: self.status != TickStatus.SKIPPED or _has_runs(instance, name))
 
     class PromptSensors(SensorDaemon):
-        """Evaluates sensors at its interval, and as soon as one has something to do."""
+        """Evaluates sensors at its interval, and as soon as one has work."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
             alarm.shutdown, waiting = shutdown_event, cast("Any", alarm)
             yield from super().core_loop(workspace_process_context, waiting)
 
     class PromptRunQueue(QueuedRunCoordinatorDaemon):
-        """Looks at the run queue at its interval, and as soon as a tick has requested a run."""
+        """Checks the run queue at its interval, and as soon as a tick has requested a run."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
-            # It never ends, as Dagster's own: Dagster abandons it at shutdown, and logs one that ends as an error.
+            # Like Dagster's own loop it never ends: Dagster abandons it at shutdown and would log its end as an error.
             del shutdown_event
             while True:
                 yield SpanMarker.START_SPAN
@@ -261,9 +261,9 @@ def install(quiet: QuietSensors) -> None:
 
 
 class _Alarm:
-    """In place of the event that ends the daemon, for which the loop over the sensors waits between two rounds.
+    """Replaces the daemon's shutdown event, on which the sensor loop waits between two rounds.
 
-    A round reads the state of all sensors. While all of them rest or have long intervals, there are fewer rounds.
+    A round reads the state of all sensors. While all of them rest or have long intervals, rounds are less frequent.
     """
 
     def __init__(self, event: threading.Event) -> None:
@@ -281,7 +281,7 @@ class _Alarm:
 
 
 def _was_turned_on(state: InstigatorState) -> bool:
-    """Tell whether a person has turned a sensor on since its last tick."""
+    """Return True if a person has turned a sensor on since its last tick."""
     data: Any = state.instigator_data
     return (data.last_sensor_start_timestamp or 0.0) > (data.last_tick_start_timestamp or 0.0)
 

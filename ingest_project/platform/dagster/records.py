@@ -1,4 +1,4 @@
-"""What operations read of Dagster's records. Commands import this without Dagster; `run_records` reads them."""
+"""Dagster's records as operations use them, importable without Dagster; `run_records` reads them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class DagsterRecordsUnavailableError(TransientError):
 
 
 def require_records(settings: Settings) -> None:
-    """Connect once to Dagster's database, if it has one: Dagster itself tries several times, and shows a traceback.
+    """Connect once to Dagster's database, if any: Dagster itself would retry several times and print a traceback.
 
     Raises:
-        DagsterRecordsUnavailableError: it does not answer, or refuses.
+        DagsterRecordsUnavailableError: the database does not answer, or refuses the connection.
     """
     url = settings.dagster.postgres_url
     if not isinstance(url, SecretReference) and not url.get_secret_value():
@@ -46,7 +46,7 @@ def require_records(settings: Settings) -> None:
 
 
 class RunsInFlight(msgspec.Struct, frozen=True):
-    """Numbers of runs that are not finished: those that wait, and those that work."""
+    """Numbers of unfinished runs: waiting, and running."""
 
     queued: int
     started: int
@@ -56,8 +56,8 @@ class SensorOnRecord(msgspec.Struct, frozen=True):
     """A sensor as its last tick left it.
 
     Args:
-        ticked_at: when it last began a tick; None where it never has.
-        stopped: a person has stopped it.
+        ticked_at: when its last tick began; None if it has never ticked.
+        stopped: True if a person has stopped it.
     """
 
     name: str
@@ -70,8 +70,8 @@ class FailingTicks(msgspec.Struct, frozen=True):
     """A sensor or schedule whose last tick failed.
 
     Args:
-        in_a_row: ticks that failed one after the other.
-        reason: of the last one.
+        in_a_row: number of consecutive failed ticks.
+        reason: reason of the last failure.
         kind: `sensor` or `schedule`.
     """
 
@@ -89,8 +89,8 @@ class RunOnRecord(msgspec.Struct, frozen=True):
     """A run that is not finished.
 
     Args:
-        since: when it started, or was requested where it has not.
-        tags: as Dagster keeps them.
+        since: when it started, or was requested if it has not started.
+        tags: tags of the run, as Dagster stores them.
     """
 
     run_id: str
@@ -119,7 +119,7 @@ class FailedChecks(msgspec.Struct, frozen=True):
         asset: its key, e.g. `validated_sensor_data`.
         failed: partitions for which its last result is a failure; 1 without partitions.
         partitions: some of these, newest first.
-        run_id: that evaluated it last.
+        run_id: id of the run that evaluated the check last.
     """
 
     asset: str
@@ -143,23 +143,23 @@ class RunRecords(Protocol):
         """Return the sensors whose last ended tick failed, by name, without those that a person has stopped.
 
         Args:
-            schedules: the schedules as well, which takes a query for each.
+            schedules: include schedules, which takes a query for each.
         """
 
     def heartbeats(self) -> dict[str, datetime]:
-        """Return when each kind of daemon was last alive; `SENSOR` is the one that ticks sensors."""
+        """Return the time of the last heartbeat of each kind of daemon; `SENSOR` ticks sensors."""
 
     def unfinished_runs(self, limit: int) -> tuple[RunOnRecord, ...]:
-        """Return runs that wait or work, the newest first."""
+        """Return waiting and running runs, newest first."""
 
     def runs_in_flight(self) -> RunsInFlight:
         """Count the runs that are not finished."""
 
     def failed_runs(self, since: datetime) -> tuple[FailedRun, ...]:
-        """Return the last ended run of each job where it has failed, of those that failed after a moment."""
+        """Return the last ended run of each job, if it failed after `since`."""
 
     def failed_checks(self, since: datetime) -> tuple[FailedChecks, ...]:
-        """Return the checks whose last result is a failure: since a moment for a partition, else at any time.
+        """Return the checks whose last result is a failure: after `since` for partitions, else at any time.
 
-        Only the last results are searched: there is one for each check of each file, and no index over their time.
+        Searches only the newest results: there is one for each check of each file, and no index over their time.
         """

@@ -1,9 +1,9 @@
 """Read Dagster's records: saved cursors, failing ticks, unfinished and failed runs, and the daemon's heartbeats.
 
-They are read from its storage, PostgreSQL or SQLite by the same rule as `dagster.yaml`, which works without a
-DAGSTER_HOME, and while webserver and daemon are away. Nothing is created or changed.
+They are read from Dagster's storage (PostgreSQL or SQLite, chosen as in `dagster.yaml`), which works without a
+DAGSTER_HOME and while webserver and daemon are stopped. Nothing is created or changed.
 
-Loads Dagster: what operations know of the records, without it, is in `records`.
+Loads Dagster: `records` has the types and the protocol without it.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class DagsterRecords(RunRecords):
     """Read Dagster's storage; opened when first used.
 
     Args:
-        settings: say where it is.
-        instance: whose storage is read instead of that of the settings.
+        settings: settings that locate the storage.
+        instance: instance whose storage to read instead.
     """
 
     def __init__(self, settings: Settings, instance: DagsterInstance | None = None) -> None:
@@ -85,7 +85,7 @@ class DagsterRecords(RunRecords):
     def sensors(self) -> dict[str, SensorOnRecord]:
         with self._mapped_errors():
             states = self._storages[1].all_instigator_state(instigator_type=InstigatorType.SENSOR)
-        # The same sensor may be on record under an older name of its code location: the one that ticks counts.
+        # There may be an older record of the sensor under another code location: use the one that ticks.
         each = sorted(map(_sensor, states), key=lambda sensor: sensor.ticked_at.timestamp() if sensor.ticked_at else 0)
         return {sensor.name: sensor for sensor in each}
 
@@ -152,7 +152,7 @@ class DagsterRecords(RunRecords):
                 .where(
                     columns.id > newest - MAX_CHECK_RESULTS,
                     columns.execution_status.in_(["SUCCEEDED", "FAILED"]),
-                    # Dagster stores UTC without saying so.
+                    # Dagster stores naive times in UTC.
                     columns.partition.is_(None)
                     | (columns.evaluation_event_timestamp > since.astimezone(UTC).replace(tzinfo=None)),
                 )
@@ -213,7 +213,7 @@ class DagsterRecords(RunRecords):
         url = with_psycopg2(self._url.get_secret_value())
         storages = RunsInPostgres(url, False), SchedulesInPostgres(url, False)
         for storage in storages:
-            # Dagster's own opens a connection for every query.
+            # Dagster's own engine opens a connection for every query.
             storage._engine = shared_engine(self._url)  # noqa: SLF001 - there is no way in from outside
         return storages
 
@@ -224,7 +224,7 @@ class DagsterRecords(RunRecords):
         return SqliteRunStorage.from_local(str(runs)), SqliteScheduleStorage.from_local(str(schedules))
 
     def _require_tables(self) -> None:
-        """Fail fast and without log lines: Dagster itself would try for six seconds and log each time."""
+        """Fail fast and without log lines: Dagster itself would retry for 6 s and log each attempt."""
         engine = open_engine(self._url, self._settings.warehouse.connect_timeout_seconds)
         try:
             with reading(engine) as connection:
@@ -245,7 +245,7 @@ class DagsterRecords(RunRecords):
 
 
 def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
-    """Return what Dagster recorded of the end of a run: an exception, or how its process died; else nothing."""
+    """Return the exception or the death of the process that Dagster recorded for a run; empty without either."""
     kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
     records = instance.get_records_for_run(run_id, of_type=kinds, limit=1).records
     if not records:
@@ -278,7 +278,7 @@ def _sensor(state: InstigatorState) -> SensorOnRecord:
 
 
 def _may_have_failed(state: InstigatorState) -> bool:
-    """Tell whether the ticks have to be read: the state of a sensor says when its last tick succeeded."""
+    """Return True if the ticks must be read, because the sensor's state does not show that its last tick succeeded."""
     data = state.instigator_data
     succeeded = isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp
     return state.status is not InstigatorStatus.STOPPED and not succeeded

@@ -2,12 +2,11 @@
 
     python -m ingest_project.platform.dagster.webserver --workspace workspace.yaml --port 3000
 
-takes the arguments of `dagster-webserver` and is the same server. On its own that one answers under any name and
-executes GraphQL mutations by GET and from any page: a page of another site that a person opens could launch, end or
-delete runs, by a link or after having its own name resolve to this machine. This one answers under the names of this
-machine and the name in INGEST_WEBSERVER_URL only, changes nothing by GET, takes nothing from another site's page, and
-hands out no file but what a run printed. It has no login: let a proxy with one stand in front of it wherever others
-reach it.
+takes the arguments of `dagster-webserver` and is the same server behind a guard. `dagster-webserver` itself answers
+under any host name and executes GraphQL mutations by GET and from any page: a page of another site could launch, end or
+delete runs, by a link or by DNS rebinding. This server answers only under the names of this machine and the name in
+INGEST_WEBSERVER_URL, changes nothing by GET, refuses requests from other sites' pages, and serves no files but the
+output of runs. It has no login: put a proxy with one in front of it wherever others can reach it.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from ingest_project.core.settings import current_settings
 from ingest_project.platform.http import host_of, is_loopback, is_same_origin
 
 GRAPHQL = "/graphql"
-# Probes address a pod or container by its number; it tells versions only.
+# Probes address a pod or container by its IP address; this path returns versions only.
 OPEN_PATH = "/server_info"
 LOOKING = ("GET", "HEAD")
-# Its router takes a name with a line break at the end for the one without.
+# The router accepts a path with a trailing line break as the same path.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-# Notebooks are read wherever their path leads; a debug file is everything about a run, put together in memory; and
-# /logs/ is the whole folder of compute logs, with whatever else lies in it.
+# /notebook reads any path; a debug file is everything about a run, built in memory; /logs/ serves every file in the
+# folder of compute logs.
 FILES = re.compile(r"/(dagit/)?notebook|/(download_debug|logs)/.*")
 OUTPUT_OF_RUN = re.compile(r"/logs/[^/]+/compute_logs/[^/]+/(out|err)")
 
 
 class SameSiteOnly:
-    """Pass on requests of people who look at the UI under its own name, and of programs.
+    """Pass on requests of programs, and of browsers that show the UI under its own name.
 
     Args:
         app: the webserver.
-        site: address of the UI for people.
-        prefix: of the paths, without a slash at its end.
+        site: public address of the UI.
+        prefix: prefix of the paths, without a slash at its end.
     """
 
     def __init__(self, app: ASGIApp, site: str, prefix: str = "") -> None:
@@ -62,7 +61,7 @@ class SameSiteOnly:
             await PlainTextResponse(f"{refusal[1]}\n", refusal[0])(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return status and reason of the answer to a request that is not passed on."""
+        """Return status and reason of a refusal; None to pass the request on."""
         headers, path = Headers(scope=scope), scope["path"].removeprefix(self._prefix)
         if UNPRINTABLE.search(path) or (FILES.fullmatch(path) and not OUTPUT_OF_RUN.fullmatch(path)):
             return 404, "Dagster's downloads are closed. `dagster debug export <run id> <file>` writes a debug file."
@@ -70,7 +69,7 @@ class SameSiteOnly:
             return None
         host, _ = host_of(headers.get("host", ""))
         if host != self._name and not is_loopback(host):
-            return 421, "This is the Dagster UI under another name: INGEST_WEBSERVER_URL sets the name that it has."
+            return 421, "The Dagster UI does not answer under this name: set INGEST_WEBSERVER_URL to its address."
         looks = scope["type"] == "http" and scope["method"] in LOOKING
         if looks and path == GRAPHQL and "text/html" not in headers.get("accept", ""):
             return 405, "GraphQL takes POST only."
