@@ -1,8 +1,8 @@
-"""Distinguish faults of one item, which fails alone, from faults of a service, which everything waits for.
+"""Distinguish faults of one item, which fails alone, from faults of a service, for which everything waits.
 
-An item's fault must never delay its neighbours, and a service that is away must never cost an item an attempt. Of a
-database driver's exceptions SQLSTATE decides, and where libpq fails without one, the class: the database is
-unavailable, another writer conflicted, or it is a defect. Texts only choose the remedy.
+An item's fault must never delay its neighbours, and an unavailable service must never cost an item an attempt. For a
+database driver's exceptions, SQLSTATE (or the exception's class, if libpq fails without a code) decides whether the
+database is unavailable, another writer conflicted, or the code has a defect. Texts only select the remedy.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ingest_project.core.errors import (
 
 # PostgreSQL's codes: serialization_failure, deadlock_detected, lock_not_available.
 CONFLICTS = frozenset({"40001", "40P01", "55P03"})
-# Classes 08 (connection), 53 (insufficient resources), 28 (refused login) and 57 (an operator, a time limit of the
-# server), and codes of a replica, a session that was idle too long, a failing disk and no database: an
+# Classes 08 (connection), 53 (insufficient resources), 28 (refused login) and 57 (operator intervention, server
+# timeout), and the codes for a replica, an idle session that timed out, a failing disk and a missing database: an
 # operator has to act, and until then everything waits.
 UNAVAILABLE = ("08", "53", "28", "57", "25006", "25P03", "25P04", "58000", "58030", "3D000")
-# Classes of codes for a rejected value: malformed, against a rule, beyond a limit of the server.
+# Classes of codes for a rejected value: malformed, violating a constraint, beyond a limit of the server.
 REJECTED_VALUES = ("22", "23", "54")
 VALUE_ERRORS = frozenset({"DataError", "IntegrityError", "ProgrammingError"})
 SQLITE_CONFLICTS = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -37,17 +37,17 @@ SQLITE_FILE_FAILURES = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READON
 REFUSED_LOGIN = (
     r"28000|28p01|authentication failed|role \"|no password supplied|no pg_hba.conf entry|not permitted to log in"
 )
-# Codes and texts, the state of the database and the remedy; libpq gives no code for what happens while it connects.
-# The first match is taken.
+# Pattern of codes and texts, state of the database, and remedy; libpq gives no code for failures while it connects. The
+# first match counts.
 REMEDIES = (
     (
         r"invalid (sslmode|connection option|dsn|port number|integer value|uri query)",
-        "is not named as PostgreSQL's client understands it",
+        "has an address that PostgreSQL's client cannot parse",
         "Correct DATABASE_URL.",
     ),
     (
         r"does not support ssl|ssl error|certificate|sslmode",
-        "was not reached by TLS as it is set",
+        "could not be reached with the configured TLS settings",
         "Correct sslmode, sslrootcert or the host name in DATABASE_URL, or the server's certificate.",
     ),
     (
@@ -62,13 +62,13 @@ REMEDIES = (
     ),
     (
         r"could not translate host name",
-        "has a host that is not known here",
-        "Correct the host in DATABASE_URL, or the name service of this machine.",
+        "has a host name that this machine cannot resolve",
+        "Correct the host in DATABASE_URL, or this machine's name resolution.",
     ),
     (
         r"invalid response to ssl negotiation|expected authentication request",
         "is no PostgreSQL",
-        "Something else answers there: correct host and port in DATABASE_URL.",
+        "Another program answers at this address: correct host and port in DATABASE_URL.",
     ),
     (
         r"53300|too many clients|too many connections|remaining connection slots",
@@ -98,7 +98,7 @@ REMEDIES = (
     (
         r"connection refused",
         "does not answer",
-        "Nothing listens there: start it (ingest dev starts one of its own), or correct host and port in DATABASE_URL.",
+        "No server listens at this address: start one (ingest dev does), or correct host and port in DATABASE_URL.",
     ),
 )
 SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableError, TransactionConflictError)
@@ -108,11 +108,11 @@ LONGEST_REASON = 2_000
 
 
 def map_error(error: Exception, address: str) -> IngestError | None:
-    """Return our error for a driver's failure; None for a defect of this code, which must be seen as it is.
+    """Return our error for a driver's failure; None for a defect of this code, whose exception must stay visible.
 
     Args:
-        error: SQLAlchemy's or a driver's.
-        address: of the database, without password.
+        error: exception of SQLAlchemy or a driver.
+        address: address of the database, without password.
     """
     original = getattr(error, "orig", None) or error
     if isinstance(error, sa.exc.TimeoutError):
@@ -128,14 +128,14 @@ def is_refused_login(error: Exception) -> bool:
 
 
 def refuses_values(error: Exception) -> bool:
-    """Return True if a driver's failure blames the values it was given, and neither the tables nor the connection."""
+    """Return True if a driver's failure is caused by the given values, not by the tables or the connection."""
     if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
         return True
     original = getattr(error, "orig", None) or error
     if isinstance(original, sqlite3.Error):
         return isinstance(original, sqlite3.InterfaceError | sqlite3.DataError | sqlite3.IntegrityError)
     code = sqlstate(original)
-    # Without a code it is the driver that could not pass a value on.
+    # Without a code, the driver itself could not convert a value.
     return code.startswith(REJECTED_VALUES) if code else type(original).__name__ in VALUE_ERRORS
 
 
@@ -146,7 +146,7 @@ def is_database_failure(error: BaseException) -> bool:
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return PostgreSQL's five-character code of a psycopg2 or ADBC exception; empty when it carries none."""
+    """Return PostgreSQL's five-character code of a psycopg2 or ADBC exception; empty if it has none."""
     code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
     # ADBC fills the field with NULs or zeros for failures that did not come from the server.
     code = str(code).strip("\x00 ")
@@ -154,14 +154,14 @@ def sqlstate(error: BaseException) -> str:
 
 
 def first_line_of(error: BaseException) -> str:
-    """Return what a driver says first: the lines after it repeat the statement, or give general advice."""
+    """Return the first line of a driver's message: later lines repeat the statement, or give general advice."""
     return _first_line(getattr(error, "orig", None) or error)
 
 
 def is_item_fault(error: Exception) -> bool:
-    """Test whether an item may have caused an error, and not a service, a setting or this machine.
+    """Return True if an item may have caused an error, rather than a service, a setting or this machine.
 
-    An unexpected error is the item's: nothing else has changed since the item before it.
+    An unexpected error counts as the item's: nothing else has changed since the previous item.
     """
     if isinstance(error, (*SERVICES, SettingsError)):
         return False
@@ -180,12 +180,12 @@ def error_class_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> BaseException | None:
-    """Return the error to log with its traceback; None for ours, and for a database's, which quote rows."""
+    """Return the error to log with its traceback; None for our own errors and for a database's, which quote rows."""
     return None if isinstance(error, IngestError) or is_database_failure(error) else error
 
 
 def reason_of(error: BaseException) -> str:
-    """Return one line that any database and any header accepts; errors that are not ours also get their class."""
+    """Return an error as one line that any database and header accepts; foreign errors also get their class."""
     text = str(getattr(error, "orig", None) or error).strip()
     # The lines after the first quote the whole row.
     text = text.partition("\n")[0] if is_database_failure(error) else " ".join(text.split())
@@ -196,7 +196,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """Replace what neither UTF-8 nor PostgreSQL can hold (lone surrogates, NUL) by U+FFFD."""
+    """Replace characters that UTF-8 or PostgreSQL cannot store (lone surrogates, NUL) with U+FFFD."""
     return text.replace("\x00", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -217,7 +217,7 @@ def _map_postgres_error(error: Exception, original: BaseException, address: str)
 
 
 def _is_connection_failure(error: Exception, original: BaseException) -> bool:
-    """Return True for a failure without a code that the client met while it connected, or on a cut connection."""
+    """Return True for a failure without a code that occurred while connecting or on a broken connection."""
     if isinstance(error, sa.exc.DBAPIError) and (error.connection_invalidated or error.statement is None):
         return True
     return type(original).__name__ == "OperationalError"
@@ -240,6 +240,6 @@ def _map_sqlite_error(error: sqlite3.OperationalError, address: str) -> IngestEr
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # A name with several addresses has a line for each; the server's own message is more useful than those of addresses
-    # that did not answer.
+    # A host with several addresses has a line for each; the server's own message is more useful than those about
+    # addresses that did not answer.
     return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)

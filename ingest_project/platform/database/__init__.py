@@ -1,7 +1,7 @@
-"""One small engine per process, transactions that map driver errors to ours, and locks over all hosts.
+"""One small engine per process, transactions that map driver errors to ours, and locks that hold across hosts.
 
 Every read and write of the work queues and the generic warehouse goes through `reading` and `writing`: one transaction
-each, and a database that does not answer is a `DatabaseUnavailableError` with an address that shows no password.
+each. A database that does not answer raises `DatabaseUnavailableError`, whose address shows no password.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ingest_project.platform.errors import is_refused_login, map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
 POSTGRES_DRIVER = "postgresql+psycopg2"
-# A lock that is held this long belongs to a stuck writer: better an error that is tried again than a run that hangs.
+# A lock that is held this long belongs to a stuck writer: a retryable error is better than a run that hangs.
 LOCK_TIMEOUT_SECONDS = 60
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 BEGIN_OPTION = "ingest_sqlite_begin"
@@ -36,15 +36,15 @@ Connected = TypeVar("Connected")
 
 
 def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> sa.Engine:
-    """Make an engine for the work queues and the generic warehouse; nothing is connected yet.
+    """Create an engine for the work queues and the generic warehouse, without connecting.
 
     Args:
         database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file. Each new
-            connection uses what a secret is then.
-        connect_timeout_seconds: how long one connection attempt may take.
+            connection reads a reference to a secret again.
+        connect_timeout_seconds: timeout of one connection attempt.
 
     Raises:
-        SettingsError: the URL is empty or cannot be understood.
+        SettingsError: the URL is empty or malformed.
     """
     url = database_address(text_of(database_url))
     if url.get_backend_name() == "sqlite":
@@ -53,7 +53,7 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
     if url.get_backend_name() == "postgresql":
         ours = postgres_options(connect_timeout_seconds)
         arguments = {name: value for name, value in ours.items() if name not in url.query}
-    # Otherwise each new connection is queried for a type that no table here has.
+    # Otherwise SQLAlchemy queries each new connection for a type that no table here has.
     options = {"use_native_hstore": False} if url.drivername == POSTGRES_DRIVER else {}
     engine = sa.create_engine(
         url, pool_size=2, max_overflow=4, pool_pre_ping=True, pool_recycle=1800, connect_args=arguments, **options
@@ -63,12 +63,12 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
 
 
 def follow_secret(engine: sa.Engine, database_url: str | SecretStr, arguments: Mapping[str, Any]) -> None:
-    """Have each new connection of an engine use the URL that a reference gives then; nothing changes for any other URL.
+    """Make each new connection read a referenced URL again; do nothing for a URL that is not a reference.
 
     Args:
-        engine: of a PostgreSQL database.
-        database_url: its address.
-        arguments: further ones of a connection.
+        engine: engine of a PostgreSQL database.
+        database_url: URL of that database.
+        arguments: further arguments of each connection.
     """
     if not isinstance(database_url, SecretReference):
         return
@@ -84,7 +84,7 @@ def follow_secret(engine: sa.Engine, database_url: str | SecretStr, arguments: M
 
 
 def with_present_secret(database_url: str | SecretStr, connect: Callable[[str], Connected]) -> Connected:
-    """Connect by the present URL; if the login is refused and the secret has changed, once more."""
+    """Connect with the current URL; if the login is refused and the secret has changed, retry once with the new one."""
     used = text_of(database_url)
     try:
         return connect(used)
@@ -95,13 +95,13 @@ def with_present_secret(database_url: str | SecretStr, connect: Callable[[str], 
 
 
 def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
-    """Return the connection options, as libpq names them, of every PostgreSQL session of this project."""
+    """Return the libpq options of every PostgreSQL connection of this project."""
     return {
         # libpq counts whole seconds and treats 0 as no limit.
         "connect_timeout": max(2, round(connect_timeout_seconds)),
         "application_name": "ingest_project",
         "options": f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC",
-        # A peer that vanished silently is noticed within a minute, not in two hours.
+        # Detect a peer that vanished silently within a minute instead of two hours.
         "keepalives_idle": 20,
         "keepalives_interval": 10,
         "keepalives_count": 3,
@@ -119,7 +119,7 @@ def database_address(database_url: str) -> URL:
     try:
         url = make_url(database_url)
     except sa.exc.ArgumentError:
-        # The text may hold a password: it is not repeated.
+        # The text may contain a password: the error does not repeat it.
         raise SettingsError("DATABASE_URL is not a URL. Example: postgresql://user:password@host/database.") from None
     if url.drivername in {"postgres", "postgresql"}:
         return url.set(drivername=POSTGRES_DRIVER)
@@ -141,8 +141,8 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
     """Map a driver's failure to an error of this project.
 
     Raises:
-        DatabaseUnavailableError: no connection, or it was cut, or the server shuts down.
-        TransactionConflictError: a deadlock, a lock that did not come free, a busy SQLite file.
+        DatabaseUnavailableError: no connection, a broken one, or the server shuts down.
+        TransactionConflictError: a deadlock, a lock that was not released in time, or a busy SQLite file.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection that only reads.
+    """Open a read-only connection.
 
     Raises:
         DatabaseUnavailableError: see `database_errors`.
@@ -167,7 +167,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 def fetch(
     engine: sa.Engine, query: sa.Executable, parameters: Mapping[str, Any] | None = None
 ) -> sa.Result[*tuple[Any, ...]]:
-    """Run one query on a connection of its own; all rows of the result have been read.
+    """Run one query on a new connection and return the result with all its rows read.
 
     Raises:
         DatabaseUnavailableError: see `database_errors`.
@@ -178,13 +178,13 @@ def fetch(
 
 @contextmanager
 def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Open a connection that only reads, and whose queries all see the same state.
+    """Open a read-only connection whose queries all see the same snapshot.
 
     Raises:
         DatabaseUnavailableError: see `database_errors`.
     """
     with reading(engine) as connection:
-        # A SQLite transaction sees the state at its first query anyway.
+        # A SQLite transaction always sees the snapshot of its first query.
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield connection
@@ -198,7 +198,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
     """
     with database_errors(engine.url), engine.connect() as connection:
-        # A SQLite transaction that starts by reading cannot wait for a writer when it wants to write: it fails at once.
+        # A SQLite transaction that starts with a read does not wait for another writer: its first write would fail.
         writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
         with writer.begin():
             yield writer
@@ -206,19 +206,19 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once: bool = False) -> Iterator[None]:
-    """Hold a named lock, one process at a time over all hosts; it is released with the process at the latest.
+    """Hold a named lock across all hosts; the end of the process releases it at the latest.
 
-    On PostgreSQL a connection of its own holds it; with SQLite, where all processes share a disk, a file next to the
-    database. A cut connection releases the lock early: work under it must be safe to be done twice.
+    On PostgreSQL a dedicated connection holds an advisory lock; on SQLite, where all processes share a disk, it is a
+    file next to the database. A broken connection releases the lock early: work under it must be idempotent.
 
     Args:
-        engine: of the shared database.
-        name: of the lock.
-        wait_seconds: for the current holder.
-        once: the name is not used again: no file of it stays.
+        engine: engine of the shared database.
+        name: name of the lock.
+        wait_seconds: longest wait for the current holder.
+        once: the name is used only once, so remove the lock's file.
 
     Raises:
-        TransactionConflictError: it was not released in time.
+        TransactionConflictError: the holder did not release the lock in time.
         DatabaseUnavailableError: the database does not answer.
     """
     if engine.dialect.name == "postgresql":
@@ -234,7 +234,7 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once:
             yield
         finally:
             if once:
-                # While it is held: a process that waits for it notices that the file is another one by then.
+                # Remove it while the lock is held: a waiting process then notices that the file has been replaced.
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
     else:
@@ -246,18 +246,18 @@ def _advisory_lock(engine: sa.Engine, name: str, wait_seconds: float) -> Iterato
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
     with database_errors(engine.url):
         connection = engine.connect()
-        # Not one of the pool's, which are few: it is held for as long as the work takes.
+        # The lock lasts as long as the work: it must not occupy one of the pool's few connections.
         connection.detach()
     try:
         with database_errors(engine.url):
             connection.exec_driver_sql(f"SET lock_timeout = '{int(wait_seconds * 1_000)}ms'")
-            # The server notices a holder that vanished silently within two minutes, not in two hours.
+            # The server detects a holder that vanished silently within two minutes instead of two hours.
             connection.exec_driver_sql("SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10")
             connection.execute(sa.select(sa.func.pg_advisory_lock(number)))
             connection.commit()
         yield
     finally:
-        # It ends, as it is no longer the pool's: that releases the lock whatever state the connection is in.
+        # This closes the detached connection for real, which releases the lock in any state of the connection.
         connection.close()
 
 
@@ -273,10 +273,10 @@ def _sqlite_engine(url: URL) -> sa.Engine:
 
 @contextmanager
 def folder_of(url: URL) -> Iterator[None]:
-    """Map an error of a database file's folder to an error of this project.
+    """Map an error while creating a database file's folder to an error of this project.
 
     Raises:
-        DatabaseUnavailableError: the folder cannot be made.
+        DatabaseUnavailableError: the folder cannot be created.
     """
     try:
         yield
@@ -287,7 +287,7 @@ def folder_of(url: URL) -> Iterator[None]:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver would begin transactions on its own, late, and never for DDL: a half-made schema after a crash.
+    # The driver begins transactions late and never for DDL: a crash would leave a partial schema.
     connection.isolation_level = None
     _write_ahead(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
@@ -300,10 +300,10 @@ def _is_locked(error: Exception) -> bool:
 
 @stamina.retry(on=_is_locked, attempts=None, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, wait_initial=0.02, wait_max=0.1)
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Let readers and a writer work at the same time. The file remembers it: only its first user switches.
+    """Switch to write-ahead logging, so that readers and a writer work concurrently; the file keeps the mode.
 
-    The switch needs the file for itself and, unlike any other statement, does not wait for it. A file system that
-    cannot do it leaves the mode as it was: slower, and as correct.
+    The switch needs exclusive access to the file and, unlike any other statement, does not wait for it. A file system
+    without support leaves the mode unchanged: slower, but correct.
     """
     if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         connection.execute("PRAGMA journal_mode=WAL")
@@ -313,11 +313,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(BEGIN_OPTION, 'DEFERRED')}")
 
 
-# The newest revision in migrations/versions. Named here so that a database that is current costs one small query
-# instead of the import of Alembic; a test compares the two.
+# The newest revision in migrations/versions. With this constant, checking a current database costs one small query
+# instead of importing Alembic; a test compares the two.
 HEAD = "0009"
 REVISIONS = frozenset({"0003", "0004", "0005", "0006", "0007", "0008", HEAD})
-# Any number that no other program locks in the same database.
+# Key of the advisory lock: any number that no other program uses in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 
 
@@ -326,7 +326,7 @@ def migrate(engine: sa.Engine) -> None:
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
-        SettingsError: its tables are not of a revision that this version knows.
+        SettingsError: the tables have a revision that this version does not know.
     """
     version = schema_version(engine)
     if version == HEAD:
@@ -339,7 +339,7 @@ def migrate(engine: sa.Engine) -> None:
         )
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
-            # Waits for a migration, however long it takes: lock_timeout is for ordinary writers.
+            # Wait for another process's migration without limit: lock_timeout is for ordinary writers.
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
         _upgrade(connection)
@@ -355,7 +355,7 @@ def schema_version(engine: sa.Engine) -> str | None:
         try:
             version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (sa.exc.ProgrammingError, sa.exc.OperationalError):
-            # The table does not exist; each database reports that differently. Other errors show in the next statement.
+            # The table does not exist; databases report that differently. Any other error recurs in the next statement.
             connection.rollback()
             connection.exec_driver_sql("SELECT 1")
             return None

@@ -1,8 +1,8 @@
-"""Create the tables of declarations when they are first used, and change them without losing data.
+"""Create the tables of declarations at their first use, and change them without losing data.
 
-A column is added, a decimal widened and a requirement lifted. Every other difference between a declaration and its
-table is refused with the way out, and only that dataset or stream waits. PostgreSQL changes no column that a view uses:
-the view of a declaration is dropped before a change and created again, in the same transaction.
+Possible changes are to add a column, widen a decimal, and make a column optional. Any other difference between a
+declaration and its table raises an error with the remedy, and only that dataset or stream waits. PostgreSQL cannot
+change a column that a view uses: the declaration's view is dropped and recreated in the same transaction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TableKind:
 
     Args:
         proof: column that only tables of this kind have.
-        setting: names the table in a declaration, e.g. `target.table`.
+        setting: key of a declaration that names the table, e.g. `target.table`.
     """
 
     proof: str
@@ -52,9 +52,9 @@ class View:
 
     Args:
         name: of the view.
-        of: the table.
-        query: what it shows.
-        columns: their names.
+        of: name of the table.
+        query: SELECT statement of the view.
+        columns: names of its columns.
     """
 
     name: str
@@ -64,7 +64,7 @@ class View:
 
 
 def sql_type(column: Column) -> sa.types.TypeEngine[Any]:
-    """Return the type of a declared column in a table; it keeps every value exactly."""
+    """Return the SQL type of a declared column, which stores every value exactly."""
     return ExactDecimal(*column.digits) if column.digits else SQL_TYPES[column.kind]
 
 
@@ -73,10 +73,10 @@ class DeclaredTables:
     """The tables of one declaration.
 
     Args:
-        tables: as they are declared.
-        kind: of these tables.
-        view: over one of them.
-        evolving: True if columns of text may have been added by drift.
+        tables: the tables as declared.
+        kind: kind of these tables.
+        view: view over one of them.
+        evolving: True if drift may have added text columns.
     """
 
     tables: Sequence[sa.Table]
@@ -85,17 +85,17 @@ class DeclaredTables:
     evolving: bool = False
 
     def ensure(self, engine: sa.Engine) -> None:
-        """Create the tables and the view, or bring them up to date; nothing is done where nothing differs.
+        """Create or update the tables and the view; do nothing if they match the declaration.
 
-        Never call it inside a transaction that stores rows: each would wait for the other.
+        Never call it inside a transaction that stores rows: the two would deadlock.
 
         Args:
-            engine: of the warehouse.
+            engine: engine of the warehouse.
 
         Raises:
-            SettingsError: a table is the system's own, something else has the name of the view, or a right is missing.
+            SettingsError: a table belongs to the system, another object has the view's name, or a privilege is missing.
             SchemaConflictError: the change would lose data; names the column and what to do.
-            DatabaseUnavailableError, TransactionConflictError: run it again later.
+            DatabaseUnavailableError, TransactionConflictError: retry later.
         """
         if not self.due_changes(engine):
             return
@@ -110,7 +110,7 @@ class DeclaredTables:
                     raise _refused(statement, self.tables[0].name, error) from error
 
     def due_changes(self, engine: sa.Engine) -> list[sa.Executable]:
-        """Return the changes that `ensure` would make, and make none; it may meet what no look at the tables shows.
+        """Return the changes that `ensure` would make; the database may still refuse one of them when it is made.
 
         Raises:
             SettingsError, SchemaConflictError, DatabaseUnavailableError: see `ensure`.
@@ -130,7 +130,7 @@ class DeclaredTables:
 
 
 def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> IngestError:
-    """Return what the database has against a change, with the way out."""
+    """Return the error for a change that the database refused, with the remedy."""
     reason = " ".join(str(error.orig).split())
     if sqlstate(error.orig or error) == MISSING_RIGHT:
         return SettingsError(
@@ -140,13 +140,13 @@ def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> 
         columns = ", ".join(column.name for column in statement.element.columns)
         remedy = "Correct the stored rows, or the key that is declared"
         return SchemaConflictError(table, columns, f"{reason}. {remedy}")
-    # A view that we did not create uses the column, or our view.
+    # A view that this project did not create depends on the column, or on the declaration's view.
     name = next(iter(re.findall(r'"([^"]+)"', str(statement))), table)
     return SchemaConflictError(table, name, f"{reason}. Drop what uses it, and create it again once a file is stored")
 
 
 def _around(changes: list[sa.Executable], view: View, connection: sa.Connection) -> list[sa.Executable]:
-    """Return the changes with the statements that recreate the view where it is missing, or in their way."""
+    """Return the changes, with statements to recreate the view if it is missing or blocks them."""
     inspector = sa.inspect(connection)
     is_there = inspector.has_table(view.name)
     if is_there:
@@ -162,7 +162,7 @@ def _around(changes: list[sa.Executable], view: View, connection: sa.Connection)
 
 
 def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
-    """Return the types of a table's columns, as the database calls them; empty where there is no such table."""
+    """Return the database's type names of a table's columns; empty if the table does not exist."""
     with reading(engine) as connection:
         inspector = sa.inspect(connection)
         if not inspector.has_table(table):
@@ -171,7 +171,7 @@ def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
 
 
 class _Changes:
-    """The statements that make a table as it is declared; see `DeclaredTables`."""
+    """The statements that change a table to match its declaration; see `DeclaredTables`."""
 
     def __init__(self, connection: sa.Connection, table: sa.Table, kind: TableKind, *, evolving: bool) -> None:
         self._connection, self._table, self._kind, self._evolving = connection, table, kind, evolving
@@ -258,7 +258,7 @@ class _Changes:
         return SchemaConflictError(self._table.name, column, reason)
 
     def _declared(self, kind: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
-        """Return a type in the words of a declaration; one that no declaration has, in those of the database."""
+        """Return a type as declarations name it, or as the database does if declarations have no name for it."""
         if isinstance(kind, ExactDecimal | sa.Numeric) and kind.precision and not isinstance(kind, sa.Float):
             return f"decimal({kind.precision},{kind.scale or 0})"
         names = {self._name_of(one): name for name, one in SQL_TYPES.items()}
@@ -269,7 +269,7 @@ class _Changes:
 
 
 def _is_wider(wanted: Any, held: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's types
-    """Return True for a decimal that holds every value of another one."""
+    """Return True if the wanted decimal type holds every value of the present one."""
     if not (isinstance(wanted, ExactDecimal) and wanted.precision):
         return False
     if not (isinstance(held, sa.Numeric) and held.precision):

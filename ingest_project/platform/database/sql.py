@@ -14,19 +14,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.core.items import as_utc, digest_of
 
-# PostgreSQL compares, indexes and casts jsonb; SQLite keeps JSON as text.
+# PostgreSQL can compare, index and cast jsonb; SQLite stores JSON as text.
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
-# The reasons of a quarantined row: a list of strings in Python on both.
+# The reasons of a quarantined row: in Python a list of strings with either database.
 Texts = sa.JSON().with_variant(postgresql.ARRAY(sa.Text()), "postgresql")
-# COPY writes doubles: a float column of less precision would round every reading.
+# COPY writes doubles: a less precise float column would round every reading.
 Double: sa.Double[float] = sa.Double()
 
 
 class UtcTime(sa.types.TypeDecorator[datetime]):
-    """A moment: UTC-aware in Python, `timestamptz` on PostgreSQL, UTC text of fixed width on SQLite.
+    """A time: UTC-aware in Python, `timestamptz` on PostgreSQL, UTC text of fixed width on SQLite.
 
     Raises:
-        ValueError: a time without zone was given; it could be any moment.
+        ValueError: the time has no zone, and is therefore ambiguous.
     """
 
     impl = sa.DateTime(timezone=True)
@@ -50,10 +50,10 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
 
 
 class ExactDecimal(sa.types.TypeDecorator[Decimal]):
-    """A decimal number: NUMERIC on PostgreSQL, its digits as text on SQLite, whose numbers would round.
+    """A decimal number: NUMERIC on PostgreSQL, its digits as text on SQLite, whose numbers would be rounded.
 
     Args:
-        precision, scale: digits in all, and of the fraction; without them any number fits.
+        precision, scale: total digits, and digits of the fraction; without them any number fits.
     """
 
     impl = sa.Numeric
@@ -111,11 +111,11 @@ def work_columns() -> list[Col[Any]]:
         Col("updated_at", UtcTime, nullable=False),
         Col("started_at", UtcTime),
         Col("finished_at", UtcTime),
-        # When its result was reported to Dagster; until then a run leases it.
+        # When the result was reported to Dagster; until then a run leases the entry.
         Col("reported_at", UtcTime),
-        # When it was last requested again after an end: by an operator, a replay, a corrected version or a backfill.
+        # When the finished entry was last requested again: by an operator, a replay, a corrected version or a backfill.
         Col("reopened_at", UtcTime),
-        # Context of the trace that it is part of, see `platform.tracing`.
+        # Context of the entry's trace, see `platform.tracing`.
         Col("traceparent", sa.Text),
     ]
 
@@ -123,21 +123,21 @@ def work_columns() -> list[Col[Any]]:
 def queue_indexes(
     table: str, *ids: str, names: Sequence[str] = (), queue_name: str = "kafka_topic", due_by: Sequence[str] = ()
 ) -> list[sa.Index]:
-    """Return the indexes of a work queue's table: for its sensor and runs, and those by which a person finds an entry.
+    """Return the indexes of a work queue's table, for its sensor, its runs, and searches.
 
     Args:
-        table: with `kafka_columns()` and `work_columns()`.
+        table: name of the table, which has `kafka_columns()` and `work_columns()`.
         ids: see `lookup_indexes`.
         names: see `lookup_indexes`.
-        queue_name: column that names the sensor that serves an entry.
-        due_by: further columns by which due entries are claimed.
+        queue_name: column that names the sensor responsible for an entry.
+        due_by: further columns that order the claiming of due entries.
     """
     return [
-        # Over pending entries only: finished ones cost the sensors' frequent queries nothing.
+        # Covers pending entries only: finished ones do not slow the sensors' frequent queries.
         partial_index(f"{table}_due", PENDING, queue_name, *due_by, "next_attempt_at"),
-        # Of entries that are leased by runs, dead ones included.
+        # Covers entries that are leased by runs, including dead runs.
         partial_index(f"{table}_held", LEASED, queue_name, "batch_id", "run_id", "updated_at"),
-        # Searched by its beginning, whatever the collation of the database is; entries without a context cost nothing.
+        # Supports prefix searches in any collation of the database; entries without a context cost nothing.
         partial_index(
             f"{table}_by_traceparent",
             "traceparent IS NOT NULL",
@@ -146,20 +146,20 @@ def queue_indexes(
         ),
         *lookup_indexes(table, *ids, names=names),
         sa.Index(f"{table}_by_batch", "batch_id"),
-        # Counts by state, lists by state, newest first.
+        # Serves counts by state, and lists of one state, newest first.
         sa.Index(f"{table}_by_state", "state", "updated_at"),
     ]
 
 
 def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.Index]:
-    """Return the indexes by which a person finds an entry: by Kafka offset, by ids, and by names.
+    """Return the indexes for searches by Kafka offset, ids and names.
 
     Args:
-        table: of the entries.
-        ids: columns that are compared as a whole: hash indexes, which take texts of any length.
-        names: columns of which a person may know the beginning.
+        table: name of the entries' table.
+        ids: columns that searches compare as a whole; they get hash indexes, which accept texts of any length.
+        names: columns that searches match by prefix.
     """
-    # PostgreSQL's names have 63 bytes, and users choose those of declared tables.
+    # PostgreSQL's names have at most 63 bytes, and users choose the names of declared tables.
     own = table if len(table) <= LONGEST_INDEXED_NAME else f"table_{digest_of(table)}"
     by_id = [sa.Index(f"{own}_by_{one}", one, postgresql_using="hash") for one in ids]
     by_name = [sa.Index(f"{own}_by_{one}", one, postgresql_ops={one: "text_pattern_ops"}) for one in names]
@@ -167,13 +167,13 @@ def lookup_indexes(table: str, *ids: str, names: Sequence[str] = ()) -> list[sa.
 
 
 def partial_index(name: str, condition: str, *columns: str, **options: Any) -> sa.Index:  # noqa: ANN401 - SQLAlchemy's
-    """Return an index over the rows that match a condition, whose text is that of the queries that it serves."""
+    """Return an index over the rows that match a condition, written exactly as in the queries that use the index."""
     where = sa.text(condition)
     return sa.Index(name, *columns, postgresql_where=where, sqlite_where=where, **options)
 
 
 LONGEST_INDEXED_NAME = 40
-# SQLite takes 32,766 values in a statement, PostgreSQL's text grows with them.
+# SQLite accepts 32,766 values in a statement; PostgreSQL's statement grows with them.
 KEYS_AT_A_TIME = 5_000
 VALUES_AT_A_TIME = 30_000
 Key = TypeVar("Key")
@@ -182,10 +182,10 @@ Key = TypeVar("Key")
 def insert_missing(
     connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], key: sa.Column[str]
 ) -> set[str]:
-    """Insert the rows whose primary key does not exist; returns the keys that were inserted.
+    """Insert the rows whose primary key does not exist; return the inserted keys.
 
-    Two processes that insert the same key at once: one inserts it, the other waits and finds it. NUL characters,
-    which PostgreSQL cannot store and a sender may put into any text, become U+FFFD.
+    If two processes insert the same key concurrently, one inserts it, and the other waits and skips it. NUL characters,
+    which a sender may put into any text and PostgreSQL cannot store, become U+FFFD.
     """
     if not rows:
         return set()
@@ -209,12 +209,12 @@ def insert_missing(
 def update_each(
     connection: sa.Connection, table: sa.Table, key: sa.Column[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Update many rows, each with values of its own. Every mapping names the key and the same other columns."""
+    """Update many rows, each with its own values. Every mapping has the key and the same other columns."""
     if not rows:
         return
     names = [name for name in rows[0] if name != key.name]
     if connection.dialect.name == "postgresql":
-        # One statement; psycopg2 would send one a row.
+        # Use one statement: psycopg2 would send one per row.
         changes = ", ".join(f'"{name}" = new."{name}"' for name in names)
         statement = sa.text(
             f"UPDATE {table.name} SET {changes}"
@@ -229,24 +229,24 @@ def update_each(
 
 
 def primary_key(table: sa.Table) -> sa.Column[str]:
-    """Return the one column of a table's primary key."""
+    """Return the only column of a table's primary key."""
     (key,) = table.primary_key
     return key
 
 
 def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequence[Key]]:
-    """Yield keys in parts that one statement can take."""
+    """Yield keys in parts small enough for one statement."""
     for start in range(0, len(keys), size):
         yield keys[start : start + size]
 
 
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """Match rows in which one of the columns contains the text, ignoring case; no character is special."""
+    """Match rows in which any column contains the text, ignoring case; wildcards are escaped."""
     return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))
 
 
 def _storable(rows: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """Return the rows without NUL characters, and the same as JSON, which puts thousands of rows in one parameter."""
+    """Return the rows without NUL characters, and the same rows as JSON, so that one parameter holds thousands."""
     encoded = msgspec.json.encode(rows)
     if b"\\u0000" in encoded:
         rows = [_without_nul(row) for row in rows]

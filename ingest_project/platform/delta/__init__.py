@@ -1,8 +1,8 @@
 """Locate Delta tables, build the credentials and options that delta-rs needs, and map its errors.
 
-A table is addressed by a local folder, `s3://bucket/prefix`, `abfss://filesystem@account.dfs.core.windows.net/path`,
-or OneLake's `https://onelake.dfs.fabric.microsoft.com/<workspace GUID>/<item GUID>/Tables/<name>`. On OneLake the GUIDs
-are the safe form: listing from a start name failed there with friendly names.
+A table's address is a local folder, `s3://bucket/prefix`, `abfss://filesystem@account.dfs.core.windows.net/path`, or
+OneLake's `https://onelake.dfs.fabric.microsoft.com/<workspace GUID>/<item GUID>/Tables/<name>`. Use GUIDs on OneLake:
+with friendly names, listing from a start name failed there.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ingest_project.platform.object_store.store import Bucket, S3Options, locati
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
 AZURE_SCHEMES = ("abfss", "abfs")
-# A token that ends sooner than one slow commit may take counts as ended.
+# A token counts as expired if it could expire during one slow commit.
 TOKEN_MARGIN = timedelta(minutes=5)
-# One request, and all tries of one request: a run must learn within a minute or so that its store is away.
+# Timeouts of one request and of all its attempts: a run must learn within about a minute that its store is unreachable.
 NETWORK_OPTIONS = {"timeout": "60s", "connect_timeout": "10s", "max_retries": "4", "retry_timeout": "60s"}
 LONGEST_REASON = 500
-# A name that a file system or an object store does not take: that of a partition's folder, made of a row's value.
+# Errors for names that a store rejects: a partition's folder is named after a row's value.
 REFUSED_NAMES = ("file name too long", "os error 36", "key too long", "keytoolong", "invalid argument", "os error 22")
 NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-# A signed address is as good as a password.
+# A signed address is a secret.
 SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
 
 
 @dataclass(frozen=True)
 class TableFigures:
-    """A table at one version. `rows` is None when a writer left its files uncounted."""
+    """Figures of a table at one version. `rows` is None if a writer did not record the row counts of its files."""
 
     table_version: int
     files: int
@@ -71,7 +71,7 @@ class DeltaLocation:
 
     @property
     def is_local(self) -> bool:
-        """The location is a folder of this machine."""
+        """Return True if the location is a folder of this machine."""
         return "://" not in self.url
 
 
@@ -80,8 +80,8 @@ class StorageOptions:
     """Options for delta-rs, and when they expire.
 
     Args:
-        ends_at: UTC; None: never.
-        secret: whose value is one of the options; they end with it.
+        ends_at: time of their expiry, UTC; None if they do not expire.
+        secret: secret whose value is one of the options; they expire when it changes.
     """
 
     values: dict[str, str] = field(repr=False)
@@ -90,7 +90,7 @@ class StorageOptions:
 
     @property
     def ended(self) -> bool:
-        """The options have expired, and a handle opened with them must be opened again."""
+        """Return True if the options have expired, so that a handle opened with them must be reopened."""
         if self.ends_at is not None and datetime.now(UTC) >= self.ends_at:
             return True
         present = text_of(self.secret).removeprefix("?") if isinstance(self.secret, SecretReference) else None
@@ -98,10 +98,10 @@ class StorageOptions:
 
 
 def delta_location(url: str, credentials: DeltaCredentials | None = None) -> DeltaLocation:
-    """Return a table's location, its address written as delta-rs needs it.
+    """Return a table's location, with its address in the form that delta-rs needs.
 
     Raises:
-        SettingsError: no such kind of address.
+        SettingsError: the address is malformed or of an unsupported kind.
     """
     credentials = credentials or DeltaCredentials()
     try:
@@ -119,7 +119,7 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
 
 
 def storage_options(location: DeltaLocation) -> StorageOptions:
-    """Return the options that delta-rs needs for a location, with a new token where tokens are used."""
+    """Return the options that delta-rs needs for a location, with a new token if the location needs one."""
     if location.is_local:
         return StorageOptions({})
     if location.url.startswith("s3://"):
@@ -129,14 +129,14 @@ def storage_options(location: DeltaLocation) -> StorageOptions:
 
 
 def delta_credentials(settings: Settings) -> DeltaCredentials:
-    """Return the credentials of Delta tables in every kind of location."""
+    """Return the configured credentials for every kind of location."""
     return DeltaCredentials(s3_options(settings.storage), onelake_options(settings.onelake).credential)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return one line about an error: delta-rs draws a tree of causes, and adds the stack of its own calls.
+    """Return an error as one line: delta-rs prints a tree of causes and its own stack.
 
-    A long one is cut in the middle, where paths are: the system's own message is at its end.
+    A long text is cut in the middle, where paths are: the system's own message is at its end.
     """
     text = TERMINAL_COLOURS.sub("", str(error)).split("\n   0: ")[0].split("\nPreview of ")[0].replace("↳", "<-")
     text = SIGNATURE.sub(r"\1***", " ".join(text.split()))
@@ -164,9 +164,9 @@ def delta_errors(location: DeltaLocation) -> Iterator[None]:
 
     Raises:
         TransactionConflictError: another writer conflicted.
-        StoreUnavailableError: not reached, refused, full, or not a Delta table.
+        StoreUnavailableError: the store is unreachable, refused the request or is full, or this is not a Delta table.
     """
-    from deltalake.exceptions import CommitFailedError, DeltaError  # heavy, and loaded already here
+    from deltalake.exceptions import CommitFailedError, DeltaError  # a heavy import, already loaded at this point
 
     try:
         yield
@@ -177,7 +177,7 @@ def delta_errors(location: DeltaLocation) -> Iterator[None]:
 
 
 def _abfss(url: str) -> str:
-    """Return the address as delta-rs needs it, rebuilt from its parts."""
+    """Return the address in the form that delta-rs needs, rebuilt from its parts."""
     try:
         parts = split_address(url, ("https", *AZURE_SCHEMES), with_user=not url.lower().startswith("https"))
         reason = "" if parts.query is None and parts.fragment is None else "it carries a query, which may be a secret"
@@ -197,7 +197,7 @@ def _abfss(url: str) -> str:
 
 
 def _s3_options(options: S3Options) -> dict[str, str]:
-    # A commit is a PUT that S3 refuses when the name is taken: two writers never both get version N.
+    # A commit is a conditional PUT, which S3 refuses if the name exists: two writers never both get version N.
     values = {"aws_conditional_put": "etag"}
     if options.endpoint_url:
         values |= {"aws_endpoint_url": options.endpoint_url, "aws_virtual_hosted_style_request": "false"}
@@ -217,9 +217,9 @@ def _azure_options(credential: OneLakeCredential) -> StorageOptions:
     if credential.account_key:
         values = {"azure_storage_account_key": text_of(credential.account_key)}
         return StorageOptions(NETWORK_OPTIONS | values, secret=credential.account_key)
-    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s, and a SAS or key does without
+    from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s; a SAS or key needs none
 
-    # It keeps a token until it ends, so that a call costs nothing.
+    # The credential caches its token until it expires, so that a call costs nothing.
     token = default_credential().get_token(STORAGE_SCOPE)
     ends_at = datetime.fromtimestamp(token.expires_on, UTC) - TOKEN_MARGIN
     return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.token}, ends_at)

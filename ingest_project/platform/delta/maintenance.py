@@ -1,14 +1,14 @@
 """Delta table maintenance: compaction, log checkpointing and vacuum.
 
-Every commit adds files and one entry to the log, and each later commit pays for the number of them. Maintenance may run
-next to appenders: compaction does not conflict with appending. Where two maintenance runs meet, one stops.
+Every commit adds files and one entry to the log, and each of them makes later commits slower. Maintenance may run
+concurrently with appends: compaction does not conflict with appending. If two maintenance runs meet, one stops.
 
-The last one is our own guarantee: delta-rs lets two compactions of the same files both commit, and then every row is
-there twice. But it refuses one when the table's metadata changed since the state it began with. So each maintenance
-first writes its own claim into the table's properties, and compacts from no state that has another's: a later
-claim stops everything an earlier one still has under way. A writer retries an append that conflicts with a claim.
+This module guarantees the latter, because delta-rs lets two compactions of the same files both commit, which doubles
+every row. But delta-rs refuses a compaction if the table's metadata changed after the state that it started from. So
+each run first writes its own claim into the table's properties, and never compacts a state with another run's claim: a
+later claim stops all unfinished work of an earlier run. A writer retries an append that conflicts with a claim.
 
-A compaction by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let only one of the two maintain a table.
+Compaction by another program (Spark's or Fabric's OPTIMIZE) makes no claim: let only one program maintain a table.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ CLAIM_PROPERTY = "ingest_project.maintenance"
 
 @dataclass(frozen=True)
 class Maintenance:
-    """Result of one maintenance.
+    """Result of one maintenance run.
 
     Args:
-        compacted: partitions with small files, as `column=value/...`; the whole table is the empty text.
-        conflicted: partitions not compacted because another maintenance, or a new column, changed the table.
+        compacted: compacted partitions, as `column=value/...`; an empty text is the whole table.
+        conflicted: partitions not compacted because another maintenance run, or a new column, changed the table.
         postponed: partitions skipped for lack of time.
         removed: files deleted, relative to the table.
     """
@@ -51,7 +51,7 @@ class Maintenance:
 
 
 def summary(maintenance: Maintenance | None) -> str:
-    """Return one line about a maintenance, or about a table that does not exist yet."""
+    """Return one line about a maintenance run, or about a table that does not exist yet."""
     if maintenance is None:
         return "There is no table yet."
     return (
@@ -69,7 +69,7 @@ class _Partition:
 
     @property
     def filters(self) -> list[tuple[str, str, str]] | None:
-        # delta-rs writes a missing value as the empty text.
+        # delta-rs writes a missing value as an empty text.
         return [(column, "=", value or "") for column, value in self.values] or None
 
 
@@ -77,15 +77,15 @@ def optimize_and_vacuum(store: DeltaStore, limits: DeltaSettings | None = None) 
     """Compact small files, write a checkpoint, clean the log, delete expired files. Idempotent.
 
     Args:
-        store: of the table; it stays free for appending meanwhile.
-        limits: how much to do. Files of half the target size and more do not count as small.
+        store: store of the table; appends can continue during maintenance.
+        limits: limits of the work. Files of at least half the target size do not count as small.
 
     Returns:
-        None when the table does not exist yet.
+        None if the table does not exist yet.
 
     Raises:
-        StoreUnavailableError: the store does not answer or refused; what was done until then stays done.
-        TransactionConflictError: another maintenance deleted files at the same time.
+        StoreUnavailableError: the store does not answer or refused; completed compactions remain.
+        TransactionConflictError: another maintenance run deleted files at the same time.
     """
     table = store.opened()
     if table is None:
@@ -97,7 +97,7 @@ def optimize_and_vacuum(store: DeltaStore, limits: DeltaSettings | None = None) 
     compacted, conflicted, postponed = _compact_all(store, table, partitions, limits)
     with delta_errors(store.location):
         table.update_incremental()
-        # Also files that a killed writer left and no version ever had.
+        # This also deletes the files of killed writers, which no version refers to.
         removed = table.vacuum(retention_hours=limits.retention_hours, dry_run=False, full=True)
         table.create_checkpoint()
         table.cleanup_metadata()
@@ -105,7 +105,7 @@ def optimize_and_vacuum(store: DeltaStore, limits: DeltaSettings | None = None) 
 
 
 def _partitions_to_compact(table: DeltaTable, limits: DeltaSettings) -> list[_Partition]:
-    """Return the partitions with many small files, the ones with the most first."""
+    """Return the partitions with many small files, those with the most first."""
     columns = list(table.metadata().partition_columns)
     adds = pa.table(table.get_add_actions(flatten=True))
     small = adds.filter(pc.less(adds["size_bytes"], limits.target_file_bytes // 2))
@@ -119,7 +119,7 @@ def _partitions_to_compact(table: DeltaTable, limits: DeltaSettings) -> list[_Pa
 
 
 def _as_written(value: object) -> str | None:
-    """Return a partition's value as the log has it."""
+    """Return a partition's value as the log writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):
@@ -130,7 +130,7 @@ def _as_written(value: object) -> str | None:
 def _compact_all(
     store: DeltaStore, table: DeltaTable, partitions: list[_Partition], limits: DeltaSettings
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the partitions that were compacted, conflicted, and postponed."""
+    """Compact partitions; return the names of those that were compacted, conflicted, and postponed."""
     names = [partition.name for partition in partitions]
     deadline = time.monotonic() + limits.time_limit_seconds
     done = 0

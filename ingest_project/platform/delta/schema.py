@@ -1,7 +1,7 @@
-"""Rules for columns of a Delta table (types that any Delta reader knows, changes that only add), and its commits.
+"""Rules for a Delta table's columns (types that any Delta reader knows, changes that only add), and its commits.
 
-delta-rs itself would cast 1.5 to 1, wrap 200 into a signed byte, and turn on a table feature for a time without a zone
-that many readers lack. So every column is held against the table before anything is written.
+delta-rs itself would cast 1.5 to 1, wrap 200 into a signed byte, and for a time without a zone enable a table feature
+that many readers lack. So every column is checked against the table before anything is written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IN_DECLARATIONS = {
     "timestamp[us, tz=UTC]": "timestamp",
     "timestamp[us]": "timestamp without a time zone",
 }
-# Spark refuses a table with such a name in it, unless columns are mapped, which few readers know.
+# Spark refuses a table with such a column name unless column mapping is on, which few readers support.
 FORBIDDEN_IN_NAMES = re.compile(r"[ ,;{}()\n\t=]")
 UTC_MICROSECONDS = pa.timestamp("us", "UTC")
 SAME_IN_DELTA = (
@@ -54,7 +54,7 @@ LIST_LIKE = (
     pa.types.is_list_view,
     pa.types.is_fixed_size_list,
 )
-# These keep every row. Any other operation, also an unknown one, may remove rows.
+# These operations keep every row. Any other one, including an unknown one, may remove rows.
 ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})
 KEEPS_ROWS = frozenset(
     {
@@ -74,7 +74,7 @@ KEEPS_ROWS = frozenset(
     }
 )
 MAX_NAMED = 5
-# Each is a file of the log to be read; of more than these it is quicker to count the rows.
+# Reading a commit reads one file of the log: beyond this number, counting the rows is faster.
 MAX_CHECKED = 1_000
 
 
@@ -83,30 +83,30 @@ def rows_to_append(data: pa.Table, table_schema: DeltaSchema, table: str) -> tup
 
     Args:
         data: the rows.
-        table_schema: what the table holds.
-        table: its address, for messages.
+        table_schema: columns of the table.
+        table: address of the table, for messages.
 
     Raises:
-        SchemaConflictError: they do not fit.
+        SchemaConflictError: the rows do not fit the table.
     """
     held, given = pa.schema(table_schema), delta_schema(data.schema, table)
     check_only_adds(held, given, table)
     _check_required(held, given, table)
     rows = ready_to_append(data, given)
-    # In one piece, a partitioned write would hold all of it once more: 830 MiB instead of 490 for a million rich rows.
+    # Pass batches: a partitioned write would copy a whole table, 830 MiB instead of 490 for a million rich rows.
     batches = rows.to_batches(max_chunksize=BATCH_ROWS)
     return pa.RecordBatchReader.from_batches(rows.schema, batches), column_paths(held) != column_paths(given)
 
 
 def delta_schema(schema: pa.Schema, table: str) -> pa.Schema:
-    """Return the columns as Delta stores them: every one nullable, times in UTC; columns of nothing but null left out.
+    """Return the columns as Delta stores them: all nullable, times in UTC, columns of the null type left out.
 
     Args:
-        schema: of the data.
-        table: its address, for messages.
+        schema: schema of the data.
+        table: address of the table, for messages.
 
     Raises:
-        SchemaConflictError: a type that Delta lacks, or a name that its readers refuse.
+        SchemaConflictError: a column has a type that Delta lacks, or a name that Delta readers refuse.
     """
     kept = [field for field in schema if not pa.types.is_null(field.type)]
     _check_names([field.name for field in kept], "", table)
@@ -114,10 +114,10 @@ def delta_schema(schema: pa.Schema, table: str) -> pa.Schema:
 
 
 def check_only_adds(table_schema: pa.Schema, data_schema: pa.Schema, table: str) -> None:
-    """Require that data fit a table, or only add columns (or fields of a struct). Both as `delta_schema` returns them.
+    """Require that data fit a table or only add columns (or struct fields). Both schemas come from `delta_schema`.
 
     Raises:
-        SchemaConflictError: a column of another type, or a new name that differs from an old one only in case.
+        SchemaConflictError: a column has another type, or a new name differs from an existing one only in case.
     """
     _check_fields(list(table_schema), list(data_schema), "", table)
 
@@ -132,16 +132,16 @@ def ready_to_append(data: pa.Table, schema: pa.Schema) -> pa.Table:
     data = data.select(schema.names)
     for index, field in enumerate(schema):
         if _must_be_cast(data.schema.field(index).type):
-            # Nanoseconds are cut to microseconds: Delta has no finer time.
+            # Truncate nanoseconds to microseconds, Delta's resolution.
             data = data.set_column(index, field, data.column(index).cast(field.type, safe=False))
     return data
 
 
 class History:
-    """The commits of a table that its log still has, read once and as far back as needed.
+    """The commits that a table's log still contains, read once and only as far back as needed.
 
-    A restore, a delete or an overwrite, by whatever program, may remove rows. Delta keeps the position of a stream
-    through all of these, so the owner of a position checks the commits too.
+    A restore, a delete or an overwrite, by any program, may remove rows. Delta keeps a stream's position through all of
+    these, so the owner of a position checks the commits too.
     """
 
     def __init__(self, table: DeltaTable) -> None:
@@ -151,11 +151,10 @@ class History:
         self._read = 0
 
     def doubtful_commits(self, checked: int | None) -> tuple[str, ...]:
-        """Name the commits after a version that may have removed rows, the newest first, at most a few.
+        """Return the commits after a version that may have removed rows, newest first, at most MAX_NAMED.
 
         Args:
-            checked: the version up to which the commits were checked; None: they never were, and the whole log is
-                checked.
+            checked: the version up to which the commits have been checked; None to check the whole log.
         """
         wanted = self._newest - (-1 if checked is None else checked)
         self._read_back(min(wanted, MAX_CHECKED))
@@ -265,10 +264,10 @@ def _check_type(old: pa.DataType, new: pa.DataType, path: str, table: str) -> No
 
 
 def declared_type(arrow: pa.DataType) -> str:
-    """Return a type in the words of a declaration; one that no declaration has, in words like those.
+    """Return a type as declarations name it, or in similar words if declarations have no name for it.
 
     Args:
-        arrow: as Delta has it, see `delta_schema`.
+        arrow: type as `delta_schema` returns it.
     """
     if pa.types.is_decimal(arrow):
         return f"decimal({arrow.precision},{arrow.scale})"
@@ -285,7 +284,7 @@ def declared_type(arrow: pa.DataType) -> str:
 
 
 def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
-    """Refuse rows that lack a required column of the table, which would refuse each of them."""
+    """Refuse rows without a column that the table requires."""
     for field in held:
         if not field.nullable and field.name not in given.names:
             raise SchemaConflictError(
@@ -296,13 +295,13 @@ def _check_required(held: pa.Schema, given: pa.Schema, table: str) -> None:
 def _paths(arrow: pa.DataType, path: str) -> Iterator[str]:
     yield path
     for index in range(arrow.num_fields):
-        # The item of a list is called differently by every writer.
+        # Writers name the item field of a list differently.
         name = arrow.field(index).name if pa.types.is_struct(arrow) else str(index)
         yield from _paths(arrow.field(index).type, f"{path}.{name}")
 
 
 def _must_be_cast(arrow: pa.DataType) -> bool:
-    """Return True for times of another zone or unit, which delta-rs refuses, and for dictionaries."""
+    """Return True for times with another zone or unit, which delta-rs refuses, and for dictionaries."""
     if pa.types.is_timestamp(arrow):
         return bool(arrow != UTC_MICROSECONDS)
     if pa.types.is_dictionary(arrow):

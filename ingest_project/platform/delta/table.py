@@ -1,19 +1,18 @@
 """Write Delta tables so that each position is committed exactly once.
 
-A commit carries a Delta transaction: `app_id`, the name of one ordered stream of data, and `version`, how far into it
-the table is after the commit. The table remembers the last version of each stream, and the guarantee comes of two
-things together:
+A commit carries a Delta transaction: `app_id`, the name of one ordered stream of data, and `version`, the stream's
+position after the commit. The table stores the last version of each stream. Two rules together give the guarantee:
 
-- a version that the table has reached already is not written again;
-- delta-rs refuses a commit when another one with the same `app_id` landed after the state it was prepared from.
+- a version that the table has already reached is not written again;
+- delta-rs refuses a commit if another one with the same `app_id` landed after the state it was prepared from.
 
-So a writer that was killed, one whose commit landed while the answer was lost, and two writers with the same position
-at the same time all end in one commit. None of that needs a lock, and readers see whole commits only.
-In return, the versions of a stream only grow, and a version stands for the same rows whenever it is written.
+So a killed writer's retry, a commit that landed although the answer was lost, and two concurrent writers at the same
+position all result in one commit. This needs no lock, and readers see only whole commits.
+In return, the versions of a stream must only grow, and a version must always stand for the same rows.
 
 `ReplaceableStore` replaces rows that match a predicate, such as those of one file, in one commit.
 
-A table can go back in time, by a restore, a removed log entry, or a dropped folder: `standings` returns the position of
+A table can go back in time: by a restore, a removed log entry, or a deleted folder. `standings` returns the position of
 a stream and the commits that may have removed rows below it. The table also records the version up to which a stream
 was checked.
 """
@@ -59,22 +58,22 @@ from ingest_project.platform.delta.schema import History, delta_schema, figures_
 COMMIT_RETRIES = 8
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
-# A commit costs more with every entry that the log still has. Positions live in the checkpoints and never expire; what
-# a shorter log takes away is looking back, and readers of the table as a stream that stay away for longer.
+# Every entry in the log makes commits slower. Positions live in the checkpoints and never expire; a shorter log only
+# limits time travel, and how long streaming readers of the table may pause.
 LOG_RETENTION = "interval 1 day"
-# Each version that a handle follows makes its next commits dearer, by 0.2 ms here: after so many, opening is cheaper.
+# Each version that a handle follows slows its next commits, by 0.2 ms here: beyond this number, reopening is cheaper.
 MAX_FOLLOWED_VERSIONS = 50
 
 
-# Of Bloom filters: one value in a hundred leads to a file that does not have it, for about 10 bits a value.
+# False-positive rate of Bloom filters: 1 % costs about 10 bits per value.
 FALSE_POSITIVES = 0.01
 FEWEST_DISTINCT, ROWS_OF_GROUP = 1_000, 1_000_000
-# Stands for every stream of a table where all of them were checked.
+# Represents all streams of a table when all of them were checked.
 EVERY_STREAM = "ingest_project"
 
 
 class Position(Enum):
-    """Where a stream may be in the table when rows are appended to it."""
+    """Special values of the position that a stream must have before rows are appended."""
 
     ANY = "any"
 
@@ -84,7 +83,7 @@ class Committed:
     """Rows were written.
 
     Args:
-        table_version: the version of the table that holds them.
+        table_version: version of the table that contains them.
     """
 
     table_version: int
@@ -93,10 +92,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class AlreadyCommitted:
-    """Nothing was written: the table had this position, or one beyond it.
+    """Nothing was written: the table had already reached this position.
 
     Args:
-        committed_version: the position of the stream in the table.
+        committed_version: position of the stream in the table.
     """
 
     committed_version: int
@@ -104,11 +103,11 @@ class AlreadyCommitted:
 
 @dataclass(frozen=True)
 class Standing:
-    """Position of the table in one stream, and doubts about the rows below it.
+    """Position of a stream in the table, and commits that may have removed rows below it.
 
     Args:
-        position: of the stream; None: nothing of it was committed, or the table does not exist.
-        table_version: at which this was seen; -1: the table does not exist.
+        position: position of the stream; None if nothing of it was committed, or the table does not exist.
+        table_version: version of the table at which this was read; -1 if the table does not exist.
         doubts: commits since the stream was last checked that may have removed rows, e.g. `RESTORE (version 12)`.
     """
 
@@ -118,9 +117,9 @@ class Standing:
 
 
 class DeltaStore:
-    """One table, with its handle kept for a while: following its log costs what is new in it, opening costs the whole.
+    """One table with a cached handle: updating it reads only new log entries, opening a new one reads the whole log.
 
-    Threads may share a store. A process forked after its first use must not use deltalake any more: spawn instead.
+    Threads may share a store. A process forked after the first use must not use deltalake: spawn instead.
     """
 
     def __init__(
@@ -154,21 +153,22 @@ class DeltaStore:
         after: int | Position | None = Position.ANY,
         checked: int | None = None,
     ) -> Committed | AlreadyCommitted:
-        """Append rows in one commit, unless the table has this position; a second time is the same state.
+        """Append rows in one commit, unless the table has already reached this position. Idempotent.
 
-        Creates the table when it is not there. New columns are added, columns that are missing are null. No rows at all
-        still move the position. Takes about as much memory again as the rows do: a million rich ones are a lot.
+        Creates the table if it does not exist. New columns are added, missing columns are null. Data without rows still
+        move the position. Needs about as much memory again as the rows: a million rich rows are a lot.
 
         Args:
-            data: nested columns, any zone of time, and polars' own string types are welcome.
+            data: the rows; nested columns, any time zone, and polars' own string types are accepted.
             app_id: the ordered stream of data that the rows come from, e.g. one partition of one topic.
-            version: the stream's position after these rows, growing.
-            after: the `committed_version` when these rows were planned. Rows are written only if the table is
-                still there, so that ranges which overlap or come out of order neither double rows nor skip any.
+            version: the stream's position after these rows; it only grows.
+            after: the `committed_version` when these rows were planned. Rows are written only if the table still has
+                this position, so that overlapping or out-of-order ranges neither double nor skip rows.
             checked: the version of the table at which the stream's rows were known to be complete, see `standings`.
 
         Raises:
-            SchemaConflictError: a column's type is another than the table's, or none of Delta's; or the partitions are.
+            SchemaConflictError: a column's type differs from the table's or does not exist in Delta, or the table has
+                other partition columns.
             TransactionConflictError: other writers conflicted at every attempt, or the table is not at `after`.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: append again.
         """
@@ -185,7 +185,7 @@ class DeltaStore:
         return outcome
 
     def committed_version(self, app_id: str) -> int | None:
-        """Return the table's position in a stream; None: nothing of it was committed, or the table does not exist yet.
+        """Return the position of a stream; None if nothing of it was committed, or the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -195,9 +195,9 @@ class DeltaStore:
             return None if table is None else self._position_in(table, app_id)
 
     def standings(self, app_ids: Sequence[str]) -> dict[str, Standing]:
-        """Return positions in some streams, and the commits since the last check that may have removed their rows.
+        """Return positions of streams, with the commits since their last check that may have removed their rows.
 
-        Opens the table again: a handle that is kept does not always notice that its table went back.
+        Reopens the table: a cached handle does not always notice that its table went back in time.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -231,7 +231,7 @@ class DeltaStore:
             self.append(no_rows, app_id=checked_by(app_id), version=version)
 
     def figures(self) -> TableFigures | None:
-        """Return version, files, rows and bytes; None: the table does not exist yet.
+        """Return version, files, rows and bytes; None if the table does not exist yet.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -241,20 +241,20 @@ class DeltaStore:
             return None if table is None else figures_of(table)
 
     def writer_properties(self, rows: int) -> WriterProperties:
-        """Return how files of about so many rows are written: with Bloom filters of the columns for look-ups.
+        """Return the properties for files of about `rows` rows: Bloom filters for the look-up columns.
 
-        A query for one value then reads the files that have it, and of all others a few kilobytes.
+        A query for one value then reads the files that contain it, and only a few kilobytes of all others.
         """
         in_group = max(FEWEST_DISTINCT, min(rows, ROWS_OF_GROUP))
         bloom = ColumnProperties(bloom_filter_properties=BloomFilterProperties(True, FALSE_POSITIVES, in_group))
-        # The default, which properties of any kind switch off.
+        # delta-rs's default, which it drops once any property is set.
         return WriterProperties(compression="SNAPPY", column_properties=dict.fromkeys(self._looked_up_by, bloom))
 
     def opened(self) -> DeltaTable | None:
-        """Return a new handle at the newest version, for reads and maintenance; None: the table does not exist yet.
+        """Return a new handle at the newest version, for reads and maintenance; None if the table does not exist yet.
 
         Read with its `scan`, or with deltalake's `QueryBuilder`: a process that used `to_pyarrow_table` or
-        `to_pyarrow_dataset` at times aborts when it ends.
+        `to_pyarrow_dataset` sometimes aborts when it exits.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -262,14 +262,14 @@ class DeltaStore:
         return _open(self._location, storage_options(self._location))
 
     def _refreshed(self) -> DeltaTable | None:
-        """Return the kept handle at the newest version, or a new one where it cannot follow any more."""
+        """Return the cached handle at the newest version, or a new handle if the cached one cannot be updated."""
         if self._table is None or self._options.ended or self._log_identity != self._identity_now():
             return self._reopened()
         with delta_errors(self._location):
             try:
                 self._table.update_incremental()
             except DeltaError:
-                # The log between its version and the newest was cleaned away.
+                # The log between the handle's version and the newest one has been cleaned up.
                 return self._reopened()
         if self._table.version() - self._opened_version >= MAX_FOLLOWED_VERSIONS:
             return self._reopened()
@@ -287,7 +287,7 @@ class DeltaStore:
         """Identify a local table and its state: a handle does not notice that its table was removed or replaced.
 
         Returns:
-            the identities of the log and of its entry for the version of the handle.
+            the identities of the log folder and of the entry for the handle's version.
         """
         if not self._location.is_local:
             return ()
@@ -305,11 +305,11 @@ class DeltaStore:
                     partition_by=self._partition_by,
                     configuration={"delta.logRetentionDuration": LOG_RETENTION},
                     storage_options=storage_options(self._location).values,
-                    # Without further tries, a second creator cannot put its own schema over the first one's.
+                    # Without retries, a second creator cannot replace the first one's schema.
                     commit_properties=CommitProperties(max_commit_retries=0),
                 )
             except DeltaError:
-                # Another writer was faster; if not, the store fails, and this error has the reason.
+                # Usually another writer was faster. If there is still no table, the store failed for this reason.
                 if self._reopened() is None:
                     raise
             table = self._reopened()
@@ -318,10 +318,10 @@ class DeltaStore:
         return table
 
     def _require_partitions(self, table: DeltaTable) -> None:
-        """Refuse a table with other partitions: a table keeps those that it was created with.
+        """Refuse a table with other partition columns: they are fixed when a table is created.
 
         Raises:
-            SchemaConflictError: names them, and the way out.
+            SchemaConflictError: the columns differ; names them and the remedy.
         """
         there = table.metadata().partition_columns
         if there != self._partition_by:
@@ -339,7 +339,7 @@ class DeltaStore:
     def _tried_to_append(
         self, data: pa.Table, app_id: str, after: int | Position | None, transactions: Mapping[str, int]
     ) -> Committed | AlreadyCommitted | TransactionConflictError:
-        """Try once; returns a conflict when the same attempt may succeed next, and raises it when it cannot."""
+        """Try once; return a conflict that a retry may resolve, and raise one that it cannot."""
         table = self._refreshed() or self._created(data)
         if self._partition_by:
             self._require_partitions(table)
@@ -375,7 +375,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def checked_by(app_id: str) -> str:
-    """Return the name of the stream whose position is the table version up to which another one was checked."""
+    """Return the `app_id` under which the table records the version up to which a stream was checked."""
     return f"{app_id}/checked"
 
 
@@ -384,7 +384,7 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    # Of a folder, the time changes with each entry.
+    # A folder's time changes with each entry, so ignore it.
     return found.st_ino, 0 if path.suffix != ".json" else found.st_mtime_ns
 
 
@@ -396,16 +396,16 @@ def open_delta_table(
     partition_by: tuple[str, ...] = (),
     looked_up_by: tuple[str, ...] = (),
 ) -> DeltaStore:
-    """Return the table's store: one per process and set of arguments, with its handle kept. Touches no storage yet.
+    """Return the table's store, one per process and set of arguments. Does not access the storage yet.
 
     Args:
-        url: a folder, or see `location`.
-        credentials: for S3 and Azure; the same object each time, because it identifies the store.
-        partition_by: columns whose values make the folders of the table; counts when the table is created.
-        looked_up_by: columns with ids, which get Bloom filters.
+        url: folder or address, see the module `delta`.
+        credentials: credentials for S3 and Azure; pass the same object each time, because it identifies the store.
+        partition_by: partition columns, used when the table is created.
+        looked_up_by: id columns, which get Bloom filters.
 
     Raises:
-        SettingsError: no address of a table, or credentials that do not go with it.
+        SettingsError: the address is not that of a table, or the credentials do not suit it.
     """
     return DeltaStore(delta_location(url, credentials), partition_by, looked_up_by)
 
@@ -419,19 +419,19 @@ def _open(location: DeltaLocation, options: StorageOptions) -> DeltaTable | None
 
 
 def commit_pauses() -> Iterator[float]:
-    """Yield the seconds between the attempts of one commit: growing, and never the same in two writers."""
+    """Yield the seconds between the attempts of one commit: growing, with random jitter."""
     for attempt in range(COMMIT_RETRIES):
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt)
         yield random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
 def query_events(store: DeltaStore, query: str, version: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the answer to a query over `events`, a few thousand rows at a time; nothing before the table exists.
+    """Yield the result of a query over `events`, a few thousand rows at a time; nothing if the table does not exist.
 
     Args:
-        store: of the table.
-        query: in SQL.
-        version: of the table; the newest one by default.
+        store: store of the table.
+        query: SQL query.
+        version: version of the table; the newest one by default.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.
@@ -445,10 +445,10 @@ def query_events(store: DeltaStore, query: str, version: int | None = None) -> I
 
 
 def look_ups(table: DeltaTable) -> QueryBuilder:
-    """Return a session for several queries for single ids, which keeps what it reads of each file.
+    """Return a session for several look-ups of single ids, which caches the metadata of each file.
 
-    Most files have none of them. Of one that a Bloom filter names by mistake, only the column of the ids is read; of
-    the others, no index of their pages.
+    Most files contain none of the ids. If a Bloom filter matches a file by mistake, only its id column is read; of the
+    other files, not even the page index is.
     """
     options = {"pushdown_filters": "true", "enable_page_index": "false"}
     return QueryBuilder({f"datafusion.execution.parquet.{name}": value for name, value in options.items()}).register(
@@ -469,7 +469,7 @@ def query_version(
             for batch in (session or QueryBuilder().register("events", table)).execute(query):
                 yield pa.record_batch(batch)
     except Exception as error:
-        # The query engine has no class of its own for what goes wrong in it.
+        # The query engine raises no exception class of its own.
         if type(error) is not Exception:
             raise
         raise StoreUnavailableError(store.url, reason_of(error)) from error
@@ -480,22 +480,22 @@ Batches = Callable[[], Iterator[pa.RecordBatch]]
 
 
 class ReplaceableStore(DeltaStore):
-    """One table; rows that match a predicate are replaced by others in one commit."""
+    """One table in which one commit can replace the rows that match a predicate."""
 
     def replace(self, schema: pa.Schema, batches: Batches, where: str) -> int:
-        """Delete the rows that match a predicate and add others, in one commit; a second time is the same state.
+        """Delete the rows that match a predicate and add others, in one commit. Idempotent.
 
-        Returns the version of the table that has them.
+        Returns the version of the table that contains them.
 
-        Creates the table when it is not there. New columns are added, columns that are missing are null.
+        Creates the table if it does not exist. New columns are added, missing columns are null.
 
         Args:
-            schema: of the rows.
-            batches: yields the rows, all of which match the predicate, again at each attempt.
-            where: an SQL predicate; empty to delete nothing, which never conflicts with other writers.
+            schema: schema of the rows.
+            batches: yields the rows, all of which must match the predicate; called once per attempt.
+            where: SQL predicate; empty to delete nothing, which never conflicts with other writers.
 
         Raises:
-            SchemaConflictError: a column's type is another than the table's, or none of Delta's; or the partitions are.
+            SchemaConflictError: see `append`.
             TransactionConflictError: other writers conflicted at every attempt.
             StoreUnavailableError: the store does not answer or refused. The commit may have landed: replace again.
         """
@@ -505,10 +505,10 @@ class ReplaceableStore(DeltaStore):
             )
 
     def fitted_columns(self, schema: pa.Schema) -> pa.Schema:
-        """Return the columns of the table, which take rows of this schema; none where there is no table yet.
+        """Return the columns of the table if rows of this schema fit them; none if the table does not exist yet.
 
         Raises:
-            SchemaConflictError: they do not take them.
+            SchemaConflictError: the rows do not fit.
             StoreUnavailableError: the store does not answer or refused.
         """
         with self._lock, delta_errors(self._location):
@@ -519,12 +519,12 @@ class ReplaceableStore(DeltaStore):
             return pa.schema(table.schema())
 
     def delete(self, where: str) -> int | None:
-        """Delete the rows that match a predicate; nothing is done without a table.
+        """Delete the rows that match a predicate; do nothing if the table does not exist.
 
         Returns the version of the table without them.
 
         Raises:
-            TransactionConflictError, StoreUnavailableError: as of `replace`.
+            TransactionConflictError, StoreUnavailableError: see `replace`.
         """
 
         def delete() -> int | None:
@@ -537,7 +537,7 @@ class ReplaceableStore(DeltaStore):
             return self._retrying(delete)
 
     def predicates_since(self, version: int) -> tuple[dict[int, str], int]:
-        """Return the predicates of the replacements and deletions after a version, and the present version.
+        """Return the predicates of the replacements and deletions after a version, and the current version.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -552,7 +552,7 @@ class ReplaceableStore(DeltaStore):
         return found, present
 
     def versions_before(self, part_of_predicate: str) -> list[int]:
-        """Return the versions before each replacement or deletion whose predicate has this part, the last one first.
+        """Return the version before each replacement or deletion whose predicate contains this text, latest first.
 
         Raises:
             StoreUnavailableError: the store does not answer or refused.
@@ -566,7 +566,7 @@ class ReplaceableStore(DeltaStore):
         return [int(version) - 1 for version, predicate in predicates if part_of_predicate in predicate]
 
     def _retrying(self, change: Callable[[], Result]) -> Result:
-        """Make a change at the newest version, and again where another writer was faster."""
+        """Make a change at the newest version, and retry it if another writer was faster."""
         for pause in (*commit_pauses(), None):
             try:
                 with delta_errors(self._location):
@@ -596,5 +596,5 @@ class ReplaceableStore(DeltaStore):
 def open_replaceable(
     url: str, credentials: DeltaCredentials | None = None, *, partition_by: tuple[str, ...] = ()
 ) -> ReplaceableStore:
-    """Return the table's store, see `table.open_delta_table`."""
+    """Return the table's store, see `open_delta_table`."""
     return ReplaceableStore(delta_location(url, credentials), partition_by)

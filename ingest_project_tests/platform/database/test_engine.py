@@ -136,7 +136,7 @@ def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_
     (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     server.stop()
     said = failure_of(f"postgresql://postgres:hunter2@{here}/postgres")
-    assert "Nothing listens there: start it" in said
+    assert "No server listens at this address: start one" in said
     server._process = subprocess.Popen(server._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     give_up_at = time.monotonic() + 20
     while "refuses this login" not in (said := failure_of(f"postgresql://someone:hunter2@{here}/postgres")):

@@ -1,6 +1,6 @@
-"""Alembic's entry: runs the revisions on the connection it is given, inside that connection's transaction.
+"""Alembic's entry point: runs the revisions on the caller's connection, inside its transaction.
 
-Logging is left as the process has it.
+It does not configure logging.
 """
 
 from __future__ import annotations

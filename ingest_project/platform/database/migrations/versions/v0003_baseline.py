@@ -22,8 +22,8 @@ PENDING = "state = 'pending'"
 # Leased by a run, or finished and not reported yet.
 HELD = "reported_at IS NULL AND state <> 'pending'"
 
-# PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
-# counts as zero; a group with a figure above the most has no mean, or no deviation, rather than a wrong one.
+# PostgreSQL fails a whole statement if one product leaves the range of a double. Values below LEAST count as zero; a
+# group with a value above MOST_TO_SUM or MOST_TO_SQUARE has no mean or no deviation instead of a wrong one.
 LEAST, MOST_TO_SUM, MOST_TO_SQUARE = "1e-150", "1e290", "1e145"
 
 # Measured on 2.6 and 5 million rows in groups of 64 files: a b-tree doubles the time of a COPY (275 ms a group against
@@ -107,7 +107,7 @@ def _work_columns() -> list[sa.Column[Any]]:
 
 
 def _record_columns() -> list[sa.Column[Any]]:
-    """Return the columns that opportunities and projects share."""
+    """Return the columns that the tables of opportunities and projects share."""
     return [
         *_optional(sa.Text, "account_id", "owner_id", "source"),
         *_optional(Json, "tags"),

@@ -133,7 +133,7 @@ def _baselines(tables: sa.MetaData) -> None:
     )
 
 
-# Ids by which a person finds an item are compared as a whole, and may be longer than a page of a b-tree takes.
+# Searches compare these ids as a whole, and the ids may be longer than a b-tree page can hold.
 LOOKUPS_BY_ID = (
     ("files", "trace_id"),
     ("files", "event_id"),
@@ -144,7 +144,7 @@ LOOKUPS_BY_ID = (
     ("attachments", "sha256"),
     ("attachments", "stored_path"),
 )
-# Names of which a person may know the beginning.
+# Searches match the beginning of these names.
 LOOKUPS_BY_NAME = (("files", "file_name"), ("polling_jobs", "job_id"), ("attachments", "attachment_key"))
 LOOKUPS_BY_OFFSET = (
     "files",
@@ -155,7 +155,7 @@ LOOKUPS_BY_OFFSET = (
     "projects",
     "unidentified_messages",
 )
-# The hash at the end of a key, and its length. SQLite, which is for development, reads all keys.
+# Tables by the length of the hash at the end of their keys. SQLite, meant for development, scans all keys.
 LOOKUPS_BY_HASH = (
     ("files", "file_key", 26),
     ("polling_jobs", "job_key", 26),

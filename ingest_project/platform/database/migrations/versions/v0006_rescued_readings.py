@@ -1,4 +1,4 @@
-"""The column of sensor readings for what their reader profile does not know."""
+"""The column of sensor readings for fields that their reader profile does not know."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add it; readings that are stored already have none."""
+    """Add the column; it is null for readings that are already stored."""
     op.add_column("raw_sensor_data", Col("rescued_data", Json))
 
 
 def downgrade() -> None:
-    """Drop it with what it holds."""
+    """Drop the column with its values."""
     op.drop_column("raw_sensor_data", "rescued_data")

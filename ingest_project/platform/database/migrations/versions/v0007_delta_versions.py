@@ -1,4 +1,4 @@
-"""The version of a dataset's Delta table in which the recorded rows of a file are."""
+"""The version of a dataset's Delta table that contains the recorded rows of a file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KEPT = sa.text("stands AND reason IS NOT NULL AND delta_version IS NOT NULL")
 
 
 def upgrade() -> None:
-    """Add it; of files that are stored already it is unknown."""
+    """Add the column; it is unknown for files that are already stored."""
     op.add_column("files", Col("delta_version", sa.BigInteger))
     op.create_index("files_kept", "files", ["dataset"], postgresql_where=KEPT, sqlite_where=KEPT)
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the column."""
     op.drop_index("files_kept", "files")
     op.drop_column("files", "delta_version")

@@ -26,5 +26,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it with what it counted."""
+    """Drop the table with its counts."""
     op.drop_table("ignored_notifications")

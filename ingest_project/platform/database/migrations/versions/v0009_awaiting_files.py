@@ -1,4 +1,4 @@
-"""Index of the files that wait until a person has mended a declaration, a setting or a table."""
+"""Index of the files that wait until a person corrects a declaration, a setting or a table."""
 
 from __future__ import annotations
 
