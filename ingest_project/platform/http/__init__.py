@@ -1,8 +1,8 @@
-"""Parse hosts, servers and web addresses with one grammar, whatever a message, a job, a file or a setting names.
+"""Parse the hosts, servers and web addresses of messages, jobs, files and settings with one grammar.
 
 Libraries disagree about where a host ends (at a backslash, at an `@`, at a space) and about which numbers are an IP
-address. What they could disagree about is refused here, and an accepted address is rebuilt from its parts
-before any client sees it, so that the host that was checked is the host that is contacted.
+address. This module refuses every ambiguous address, and rebuilds an accepted one from its parts before any client
+sees it, so that the host that was checked is the host that is contacted.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://([^/?#]*)([^?#]*)(?:\?(
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-# A name that ends like this is read as a number by some resolvers: `2130706433`, `0x7f.1`, `127.1`.
+# Some resolvers read names that end like this as numbers: `2130706433`, `0x7f.1`, `127.1`.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# Thousands of addresses lead to a few hosts.
+# Cache size: thousands of addresses share a few hosts.
 _REMEMBERED_HOSTS = 1_024
 
 
 class MalformedAddressError(ValueError):
-    """A text that is not one address to every client. Each caller maps it to its own error.
+    """The text is not an address, or clients could read it differently. Each caller maps this to its own error.
 
     Args:
-        reason: what is wrong, without quoting the text; starts in lower case and ends without a full stop.
+        reason: the problem, without quoting the text; starts in lower case and ends without a full stop.
     """
 
     def __init__(self, reason: str) -> None:
@@ -58,13 +58,13 @@ class Address:
     """The parts of one address.
 
     Args:
-        scheme: in lower case.
-        user: what stands before an `@`; empty without.
-        host: canonical, see `parse_host`; IPv6 without brackets.
-        port: None where the address names none.
-        path: as it was written; empty, or starts with a slash.
-        query: as it was written; None without a question mark.
-        fragment: as it was written; None without a `#`.
+        scheme: scheme in lower case.
+        user: text before the `@`; empty without one.
+        host: canonical host, see `parse_host`; IPv6 without brackets.
+        port: port; None if the address has none.
+        path: path as written; empty, or starts with a slash.
+        query: query as written; None without a question mark.
+        fragment: fragment as written; None without a `#`.
     """
 
     scheme: str
@@ -77,12 +77,12 @@ class Address:
 
     @property
     def origin(self) -> str:
-        """Scheme, host, and the port where one was named: the rebuilt address of a server."""
+        """Return scheme, host and, if given, port: the rebuilt address of a server."""
         return f"{self.scheme}://{host_and_port(self.host, self.port)}"
 
     @property
     def is_server(self) -> bool:
-        """It names a server without a path, query or user."""
+        """Return True if the address has no path, query or user."""
         return not self.user and self.path in ("", "/") and self.query is None and self.fragment is None
 
 
@@ -91,9 +91,9 @@ class WebAddress:
     """One address, canonical.
 
     Args:
-        scheme: of the two that are contacted.
-        host: lower case, ASCII (IDNA), no trailing dot; an IP address in its usual spelling, IPv6 without brackets.
-        port: given or default.
+        scheme: `http` or `https`.
+        host: lower case, ASCII (IDNA), no trailing dot; an IP address in canonical form, IPv6 without brackets.
+        port: given or default port.
         target: path and query, percent-encoded; starts with a slash.
     """
 
@@ -104,22 +104,22 @@ class WebAddress:
 
     @property
     def url(self) -> str:
-        """The address as it is requested. It may carry secrets: never print it."""
+        """Return the address to request. It may carry secrets: never print it."""
         return f"{self.origin}{self.target}"
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port: what a credential belongs to."""
+        """Return scheme, host and port, to which a credential belongs."""
         return f"{self.scheme}://{self.host_and_port}"
 
     @property
     def host_and_port(self) -> str:
-        """For people and for limits; the default port is left out."""
+        """Return host and port for people and limits, without a default port."""
         return host_and_port(self.host, None if self.port == DEFAULT_PORTS[self.scheme] else self.port)
 
     @cached_property
     def printable(self) -> str:
-        """The address without its query, which may be a signature."""
+        """Return the address without its query, which may contain a signature."""
         return printable_url(self.url)
 
 
@@ -128,17 +128,17 @@ def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False)
 
     Args:
         text: `scheme://host[:port][/path][?query][#fragment]`.
-        schemes: those that are meant, in lower case.
+        schemes: accepted schemes, in lower case.
         with_user: accept `user@` before the host, as in `abfss://container@account…`.
 
     Raises:
-        MalformedAddressError: anything else, or a host that clients may disagree about.
+        MalformedAddressError: the text has another form, or clients may disagree about its host.
     """
     if len(text) > MAX_ADDRESS_LENGTH:
         raise MalformedAddressError(f"it is longer than {MAX_ADDRESS_LENGTH} characters")
     text = text.strip()
     if _CONTROL.search(text):
-        raise MalformedAddressError("it has characters that addresses do not have")
+        raise MalformedAddressError("it contains characters that are not allowed in addresses")
     found = _ADDRESS.fullmatch(text)
     if found is None:
         raise MalformedAddressError("it is not a full address (scheme://host/path)")
@@ -159,7 +159,7 @@ def split_server(text: str, schemes: Sequence[str]) -> Address:
     """Parse the address of a server, see `split_address`.
 
     Raises:
-        MalformedAddressError: also where it has a path, query or user.
+        MalformedAddressError: the text is not an address, or has a path, query or user.
     """
     parts = split_address(text, schemes)
     if not parts.is_server:
@@ -184,17 +184,17 @@ def parse_server(text: str) -> tuple[str, int | None]:
 
 @lru_cache(maxsize=_REMEMBERED_HOSTS)
 def parse_host(text: str) -> str:
-    """Return the one spelling of a host: a DNS name in lower case and ASCII, or an IP address, IPv6 unbracketed.
+    """Return the canonical form of a host: a DNS name in lower case and ASCII, or an IP address, IPv6 unbracketed.
 
     Raises:
-        MalformedAddressError: neither, or a spelling that resolvers and libraries read differently.
+        MalformedAddressError: neither, or a form that resolvers and libraries read differently.
     """
     if text.startswith("[") and text.endswith("]"):
         return _ipv6(text[1:-1])
     if len(text) > MAX_HOST_LENGTH:
         raise MalformedAddressError(f"its host is longer than {MAX_HOST_LENGTH} characters")
     name = _ascii_name(text)
-    # One final dot of a name is the DNS root, which some clients leave out.
+    # A single trailing dot means the DNS root, which some clients leave out.
     without_root = name.removesuffix(".")
     if not _HOST_NAME.fullmatch(without_root) or len(without_root) > MAX_HOST_LENGTH:
         raise MalformedAddressError("its host is not a name or an address")
@@ -207,7 +207,7 @@ def parse_host(text: str) -> str:
 
 
 def host_and_port(host: str, port: int | None) -> str:
-    """Return a host as addresses spell it, with its port where there is one."""
+    """Return a host as written in addresses, with its port if given."""
     shown = f"[{host}]" if ":" in host else host
     return shown if port is None else f"{shown}:{port}"
 
@@ -216,7 +216,7 @@ def parse_url(url: str) -> WebAddress:
     """Parse a web address; a fragment, which is never sent to a server, is dropped.
 
     Raises:
-        AddressRejectedError: not http or https, with a user or password, or of a form that parsers disagree about.
+        AddressRejectedError: not http or https, with a user or password, or of a form that parsers read differently.
     """
     try:
         parts = split_address(url, tuple(DEFAULT_PORTS))
@@ -233,7 +233,7 @@ def _web_address(parts: Address) -> WebAddress:
 
 
 def canonical_host(host: str) -> str | None:
-    """Return the one spelling of a host name or address, IPv6 with or without brackets; None for what is neither."""
+    """Return the canonical form of a host name or IP address, IPv6 with or without brackets; None for other texts."""
     try:
         return parse_host(f"[{host}]" if ":" in host and not host.startswith("[") else host)
     except MalformedAddressError:
@@ -255,7 +255,7 @@ def printable_url(url: str) -> str:
 
 def _ipv6(text: str) -> str:
     try:
-        # A zone (`%eth0`) only has a meaning on one machine.
+        # A zone (`%eth0`) is only valid on one machine.
         address = None if "%" in text else ipaddress.IPv6Address(text)
     except ValueError:
         address = None
@@ -267,13 +267,13 @@ def _ipv6(text: str) -> str:
 
 
 def _ascii_name(text: str) -> str:
-    """Return a name in lower case and ASCII. Letters that only look like others stay others."""
+    """Return a name in lower case and ASCII. Letters that only look alike remain different."""
     if text.isascii():
         return text.lower()
     composed = unicodedata.normalize("NFC", text).lower()
     try:
-        # What this mapping changes (full-width digits, ideographic full stops, invisible characters) stands for
-        # something else than it shows.
+        # Characters that this mapping changes (full-width digits, ideographic full stops, invisible characters) do not
+        # mean what they look like.
         plain = idna.uts46_remap(composed, std3_rules=True) == composed
         name = idna.encode(composed).decode("ascii") if plain else ""
     except (ValueError, IndexError):
@@ -292,7 +292,7 @@ USUAL_PORTS = (80, 443)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a name or address always means this machine."""
+    """Return True if a name or address always means this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -302,19 +302,19 @@ def is_loopback(host: str) -> bool:
 
 
 def is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Tell whether a request comes from a page of this site, or from no page at all."""
+    """Return True if a request comes from a page of this site, or not from a page."""
     if site := headers.get("sec-fetch-site"):
         return site in {"same-origin", "none"}
     origin = headers.get("origin") or headers.get("referer")
     if not origin:
         return True
-    # Browsers do not let a page of another site forge these headers.
+    # A browser does not let another site's page forge these headers.
     ours = [headers.get(name) for name in ("host", "x-forwarded-host")]
     return host_of(origin.partition("://")[2]) in [host_of(name) for name in ours if name]
 
 
 def host_of(authority: str) -> tuple[str, int | None]:
-    """Return host and port of the beginning of an address; no port where it is the usual one."""
+    """Return host and port of a Host header; None for the default port."""
     try:
         parts = urlsplit(f"//{authority}")
         host, port = parts.hostname or "", parts.port

@@ -1,10 +1,10 @@
 """Send one GET to an untrusted address: checked, limited, authenticated, redirected, and read within its deadline.
 
-Every hop of a redirect is a separate request: its address is checked, its host's limits hold, and it gets the
-credential that is configured for its own host, or none. A credential goes to the hosts that it lists and to no other.
+Every hop of a redirect is a separate request: its address is checked, its host's limits apply, and it gets the
+credential that is configured for its own host, if any. A credential is sent only to the hosts that it lists.
 
-A host that sends `Retry-After`, or that failed several times in a row, is paused: its next callers fail at once with
-the time of the next attempt, instead of holding a thread. After the pause one request goes first as a trial.
+A host that sends `Retry-After`, or that failed several times in a row, is paused: its next callers fail immediately
+with the time of the next attempt, instead of occupying a thread. After the pause, one trial request goes first.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from ingest_project.platform.http.response import REDIRECTS, WebResponse, map_er
 
 REDIRECT_SETTING = "INGEST_MAX_REDIRECTS"
 USER_AGENT = "ingest-project"
-# A compressed response cannot be resumed, and its size is only known at the end.
 _REFUSALS = frozenset({401, 403})
+# Request no compression: a compressed response cannot be resumed, and its size is only known at the end.
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 _POOLED_HOSTS = 64
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]+")
 _NO_CREDENTIALS: Mapping[str, Credential] = MappingProxyType({})
-# Hosts come from messages: their number is bounded.
+# Messages name hosts, so the number of remembered ones is bounded.
 _MAX_REMEMBERED = 10_000
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 
@@ -63,9 +63,9 @@ class LoadLimits:
         total: concurrent requests.
         per_host: concurrent requests to one host.
         failures_to_pause: transient failures in a row after which a host is paused.
-        pause: for how long.
+        pause: length of that pause.
         longest_retry_after: a longer `Retry-After` is cut to this.
-        longest_wait: for a free slot; after that the host counts as busy.
+        longest_wait: longest wait for a free slot; after that the host counts as busy.
     """
 
     total: int = 32
@@ -81,14 +81,14 @@ class _Host:
     """State of a host that is in use, failing or paused.
 
     Args:
-        free: a slot became free.
-        active: requests now.
-        waiting: threads that wait for a slot.
+        free: notified when a slot becomes free.
+        active: number of current requests.
+        waiting: number of threads that wait for a slot.
         failures: transient failures in a row.
         paused_until: monotonic time of the end of its pause.
-        reason: of its pause.
-        needs_trial: it failed too often; one request goes first after the pause.
-        on_trial: that request is running.
+        reason: reason of its pause.
+        needs_trial: True if it failed too often, so that one trial request goes first after the pause.
+        on_trial: True while the trial request is running.
     """
 
     free: threading.Condition
@@ -106,10 +106,10 @@ class _Host:
 
 
 class HostLimits:
-    """The limits in force in one process, shared by its threads.
+    """Enforces the load limits in one process; its threads share it.
 
     Args:
-        limits: of the load.
+        limits: limits of the load.
     """
 
     def __init__(self, limits: LoadLimits | None = None) -> None:
@@ -122,15 +122,15 @@ class HostLimits:
     def request_slot(self, host: str, *, forgive_breaks: bool = False) -> Iterator[float]:
         """Hold a slot for a request to a host, and record its result.
 
-        A `DownloadFailedError` that leaves the block counts against the host, and its `retry_after` is kept; any other
-        end counts as a success, except errors that are not the host's.
+        A `DownloadFailedError` that leaves the block counts against the host, and its `retry_after` is applied. Any
+        other exit counts as a success, except for errors that the host did not cause.
 
         Args:
             host: host and port.
-            forgive_breaks: do not count a broken connection, because the caller resumes at once.
+            forgive_breaks: do not count a broken connection, because the caller resumes immediately.
 
         Yields:
-            seconds that were spent waiting for the slot.
+            seconds spent waiting for the slot.
 
         Raises:
             HostThrottledError: the host is paused, or no slot became free.
@@ -147,7 +147,7 @@ class HostLimits:
             self._leave(host, known, failure=None if failure.cut and forgive_breaks else failure)
             raise
         except BaseException as error:
-            # A refusal is a response, and a full disk or a stopped process is not the host's failure.
+            # A refusal counts as a response, and a full disk or a stopped process is not the host's failure.
             self._leave(
                 host, known, answered=isinstance(error, IngestError) and not isinstance(error, HostThrottledError)
             )
@@ -156,7 +156,7 @@ class HostLimits:
             self._leave(host, known, answered=True)
 
     def bounded(self, retry_after: timedelta | None) -> timedelta | None:
-        """Return a host's `Retry-After`, cut to the longest that is kept."""
+        """Return a host's `Retry-After`, cut to the configured maximum."""
         return None if retry_after is None else min(retry_after, self._limits.longest_retry_after)
 
     def _enter(self, host: str) -> _Host:
@@ -196,7 +196,7 @@ class HostLimits:
                 known.failures, known.needs_trial = 0, False
             if failure:
                 self._remember(known, failure)
-                # If the host is now paused, all waiting threads must fail.
+                # Wake all waiting threads: if the host is now paused, they must fail.
                 known.free.notify_all()
             else:
                 known.free.notify()
@@ -227,15 +227,16 @@ class HostLimits:
 
 
 class WebClient:
-    """Contacts the hosts that the rules allow; threads share it and its connections.
+    """Sends requests to the hosts that the rules allow; threads share it and its connections.
 
-    Names are resolved by the system, which has time-outs of its own that no deadline here can shorten.
+    The system resolves names, with its own timeouts, which no deadline here can shorten.
 
     Args:
-        downloads: host rules, time-outs and limits.
-        credentials: the stored ones by name; those for web hosts are used, without a port for the default port only.
-        total: concurrent requests; those of downloads by default.
-        per_host: of those, to one host.
+        downloads: host rules, timeouts and limits.
+        credentials: stored credentials by name, of which those for web hosts are used; one whose host has no port
+            applies to the default port only.
+        total: limit of concurrent requests; that of downloads by default.
+        per_host: limit of concurrent requests to one host.
 
     Raises:
         SettingsError: a host pattern or credential is malformed.
@@ -260,7 +261,7 @@ class WebClient:
             pause=timedelta(seconds=downloads.pause_seconds),
         )
         self._hosts = HostLimits(load)
-        # Without a session of requests, which follows redirects and keeps cookies, and takes time for both.
+        # Use no session of requests: it would follow redirects and keep cookies, and takes time for both.
         self._adapter = PinnedAdapter(Connector(self._rules), _POOLED_HOSTS, load.per_host, downloads.ca_file)
 
     def __enter__(self) -> Self:
@@ -274,7 +275,7 @@ class WebClient:
         self._adapter.close()
 
     def check(self, url: str) -> WebAddress:
-        """Parse an address and check it by its name, without contacting anything.
+        """Parse an address and check its host by name, without any network access.
 
         Raises:
             AddressRejectedError: it may not be contacted.
@@ -295,12 +296,12 @@ class WebClient:
         """Request an address; the body is read inside the block, and the host's slot is held until its end.
 
         Args:
-            url: as it came.
-            deadline: of everything, the body included; waiting for a free slot is not counted.
-            headers: further ones; kept on a redirect, so never a secret.
-            accept: statuses that are responses; any other is an error.
-            forgive_breaks: do not count a broken connection against the host, because the caller resumes at once.
-            method: HEAD requests the headers alone.
+            url: address as received.
+            deadline: deadline for everything including the body, but without the wait for a free slot.
+            headers: further headers; they are also sent after a redirect, so they must not contain a secret.
+            accept: accepted statuses; any other is an error.
+            forgive_breaks: do not count a broken connection against the host, because the caller resumes immediately.
+            method: GET, or HEAD for the headers only.
 
         Raises:
             AddressRejectedError: the address, or one that it redirects to, may not be contacted.
@@ -329,7 +330,7 @@ class WebClient:
         )
 
     def _request(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
-        # A server that sends headers byte by byte is treated like a silent one.
+        # Bound the time for the headers: a server that sends them byte by byte is treated like a silent one.
         until_headers = deadline.within(timedelta(seconds=sum(self._timeouts)))
         try:
             with deadline_in_force(until_headers):
@@ -340,7 +341,7 @@ class WebClient:
             failure = map_error(error, address.printable, until_headers)
         else:
             return WebResponse(address, response.status_code, response.headers, response.raw, deadline)
-        # Outside of the handler: errors of requests quote the address with its query, and must not be chained.
+        # Raise outside the handler: exceptions of requests quote the address with its query, and must not be chained.
         raise failure
 
     def _send(self, method: str, address: WebAddress, headers: dict[str, str]) -> Response:
@@ -358,7 +359,7 @@ class WebClient:
     def _send_prepared(self, method: str, url: str, headers: dict[str, str]) -> Response:
         request = PreparedRequest()
         request.prepare_method(method)
-        # As it was parsed and checked: requests would parse it again by other rules.
+        # Set the checked address directly: requests would parse it again by other rules.
         request.url = url
         request.prepare_headers(headers)
         return self._adapter.send(request, stream=True, timeout=self._timeouts, verify=True, proxies={})
@@ -378,7 +379,7 @@ class WebClient:
 
     def _next_hop(self, address: WebAddress, location: str) -> WebAddress:
         with contextlib.suppress(UnicodeError):
-            # http.client reads headers as Latin-1; servers that send other characters mean UTF-8.
+            # http.client decodes headers as Latin-1; servers that send other characters mean UTF-8.
             location = location.encode("latin-1").decode()
         try:
             url = urljoin(address.url, location)
@@ -391,7 +392,7 @@ class WebClient:
 
 
 def web_client(settings: Settings, total: int | None = None, per_host: int | None = None) -> WebClient:
-    """Make the client of web hosts that these settings describe, see `WebClient`."""
+    """Create the client for web hosts from the settings, see `WebClient`."""
     return WebClient(settings.downloads, settings.credentials, total=total, per_host=per_host)
 
 
@@ -399,7 +400,7 @@ def _web_credentials(credentials: Mapping[str, Credential]) -> Iterator[tuple[Ho
     """Yield the stored credentials for web hosts, by host pattern.
 
     Raises:
-        SettingsError: one of them is not complete; its secret is not quoted.
+        SettingsError: a credential is incomplete; the message does not quote its secret.
     """
     for name, stored in credentials.items():
         if stored.kind is None:

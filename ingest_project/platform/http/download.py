@@ -1,11 +1,11 @@
 """Download one file from an untrusted address to a cache folder, whole and verified, or fail with a clear reason.
 
-Order: request (checked, see `client`), decode where the server compresses anyway, write and hash while it arrives,
-resume where the connection breaks, verify length and checksum, check its type, give it its final name.
+Steps: send a checked request (see `client`), decode a body that the server compresses anyway, write and hash it as it
+arrives, resume after a broken connection, verify length and checksum, check the type, rename to the final name.
 
-`<name>.part` grows while the download runs and takes its final name at the end, so that a file under its final name is
-whole. Next to a large one, `<name>.part.json` records its address and version; a later attempt, also after this process
-was killed, resumes there.
+`<name>.part` grows during the download and gets its final name at the end, so that a file with its final name is whole.
+For a large file, `<name>.part.json` records address and version; a later attempt resumes there, even after this process
+was killed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ingest_project.platform.http.response import (
     require_readable,
 )
 
-# Downloading less again is cheaper than remembering it.
+# Downloading a smaller part again is cheaper than keeping it.
 WORTH_RESUMING_BYTES = 1024**2
 _NOTED_AT_ONCE_BYTES = 8 * 1024**2
 _READ_BYTES = 1024**2
@@ -67,9 +67,9 @@ class Version:
     """Address and version of the downloaded bytes.
 
     Args:
-        url_sha256: of the address, which itself may be a secret.
-        validator: strong ETag or Last-Modified, for If-Range; None when this version cannot be continued.
-        size_bytes: of the whole file; None when the server did not declare it.
+        url_sha256: SHA-256 of the address, which itself may be a secret.
+        validator: strong ETag or Last-Modified, for If-Range; None if this version cannot be resumed.
+        size_bytes: size of the whole file; None if the server did not declare it.
     """
 
     url_sha256: str
@@ -78,12 +78,12 @@ class Version:
 
 
 class PartFile:
-    """A file that is being downloaded. Use as a context manager: what is not worth keeping is removed at its end.
+    """A file during its download. Use it as a context manager, which removes a part that is not worth keeping.
 
     Args:
-        to: final path; its folder is made.
-        url: what is downloaded.
-        algorithm: of the checksum to compute in addition to SHA-256.
+        to: final path; its folder is created.
+        url: address of the file.
+        algorithm: algorithm of the checksum to compute in addition to SHA-256.
     """
 
     def __init__(self, to: Path, url: str, algorithm: str = "sha256") -> None:
@@ -95,7 +95,7 @@ class PartFile:
         self._algorithm = algorithm
         self._noted = False
         self.resumed = False
-        # The encoding that what has arrived may still be in.
+        # Content encoding of the bytes that were written without decoding.
         self.undecoded: str | None = None
         self._reset()
         self._descriptor = -1
@@ -122,7 +122,7 @@ class PartFile:
 
     @property
     def range_headers(self) -> dict[str, str]:
-        """Headers that request the rest; empty where the whole file is requested."""
+        """Return the headers that request the rest; none to request the whole file."""
         if not self.size or not self._resumable:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self._version.validator or ""}
@@ -141,7 +141,7 @@ class PartFile:
         return self.resumed
 
     def start_over(self, answer: WebResponse | None = None) -> None:
-        """Discard what has arrived; the body of this response, a 200, is written instead."""
+        """Discard the received bytes; the body of this response, a 200, replaces them."""
         if self.size:
             with self._folder_errors():
                 os.ftruncate(self._descriptor, 0)
@@ -157,7 +157,7 @@ class PartFile:
                 self._write_note()
 
     def write(self, data: bytes) -> None:
-        """Append, and update the checksums."""
+        """Append data and update the checksums."""
         self._digests(data)
         with self._folder_errors():
             write_all(self._descriptor, data)
@@ -174,17 +174,17 @@ class PartFile:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what has arrived, in hexadecimal."""
+        """Return the SHA-256 of the received bytes, in hexadecimal."""
         return self._sha256.hexdigest()
 
     @property
     def checksum(self) -> str:
-        """The requested checksum of what has arrived, in hexadecimal."""
+        """Return the requested checksum of the received bytes, in hexadecimal."""
         return self._other.hexdigest() if self._other else self.sha256
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes still missing from the declared size; zero when none was declared."""
+        """Return the bytes missing from the declared size; 0 if none was declared."""
         return (self._version.size_bytes or self.size) - self.size
 
     @property
@@ -216,7 +216,7 @@ class PartFile:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):  # noqa: PTH116 - strings, as above
                     return descriptor
-                # The lock's holder has just given this file its final name: ours is a new one.
+                # The lock's holder has just renamed this file to its final name: open a new one.
             except BlockingIOError:
                 os.close(descriptor)
                 reason = "another download to the same file is under way"
@@ -226,7 +226,7 @@ class PartFile:
             os.close(descriptor)
 
     def _resume_earlier(self) -> None:
-        """Resume the part of an earlier attempt if it is of this address; drop it otherwise."""
+        """Resume the part of an earlier attempt if it belongs to this address; discard it otherwise."""
         if not os.fstat(self._descriptor).st_size:
             return
         version = self._read_note()
@@ -273,14 +273,14 @@ class PartFile:
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """Return what If-Range may carry; a weak ETag does not promise the same bytes."""
+    """Return the validator for If-Range; a weak ETag does not guarantee the same bytes."""
     if headers.get("Accept-Ranges", "").lower() == "none":
         return None
     etag = headers.get("ETag", "")
     if etag:
         return etag if etag.startswith('"') else None
     changed, now = parse_date(headers.get("Last-Modified")), parse_date(headers.get("Date"))
-    # A file that changed within the last minute may change again under the same time.
+    # A file that changed within the last minute may change again with the same timestamp.
     return headers.get("Last-Modified") if changed and now and now - changed >= _SETTLED else None
 
 
@@ -288,7 +288,7 @@ SIZE_SETTING = "INGEST_MAX_ATTACHMENT_BYTES"
 EXPANSION_SETTING = "INGEST_MAX_ATTACHMENT_EXPANSION"
 # The speed is measured over intervals of this length.
 PACE_WINDOW_SECONDS = 20.0
-# Most resumptions or restarts of one download after broken connections.
+# Maximum number of resumptions or restarts of one download after broken connections.
 MAX_RESUMES = 3
 
 _PARTIAL = 206
@@ -298,13 +298,13 @@ _ALGORITHM_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
 
 @dataclass(frozen=True)
 class DownloadRequest:
-    """A file to download, and what is known about it.
+    """A file to download, with the sender's declarations.
 
     Args:
-        url: as it came.
-        file_name: as the sender named it; None leaves that to the server.
-        content_type: as the sender declared it.
-        expected_size: in bytes.
+        url: address as received.
+        file_name: name from the sender; None to use the server's.
+        content_type: media type that the sender declared.
+        expected_size: expected size in bytes.
         checksum: `sha256:…` or `md5:…` (sha1 and sha512 too) in hexadecimal, or bare hexadecimal, known by its length.
     """
 
@@ -320,15 +320,15 @@ class Downloaded:
     """A downloaded file.
 
     Args:
-        path: of the file.
-        size_bytes: as stored.
-        sha256: of the bytes as stored, in hexadecimal.
-        content_type: by its first bytes, or as announced where these do not decide.
-        file_name: safe for every store.
-        http_status: of the last answer: 200, or 206 for a resumed download.
-        url: that it came from after redirects, without secrets.
-        resumed: it was resumed after a break.
-        fingerprint: of the file when these bytes were hashed.
+        path: path of the file.
+        size_bytes: size of the stored bytes.
+        sha256: SHA-256 of the stored bytes, in hexadecimal.
+        content_type: media type by the first bytes, or as announced if these are ambiguous.
+        file_name: name that is safe for every store.
+        http_status: status of the last response: 200, or 206 for a resumed download.
+        url: final address after redirects, without secrets.
+        resumed: True if the download was resumed after a break.
+        fingerprint: fingerprint of the file when these bytes were hashed.
     """
 
     path: Path
@@ -346,8 +346,8 @@ class Downloader:
     """Downloads files; threads share it.
 
     Args:
-        client: contacts hosts.
-        limits: of one download.
+        client: client that sends the requests.
+        limits: limits of one download.
     """
 
     def __init__(self, client: WebClient, limits: DownloadSettings) -> None:
@@ -357,17 +357,17 @@ class Downloader:
     def download(self, request: DownloadRequest, to: Path) -> Downloaded:
         """Download one file to a path; a second download replaces it.
 
-        A broken connection is resumed at once, a few times. What has arrived of a large file when it fails for the
-        moment stays as `<to>.part`, and the next call with the same address and path resumes it.
+        A broken connection is resumed immediately, a few times. After a transient failure, the received part of a large
+        file stays as `<to>.part`, and the next call with the same address and path resumes it.
 
         Raises:
             AddressRejectedError: the address, or one that it redirects to, may not be contacted.
             DownloadRejectedError: a permanent status, such as 404, or an empty file.
-            FileRejectedError: not what was announced: size, checksum, kind of content; or it cannot be decoded.
+            FileRejectedError: size, checksum or kind of content differ from the announced ones, or decoding fails.
             LimitExceededError: it is too large, or expands too much.
-            DownloadFailedError: for the moment: no connection, too slow, cut short, 429, 503.
+            DownloadFailedError: a transient failure: no connection, too slow, cut short, 429, 503.
             HostThrottledError: the host is paused.
-            StoreUnavailableError: it cannot be written.
+            StoreUnavailableError: the file cannot be written.
         """
         checksum = _Checksum.of(request)
         deadline = Deadline(timedelta(seconds=self._limits.max_seconds))
@@ -412,7 +412,7 @@ class Downloader:
         )
 
     def _append_or_restart(self, answer: WebResponse, part: PartFile) -> None:
-        """Append the body to what has arrived, or begin again."""
+        """Append the body to the received bytes, or start over."""
         if answer.status == _PARTIAL and part.continued_by(answer):
             return
         if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
@@ -421,7 +421,7 @@ class Downloader:
         part.start_over(answer)
 
     def _require_size(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
-        """Refuse a file by the announced size, before anything is read."""
+        """Refuse a file by its announced size before reading it."""
         announced = part.size + (answer.content_length or 0)
         if announced > self._limits.max_bytes:
             raise self._too_large(answer, announced)
@@ -452,7 +452,7 @@ class Downloader:
 
     def _encoding(self, request: DownloadRequest, answer: WebResponse) -> str | None:
         encoding = codings_in(answer.headers.get("Content-Encoding"))
-        # Servers that call a .tar.gz "a tar in gzip encoding" mean the requested file, as browsers know.
+        # Some servers send a .tar.gz as "a tar in gzip encoding": keep its bytes, as browsers do.
         is_the_file = encoding in ("gzip", "x-gzip") and _announced(request) == "application/gzip"
         return None if is_the_file else encoding
 
@@ -476,7 +476,7 @@ class Downloader:
                 "wrong_checksum", f"{printable} has {checksum.algorithm} {part.checksum}, not {checksum.value}"
             )
         if wrong and part.resumed:
-            # The two halves may be of different versions, whatever the server declared.
+            # The parts may belong to different versions, whatever the server declared.
             part.start_over()
             raise DownloadFailedError(
                 printable, f"the resumed file is not what was announced: {wrong.detail}", cut=True
@@ -492,7 +492,7 @@ class Downloader:
 
 
 class _Pace:
-    """Ends the download from a server that is too slow."""
+    """Aborts a download whose server is too slow."""
 
     def __init__(self, limits: DownloadSettings, printable: str) -> None:
         self._least = limits.min_bytes_per_second
@@ -501,7 +501,7 @@ class _Pace:
         self._since = time.monotonic()
 
     def require(self, received: int) -> None:
-        """Count bytes that arrived."""
+        """Count received bytes; raise DownloadFailedError if they arrive too slowly."""
         self._received += received
         passed = time.monotonic() - self._since
         if passed < PACE_WINDOW_SECONDS:
@@ -521,10 +521,10 @@ class _Checksum:
 
     @classmethod
     def of(cls, request: DownloadRequest) -> _Checksum:
-        """Read the checksum to verify.
+        """Parse the checksum to verify.
 
         Raises:
-            FileRejectedError: its algorithm is not known.
+            FileRejectedError: the algorithm is unknown.
         """
         text = (request.checksum or "").strip().lower()
         if not text:

@@ -1,8 +1,8 @@
 """The name and the media type of a downloaded file.
 
-The name comes from the task or the server and is made safe for every store. The media type comes from the first bytes,
-compared with what was announced: a server may answer 200 with an error or login page, which would be
-stored as a PDF.
+The name comes from the task or the server and is made safe for every store. The media type is detected from the first
+bytes and compared with the announced one: a server may answer 200 with an error or login page, which would
+otherwise be stored as a PDF.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _JSON = re.compile(rb"""\{\s*(?:"|\}|$)|\[\s*(?:["\[{\]\d-]|true|false|null)""")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MARKUP = frozenset({"text/html", "application/json", "application/xml"})
 
-# A container's bytes do not say which of its kinds it is: the announced type does.
+# The bytes of a container format do not show its exact type: the announced type does.
 _CONTAINERS = {
     "application/zip": re.compile(
         r"application/(?:.*\+zip|x-zip.*|java-archive|vnd\.(?:openxmlformats|oasis|ms-).*|vnd\.android\.package-archive)"
@@ -84,7 +84,7 @@ _CONTAINERS = {
     "video/mp4": re.compile(r"(?:video|audio)/.*"),
     "application/ogg": re.compile(r"(?:video|audio)/.*"),
 }
-# Files of these types are never markup or a short message; text, XML and formats without a signature may be anything.
+# Files of these types are never markup or a short message; text, XML and formats without a signature may be either.
 _BINARY = re.compile(
     r"image/(?!svg).*|audio/.*|video/.*"
     r"|application/(?:pdf|zip|x-zip.*|gzip|x-gzip|x-tar|x-7z.*|vnd\.rar|x-rar.*|x-bzip2|x-xz|msword|vnd\.ms-.*"
@@ -95,15 +95,15 @@ _TABLES = frozenset({"text/csv", "text/tab-separated-values", "application/csv"}
 
 
 def safe_file_name(name: str) -> str:
-    """Return a name for one file in one folder that every file system, OneLake and Windows accept.
+    """Return a file name that every file system, OneLake and Windows accept.
 
-    At most 120 characters and 200 bytes of UTF-8, the ending kept; never empty; in Unicode's composed form. The same
-    name gives the same result; different names may.
+    It has at most 120 characters and 200 bytes of UTF-8, keeps the ending, is never empty, and is in Unicode's composed
+    form. Equal names give equal results; different names may, too.
     """
-    # The last part of a path is the name, also of a path of Windows.
+    # The name is the last part of a path, including a Windows path.
     name = re.split(r"[/\\]", name.rstrip("/\\ "))[-1]
     if not (name.isascii() and name.isprintable()):
-        # Composed last: a character that is left out may have separated a letter from its accent.
+        # Compose last: a removed character may have separated a letter from its accent.
         name = unicodedata.normalize("NFC", "".join(char for char in name if _printable(char)))
     name = _REFUSED.sub("_", name).strip(" .")
     if _WINDOWS_DEVICE.match(name):
@@ -112,11 +112,11 @@ def safe_file_name(name: str) -> str:
 
 
 def chosen_file_name(wanted: str | None, disposition: str | None, target: str) -> str:
-    """Return the name that the task gives, else that of the server's Content-Disposition, else the end of the address.
+    """Return the task's name, else the server's Content-Disposition name, else the last part of the address.
 
     Args:
-        wanted: from the task.
-        disposition: the header.
+        wanted: name from the task.
+        disposition: value of the Content-Disposition header.
         target: path and query of the address.
     """
     for name in (wanted, disposition_file_name(disposition), path_file_name(target)):
@@ -126,7 +126,7 @@ def chosen_file_name(wanted: str | None, disposition: str | None, target: str) -
 
 
 def disposition_file_name(header: str | None) -> str | None:
-    """Parse the file name of a Content-Disposition (RFC 6266), `filename*` before `filename`; None without."""
+    """Parse the file name of a Content-Disposition (RFC 6266), `filename*` before `filename`; None if it has none."""
     extended = _EXTENDED.search(header or "")
     if extended:
         with contextlib.suppress(LookupError, UnicodeError):
@@ -136,18 +136,18 @@ def disposition_file_name(header: str | None) -> str | None:
         return None
     name = re.sub(r"\\(.)", r"\1", plain[1]) if plain[1] is not None else plain[2].strip()
     with contextlib.suppress(UnicodeError):
-        # Headers are read as Latin-1; servers that send other characters bare mean UTF-8.
+        # Headers are decoded as Latin-1; servers that send other characters unencoded mean UTF-8.
         name = name.encode("latin-1").decode()
     return unquote(name) if re.search(r"%[0-9A-Fa-f]{2}", name) else name
 
 
 def path_file_name(target: str) -> str | None:
-    """Return the last part of an address's path, decoded; None when the path ends in a slash."""
+    """Return the last part of an address's path, decoded; None if the path ends in a slash."""
     return unquote(re.split(r"[?#]", target, maxsplit=1)[0].rpartition("/")[2]) or None
 
 
 def sniff(head: bytes) -> str | None:
-    """Return the media type that the first bytes of a file show; None when they show none."""
+    """Return the media type that the first bytes of a file show; None if they show none."""
     is_text = _CONTROLS.search(head) is None
     for magic, media_type in _MAGIC:
         if head.startswith(magic) and not (is_text and magic.isalnum()):
@@ -162,7 +162,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def announced_type(declared: str | None, file_name: str | None) -> str | None:
-    """Return the announced media type: as the event declares it, else by the ending of the name; None for neither."""
+    """Return the media type that the event declares, else the one of the name's ending; None without either."""
     media_type = bare_type(declared)
     if media_type and media_type != UNKNOWN:
         return media_type
@@ -172,19 +172,19 @@ def announced_type(declared: str | None, file_name: str | None) -> str | None:
 
 
 def require_announced(head: bytes, announced: str | None, header: str | None, printable: str) -> str:
-    """Return the media type of a file; refuse one that is not of the announced kind.
+    """Return the media type of a file; refuse a file that is not of the announced kind.
 
     Args:
-        head: its first bytes, up to SNIFFED_BYTES.
+        head: first bytes of the file, up to SNIFFED_BYTES.
         announced: see `announced_type`.
         header: the server's Content-Type.
         printable: the address, without secrets.
 
     Returns:
-        as sniffed, or as announced where the bytes do not decide.
+        the detected type, or the announced one if the bytes are ambiguous.
 
     Raises:
-        FileRejectedError: it is a page or a message where a document, an image or an archive was announced.
+        FileRejectedError: the file is a web page or a message instead of the announced document, image or archive.
     """
     found = sniff(head)
     if announced and _contradicts(found, announced, bare_type(header)):
@@ -202,13 +202,13 @@ def shows(head: bytes, announced: str | None) -> bool:
 
 
 def bare_type(value: str | None) -> str | None:
-    """Return `text/html` of `Text/HTML; charset=utf-8`; None for what is not a media type."""
+    """Return a media type without parameters, e.g. `text/html` for `Text/HTML; charset=utf-8`; None for other texts."""
     media_type = (value or "").partition(";")[0].strip().lower()
     return media_type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", media_type) else None
 
 
 def _printable(char: str) -> bool:
-    # Controls, surrogates, private and unassigned characters, and formats such as "write right to left from here".
+    # Control, surrogate, private-use and unassigned characters, and format characters such as a right-to-left override.
     return not unicodedata.category(char).startswith("C")
 
 

@@ -1,11 +1,11 @@
-"""Decide which hosts may be contacted: by name before anything is sent, by address before a connection is made.
+"""Decide which hosts may be contacted: by name before any request, and by IP address before each connection.
 
-Every client of this project keeps to these rules, whatever protocol it speaks: a host that a message names must be
-public, or one that a setting names, and a denied host is never contacted.
+These rules apply to every client of this project and every protocol: a host that a message names must be public, or
+listed in a setting, and a denied host is never contacted.
 
 An address is internal unless the Internet routes it to one host. The tables follow IANA's registries of
-special-purpose addresses. Python's own `is_global` is not used: its answers for the same address differ between the
-Python versions that this project runs on.
+special-purpose addresses. Python's own `is_global` is not used, because its answers differ between the Python versions
+that this project runs on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INTERNAL: dict[str, tuple[str, ...]] = {
     "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10", "64:ff9b:1::/48"),
     "link-local, where cloud metadata is served": ("169.254.0.0/16", "fe80::/10"),
     "carrier-grade NAT": ("100.64.0.0/10",),
-    # A public address that Azure answers on inside every virtual network.
+    # A public address at which Azure's own service answers inside every virtual network.
     "the platform's own service": ("168.63.129.16/32",),
     "multicast": ("224.0.0.0/4", "ff00::/8"),
     "reserved": (
@@ -57,10 +57,10 @@ _RULES: tuple[tuple[str, Network], ...] = tuple(
 _GLOBAL_UNICAST = ip_network("2000::/3")
 
 _LAST_32_BITS = 0xFFFFFFFF
-# Prefixes of IPv6 addresses that lead to the IPv4 address in their last 32 bits.
+# Prefixes of IPv6 addresses that are routed to the IPv4 address in their last 32 bits.
 _ENDS_IN_IPV4 = tuple(ip_network(network) for network in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
 _ISATAP = (0x00005EFE, 0x02005EFE)
-# These have no route of their own: the IPv4 address alone decides where they lead.
+# These have no route of their own: only the embedded IPv4 address decides.
 _STANDS_FOR_IPV4 = (*_ENDS_IN_IPV4, ip_network("2002::/16"), ip_network("2001::/32"))
 
 
@@ -68,13 +68,13 @@ _STANDS_FOR_IPV4 = (*_ENDS_IN_IPV4, ip_network("2002::/16"), ip_network("2001::/
 class HostPattern:
     """One entry of a list of hosts.
 
-    `example.com` is that host, `*.example.com` every host below it, `*` every host, `10.1.0.0/16` or `fd00::/8` every
-    address in that network. With a port (`example.com:8443`, `[fd00::/8]:443`) it is that port only.
+    `example.com` matches that host, `*.example.com` every host below it, `*` every host, `10.1.0.0/16` or `fd00::/8`
+    every address in that network. With a port (`example.com:8443`, `[fd00::/8]:443`) it matches that port only.
 
     Args:
-        name: host name in lower case; starts with `*.` for what is below, is `*` for any; empty for a network.
+        name: host name in lower case, `*.` and a domain for all hosts below it, or `*` for any; empty for a network.
         network: the network; None for a name.
-        port: None for every port.
+        port: the port; None for every port.
     """
 
     name: str
@@ -83,10 +83,10 @@ class HostPattern:
 
     @classmethod
     def parse(cls, text: str) -> HostPattern:
-        """Read one entry.
+        """Parse one entry.
 
         Raises:
-            SettingsError: it is none of the forms above.
+            SettingsError: the entry has none of the forms above.
         """
         host, port = _host_and_port(text.strip())
         try:
@@ -100,16 +100,16 @@ class HostPattern:
 
     @property
     def is_specific(self) -> bool:
-        """It names one host or a network, not every host below a domain.
+        """Return True for one host or a network, False for every host below a domain.
 
-        The names below a domain may be anybody's, and lead anywhere.
+        Names below a domain may belong to anybody and resolve to any address.
         """
         if self.network is not None:
             return self.network.prefixlen > 0
         return not self.name.startswith(ANY_HOST)
 
     def matches_name(self, host: str, port: int) -> bool:
-        """Return True if it matches this host, as an address names it."""
+        """Return True if the pattern matches this host by name."""
         if self.port not in (None, port):
             return False
         if self.network is not None:
@@ -118,13 +118,13 @@ class HostPattern:
         return self.name in (ANY_HOST, host) or (self.name.startswith("*.") and host.endswith(self.name[1:]))
 
     def matches_address(self, address: IpAddress, port: int) -> bool:
-        """Return True if this IP address, or the one it leads to, is in its network."""
+        """Return True if this IP address, or the IPv4 address embedded in it, is in the pattern's network."""
         if self.network is None or self.port not in (None, port):
             return False
         return any(candidate in self.network for candidate in (address, *embedded_ipv4(address)))
 
     def names_origin(self, address: WebAddress) -> bool:
-        """Return True if it matches this origin, where a pattern without port means the default port only."""
+        """Return True if the pattern matches this origin; here a pattern without port matches the default port only."""
         port = self.port or DEFAULT_PORTS[address.scheme]
         return port == address.port and self.matches_name(address.host, address.port)
 
@@ -133,13 +133,13 @@ class HostRules:
     """Rules for the hosts that may be contacted.
 
     Args:
-        allowed: patterns; if not empty, only these hosts.
-        denied: patterns; never these, whatever else allows them.
+        allowed: patterns of the only hosts that may be contacted; empty for any host.
+        denied: patterns of hosts that are never contacted; takes precedence over `allowed`.
         internal: patterns of hosts that may have an internal address; no other host may.
-        allowed_setting: the setting that would allow a further host; None when none does.
+        allowed_setting: name of the setting that could allow a further host; None if there is none.
 
     Raises:
-        SettingsError: one of them is not a host pattern.
+        SettingsError: an entry is not a host pattern.
     """
 
     def __init__(
@@ -153,14 +153,14 @@ class HostRules:
         self._allowed = tuple(map(HostPattern.parse, allowed))
         self._denied = tuple(map(HostPattern.parse, denied))
         self._internal = tuple(map(HostPattern.parse, internal))
-        # Then a name can only be checked once its addresses are known.
+        # With networks in the list, a name can only be checked once its addresses are known.
         self._allows_networks = any(pattern.network is not None for pattern in self._allowed)
 
     def check(self, url: str) -> WebAddress:
-        """Parse an address and check what can be checked before its name is resolved.
+        """Parse an address and apply all checks that do not need its name resolved.
 
         Raises:
-            AddressRejectedError: with the rule, and the setting that would allow it.
+            AddressRejectedError: a rule refuses it; names the rule, and the setting that could allow it.
         """
         address = parse_url(url)
         self.check_name(address.host, address.port, address.printable)
@@ -173,7 +173,7 @@ class HostRules:
         """Check a host by its name.
 
         Raises:
-            AddressRejectedError: it is denied, or not among those that are allowed.
+            AddressRejectedError: the host is denied, or not among the allowed ones.
         """
         if any(pattern.matches_name(host, port) for pattern in self._denied):
             raise AddressRejectedError(printable, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
@@ -184,7 +184,7 @@ class HostRules:
         """Check one address of a host. Only an address that passes may be connected to.
 
         Raises:
-            AddressRejectedError: it is denied, not among those that are allowed, or internal.
+            AddressRejectedError: the address is denied, not among the allowed ones, or internal.
         """
         if any(pattern.matches_address(address, port) for pattern in self._denied):
             raise AddressRejectedError(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
@@ -205,7 +205,7 @@ class HostRules:
 
 @dataclass(frozen=True)
 class HostLists:
-    """The lists that hold for every client, whatever protocol it speaks.
+    """The lists of hosts for every client and every protocol.
 
     Args:
         denied: patterns of hosts that are never contacted (INGEST_DENIED_HOSTS).
@@ -216,11 +216,11 @@ class HostLists:
     internal: tuple[str, ...] = ()
 
     def rules_for(self, *servers: tuple[str, int], internal_allowed: bool) -> HostRules:
-        """Return rules by which these servers are contacted and no other.
+        """Return rules that allow only these servers.
 
         Args:
             servers: canonical host and port of each.
-            internal_allowed: a setting names them, so that they may have an internal address.
+            internal_allowed: True if a setting names the servers, so that they may have an internal address.
         """
         own = [host_and_port(host, port) for host, port in servers]
         internal = [*self.internal, *own] if internal_allowed else self.internal
@@ -228,13 +228,13 @@ class HostLists:
 
 
 def host_lists(settings: Settings) -> HostLists:
-    """Return the lists of hosts that hold for every client."""
+    """Return the configured lists of hosts for every client."""
     downloads = settings.downloads
     return HostLists(tuple(downloads.denied_hosts), tuple(downloads.allowed_internal_hosts))
 
 
 def why_internal(address: IpAddress) -> str | None:
-    """Return which kind of internal address this is, or leads to; None for an address of the Internet."""
+    """Return the kind of internal address that this is or that is embedded in it; None for a public address."""
     kinds = [_kind(embedded) for embedded in embedded_ipv4(address)]
     if not kinds or not any(address in network for network in _STANDS_FOR_IPV4):
         kinds.append(_kind(address))
@@ -242,7 +242,7 @@ def why_internal(address: IpAddress) -> str | None:
 
 
 def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that packets to this IPv6 address end up at; empty for any other address."""
+    """Return the IPv4 addresses to which this IPv6 address is routed; empty for any other address."""
     if isinstance(address, IPv4Address) or _is_itself(address):
         return ()
     if any(address in network for network in _ENDS_IN_IPV4):
@@ -257,7 +257,7 @@ def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
 
 
 def parse_address(text: str) -> IpAddress | None:
-    """Parse an address as a resolver spells it; None for anything else. The zone of a link-local address is dropped."""
+    """Parse an IP address as resolvers return it, without a link-local address's zone; None for any other text."""
     try:
         return ip_address(text.partition("%")[0])
     except ValueError:

@@ -1,14 +1,14 @@
-"""Connections that go to the address that was checked, and to no other, and that keep to a deadline.
+"""Connect only to the IP address that was checked, and enforce a deadline on every read.
 
-To check a name and then let a library connect to that name resolves it twice, and its owner may answer differently the
-second time. Here the name is resolved once, every address it has is checked, and the socket is connected
-to one of these. The name stays in the Host header, in TLS's SNI and in the check of the certificate. A pooled
-connection is one that was made this way for the same host and port.
+Checking a name and then letting a library connect to it resolves the name twice, and its owner may answer differently
+the second time. Here the name is resolved once, every resulting address is checked, and the socket connects to one of
+them. The Host header, TLS's SNI and the certificate check still use the name. A pooled connection was made in the same
+way for the same host and port.
 
-Proxies are not used, whatever the environment configures: a proxy would resolve the name again.
+Proxies are not used, even if the environment configures one: a proxy would resolve the name again.
 
-A time-out for each read does not stop a server that sends one byte at a time, least of all in the headers, which are
-read far below this project's code. So every socket of this package checks the deadline of its thread at every read.
+A timeout for each read does not stop a server that sends one byte at a time, least of all in the headers, which
+libraries read. So every socket of this package checks its thread's deadline at every read.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 class Deadline:
-    """A moment on the monotonic clock.
+    """A deadline on the monotonic clock.
 
     Args:
-        total: from now.
+        total: time from now until the deadline.
     """
 
     def __init__(self, total: timedelta) -> None:
@@ -52,10 +52,10 @@ class Deadline:
         self._at = time.monotonic() + total.total_seconds()
 
     def seconds_left(self) -> float:
-        """Return the time that is left, more than zero.
+        """Return the seconds left, more than zero.
 
         Raises:
-            TimeoutError: it has passed.
+            TimeoutError: the deadline has passed.
         """
         left = self._at - time.monotonic()
         if left <= 0:
@@ -63,18 +63,18 @@ class Deadline:
         return left
 
     def within(self, limit: timedelta) -> Deadline:
-        """Return this deadline, or one so far from now if that is sooner."""
+        """Return the earlier of this deadline and one `limit` from now."""
         sooner = Deadline(limit)
         return sooner if sooner._at < self._at else self
 
     def postpone(self, seconds: float) -> None:
-        """Exclude time that the server did not take, such as waiting for a free slot."""
+        """Extend the deadline by time that the server did not cause, such as waiting for a free slot."""
         self._at += seconds
 
 
 @contextmanager
 def deadline_in_force(deadline: Deadline) -> Iterator[None]:
-    """Bound everything that sockets of this package receive in this thread."""
+    """Apply a deadline to all reads of this package's sockets in this thread."""
     token = _CURRENT.set(deadline)
     try:
         yield
@@ -83,7 +83,7 @@ def deadline_in_force(deadline: Deadline) -> Iterator[None]:
 
 
 def shortened(timeout: float | None) -> float | None:
-    """Return this time-out, or the time until the deadline if that is less.
+    """Return this timeout in seconds, or the time until the deadline if that is shorter.
 
     Raises:
         TimeoutError: the deadline has passed.
@@ -96,7 +96,7 @@ def shortened(timeout: float | None) -> float | None:
 
 
 class DeadlineSocket(socket.socket):
-    """A socket that keeps to the deadline."""
+    """A socket that enforces its thread's deadline."""
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """Receive, within the deadline."""
@@ -105,7 +105,7 @@ class DeadlineSocket(socket.socket):
 
 
 class DeadlineSSLSocket(ssl.SSLSocket):
-    """The same over TLS."""
+    """A TLS socket that enforces its thread's deadline."""
 
     def recv_into(self, buffer: Buffer, nbytes: int | None = None, flags: int = 0) -> int:
         """Receive, within the deadline."""
@@ -116,13 +116,13 @@ class DeadlineSSLSocket(ssl.SSLSocket):
 def _shorten(connected: socket.socket) -> None:
     before = connected.gettimeout()
     now = shortened(before)
-    # Setting it costs a system call.
+    # Setting the timeout costs a system call.
     if now != before:
         connected.settimeout(now)
 
 
 def with_deadline(connection: socket.socket) -> socket.socket:
-    """Return the same connection as a socket that keeps to the deadline in force."""
+    """Return the same connection as a socket that enforces its thread's deadline."""
     if isinstance(connection, DeadlineSocket):
         return connection
     timeout = connection.gettimeout()
@@ -132,7 +132,7 @@ def with_deadline(connection: socket.socket) -> socket.socket:
 
 
 def system_addresses(host: str, port: int) -> list[str]:
-    """Resolve a host by the system: its addresses, best first, each once.
+    """Resolve a host with the system's resolver; return its distinct addresses, best first.
 
     Raises:
         socket.gaierror: the name has no address.
@@ -142,17 +142,17 @@ def system_addresses(host: str, port: int) -> list[str]:
 
 
 class Connector:
-    """Makes connections to hosts that the rules allow.
+    """Connects to hosts that the rules allow.
 
     Args:
-        rules: hosts that may be contacted.
+        rules: rules for the hosts that may be contacted.
     """
 
     def __init__(self, rules: HostRules) -> None:
         self._rules = rules
 
     def checked_addresses(self, host: str, port: int) -> list[IpAddress]:
-        """Resolve a host once and check every address; one that is refused refuses the host.
+        """Resolve a host once and check every address; refuse the host if one of them is refused.
 
         Raises:
             AddressRejectedError: the name or one of its addresses may not be contacted.
@@ -171,11 +171,11 @@ class Connector:
         return addresses
 
     def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        """Return a socket that is connected to the first of the host's addresses that accepts.
+        """Return a socket connected to the first of the host's addresses that accepts.
 
         Raises:
             AddressRejectedError: see `checked_addresses`.
-            OSError: none accepts; the error of the last one.
+            OSError: no address accepts; the error of the last one.
         """
         failure = OSError("the name has no address")
         for address in self.checked_addresses(host, port):
@@ -200,7 +200,7 @@ def _connected(address: IpAddress, port: int, timeout: float | None) -> socket.s
 
 
 def new_connection(connection: HTTPConnection, connector: Connector) -> socket.socket:
-    """Connect, with failures in the terms that urllib3 has for them."""
+    """Connect, and raise failures as urllib3's exceptions."""
     timeout = connection.timeout if isinstance(connection.timeout, (int, float)) else None
     try:
         return connector.connect(connection.host, connection.port, timeout)
@@ -213,12 +213,12 @@ def new_connection(connection: HTTPConnection, connector: Connector) -> socket.s
 
 
 class PinnedHTTPConnection(HTTPConnection):
-    """A connection of urllib3 that a connector makes, to a checked address.
+    """A urllib3 connection to an address that a connector has checked.
 
     Args:
-        args: of urllib3.
-        connector: None for a server that may be reached at any address.
-        kwargs: of urllib3.
+        args: arguments of urllib3.
+        connector: opens the socket; None for a server that may have any address.
+        kwargs: arguments of urllib3.
     """
 
     def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
@@ -248,12 +248,12 @@ class _PinnedPools(PoolManager):
 
 
 class PinnedAdapter(HTTPAdapter):
-    """A transport for a requests session; see the module.
+    """A transport adapter for requests; see the module's docstring.
 
     Args:
-        connector: makes the connections.
-        pool_hosts: hosts whose idle connections are kept.
-        pool_connections: idle connections kept per host.
+        connector: opens the connections.
+        pool_hosts: number of hosts whose idle connections are kept.
+        pool_connections: number of idle connections kept per host.
         ca_file: certificate authorities to trust in addition to the public ones; a file, or a folder of them.
     """
 
@@ -265,7 +265,7 @@ class PinnedAdapter(HTTPAdapter):
         super().__init__(pool_hosts, pool_connections)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any) -> None:  # noqa: ANN401, FBT001, FBT002 - as requests has it
-        """Make pools whose connections are pinned."""
+        """Create pools of pinned connections."""
         self.poolmanager = _PinnedPools(
             self._connector, num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._tls, **pool_kwargs
         )
@@ -283,11 +283,11 @@ class PinnedAdapter(HTTPAdapter):
         return pool
 
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
-        """Return path and query; only a proxy would need the whole address."""
+        """Return path and query: only a proxy would need the whole address."""
         return request.path_url
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
-        """Always check certificates; the authorities were loaded once, not for each connection."""
+        """Keep the pool's certificate checks, whose authorities were loaded once instead of for each connection."""
         conn.cert_reqs = "CERT_REQUIRED"
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
@@ -296,11 +296,11 @@ class PinnedAdapter(HTTPAdapter):
 
 
 def tls_context(ca_file: Path | None, public: str | None = None) -> ssl.SSLContext:
-    """Return one context for all connections of this process: reading authorities takes 20 ms.
+    """Return the TLS context for all connections of this process: reading authorities takes 20 ms.
 
     Args:
-        ca_file: authorities to trust in addition; a file, or a folder of them. When it changes it is read again.
-        public: file of the public authorities; the system's by default.
+        ca_file: additional certificate authorities to trust; a file, or a folder of them. A changed one is read again.
+        public: file with the public authorities; the system's by default.
     """
     return _tls_context(ca_file, public, ca_file.stat().st_mtime_ns if ca_file else 0)
 
@@ -315,18 +315,18 @@ def _tls_context(ca_file: Path | None, public: str | None, _changed_at: int) -> 
 
 
 class BoundSession(Session):
-    """A session whose every request goes to one of its servers.
+    """A session that sends requests only to its servers.
 
     Args:
-        servers: the origins that may be contacted; the environment's proxy and certificates are those for the first.
-        pool_connections: idle connections kept for each.
+        servers: origins that may be contacted; the first one determines the environment's proxy and certificates.
+        pool_connections: number of idle connections kept for each.
     """
 
     def __init__(self, servers: Sequence[WebAddress], pool_connections: int = 1) -> None:
         super().__init__()
         self._origins = frozenset(server.origin for server in servers)
-        # Resolved once: requests searches the whole environment at every request, which takes a quarter of the
-        # time of a small one, and would let ~/.netrc replace our credential.
+        # Read the environment once: requests searches it at every request, which takes a quarter of the time of a
+        # small one, and would let ~/.netrc replace our credential.
         found = self.merge_environment_settings(servers[0].origin, {}, False, True, None)
         self.trust_env = False
         self.proxies.update(found["proxies"])
@@ -343,10 +343,10 @@ class BoundSession(Session):
         self.mount("https://", adapter)
 
     def send(self, request: PreparedRequest, **kwargs: Any) -> Response:  # noqa: ANN401 - passed on
-        """Send a request, also one that follows a redirect.
+        """Send a request, including one that follows a redirect.
 
         Raises:
-            AddressRejectedError: it is for another server; nothing was sent.
+            AddressRejectedError: the request is for another server; nothing was sent.
         """
         require_origin(str(request.url), self._origins)
         return super().send(request, **kwargs)
@@ -356,11 +356,11 @@ def require_origin(url: str, origins: frozenset[str]) -> None:
     """Refuse to send a request to any server but these; the last check before credentials leave.
 
     Args:
-        url: as it is about to be requested.
-        origins: `WebAddress.origin` of the servers.
+        url: address that is about to be requested.
+        origins: `WebAddress.origin` of each server.
 
     Raises:
-        AddressRejectedError: another server, or an address that is not read alike by everybody.
+        AddressRejectedError: the address is of another server, or ambiguous.
     """
     if parse_url(url).origin not in origins:
         raise AddressRejectedError(printable_url(url), "its server is not the one that this client is for")

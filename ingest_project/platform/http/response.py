@@ -1,7 +1,7 @@
 """The response to one GET, and the errors of a request.
 
-A response has status, headers, and a body that is read in large pieces and decoded within bounds: some servers compress
-a body although the request forbade it. Errors quote no address with its query, which may be a secret.
+A response has a status, headers, and a body that is read in large pieces and decoded within bounds: some servers
+compress a body although the request forbade it. Errors quote addresses without their queries, which may be secrets.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from ingest_project.core.items import as_utc
 from ingest_project.platform.http import WebAddress
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 
-# Larger reads cost more: the memory of each is new, and out of the processor's cache before it is hashed and written.
+# Larger reads are slower: their newly allocated memory leaves the CPU cache before it is hashed and written.
 CHUNK_BYTES = 256 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SUPPORTED = frozenset({"gzip", "x-gzip", "deflate"})
-# Codings that exist and that are not decoded here; all other words in the header (`utf-8`, `none`, `aws-chunked`,
-# `binary`) are none: servers that send them mean the bytes as they are.
+# Content codings that are not decoded here. All other words in the header (`utf-8`, `none`, `aws-chunked`, `binary`)
+# are not codings: servers that send them mean the bytes as they are.
 _UNREADABLE = frozenset(
     {"br", "zstd", "compress", "x-compress", "bzip2", "x-bzip2", "xz", "lzma", "exi", "pack200-gzip", "dcb", "dcz"}
 )
 # 202: still being prepared. 425: too early. 429: too many requests.
 _TRANSIENT = frozenset({202, 408, 425, 429})
-# A body of this size usually arrives with the headers; reading it keeps the connection reusable.
+# A body of at most this size usually arrives with the headers; reading it keeps the connection reusable.
 _SMALL_BYTES = 64 * 1024
 _PATIENCE = timedelta(seconds=1)
-# Small bodies are never bombs, whatever their ratio.
+# Small bodies are not decompression bombs, whatever their ratio.
 _ALWAYS_ALLOWED_BYTES = 1024**2
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -63,11 +63,11 @@ class WebResponse:
     """A response whose body has not been read yet.
 
     Args:
-        address: that answered, after redirects.
+        address: address that answered, after redirects.
         status: HTTP status.
-        headers: names in any case.
-        raw: the body, as urllib3 reads it.
-        deadline: of the whole conversation.
+        headers: headers; names are case-insensitive.
+        raw: body, as urllib3 reads it.
+        deadline: deadline of request and response.
     """
 
     address: WebAddress
@@ -78,16 +78,16 @@ class WebResponse:
 
     @property
     def content_length(self) -> int | None:
-        """Bytes of the body as declared; None where it is not, or not as a number."""
+        """Return the declared size of the body in bytes; None without a valid Content-Length."""
         return whole_number(self.headers.get("Content-Length", ""))
 
     @property
     def ends_with_connection(self) -> bool:
-        """Only the end of the connection ends the body, which a broken connection resembles."""
+        """Return True if the end of the connection ends the body, so that a broken connection looks the same."""
         return self.content_length is None and "Transfer-Encoding" not in self.headers
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it was sent, not decoded, in pieces of at most CHUNK_BYTES: one read of the socket each.
+        """Yield the body as sent, not decoded, in pieces of at most CHUNK_BYTES: one read of the socket each.
 
         Raises:
             DownloadFailedError: cut short, silent for too long, or past the deadline.
@@ -103,25 +103,25 @@ class WebResponse:
         raise failure
 
     def discard(self) -> None:
-        """Read the rest if it is small and soon there, so that the connection can be used again."""
+        """Read the rest if it is small and arrives soon, so that the connection can be reused."""
         with deadline_in_force(Deadline(_PATIENCE)), contextlib.suppress(HTTPError, OSError):
             for _ in range(2):
                 if not self.raw.read1(_SMALL_BYTES, decode_content=False):
                     return
 
     def close(self) -> None:
-        """Close the connection unless the body was read to its end, when it is already free for the next request."""
+        """Close the connection, unless the whole body was read, so that it is already back in the pool."""
         self.raw.close()
 
 
 class Decoder:
-    """Decodes one body; memory is bounded by the pieces that go in and come out.
+    """Decodes one body; memory use is bounded by the size of the input and output pieces.
 
     Args:
         encoding: gzip or deflate.
-        max_expansion: bytes out per byte in.
-        setting: the name of this limit.
-        printable: the address, without secrets.
+        max_expansion: limit of output bytes per input byte.
+        setting: name of the setting with this limit.
+        printable: address without secrets.
     """
 
     def __init__(self, encoding: str, max_expansion: float, setting: str, printable: str) -> None:
@@ -134,11 +134,11 @@ class Decoder:
         self._bytes_out = 0
 
     def decoded(self, data: bytes) -> Iterator[bytes]:
-        """Yield the content of one piece, in pieces of at most CHUNK_BYTES.
+        """Yield the decoded content of one piece, in pieces of at most CHUNK_BYTES.
 
         Raises:
-            FileRejectedError: it is not of this encoding.
-            LimitExceededError: it expands too much.
+            FileRejectedError: the data do not have this encoding.
+            LimitExceededError: the data expand too much.
         """
         self._bytes_in += len(data)
         while data:
@@ -166,7 +166,7 @@ class Decoder:
             raise DownloadFailedError(self._printable, "its compressed content ends in the middle", cut=True)
 
     def _next_member(self, data: bytes) -> bytes:
-        """Return the rest to decode: several gzip bodies may follow each other; other bytes after one mean nothing."""
+        """Return the rest to decode: gzip members may follow each other; other bytes after a member are ignored."""
         if self._gzip and data.startswith(_GZIP_MAGIC):
             self._stream = zlib.decompressobj(_GZIP)
             return data
@@ -186,10 +186,10 @@ class Decoder:
 
 
 def codings_in(header: str | None) -> str | None:
-    """Return the encoding that a body is sent in, supported or not, or several; None where there is none.
+    """Return the content encoding of a body, or several, supported or not; None without one.
 
     Args:
-        header: Content-Encoding.
+        header: value of Content-Encoding.
     """
     words = [word.strip().lower() for word in (header or "").split(",")]
     codings = [word for word in words if word in SUPPORTED | _UNREADABLE]
@@ -197,10 +197,10 @@ def codings_in(header: str | None) -> str | None:
 
 
 def content_encoding_of(header: str | None, printable: str) -> str | None:
-    """Return the encoding to decode; None where there is none.
+    """Return the encoding to decode; None without one.
 
     Raises:
-        FileRejectedError: one that is not supported, or several.
+        FileRejectedError: the encoding is not supported, or there are several.
     """
     encoding = codings_in(header)
     if encoding not in SUPPORTED:
@@ -214,15 +214,15 @@ def contradicts(encoding: str, first: bytes) -> bool:
 
 
 def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -> None:
-    """Refuse a file that was written as it was sent although it may be encoded.
+    """Refuse a file that was written without decoding although it may be encoded.
 
     Args:
-        encoding: that was not decoded; None where there is none.
-        is_intact: the bytes are known to be the file's own nevertheless.
-        printable: the address, without secrets.
+        encoding: encoding that was not decoded; None without one.
+        is_intact: True if the bytes are known to be the file's own.
+        printable: address without secrets.
 
     Raises:
-        FileRejectedError: its content is not known.
+        FileRejectedError: the bytes may still be encoded.
     """
     if encoding and not is_intact:
         raise FileRejectedError(
@@ -233,18 +233,18 @@ def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -
 
 
 def _window_of(data: bytes) -> int:
-    # What "deflate" means was never agreed on: with a zlib header, or without one.
+    # Servers disagree about "deflate": with a zlib header, or without one.
     has_header = data[0] & 0x0F == zlib.DEFLATED and (len(data) < 2 or int.from_bytes(data[:2], "big") % 31 == 0)  # noqa: PLR2004 - RFC 1950
     return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 def whole_number(text: str) -> int | None:
-    """Parse a number of a header; None for anything else, and for one that no size or position can be."""
+    """Parse a size or position in a header; None for any other text, and for a number too large to be one."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 def parse_date(value: str | None) -> datetime | None:
-    """Parse an HTTP date; None for anything else. Without a zone it is UTC, as HTTP's dates are."""
+    """Parse an HTTP date; None for any other text. A date without zone is UTC, as HTTP defines."""
     try:
         return as_utc(parsedate_to_datetime((value or "")[:_MAX_DATE_LENGTH]))
     except (ValueError, IndexError, TypeError, OverflowError):
@@ -252,9 +252,9 @@ def parse_date(value: str | None) -> datetime | None:
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> timedelta | None:
-    """Parse how long to wait, from seconds or an HTTP date; None for anything else. A moment in the past is no wait.
+    """Parse a Retry-After, in seconds or as an HTTP date; None for any other text. A past date is a wait of zero.
 
-    It may be any length; `client.HostLimits.bounded` bounds it.
+    The wait is not bounded here; `client.HostLimits.bounded` does that.
     """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
@@ -266,11 +266,11 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> timedel
 def map_status(
     status: int, printable: str, retry_after: timedelta | None
 ) -> DownloadFailedError | DownloadRejectedError:
-    """Map an unwanted status.
+    """Return the error for an unexpected status.
 
     Args:
-        status: as answered.
-        printable: the address, without secrets.
+        status: HTTP status.
+        printable: address without secrets.
         retry_after: pause that the server requested.
     """
     reason = f"the server answered {status} {_phrase(status)}".rstrip()
@@ -280,12 +280,12 @@ def map_status(
 
 
 def map_error(error: BaseException, printable: str, deadline: Deadline) -> DownloadFailedError:
-    """Map the error of a request, in one sentence that quotes no address.
+    """Map the exception of a request to our error, with a reason that quotes no address.
 
     Args:
-        error: as raised.
-        printable: the address, without secrets.
-        deadline: in force; if it has passed, that is the reason.
+        error: exception of the request.
+        printable: address without secrets.
+        deadline: deadline of the request; if it has passed, that is the reason.
     """
     try:
         deadline.seconds_left()
@@ -299,7 +299,7 @@ def map_error(error: BaseException, printable: str, deadline: Deadline) -> Downl
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what urllib3 raised, below the wrappers of requests and of retries."""
+    """Return the exception of urllib3, below the wrappers of requests and of retries."""
     while True:
         inner = error.reason if isinstance(error, MaxRetryError) else next(iter(error.args), None)
         if not isinstance(error, (RequestException, MaxRetryError)) or not isinstance(inner, BaseException):
@@ -312,7 +312,7 @@ def _sentence(root: BaseException) -> str:
         root = root.args[-1]
     match root:
         case NameResolutionError():
-            reason = "the name of the host cannot be resolved"
+            reason = "the host name cannot be resolved"
         case NewConnectionError():
             reason = f"no connection: {_system_words(root) or 'refused'}"
         case ConnectTimeoutError():
@@ -342,7 +342,7 @@ def _tls_words(root: BaseException) -> str:
 
 
 def _phrase(status: int) -> str:
-    # Without the server's own text, which is untrusted.
+    # The standard phrase instead of the server's own text, which is untrusted.
     try:
         return HTTPStatus(status).phrase
     except ValueError:
