@@ -40,7 +40,7 @@ LONGEST_SHIFT = 63
 MORE = 0x80
 # Of a number in its first byte: more follow, or it is negative.
 BEYOND_ONE_BYTE = MORE | 1
-INT, LONG = 2**31, 2**63
+INT = 2**31
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOCAL_EPOCH = EPOCH.replace(tzinfo=None)
 DAY = timedelta(days=1)

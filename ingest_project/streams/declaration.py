@@ -27,7 +27,8 @@ from ingest_project.core.yaml_models import (
     yaml_content,
 )
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.readers.datasets import OWN_TABLES, BrokenDeclaration, declaration_files, declared, read_declaration
+from ingest_project.readers.datasets import BrokenDeclaration, declaration_files, declared, read_declaration
+from ingest_project.readers.declaration import OWN_TABLES
 from ingest_project.streams.decoders import DECODERS, TEXT
 from ingest_project.streams.delta.rows import StreamRows
 

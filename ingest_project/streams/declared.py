@@ -105,7 +105,7 @@ def delta_parts(declaration: StreamDeclaration) -> DeltaParts:
         topic=_topic_key(declaration),
         description=_description(declaration),
         open=lambda services: services.delta_stream(declaration),
-        limits=lambda _services: StreamLimits.of(declaration),
+        limits=StreamLimits.of(declaration),
         owners=declaration.owners,
         freshness=_freshness(declaration),
         checks=(contract_holds(declaration),),
@@ -132,7 +132,7 @@ def sql_parts(declaration: StreamDeclaration) -> SqlParts:
         stored_outcomes=(ROWS, TOMBSTONES, DEAD_LETTERS),
         positions=lambda services: services.positions_of(declaration),
         sink=lambda services: services.sql_sink(declaration),
-        limits=lambda _services: StreamLimits.of(declaration),
+        limits=StreamLimits.of(declaration),
         metadata=lambda _services, run: {spec.key: _metadata(run)},
         checks=(contract_holds(declaration),),
     )

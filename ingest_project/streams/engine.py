@@ -263,8 +263,8 @@ def settle(services: Runtime, positions: StreamPositions, run: StreamRun) -> Non
     done = [one for partition, one in run.positions.items() if partition not in run.failures.keys() | run.conflicts]
     try:
         positions.fail(failed, run.run_id, services.settings.retries, datetime.now(UTC))
-        positions.release(done, run.run_id)
-        positions.unlease((run.positions[partition] for partition in run.conflicts), run.run_id)
+        positions.release(done, run.run_id, is_stored=True)
+        positions.release((run.positions[partition] for partition in run.conflicts), run.run_id, is_stored=False)
     except TransientError as away:
         # The database itself is away: a tick finds that the run has ended.
         logger.warning("partitions_not_released", reason=str(away))

@@ -278,20 +278,13 @@ class StreamPositions:
                 statement = sa.update(sink_positions).where(_is(one))
                 connection.execute(statement.values(run_id=run_id, attempts=columns.attempts + 1))
 
-    def release(self, positions: Iterable[SinkPosition], run_id: str) -> None:
-        """End the lease of partitions that a run has stored."""
-        done = {"run_id": None, "attempts": 0, "reason": None, "next_attempt_at": None}
+    def release(self, positions: Iterable[SinkPosition], run_id: str, *, is_stored: bool) -> None:
+        """End the lease of partitions that a run has stored, or that it has left to another run."""
+        success = {"attempts": 0, "reason": None, "next_attempt_at": None} if is_stored else {}
         with writing(self._engine) as connection:
             for one in positions:
                 held = sink_positions.c.run_id == run_id
-                connection.execute(sa.update(sink_positions).where(_is(one), held).values(done))
-
-    def unlease(self, positions: Iterable[SinkPosition], run_id: str) -> None:
-        """End the lease of partitions that a run has left to another one."""
-        with writing(self._engine) as connection:
-            for one in positions:
-                held = sink_positions.c.run_id == run_id
-                connection.execute(sa.update(sink_positions).where(_is(one), held).values(run_id=None))
+                connection.execute(sa.update(sink_positions).where(_is(one), held).values(run_id=None, **success))
 
     def fail(
         self, failures: Iterable[tuple[SinkPosition, str]], run_id: str, retries: RetrySettings, now: datetime

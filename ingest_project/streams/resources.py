@@ -81,16 +81,6 @@ class StreamResources(Runtime):
         return tuple(map(self._known, self.declarations))
 
     @property
-    def activity_positions(self) -> StreamPositions:
-        """Positions of user activity."""
-        return self.positions_of(self.shipped_streams.user_activity)
-
-    @property
-    def crm_positions(self) -> StreamPositions:
-        """Positions of CRM messages."""
-        return self.positions_of(self.shipped_streams.crm)
-
-    @property
     def user_activity(self) -> DeltaStream:
         """The stream of user activity."""
         return self.delta_stream(self.shipped_streams.user_activity)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from typing import Any, Self
 
 import dagster as dg
@@ -88,7 +89,7 @@ class StreamSensor:
         job_name: of the job whose runs it requests.
         op_name: of the step that takes a `StreamRunConfig`.
         positions: returns the positions, given the resources.
-        limits: returns the bounds of the runs.
+        limits: bounds of its runs.
         worth_splitting: fewer messages than this are stored sooner than a second run has started.
     """
 
@@ -96,7 +97,7 @@ class StreamSensor:
     job_name: str
     op_name: str
     positions: Callable[[Any], StreamPositions]
-    limits: Callable[[Any], StreamLimits]
+    limits: StreamLimits
     worth_splitting: int
 
 
@@ -193,21 +194,23 @@ def _requests(  # noqa: PLR0913, PLR0917 - all that a tick knows
     due = {one.partition: one for one in free if one.is_due(now) and not one.run_id}
     if not due:
         return [], "Messages are being stored." if busy else "Partitions wait for their next attempt."
-    limits = stream.limits(services)
-    capacity = services.available_slots(len(runs), limits.max_parallel_batches)
+    capacity = services.available_slots(len(runs), stream.limits.max_parallel_batches)
     if not capacity.batches:
         return [], capacity.reason
     waiting = {partition: max(0, ends[partition] - one.next_offset) for partition, one in due.items()}
     shares = split(waiting, capacity.batches, stream.worth_splitting)
     each = [[due[partition] for partition in share] for share in shares]
-    return [_request(positions, stream, share, ends, limits.batch_messages // len(share)) for share in each], None
+    return [
+        _request(positions, stream, share, ends, stream.limits.batch_messages // len(share)) for share in each
+    ], None
 
 
 def _request(
     positions: StreamPositions, stream: StreamSensor, share: Sequence[SinkPosition], ends: Mapping[int, int], limit: int
 ) -> dg.RunRequest:
     bounds = {
-        str(one.partition): end_of(one, ends[one.partition], max(1, limit)) for one in sorted(share, key=_partition)
+        str(one.partition): end_of(one, ends[one.partition], max(1, limit))
+        for one in sorted(share, key=attrgetter("partition"))
     }
     offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
     batch_id = digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share))
@@ -226,10 +229,6 @@ def _stored_by_all(services: StreamResources, positions: StreamPositions, saved:
             partition: min(offset, other.next_offsets.get(partition, offset)) for partition, offset in least.items()
         }
     return Positions(saved.topic_id, least)
-
-
-def _partition(position: SinkPosition) -> int:
-    return position.partition
 
 
 def _is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -199,12 +200,13 @@ def _plain(texts: pa.Array, pattern: str, to: pa.DataType) -> pa.Array | None:
 
 
 def _one_by_one(column: StreamColumn, values: Sequence[Any]) -> tuple[pa.Array, Unreadable]:
-    convert, unreadable = CONVERTERS[column.kind], Unreadable()
+    convert = partial(_timestamp, epoch=column.epoch) if column.kind == "timestamp" else CONVERTERS[column.kind]
+    unreadable = Unreadable()
     converted: list[Any] = []
     for row, value in enumerate(values):
         try:
             given = _value_of(value) if isinstance(value, msgspec.Raw) else value
-            one = None if given is None else convert(column, given)
+            one = None if given is None else convert(given)
             # Within the bounds of the column: 64 bits, the digits of a decimal.
             pa.scalar(one, arrow_type(column))
         except (ValueError, TypeError, OverflowError, InvalidOperation, pa.ArrowException):
@@ -223,8 +225,7 @@ def _value_of(raw: msgspec.Raw) -> object:
     return Decimal(written.decode()) if NUMBER_OF_JSON.fullmatch(written) else msgspec.json.decode(written)
 
 
-def _text(column: StreamColumn, value: object) -> str:
-    del column
+def _text(value: object) -> str:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, time):
@@ -234,8 +235,7 @@ def _text(column: StreamColumn, value: object) -> str:
     return str(value)
 
 
-def _integer(column: StreamColumn, value: object) -> int:
-    del column
+def _integer(value: object) -> int:
     if isinstance(value, str) and WHOLE.fullmatch(value):
         return int(value)
     if isinstance(value, Decimal) and value == value.to_integral_value():
@@ -247,8 +247,7 @@ def _integer(column: StreamColumn, value: object) -> int:
     return value
 
 
-def _number(column: StreamColumn, value: object) -> float:
-    del column
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError
     found = float(value)
@@ -257,8 +256,7 @@ def _number(column: StreamColumn, value: object) -> float:
     return found
 
 
-def _decimal(column: StreamColumn, value: object) -> Decimal:
-    del column
+def _decimal(value: object) -> Decimal:
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return Decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
@@ -266,25 +264,23 @@ def _decimal(column: StreamColumn, value: object) -> Decimal:
     return Decimal(value)
 
 
-def _boolean(column: StreamColumn, value: object) -> bool:
-    del column
+def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
 
 
-def _date(column: StreamColumn, value: object) -> date:
-    del column
+def _date(value: object) -> date:
     if isinstance(value, datetime):
         raise TypeError
     return value if isinstance(value, date) else msgspec.convert(value, date, strict=True)
 
 
-def _timestamp(column: StreamColumn, value: object) -> datetime:
+def _timestamp(value: object, epoch: str | None) -> datetime:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    if column.epoch is not None and not isinstance(value, bool):
-        return BEGINNING + timedelta(microseconds=_microseconds(value, EPOCHS[column.epoch]))
+    if epoch is not None and not isinstance(value, bool):
+        return BEGINNING + timedelta(microseconds=_microseconds(value, EPOCHS[epoch]))
     if not isinstance(value, str):
         raise TypeError
     return instant_of(value)
@@ -324,14 +320,13 @@ def _with_names(value: Any) -> Any:  # noqa: ANN401 - any value
     return [_with_names(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-CONVERTERS: dict[str, Callable[[StreamColumn, Any], Any]] = {
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "text": _text,
     "integer": _integer,
     "number": _number,
     "decimal": _decimal,
     "boolean": _boolean,
     "date": _date,
-    "timestamp": _timestamp,
 }
 
 

@@ -91,7 +91,7 @@ def stream(
     writer.close()
     backlog = system.range_reader.backlog(TOPIC, Positions("", {0: 1}), 0)
     assert backlog is not None
-    system.activity_positions.begin(backlog, datetime.now(UTC))
+    system.positions_of(system.shipped_streams.user_activity).begin(backlog, datetime.now(UTC))
     yield system
     close(system)
 
@@ -102,22 +102,23 @@ def test_from_the_beginning_the_next_run_reads_what_was_left_out_however_often(
     for _ in range(2):
         done = ingest("streams", "read-from-beginning", "activity", "--json")
         assert done.exit_code == 0, done.err
-    (position,) = stream.activity_positions.all()
+    (position,) = stream.positions_of(stream.shipped_streams.user_activity).all()
     assert (position.first_offset, position.next_offset) == (0, 0)
     assert "3 offsets of 1 partition" in ingest("streams", "read-from-beginning", "activity").out
 
 
 def test_while_events_are_being_stored_nothing_is_read_again(ingest: Ingest, stream: SystemResources) -> None:
-    stream.activity_positions.lease(stream.activity_positions.all(), "run-1")
+    positions = stream.positions_of(stream.shipped_streams.user_activity)
+    positions.lease(positions.all(), "run-1")
     refused = ingest("streams", "read-from-beginning", "activity")
     assert refused.exit_code == 1
     assert "user_activity_events_sensor" in refused.err
-    (position,) = stream.activity_positions.all()
+    (position,) = stream.positions_of(stream.shipped_streams.user_activity).all()
     assert position.first_offset == 1
 
 
 def test_positions_are_listed_with_lag_failures_and_what_was_lost(ingest: Ingest, stream: SystemResources) -> None:
-    positions = stream.activity_positions
+    positions = stream.positions_of(stream.shipped_streams.user_activity)
     (position,) = positions.all()
     positions.lease([position], "run-1")
     positions.fail([(position, "the disk is full")], "run-1", stream.settings.retries, datetime.now(UTC))

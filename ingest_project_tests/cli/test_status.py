@@ -250,15 +250,15 @@ def test_a_stream_is_busy_until_its_messages_are_stored_and_its_hours_counted_an
     assert {lag["sensor"]: lag["topic"] for lag in status["topics"]}.items() >= STREAMS.items()
 
     now, positions = datetime.now(UTC), {}
-    for stream in (system.activity_positions, system.crm_positions):
+    for stream in map(system.positions_of, system.shipped_streams):
         backlog = system.range_reader.backlog(stream.topic, None, 0)
         assert backlog is not None
         begun = stream.begin(backlog, now)
         (positions[stream.topic],) = (begun[partition] for partition, end in backlog.ends.items() if end)
     for _ in range(MAX_FAILURES):
-        system.crm_positions.lease([positions["sales_events"]], "run")
+        system.positions_of(system.shipped_streams.crm).lease([positions["sales_events"]], "run")
     failures = [(positions["sales_events"], "the disk is full")]
-    system.crm_positions.fail(failures, "run", system.settings.retries, now)
+    system.positions_of(system.shipped_streams.crm).fail(failures, "run", system.settings.retries, now)
     with writing(system.engine) as connection:
         move(connection, positions["user-activity-events"], 3, {"events": 2, "dead_letters": 1}, now)
         count_changes(connection, "user_activity", [datetime(2026, 1, 15, 10, tzinfo=UTC)], now)

@@ -121,7 +121,7 @@ def test_failures_are_counted_until_the_position_moves_and_the_pause_grows(
     positions.lease([position], "run")
     position = moved(engine, position, 1)
     assert positions.current()[0].attempts == 1
-    positions.release([position], "run")
+    positions.release([position], "run", is_stored=True)
     (well,) = positions.all()
     assert (well.attempts, well.reason, well.next_attempt_at, well.run_id) == (0, None, None, None)
 
@@ -130,7 +130,7 @@ def test_a_run_settles_only_what_it_leases(positions: StreamPositions) -> None:
     position = positions.begin(backlog("a", {0: 9}), NOW)[0]
     positions.lease([position], "one")
     positions.lease([position], "other")
-    positions.release([position], "one")
+    positions.release([position], "one", is_stored=True)
     positions.fail([(position, "no")], "one", RETRIES, NOW)
     (held,) = positions.all()
     assert (held.run_id, held.reason, held.attempts) == ("other", None, 2)

@@ -63,7 +63,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def ticked(
     services: StreamResources, positions: StreamPositions, instance: dg.DagsterInstance, cursor: str | None = None
 ) -> dg.SensorResult:
-    stream = StreamSensor("a_sensor", "a_job", "an_op", lambda _services: positions, lambda _services: LIMITS, 10)
+    stream = StreamSensor("a_sensor", "a_job", "an_op", lambda _services: positions, LIMITS, 10)
     with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
         result = tick(stream, context, services)
     assert isinstance(result, dg.SensorResult)

@@ -54,9 +54,9 @@ def store_on_order(stream: str) -> None:
 
 def parts_of(services: SystemResources, stream: str) -> tuple[StreamPositions, Any]:
     if stream == "activity":
-        return services.activity_positions, DeltaSink(services.user_activity)
+        return services.positions_of(services.shipped_streams.user_activity), DeltaSink(services.user_activity)
     if stream == "crm":
-        return services.crm_positions, services.sql_sink(services.shipped_streams.crm)
+        return services.positions_of(services.shipped_streams.crm), services.sql_sink(services.shipped_streams.crm)
     (declaration,) = services.declared_streams.usable
     if stream == "declared delta":
         return services.positions_of(declaration), DeltaSink(services.delta_stream(declaration))

@@ -21,6 +21,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading, writing
+from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
@@ -193,7 +194,7 @@ def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryR
         identified.extend(done.identified)
         still_not.extend(done.unidentified)
 
-    for ids in _open_ids(engine) if message_ids is None else _parts(message_ids):
+    for ids in _open_ids(engine) if message_ids is None else in_parts(message_ids, MESSAGES_PER_TRANSACTION):
         for message_id, error in store_bisecting(ids, retry_part, may_be_a_messages_fault):
             with writing(engine) as connection:
                 kept_messages.mark_retried(connection, {message_id: reason_of(error)}, datetime.now(UTC))
@@ -242,8 +243,3 @@ def _open_ids(engine: sa.Engine) -> Iterator[list[str]]:
             return
         after = found[-1].message_id
         yield [message.message_id for message in found]
-
-
-def _parts(message_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(message_ids), MESSAGES_PER_TRANSACTION):
-        yield message_ids[start : start + MESSAGES_PER_TRANSACTION]

@@ -24,6 +24,7 @@ from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import get_logger, to_json
 from ingest_project.core.settings import Settings
+from ingest_project.platform.errors import storable
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import unidentified_messages as table
 
@@ -199,7 +200,7 @@ def mark_retried(connection: sa.Connection, reasons: Mapping[str, tuple[str, str
         connection.execute(
             sa.update(table)
             .where(table.c.message_id == message_id)
-            .values(reason=_storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
+            .values(reason=storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
             .values(retries=table.c.retries + 1, retried_at=now)
         )
 
@@ -219,11 +220,11 @@ def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
         "kafka_offset": message.position.offset,
         "kafka_timestamp": message.timestamp,
         "message_key": message.key,
-        "headers": [[_storable(name), _base64(value)] for name, value in message.headers],
+        "headers": [[storable(name), _base64(value)] for name, value in message.headers],
         "payload": message.payload,
         "payload_text": text_of(message.payload),
         "size_bytes": len(message.payload or b""),
-        "reason": _storable(message.reason[:MAX_REASON_LENGTH]),
+        "reason": storable(message.reason[:MAX_REASON_LENGTH]),
         "error_class": message.error_class,
         "received_at": now,
         "retries": 0,
@@ -234,13 +235,9 @@ def _row(message: Unidentified, now: datetime) -> dict[str, Any]:
 def text_of(payload: bytes | None) -> str | None:
     """Return a payload as text if it is UTF-8; NUL, which PostgreSQL cannot keep in a text, becomes U+FFFD."""
     try:
-        return None if payload is None else _storable(payload.decode())
+        return None if payload is None else storable(payload.decode())
     except UnicodeDecodeError:
         return None
-
-
-def _storable(text: str) -> str:
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _base64(value: bytes | None) -> str | None:

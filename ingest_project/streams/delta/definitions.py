@@ -85,7 +85,7 @@ class DeltaParts:
         topic: asset of the topic.
         description: of the asset.
         open: returns the stream, given the resources of a run.
-        limits: returns the bounds of its runs and the thresholds of its checks.
+        limits: bounds of its runs, and thresholds of its checks.
         owners: of the asset.
         freshness: of the asset.
         checks: further ones.
@@ -98,7 +98,7 @@ class DeltaParts:
     topic: dg.AssetKey
     description: str
     open: Callable[[Any], DeltaStream]
-    limits: Callable[[Any], StreamLimits]
+    limits: StreamLimits
     owners: tuple[str, ...] = ()
     freshness: dg.FreshnessPolicy | None = None
     checks: Sequence[dg.AssetChecksDefinition] = ()
@@ -203,7 +203,7 @@ def _maintenance_job(parts: DeltaParts) -> dg.JobDefinition:
     def maintain(context: dg.OpExecutionContext, services: dg.ResourceParam[Runtime]) -> None:
         """Maintain the Delta table. Idempotent."""
         stream = parts.open(services)
-        retention = {"retention_hours": parts.limits(services).retention_hours}
+        retention = {"retention_hours": parts.limits.retention_hours}
         limits = services.settings.delta.model_copy(update=retention)
         with exclusive(services.engine, stream.lock, LOCK_WAIT_SECONDS):
             try:
@@ -267,7 +267,7 @@ def no_gap_in_offsets(parts: DeltaParts) -> dg.AssetChecksDefinition:
     )
     def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
         stream = parts.open(services)
-        health = health_of(services, stream.positions, parts.limits(services).max_unfinished_seconds)
+        health = health_of(services, stream.positions, parts.limits.max_unfinished_seconds)
         rows, missing, behind = _missing_rows(stream)
         found = {"rows_missing": rows, "missing": missing[:MAX_SHOWN], "table_behind": behind[:MAX_SHOWN]}
         return gap_check(health, found, is_wrong=bool(rows or behind))
@@ -311,7 +311,7 @@ def event_time_plausible(parts: DeltaParts) -> dg.AssetChecksDefinition:
         query = f"SELECT {counted} FROM events WHERE {arrived_recently}"
         rows, implausible = _counts(stream, query, "rows", "implausible")
         return WholeAssetResult(
-            passed=implausible <= rows * parts.limits(services).max_implausible_share,
+            passed=implausible <= rows * parts.limits.max_implausible_share,
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"rows": rows, "implausible": implausible},
         )

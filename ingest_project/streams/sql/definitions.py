@@ -42,7 +42,7 @@ class SqlParts:
         stored_outcomes: outcomes of messages that are stored or dead letters; each has exactly one.
         positions: returns the positions, given the resources of a run.
         sink: returns the sink, given the resources.
-        limits: returns the bounds of its runs and the thresholds of its checks.
+        limits: bounds of its runs, and thresholds of its checks.
         metadata: returns what Dagster shows of a run, by asset.
         checks: further ones.
         checks_cron: when the checks run.
@@ -55,7 +55,7 @@ class SqlParts:
     stored_outcomes: Sequence[str]
     positions: Callable[[Any], StreamPositions]
     sink: Callable[[Any], Sink[Any]]
-    limits: Callable[[Any], StreamLimits]
+    limits: StreamLimits
     metadata: Callable[[Any, StreamRun], Mapping[dg.AssetKey, Mapping[str, Any]]]
     checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "*/15 * * * *"
@@ -104,7 +104,7 @@ def no_gap_in_offsets(parts: SqlParts) -> dg.AssetChecksDefinition:
         description="No partition waits too long or keeps failing, and no offset got lost of late.",
     )
     def check(services: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
-        patience = parts.limits(services).max_unfinished_seconds
+        patience = parts.limits.max_unfinished_seconds
         return gap_check(health_of(services, parts.positions(services), patience))
 
     return check

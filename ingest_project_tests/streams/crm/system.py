@@ -44,7 +44,7 @@ class CrmSystem(StreamSystem):
     @property
     def positions(self) -> StreamPositions:
         """Positions of CRM messages."""
-        return self.services.crm_positions
+        return self.services.positions_of(self.services.shipped_streams.crm)
 
     def put(self, *messages: Mapping[str, Any] | bytes | None) -> None:
         """Send messages, in the order given, to one partition."""
@@ -91,7 +91,7 @@ def store_messages(
     """Store messages as a run does, the first offset being 0; returns their number by outcome."""
     end = messages[-1].offset + 1
     backlog = Backlog(topic_id, starts={0: 0}, log_starts={0: 0}, ends={0: end}, notices=[])
-    (position,) = services.crm_positions.begin(backlog, datetime.now(UTC)).values()
+    (position,) = services.positions_of(services.shipped_streams.crm).begin(backlog, datetime.now(UTC)).values()
     sink = services.sql_sink(services.shipped_streams.crm)
     batch = Batch(0, end, [sink.decode(messages, position)], len(messages))
     stored: SinkPosition = sink.store(batch, position)

@@ -335,7 +335,7 @@ def test_from_the_beginning_nothing_is_doubled_and_the_sensor_is_stopped_meanwhi
         assert running_sensors(dagster, [SENSOR]) == [SENSOR]
     assert sum(done[0].values()) == 4
     assert sum(one.next_offset for one in crm.positions.all()) == 0
-    crm.positions.release(crm.positions.all(), run.run_id)
+    crm.positions.release(crm.positions.all(), run.run_id, is_stored=True)
     crm.drive()
     assert [crm.rows(table) for table in TABLES] == before
     assert crm.check("no_duplicate_offsets").passed

@@ -38,7 +38,7 @@ class ActivitySystem(StreamSystem):
     @property
     def positions(self) -> StreamPositions:
         """Positions of user activity."""
-        return self.services.activity_positions
+        return self.services.positions_of(self.services.shipped_streams.user_activity)
 
     def put(self, *messages: Mapping[str, Any] | bytes | None, key: bytes = b"one") -> None:
         """Send events, in the order given, to the partition of a key."""
