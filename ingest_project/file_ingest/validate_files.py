@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,22 +173,15 @@ def _bounded(chunks: Iterator[RowsChunk], landed: Landed) -> Iterator[RowsChunk]
     return chunks
 
 
-class _Texts:
-    """The texts of several chunks, see `RawText`."""
-
-    def __init__(self, chunks: Sequence[RowsChunk]) -> None:
-        self._chunks = chunks
-        self._first_lines = [int(chunk.rows["line_number"].min() or 0) for chunk in chunks]  # type: ignore[arg-type]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        """Return the records that start on these lines."""
-        by_chunk: dict[int, list[int]] = {}
-        for line in line_numbers:
-            by_chunk.setdefault(max(0, bisect_right(self._first_lines, line) - 1), []).append(line)
-        found: dict[int, str] = {}
-        for index, lines in by_chunk.items():
-            found |= zip(lines, self._chunks[index].raw_text(lines), strict=True)
-        return [found[line] for line in line_numbers]
+def _raw_text(chunks: Sequence[RowsChunk], first_lines: Sequence[int], line_numbers: Sequence[int]) -> list[str]:
+    """Return the records of several chunks that start on these lines."""
+    by_chunk: dict[int, list[int]] = {}
+    for line in line_numbers:
+        by_chunk.setdefault(max(0, bisect_right(first_lines, line) - 1), []).append(line)
+    found: dict[int, str] = {}
+    for index, lines in by_chunk.items():
+        found |= zip(lines, chunks[index].raw_text(lines), strict=True)
+    return [found[line] for line in line_numbers]
 
 
 def joined(chunks: Sequence[RowsChunk]) -> RowsChunk:
@@ -196,9 +190,9 @@ def joined(chunks: Sequence[RowsChunk]) -> RowsChunk:
         return chunks[0]
     filled = [chunk for chunk in chunks if chunk.rows.height] or chunks[:1]
     rows = pl.concat([chunk.rows for chunk in filled], how="diagonal")
-    return replace(
-        chunks[0], rows=rows, malformed=pl.concat([chunk.malformed for chunk in chunks]), text=_Texts(filled)
-    )
+    malformed = pl.concat([chunk.malformed for chunk in chunks])
+    first_lines = [int(chunk.rows["line_number"].min() or 0) for chunk in filled]  # type: ignore[arg-type]
+    return replace(chunks[0], rows=rows, malformed=malformed, raw_text=partial(_raw_text, filled, first_lines))
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,8 @@ from ingest_project.core.errors import FileRejectedError, SettingsError, Unreada
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.core.yaml_models import AsWritten, line_of, mistakes_in, nearest, nearest_or_known, yaml_content
-from ingest_project.readers.declaration import OWN_TABLES, DatasetDeclaration, Key, Measures, StoredIn
+from ingest_project.readers.declaration import DatasetDeclaration, Measures, StoredIn
 from ingest_project.readers.profiles import Profiles, load_profiles
-
-__all__ = ["OWN_TABLES", "DatasetDeclaration", "Declarations", "Key", "Measures", "StoredIn", "load_declarations"]
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -23,8 +23,6 @@ from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, INVALI
 from ingest_project.readers.matching import FIRST_CELL, Layout, SameProfile, Surroundings, match_columns
 from ingest_project.readers.profile_parts import WHITESPACE, CellRule, NumberLayout, Scale
 from ingest_project.readers.profiles import ReaderProfile
-
-__all__ = ["READINGS", "RESCUED", "Layout", "RawText", "ReadLimits", "RowsChunk", "Target"]
 
 MAX_ROW_LIMIT_BYTES = 256 * 1024**2
 
@@ -69,11 +67,8 @@ class ReadLimits:
         return cls(**{name: getattr(settings, name) for name in names})
 
 
-class RawText(Protocol):
-    """The text that the rows of a chunk came from."""
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        """Return the records that start on these lines, as they were written, shortened visibly when over 64 KiB."""
+RawText = Callable[[Sequence[int]], list[str]]
+"""Returns the records that start on some lines, as they were written, shortened visibly when over 64 KiB."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class RowsChunk:
             these cells, see `cells.Cell`. With `Target.keep_unknown` also `rescued_data`, the text of the file's
             other cells by column name, as a JSON object; null where all are missing.
         malformed: line_number, raw_text and reason of records that are no rows, see `csv_reader.Malformed`.
-        text: source of the rows.
+        raw_text: returns the records that start on these lines of `rows`, in any order.
         unknown_columns: columns of the file that are neither wanted nor left out on purpose; the second of a name is
             called `name [2]`.
         missing_columns: columns of the target that the file leaves out.
@@ -96,15 +91,11 @@ class RowsChunk:
 
     rows: pl.DataFrame
     malformed: pl.DataFrame
-    text: RawText
+    raw_text: RawText
     unknown_columns: tuple[str, ...] = ()
     missing_columns: tuple[str, ...] = ()
     reordered: bool = False
     left_out: tuple[str, ...] = ()
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        """Return the records that start on these lines of `rows`, in any order; see `RawText`."""
-        return self.text.raw_text(line_numbers)
 
 
 def to_rows(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
@@ -188,22 +179,22 @@ def _layout_of_header(names: tuple[str, ...], same: SameProfile, target: Target)
 
 
 def rows_chunk(
-    cells: pl.DataFrame, malformed: pl.DataFrame, text: RawText, layout: Layout, profile: ReaderProfile
+    cells: pl.DataFrame, malformed: pl.DataFrame, raw_text: RawText, layout: Layout, profile: ReaderProfile
 ) -> RowsChunk:
     """Return the rows of the target that some rows of a table are."""
     refused: Sequence[pl.DataFrame] = ()
     if layout.converts:
         cells, refused = read_cells(without_skipped(cells, layout), layout, profile)
     for bad in refused:
-        raw_text = pl.Series("raw_text", text.raw_text(bad["line_number"].to_list()), pl.String)
-        malformed = malformed.vstack(bad.with_columns(raw_text).select(malformed.columns))
+        texts = pl.Series("raw_text", raw_text(bad["line_number"].to_list()), pl.String)
+        malformed = malformed.vstack(bad.with_columns(texts).select(malformed.columns))
     if refused:
         malformed = malformed.sort("line_number", maintain_order=True)
     cells = without_null_numbers(cells, layout.numbers, profile)
     if layout.converts:
         cells = converted(cells, layout, profile)
     rows = to_rows(cells, layout)
-    return RowsChunk(rows, malformed, text, layout.unknown, layout.missing, layout.reordered)
+    return RowsChunk(rows, malformed, raw_text, layout.unknown, layout.missing, layout.reordered)
 
 
 RAW_TEXT_BYTES = 64 * 1024

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.yaml_models import AsWritten, Declared, mistakes_in, nearest, yaml_content, yaml_files
@@ -27,7 +28,6 @@ from ingest_project.readers.profile_parts import (
     Quantity,
     SkippedRows,
     TimestampLayout,
-    first_group,
     known_encoding,
     linear,
     plain_delimiter,
@@ -35,7 +35,6 @@ from ingest_project.readers.profile_parts import (
 )
 
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
-SENSOR_READINGS = "sensor_readings"
 EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
 # What a wide file's quantities fill.
 QUANTITY_COLUMNS = ("sensor_type", "value", "unit")
@@ -278,18 +277,6 @@ def _pattern_problem(pattern: str) -> str:
         return str(error)
     return ""
 
-
-__all__ = [
-    "DEFAULT_NULLS",
-    "SENSOR_READINGS",
-    "NumberLayout",
-    "Profiles",
-    "Quantity",
-    "ReaderProfile",
-    "TimestampLayout",
-    "first_group",
-    "load_profiles",
-]
 
 logger = get_logger(__name__)
 

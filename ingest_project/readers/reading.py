@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +19,10 @@ import polars as pl
 from ingest_project.contracts.files import COMPRESSED_TYPES, SHIPPED_TYPES
 from ingest_project.core import plugins
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.casting import cast
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.formats.containers import Contained, files_inside, in_member
-from ingest_project.readers.layout import READINGS, RawText, ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
-
-__all__ = ["READERS", "Reader", "cast", "read_chunks"]
 
 # In an archive, each further file's line numbers begin after another ten thousand million: 20000000007 is line 7 of the
 # third file.
@@ -114,19 +112,10 @@ def _in_archive(chunk: RowsChunk, file: Contained, number: int) -> RowsChunk:
         line + first, pl.format("{}, line {}: {}", pl.lit(file.member), line, "raw_text").alias("raw_text")
     )
     rows = chunk.rows.with_columns(line + first)
-    text = _MemberText(chunk.text, file.member, first)
-    return replace(chunk, rows=rows, malformed=malformed, text=text, left_out=file.left_out)
 
+    def raw_text(numbers: Sequence[int]) -> list[str]:
+        own = [number - first for number in numbers]
+        texts = zip(own, chunk.raw_text(own), strict=True)
+        return [f"{file.member}, line {number}: {text}" for number, text in texts]
 
-@dataclass(frozen=True)
-class _MemberText:
-    """The text of an archive's file, with its name and own line number in front; see `layout.RawText`."""
-
-    text: RawText
-    member: str
-    first: int
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        own = [number - self.first for number in line_numbers]
-        texts = zip(own, self.text.raw_text(own), strict=True)
-        return [f"{self.member}, line {number}: {text}" for number, text in texts]
+    return replace(chunk, rows=rows, malformed=malformed, raw_text=raw_text, left_out=file.left_out)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 
 HEADER = "timestamp,device_id,sensor_type,value,unit\n"
 CANONICAL = load_profiles()["canonical"]

@@ -18,7 +18,7 @@ from ingest_project.readers.casting import (
     parse_timestamps,
 )
 from ingest_project.readers.cells import DATE, TEXT
-from ingest_project.readers.profiles import NumberLayout, TimestampLayout
+from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout
 from ingest_project_tests.readers.samples import CANONICAL
 
 

@@ -19,8 +19,9 @@ import pytest
 
 from ingest_project.contracts.files import file_type_of
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.readers import Target
 from ingest_project.readers.formats.containers import files_inside
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import MEMBER_LINES, read_chunks
 from ingest_project_tests.readers.samples import HEADER, read_text

@@ -18,7 +18,8 @@ from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.core.yaml_models import MAX_YAML_BYTES, yaml_files
 from ingest_project.platform.database.sql import metadata
-from ingest_project.readers.datasets import OWN_TABLES, Declarations, load_declarations, read_declaration
+from ingest_project.readers.datasets import Declarations, load_declarations, read_declaration
+from ingest_project.readers.declaration import OWN_TABLES
 
 GOOD: dict[str, Any] = {
     "columns": [{"name": "id", "type": "text", "required": True}, {"name": "amount", "type": "decimal(8,2)"}],

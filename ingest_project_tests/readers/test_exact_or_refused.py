@@ -20,7 +20,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.commands.trial import Trial, try_file
 from ingest_project.file_ingest.declared import DeclaredContract
 from ingest_project.readers.cells import duration_text
-from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.declaration import DatasetDeclaration
 
 ROWS = b"a,b\nx,1\ny,2\n"
 SKIPPED_FRAME = struct.pack("<II", 0x184D2A50, 4) + b"meta"

@@ -18,12 +18,13 @@ import yaml
 from ingest_project.contracts.files import file_type_of, is_readable
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.file_ingest.sensor_readings import SensorTypes
+from ingest_project.readers.casting import cast
 from ingest_project.readers.guessing.dataset import guess_dataset
 from ingest_project.readers.guessing.names import read_name
 from ingest_project.readers.guessing.proposal import Draft, guess_profile, look_at
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles, read_profile
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.logger_files import LOGGER_FILES, LoggerFile
 from ingest_project_tests.readers.real_files import (
     DATA,

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.readers import Target
+from ingest_project.readers.casting import cast
 from ingest_project.readers.cells import JsonParser, depth_of, json_of
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import Outcome
 
 TARGET = Target(("device", "temp", "note"), frozenset({"device"}), keep_unknown=True, numbers=frozenset({"temp"}))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.readers.casting import numbers_of_cells, parse_numbers
-from ingest_project.readers.profiles import NumberLayout
+from ingest_project.readers.profile_parts import NumberLayout
 from ingest_project_tests.fuzz import examples
 
 LAYOUTS = [

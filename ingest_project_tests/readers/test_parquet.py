@@ -18,10 +18,12 @@ from pyarrow import parquet
 
 from ingest_project.contracts.columns import TEXT_OF, Column
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.readers import Target
+from ingest_project.readers.casting import cast
 from ingest_project.readers.formats import parquet_worker
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile, load_profiles
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project.readers.typed_columns import cast_columns
 
 

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
+from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import ReaderProfile, read_profile
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import Outcome, read
 from ingest_project_tests.readers.test_excel import xlsx
 

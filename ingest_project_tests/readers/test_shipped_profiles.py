@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import SHIPPED_PROFILES, load_profiles, read_profile
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 
 PROFILES = load_profiles()
 RULES = ValidationRules(SensorTypes.load(), datetime(2026, 6, 1, tzinfo=UTC), earliest=datetime(1900, 1, 1, tzinfo=UTC))

@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from ingest_project.core.errors import FileRejectedError, SettingsError
-from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
+from ingest_project.readers import READINGS, Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import read_chunks
 from ingest_project_tests.readers.samples import CANONICAL

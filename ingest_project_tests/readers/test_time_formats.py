@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest_project.readers.casting import parse_timestamps
-from ingest_project.readers.profiles import TimestampLayout
+from ingest_project.readers.profile_parts import TimestampLayout
 from ingest_project.readers.time_formats import time_format
 
 DAYS = ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%Y%m%d", "%d%m%y", "%d %b %Y", "%B %d, %Y", "%Y-%j", "%A, %d. %B %Y"]

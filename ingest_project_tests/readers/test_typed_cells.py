@@ -16,10 +16,10 @@ import xlwt
 from openpyxl.utils.datetime import CALENDAR_MAC_1904
 
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
+from ingest_project.readers.casting import cast
 from ingest_project.readers.cells import DATE, DURATION, INEXACT, cell_of
 from ingest_project.readers.formats.excel_sheets import EPOCHS
 from ingest_project.readers.profiles import ReaderProfile
-from ingest_project.readers.reading import cast
 from ingest_project_tests.readers.samples import CANONICAL, read
 from ingest_project_tests.readers.test_excel import MOMENT, NAMES, replace_part, xlsx
 

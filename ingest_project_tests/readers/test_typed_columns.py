@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ingest_project.contracts.columns import TEXT_OF, Column
 from ingest_project.contracts.validation import schema_of, validate
 from ingest_project.readers.casting import KIND_OF
-from ingest_project.readers.profiles import NumberLayout, ReaderProfile, TimestampLayout, load_profiles
+from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout
+from ingest_project.readers.profiles import ReaderProfile, load_profiles
 from ingest_project.readers.typed_columns import cast_columns
 from ingest_project_tests.fuzz import examples
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,17 +11,9 @@ from typing import NamedTuple
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.formats.csv_text import text_blocks
-from ingest_project.readers.layout import (
-    MALFORMED,
-    READINGS,
-    ReadLimits,
-    RowsChunk,
-    Target,
-    layout_of,
-    rows_chunk,
-    shortened,
-)
+from ingest_project.readers.layout import MALFORMED, ReadLimits, RowsChunk, layout_of, rows_chunk, shortened
 from ingest_project.readers.profiles import ReaderProfile
 
 CHUNK_RECORDS = 10_000
@@ -66,8 +58,8 @@ class RecReader:
                 texts = [record.fields.get(names[index]) for record in good]
                 cells[name] = pl.Series([None if text in profile.nulls else text for text in texts], dtype=pl.String)
             malformed = pl.DataFrame(bad, schema=MALFORMED.schema, orient="row") if bad else MALFORMED
-            text = _Text({record.line: record.raw for record in good})
-            yield rows_chunk(pl.DataFrame(cells), malformed, text, layout, profile)
+            raw_text = partial(_raw_text, {record.line: record.raw for record in good})
+            yield rows_chunk(pl.DataFrame(cells), malformed, raw_text, layout, profile)
 
 
 READER = RecReader()
@@ -126,9 +118,6 @@ def _with_known_fields(record: Record, names: Sequence[str]) -> Record:
     return record if record.fields.keys() <= set(names) else record._replace(fields={}, reason="unknown_field")
 
 
-@dataclass(frozen=True)
-class _Text:
-    raw: Mapping[int, bytes]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        return [shortened(self.raw[number]) for number in line_numbers]
+def _raw_text(written: Mapping[int, bytes], lines: Sequence[int]) -> list[str]:
+    """Return the records that begin on these lines; see `ingest_project.readers.layout.RawText`."""
+    return [shortened(written[line]) for line in lines]

@@ -243,8 +243,10 @@ def _detected(path: Path) -> str:
         text = file.read(PIECE_BYTES)
     if text.startswith(PARQUET_START):
         return "parquet"
-    if text.startswith(OLE_START) or _container(text) == "zip":
-        return "xls" if text.startswith(OLE_START) else "xlsx"
+    if text.startswith(OLE_START):
+        return "xls"
+    if _container(text) == "zip":
+        return "xlsx"
     return "json" if text.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in {b"{", b"["} else "csv"
 
 

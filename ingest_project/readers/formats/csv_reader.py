@@ -23,6 +23,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.casting import TRIMMED, clean_name, kept
 from ingest_project.readers.formats.csv_text import (
     INVALID_BYTE,
@@ -39,19 +40,16 @@ from ingest_project.readers.formats.csv_text import (
 )
 from ingest_project.readers.layout import (
     MALFORMED,
-    READINGS,
-    Layout,
     Malformed,
     ReadLimits,
     RowsChunk,
     TableChunk,
-    Target,
     layout_of,
     rows_chunk,
     rows_of_data,
     shortened,
 )
-from ingest_project.readers.matching import SameProfile, Surroundings, known_names
+from ingest_project.readers.matching import Layout, SameProfile, Surroundings, known_names
 from ingest_project.readers.profile_parts import WHITESPACE
 from ingest_project.readers.profiles import ReaderProfile
 
@@ -225,7 +223,7 @@ class CsvReader:
             if profile.header:
                 tables = without_headers(tables, header, layout)
         for table in rows_of_data(tables, profile):
-            yield rows_chunk(table.columns, table.malformed, table, layout, profile)
+            yield rows_chunk(table.columns, table.malformed, table.raw_text, layout, profile)
 
 
 READER = CsvReader()

@@ -16,6 +16,7 @@ import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.platform.confined import Confinement
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.cells import json_of
 from ingest_project.readers.formats import excel_worker
@@ -23,18 +24,15 @@ from ingest_project.readers.formats.csv_reader import dialect_of, split_blocks, 
 from ingest_project.readers.formats.csv_text import HeaderSearch, find_header, kind_of, text_blocks
 from ingest_project.readers.formats.excel_worker import sheet_file, sheets_file
 from ingest_project.readers.layout import (
-    READINGS,
-    Layout,
     ReadLimits,
     RowsChunk,
     TableChunk,
-    Target,
     layout_of,
     rows_chunk,
     rows_of_data,
     shortened,
 )
-from ingest_project.readers.matching import Surroundings
+from ingest_project.readers.matching import Layout, Surroundings
 from ingest_project.readers.profiles import ReaderProfile
 
 ZIP_START = b"PK\x03\x04"
@@ -190,22 +188,13 @@ def _chunk(table: TableChunk, layout: Layout, profile: ReaderProfile, first: int
         row.fill_null(0).alias("line_number"),
         raw_text.map_elements(lambda record: _json_of_record(record, names), return_dtype=pl.String),
     )
-    text = _SheetText(table, cells["line_number"], names)
-    return rows_chunk(cells, malformed, text, layout, profile)
 
+    def rows_as_json(numbers: Sequence[int]) -> list[str]:
+        lines = dict(zip(cells["line_number"], table.columns["line_number"], strict=True))
+        records = (table.raw(lines[number]) for number in numbers)
+        return [shortened(_json_of_record(raw.decode(), names).encode()) for raw in records]
 
-@dataclass(frozen=True)
-class _SheetText:
-    """Rows as JSON, by their numbers in the sheet; see `layout.RawText`."""
-
-    table: TableChunk
-    rows: pl.Series
-    names: Sequence[str]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        lines = dict(zip(self.rows, self.table.columns["line_number"], strict=True))
-        records = (self.table.raw(lines[number]) for number in line_numbers)
-        return [shortened(_json_of_record(raw.decode(), self.names).encode()) for raw in records]
+    return rows_chunk(cells, malformed, rows_as_json, layout, profile)
 
 
 def _json_of_record(record: str, names: Sequence[str]) -> str:

@@ -21,22 +21,13 @@ import polars as pl
 from jsonpath.selectors import NameSelector
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.readers import READINGS, RESCUED, Target
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.cells import BOOLEAN, HUGE, NESTED, NUMBER, TEXT, JsonParser, Number, is_stored, json_of
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import INVALID_BYTE, text_blocks
-from ingest_project.readers.layout import (
-    MALFORMED,
-    READINGS,
-    RESCUED,
-    Layout,
-    ReadLimits,
-    RowsChunk,
-    Target,
-    layout_of,
-    rows_chunk,
-    shortened,
-)
+from ingest_project.readers.layout import MALFORMED, ReadLimits, RowsChunk, layout_of, rows_chunk, shortened
+from ingest_project.readers.matching import Layout
 from ingest_project.readers.profiles import ReaderProfile
 
 MAX_RECORDS = 50_000
@@ -275,7 +266,11 @@ class _Rows:
         good = [record for record in records if not record.reason]
         bad = [(record.number, shortened(record.raw.encode()), record.reason) for record in records if record.reason]
         malformed = pl.DataFrame(bad, schema=MALFORMED.schema, orient="row") if bad else MALFORMED
-        text = _RecordText({record.number: record.raw for record in good})
+        written = {record.number: record.raw for record in good}
+
+        def raw_text(numbers: Sequence[int]) -> list[str]:
+            return [shortened(written[number].encode()) for number in numbers]
+
         fields = [self._fields(record.value) for record in good]
         before = len(self.names)
         for one in fields:
@@ -283,9 +278,9 @@ class _Rows:
         if good and (self.layout is None or len(self.names) > before):
             self.layout = layout_of([*self.names], self.profile, self.limits, self.file_name, self.target)
         if self.layout is None:
-            return RowsChunk(empty_rows(self.target), malformed, text)
+            return RowsChunk(empty_rows(self.target), malformed, raw_text)
         cells = self._cells([record.number for record in good], fields, self.layout)
-        return rows_chunk(cells, malformed, text, replace(self.layout, rescued={}, reordered=False), self.profile)
+        return rows_chunk(cells, malformed, raw_text, replace(self.layout, rescued={}, reordered=False), self.profile)
 
     def _fields(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of an object by column name, those that a path leads to taken out of theirs."""
@@ -388,13 +383,3 @@ def empty_rows(target: Target) -> pl.DataFrame:
     """Return no rows of a target."""
     names = [*target.columns, *([RESCUED] if target.keep_unknown else [])]
     return pl.DataFrame(schema={"line_number": pl.Int64, **dict.fromkeys(names, pl.String)})
-
-
-@dataclass(frozen=True)
-class _RecordText:
-    """The text of records by their numbers; see `layout.RawText`."""
-
-    raw: Mapping[int, str]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        return [shortened(self.raw[number].encode()) for number in line_numbers]

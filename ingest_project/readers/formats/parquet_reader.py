@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -13,23 +13,15 @@ import pyarrow as pa
 
 from ingest_project.core.errors import FileRejectedError
 from ingest_project.platform.confined import Confinement
+from ingest_project.readers import READINGS, Target
 from ingest_project.readers.casting import KIND_OF
 from ingest_project.readers.cells import DATE, ERROR, EXACT_INTEGERS, INEXACT, NESTED, NUMBER, TEXT, json_of
 from ingest_project.readers.formats import parquet_worker
 from ingest_project.readers.formats.csv_reader import UNSEEN_ENDS
 from ingest_project.readers.formats.csv_text import kind_of
 from ingest_project.readers.formats.parquet_worker import FLOAT, NO_TEXT
-from ingest_project.readers.layout import (
-    MALFORMED,
-    READINGS,
-    Layout,
-    ReadLimits,
-    RowsChunk,
-    Target,
-    layout_of,
-    rows_chunk,
-    shortened,
-)
+from ingest_project.readers.layout import MALFORMED, ReadLimits, RowsChunk, layout_of, rows_chunk, shortened
+from ingest_project.readers.matching import Layout
 from ingest_project.readers.profiles import ReaderProfile
 
 HEAD_BYTES = 512
@@ -118,17 +110,17 @@ def _chunk(  # noqa: PLR0913, PLR0917 - all of it describes the one file
     limits: ReadLimits,
 ) -> RowsChunk:
     numbered = texts.with_row_index("line_number", first).with_columns(pl.col("line_number").cast(pl.Int64))
-    text = _RowText(texts, first, names)
+    raw_text = partial(_rows_as_json, texts, first, names)
     size = pl.sum_horizontal(pl.col(texts.columns).str.len_bytes())
     long = numbered.filter(size > limits.max_row_bytes)["line_number"].to_list()
-    malformed = [(number, text.raw_text([number])[0], "row_too_long") for number in long]
+    malformed = [(number, raw_text([number])[0], "row_too_long") for number in long]
     cells = numbered.filter(~pl.col("line_number").is_in(long)).select(
         "line_number",
         *(_texts(str(index), kinds[index], profile).alias(name) for name, index in layout.wanted.items()),
         *(_kind(str(index), kinds[index]).alias(KIND_OF(name)) for name, index in layout.wanted.items()),
     )
     bad = pl.DataFrame(malformed, schema=MALFORMED.schema, orient="row") if malformed else MALFORMED
-    return rows_chunk(cells, bad, text, layout, profile)
+    return rows_chunk(cells, bad, raw_text, layout, profile)
 
 
 def _texts(column: str, kind: str, profile: ReaderProfile) -> pl.Expr:
@@ -152,15 +144,7 @@ def _shown(texts: pl.Expr) -> pl.Expr:
     return pl.when(texts.str.starts_with(NO_TEXT)).then(texts.str.strip_prefix("\0")).otherwise(texts)
 
 
-@dataclass(frozen=True)
-class _RowText:
-    """Rows as JSON, by their numbers; see `layout.RawText`."""
-
-    texts: pl.DataFrame
-    first: int
-    names: Sequence[str]
-
-    def raw_text(self, line_numbers: Sequence[int]) -> list[str]:
-        shown = self.texts.select(_shown(pl.all()))
-        rows = (shown.row(number - self.first) for number in line_numbers)
-        return [shortened(json_of(dict(zip(self.names, row, strict=True))).encode()) for row in rows]
+def _rows_as_json(texts: pl.DataFrame, first: int, names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    shown = texts.select(_shown(pl.all()))
+    rows = (shown.row(number - first) for number in numbers)
+    return [shortened(json_of(dict(zip(names, row, strict=True))).encode()) for row in rows]

@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import polars as pl
 
+from ingest_project.contracts.columns import OWN_NAMES
 from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
+from ingest_project.readers.datasets import COMPONENT
 from ingest_project.readers.guessing.columns import Column
 from ingest_project.readers.guessing.names import read_name, slug, unit_of, without_serial
 from ingest_project.readers.guessing.proposal import Draft, Found, write_notation, write_text_layout
 from ingest_project.readers.guessing.text import MISSING
 from ingest_project.readers.guessing.times import TimeGuess, guess_times
 
-COMPONENT = "ingest_project.FileDataset"
 MONEY = re.compile(
     r"(?i)price|amount|total|cost|revenue|sum|tax|vat|fee|balance|salary|budget|payment|betrag|preis|net$|gross$"
 )
 KEYS = re.compile(r"(?i)(?:^|[_ ])(?:id|uuid|guid|key|no|nr|number|code|sku)$|id$")
-OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data"})
 DECIMAL = r"^[+-]?[0-9]*(?:[.,' ][0-9]{3})*[.,]([0-9]+)$"
 WHOLE = r"^[+-]?(?:0|[1-9][0-9]*)$"
 # Of identifiers and telephone numbers.

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ingest_project.readers.profiles import first_group
+from ingest_project.readers.profile_parts import first_group
 from ingest_project.readers.units import is_unit
 
 SHORTEST_SUFFIX = 2

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from ingest_project.readers.casting import parse_timestamps
-from ingest_project.readers.profiles import TimestampLayout
+from ingest_project.readers.profile_parts import TimestampLayout
 
 MAX_FORMATS = 3
 MAX_SHAPES = 12
