@@ -17,9 +17,10 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.database import migrate, open_engine
 from ingest_project.platform.database.sql import metadata
 from ingest_project.platform.work_queue.queue import JobState
+from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.profiles import load_profiles
-from ingest_project.readers.reading import cast, read_chunks
+from ingest_project.readers.reading import read_chunks
 from ingest_project_tests import data_model, message_reference
 
 ROOT = Path(__file__).parents[1]

@@ -183,16 +183,15 @@ def _fail(services: AttachmentResources, failures: Mapping[str, Exception], now:
 def publish_tasks(services: AttachmentResources, arrivals: Sequence[TaskArrival]) -> None:
     """Publish tasks on `downloads.pending`, each once. One that the broker refuses is downloaded nevertheless."""
     messages = [
-        (f"task/{arrival.attachment_key}", ProducerRecord(arrival.raw.encode(), _key(arrival), _headers(arrival)))
+        (
+            f"task/{arrival.attachment_key}",
+            ProducerRecord(arrival.raw.encode(), arrival.attachment_key.encode(), _headers(arrival)),
+        )
         for arrival in arrivals
     ]
     topic = services.settings.topics.downloads_pending
     for message_id, error in publish(services, topic, messages):
         logger.warning("task_not_announced", message_id=message_id, reason=reason_of(error))
-
-
-def _key(arrival: TaskArrival) -> bytes:
-    return arrival.attachment_key.encode()
 
 
 def _headers(arrival: TaskArrival) -> Headers:
@@ -273,11 +272,11 @@ def _results(
 ) -> Iterator[list[AttemptResult]]:
     """Yield results of attempts: first those of a lost run, then new ones."""
     recovered = services.outcomes.recovered([record.attachment_key for record in records])
-    present = {(record.attachment_key, record.replays, record.attempt) for record in records}
+    present = {record.identity for record in records}
     _publish_results(context, services, [outcome for outcome in recovered if outcome.identity not in present])
     ended = {outcome.identity: outcome for outcome in recovered if outcome.identity in present}
     yield list(ended.values())
-    remaining = [r for r in records if (r.attachment_key, r.replays, r.attempt) not in ended]
+    remaining = [record for record in records if record.identity not in ended]
     downloads = services.settings.downloads
     groups = attempts(
         remaining,

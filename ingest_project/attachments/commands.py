@@ -18,7 +18,6 @@ from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode
 from ingest_project.core.console import (
     AsJson,
-    UnknownKeyError,
     add_row,
     ago,
     complain,
@@ -193,11 +192,8 @@ def _chosen(
 
 def _view_of(services: AttachmentResources, key: str) -> ItemView:
     """Return what is on record of one attachment, by its key or the beginning of it."""
-    record = _find(services, key)
-    view = Attachments().item(services, ItemRef("attachment", record.attachment_key))
-    if view is None:
-        raise UnknownKeyError(key, f"{record.attachment_key} has just been removed.", ())
-    return view
+    ref = ItemRef("attachment", _find(services, key).attachment_key)
+    return Attachments().require_item(services, ref)
 
 
 def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:

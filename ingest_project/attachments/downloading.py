@@ -83,11 +83,6 @@ class Cached:
         return self.downloaded.size_bytes
 
     @property
-    def identity(self) -> tuple[str, int, int]:
-        """Return what identifies this attempt, and its result."""
-        return (self.record.attachment_key, self.record.replays, self.task.attempt)
-
-    @property
     def message(self) -> CachedDownload:
         """Return the message that announces the cached file."""
         shared = {n: getattr(self.task, n) for n in CachedDownload.__struct_fields__ if hasattr(self.task, n)}

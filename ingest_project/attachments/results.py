@@ -63,7 +63,7 @@ def publish_cached(services: AttachmentResources, cached: Sequence[Cached]) -> N
     for one in cached:
         headers = tracing.message_headers(one.record.trace_id, one.record.attachment_key)
         message = ProducerRecord(encode(one.message), one.record.attachment_key.encode(), headers)
-        messages.append((f"cached/{'/'.join(map(str, one.identity))}", message))
+        messages.append((f"cached/{'/'.join(map(str, one.record.identity))}", message))
     for message_id, error in publish(services, services.settings.topics.downloads_cached, messages):
         logger.warning("cached_file_not_announced", message_id=message_id, reason=reason_of(error))
 

@@ -11,7 +11,7 @@ from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import partitions_of
 from ingest_project.platform.dagster.catalog import freshness_within, topic, topic_key
-from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.declaration import DatasetDeclaration
 
 FILES = "files"
 files_partitions = dg.DynamicPartitionsDefinition(name=partitions_of(SENSOR_READINGS))

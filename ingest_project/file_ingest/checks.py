@@ -145,18 +145,16 @@ def _file_check(
     return check
 
 
-def _contract_holds(
-    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
-) -> Mapping[str, CheckResult]:
-    contract = contract_of(services, assets.dataset)
-    return {key: contract_of_stored(services, key, contract) for key in keys}
+def _each(result_of: Callable[[FileIngestResources, str, Contract], CheckResult]) -> ResultsOf:
+    """Return a function that checks files one by one, under the contract of their dataset."""
 
+    def results_of(
+        services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
+    ) -> Mapping[str, CheckResult]:
+        contract = contract_of(services, assets.dataset)
+        return {key: result_of(services, key, contract) for key in keys}
 
-def _columns_known(
-    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
-) -> Mapping[str, CheckResult]:
-    contract = contract_of(services, assets.dataset)
-    return {key: columns_of_landed(services, key, contract) for key in keys}
+    return results_of
 
 
 def _accepted(services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]) -> Mapping[str, CheckResult]:
@@ -178,13 +176,6 @@ def _within_baseline(
         key: baseline_result(baselines[file.dataset, file.source].judge(file), assets) for key, file in known.items()
     }
     return {key: judged.get(key, others) for key in keys}
-
-
-def _one_reading_an_instant(
-    services: FileIngestResources, assets: DatasetAssets, keys: Sequence[str]
-) -> Mapping[str, CheckResult]:
-    del assets
-    return {key: instants_of_stored(services, key) for key in keys}
 
 
 def _rows_add_up(assets: DatasetAssets) -> dg.AssetChecksDefinition:
@@ -224,7 +215,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
             assets,
             CONTRACT_HOLDS,
             "The stored rows of the file follow every rule of the contract, and none of its rows was rejected.",
-            _contract_holds,
+            _each(contract_of_stored),
         ),
         _file_check(
             assets,
@@ -237,7 +228,7 @@ def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
             assets,
             assets.columns_check,
             "The file has the columns that its dataset or reader profile names, of their types, and no other.",
-            _columns_known,
+            _each(columns_of_landed),
         ),
         _file_check(
             assets,
@@ -252,7 +243,7 @@ one_reading_an_instant = _file_check(
     SENSOR_ASSETS,
     ONE_READING_AN_INSTANT,
     "No device has two readings of one sensor type at one time in the file.",
-    _one_reading_an_instant,
+    _each(lambda services, file_key, _contract: instants_of_stored(services, file_key)),
 )
 
 

@@ -30,10 +30,12 @@ from ingest_project.file_ingest.aggregation import aggregate_files
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables
-from ingest_project.readers.layout import READINGS, ReadLimits, RowsChunk, Target
+from ingest_project.readers import READINGS, Target
+from ingest_project.readers.casting import cast
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.matching import SameProfile
-from ingest_project.readers.profiles import Profiles, ReaderProfile, first_group, load_profiles
-from ingest_project.readers.reading import cast
+from ingest_project.readers.profile_parts import first_group
+from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 
 SCHEMA_CHANGED = "schema_changed"
 MAX_COLUMNS_SHOWN = 50

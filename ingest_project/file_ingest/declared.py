@@ -39,7 +39,7 @@ from ingest_project.platform.database.declared_tables import (
 from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import matched_name
-from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project.readers.layout import ReadLimits
 from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles

@@ -51,7 +51,8 @@ from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summa
 from ingest_project.platform.http import printable_url
 from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
-from ingest_project.readers.datasets import DatasetDeclaration, Declarations, load_declarations
+from ingest_project.readers.datasets import Declarations, load_declarations
+from ingest_project.readers.declaration import DatasetDeclaration
 
 logger = get_logger(__name__)
 
@@ -112,7 +113,9 @@ def _ingest(
         unfinished = _ingest_all(context, services, assets, records, contract)
     finally:
         _undo_unrecorded(services, contract.tables)
-    _fail_if_none_succeeded(keys, unfinished)
+    # A batch in which some files succeeded succeeds.
+    if unfinished and len(unfinished) == len(keys):
+        raise _failure(unfinished)
 
 
 def _ingest_all(
@@ -209,12 +212,6 @@ def _log(result: FileResult) -> None:
         rows_accepted=result.rows_accepted,
         rows_quarantined=result.rows_quarantined,
     )
-
-
-def _fail_if_none_succeeded(keys: Sequence[str], unfinished: Sequence[FileResult]) -> None:
-    """Fail the run where none of its files succeeded; a batch in which some did succeeds."""
-    if unfinished and len(unfinished) == len(keys):
-        raise _failure(unfinished)
 
 
 def _failure(unfinished: Sequence[FileResult]) -> dg.Failure:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.contracts.storage_events import Ignored
-from ingest_project.core.items import digest_of
+from ingest_project.core.items import as_utc, digest_of
 from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import fetch, reading, writing
@@ -91,8 +91,8 @@ class FileArrival(NamedTuple):
         A clock that is ahead must not make a version the newest for years: no announcement is later than its arrival,
         and no version later than its announcement.
         """
-        announced_at = min(_aware(self.event.discovered_at or self.intake.at or now), now)
-        version_at = min(_aware(self.event.modified_at or announced_at), announced_at)
+        announced_at = min(as_utc(self.event.discovered_at or self.intake.at or now), now)
+        version_at = min(as_utc(self.event.modified_at or announced_at), announced_at)
         return VersionOrder(version_at, announced_at, *self.intake.position[:3], self.file_key)
 
     def own_columns(self, now: datetime) -> dict[str, Any]:
@@ -439,10 +439,6 @@ def round_robin(groups: Iterable[Iterable[Item]]) -> Iterator[Item]:
     for item in chain.from_iterable(zip_longest(*groups, fillvalue=missing)):
         if item is not missing:
             yield item  # type: ignore[misc]  # what is missing was left out
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _is_earlier_reading(other: FileRecord, arrival: FileArrival, now: datetime) -> bool:

@@ -58,7 +58,7 @@ from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow,
 from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.database import reading
-from ingest_project.platform.errors import sqlstate
+from ingest_project.platform.errors import sqlstate, storable
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
 logger = get_logger(__name__)
@@ -447,7 +447,7 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
     return {
         "file_key": result.record.file_key,
         "state": result.state.value,
-        "reason": _storable(result.reason),
+        "reason": result.reason and storable(result.reason),
         "error_class": result.error_class,
         "run_id": run_id,
         # What an earlier attempt landed is still there: read where the source is gone, and purged in its time.
@@ -479,14 +479,9 @@ def _version(result: FileResult) -> Mapping[str, object]:
         "file_key": result.record.file_key,
         "size_bytes": event.size_bytes,
         "modified_at": event.modified_at,
-        "etag": _storable(event.etag),
+        "etag": event.etag and storable(event.etag),
         "version_at": result.record.version_at,
     }
-
-
-def _storable(text: str | None) -> str | None:
-    """Drop lone surrogates, which a reason may quote from a file's name and UTF-8 cannot write."""
-    return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def quarantine_rejected(results: Sequence[FileResult], services: FileIngestResources, run_id: str) -> list[FileResult]:

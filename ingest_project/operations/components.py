@@ -22,7 +22,8 @@ from ingest_project.file_ingest.definitions import (
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.operations import SystemResources
 from ingest_project.operations.definitions import retention
-from ingest_project.readers.datasets import DatasetDeclaration, Declarations
+from ingest_project.readers.datasets import Declarations
+from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.declared import definitions_of_stream, topics_of
 

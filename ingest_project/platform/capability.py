@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.core.console import moment
+from ingest_project.core.console import UnknownKeyError, moment
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.actions import Action
 from ingest_project.platform.database import reading, writing
@@ -372,6 +372,17 @@ class Capability(Generic[Services_contra]):
                     view = replace(queue.view(connection, row), facts=_entry_facts(row))
                     return self.completed(services, connection, view, row)
         return None
+
+    def require_item(self, services: Services_contra, ref: ItemRef) -> ItemView:
+        """Describe an item whose entry was found a moment ago.
+
+        Raises:
+            UnknownKeyError: the entry has been removed since.
+        """
+        view = self.item(services, ref)
+        if view is None:
+            raise UnknownKeyError(ref.key, f"{ref.key} has just been removed.", ())
+        return view
 
     def completed(
         self, services: Services_contra, connection: sa.Connection, view: ItemView, row: sa.RowMapping

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from ingest_project.core.errors import FileRejectedError
-from ingest_project.readers.layout import ReadLimits, RowsChunk, Target
+from ingest_project.readers import Target
+from ingest_project.readers.layout import ReadLimits, RowsChunk
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.reading import Reader
 

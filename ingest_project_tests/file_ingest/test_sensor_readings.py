@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.file_ingest.sensor_readings import SensorType, SensorTypes, ValidationRules, row_rules, validate
+from ingest_project.readers import READINGS
 from ingest_project.readers.casting import cast
-from ingest_project.readers.layout import READINGS
-from ingest_project.readers.profiles import TimestampLayout, load_profiles
+from ingest_project.readers.profile_parts import TimestampLayout
+from ingest_project.readers.profiles import load_profiles
 from ingest_project_tests.fuzz import examples
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)

@@ -10,7 +10,7 @@ from dagster.components.core.component_tree import ComponentTree
 from pydantic import BaseModel, ValidationError
 
 from ingest_project.operations.components import FileDataset, Maintenance, TopicStream
-from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project_tests.file_ingest.datasets.system import WEATHER
 from ingest_project_tests.streams.declared.system import DELTA, KEYED

@@ -10,7 +10,6 @@ import typer
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
-    UnknownKeyError,
     add_row,
     ago,
     complain,
@@ -50,7 +49,9 @@ def list_files(
     as_json: AsJson = False,
 ) -> None:
     """List files, the last changed first."""
-    found, more = _listed(state, search, limit)
+    queue = FileQueue(Runtime(load_settings().settings).engine)
+    files = queue.list(state=state, text=search, limit=limit + 1)
+    found, more = files[:limit], len(files) > limit
     if as_json:
         print_json({"files": found, "more": more})
         return
@@ -141,17 +142,8 @@ def _view_of(key: str) -> tuple[ItemView, Settings]:
     from ingest_project.file_ingest.resources import FileIngestResources  # imports Polars
 
     services = FileIngestResources(load_settings().settings)
-    record = _find(services.files, key)
-    view = FileIngest().item(services, ItemRef("file", record.file_key))
-    if view is None:
-        raise UnknownKeyError(key, f"{record.file_key} has just been removed.", ())
-    return view, services.settings
-
-
-def _listed(state: FileState | None, search: str | None, limit: int) -> tuple[Sequence[FileRecord], bool]:
-    """Return the newest files that match, up to the limit, and whether there are others."""
-    found = FileQueue(Runtime(load_settings().settings).engine).list(state=state, text=search, limit=limit + 1)
-    return found[:limit], len(found) > limit
+    ref = ItemRef("file", _find(services.files, key).file_key)
+    return FileIngest().require_item(services, ref), services.settings
 
 
 def _told_apart(records: Sequence[FileRecord]) -> dict[str, list[str]]:

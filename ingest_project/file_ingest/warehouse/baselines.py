@@ -28,6 +28,7 @@ from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import file_statistics
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import contains, in_parts
+from ingest_project.platform.errors import storable
 
 # Name of the check.
 WITHIN_BASELINE = "within_baseline"
@@ -293,8 +294,7 @@ def source_of(location: str) -> str:
     scheme, found, rest = folder.rpartition("://")
     host, slash, path = rest.partition("/") if found else ("", "", rest)
     parts = [_open(part) for part in path.split("/")]
-    name = f"{scheme}{found}{host}{slash}{'/'.join(parts)}"[:MAX_SOURCE] or "/"
-    return name.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    return storable(f"{scheme}{found}{host}{slash}{'/'.join(parts)}"[:MAX_SOURCE]) or "/"
 
 
 def _open(part: str) -> str:

@@ -23,7 +23,7 @@ from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import delta_credentials
 from ingest_project.platform.delta.schema import delta_schema, ready_to_append
 from ingest_project.platform.delta.table import ReplaceableStore, open_replaceable, query_events
-from ingest_project.readers.datasets import DatasetDeclaration
+from ingest_project.readers.declaration import DatasetDeclaration
 
 SPOOL_BYTES = 64 * 1024**2
 

@@ -22,7 +22,8 @@ from ingest_project.core.settings import load_settings
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.sensors import Announcement, file_events
 from ingest_project.operations import components
-from ingest_project.readers.datasets import DatasetDeclaration, Declarations, read_declaration
+from ingest_project.readers.datasets import Declarations, read_declaration
+from ingest_project.readers.declaration import DatasetDeclaration
 from ingest_project_tests.file_ingest.datasets.system import WEATHER
 
 
