@@ -74,13 +74,8 @@ EVENTHOUSE = dg.AssetKey("eventhouse")
 EVENT_HUBS = dg.AssetKey("event_hubs")
 # Retry topics lead back to the downloads, which a graph without circles cannot show.
 WRITTEN_BY_DOWNLOADS = (
-    "downloads_cached",
-    "downloads_results",
-    "downloads_retry_5m",
-    "downloads_retry_10m",
-    "downloads_retry_20m",
-    "downloads_retry_40m",
-    "downloads_dlq",
+    *("downloads_cached", "downloads_results", "downloads_dlq"),
+    *(f"downloads_retry_{minutes}m" for minutes in (5, 10, 20, 40)),
 )
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from operator import itemgetter
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
@@ -111,13 +112,8 @@ class DownloadScheduler(Generic[Job]):
     def withdraw(self) -> list[AttachmentRecord]:
         """Remove every record that still waits, and return them."""
         with self._changed:
-            left = [
-                record
-                for traces in self._waiting.values()
-                for hosts in traces.values()
-                for records in hosts.values()
-                for record in records
-            ]
+            hosts = chain.from_iterable(traces.values() for traces in self._waiting.values())
+            left = list(chain.from_iterable(chain.from_iterable(records.values() for records in hosts)))
             self._waiting.clear()
             self._waiting_of_host.clear()
         return left

@@ -43,7 +43,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.job_queue import JobQueue, JobRecord
-from ingest_project.sources.registry import SOURCES, SourceContext, open_source
+from ingest_project.sources.registry import SOURCES, SourceContext, open_source, require_known_options
 
 app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
 DUMMY_PATH = "./dummy_data"
@@ -118,6 +118,7 @@ def _accepted_job(settings: Settings, raw: bytes) -> PollingJob:
     from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     job = decode_polling_job(raw)
+    require_known_options(job.source_config)
     load_declarations(settings).require_profile(job.metadata, settings)
     return job
 

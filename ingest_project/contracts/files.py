@@ -204,16 +204,19 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
         raise UnreadableMessageError(f"Not a PollingJob: {plainly(error)} (in source_config).") from error
     if config.source_type in {"local", "http"} and not config.path.strip():
         raise UnreadableMessageError("Not a PollingJob: source_config.path must say where to look.")
-    if len(config.source_type) > MAX_NAME_LENGTH:
-        raise UnreadableMessageError(f"Not a PollingJob: source_type is longer than {MAX_NAME_LENGTH} characters.")
     if len(config.path.encode()) > MAX_PATH_BYTES:
         raise UnreadableMessageError(f"Not a PollingJob: source_config.path is longer than {MAX_PATH_BYTES} bytes.")
-    for name in job.source_config:
-        if name.lower() in SECRET_NAMES:
-            raise UnreadableMessageError(
-                f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
-            )
+    if problem := secret_problem(job.source_config):
+        raise UnreadableMessageError(problem)
     return job
+
+
+def secret_problem(source_config: Mapping[str, Any]) -> str:
+    """Say which secret a `source_config` carries, though messages are in logs and dead letters; empty for none."""
+    carried = next((name for name in source_config if name.lower() in SECRET_NAMES), None)
+    return (
+        f'source_config carries {carried!r}: name stored credentials instead ("credentials": "…").' if carried else ""
+    )
 
 
 def file_key(location: str, file_name: str, version: str, profile: str, dataset: str = SENSOR_READINGS) -> str:

@@ -90,7 +90,7 @@ def take_sample(name: str, configured: ConfiguredSource, settings: Settings) -> 
 
     services, sample = SourceResources(settings), SourceSample(source=name, location="")
     try:
-        source = services.open_source(configured.source_config)
+        source = services.open_listed(configured.source_config)
         sample.location = source.location
         source.require_allowed(str(configured.source_config.get("path", "")))
         datasets = services.datasets

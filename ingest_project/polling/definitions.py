@@ -246,7 +246,7 @@ def _polling_queue(services: PollingResources) -> Intake[PollingJob]:
 
     def decode(raw: bytes | None) -> PollingJob:
         job = decode_polling_job(raw)
-        services.open_source(job.source_config).require_allowed(job.path)
+        services.open_listed(job.source_config).require_allowed(job.path)
         return job
 
     queue = Queue(

@@ -159,7 +159,7 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
         PermanentError: the source cannot be listed at all.
     """
     settings = services.settings.polling
-    source = services.open_source(record.job.source_config)
+    source = services.open_listed(record.job.source_config)
     outbox = JobOutbox(services.engine, record.job_key)
     discovery = Discovery(location=source.location)
 

@@ -197,8 +197,9 @@ class Pattern:
 
 def refusal(path: str, name: str) -> Skipped | None:
     """Return the reason to skip a matching file; None to take it. The path is used in the report only."""
-    if not _is_utf8(path):
-        return Skipped(path.encode("utf-8", "replace").decode(), "Its name is not UTF-8.")
+    shown = path.encode("utf-8", "replace").decode()
+    if shown != path:
+        return Skipped(shown, "Its name is not UTF-8.")
     kind = file_type_of(name)
     if name.startswith("."):
         return Skipped(path, "A hidden file.", visible=False)
@@ -286,11 +287,3 @@ def _parts_match(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
         else:
             return False
     return all(rest == ANY_DEPTH for rest in parts[part:])
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

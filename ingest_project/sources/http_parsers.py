@@ -271,7 +271,8 @@ def _tags(body: bytes) -> Iterator[_Tag]:
         begin = opening.start()
         if body[begin + 1 : begin + 2] in (b"!", b"?"):
             closing = b"-->" if body.startswith(b"<!--", begin) else b">"
-            position = _after(body.find(closing, begin + 2), closing)
+            found = body.find(closing, begin + 2)
+            position = -1 if found < 0 else found + len(closing)
             continue
         name = _NAME.match(body, begin)
         assert name is not None  # noqa: S101 - an opening has a letter
@@ -283,10 +284,6 @@ def _tags(body: bytes) -> Iterator[_Tag]:
         if tag.name in _RAW and not tag.closing:
             end = _RAW[tag.name].search(body, position)
             position = -1 if end is None else end.start()
-
-
-def _after(found: int, closing: bytes) -> int:
-    return -1 if found < 0 else found + len(closing)
 
 
 def _attributes(body: bytes, position: int) -> tuple[dict[bytes, bytes], int]:

@@ -139,7 +139,7 @@ class OneLakeSource:
                 relative = _below(found.path, root)
                 if not found.is_folder:
                     yield from self._entry(found, relative, root, parsed)
-                elif not parsed.recursive and parsed.may_match_below(relative) and not _is_hidden(relative):
+                elif not parsed.recursive and parsed.may_match_below(relative) and "/." not in f"/{relative}":
                     waiting.append(root.child(relative))
 
     def stat(self, path: str) -> SourceFile:
@@ -234,7 +234,3 @@ def _below(path: str, root: OneLakeAddress) -> str:
     """Return the path of a file below the root, counted in levels: the service may answer with the item's GUID."""
     levels = len(root.path.split("/")) if root.path else 0
     return "/".join(path.split("/")[levels:])
-
-
-def _is_hidden(relative: str) -> bool:
-    return relative.rpartition("/")[2].startswith(".")

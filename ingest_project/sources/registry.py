@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 from pydantic import ValidationError
 
-from ingest_project.contracts.files import SECRET_NAMES, FileEvent
+from ingest_project.contracts.files import FileEvent, secret_problem
 from ingest_project.core import plugins
 from ingest_project.core.errors import ForbiddenPathError, PermanentError, UnknownCredentialsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import ConfiguredSource, Credential, PollingSettings, Settings
+from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
-from ingest_project.sources import Source
+from ingest_project.sources import Source, printable
 from ingest_project.sources.reading import SourceLimits
 
 logger = get_logger(__name__)
@@ -111,6 +112,18 @@ MISTAKES_SHOWN = 5
 # Parts of an address up to the bucket, or up to the container of an account.
 ROOT_PARTS = {"s3": 3, "onelake": 4}
 
+# Besides source_type, path and credentials.
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "dummy": (),
+    "ftp": ("host", "port", "username", "tls", "encoding", "time_zone"),
+    "http": ("elsewhere",),
+    "local": (),
+    "onelake": (),
+    "s3": ("bucket", "endpoint_url", "region", "requester_pays"),
+    "sftp": ("host", "port", "username", "encoding"),
+}
+_SWITCHES = ("elsewhere", "requester_pays")
+
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
 
@@ -140,12 +153,9 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
         PermanentError: the source_type is unknown (the message lists the known ones), or the config lacks something,
             carries a secret, or names what is not allowed.
     """
-    for name in source_config:
-        # A file event carries a config as well, and messages are in logs, work queues and dead letters.
-        if name.lower() in SECRET_NAMES:
-            raise PermanentError(
-                f'source_config carries {name!r}: name stored credentials instead ("credentials": "…").'
-            )
+    # A file event carries a config as well.
+    if problem := secret_problem(source_config):
+        raise PermanentError(problem)
     source_type = str(source_config.get("source_type", ""))
     factory = SOURCES.named(source_type, "source_type")
     try:
@@ -156,6 +166,25 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:MISTAKES_SHOWN]
         )
         raise PermanentError(f"The source_config of {source_type!r} does not fit: {wrong}.") from None
+
+
+def require_known_options(source_config: Mapping[str, Any]) -> None:
+    """Refuse an option that its kind of source does not have: without effect it would list other files than were meant.
+
+    File events keep theirs for years, so that only what asks for a listing is held to it. A source of another package
+    checks its own.
+
+    Raises:
+        PermanentError: an option is unknown, or one of those that are true or false is neither.
+    """
+    source_type = source_config["source_type"]
+    known = ("source_type", "path", "credentials", *OPTIONS.get(source_type, source_config))
+    for name, value in source_config.items():
+        if name not in known:
+            hint = nearest_or_known(name, known)
+            raise PermanentError(f"source_config of {source_type!r} has an unknown {printable(name)!r}{hint}")
+        if name in _SWITCHES and value not in (True, False, "true", "false"):
+            raise PermanentError(f"{name} of source_config must be true or false.")
 
 
 class _Match(NamedTuple):

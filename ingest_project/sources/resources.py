@@ -9,7 +9,7 @@ from typing import Any
 from ingest_project.platform.runtime import Runtime
 from ingest_project.readers.datasets import Declarations, load_declarations
 from ingest_project.sources import Source
-from ingest_project.sources.registry import SourceContext, open_source
+from ingest_project.sources.registry import SourceContext, open_source, require_known_options
 
 
 class SourceResources(Runtime):
@@ -28,3 +28,13 @@ class SourceResources(Runtime):
     def open_source(self, source_config: Mapping[str, Any]) -> Source:
         """Make the source of a job's or file event's `source_config`, see `registry.open_source`."""
         return open_source(source_config, self.source_context)
+
+    def open_listed(self, source_config: Mapping[str, Any]) -> Source:
+        """Make the source that a job or a setting wants listed, which may have known options only.
+
+        Raises:
+            PermanentError: see `registry.open_source` and `registry.require_known_options`.
+        """
+        source = self.open_source(source_config)
+        require_known_options(source_config)
+        return source

@@ -30,6 +30,7 @@ def test_an_invalid_polling_job_is_a_dead_letter_with_its_reason_and_others_cont
         (job(path="file:///etc"), "not a URL"),
         (job(path=str(system.folder), connection_string="x"), "credentials"),
         (job(path="x" * 5_000_000), "bytes"),
+        (job(path=str(system.folder), file_patern="*.csv"), "unknown 'file_patern'"),
     ]
     system.send(system.settings.topics.polling_queue, *(raw for raw, _ in bad))
     system.send_job(system.folder)

@@ -28,7 +28,7 @@ from ingest_project.platform.object_store.s3 import s3_client as store_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Source
 from ingest_project.sources.ftp import open_ftp
-from ingest_project.sources.registry import SourceContext, open_source
+from ingest_project.sources.registry import SourceContext, open_source, require_known_options
 from ingest_project.sources.s3 import S3Account, account_client, bound
 from ingest_project_tests.services.dfs_server import DfsServer
 from ingest_project_tests.services.identity import IdentityServer
@@ -93,6 +93,23 @@ def require_refused(settings: dict[str, Any], config: dict[str, Any], path: str)
         list(opened(settings, config).list_files("**"))
     with pytest.raises(PermanentError), opened(settings, config).open(path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"source_type": "ftp", "host": "h", "timezone": "Europe/Berlin"}, "'timezone', did you mean time_zone?"),
+        ({"source_type": "s3", "bucket": "b", "prefix": "in"}, "unknown 'prefix'"),
+        ({"source_type": "http", "path": "https://h/", "elsewhere": "yes"}, "elsewhere of source_config must be true"),
+        ({"source_type": "local", "path": "/in", "file\n\x1b[2J": 1}, "'file��[2J'"),
+    ],
+)
+def test_an_option_without_effect_is_refused_where_a_listing_is_asked_for(config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PermanentError) as caught:
+        require_known_options(config)
+    assert reason in str(caught.value)
+    require_known_options({"source_type": "of-another-package", "anything": 1})
+    require_known_options({"source_type": "s3", "bucket": "b", "requester_pays": True, "credentials": "c"})
 
 
 @pytest.mark.parametrize("attack", ONELAKE_ATTACKS)

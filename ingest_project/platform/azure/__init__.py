@@ -232,10 +232,8 @@ def safe_path(path: str) -> str:
         raise ForbiddenPathError(shown, "empty parts, `.` and `..` are not followed.")
     if "\\" in path or _UNPRINTABLE.search(path):
         raise ForbiddenPathError(shown, "it contains a backslash or an unprintable character.")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise ForbiddenPathError(ascii(shown), "it cannot be written as UTF-8.") from None
+    if path.encode("utf-8", "replace").decode() != path:
+        raise ForbiddenPathError(ascii(shown), "it cannot be written as UTF-8.")
     return "/".join(parts)
 
 

@@ -166,9 +166,8 @@ def announced_type(declared: str | None, file_name: str | None) -> str | None:
     media_type = bare_type(declared)
     if media_type and media_type != UNKNOWN:
         return media_type
-    return (
-        mimetypes.guess_type(file_name or "", strict=False)[0] if _encoding(file_name) is None else "application/gzip"
-    )
+    guess, encoding = mimetypes.guess_type(file_name or "", strict=False)
+    return "application/gzip" if encoding else guess
 
 
 def require_announced(head: bytes, announced: str | None, header: str | None, printable: str) -> str:
@@ -250,7 +249,3 @@ def _could_be(found: str | None, candidate: str) -> bool:
         return True
     container = _CONTAINERS.get(found)
     return container is not None and bool(container.fullmatch(candidate))
-
-
-def _encoding(file_name: str | None) -> str | None:
-    return mimetypes.guess_type(file_name or "", strict=False)[1]
