@@ -47,10 +47,10 @@ from ingest_project.operations.topics import dead_letters_on
 from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name, perform, perform_command
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.platform.kafka.dead_letters import as_text
+from ingest_project.platform.kafka.dead_letters import as_text, shown_text
 
 MAX_SHOWN_REASON = 80
-MAX_SHOWN_BYTES = 4_096
+MAX_SHOWN_CHARACTERS = 4_096
 
 app = typer.Typer(help="Dead letters and dead attachments: why, and how to try them again.", no_args_is_help=True)
 topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
@@ -297,8 +297,9 @@ def _show(letter: InspectedLetter) -> None:
         ]
     )
     stdout().print()
-    say(as_text(letter.value and letter.value[:MAX_SHOWN_BYTES]) or "It has no bytes.")
-    if letter.size_bytes > MAX_SHOWN_BYTES:
-        complain(f"The first {MAX_SHOWN_BYTES:,} bytes; --raw writes all of them.")
+    shown = shown_text(letter.value, MAX_SHOWN_CHARACTERS)
+    say(shown or "It has no bytes.")
+    if shown != as_text(letter.value):
+        complain(f"At most {MAX_SHOWN_CHARACTERS:,} characters, without secrets; --raw writes all of its bytes.")
     if not letter.redriven and not letter.refusal:
         say(f'\nOnce that is fixed: ingest dlq redrive {letter.place} --reason "..."')

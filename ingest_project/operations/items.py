@@ -40,6 +40,7 @@ from ingest_project.platform.kafka.dead_letters import (
     letters_naming,
     message_id_prefix,
     newest_letters,
+    shown_text,
 )
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project.platform.kafka.reader import RangeReader
@@ -317,18 +318,18 @@ def _message_facts(view: ItemView, message: ConsumerRecord) -> dict[str, object]
     facts: dict[str, object] = {
         "Written to Kafka": message.timestamp,
         "Traceparent": as_text(traceparent),
-        "Kafka key": (as_text(message.key) or "")[:MAX_HEADER_LENGTH] or None,
+        "Kafka key": shown_text(message.key, MAX_HEADER_LENGTH) or None,
     }
     if view.ref.kind == "message":
-        text = as_text(message.value)
+        text = shown_text(message.value, MAX_SHOWN_TEXT)
         facts["Bytes"] = len(message.value or b"")
-        facts["Begins"] = "a tombstone: it has no value" if text is None else text[:MAX_SHOWN_TEXT]
+        facts["Begins"] = "a tombstone: it has no value" if text is None else text
     return facts
 
 
 def _headers(message: ConsumerRecord) -> dict[str, RowList]:
     rows = tuple(
-        (name, "********" if _SECRET.search(name) else (as_text(value) or "")[:MAX_HEADER_LENGTH])
+        (name, "********" if _SECRET.search(name) else shown_text(value, MAX_HEADER_LENGTH) or "")
         for name, value in message.headers[:MAX_HEADERS]
     )
     return {"headers": listed(("header", "value"), rows)} if rows else {}

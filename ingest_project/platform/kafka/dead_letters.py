@@ -28,9 +28,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
+from ingest_project.contracts.files import SECRET_NAMES
 from ingest_project.core.items import as_utc
 from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
+from ingest_project.platform.http import printable_url
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
@@ -129,7 +131,11 @@ MAX_BYTES_AT_A_TIME = 32 * 1024**2
 
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-BEGINNING_BYTES = 60
+BEGINNING_CHARACTERS = 60
+# What is shown of a letter is looked for secrets beyond its end: one that is cut there is one all the same.
+LONGEST_SECRET_BYTES = 8_192
+_ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]{0,15}:(?:\\?/){2}[^\s"'<>]*""")
+_NAMED_SECRET = re.compile(rf'("(?:{"|".join(SECRET_NAMES)})"\s*:\s*")(?:[^"\\]|\\.)*', re.IGNORECASE | re.DOTALL)
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,9 +145,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         place: location of the dead letter, `topic/partition/offset`.
         original_location: location of the original message, in the same form.
         failed_at: when it failed for the last time; without that, when it was dead-lettered.
-        key: as text, see `as_text`.
+        key: as text, see `shown_text`.
         size_bytes: of its value.
-        begins: the beginning of its value as text, see `as_text`; None is a tombstone.
+        begins: the beginning of its value as text, see `shown_text`; None is a tombstone.
         value: its bytes, unchanged; only of a single letter.
     """
 
@@ -299,9 +305,9 @@ def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLett
         reason=texts["reason"],
         attempt=texts["attempt"],
         trace_id=texts["trace-id"],
-        key=as_text(received.key),
+        key=shown_text(received.key),
         size_bytes=len(received.value or b""),
-        begins=as_text(received.value and received.value[:BEGINNING_BYTES]),
+        begins=shown_text(received.value, BEGINNING_CHARACTERS),
         value=received.value if with_value else None,
     )
 
@@ -309,6 +315,19 @@ def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLett
 def as_text(content: bytes | None) -> str | None:
     """Decode any bytes: UTF-8, and an escape for each byte that is none."""
     return None if content is None else content.decode("utf-8", "backslashreplace")
+
+
+def shown_text(content: bytes | None, length: int = MAX_HEADER_BYTES) -> str | None:
+    """Return the beginning of any bytes for people: addresses without user and query, and no value of a secret's name.
+
+    Args:
+        content: of a letter.
+        length: largest number of characters.
+    """
+    if content is None:
+        return None
+    text = _NAMED_SECRET.sub(r"\1…", as_text(content[: 4 * length + LONGEST_SECRET_BYTES]) or "")
+    return _ADDRESS.sub(lambda found: printable_url(found[0].replace("\\/", "/")), text)[:length]
 
 
 class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
