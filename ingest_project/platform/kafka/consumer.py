@@ -26,6 +26,8 @@ from ingest_project.platform.kafka.offsets import fair_shares
 
 _logger = logging.getLogger(__name__)
 _messages = get_logger(__name__)
+# Of Kafka: 2011-01-01.
+FIRST_RELEASE_MS = 1_293_840_000_000
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
@@ -52,8 +54,11 @@ class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def timestamp(self) -> datetime | None:
-        """When it was written, UTC; None where the broker states none, or one outside the calendar."""
-        if self.timestamp_ms is None:
+        """When it was written, UTC; None where the broker states none, or one that no message can have.
+
+        Senders state their own time: one in seconds would be in 1970, one in microseconds outside the calendar.
+        """
+        if self.timestamp_ms is None or self.timestamp_ms < FIRST_RELEASE_MS:
             return None
         try:
             return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)

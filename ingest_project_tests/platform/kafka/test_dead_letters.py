@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.platform.kafka.dead_letters import dead_letter
+from ingest_project.platform.kafka.dead_letters import dead_letter, shown_text
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project_tests.services.kafka import Server
@@ -80,3 +82,25 @@ def test_a_long_reason_is_cut_between_characters() -> None:
 
 def test_a_tombstone_stays_one() -> None:
     assert letter_for(message_at(7))[1].value is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b'{"url": "https://me:pw@h/a.pdf?sig=abc&b=1#c"}', '{"url": "https://h/a.pdf?…"}'),
+        (b'{"url":"https:\\/\\/h\\/a?sig=abc"}', '{"url":"https://h/a?…"}'),
+        (b'{"a": "' + b"x" * 40 + b" sftp://me:" + b"p" * 300 + b'@h/in"}', '{"a": "' + "x" * 40 + " sftp://h/in"),
+        (b'{"Password" : "a\\"b", "x": 1}', '{"Password" : "…", "x": 1}'),
+        (b"\xff no JSON", "\\xff no JSON"),
+        (None, None),
+    ],
+)
+def test_what_is_shown_of_a_letter_has_no_secret(value: bytes | None, shown: str | None) -> None:
+    assert shown_text(value, 59) == (shown and shown[:59])
+
+
+def test_the_time_of_a_sender_that_counts_seconds_is_none() -> None:
+    times = [1_700_000_000, 1_700_000_000_000, 1_700_000_000_000_000, 0, -1, None]
+    records = [ConsumerRecord("t", 0, 1, time, None, None, ()) for time in times]
+    stated = [record.timestamp for record in records]
+    assert stated == [None, datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC), None, None, None, None]
