@@ -43,6 +43,7 @@ from ingest_project.platform.azure import (
 )
 from ingest_project.platform.http import parse_url
 from ingest_project.platform.http.pinned_transport import BoundSession
+from ingest_project.platform.http.response import parse_retry_after
 
 # Size of one read request. The SDK's default for the first request is 32 MiB, which it keeps in memory.
 READ_BYTES = 4 * 1024**2
@@ -63,7 +64,8 @@ SERVER_ERRORS = 500
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
 MAX_CAUSE_LENGTH = 200
-# Longer pauses that the service requests are cut to this, as for any host.
+_PAUSE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+# A longer pause that the service requests is cut to this, as for any host.
 LONGEST_PAUSE_SECONDS = 3_600.0
 REMEDIES = {
     400: "Check the address.",
@@ -289,13 +291,12 @@ def map_error(error: AzureError, address: str) -> IngestError:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the pause in seconds that a response requests, in any unit that Azure uses; None without a valid one."""
+    """Return the pause that an answer requests, as a date or in either unit Azure uses; None without a usable one."""
     for name, unit in (("retry-after-ms", 1000), ("x-ms-retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            return max(float(headers[name]) / unit, 0.0)
-        except (KeyError, ValueError):
-            continue
-    return None
+        if (text := headers.get(name, "")) and _PAUSE.fullmatch(text):
+            return float(text) / unit
+    pause = parse_retry_after(headers.get("retry-after"))
+    return None if pause is None else pause.total_seconds()
 
 
 def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:

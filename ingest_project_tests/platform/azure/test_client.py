@@ -35,7 +35,13 @@ from ingest_project.platform.azure import (
     onelake_options,
     parse_address,
 )
-from ingest_project.platform.azure.client import list_folder, onelake_errors, open_file, open_file_system
+from ingest_project.platform.azure.client import (
+    list_folder,
+    onelake_errors,
+    open_file,
+    open_file_system,
+    retry_after_seconds,
+)
 from ingest_project_tests.services.dfs_calls import ACCOUNT, SAS
 from ingest_project_tests.services.dfs_server import ACCOUNT_KEY, ITEM, DfsServer, guid_of
 from ingest_project_tests.services.loaded_definitions import LoadedDefinitions
@@ -277,3 +283,19 @@ def test_importing_the_package_does_not_load_the_sdk(loaded_definitions: LoadedD
     package = {f"ingest_project.{name}" for name in ("platform.azure", "platform.object_store", "attachments.storage")}
     assert package <= {*loaded_definitions.modules}
     assert not loaded_definitions.imported("azure")
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "9" * 40}, 999_999_999.0),
+        *(({"retry-after": text}, None) for text in ("nan", "inf", "-1", "1e9", "soon", "")),
+        ({}, None),
+    ],
+)
+def test_a_pause_is_a_number_or_a_date_and_anything_else_is_none(header: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(header) == seconds
