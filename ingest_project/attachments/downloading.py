@@ -304,9 +304,10 @@ def _store(
     metadata = {
         OWNER: record.attachment_key,
         "trace_id": record.trace_id,
-        "source_url": record.attachment_url,
         "content_type": downloaded.content_type,
         "event_type": task.event_type,
+        # The longest, and the database has it.
+        "source_url": record.attachment_url,
     }
     try:
         file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)

@@ -245,6 +245,17 @@ def test_metadata_of_any_text_is_kept_and_signed_addresses_lose_their_secret(
 
 
 @pytest.mark.parametrize("content", [CONTENTS["small"], CONTENTS["large"]], ids=["small", "large"])
+def test_metadata_of_any_length_keeps_no_attachment_out_of_a_store(
+    store: ObjectStore, tmp_path: Path, content: bytes
+) -> None:
+    long = {"trace_id": "\U0001f4ce" * 200, "event_type": "ж" * 1_024, "source_url": "https://h/" + "x" * 8_000}
+    for _ in range(2):
+        stored = put(store, tmp_path, content, attachment_key="a.pdf~one", **long)
+    assert stored_attachment(store, NAME) == stored
+    assert metadata_of(store)["attachment_key"] == "a.pdf~one"
+
+
+@pytest.mark.parametrize("content", [CONTENTS["small"], CONTENTS["large"]], ids=["small", "large"])
 def test_a_file_of_another_attachment_is_never_replaced(store: ObjectStore, tmp_path: Path, content: bytes) -> None:
     put(store, tmp_path, content, attachment_key="a.pdf~one", trace_id="t", source_url="http://h/a.pdf")
     for other in ({"attachment_key": "a.pdf~two"}, {"note": "nobody's"}):

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +145,9 @@ class FolderStore:
         """
         name = require_safe_name(name)
         path = f"{self._root}/{name}"
-        if self._has_link(name) and (Path(path).is_symlink() or not self._is_inside(path)):
+        # Only with a link in it must a path be resolved.
+        links = map(os.path.islink, accumulate(name.split("/"), "{}/{}".format, initial=str(self._root)))
+        if any(links) and (Path(path).is_symlink() or not Path(path).parent.resolve().is_relative_to(self._root)):
             raise ForbiddenPathError(name[:200], "a link leads out of the store.")
         return path
 
@@ -212,19 +215,6 @@ class FolderStore:
                         Path(entry.path).unlink()
                         removed += 1
         return removed
-
-    def _has_link(self, name: str) -> bool:
-        """Return True if any part of a path is a symbolic link: only then must the path be resolved."""
-        path = str(self._root)
-        with contextlib.suppress(OSError):
-            for part in name.split("/"):
-                path = f"{path}/{part}"
-                if stat.S_ISLNK(os.lstat(path).st_mode):
-                    return True
-        return False
-
-    def _is_inside(self, path: str) -> bool:
-        return Path(path).parent.resolve().is_relative_to(self._root)
 
     def _temporary(self) -> str:
         return f"{self.scratch}/{os.urandom(16).hex()}"

@@ -29,7 +29,8 @@ SHA256 = "sha256"
 CONTENT_TYPE = "content_type"
 # A folder's hidden description has six more characters than its file, and file systems accept 255 bytes.
 MAX_PART_BYTES = 240
-MAX_VALUE_LENGTH = 2_048
+# Characters of all values as headers carry them: S3, which takes least, accepts 2 KB with the names and the digest.
+MAX_VALUES_LENGTH = 1_700
 MAX_CONFLICTS = 10
 _PLAIN = "!#$&'()*+,/:;=?@[]-._~"
 _METADATA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -227,17 +228,21 @@ def require_safe_name(name: str) -> str:
 
 
 def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata as every back end keeps it: names in lower case, long values cut, empty ones left out.
+    """Return metadata as every back end keeps it: names in lower case, and no empty values.
+
+    What every store has room for is kept, the first values first: of the others the beginning, or nothing.
 
     Raises:
         PermanentError: a name that no header can carry.
     """
-    kept = {}
+    kept, room = {}, MAX_VALUES_LENGTH
     for name, value in metadata.items():
         if not _METADATA_NAME.fullmatch(name):
             raise PermanentError(f"{name[:80]!r} cannot name metadata: ASCII letters, digits and `_` only.")
-        if text := value.strip():
-            kept[name.lower()] = unquote(_header_value(text), errors="ignore")
+        encoded = re.sub(r"%[0-9A-F]?$", "", _header_value(value.strip())[:room])
+        if text := unquote(encoded, errors="ignore"):
+            kept[name.lower()] = text
+            room -= len(encoded)
     return kept
 
 
@@ -310,5 +315,4 @@ def location_of(url: str) -> Path | Bucket:
 
 
 def _header_value(value: str) -> str:
-    encoded = quote(value.encode("utf-8", "replace"), safe=_PLAIN)[:MAX_VALUE_LENGTH]
-    return re.sub(r"%[0-9A-F]?$", "", encoded)
+    return quote(value.encode("utf-8", "replace"), safe=_PLAIN)

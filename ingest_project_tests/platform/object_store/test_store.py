@@ -58,6 +58,7 @@ def test_metadata_that_is_too_long_is_cut_between_characters_the_same_each_time(
     assert kept["note"]
     assert ("日本" * 1_000).startswith(kept["note"])
     assert kept_metadata(kept) == kept
+    assert list(kept_metadata({"key": "k" * 600, "address": "a" * 9_000, "note": "n"})) == ["key", "address"]
 
 
 @pytest.mark.parametrize("store_location", ["folder", "onelake"], indirect=True)
