@@ -18,6 +18,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -38,6 +39,8 @@ ON_LINUX = sys.platform == "linux"
 ANSWER_SECONDS = 60.0
 LARGEST_REQUEST_BYTES = 1 << 20
 MADV_DONTNEED = 4
+# Of a file, read-only, and with no page that was written to before, such as one of the addresses of functions.
+UNCHANGED_MAPPING = re.compile(r"^(\w+)-(\w+) r-.p .*/.*\n(?:\w+: .*\n)*?Anonymous: +0 kB$", re.MULTILINE)
 # By the first 15 characters of their names; OpenBLAS names its threads after the program.
 HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
 
@@ -125,7 +128,7 @@ def serve(modules: Sequence[str]) -> dict[str, Any] | None:
     # What is never collected is never written to, and stays shared.
     gc.collect()
     gc.freeze()
-    _unmap_code()
+    _unmap_files()
     # Guards are not waited for: they report their exit codes themselves.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Python 3.12 counts every thread.
@@ -153,15 +156,12 @@ def _require_safe_forks() -> None:
         sys.exit(f"Parts are started as new interpreters: the imports started threads ({', '.join(unsafe)}).")
 
 
-def _unmap_code() -> None:
+def _unmap_files() -> None:
     """Give back the pages of programs and libraries that this process has used; who needs one gets it again."""
     library = ctypes.CDLL(None)
-    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
-        addresses, permissions, *_, name = line.split()
-        # Read-only data may have been written before: addresses of functions, say.
-        if permissions == "r-xp" and name.startswith("/"):
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+    for start, end in UNCHANGED_MAPPING.findall(Path("/proc/self/smaps").read_text("utf-8")):
+        first, last = int(start, 16), int(end, 16)
+        library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
 
 
 def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:

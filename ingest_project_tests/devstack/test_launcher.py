@@ -115,7 +115,9 @@ def test_a_launcher_whose_imports_start_a_thread_or_fail_forks_nothing(tmp_path:
         assert reason in log_path.read_text()
 
 
-def test_what_the_parts_of_the_stack_share_can_be_forked_and_reads_no_settings(tmp_path: Path) -> None:
+def test_what_the_parts_of_the_stack_share_can_be_forked_reads_no_settings_and_keeps_no_files_in_memory(
+    tmp_path: Path,
+) -> None:
     reads = tmp_path / "reads_settings.py"
     reads.write_text(
         "import sys\nfrom ingest_project.core.settings import current_settings\n"
@@ -126,3 +128,5 @@ def test_what_the_parts_of_the_stack_share_can_be_forked_and_reads_no_settings(t
         child = start(python_module("part", ["reads_settings"], environ), tmp_path, launcher.fork)
         assert isinstance(child.guard, ForkedGuard), (tmp_path / "launcher.log").read_text()
         assert exit_code(child) == 0
+        # Of the files that it has read: programs, and libraries of a hundred megabytes.
+        assert psutil.Process(launcher.pids[0]).memory_info().shared < 20_000_000
