@@ -1,7 +1,7 @@
-"""Items: what a person looks for, how it is found by any of its ids, and what its page shows.
+"""Items: the things that people search for by any of their ids, and the contents of an item's page.
 
-An item is a file, an attachment, an event, a message, or a polling job. Each capability finds its own items and
-describes them; a description opens rows and bytes only when they are requested.
+An item is a file, an attachment, an event, a message, or a polling job. Each capability finds and describes its own
+items; a description opens rows and bytes only when they are requested.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ingest_project.platform.database.sql import primary_key
 from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 KINDS = ("file", "attachment", "event", "message", "polling_job")
-# What people and other parts of the system call them too.
+# Other names for these kinds, used by people and other parts of the system.
 OTHER_NAMES = {"attachment_event": "event", "job": "polling_job", "stream_message": "message"}
 MAX_SEARCH_LENGTH = 2_000
 MAX_HITS = 50
@@ -47,7 +47,7 @@ _POSITION = (
     re.compile(r"([A-Za-z0-9._-]{1,249})\s*[/:\s]\s*(\d{1,9})\s*[/:\s]\s*(\d{1,19})"),
     re.compile(r"([A-Za-z0-9._-]{1,249})\[(\d{1,9})\]@(\d{1,19})"),
 )
-# The end of every key: 128 bits in base32, or in hexadecimal.
+# Every key ends with a hash of 128 bits in base32 or hexadecimal.
 KEY_HASH = re.compile(r"[a-z2-7]{26}|[0-9a-f]{32}")
 
 
@@ -56,7 +56,7 @@ class ItemRef(msgspec.Struct, frozen=True, order=True):
 
     Args:
         kind: one of KINDS.
-        key: of its entry in the work queue; of a message, `topic/partition/offset`.
+        key: key of its entry in the work queue; `topic/partition/offset` for a message.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class ItemRef(msgspec.Struct, frozen=True, order=True):
 
     @classmethod
     def of(cls, kind: str, key: str) -> ItemRef:
-        """Return the item that a person names; its kind may have another usual name."""
+        """Return the item that a person names; the kind may be one of OTHER_NAMES."""
         plain = kind.strip().lower().replace("-", "_")
         position = Position.parse(key) if (name := OTHER_NAMES.get(plain, plain)) == "message" else None
         return cls(name, str(position or key))
@@ -83,7 +83,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position | None:
-        """Read any usual notation: `topic/0/42`, `topic:0:42`, `topic 0 42`, `topic[0]@42`; None if it is none."""
+        """Parse any usual notation: `topic/0/42`, `topic:0:42`, `topic 0 42`, `topic[0]@42`; None for other texts."""
         for notation in _POSITION:
             if (found := notation.fullmatch(text.strip())) and int(found[3]) <= LARGEST_OFFSET:
                 return cls(found[1], int(found[2]), int(found[3]))
@@ -95,7 +95,7 @@ class Position(NamedTuple):
         return cls(row["kafka_topic"], row["kafka_partition"], row["kafka_offset"])
 
     def matches(self, table: sa.Table) -> sa.ColumnElement[bool]:
-        """Select the rows of the message."""
+        """Match the rows of the message."""
         columns = table.c
         return sa.and_(
             columns.kafka_offset == self.offset,
@@ -105,11 +105,11 @@ class Position(NamedTuple):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """What a person typed.
+    """A search by a person.
 
     Args:
-        text: without spaces around it.
-        by_prefix: find what begins with the text; otherwise what is equal to it.
+        text: search text, without surrounding spaces.
+        by_prefix: match values that begin with the text instead of equal ones.
     """
 
     text: str
@@ -118,17 +118,17 @@ class Search(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, text: str) -> Search:
         """Return the search for a text that a person typed or pasted."""
-        # NUL, which PostgreSQL refuses, is in no id.
+        # No id contains NUL, which PostgreSQL refuses.
         return cls(text[:MAX_SEARCH_LENGTH].replace("\x00", "").strip())
 
     @property
     def position(self) -> Position | None:
-        """The Kafka position that the text names."""
+        """Return the Kafka position that the text names, if any."""
         return Position.parse(self.text)
 
     @property
     def name(self) -> str:
-        """The last part of a path or URL, decoded."""
+        """Return the last part of a path or URL, decoded."""
         try:
             path = unquote(urlsplit(self.text).path) if "://" in self.text else self.text
         except ValueError:
@@ -136,16 +136,16 @@ class Search(msgspec.Struct, frozen=True):
         return path.rstrip("/").rpartition("/")[2]
 
     def equals(self, *columns: sa.Column[Any]) -> Iterator[sa.ColumnElement[bool]]:
-        """Yield the condition that one of the columns is, or begins with, the text; each uses its own index."""
+        """Yield one condition per column, that it equals or begins with the text, so that each uses its own index."""
         for column in columns:
             yield column.startswith(self.text, autoescape=True) if self.by_prefix else column == self.text
 
     def ends_key(self, key: sa.Column[str], length: int) -> Iterator[sa.ColumnElement[bool]]:
-        """Yield the condition that the text is the hash at the end of a key, or a key that is cut in its hash.
+        """Yield the condition that the text is the hash at the end of a key, or a key truncated within its hash.
 
         Args:
-            key: the column.
-            length: of the hash.
+            key: column of the keys.
+            length: length of the hash.
         """
         name, _, ending = self.text.rpartition("~")
         if not self.by_prefix and not name and KEY_HASH.fullmatch(ending.lower()):
@@ -159,7 +159,7 @@ class Hit(msgspec.Struct, frozen=True):
     """An item that was found.
 
     Args:
-        name: for people: a file's name, an attachment's address.
+        name: name for people: a file's name, an attachment's address.
         at: time of its last change, UTC.
     """
 
@@ -171,17 +171,17 @@ class Hit(msgspec.Struct, frozen=True):
 
     @property
     def ref(self) -> ItemRef:
-        """Its identity."""
+        """Return the item's identity."""
         return ItemRef(self.kind, self.key)
 
 
 class Moment(msgspec.Struct, frozen=True, order=True):
-    """One event of a history.
+    """One event in the history of an item.
 
     Args:
-        at: time, UTC.
+        at: time of the event, UTC.
         subject: the entry or record, e.g. `file readings.csv~3fa9c1d2e0`.
-        what: the event.
+        what: description of the event.
         detail: further details for a person.
     """
 
@@ -195,9 +195,9 @@ class RowPage(msgspec.Struct, frozen=True):
     """Some rows of a list.
 
     Args:
-        columns: their names.
-        rows: the values.
-        more: further rows follow.
+        columns: names of the columns.
+        rows: values of the rows.
+        more: True if further rows follow.
     """
 
     columns: tuple[str, ...]
@@ -209,8 +209,8 @@ class RowList(NamedTuple):
     """A list of rows, read a page at a time.
 
     Args:
-        total: number of rows; None where counting them costs too much.
-        page: returns so many rows after the first so many.
+        total: number of rows; None if counting them costs too much.
+        page: returns a page of rows, given its first index and its length.
     """
 
     total: int | None
@@ -218,14 +218,14 @@ class RowList(NamedTuple):
 
 
 def listed(columns: tuple[str, ...], rows: tuple[tuple[Any, ...], ...]) -> RowList:
-    """Return rows that are in memory as a list."""
+    """Return a list of rows that are in memory."""
     return RowList(
         len(rows), lambda first, limit: RowPage(columns, rows[first : first + limit], more=first + limit < len(rows))
     )
 
 
 def records_page(columns: tuple[str, ...], records: Sequence[object], first: int, limit: int) -> RowPage:
-    """Return a page of records that are in memory, by the names of their attributes."""
+    """Return a page of records that are in memory, with their attributes as columns."""
     rows = tuple(tuple(getattr(one, name) for name in columns) for one in records[first : first + limit])
     return RowPage(columns, rows, more=first + limit < len(records))
 
@@ -234,10 +234,10 @@ class Content(NamedTuple):
     """Bytes that can be downloaded.
 
     Args:
-        what: for people, e.g. `the file as it was landed`.
-        file_name: proposed to the person who downloads it.
-        size_bytes: None where it is not known before.
-        open: opens a local file with them, or returns them.
+        what: description for people, e.g. `the file as it was landed`.
+        file_name: suggested name of the downloaded file.
+        size_bytes: size; None if it is not known in advance.
+        open: opens a local file with the bytes, or returns the bytes.
     """
 
     what: str
@@ -247,10 +247,10 @@ class Content(NamedTuple):
 
 
 class Related(NamedTuple):
-    """Other items in some relation to one, the last changed first.
+    """Other items with one relation to an item, last changed first.
 
     Args:
-        more: there are others.
+        more: True if there are further ones.
     """
 
     hits: tuple[Hit, ...]
@@ -259,24 +259,24 @@ class Related(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ItemView:
-    """What the page of an item shows.
+    """The contents of an item's page.
 
     Args:
-        ref: its identity.
-        name: for people.
-        state: of its entry.
+        ref: identity of the item.
+        name: name for people.
+        state: state of its entry.
         reason: why it failed, waits or was refused.
-        trace_id: of the trace that it is part of.
-        position: of the message that it came with.
-        topic_id: of the topic of that message: a topic that was created again has other messages at its offsets.
-        facts: further values by name; those that are None are left out.
-        moments: its history, in any order.
+        trace_id: id of its trace.
+        position: position of the message that announced it.
+        topic_id: id of that message's topic: a recreated topic has other messages at the same offsets.
+        facts: further values by name; None values are left out.
+        moments: its history, unordered.
         rows: `accepted` and `rejected` rows.
         contents: bytes by name, e.g. `landed`.
-        run_id: of the Dagster run that worked on it last.
+        run_id: id of the Dagster run that worked on it last.
         asset: path of the asset whose partition `partition` shows it.
         related: other items, by relation: versions, neighbours in the batch, files of a job.
-        problems: what could not be read.
+        problems: the parts that could not be read, with reasons.
     """
 
     ref: ItemRef
@@ -298,17 +298,17 @@ class ItemView:
 
     @property
     def history(self) -> list[Moment]:
-        """The moments in time order; of one time, as they were listed: the message before what was made of it."""
+        """Return the moments in time order; simultaneous ones keep their order, e.g. a message before its file."""
         return sorted(self.moments, key=lambda moment: moment.at)
 
 
 def print_item(view: ItemView, settings: Settings, rows: int, *, as_json: bool) -> None:
-    """Print everything that a view has, for a person or as one JSON object.
+    """Print the whole view, for a person or as one JSON object.
 
     Args:
-        view: of the item.
-        settings: with the address of the Dagster UI.
-        rows: how many of each list.
+        view: view of the item.
+        settings: settings with the address of the Dagster UI.
+        rows: number of rows to print of each list.
         as_json: print JSON.
     """
     url = settings.dagster.partition_url(view.asset, view.partition) if view.asset and view.partition else None
@@ -348,7 +348,7 @@ def _print_lists(view: ItemView, rows: int) -> None:
 
 
 def table_of_hits(hits: Iterable[Hit]) -> Table:
-    """Return found items as a table for a person."""
+    """Return the found items as a table for people."""
     made = table("Kind", "Key", "Name", "State", "Changed")
     for hit in hits:
         add_row(made, hit.kind, hit.key, hit.name, hit.state, hit.at)
@@ -387,20 +387,20 @@ class QueueView:
 
     Args:
         kind: name in metrics and on the dashboard, e.g. `polling_job`.
-        table: of the entries, with the columns of every work queue.
-        states: in the order in which people see them.
-        name: column for people.
-        found_by: returns the conditions of a search in addition to those of key, trace and position; an index serves
-            each.
-        history: returns what is on record of an entry, in any order.
-        hash_length: of the hash at the end of a key.
+        table: table of the entries, with the columns of every work queue.
+        states: all states, in the order in which people see them.
+        name: column with the name for people.
+        found_by: returns further conditions of a search, besides those on key, trace and position; each must have an
+            index.
+        history: returns the recorded moments of an entry, unordered.
+        hash_length: length of the hash at the end of a key.
         failed_states: states in which an entry needs a person.
         expiring_states: states whose entries retention may purge, with their partitions.
         partitions: name of the partition set whose keys are the entries; None without partitions.
-        asset: whose partition of the key shows an entry, if any.
-        routes: column that says in which set of partitions an entry is, and which asset shows it; None where all are
-            in one set, and shown by one asset.
-        set_of, asset_of: the set and the asset of a value of that column.
+        asset: asset whose partition shows an entry, if any.
+        routes: column that determines the partition set and the asset of an entry; None if all entries have the same
+            ones.
+        set_of, asset_of: return the partition set and the asset for a value of that column.
     """
 
     kind: str
@@ -420,32 +420,32 @@ class QueueView:
 
     @property
     def key(self) -> sa.Column[str]:
-        """The primary key of the table."""
+        """Return the primary key of the table."""
         return primary_key(self.table)
 
     @property
     def item_kind(self) -> str:
-        """The kind of its items, one of KINDS."""
+        """Return the kind of its items, one of KINDS."""
         return OTHER_NAMES.get(self.kind, self.kind)
 
     @property
     def noun(self) -> str:
-        """The kind as words, e.g. `polling job`."""
+        """Return the kind as words, e.g. `polling job`."""
         return self.kind.replace("_", " ")
 
     def partition_sets(self, connection: sa.Connection) -> list[str]:
-        """Return the names of all sets of partitions that the entries are in."""
+        """Return the names of all partition sets of the entries."""
         if self.routes is None or self.set_of is None:
             return [self.partitions] if self.partitions else []
         names = connection.execute(sa.select(self.routes).distinct()).scalars()
         return sorted({str(self.partitions), *map(self.set_of, names)})
 
     def asset_showing(self, route: str) -> str | None:
-        """Return the asset whose partition shows an entry."""
+        """Return the asset whose partitions show the entries of a route."""
         return self.asset if self.asset_of is None else self.asset_of(route)
 
     def has_expired(self, cutoff: datetime) -> sa.ColumnElement[bool]:
-        """Select the entries that ended well and were reported before the cutoff."""
+        """Match the entries in an expiring state that were reported before the cutoff."""
         columns = self.table.c
         return sa.and_(
             columns.state.in_(self.expiring_states),
@@ -454,7 +454,7 @@ class QueueView:
         )
 
     def find(self, connection: sa.Connection, search: Search, limit: int) -> Iterator[Hit]:
-        """Yield what meets a search."""
+        """Yield the items that match a search."""
         conditions = [*self.found_by(search), *search.ends_key(self.key, self.hash_length)]
         if not search.by_prefix:
             conditions += [self.key == search.text, *conditions_of_trace(self.table, search.text)]
@@ -463,23 +463,23 @@ class QueueView:
             yield from self.where(connection, condition, limit)
 
     def where(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int) -> tuple[Hit, ...]:
-        """Return at most so many items that meet a condition."""
+        """Return at most `limit` items that match a condition."""
         columns = self.table.c
         query = sa.select(self.key, self.name, columns.state, columns.updated_at).where(condition).limit(limit)
         return tuple(Hit(self.item_kind, *row) for row in connection.execute(query))
 
     def related(self, connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int = MAX_HITS) -> Related:
-        """Return the items that meet a condition, as a bounded list."""
+        """Return the items that match a condition, as a bounded list."""
         found = self.where(connection, condition, limit + 1)
         newest_first = sorted(found[:limit], key=lambda hit: (hit.at, hit.key), reverse=True)
         return Related(tuple(newest_first), more=len(found) > limit)
 
     def row(self, connection: sa.Connection, key: str) -> sa.RowMapping | None:
-        """Return the entry of a key."""
+        """Return the entry with a key."""
         return connection.execute(sa.select(self.table).where(self.key == key)).mappings().one_or_none()
 
     def view(self, connection: sa.Connection, row: sa.RowMapping) -> ItemView:
-        """Describe an entry by what every work queue records of it."""
+        """Describe an entry by the columns that every work queue has."""
         return ItemView(
             ref=ItemRef(self.item_kind, row[self.key.name]),
             name=row[self.name.name],
@@ -496,7 +496,7 @@ class QueueView:
         )
 
     def neighbours(self, connection: sa.Connection, row: sa.RowMapping) -> dict[str, Related]:
-        """Return the other items of the batch that the last run of an item worked on."""
+        """Return the other items in the batch of an item's last run."""
         if row["batch_id"] is None:
             return {}
         others = sa.and_(self.table.c.batch_id == row["batch_id"], self.key != row[self.key.name])
@@ -505,11 +505,11 @@ class QueueView:
 
 
 def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement[bool]]:
-    """Yield the conditions that an entry is part of a trace, each for an index of its own.
+    """Yield the conditions that an entry is part of a trace, so that each uses its own index.
 
     Args:
-        table: of the entries.
-        text: the project's own trace id, a trace id of OpenTelemetry, or a `traceparent`.
+        table: table of the entries.
+        text: the project's trace id, an OpenTelemetry trace id, or a `traceparent`.
     """
     ids = trace_ids_of(text)
     yield table.c.trace_id == ids[0] if len(ids) == 1 else table.c.trace_id.in_(ids)
@@ -518,7 +518,7 @@ def conditions_of_trace(table: sa.Table, text: str) -> Iterator[sa.ColumnElement
 
 
 def key_hash(key: sa.Column[str], length: int) -> sa.ColumnElement[str]:
-    """Return the hash at the end of a key, in the words of its index."""
+    """Return the hash at the end of a key, written exactly as in its index."""
     start = sa.func.length(key) - sa.literal_column(str(length - 1))
     return sa.func.substr(key, start, type_=sa.Text)
 

@@ -1,11 +1,11 @@
 """Configure every Kafka client of this project: one configuration for reading, writing and metadata requests.
 
-librdkafka's own messages go to the logger `ingest_project.platform.kafka.librdkafka`. They are detail: what matters to
-the project is raised as an error by the call that failed. Brokers that take OAUTHBEARER, such as Event Hubs' Kafka
-endpoint, get tokens of Microsoft Entra.
+librdkafka's own messages go to the logger `ingest_project.platform.kafka.librdkafka`, as details: the call that fails
+raises every error that matters to the project. Brokers that use OAUTHBEARER, such as Event Hubs' Kafka endpoint, get
+Microsoft Entra tokens.
 
-Azure Event Hubs is one more cluster: an event hub is a topic, a namespace is a cluster. `TopicReader(hub.settings)`
-reads it next to the main broker.
+Azure Event Hubs is another cluster: an event hub is a topic, a namespace is a cluster. `TopicReader(hub.settings)`
+reads it independently of the main broker.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ REMEDY = (
 MAX_REASON_LENGTH = 300
 _logger = logging.getLogger(__name__)
 LIBRARY_LOGGER = logging.getLogger("ingest_project.platform.kafka.librdkafka")
-# Commands set up no log: without a handler, Python prints warnings next to the one line of the error.
+# Commands configure no logging: without a handler, Python would print warnings next to the one-line error.
 LIBRARY_LOGGER.addHandler(logging.NullHandler())
 CLIENT_ID = "ingest-project"
 CONNECTION_FAILURE = "FAIL "
 EVENT_HUBS_DOMAIN = ".servicebus."
-# Event Hubs (and many load balancers) drop idle connections after four minutes: be first, and reconnect quietly.
+# Event Hubs (and many load balancers) drop idle connections after four minutes: close them earlier and reconnect.
 MAX_IDLE_MS = 180_000
 # Microsoft's recommendation for Event Hubs, whose slowest responses exceed the time-out of other brokers.
 EVENT_HUBS_REQUEST_MS = 60_000
-# A broker that comes back is used again within this time.
+# Longest pause before a reconnection to a broker that is available again.
 MAX_RECONNECT_BACKOFF_MS = 1_000
 EVENT_HUBS_PORT = 9093
 PUBLIC_CLOUD = ".servicebus.windows.net"
-# An identity is shown to Azure's own hosts alone. A connection string is for the endpoint that it names itself.
+# A host's identity is sent only to Azure's own hosts. A connection string is for the endpoint that it names.
 EVENT_HUBS_CLOUDS = (PUBLIC_CLOUD, ".servicebus.usgovcloudapi.net", ".servicebus.chinacloudapi.cn")
 EVENT_HUBS_SCHEMES = ("sb", "https", "amqps")
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)  # noqa: SLF001 - a public name
@@ -53,15 +53,15 @@ REQUIRED_PARTS = ("endpoint", "sharedaccesskeyname", "sharedaccesskey")
 
 
 class TokenSource:
-    """Provide tokens to one Kafka client: one to begin with, and a new one some time before that ends.
+    """Provides tokens to one Kafka client, and renews each before it expires.
 
-    A token is good for the broker's host alone: no other host could use it, and no other host is shown it.
+    A token is valid only for the broker's host, and is sent to no other host.
 
     Args:
-        bootstrap_servers: of the broker, all on one host, which names what the token is for.
+        bootstrap_servers: addresses of the broker, all on one host, which becomes the scope of the token.
 
     Raises:
-        SettingsError: they are on several hosts, or one is malformed.
+        SettingsError: the addresses are on several hosts, or one is malformed.
     """
 
     def __init__(self, bootstrap_servers: str) -> None:
@@ -72,7 +72,7 @@ class TokenSource:
         self.scope = f"https://{host_and_port(hosts.pop(), None)}/.default"
 
     def check(self) -> None:
-        """Get a token, which the next call gives again.
+        """Get a token, which is cached for the next call.
 
         Raises:
             BrokerUnavailableError: no token is available; names the reason and the remedy.
@@ -80,16 +80,16 @@ class TokenSource:
         self._get()
 
     def __call__(self, _config: str | None) -> tuple[str, float]:
-        """Return a token and when it ends, in seconds since 1970, as the library's `oauth_cb` does."""
+        """Return a token and its expiry in seconds since 1970, as the library's `oauth_cb` requires."""
         try:
             return self._get()
         except BrokerUnavailableError as error:
-            # The library tries again every ten seconds, and its own error of the connection has no reason in it.
+            # The library retries every ten seconds, and its own error of the connection does not contain the reason.
             _logger.warning("%s", error)
             raise
 
     def _get(self) -> tuple[str, float]:
-        from azure.core.exceptions import AzureError  # half a second, for these brokers alone
+        from azure.core.exceptions import AzureError  # takes 0.5 s; only these brokers need it
 
         from ingest_project.platform.azure.identity import default_credential  # the same
 
@@ -109,10 +109,10 @@ def _host(server: str) -> str:
 
 
 class PresentPassword:
-    """Gives one client the SASL password as it is now, for its next connection.
+    """Passes a changed SASL password to one client, for its next connection.
 
     Args:
-        settings: of the client, which was just created by them.
+        settings: settings with which the client was just created.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -121,14 +121,14 @@ class PresentPassword:
         self._used = text_of(self._secret) if isinstance(self._secret, SecretReference) else ""
 
     def give(self, client: Consumer | Producer | AdminClient) -> None:
-        """Pass on a password that has changed."""
+        """Pass the password on to the client if it has changed."""
         if isinstance(self._secret, SecretReference) and (present := text_of(self._secret)) != self._used:
             client.set_sasl_credentials(self._username, present)
             self._used = present
 
 
 class _ConnectionFailuresAreDetail(logging.Filter):
-    """Log connection failures as detail: an absent broker would fill the log; the failed call reports it once."""
+    """Log connection failures at a lower level: they would fill the log, and the failed call reports them once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.getMessage().startswith(CONNECTION_FAILURE):
@@ -170,13 +170,13 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def note_refusal(settings: KafkaSettings, error: KafkaError) -> None:
-    """Have the password read again if the broker refused it."""
+    """Read the password again if the broker refused it."""
     if error.code() in _REFUSALS and settings.sasl_password is not None:
         renewed(settings.sasl_password, text_of(settings.sasl_password))
 
 
 def is_event_hubs(settings: KafkaSettings) -> bool:
-    """Return True for Azure Event Hubs, whose Kafka endpoint knows gzip only and has no topic ids."""
+    """Return True for Azure Event Hubs, whose Kafka endpoint supports only gzip and has no topic ids."""
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
@@ -205,7 +205,7 @@ def _sasl(settings: KafkaSettings) -> dict[str, Any]:
     mechanism = settings.sasl_mechanism or "PLAIN"
     if mechanism == "OAUTHBEARER":
         tokens = TokenSource(settings.bootstrap_servers)
-        # The library would drop the reason, and wait ten seconds for a token before it fails.
+        # Check first: the library would drop the reason, and wait ten seconds for a token before it fails.
         tokens.check()
         return {"sasl.mechanism": mechanism, "oauth_cb": tokens}
     if settings.sasl_username is None or settings.sasl_password is None:
@@ -225,8 +225,8 @@ class EventHub:
     """One event hub.
 
     Args:
-        settings: of its namespace's Kafka endpoint.
-        topic: its name.
+        settings: settings of its namespace's Kafka endpoint.
+        topic: name of the event hub.
     """
 
     settings: KafkaSettings
@@ -236,16 +236,16 @@ class EventHub:
 def event_hub(
     main: KafkaSettings, *, connection_string: SecretStr | None = None, namespace: str = "", topic: str = ""
 ) -> EventHub:
-    """Return the event hub that is configured.
+    """Return the configured event hub.
 
     Args:
-        main: settings of the main cluster, for all but the connection.
+        main: settings of the main cluster, for everything but the connection.
         connection_string: `Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…[;EntityPath=…]`.
-        namespace: name or host of the namespace, reached with this host's identity where there is no connection string.
-        topic: name of the hub; may be left out where the connection string has an EntityPath.
+        namespace: name or host of the namespace, used with this host's identity if there is no connection string.
+        topic: name of the hub; optional if the connection string has an EntityPath.
 
     Raises:
-        SettingsError: not enough is given, or it does not fit together. Nothing of the connection string is quoted.
+        SettingsError: a value is missing, or the values contradict each other. The connection string is not quoted.
     """
     parts = _connection_parts(connection_string) if connection_string else {}
     host = _namespace_host(parts, namespace)
@@ -260,7 +260,7 @@ def event_hub(
         "sasl_mechanism": "PLAIN" if connection_string else "OAUTHBEARER",
         "sasl_username": CONNECTION_STRING_USER if connection_string else None,
         "sasl_password": connection_string,
-        # Topics have no ids here, and the embedded broker's generation is not valid in this cluster.
+        # Event Hubs has no topic ids, and the embedded broker's generation does not apply to this cluster.
         "generation": "",
     }
     return EventHub(main.model_copy(update=connection), topic or hub)

@@ -1,6 +1,6 @@
 """Consume one topic in bounded reads over a connection that stays open between them.
 
-Partitions are assigned, never subscribed to: joining a group takes seconds, an assignment takes milliseconds.
+Partitions are assigned instead of subscribed to: joining a group takes seconds, an assignment takes milliseconds.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
         topic: its topic.
         partition: its partition.
         offset: its position in the partition.
-        timestamp_ms: when it was written, in milliseconds since 1970; None where the broker states none.
-        key: as it was sent.
-        value: as it was sent; None is a tombstone.
-        headers: in the order they were sent; a name may occur more than once.
+        timestamp_ms: time of writing in milliseconds since 1970; None if the broker has none.
+        key: key as sent.
+        value: value as sent; None is a tombstone.
+        headers: headers in the order of sending; a name may occur more than once.
     """
 
     topic: str
@@ -66,14 +66,14 @@ class ConsumerRecord(msgspec.Struct, frozen=True, gc=False):
             return None
 
     def header(self, name: str) -> bytes | None:
-        """Return the last value under a name, which is the one that counts; None where there is none."""
+        """Return the last value of a header, which takes precedence; None without one."""
         return next((value for key, value in reversed(self.headers) if key == name), None)
 
 
 def received(message: Message) -> ConsumerRecord:
     """Convert a message of the client library."""
     kind, timestamp_ms = message.timestamp()
-    # The stubs also describe messages to send, whose fields may be unset; these messages come from a broker.
+    # The stubs also cover messages to send, whose fields may be unset; these messages come from a broker.
     record: Any = message
     return ConsumerRecord(
         record.topic(),
@@ -87,7 +87,7 @@ def received(message: Message) -> ConsumerRecord:
 
 
 def _headers(message: Any) -> Headers:  # noqa: ANN401 - as above
-    """Return the headers in order; none where a name is not UTF-8, which the client library cannot decode."""
+    """Return the headers in order; none if a name is not UTF-8, which the client library cannot decode."""
     try:
         return tuple(message.headers() or ())
     except (UnicodeDecodeError, SystemError) as error:
@@ -97,7 +97,7 @@ def _headers(message: Any) -> Headers:  # noqa: ANN401 - as above
 
 
 def received_together(messages: Sequence[Message]) -> list[ConsumerRecord]:
-    """Convert messages of one partition, none of them an error: column by column, as a step of Python costs more."""
+    """Convert messages of one partition, none of them an error, column by column, which is faster than one by one."""
     # As for `received`: these come from a broker.
     kind: Any = Message
     try:
@@ -113,7 +113,7 @@ def received_together(messages: Sequence[Message]) -> list[ConsumerRecord]:
 
 
 def log_each(messages: Sequence[ConsumerRecord]) -> None:
-    """Write a line for each message that was read, at level DEBUG: its position, size and trace, not its content."""
+    """Log each message that was read at level DEBUG: its position, size and trace, but not its content."""
     if not _logger.isEnabledFor(logging.DEBUG):
         return
     for message in messages:
@@ -127,21 +127,21 @@ def log_each(messages: Sequence[ConsumerRecord]) -> None:
         )
 
 
-# How long the broker holds back the answer to a fetch that finds nothing. The library's default, 500, also delays
-# messages of other partitions that wait for the answer.
+# How long the broker delays the response to an empty fetch. The library's default, 500, also delays messages of other
+# partitions that wait for the response.
 FETCH_WAIT_MS = 20
 FETCH_AHEAD_KIB = 16 * 1024
-# The library's default, 1000, is how long it stops fetching once that much has been fetched ahead.
+# Pause of fetching once FETCH_AHEAD_KIB have been prefetched; the library's default is 1000.
 FETCH_PAUSE_MS = 10
 MAX_BYTES_AHEAD = 32 * 1024**2
 MESSAGE_OVERHEAD_BYTES = 300
 MESSAGES_PER_CALL = 10_000
-# Once messages have come, a pause of this length ends the read: what is there is worth more than what is late.
+# Once messages have arrived, a pause of this length ends the read, so that they are not delayed by late ones.
 STALL_SECONDS = 1.0
 
-# The library's public names start with an underscore where the error is its own and not the broker's.
+# The library's public names start with an underscore for its own errors, unlike the broker's.
 _END_OF_LOG = KafkaError._PARTITION_EOF  # noqa: SLF001
-# The log changed while it was read (deleted, created again, cut by retention): the next read's look-up finds out how.
+# The log changed during the read (deleted, created again, cut by retention): the next read looks up how.
 _LOG_CHANGED = (
     KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
@@ -157,10 +157,10 @@ class ReadBounds:
     """Bounds of one read.
 
     Args:
-        max_messages: at most this many.
-        max_bytes: keys and values, shared evenly by the partitions that are read; each of them may bring one message
-            however large, or a large message could never be read.
-        wait_seconds: how long a read of a topic with nothing waiting stays for a first message.
+        max_messages: maximum number of messages.
+        max_bytes: maximum size of keys and values, shared evenly by the partitions; each partition may deliver one
+            message of any size, so that a large message can always be read.
+        wait_seconds: how long to wait for a first message if none is waiting.
     """
 
     max_messages: int
@@ -182,7 +182,7 @@ class TopicConsumer:
                 "group.id": settings.group_id,
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
-                # A position outside the log must be noticed, not quietly replaced.
+                # A position outside the log must raise an error instead of being silently replaced.
                 "auto.offset.reset": "error",
                 "fetch.wait.max.ms": FETCH_WAIT_MS,
                 "queued.max.messages.kbytes": FETCH_AHEAD_KIB,
@@ -192,7 +192,7 @@ class TopicConsumer:
         self._password = PresentPassword(settings)
 
     def collect(self, start: Mapping[int, int], ends: Mapping[int, int], limits: ReadBounds) -> ReadBuffer:
-        """Read the messages between `start` and `ends`; if none wait, wait for a first one.
+        """Read the messages between `start` and `ends`; if there are none, wait for a first one.
 
         Raises:
             BrokerUnavailableError: messages are waiting and none could be fetched within the request time-out.
@@ -242,7 +242,7 @@ class TopicConsumer:
         self._ahead_bytes = 0
 
     def _is_far_behind(self, buffer: ReadBuffer, ends: Mapping[int, int]) -> bool:
-        """Return True if the next read needs the messages fetched ahead, and they are not too many to keep."""
+        """Return True if the next read needs the prefetched messages, and they are not too large to keep."""
         return self._ahead_bytes <= MAX_BYTES_AHEAD and any(
             offset < ends[partition] for partition, offset in buffer.next_offsets.items()
         )
@@ -268,8 +268,8 @@ class TopicConsumer:
             self._read_arrived(buffer, left)
 
     def _read_arrived(self, buffer: ReadBuffer, timeout_seconds: float) -> bool:
-        """Read everything that has arrived, waiting for the first message if needed; return True if anything came."""
-        # A request for many at once would wait until all of them are there.
+        """Read everything that has arrived, waiting for a first message if needed; return True if anything arrived."""
+        # A request for many messages would wait until all of them have arrived.
         arrived = self._consumer.consume(1, timeout_seconds)
         if arrived:
             arrived += self._consumer.consume(min(MESSAGES_PER_CALL, buffer.wanted), 0)
@@ -293,7 +293,7 @@ class TopicConsumer:
                 self._keep_for_next_read(message)
 
     def _keep_for_next_read(self, message: Message) -> None:
-        # Past the bound messages are dropped, and with a gap in it the rest is of no use either: see _is_far_behind.
+        # Messages beyond the bound are dropped, and a gap makes the kept ones useless too: see _is_far_behind.
         self._ahead_bytes += len(message) + MESSAGE_OVERHEAD_BYTES
         if self._ahead_bytes <= MAX_BYTES_AHEAD:
             self._ahead.append(message)
@@ -302,13 +302,13 @@ class TopicConsumer:
 class ReadBuffer:
     """Messages that one read has taken so far, without gaps in any partition.
 
-    A partition is finished when its share is used or it has no more messages. Later messages from it are for the next
-    read: the methods return True if they have handled their argument.
+    A partition is finished when its share is used up or it has no more messages. Later messages from it belong to the
+    next read: the methods return False for them.
 
     Args:
-        start: the first offset to take, by partition.
-        shares: messages each partition may bring.
-        limits: of the whole read.
+        start: first offset to take, by partition.
+        shares: maximum number of messages, by partition.
+        limits: limits of the whole read.
         ends: known end of each partition; None for a read that waits for new messages.
     """
 
@@ -329,13 +329,13 @@ class ReadBuffer:
 
     @property
     def wanted(self) -> int:
-        """Number of messages that this read may still take; 0 once every partition is finished."""
+        """Return the number of messages that this read may still take; 0 once every partition is finished."""
         return min(self._messages_left, sum(self._unfinished.values()))
 
     def take_first(self, arrived: Sequence[Message]) -> int:
-        """Keep as many of the first messages as can be kept together; return their number, 0 in case of doubt.
+        """Keep as many of the first messages as one bulk conversion can take; return their number, 0 in case of doubt.
 
-        Leaves the same state as `take` for each of them.
+        Leaves the same state as calling `take` for each of them.
         """
         kind: Any = Message
         problems = list(map(kind.error, arrived))
@@ -349,7 +349,7 @@ class ReadBuffer:
             return 0
         count = min(len(arrived), self._unfinished[partition], self._messages_left)
         if self._ends is not None:
-            # The message that reaches the end is the last one.
+            # The message at or beyond the last known offset is the last one to take.
             count = min(count, bisect_left(offsets, self._ends[partition] - 1) + 1)
         arrived = arrived[:count]
         size_bytes = sum(map(len, arrived)) + sum(map(len, filter(None, map(kind.key, arrived))))
@@ -387,7 +387,7 @@ class ReadBuffer:
         return True
 
     def reached_end(self, partition: int, offset: int) -> bool:
-        """Record that no more messages come before an offset, which lies past the transaction markers of the log."""
+        """Record that the log ends at an offset, which may follow transaction markers."""
         if partition not in self._unfinished:
             return False
         self.next_offsets[partition] = max(offset, self.next_offsets[partition])
@@ -396,7 +396,7 @@ class ReadBuffer:
         return True
 
     def finish(self, partition: int) -> bool:
-        """Take no more from a partition."""
+        """Take no more messages from a partition."""
         self._unfinished.pop(partition, None)
         return True
 

@@ -1,6 +1,6 @@
 """Dead letters: publish a message that cannot be processed, unchanged and with the reason; list and read them.
 
-Key, value and headers are the original's, so that a replay is exact. What went wrong is in further headers:
+A dead letter has the original's key, value and headers, so that a replay is exact. Further headers describe the error:
 
     dlq.original-topic        dlq.original-partition      dlq.original-offset     dlq.original-timestamp
     dlq.error-class           dlq.reason                  dlq.attempt             dlq.trace-id (where known)
@@ -8,9 +8,9 @@ Key, value and headers are the original's, so that a replay is exact. What went 
 
 All are UTF-8 text; times are ISO 8601 in UTC, with milliseconds.
 
-Offsets that an operator skips are dead-lettered without being decoded. The saved cursor owns the positions, and nothing
-else moves it: a tick that reads a message of `skipped_offsets` dead-letters it and continues, whether it runs while the
-list is written or an hour later.
+Offsets that an operator skips are dead-lettered without being decoded. Only the sensor moves its saved cursor, which
+owns the positions: a tick that reads a message listed in `skipped_offsets` dead-letters it and continues, whether it
+runs while the list is written or an hour later.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ HEADER_PREFIX = "dlq."
 MAX_REASON_BYTES = 2_048
 MAX_HEADER_BYTES = 512
 TRACE_HEADER = f"{HEADER_PREFIX}trace-id"
-# Letters of one topic, the newest ones, that a search by an id examines.
+# Number of the newest letters of one topic that a search by id examines.
 MAX_EXAMINED = 5_000
-# A topic that is created again has another id, and other messages at these offsets.
+# The topic id is part of the key, because a recreated topic has other messages at these offsets.
 skipped_offsets = sa.Table(
     "skipped_offsets",
     metadata,
@@ -53,7 +53,7 @@ skipped_offsets = sa.Table(
     Col("topic_id", sa.Text, primary_key=True),
     Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
-    # Of the first message that is not skipped.
+    # Offset of the first message that is not skipped.
     Col("end_offset", sa.BigInteger, nullable=False),
     Col("reason", sa.Text, nullable=False),
     Col("asked_by", sa.Text, nullable=False),
@@ -75,17 +75,17 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
     """Return the dead letter of one message, ready for `publish_once`.
 
     Args:
-        message: as it was read.
+        message: original message.
         error_class: name of the error, e.g. `UnreadableMessageError`.
-        reason: what is wrong, for a person; cut at 2 KiB.
-        first_failed_at: when it failed for the first time, UTC-aware.
-        last_failed_at: when it failed for the last time, UTC-aware.
-        topic_id: of the topic it was read from, see `Positions`.
-        attempt: how many times it was tried.
-        trace_id: where the message has one.
+        reason: description of the error for people; cut at 2 KiB.
+        first_failed_at: time of the first failure, UTC-aware.
+        last_failed_at: time of the last failure, UTC-aware.
+        topic_id: id of the original topic, see `Positions`.
+        attempt: number of attempts.
+        trace_id: trace id of the message, if it has one.
 
     Returns:
-        an id that is the same for the same position on the same topic, and the message.
+        an id, which is the same for the same position on the same topic, and the dead letter.
     """
     facts = {
         "original-topic": message.topic,
@@ -109,12 +109,12 @@ def dead_letter(  # noqa: PLR0913 - one argument for each header of the contract
 
 
 def message_id_prefix(topic: str, topic_id: str, partition: int) -> str:
-    """Return how the ids of all dead letters of a partition begin; the offset follows."""
+    """Return the common prefix of the ids of all dead letters of a partition; the offset follows."""
     return f"dlq:{topic}:{topic_id}:{partition}:"
 
 
 def _bounded(text: str, max_bytes: int) -> bytes:
-    """Encode as UTF-8 of at most this length, cut between characters."""
+    """Encode as UTF-8, cut to at most `max_bytes` between characters."""
     encoded = text.encode("utf-8", "replace")
     return encoded if len(encoded) <= max_bytes else encoded[:max_bytes].decode("utf-8", "ignore").encode()
 
@@ -123,7 +123,7 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-# Topics are read backwards in parts of this size: they may hold millions, and only the newest letters are needed.
+# Topics are read backwards in parts of this size: they may hold millions of letters, of which the newest are needed.
 OFFSETS_AT_A_TIME = 500
 
 
@@ -139,16 +139,16 @@ _NAMED_SECRET = re.compile(rf'("(?:{"|".join(SECRET_NAMES)})"\s*:\s*")(?:[^"\\]|
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter and the facts in its headers; None where a header is missing.
+    """A dead letter and the values of its headers; None for a missing header.
 
     Args:
         place: location of the dead letter, `topic/partition/offset`.
         original_location: location of the original message, in the same form.
-        failed_at: when it failed for the last time; without that, when it was dead-lettered.
-        key: as text, see `shown_text`.
-        size_bytes: of its value.
-        begins: the beginning of its value as text, see `shown_text`; None is a tombstone.
-        value: its bytes, unchanged; only of a single letter.
+        failed_at: time of the last failure; if unknown, time of the dead letter.
+        key: key as text, see `shown_text`.
+        size_bytes: size of its value.
+        begins: beginning of its value as text, see `shown_text`; None for a tombstone.
+        value: unchanged bytes of the value; only if a single letter was requested.
     """
 
     place: str
@@ -171,14 +171,14 @@ def newest_letters(
     wanted: Callable[[ConsumerRecord], bool],
     since: datetime = BEGINNING,
 ) -> Iterator[tuple[ConsumerRecord, str]]:
-    """Yield the newest letters of each partition of a topic, each with the topic's id; no topic has none.
+    """Yield the newest letters of each partition of a topic, each with the topic's id; none if there is no topic.
 
     Args:
-        reader: of the cluster.
-        topic: of dead letters.
-        limit: most of one partition.
+        reader: reader of the cluster.
+        topic: dead-letter topic.
+        limit: maximum number of letters of each partition.
         wanted: selects letters.
-        since: leave out all before the newest one that was written earlier.
+        since: stop at the first letter, going backwards, that was written earlier.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -197,17 +197,17 @@ def newest_letters(
 def letters_naming(
     reader: RangeReader, topic: str, ids: Sequence[str], context: str | None, seconds: float
 ) -> tuple[list[DeadLetter], int]:
-    """Find the newest letters of a topic that have an id: as their trace, their key, a header, or within their value.
+    """Find the newest letters of a topic that contain an id in their trace, key, headers or value.
 
     Args:
-        reader: of the cluster.
-        topic: of dead letters; one that does not exist has none.
-        ids: forms of one id.
-        context: how the `traceparent` of its trace begins, if it is that of one.
-        seconds: begin no further read after so long.
+        reader: reader of the cluster.
+        topic: dead-letter topic; a missing one has no letters.
+        ids: all forms of the id.
+        context: prefix of the trace's `traceparent`, if the id is a trace id.
+        seconds: start no further read after this time.
 
     Returns:
-        the letters, and how many older ones were not examined.
+        the letters, and the number of older ones that were not examined.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -228,7 +228,7 @@ def letters_naming(
 
 
 def _pattern_of(ids: Sequence[str], context: str | None) -> re.Pattern[bytes]:
-    """Return what matches one of some ids as a whole, also as JSON escapes it, or the beginning of a `traceparent`."""
+    """Return a pattern for one of these ids as a whole word, also as escaped in JSON, or for a `traceparent` prefix."""
     forms = {form for one in ids for form in (one, json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1])}
     either = b"|".join(re.escape(form.encode("utf-8", "replace")) for form in sorted(forms))
     beginning = b"|" + re.escape(context.encode()) if context else b""
@@ -237,7 +237,7 @@ def _pattern_of(ids: Sequence[str], context: str | None) -> re.Pattern[bytes]:
 
 def _texts_with_ids(letter: ConsumerRecord) -> Iterator[bytes]:
     yield from (text for text in (letter.key, letter.value) if text)
-    # The other headers of a letter say where it was and why: words that are in many.
+    # The other headers of a dead letter (position, reason) contain words that many letters share.
     own = (value for name, value in letter.headers if not name.startswith(HEADER_PREFIX) or name == TRACE_HEADER)
     yield from filter(None, own)
 
@@ -245,14 +245,14 @@ def _texts_with_ids(letter: ConsumerRecord) -> Iterator[bytes]:
 def letters_in_order(
     reader: RangeReader, topic: str, partition: int | None = None, first: int | None = None, end: int | None = None
 ) -> Iterator[tuple[str, list[ConsumerRecord]]]:
-    """Yield the letters of a topic in parts, the oldest of each partition first, with the topic's id.
+    """Yield the letters of a topic in chunks, the oldest of each partition first, with the topic's id.
 
     Args:
-        reader: of the cluster.
-        topic: of dead letters; one that does not exist has none.
-        partition: only this one.
-        first: only from this offset on.
-        end: only before this offset.
+        reader: reader of the cluster.
+        topic: dead-letter topic; a missing one has no letters.
+        partition: read only this partition.
+        first: first offset to read.
+        end: offset before which to stop.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -269,7 +269,7 @@ def letters_in_order(
 
 
 def letters_at(reader: RangeReader, topic: str, places: Iterable[Position]) -> Iterator[tuple[ConsumerRecord, str]]:
-    """Yield the letters at some positions that still exist, each with the topic's id.
+    """Yield those letters at the given positions that still exist, each with the topic's id.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.
@@ -289,7 +289,7 @@ def letters_at(reader: RangeReader, topic: str, places: Iterable[Position]) -> I
 
 
 def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLetter:
-    """Read the headers of a message on a topic of dead letters.
+    """Return the dead letter in a message of a dead-letter topic.
 
     Args:
         received: the message.
@@ -313,7 +313,7 @@ def letter_of(received: ConsumerRecord, *, with_value: bool = False) -> DeadLett
 
 
 def as_text(content: bytes | None) -> str | None:
-    """Decode any bytes: UTF-8, and an escape for each byte that is none."""
+    """Decode any bytes as UTF-8, with an escape for each invalid byte."""
     return None if content is None else content.decode("utf-8", "backslashreplace")
 
 
@@ -334,9 +334,9 @@ class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
     """A range of offsets of one partition to skip.
 
     Args:
-        topic_id: of the topic, see `Positions`; empty where the broker does not name it.
-        end_offset: of the first message that is not skipped.
-        reason: given by the operator.
+        topic_id: id of the topic, see `Positions`; empty if the broker has no ids.
+        end_offset: offset of the first message that is not skipped.
+        reason: the operator's reason.
     """
 
     topic: str
@@ -349,7 +349,7 @@ class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):
     asked_at: datetime
 
     def covers(self, partition: int, offset: int) -> bool:
-        """Test whether a message is in the range."""
+        """Return True if a message is in the range."""
         return partition == self.partition and self.first_offset <= offset < self.end_offset
 
 
@@ -364,10 +364,10 @@ class SkippedOffsetStore:
         self._engine = engine
 
     def add(self, offsets: SkippedOffsets) -> bool:
-        """Store a range; of two from the same offset on, the longer one counts.
+        """Store a range; of two that start at the same offset, keep the longer one.
 
         Returns:
-            whether anything changed.
+            True if anything changed.
         """
         row = msgspec.structs.asdict(offsets)
         same = (
@@ -382,7 +382,7 @@ class SkippedOffsetStore:
             return bool(added) or bool(connection.execute(longer).rowcount)
 
     def of(self, topic: str, topic_id: str) -> tuple[SkippedOffsets, ...]:
-        """Return the ranges of a topic; those of an earlier topic of the same name do not count."""
+        """Return the ranges of a topic, without those of an earlier topic of the same name."""
         is_this_topic = skipped_offsets.c.topic_id.in_([topic_id, ""]) if topic_id else sa.true()
         query = sa.select(skipped_offsets).where(skipped_offsets.c.topic == topic, is_this_topic)
         return tuple(SkippedOffsets(**row) for row in fetch(self._engine, query).mappings())

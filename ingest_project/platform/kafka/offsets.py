@@ -1,8 +1,7 @@
 """Topics and offsets: the state of topics at the broker, positions in them, and committed offsets.
 
-A sensor keeps positions in its cursor, which owns them for queue topics; the consumer group's committed offsets only
-follow the saved cursor. One client looks up all topics for all threads; each look-up is two requests of about a
-millisecond.
+For queue topics, a sensor's saved cursor owns the positions; the consumer group's committed offsets only follow it. One
+client looks up all topics for all threads; each look-up takes two requests of about a millisecond.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from ingest_project.platform.kafka import (
 )
 
 RETRY_SECONDS = 0.1
-# The library refuses to wait less for an answer.
+# The library accepts no shorter timeout.
 MIN_TIMEOUT_SECONDS = 0.05
 NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
-# The library leaves these two without types.
+# The library does not annotate these two.
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 ABSENT_TOPIC_CODES = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - a public code
@@ -51,8 +50,8 @@ class Positions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The next offset to read of each partition, valid for one topic id.
 
     Args:
-        topic_id: distinguishes a topic from an earlier one of the same name. Empty: the broker has none; not compared.
-        next_offsets: partition to the offset of the first message not yet read.
+        topic_id: distinguishes a topic from an earlier one of the same name; empty, not compared, without topic ids.
+        next_offsets: offset of the first unread message, by partition.
     """
 
     topic_id: str
@@ -66,11 +65,11 @@ class Positions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_cursor(cls, text: str | None) -> Positions | None:
-        """Return the positions that a cursor holds, or None where nothing has been saved yet.
+        """Return the positions in a cursor; None if nothing has been saved yet.
 
         Raises:
-            IngestError: the cursor is not of this format. Starting again silently would read everything twice, so a
-                person decides.
+            IngestError: the cursor has another format. Silently starting over would read everything twice, so a person
+                decides.
         """
         if not text:
             return None
@@ -84,15 +83,15 @@ class Positions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> Positions | None:
-    """Return what the group committed for a topic; None where it committed nothing.
+    """Return the positions that the group committed for a topic; None if it committed none.
 
     Args:
-        settings: name the group.
-        topic: whose offsets.
-        partitions: of the topic; brokers differ in what they answer when none are named.
+        settings: settings with the group.
+        topic: the topic.
+        partitions: partitions of the topic; brokers answer differently if none are named.
 
     Raises:
-        BrokerUnavailableError: no answer.
+        BrokerUnavailableError: the broker does not answer.
     """
     wanted = [TopicPartition(topic, partition) for partition in partitions]
     if not wanted:
@@ -112,7 +111,7 @@ def committed_positions(settings: KafkaSettings, topic: str, partitions: Iterabl
 
 @dataclass(frozen=True)
 class LogBounds:
-    """Offsets that a partition holds: from `start` up to, not including, `end`."""
+    """Offsets in a partition's log: from `start` up to, not including, `end`."""
 
     start: int
     end: int
@@ -123,8 +122,8 @@ class TopicState:
     """A topic at one moment.
 
     Args:
-        topic_id: of the topic, see `Positions`.
-        bounds: what each partition holds.
+        topic_id: id of the topic, see `Positions`.
+        bounds: bounds of the log, by partition.
     """
 
     topic_id: str
@@ -132,7 +131,7 @@ class TopicState:
 
     @property
     def ends(self) -> dict[int, int]:
-        """The offset that each partition's next message will get."""
+        """Return the offset that each partition's next message will get."""
         return {partition: bounds.end for partition, bounds in self.bounds.items()}
 
 
@@ -144,11 +143,11 @@ class TopicStates:
         self._last_error = ""
 
     def look_up(self, topic: str) -> TopicState | None:
-        """Return the topic's present state, or None if the topic does not exist.
+        """Return the topic's current state, or None if the topic does not exist.
 
         Raises:
-            BrokerUnavailableError: no answer within the request time-out, during which a dropped connection or an
-                election of leaders is sat out.
+            BrokerUnavailableError: no answer within the request timeout, which covers a dropped connection or a leader
+                election.
         """
         give_up_at = time.monotonic() + self._settings.request_timeout_seconds
         while True:
@@ -165,7 +164,7 @@ class TopicStates:
         """Set the consumer group's offsets.
 
         Raises:
-            BrokerUnavailableError: no answer, or the group refused them (other consumers are active in it).
+            BrokerUnavailableError: no answer, or the group refused the offsets (other consumers are active in it).
         """
         offsets = [TopicPartition(topic, partition, offset) for partition, offset in positions.next_offsets.items()]
         request = ConsumerGroupTopicPartitions(self._settings.group_id, offsets)
@@ -187,8 +186,8 @@ class TopicStates:
 
     def _note_error(self, error: KafkaError) -> None:
         note_refusal(self._settings, error)
-        # The first of these names the reason, e.g. "Connection refused" or "Authentication failed"; a request
-        # that then fails reports no more than "timed out". The last one only counts the brokers.
+        # These errors name the reason, e.g. "Connection refused" or "Authentication failed"; the request that then
+        # fails reports only "timed out". The final one, ALL_BROKERS_DOWN, only counts the brokers.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the library's public name
             self._last_error = error.str()
 
@@ -198,7 +197,7 @@ class TopicStates:
 
     def _query(self, topic: str, timeout: float) -> TopicState:
         self._last_error = ""
-        self._client.poll(0)  # delivers what the library has logged
+        self._client.poll(0)  # delivers pending error callbacks
         self._password.give(self._client)
         describe = self._list if is_event_hubs(self._settings) else self._describe
         topic_id, partitions = describe(topic, timeout)
@@ -217,11 +216,11 @@ class TopicStates:
         return self._settings.generation, list(metadata.partitions)
 
     def _bounds(self, topic: str, partitions: list[int], timeout: float) -> dict[int, LogBounds]:
-        # Both requests are sent before the first answer is waited for.
+        # Send both requests before waiting for the first answer.
         requests = [
             self._client.list_offsets(
                 {TopicPartition(topic, partition): spec for partition in partitions},
-                # A reader sees no further than the oldest open transaction, so that is where the log ends for it.
+                # A reader cannot see beyond the oldest open transaction, so for it the log ends there.
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=timeout,
             )
@@ -231,14 +230,14 @@ class TopicStates:
             {one.partition: answer.result().offset for one, answer in answers.items()} for answers in requests
         )
         if any(offset < 0 for offset in (*starts.values(), *ends.values())):
-            # The library's answer where the broker goes away while it is asked: no error, and an offset that is none.
+            # If the broker disconnects during the request, the library returns an invalid offset without an error.
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))  # noqa: SLF001 - a public code
         return {partition: LogBounds(starts[partition], ends[partition]) for partition in sorted(partitions)}
 
 
 @dataclass(frozen=True)
 class StartingPoints:
-    """Offset from which each partition is read, and one sentence for each one that is not where the last read ended."""
+    """Starting offset of each partition, and one sentence for each that differs from the saved position."""
 
     offsets: Mapping[int, int]
     notices: list[str]
@@ -247,14 +246,14 @@ class StartingPoints:
 def starting_points(
     topic: str, saved: Positions | None, state: TopicState, first_read: Literal["earliest", "latest"]
 ) -> StartingPoints:
-    """Decide where to begin.
+    """Decide at which offsets to start reading.
 
     Args:
-        topic: for the notices.
+        topic: name of the topic, for the notices.
         saved: where the last read ended, or None before the first.
-        state: the topic as it is now.
-        first_read: which end of the log the very first read starts at. A partition that appears later is read from
-            its beginning either way: all of it is new.
+        state: current state of the topic.
+        first_read: end of the log at which the very first read starts. A partition that appears later is always read
+            from its beginning, because all its messages are new.
     """
     if saved is None:
         return StartingPoints(
@@ -279,13 +278,13 @@ def fair_shares(waiting: Mapping[int, int], limit: int) -> dict[int, int]:
         limit: largest sum of the shares.
 
     Returns:
-        the share of each partition that gets one. Where the limit does not divide evenly, chance decides who gets one
-        more, so that over many reads every partition has its turn.
+        the share of each partition that gets one. A remainder is distributed at random, so that over many reads every
+        partition has its turn.
     """
     served = [partition for partition, count in waiting.items() if count > 0]
     random.shuffle(served)
     served = served[:limit]
-    # The smallest go first: what they leave of an even share goes to the others.
+    # Serve the smallest first: the unused rest of their even share goes to the others.
     served.sort(key=lambda partition: min(waiting[partition], limit))
     shares: dict[int, int] = {}
     for position, partition in enumerate(served):

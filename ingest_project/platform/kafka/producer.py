@@ -1,4 +1,4 @@
-"""Writes that are confirmed: a message counts as sent once the brokers that must have it say so."""
+"""Confirmed writes: a message counts as sent once all in-sync replicas have acknowledged it."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ingest_project.platform.kafka import (
 from ingest_project.platform.kafka.consumer import Headers
 
 LINGER_MS = 5
-# Bounds the memory of messages under way, however many are sent in one call.
+# Bounds the memory for unacknowledged messages, however many one call sends.
 MAX_UNDER_WAY_KIB = 64 * 1024
 MAX_UNDER_WAY_MESSAGES = 50_000
-# The broker is the one to say what is too large; this only keeps the library from saying it first.
+# Only the broker should decide which message is too large: this keeps the library from refusing it first.
 MAX_MESSAGE_BYTES = 64 * 1024**2
 EVENT_HUBS_MESSAGE_BYTES = 1_046_528
 MESSAGES_BETWEEN_REPORTS = 500
 CLOSE_SECONDS = 2.0
-# As librdkafka calls a partition that it is to choose.
+# librdkafka's value for "choose the partition by key".
 PARTITION_BY_KEY = -1
 
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A message to send: its bytes, the key that chooses the partition, its headers, or the partition itself."""
+    """A message to send: its value, its headers, and the key that selects the partition, or the partition itself."""
 
     value: bytes | None
     key: bytes | None = None
@@ -49,8 +49,8 @@ class ProducerRecord(msgspec.Struct, frozen=True, gc=False):
 class TopicWriter:
     """Writes to topics for any number of threads, over one idempotent producer that stays connected.
 
-    The producer never writes a message twice by its own retries. A call that failed may still have written some or all
-    of its messages: `publish_once` is for those that must not be there twice.
+    The producer's own retries never write a message twice. A failed call may still have written some or all of its
+    messages: use `publish_once` for messages that must not be duplicated.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -61,18 +61,18 @@ class TopicWriter:
         atexit.register(self.close)
 
     def send_all(self, topic: str, messages: Iterable[ProducerRecord]) -> int:
-        """Send messages and wait until every one of them is confirmed by all in-sync replicas.
+        """Send messages and wait until all in-sync replicas have acknowledged every one.
 
         Args:
-            topic: to write to.
-            messages: any number; only a bounded part of them is held in memory.
+            topic: topic to write to.
+            messages: any number of messages; only a bounded part of them is held in memory.
 
         Returns:
-            how many were sent.
+            the number of messages sent.
 
         Raises:
             BrokerUnavailableError: not all were confirmed; names the first failure and the counts.
-            MessageTooLargeError: the broker refuses a message for its size.
+            MessageTooLargeError: the broker refuses a message because of its size.
         """
         with self._lock:
             call = _Call(self._connected(topic), topic, self._settings.request_timeout_seconds)
@@ -88,10 +88,10 @@ class TopicWriter:
             return call.confirmed
 
     def require_topic(self, topic: str) -> None:
-        """Wait until a topic can be written to; most brokers create one on request.
+        """Wait until a topic can be written to; most brokers create a missing one on request.
 
         Raises:
-            BrokerUnavailableError: the broker does not answer, or leaves the creation of topics to people.
+            BrokerUnavailableError: the broker does not answer, or does not create topics automatically.
         """
         give_up_at = time.monotonic() + self._settings.request_timeout_seconds
         with self._lock:
@@ -104,7 +104,7 @@ class TopicWriter:
                 time.sleep(0.05)
 
     def close(self) -> None:
-        """Disconnect. A later write connects again."""
+        """Disconnect. A later write reconnects."""
         with self._lock:
             self._discard()
 
@@ -119,8 +119,8 @@ class TopicWriter:
         if self._producer is None:
             producer = Producer(_producer_config(self._settings))
             try:
-                # An idempotent producer that is used before it is connected sits idle for half a second. The first
-                # answer may come over the connection to the bootstrap address, the second over the broker's own.
+                # Connect first: an unconnected idempotent producer idles for half a second at its first message. The
+                # first answer may use the connection to the bootstrap address, the second uses the broker's own.
                 for _ in range(2):
                     producer.list_topics(topic, timeout=self._settings.request_timeout_seconds)
             except KafkaException as error:
@@ -131,7 +131,7 @@ class TopicWriter:
         return self._producer
 
     def _discard(self) -> None:
-        """Forget the producer and what it has not sent: nothing more is written after a failure was reported."""
+        """Discard the producer and its unsent messages: nothing more is written after a failure was reported."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
@@ -166,7 +166,7 @@ class _Call:
                 self._producer.poll(0)
 
     def wait(self) -> None:
-        """Wait until every message has been reported on, or no report comes for too long."""
+        """Wait until every message has a delivery report, or no report arrives for too long."""
         while self._under_way and self._may_wait():
             self._producer.flush(0.1)
 
@@ -175,7 +175,7 @@ class _Call:
         return len(self._producer) > 0
 
     def _may_wait(self) -> bool:
-        # The producer itself gives a message up after this time; a little later all reports are in.
+        # The producer gives up a message after this time, and reports that a little later.
         return time.monotonic() - self._reported_at < self._timeout_seconds + 1
 
     def _produce(self, message: ProducerRecord) -> bool:
@@ -223,11 +223,11 @@ def _producer_config(settings: KafkaSettings) -> dict[str, Any]:
 
 def _limits(settings: KafkaSettings) -> dict[str, Any]:
     if is_event_hubs(settings):
-        # It knows no other compression, and its limit is the same for every topic.
+        # Event Hubs supports no other compression, and has the same size limit for every topic.
         return {
             "compression.type": "gzip",
             "message.max.bytes": EVENT_HUBS_MESSAGE_BYTES,
             "request.timeout.ms": EVENT_HUBS_REQUEST_MS,
         }
-    # Where there is a choice lz4 costs least.
+    # lz4 needs the least CPU time.
     return {"compression.type": "lz4", "message.max.bytes": MAX_MESSAGE_BYTES}

@@ -1,17 +1,17 @@
 """Publish each message exactly once, without transactions.
 
-Neither the embedded broker nor Event Hubs has transactions that isolate, and on Apache Kafka their markers take offsets
-of their own, which every count of unread messages would include. A producer that was killed does not know what it had
-written. So an intent is recorded in the table `outbox` before anything is written, with the topic's end at that time.
-After a crash the next publisher takes the intent over, scans the topic from there for the ids that were written, writes
+Neither the embedded broker nor Event Hubs isolates transactions, and on Apache Kafka their markers occupy offsets,
+which every count of unread messages would include. A killed producer does not know which messages it had written. So a
+publisher records an intent in the table `outbox` before it writes anything, with the topic's end offsets at that time.
+After a crash, the next publisher takes over the intent, scans the topic from those offsets for the written ids, writes
 the rest, and marks all of them as sent.
 
-A publisher checks right before it writes that it still owns its intents: one that was suspended while another took them
-over writes nothing. One gap remains: a publisher that is suspended in the milliseconds between that check and the
+A publisher checks right before it writes that it still owns its intents: if it was suspended while another took them
+over, it writes nothing. One gap remains: a publisher that is suspended in the milliseconds between that check and the
 broker's socket, or whose request lies unread for longer than SETTLE_SECONDS. Then a message is on the topic twice, and
-a consumer that must not process it twice uses its header `message-id`.
+a consumer that must not process it twice deduplicates by the header `message-id`.
 
-The guarantee holds as long as retention has not removed what a killed publisher wrote before another takes over.
+The guarantee holds unless retention removes a killed publisher's messages before another publisher takes over.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ MESSAGES_PER_INTENT = 2_000
 MESSAGES_PER_CHECK = 500
 SCAN_MESSAGES = 10_000
 SCAN_BYTES = 32 * 1024**2
-# The last request of a publisher that was just killed may still lie unread in the broker's socket.
+# Wait this long: the last request of a publisher that was just killed may still lie unread in the broker's socket.
 SETTLE_SECONDS = 0.3
-# An intent of another publisher that is younger than this is left alone: two runs over the same entries, which a person
-# can start, publish at the same time, and both are alive.
+# A younger intent of another publisher is left alone at first: a person can start two runs over the same entries, which
+# publish concurrently while both are alive.
 YOUNG_SECONDS = 3.0
-# How long a publisher that was replaced waits for the other one to send the messages.
+# How long a replaced publisher waits for the other one to send the messages.
 REPLACED_SECONDS = 30.0
-# What a producer was about to send, written before it is sent; a row still `intended` after a crash may have been sent.
+# Messages recorded before they are sent. After a crash, a message that is still `intended` may have been sent.
 outbox = sa.Table(
     "outbox",
     metadata,
@@ -57,13 +57,13 @@ outbox = sa.Table(
     Col("state", sa.Text, nullable=False),
     Col("since", Json),
     Col("created_at", UtcTime, nullable=False),
-    # The publisher that is about to send it: one that takes the intent over enters its own name, and the other stops.
+    # The publisher that is about to send it. One that takes over the intent enters its name, and the earlier one stops.
     Col("owner", sa.Text),
 )
 INTENDED = "intended"
 SENT = "sent"
-# OFFSET 0 has each id looked up by the index. PostgreSQL would join all ids with the table at once otherwise, and read
-# the whole table where it has no statistics, as of one that grows fast.
+# OFFSET 0 forces an index look-up for each id. Otherwise PostgreSQL plans one join of all ids, and without statistics,
+# as for a table that grows fast, it scans the whole table.
 _UNSENT = sa.text(
     "SELECT wanted.id FROM unnest(CAST(:message_ids AS text[])) WITH ORDINALITY AS wanted(id, place)"
     f" WHERE NOT EXISTS (SELECT FROM outbox WHERE message_id = wanted.id AND state = '{SENT}' OFFSET 0)"
@@ -77,10 +77,10 @@ _INTEND = sa.text(
 
 
 class PublisherReplacedError(TransientError):
-    """Another publisher took these messages over, because this one had not written them for too long.
+    """Another publisher took over these messages, because this one had not written them for too long.
 
     Args:
-        topic: they were for.
+        topic: topic of the messages.
     """
 
     def __init__(self, topic: str) -> None:
@@ -99,24 +99,24 @@ def publish_once(
     topic: str,
     messages: Sequence[tuple[str, ProducerRecord]],
 ) -> int:
-    """Write each message that is not on the topic yet, marked with its id in the header `message-id`.
+    """Write each message that is not on the topic yet, with its id in the header `message-id`.
 
-    Killed anywhere and called again, with the same or other messages, it leaves each id on the topic exactly once.
+    Killed at any point and called again, with the same or other messages, it leaves each id on the topic exactly once.
 
     Args:
-        writer: writes.
+        writer: writes the messages.
         reader: finds the messages that an interrupted publication had written.
         outbox: records the messages that were sent.
-        topic: to write to.
-        messages: id and message; an id that occurs again is the same message.
+        topic: topic to write to.
+        messages: pairs of id and message; equal ids are the same message.
 
     Returns:
-        how many messages this call wrote, or the publisher that took them over from it.
+        the number of messages that this call, or a publisher that took them over from it, wrote.
 
     Raises:
         BrokerUnavailableError: not everything was confirmed; call again.
-        PublisherReplacedError: another publisher took the rest over and has not written it yet; this call wrote none.
-        MessageTooLargeError: the broker refuses a message for its size.
+        PublisherReplacedError: another publisher took over the rest and has not written it yet.
+        MessageTooLargeError: the broker refuses a message because of its size.
     """
     return sum(_publish(writer, reader, outbox, topic, dict(part)) for part in in_parts(messages, MESSAGES_PER_INTENT))
 
@@ -128,7 +128,7 @@ def _publish(
     if not pending:
         return 0
     still_owns = outbox.record_intent(topic, pending, reader.end_offsets(topic))
-    # Ownership is checked while they are sent, after everything else that may take long.
+    # The generator checks ownership during sending, after every other step that may take long.
     try:
         writer.send_all(topic, _while_owned(topic, messages, pending, still_owns))
     except PublisherReplacedError:
@@ -143,13 +143,13 @@ def _publish(
 
 
 def recover(reader: TopicReader, outbox: MessageOutbox, topic: str, message_ids: Sequence[str]) -> list[str]:
-    """Find out what a publisher that was killed had written, and return those of the ids that are not on the topic.
+    """Find the messages that a killed publisher had written, and return the ids that are not on the topic.
 
     Args:
         reader: finds the messages.
         outbox: records the messages that were sent.
-        topic: they were for.
-        message_ids: of the messages.
+        topic: topic of the messages.
+        message_ids: ids of the messages.
     """
     pending = outbox.unsent(message_ids)
     written = _find_written(reader, topic, outbox.interrupted(topic, pending))
@@ -169,7 +169,7 @@ def _while_owned(
 
 
 def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:
-    """Return the interrupted ids that the topic holds, reading from the earliest of their intents to its end."""
+    """Return the interrupted ids that are on the topic, reading from the earliest offset of their intents."""
     if not interrupted:
         return set()
     time.sleep(SETTLE_SECONDS)
@@ -177,7 +177,7 @@ def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Map
 
 
 def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Iterator[str]:
-    # Without a topic id the offsets hold for the topic as it is now; a partition not named is read from its start.
+    # Without a topic id, the offsets refer to the current topic; a partition missing here is read from its start.
     positions, remaining = Positions("", since), 1
     while remaining:
         step = reader.read(topic, positions, max_messages=SCAN_MESSAGES, max_bytes=SCAN_BYTES, wait_seconds=0)
@@ -189,7 +189,7 @@ def _ids_since(reader: TopicReader, topic: str, since: Mapping[int, int]) -> Ite
 
 
 def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
-    """Return the lowest offset of each partition; one that an intent does not know is read from its start."""
+    """Return the lowest offset of each partition, without partitions that are missing from an intent."""
     known = list(sinces)
     partitions = set(known[0]).intersection(*known)
     return {partition: min(since[partition] for since in known) for partition in partitions}
@@ -211,9 +211,9 @@ class MessageOutbox:
         self._name = uuid.uuid4().hex
 
     def unsent(self, message_ids: Sequence[str]) -> list[str]:
-        """Return those of the ids that are not marked as sent, in order."""
+        """Return the ids that are not marked as sent, in order."""
         if self._engine.dialect.name == "postgresql":
-            # Queries the missing ids, usually few, with one parameter; `IN` takes and returns thousands.
+            # Query the missing ids, usually few, with one array parameter; `IN` would send and return thousands.
             return list(fetch(self._engine, _UNSENT, {"message_ids": list(message_ids)}).scalars())
         sent: set[str] = set()
         with reading(self._engine) as connection:
@@ -225,10 +225,10 @@ class MessageOutbox:
     def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns:
         """Record the intent to write these messages, and the end offsets of the topic before that.
 
-        An intent that exists keeps its earlier `since` and its owner.
+        An existing intent keeps its `since` and its owner.
 
         Returns:
-            a function that tells whether this publisher still owns some of them; call it right before they are written.
+            a function that returns True if this publisher still owns the given ids; call it right before writing them.
         """
         owner = self._owner()
         offsets = {str(partition): offset for partition, offset in since.items()}
@@ -243,11 +243,11 @@ class MessageOutbox:
         return lambda part: self._owns(topic, part, owner)
 
     def interrupted(self, topic: str, message_ids: Sequence[str]) -> dict[str, dict[int, int]]:
-        """Take over the ids with an intent that is not marked as sent: their earlier publisher no longer writes them.
+        """Take over the ids with an intent that is not marked as sent, so that their earlier publisher stops.
 
-        One that has just recorded its intent is probably alive: it gets YOUNG_SECONDS to mark them as sent.
+        A publisher that has just recorded its intent is probably alive: it gets YOUNG_SECONDS to mark them as sent.
 
-        Returns each with the offsets, by partition, from which it may be found.
+        Returns each id with the offsets, by partition, from which to search for it.
         """
         give_up_at = time.monotonic() + YOUNG_SECONDS
         while time.monotonic() < give_up_at and self._has_young(topic, message_ids):
@@ -280,7 +280,7 @@ class MessageOutbox:
             self._mark(connection, topic, message_ids)
 
     def ids(self, topic: str, prefix: str, since: datetime | None = None) -> list[str]:
-        """Return the ids of messages to a topic that begin with a prefix; only those recorded since a time if given."""
+        """Return the ids of a topic's messages with a prefix, optionally only those recorded since a time."""
         query = sa.select(outbox.c.message_id).where(
             outbox.c.topic == topic, outbox.c.message_id.startswith(prefix, autoescape=True)
         )
@@ -289,7 +289,7 @@ class MessageOutbox:
         return list(fetch(self._engine, query).scalars())
 
     def remember(self, topic: str, message_id: str) -> None:
-        """Record an id as sent that stands for other messages and has no message of its own. Idempotent."""
+        """Record an id as sent that has no message of its own and represents other messages. Idempotent."""
         row = {"message_id": message_id, "topic": topic, "state": SENT, "created_at": datetime.now(UTC)}
         with writing(self._engine) as connection:
             insert_missing(connection, outbox, [row], outbox.c.message_id)
@@ -311,7 +311,7 @@ class MessageOutbox:
         return owned == len(set(message_ids))
 
     def _owner(self) -> str:
-        """Return a name of this process and thread alone, also after a fork."""
+        """Return a name that is unique to this process and thread, even after a fork."""
         return f"{self._name}/{os.getpid()}/{threading.get_ident()}"
 
     def _intended(self, topic: str, message_ids: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
@@ -319,6 +319,6 @@ class MessageOutbox:
 
     def _is_one_of(self, message_ids: Sequence[str]) -> sa.ColumnElement[bool]:
         if self._engine.dialect.name == "postgresql":
-            # One parameter, however many there are: `IN` would be spelt out again each time.
+            # Use one array parameter: SQLAlchemy would render `IN` again for each number of ids.
             return outbox.c.message_id == sa.any_(sa.cast(list(message_ids), ARRAY(sa.Text)))
         return outbox.c.message_id.in_(message_ids)

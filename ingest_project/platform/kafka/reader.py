@@ -1,12 +1,12 @@
-"""Read topics: on from saved positions, or exact ranges of offsets, however often; or only notice new messages.
+"""Read topics from saved positions, read exact ranges of offsets repeatably, or only detect new messages.
 
-The caller keeps the positions (a sensor's cursor) and gets new ones with the messages. A tick that plans ranges reads
-no message; the runs that read them later need not know of each other. A read that fails raises; an empty read means
-that the broker answered and has nothing.
+The caller stores the positions (in a sensor's cursor) and gets new ones with the messages. A tick that plans ranges
+reads no messages; the runs that read them later are independent of each other. A failed read raises; an empty result
+means that the broker answered and has no messages.
 
-A position outside the log is ordinary: retention removes unread messages, topics are deleted and created again, an
-embedded broker starts empty. Reading continues from the right end of the log, and every message that is gone is
-reported, never skipped silently.
+A position outside the log is normal: retention removes unread messages, topics are deleted and created again, an
+embedded broker starts empty. Reading continues from the appropriate end of the log, and lost messages are always
+reported.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Backlog:
     """Unread messages of a topic.
 
     Args:
-        topic_id: of the topic, see `Positions`.
-        starts: the first offset that a saved position has not passed, by partition.
-        log_starts: the oldest offset that is still there, by partition.
-        ends: the offset that the next message will get, by partition.
+        topic_id: id of the topic, see `Positions`.
+        starts: first unread offset, by partition.
+        log_starts: oldest offset that is still in the log, by partition.
+        ends: offset that the next message will get, by partition.
         notices: one sentence for each event that a person should know.
     """
 
@@ -52,18 +52,18 @@ class Backlog:
 
     @property
     def waiting(self) -> int:
-        """Offsets between the positions and the ends."""
+        """Return the number of offsets between the positions and the ends."""
         return sum(max(0, self.ends[partition] - start) for partition, start in self.starts.items())
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of a range, in the order of the offsets.
+    """Part of a range, in offset order.
 
     Args:
-        messages: those that are there.
-        next_offset: where the next chunk begins.
-        lost: number of its offsets that are gone for good.
+        messages: messages that still exist.
+        next_offset: first offset of the next chunk.
+        lost: number of its offsets that are permanently gone.
     """
 
     messages: list[ConsumerRecord]
@@ -72,7 +72,7 @@ class Chunk:
 
 
 class RangeReader:
-    """Inspects topics and reads exact ranges of them. Every method raises BrokerUnavailableError without a broker."""
+    """Inspects topics and reads exact ranges. Every method raises BrokerUnavailableError if the broker is not there."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
@@ -82,8 +82,8 @@ class RangeReader:
         """Return the unread messages beyond a position; None if the topic does not exist.
 
         Args:
-            topic: to inspect.
-            saved: the saved positions; None before the first read, see AUTO_OFFSET_RESET.
+            topic: topic to inspect.
+            saved: saved positions; None before the first read, see AUTO_OFFSET_RESET.
             wait_seconds: longest wait for a first message if none is there.
         """
         give_up_at = time.monotonic() + wait_seconds
@@ -95,13 +95,13 @@ class RangeReader:
             if time.monotonic() + POLL_SECONDS > give_up_at:
                 return found
             if found is not None and saved is None:
-                # With AUTO_OFFSET_RESET=latest what arrives while we wait must not move the first position.
+                # With AUTO_OFFSET_RESET=latest, messages that arrive during the wait must not move the first position.
                 saved = Positions(found.topic_id, found.starts)
             time.sleep(POLL_SECONDS)
 
     @contextmanager
     def opened(self) -> Iterator[OpenRanges]:
-        """Open connections for several ranges: what comes after one is fetched while that one is used."""
+        """Open connections for several ranges; they prefetch messages while the caller processes the present ones."""
         ranges = OpenRanges(self._settings, self._states)
         try:
             yield ranges
@@ -116,13 +116,13 @@ class RangeReader:
             yield from ranges.read(topic, topic_id, partition, first, end, max_messages, max_bytes)
 
     def message(self, topic: str, partition: int, offset: int, topic_id: str = "") -> ConsumerRecord | None:
-        """Return one message; None where there is none at the offset (any more).
+        """Return one message; None if there is none (any more) at the offset.
 
         Args:
-            topic: of the message.
-            partition: of the topic.
-            offset: of the message.
-            topic_id: of the topic that is meant; empty for the one that has the name now.
+            topic: topic of the message.
+            partition: partition of the message.
+            offset: offset of the message.
+            topic_id: id of the intended topic; empty for the current topic of that name.
         """
         state = self._states.look_up(topic)
         bounds = state.bounds.get(partition) if state else None
@@ -138,7 +138,7 @@ class RangeReader:
 
 
 class OpenRanges:
-    """Reads ranges over connections that stay open from one to the next. Not safe to share between threads."""
+    """Reads several ranges over the same connections. Not safe to share between threads."""
 
     def __init__(self, settings: KafkaSettings, states: TopicStates) -> None:
         self._settings = settings
@@ -150,7 +150,7 @@ class OpenRanges:
     ) -> Iterator[Chunk]:
         """Yield the messages from `first` up to, not including, `end`, in chunks within the two limits.
 
-        Reading it again brings the same messages, less what retention has removed meanwhile.
+        A repeated read returns the same messages, except those that retention has removed since.
         """
         while first < end:
             state = self._states.look_up(topic)
@@ -163,7 +163,7 @@ class OpenRanges:
                 yield Chunk([], available, lost=available - first)
                 first = available
                 continue
-            # The log's own end: where more follows this range, it is fetched ahead.
+            # Pass the end of the log, not of the range, so that messages after the range are prefetched.
             ends = {partition: state.bounds[partition].end}
             limits = ReadBounds(min(max_messages, end - first), max_bytes, 0)
             buffer = self._consumer(topic).collect({partition: first}, ends, limits)
@@ -187,11 +187,11 @@ class OpenRanges:
 
 
 def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int | None:
-    """Return the oldest offset that can still be read; None where the topic is gone."""
+    """Return the oldest offset that can still be read; None if the topic no longer exists."""
     if state.topic_id and topic_id and state.topic_id != topic_id:
         return None
     bounds = state.bounds.get(partition)
-    # Without topic ids, a log that ends before what it held was created again.
+    # Without topic ids, a log that ends before the range's end must belong to a recreated topic.
     return None if bounds is None or bounds.end < end else bounds.start
 
 
@@ -200,11 +200,11 @@ class BoundedRead:
     """Result of one read.
 
     Args:
-        messages: in order within each partition.
-        positions: where the next read continues; save them once the messages are safe.
-        notices: one sentence for each event that a person should know: a topic that does not exist, a position that
-            fell out of the log, messages that retention removed.
-        remaining: messages left for the next read.
+        messages: messages, in order within each partition.
+        positions: positions of the next read; save them once the messages are stored.
+        notices: one sentence for each event that a person should know: a topic that does not exist, a position outside
+            the log, messages that retention removed.
+        remaining: number of messages left for the next read.
     """
 
     messages: list[ConsumerRecord]
@@ -214,9 +214,9 @@ class BoundedRead:
 
 
 class TopicReader:
-    """Reads topics for any number of threads, one consumer a topic, kept connected between reads.
+    """Reads topics for any number of threads, with one consumer per topic that stays connected between reads.
 
-    Every method raises BrokerUnavailableError where the broker does not answer within the request time-out.
+    Every method raises BrokerUnavailableError if the broker does not answer within the request timeout.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -231,15 +231,15 @@ class TopicReader:
     ) -> BoundedRead:
         """Read a topic from a position.
 
-        Returns available messages at once; without any, as soon as a first message arrives or after
-        `wait_seconds`. A topic that does not exist is an empty read with a notice, and leaves the positions as they
-        are. Reading the same positions again brings the same messages.
+        Returns available messages immediately; otherwise waits until a first message arrives, at most
+        `wait_seconds`. For a topic that does not exist, returns an empty read with a notice and unchanged positions.
+        Reading from the same positions again returns the same messages.
 
         Args:
-            topic: to read.
+            topic: topic to read.
             positions: where the last read ended; None for the first read, see AUTO_OFFSET_RESET.
-            max_messages: brings at most this many, shared fairly by the partitions with messages waiting.
-            max_bytes: brings at most about this much in keys and values, see `ReadBounds`.
+            max_messages: maximum number of messages, shared fairly by the partitions with waiting messages.
+            max_bytes: approximate maximum size of keys and values, see `ReadBounds`.
             wait_seconds: how long to wait for a first message.
         """
         limits = ReadBounds(max_messages, max_bytes, wait_seconds)
@@ -253,7 +253,7 @@ class TopicReader:
             buffer = consumer.collect(begin.offsets, state.ends, limits)
         next_offsets = {**begin.offsets, **buffer.next_offsets}
         if not buffer.messages:
-            # The broker may have gone away while nothing came: only a response shows that it is there.
+            # No messages may mean that the broker is unavailable: only a response proves that it is there.
             state_after = self._states.look_up(topic)
             state = replace(state_after, topic_id=state.topic_id) if state_after else state
         return BoundedRead(
@@ -263,7 +263,7 @@ class TopicReader:
     def commit(self, topic: str, positions: Positions) -> None:
         """Set the consumer group's offsets to saved positions, for lag displays only.
 
-        Best effort: a failure is logged and nothing depends on it. Idempotent.
+        Best effort: a failure is only logged, because nothing depends on the commit. Idempotent.
         """
         if not positions.next_offsets:
             return
@@ -283,18 +283,18 @@ class TopicReader:
         return state.ends if state else {}
 
     def lags(self, positions: Mapping[str, Positions | None]) -> dict[str, dict[int, int]]:
-        """Count the messages that wait to be read.
+        """Count the unread messages.
 
         Args:
-            positions: where each topic has been read to; None where it has not been read.
+            positions: positions of each topic; None if it has not been read yet.
 
         Returns:
-            by topic and partition; a topic that does not exist has no partitions.
+            the number by topic and partition; a topic that does not exist has no partitions.
         """
         return {topic: self._lag(topic, saved) for topic, saved in positions.items()}
 
     def close(self) -> None:
-        """Disconnect. A later read connects again."""
+        """Disconnect. A later read reconnects."""
         with self._lock:
             slots, self._slots = self._slots, {}
         for slot in slots.values():
@@ -325,7 +325,7 @@ class _Slot:
         self._topic_id = ""
 
     def connect(self, settings: KafkaSettings, topic: str, topic_id: str) -> TopicConsumer:
-        """Return the connected consumer, a new one for each topic id: a consumer remembers it."""
+        """Return the connected consumer; a new topic id needs a new one, because a consumer caches the id."""
         if self._consumer is not None and self._topic_id != topic_id:
             self.disconnect()
         if self._consumer is None:
@@ -343,25 +343,25 @@ def _unread(state: TopicState, next_offsets: Mapping[int, int]) -> int:
     return sum(max(0, bounds.end - next_offsets.get(partition, 0)) for partition, bounds in state.bounds.items())
 
 
-# How long the broker holds back an answer. The embedded broker holds it back as long even if a message comes meanwhile.
+# How long the broker delays an empty response. The embedded broker delays it that long even if a message arrives.
 WATCH_WAIT_MS = 100
-# One message is enough to know of it.
+# Fetch little: one message is enough to detect news.
 WATCH_BYTES = 1_024
 WATCHED_AT_A_TIME = 100
 
 
 class TopicWatch:
-    """Notices that messages have arrived on topics, without reading topics that others read.
+    """Detects new messages on topics, without reading busy topics a second time.
 
-    One consumer watches the ends of any number of topics, in one request that the broker holds back until something
-    comes. A topic in which a message was seen is left alone until it is watched again: who reads a busy topic reads it
-    once. Not safe to share between threads.
+    One consumer watches the ends of any number of topics, with one request that the broker delays until a message
+    arrives. After the first message on a topic, the topic is no longer watched, so that only its own reader reads it,
+    until the caller watches it again. Not safe to share between threads.
 
     Args:
-        settings: of the cluster.
+        settings: settings of the cluster.
 
     Raises:
-        BrokerUnavailableError: from `watch`, where the broker does not answer.
+        BrokerUnavailableError: from `watch`, if the broker does not answer.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -370,10 +370,10 @@ class TopicWatch:
         self._consumer = Consumer(
             {
                 **client_config(settings),
-                # Required, and never used: nothing is committed, and no group is joined.
+                # Required but unused: nothing is committed, and no group is joined.
                 "group.id": settings.group_id,
                 "enable.auto.commit": False,
-                # A topic that was created again has news.
+                # A recreated topic counts as having new messages.
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": WATCH_WAIT_MS,
                 "fetch.message.max.bytes": WATCH_BYTES,
@@ -383,7 +383,7 @@ class TopicWatch:
         self._password = PresentPassword(settings)
 
     def watch(self, topic: str) -> bool:
-        """Notice every message that arrives on a topic from now on; return False where the topic does not exist."""
+        """Watch a topic for messages that arrive from now on; return False if it does not exist."""
         self._leave(topic)
         state = self._states.look_up(topic)
         if state is None:
@@ -396,10 +396,10 @@ class TopicWatch:
         return True
 
     def wait(self, seconds: float) -> Collection[str]:
-        """Return the topics on which messages have arrived, as soon as there are some; they are left alone then.
+        """Wait until messages arrive, stop watching their topics, and return these.
 
         Raises:
-            KafkaException: the cluster refuses.
+            KafkaException: the cluster reported a fatal error.
         """
         self._password.give(self._consumer)
         found: set[str] = set()

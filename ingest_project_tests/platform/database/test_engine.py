@@ -122,7 +122,7 @@ def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_
     assert "refuses this login" in said
     assert "Correct user and password" in said
     said = failure_of(f"postgresql://postgres:hunter2@{here}/postgres?sslmode=require")
-    assert "not reached by TLS" in said
+    assert "could not be reached with the configured TLS settings" in said
     assert "Correct sslmode" in said
     for wrong in ("sslmode=perhaps", "no_such_option=1"):
         assert "Correct DATABASE_URL." in failure_of(f"postgresql://postgres:hunter2@{here}/postgres?{wrong}")
@@ -131,7 +131,7 @@ def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_
     with something_else(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         for tls in ("prefer", "disable"):
             said = failure_of(f"postgresql://postgres:hunter2@127.0.0.1:{port}/postgres?sslmode={tls}")
-            assert "Something else answers there: correct host and port" in said
+            assert "Another program answers at this address: correct host and port" in said
     server.execute("CREATE ROLE someone LOGIN PASSWORD 'hunter3'")
     (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     server.stop()
