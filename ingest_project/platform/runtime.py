@@ -1,9 +1,9 @@
-"""Settings, database and Kafka clients of this process: each opened once, and only when first used.
+"""Settings, database and Kafka clients of this process: each is opened once, at its first use.
 
-Importing this module or the definitions opens nothing, so the code location loads while every service is away.
+Importing this module or the definitions opens nothing, so the code location loads even if no service is available.
 
-A sensor may start as many batches as there is capacity: fewer are in flight than the limit, the warehouse is not slow,
-and no disk nearly full. What is not started waits on its topic or in the queue, and the next tick decides again.
+A sensor may start batches while fewer than the limit are in flight, the warehouse is not slow, and no disk is nearly
+full. Other work waits on its topic or in the queue, and the next tick decides again.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from ingest_project.platform.object_store.content_store import QuarantineStore
 from ingest_project.platform.object_store.store import location_of
 
 logger = get_logger(__name__)
-# Clocks of two machines differ, and are corrected in small steps.
+# Largest normal difference between the clocks of two machines, which are corrected in small steps.
 LARGEST_SKEW_SECONDS = 5.0
 MEBIBYTE = 1024**2
-# While the warehouse is slow, one batch continues: it shows when the warehouse has recovered.
+# While the warehouse is slow, one batch may run, which shows when the warehouse has recovered.
 BATCHES_WHILE_SLOW = 1
-# Launchers whose runs are processes of this machine.
+# Modules of launchers whose runs are processes on this machine.
 LOCAL_LAUNCHERS = ("ingest_project.", "dagster.", "dagster._core.")
-# A transaction of nothing but a commit, which PostgreSQL has to write and flush like any other.
+# An empty transaction, which PostgreSQL must write and flush like any other.
 COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
 
 
 class Runtime:
     """Settings, database and Kafka clients, shared by all capabilities.
 
-    Each capability adds what only it uses in its own subclass.
+    Each capability adds its own resources in a subclass.
 
     Args:
-        settings: where each service is.
+        settings: settings of all services.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -60,11 +60,11 @@ class Runtime:
 
     @property
     def store_urls(self) -> tuple[str, ...]:
-        """Folders and addresses that are written to. Each capability adds its own to those of the class before it."""
+        """Return the folders and addresses of all stores. Each capability adds its own to those of its superclass."""
         return ()
 
     def missing_services(self) -> str | None:
-        """Say what must be started or set before anything can be ingested; None when all of it is."""
+        """Return which services to start or configure before anything can be ingested; None if none is missing."""
         missing = [
             name
             for name, value in (
@@ -76,12 +76,12 @@ class Runtime:
         return f"{' and '.join(missing)} not set. Start the services (ingest dev) or set them." if missing else None
 
     def fullest_disk(self) -> Disk:
-        """Return the disk with the least room among those of the local stores and the state folder."""
+        """Return the disk with the least free space among those of the local stores and the state folder."""
         return fullest_disk([str(self.settings.state_dir), *self.store_urls], self.settings.backpressure)
 
     @property
     def unshared_stores(self) -> str | None:
-        """Say which stores would be lost with each run, as runs have another state folder; None where none is."""
+        """Return which stores each run would lose, because runs have another state folder; None if there are none."""
         launcher = launcher_module()
         if launcher is None or launcher.startswith(LOCAL_LAUNCHERS) or not (stores := local_stores(self)):
             return None
@@ -92,18 +92,18 @@ class Runtime:
         )
 
     def blocking_reason(self) -> str | None:
-        """Say why no run can be requested: a missing service or a disk that is nearly full; None when neither is."""
+        """Return why no run can be requested: a missing service or a nearly full disk; None without a reason."""
         if missing := self.missing_services():
             return missing
         disk = self.fullest_disk()
         return str(disk) if disk.is_nearly_full else None
 
     def available_slots(self, in_flight: int, limit: int) -> Capacity:
-        """Return how many more batches a sensor may request.
+        """Return the number of further batches that a sensor may request.
 
         Args:
-            in_flight: its batches that are requested or running.
-            limit: of them at a time.
+            in_flight: number of its requested or running batches.
+            limit: maximum number of such batches.
 
         Raises:
             DatabaseUnavailableError, TransactionConflictError: the warehouse does not answer.
@@ -118,10 +118,10 @@ class Runtime:
 
     @cached_property
     def engine(self) -> Engine:
-        """The warehouse database, with its tables migrated.
+        """Open the warehouse database and migrate its tables.
 
         Raises:
-            DatabaseUnavailableError: DATABASE_URL is not set, or nothing answers there.
+            DatabaseUnavailableError: DATABASE_URL is not set, or the database does not answer.
         """
         engine = open_engine(self.database_url, self.settings.warehouse.connect_timeout_seconds)
         migrate(engine)
@@ -129,7 +129,7 @@ class Runtime:
 
     @cached_property
     def outbox(self) -> MessageOutbox:
-        """Messages that were published, by id."""
+        """The outbox of published messages."""
         return MessageOutbox(self.engine)
 
     @cached_property
@@ -192,8 +192,8 @@ class Disk(NamedTuple):
     """The disk that a folder is on.
 
     Args:
-        free_bytes: available to this process.
-        needed_bytes: below this, no new work begins.
+        free_bytes: space available to this process.
+        needed_bytes: minimum free space for starting new work.
     """
 
     folder: Path
@@ -202,11 +202,11 @@ class Disk(NamedTuple):
 
     @property
     def is_nearly_full(self) -> bool:
-        """Test whether less is free than is needed."""
+        """Return True if less space is free than needed."""
         return self.free_bytes < self.needed_bytes
 
     def __str__(self) -> str:
-        """Return one line, with the remedy where the disk is nearly full."""
+        """Return one line, with the remedy if the disk is nearly full."""
         free = f"{self.free_bytes / MEBIBYTE:,.0f} MiB free at {self.folder}"
         if not self.is_nearly_full:
             return free
@@ -215,21 +215,21 @@ class Disk(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """Number of further batches that may be requested, and the reason where that is limited."""
+    """Number of further batches that may be requested, and the reason for a limit."""
 
     batches: int
     reason: str | None = None
 
 
 def local_stores(services: Runtime) -> list[str]:
-    """Return the folders of the stores that are in the state folder."""
+    """Return the store folders inside the state folder."""
     state = services.settings.state_dir.absolute()
     return sorted({str(folder) for folder in _local_folders(services.store_urls) if folder.is_relative_to(state)})
 
 
 @cache
 def launcher_module() -> str | None:
-    """Return the module of the run launcher in this process's dagster.yaml; None where none is named."""
+    """Return the module of the run launcher in this process's dagster.yaml; None without one."""
     path = Path(os.environ.get("DAGSTER_HOME") or os.devnull, "dagster.yaml")
     content = yaml_content(path, "configuration of Dagster") if path.is_file() else None
     launcher = content.get("run_launcher") if isinstance(content, dict) else None
@@ -237,13 +237,13 @@ def launcher_module() -> str | None:
 
 
 def fullest_disk(urls: Sequence[str], settings: BackpressureSettings) -> Disk:
-    """Return the disk with the least free space among those that local stores are on.
+    """Return the disk with the least free space among those of the local stores.
 
-    It is this machine's: a remote store, and the disk of runs on other machines, is not known here.
+    Only disks of this machine count, not remote stores and the disks of runs on other machines.
 
     Args:
-        urls: of the stores, at least one of them a local folder.
-        settings: the free space that is needed.
+        urls: addresses of the stores, at least one of them a local folder.
+        settings: settings with the minimum free space.
     """
     disks = [Disk(folder, _free_bytes(folder), settings.min_free_disk_bytes) for folder in _local_folders(urls)]
     return min(disks, key=lambda disk: disk.free_bytes)
@@ -253,9 +253,9 @@ def available_slots(in_flight: int, limit: int, slow_seconds: float | None = Non
     """Return the number of further batches that may be requested.
 
     Args:
-        in_flight: batches of the same sensor that are requested or running.
-        limit: limit of them.
-        slow_seconds: how long the warehouse took for a small transaction, where that is too long.
+        in_flight: number of the sensor's requested or running batches.
+        limit: maximum number of such batches.
+        slow_seconds: duration of an empty transaction of the warehouse, if it is too slow.
     """
     if slow_seconds is not None:
         limit = min(limit, BATCHES_WHILE_SLOW)
@@ -267,14 +267,14 @@ def available_slots(in_flight: int, limit: int, slow_seconds: float | None = Non
 
 
 def commit_seconds(engine: sa.Engine, slow_seconds: float) -> float:
-    """Measure an empty transaction in seconds; a slow one is repeated, and the better of the two counts.
+    """Measure an empty transaction in seconds; repeat a slow one, and return the shorter time.
 
     Args:
-        engine: of the warehouse.
-        slow_seconds: counts as slow. A connection that had to be opened first, or a single hiccup, does not.
+        engine: engine of the warehouse.
+        slow_seconds: duration that counts as slow. The repetition excludes a new connection or a single hiccup.
 
     Raises:
-        DatabaseUnavailableError, TransactionConflictError: it does not answer, or only with an error.
+        DatabaseUnavailableError, TransactionConflictError: the warehouse does not answer, or answers with an error.
     """
     once = _commit(engine)
     return min(once, _commit(engine)) if once > slow_seconds else once
@@ -295,8 +295,8 @@ def _local_folders(urls: Sequence[str]) -> Iterator[Path]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that a folder is on, or will be once it is created."""
-    # Asked so, a folder below one that is closed to us is no error, and on the same disk as that one.
+    """Return the free space of the disk of a folder, which need not exist yet."""
+    # os.path.exists returns False below an unreadable folder, where Path.exists would raise an error.
     while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110
         folder = folder.parent
     return shutil.disk_usage(folder).free

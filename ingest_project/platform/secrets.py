@@ -1,6 +1,6 @@
 """Read secrets from Azure Key Vault and AWS Secrets Manager, with the identity of this host.
 
-Loaded when the first reference to a vault is read; the SDKs take a second to import.
+The SDKs take a second to import, so this module is loaded when the first reference to a vault is read.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ MAX_REASON_LENGTH = 300
 
 
 class SecretUnavailableError(TransientError):
-    """A vault did not answer, or refused a secret for a reason that may pass."""
+    """A vault did not answer, or refused a secret for a transient reason."""
 
 
 def read_key_vault(location: str) -> str:
     """Return a secret of Azure Key Vault.
 
     Args:
-        location: `vault/secret` or `vault/secret/version`; a vault outside the public cloud by its host.
+        location: `vault/secret` or `vault/secret/version`; outside the public cloud with the vault's host name.
 
     Raises:
-        PermanentError: no such secret, or it has no value.
+        PermanentError: the secret does not exist, or has no value.
         SecretUnavailableError: the vault does not answer, or refuses this host's identity.
     """
     from azure.core.exceptions import AzureError, ResourceNotFoundError  # see the module's docstring
@@ -33,7 +33,7 @@ def read_key_vault(location: str) -> str:
 
     from ingest_project.platform.azure.identity import default_credential
 
-    # The SDK logs every request's headers at INFO.
+    # At INFO, the SDK logs the headers of every request.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     vault, name, *version = location.split("/")
     host = vault if set(vault) & set(".:") else f"{vault}{PUBLIC_VAULTS}"
@@ -51,13 +51,13 @@ def read_key_vault(location: str) -> str:
 
 
 def read_secrets_manager(secret_id: str) -> str:
-    """Return a secret of AWS Secrets Manager, its current version, by boto3's own configuration.
+    """Return the current version of a secret of AWS Secrets Manager, with boto3's own configuration.
 
     Args:
-        secret_id: name or ARN, which names the region as well.
+        secret_id: name or ARN; an ARN also determines the region.
 
     Raises:
-        PermanentError: no such secret, or it is binary.
+        PermanentError: the secret does not exist, or is binary.
         SecretUnavailableError: the service does not answer, or refuses this host's identity.
     """
     import boto3  # see the module's docstring

@@ -1,8 +1,8 @@
-"""Record spans by OpenTelemetry, and export them: the side of `tracing` that is loaded where a collector is set.
+"""Record and export OpenTelemetry spans: the part of `tracing` that is loaded only if a collector is configured.
 
 A run or tick has one span, with a link to each item; each item's steps are spans in the item's own trace.
 
-The standard variables of OpenTelemetry hold wherever a setting of this project does not say otherwise.
+OpenTelemetry's standard variables apply unless a setting of this project overrides them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ingest_project.platform.tracing import OTEL_TRACE_ID, TRACESTATE, Item, con
 logger = get_logger(__name__)
 
 SIGNAL_PATH = "/v1/traces"
-# A batch may have more items than the library's default, 128; the others are counted as dropped.
+# A batch may have more items than the library's default, 128; links beyond the limit are counted as dropped.
 MAX_LINKS = 2_048
 MAX_WAITING_SPANS = 16_384
 EXPORT_EVERY_MILLISECONDS = 1_000.0
@@ -51,25 +51,25 @@ def create_provider(settings: Settings, wanted_trace_id: Callable[[], int | None
     """Create the provider of this process's spans.
 
     Args:
-        settings: where spans go, and the share of traces that are recorded.
-        wanted_trace_id: returns the id of the trace that the next root span begins; None for any.
+        settings: settings with the collector and the sampling ratio.
+        wanted_trace_id: returns the trace id for the next root span; None for a random one.
     """
     provider = TracerProvider(
         sampler=_sampler(settings.traces.sample_ratio),
         resource=_resource(settings.environment),
         id_generator=_Ids(wanted_trace_id),
         span_limits=SpanLimits(max_links=int(os.environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") or MAX_LINKS)),
-        # It would wait for a collector that is away; `spans.flush` has a bound.
+        # The shutdown would wait for an unavailable collector; `spans.flush` has a bound.
         shutdown_on_exit=False,
     )
     provider.add_span_processor(_Processor(_exporter(settings)))
-    # Its messages repeat with every export; `_Processor` logs once.
+    # The library repeats its messages with every export; `_Processor` and `_Counting` log once.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     return provider
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, except where the trace of a root span was chosen."""
+    """Generates random ids, unless a trace id was chosen for the root span."""
 
     def __init__(self, wanted_trace_id: Callable[[], int | None]) -> None:
         self._wanted = wanted_trace_id
@@ -84,7 +84,7 @@ class _Ids(RandomIdGenerator):
 
 
 class _Processor(BatchSpanProcessor):
-    """Exports spans in the background; drops and counts those for which the bounded queue has no room."""
+    """Exports spans in the background; drops and counts spans that do not fit into the bounded queue."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._lock = threading.Lock()
@@ -95,7 +95,7 @@ class _Processor(BatchSpanProcessor):
         os.register_at_fork(after_in_child=self._begin_empty)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Queue a span that ended; drop it where the queue is full."""
+        """Queue a span that ended; drop it if the queue is full."""
         if not span.context or not span.context.trace_flags.sampled:
             return
         with self._lock:
@@ -117,13 +117,13 @@ class _Processor(BatchSpanProcessor):
             logger.warning("spans_were_dropped", spans=dropped)
 
     def _begin_empty(self) -> None:
-        # As the queue itself does: what waits is the parent's to export.
+        # Start empty, like the queue itself: the parent process exports the waiting spans.
         self._lock = threading.Lock()
         self._waiting = self._dropped = 0
 
 
 class _Counting(SpanExporter):
-    """Reports how many spans were handed to the collector or given up, and logs when failures begin and end."""
+    """Reports how many spans were exported or given up, and logs when failures begin and end."""
 
     def __init__(self, exporter: SpanExporter, exported: Callable[[int], None]) -> None:
         self._exporter = exporter
@@ -131,7 +131,7 @@ class _Counting(SpanExporter):
         self._lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export spans; what the collector does not accept is lost."""
+        """Export spans; spans that the collector does not accept are lost."""
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # noqa: BLE001 - whatever it is, the work continues
@@ -165,7 +165,7 @@ def _exporter(settings: Settings) -> OTLPSpanExporter:
 
 
 def _sampler(ratio: float) -> Sampler | None:
-    """Return the sampler; None for all, which leaves it to OTEL_TRACES_SAMPLER."""
+    """Return the sampler; None for a ratio of 1, which leaves the choice to OTEL_TRACES_SAMPLER."""
     return None if ratio >= 1 else ParentBased(TraceIdRatioBased(ratio))
 
 
@@ -178,21 +178,21 @@ def _resource(environment: str) -> Resource:
     return Resource.create({**own, **OTELResourceDetector().detect().attributes})
 
 
-# Of the messages of one batch of a stream that have a trace, those with spans of their own.
+# Maximum number of a stream batch's traced messages that get their own spans.
 MAX_TRACED_MESSAGES = 1_000
-# How long the end of a process waits for its last spans to be exported.
+# Seconds that a process waits at its end for its last spans to be exported.
 FLUSH_SECONDS = 2.0
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
-# Spans of the items that this run works on, by key.
+# Spans of the items of the current run, by key.
 _spans: ContextVar[dict[str, Span] | None] = ContextVar("spans", default=None)
 _work: ContextVar[_Work | None] = ContextVar("work", default=None)
-# The id of the next root span's trace.
+# Trace id for the next root span.
 _wanted_trace_id: ContextVar[int | None] = ContextVar("wanted_trace_id", default=None)
 
 
 def context_of(key: str) -> str | None:
-    """Return the context of the span of an item that this run works on."""
+    """Return the context of the span of one of the current run's items."""
     span = (_spans.get() or {}).get(key)
     return None if span is None else _text_of(span)
 
@@ -211,7 +211,7 @@ def publish(topic: str, trace_id: str | None) -> str:
 
 
 def receive(message: ConsumerRecord, context: str | None, trace_id: str | None, error: Exception | None) -> str:
-    """Record that a message was consumed, or refused for an error; return the context of what is made of it."""
+    """Record that a message was consumed, or refused because of an error; return the context for its entry."""
     span = _received(message, context, trace_id)
     if error is not None:
         _fail(span, error_class_of(error), reason_of(error))
@@ -223,7 +223,7 @@ def receive(message: ConsumerRecord, context: str | None, trace_id: str | None, 
 
 @contextmanager
 def tick(name: str) -> Iterator[list[str]]:
-    """Record a tick that did something; yield the list of what it requested."""
+    """Record a tick that did something; yield the list to which the caller adds its requests."""
     requested: list[str] = []
     with _working(_Work(f"tick {name}", {"dagster.sensor": name})) as work:
         try:
@@ -239,7 +239,7 @@ def tick(name: str) -> Iterator[list[str]]:
 
 @contextmanager
 def run(job: str, run_id: str) -> Iterator[None]:
-    """Record a run. Its span begins with the first items that it works on, see `items`."""
+    """Record a run. Its span begins with its first items, see `items`."""
     with _working(_Work(f"run {job}", {"dagster.job": job, "dagster.run_id": run_id})) as work:
         try:
             yield
@@ -251,7 +251,7 @@ def run(job: str, run_id: str) -> Iterator[None]:
 
 
 def fail_run(error_class: str, reason: str) -> None:
-    """Mark the present run as failed, where no exception leaves it."""
+    """Mark the current run as failed if no exception leaves it."""
     if (work := _work.get()) is not None:
         work.error = error_class, reason
 
@@ -290,13 +290,13 @@ def finish(key: str, error: tuple[str, str] | None = None, **attributes: Any) ->
 
 
 def step(name: str, keys: Iterable[str], *, of_run: bool = False) -> AbstractContextManager[None]:
-    """Record a step of some items, and with `of_run` one below the run's span."""
+    """Record a step of some items, and with `of_run` also one below the run's span."""
     spans = _spans.get()
     return _NOTHING if spans is None else _step(name, spans, keys, of_run=of_run)
 
 
 def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
-    """Give the messages of a stream that have a context a span each, a bounded number; return their keys."""
+    """Start spans for a bounded number of a stream's messages with a context; return their keys."""
     spans, work = _spans.get(), _work.get()
     if spans is None or work is None:
         return ()
@@ -313,19 +313,19 @@ def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
 
 
 def finish_messages(keys: Iterable[str]) -> None:
-    """End the spans of messages that are stored, and forget them: a run of a stream may store millions."""
+    """End and discard the spans of stored messages: a run of a stream may store millions."""
     for key in keys:
         finish(key)
         (_spans.get() or {}).pop(key, None)
 
 
 def flush(seconds: float = FLUSH_SECONDS) -> None:
-    """Export the spans that wait, for a bounded time."""
+    """Export the waiting spans, for a bounded time."""
     _flush(_provider(), seconds)
 
 
 def _flush(provider: TracerProvider, seconds: float) -> None:
-    # The SDK's own bound is not in force yet.
+    # The SDK does not implement its own timeout yet.
     exporting = threading.Thread(target=provider.force_flush, daemon=True)
     exporting.start()
     exporting.join(seconds)
@@ -333,10 +333,10 @@ def _flush(provider: TracerProvider, seconds: float) -> None:
 
 @dataclass
 class _Work:
-    """The span of a run or tick, which begins once its items are known: of a single trace, it is part of it.
+    """The span of a run or tick, created once its items are known; if all belong to one trace, it joins that trace.
 
     Args:
-        linked: contexts of the items that a tick links to at its end.
+        linked: contexts of the items to which a tick links at its end.
     """
 
     name: str
@@ -347,10 +347,10 @@ class _Work:
     span: Span | None = None
 
     def begin(self, contexts: Sequence[str | None]) -> Span:
-        """Begin the span, or add links to the one that has begun.
+        """Begin the span, or add links if it has begun already.
 
         Args:
-            contexts: of the items; None for one without a context.
+            contexts: contexts of the items; None for an item without one.
         """
         links = _links([context for context in contexts if context])
         if self.span is None:
@@ -470,7 +470,7 @@ def _text_of(span: Span) -> str:
 
 
 def _otel_context(context: str | None) -> Context:
-    """Return the context as OpenTelemetry has it; an empty one, which begins a trace, for None."""
+    """Convert a context to OpenTelemetry's type; None becomes an empty one, which begins a trace."""
     if context is None:
         return Context()
     parent, _, state = context.partition(" ")
@@ -488,8 +488,8 @@ def _tracer() -> Tracer:
 
 @cache
 def _provider() -> TracerProvider:
-    """Set OpenTelemetry up, once a process."""
+    """Set up OpenTelemetry once per process."""
     provider = create_provider(current_settings(), _wanted_trace_id.get)
-    # Run workers are children of multiprocessing, which end without Python's own handlers at exit.
+    # Run workers are children of multiprocessing, which end without running Python's atexit handlers.
     Finalize(None, _flush, (provider, FLUSH_SECONDS), exitpriority=10)
     return provider

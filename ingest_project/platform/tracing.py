@@ -1,16 +1,16 @@
-"""Traces: one from the polling job or message to its stored rows, through topics, work queues and processes.
+"""Propagate traces from a polling job or message to its stored rows, through topics, work queues and processes.
 
-The context of a trace is text: `traceparent` of W3C Trace Context and after a space its `tracestate`, if it has one. It
-is read from the headers of a message, stored with the entry of the work queue, and written to every message about the
-item, also where nothing is exported: a trace of the sender passes through.
+The context of a trace is text: W3C Trace Context's `traceparent` and, after a space, its `tracestate` if it has one. It
+is read from a message's headers, stored with the work queue's entry, and written to every message about the item, even
+if no spans are exported, so that a sender's trace continues downstream.
 
-Where an OTLP collector is set, OpenTelemetry records spans (`spans`, which is not imported otherwise). The batch run
-that works on an item is another process than the tick that consumed its message, and works on many items at a time: the
-run has one span with a link to each item, and each item's steps are spans in the item's own trace. A run over items of
-a single trace is part of that trace.
+If an OTLP collector is configured, OpenTelemetry records spans (`spans`, which is not imported otherwise). An item's
+batch run is another process than the tick that consumed its message, and works on many items at a time: the run has one
+span with a link to each item, and each item's steps are spans in the item's own trace. A run whose items all belong to
+one trace is part of that trace.
 
-Nothing here delays or fails the work. Spans wait in a bounded queue for a thread that exports them; what does not fit
-is counted and dropped.
+Tracing never delays or fails the work. Spans wait in a bounded queue for a thread that exports them; spans that do not
+fit are counted and dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ingest_project.core.settings import current_settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord, Headers
 
 TRACESTATE = "tracestate"
-# W3C Trace Context: version 00, ids that are not all zeros; the state's length is what a vendor has to pass on.
+# W3C Trace Context: version 00, ids that are not all zeros, and the length of a state that every vendor must pass on.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(r"[\x21-\x7e]{1,512}")
 OTEL_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
@@ -50,7 +50,7 @@ def context_in(headers: Headers) -> str | None:
 
 
 def headers_of(context: str | None) -> Headers:
-    """Return the headers that carry a context; none for None."""
+    """Return the headers for a context; none for None."""
     if context is None:
         return ()
     parent, _, state = context.partition(" ")
@@ -58,10 +58,10 @@ def headers_of(context: str | None) -> Headers:
 
 
 def trace_ids_of(text: str) -> tuple[str, ...]:
-    """Return what may be on record of a trace: the text, and the forms of its id where it names one of OpenTelemetry.
+    """Return the ids under which a trace may be recorded: the text, and all forms of an OpenTelemetry trace id.
 
     Args:
-        text: a trace id of the project, of OpenTelemetry, or a `traceparent`.
+        text: the project's trace id, an OpenTelemetry trace id, or a `traceparent`.
     """
     parent = text.strip().lower()
     hexadecimal = parent.split("-")[1] if _TRACEPARENT.fullmatch(parent) else parent.replace("-", "")
@@ -72,7 +72,7 @@ def trace_ids_of(text: str) -> tuple[str, ...]:
 
 
 def context_prefix(text: str) -> str | None:
-    """Return how the stored contexts of a trace begin; None where the text names no trace of OpenTelemetry.
+    """Return the prefix of a trace's stored contexts; None if the text is not an OpenTelemetry trace id.
 
     Args:
         text: see `trace_ids_of`.
@@ -82,13 +82,13 @@ def context_prefix(text: str) -> str | None:
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
-# Where no spans are recorded: contexts of the items that this run works on, by key.
+# Contexts of the current run's items by key, used if no spans are recorded.
 _contexts: ContextVar[Mapping[str, str] | None] = ContextVar("contexts", default=None)
 
 
 @cache
 def is_on() -> bool:
-    """Return whether spans are exported."""
+    """Return True if spans are exported."""
     environ = os.environ
     standard = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
@@ -96,13 +96,13 @@ def is_on() -> bool:
 
 
 def message_headers(trace_id: str | None, key: str) -> Headers:
-    """Return the headers of a message about an item that this run works on: trace id and context."""
+    """Return the headers, trace id and context, of a message about one of the current run's items."""
     own = ((TRACE_HEADER, trace_id.encode()),) if trace_id else ()
     return (*own, *headers_of(context_of(key)))
 
 
 def context_of(key: str) -> str | None:
-    """Return the context of an item that this run works on: of its span, or the stored one where none is recorded."""
+    """Return the context of one of the current run's items: that of its span, or the stored one without a span."""
     if not is_on():
         return (_contexts.get() or {}).get(key)
     from ingest_project.platform import spans  # loads OpenTelemetry, here and below
@@ -111,7 +111,7 @@ def context_of(key: str) -> str | None:
 
 
 def log_fields(key: str) -> dict[str, str]:
-    """Return the trace and span of an item as fields of log lines; nothing while spans are not exported."""
+    """Return the trace and span of an item as fields of log lines; none if spans are not exported."""
     if not is_on():
         return {}
     from ingest_project.platform import spans
@@ -120,11 +120,11 @@ def log_fields(key: str) -> dict[str, str]:
 
 
 def publish(topic: str, trace_id: str | None) -> Headers:
-    """Return the headers of a message that begins a trace; where spans are exported, its publication is the first.
+    """Return the headers of a message that begins a trace; if spans are exported, its publication is the first span.
 
     Args:
-        topic: that it is for.
-        trace_id: the project's own, where it has one.
+        topic: topic of the message.
+        trace_id: the project's trace id of the message, if it has one.
     """
     own = ((TRACE_HEADER, trace_id.encode()),) if trace_id else ()
     if not is_on():
@@ -135,13 +135,13 @@ def publish(topic: str, trace_id: str | None) -> Headers:
 
 
 def receive(message: ConsumerRecord, trace_id: str | None, error: Exception | None = None) -> str | None:
-    """Record that a message was consumed, and return the context to store with what is made of it.
+    """Record that a message was consumed, and return the context to store with its entry.
 
-    A message without a context begins a trace: under the project's own trace id, if that is one of OpenTelemetry too.
+    A message without a context begins a trace, with the project's trace id if OpenTelemetry accepts that.
 
     Args:
-        message: as it was read.
-        trace_id: the project's own, where the message has one.
+        message: the message.
+        trace_id: the project's trace id of the message, if it has one.
         error: why the message was refused.
     """
     context = context_in(message.headers)
@@ -153,7 +153,7 @@ def receive(message: ConsumerRecord, trace_id: str | None, error: Exception | No
 
 
 def refused(message: ConsumerRecord, error: Exception) -> ConsumerRecord:
-    """Record that a message was refused; return it with the context in its headers, if it had none."""
+    """Record that a message was refused; return it with a context in its headers."""
     context = receive(message, trace_id_in(message.headers), error)
     if context is None or context_in(message.headers) is not None:
         return message
@@ -164,7 +164,7 @@ def tick(name: str) -> AbstractContextManager[list[str]]:
     """Record a tick that did something, with links to the messages that it consumed.
 
     Yields:
-        a list that the caller adds the names of what it requested to.
+        a list to which the caller adds the names of its requests.
     """
     if not is_on():
         return nullcontext([])
@@ -174,7 +174,7 @@ def tick(name: str) -> AbstractContextManager[list[str]]:
 
 
 def run(job: str, run_id: str) -> AbstractContextManager[None]:
-    """Record a run. Its span begins with the first items that it works on, see `items`."""
+    """Record a run. Its span begins with its first items, see `items`."""
     if not is_on():
         return _NOTHING
     from ingest_project.platform import spans
@@ -183,7 +183,7 @@ def run(job: str, run_id: str) -> AbstractContextManager[None]:
 
 
 def fail_run(error_class: str, reason: str) -> None:
-    """Mark the present run as failed, where no exception leaves it."""
+    """Mark the current run as failed if no exception leaves it."""
     if is_on():
         from ingest_project.platform import spans
 
@@ -191,10 +191,10 @@ def fail_run(error_class: str, reason: str) -> None:
 
 
 def items(name: str, worked_on: Iterable[Item]) -> AbstractContextManager[None]:
-    """Work on items: each gets a span in its own trace, until `finish` or the end of the block; the run links to it.
+    """Give each item a span in its own trace, until `finish` or the end of the block; the run links to it.
 
     Args:
-        name: of the spans.
+        name: name of the spans.
         worked_on: the items.
     """
     if not is_on():
@@ -217,9 +217,9 @@ def finish(key: str, error: tuple[str, str] | None = None, **attributes: Any) ->
     """End the span of an item.
 
     Args:
-        key: of the item.
-        error: class and reason, where it failed.
-        attributes: of the result.
+        key: key of the item.
+        error: class and reason of its failure, if it failed.
+        attributes: attributes of the result.
     """
     if is_on():
         from ingest_project.platform import spans
@@ -228,12 +228,12 @@ def finish(key: str, error: tuple[str, str] | None = None, **attributes: Any) ->
 
 
 def step(name: str, keys: Iterable[str], *, of_run: bool = False) -> AbstractContextManager[None]:
-    """Record a step of some items: a span below that of each; of items that this run does not work on, nothing.
+    """Record a step as a span below that of each item; ignore items that do not belong to the current run.
 
     Args:
-        name: of the step, e.g. `store`.
-        keys: of the items.
-        of_run: record it below the run's span as well.
+        name: name of the step, e.g. `store`.
+        keys: keys of the items.
+        of_run: also record it below the run's span.
     """
     if not is_on():
         return _NOTHING
@@ -243,9 +243,9 @@ def step(name: str, keys: Iterable[str], *, of_run: bool = False) -> AbstractCon
 
 
 def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
-    """Work on the messages of a stream that have a context as items, a bounded number; returns their keys.
+    """Start spans for a bounded number of a stream's messages with a context; return their keys.
 
-    A message without one is part of the run's trace.
+    A message without a context is part of the run's trace.
     """
     if not is_on():
         return ()
@@ -255,7 +255,7 @@ def add_messages(messages: Sequence[ConsumerRecord]) -> Sequence[str]:
 
 
 def finish_messages(keys: Iterable[str]) -> None:
-    """End the spans of messages that are stored, and forget them: a run of a stream may store millions."""
+    """End and discard the spans of stored messages: a run of a stream may store millions."""
     if is_on():
         from ingest_project.platform import spans
 

@@ -101,9 +101,7 @@ def lost_run_sensors() -> list[dg.SensorDefinition]:
             RunReporter(run).lost(reason, aborted=aborted)
 
     @dg.run_failure_sensor(
-        name="lineage_of_lost_runs",
-        description="Reports failed runs to OpenLineage on their behalf.",
-        **options,
+        name="lineage_of_lost_runs", description="Reports failed runs to OpenLineage on their behalf.", **options
     )
     def failed(context: dg.RunFailureSensorContext) -> None:
         report(context, aborted=False)

@@ -1,16 +1,16 @@
-"""One store of bytes with three back ends, opened by its address; the landing and quarantine stores over it.
+"""One object store with three back ends, opened by its address, and the local back end.
 
-Another package adds a back end by an entry point in the group `ingest_project.stores`; its name is the scheme of its
-addresses, its value a `StoreFactory`. The SDK of a remote back end is loaded only where that back end is opened.
+Another package adds a back end by an entry point in the group `ingest_project.stores`: its name is the scheme of the
+addresses, its value a `StoreFactory`. The SDK of a remote back end is loaded only when that back end is opened.
 
-In a local folder an object gets a temporary name first, then one rename. A local file is linked where the file system
-allows it, and copied otherwise. A link that still has the fingerprint under which its digest was computed is complete;
-anything else is read and compared with the digest first. Metadata is kept in a hidden file next to the object
-(`.name.json`), not in extended attributes: most ways to copy a folder lose those, and some file systems have none. It
-is in place before its object and names the length and time of the content it describes, so that a kill between the two
-leaves a detectable mismatch. The first description of a name is linked into place, which only one writer can do: from
-then on `may_replace` decides by it which writers may replace the object. Paths are strings there: thousands of small
-files pass.
+In a local folder, an object is written under a temporary name and then renamed. A local file is linked if the file
+system supports it, and copied otherwise. A link that still has the fingerprint under which its digest was computed is
+complete; any other content is read and compared with the digest first. Metadata is stored in a hidden file next to the
+object (`.name.json`), not in extended attributes, which most ways to copy a folder lose and some file systems lack.
+This description is written before its object and contains the length and time of the content, so that a kill between
+the two leaves a detectable mismatch. The first description of a name is linked into place, which only one writer can
+do: from then on `may_replace` decides by it which writers may replace the object. Paths are strings there, for speed
+with thousands of small files.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from ingest_project.platform.object_store.store import (
 )
 
 INCOMING = ".uploading"
-# No writer needs a day.
+# No writer needs a whole day.
 ORPHANED_AFTER = timedelta(days=1)
-# A hard link shares its bytes with the original, which must not be changed in place.
+# A hard link shares its bytes with the original, which nobody may change in place.
 READ_ONLY = 0o400
-# Another file system, one without links or with too many of one file; and nothing to link, which reading it reports.
+# Another file system, one without links or with too many of one file; or a missing file, which reading reports.
 NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS, errno.ENOENT}
 
 
@@ -75,17 +75,17 @@ STORES: plugins.Plugins[StoreFactory] = plugins.Plugins(
 def open_store(
     url: str, s3: S3Options | None = None, onelake: OneLakeOptions | None = None, settings: Settings | None = None
 ) -> ObjectStore:
-    """Return the store at an address. Nothing remote is contacted yet.
+    """Return the store at an address, without contacting a remote service.
 
     Args:
-        url: a folder, `file:///folder`, `s3://bucket/prefix`, any form of `azure.parse_address`, or an address of a
-            scheme that another package brings.
-        s3: how to reach S3.
-        onelake: how to reach OneLake.
-        settings: of this process, for the stores of other packages.
+        url: a folder, `file:///folder`, `s3://bucket/prefix`, any form of `azure.parse_address`, or an address with a
+            scheme of another package.
+        s3: connection options of S3.
+        onelake: connection options of OneLake.
+        settings: settings of this process, for the stores of other packages.
 
     Raises:
-        SettingsError: none of these.
+        SettingsError: the address has none of these forms.
         ForbiddenPathError: a host or level of OneLake that cannot be written.
         StoreUnavailableError: the folder cannot be created.
     """
@@ -97,7 +97,7 @@ def open_store(
 
 
 def open_configured_store(url: str, settings: Settings) -> ObjectStore:
-    """Return the store at an address, reached as the settings say; see `open_store`."""
+    """Return the store at an address, with the connection options from the settings; see `open_store`."""
     return open_store(url, s3_options(settings.storage), onelake_options(settings.onelake), settings)
 
 
@@ -112,7 +112,7 @@ def open_folder(url: str, _options: StoreOptions) -> FolderStore:
     """Return the store in a folder, which is created if missing.
 
     Raises:
-        SettingsError: the address is no folder.
+        SettingsError: the address is not a folder.
     """
     location = location_of(url)
     if not isinstance(location, Path):
@@ -141,7 +141,7 @@ class FolderStore:
         """Return the path of an object.
 
         Raises:
-            ForbiddenPathError: it leads out of the store, directly or through a link inside it.
+            ForbiddenPathError: the path leads out of the store, directly or through a symbolic link.
         """
         name = require_safe_name(name)
         path = f"{self._root}/{name}"
@@ -175,7 +175,7 @@ class FolderStore:
             _remove(temporary)
             raise
         if not isinstance(content, bytes):
-            # A rename onto another link to the same file does nothing and leaves both.
+            # A rename onto another link to the same file does nothing and leaves both names.
             _remove(temporary)
         return StoredObject(path, len(content) if isinstance(content, bytes) else content.size_bytes, metadata or {})
 
@@ -210,7 +210,7 @@ class FolderStore:
         with folder_errors(self._root), os.scandir(self.scratch) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    # ctime: a link's mtime is when its content was written, possibly long ago.
+                    # Use ctime: a hard link's mtime is when its content was written, possibly long ago.
                     if entry.stat().st_ctime < oldest:
                         Path(entry.path).unlink()
                         removed += 1
@@ -221,7 +221,7 @@ class FolderStore:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Distinguish a file where a folder is needed, or the other way round, from a failing disk."""
+        """Distinguish a file in place of a folder, or vice versa, from a failing disk."""
         try:
             with folder_errors(self._root):
                 yield
@@ -241,7 +241,7 @@ class FolderStore:
                 _write_new(temporary, content.pieces())
 
     def _describe(self, path: str, content: str, metadata: Mapping[str, str], may_replace: MayReplace | None) -> None:
-        """Store the description of a content, unless another writer stored one first that may not be replaced."""
+        """Store the description of a content; `may_replace` decides if another writer has stored one first."""
         described = {"content": _version(os.stat(content)), "metadata": dict(metadata)}  # noqa: PTH116
         temporary = self._temporary()
         _write_new(temporary, [json.dumps(described, ensure_ascii=False).encode()])
@@ -258,7 +258,7 @@ class _Description(NamedTuple):
     """The hidden file of an object.
 
     Args:
-        content: length and time of the content that the metadata belongs to.
+        content: length and time of the content to which the metadata belongs.
     """
 
     content: list[int]
@@ -277,10 +277,10 @@ def _link(file: LocalFile, temporary: str) -> bool:
 
 
 def _is_complete(temporary: str, file: LocalFile) -> bool:
-    """Verify a link by its fingerprint or by reading it; removes it where it leads to a symbolic link.
+    """Verify a link by its fingerprint or by reading the file; remove a link to a symbolic link.
 
     Raises:
-        SourceChangedError: its content is not the announced one.
+        SourceChangedError: the content is not the announced one.
     """
     status = os.lstat(temporary)
     if file.fingerprint == FileFingerprint.of(status) and status.st_size == file.size_bytes:
@@ -309,7 +309,7 @@ def _remove(path: str) -> None:
 
 
 def _status(path: str) -> os.stat_result | None:
-    """Return the status of a file; None where there is none."""
+    """Return the status of a file; None if there is no file."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
@@ -318,7 +318,7 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def _present(path: str) -> StoredObject | None:
-    """Return the object of a name, or the claim of a writer that was killed before it stored the content."""
+    """Return the object with a name, or the claim of a writer that was killed before it stored the content."""
     status, description = _status(path), _description(path)
     if status is None and description is None:
         return None
@@ -330,7 +330,7 @@ def _present(path: str) -> StoredObject | None:
 def _claimed(description: str, path: str) -> bool:
     """Claim an unused name: of several concurrent writers, one succeeds.
 
-    Where the file system has no links, the last one of several that begin at the same moment stays.
+    On a file system without links, the last of several simultaneous writers wins.
     """
     try:
         os.link(description, path)
@@ -342,7 +342,7 @@ def _claimed(description: str, path: str) -> bool:
 
 
 def _description(path: str) -> _Description | None:
-    """Read the hidden file of an object; None where there is none that can be read."""
+    """Read the hidden file of an object; None without a readable one."""
     try:
         described = json.loads(Path(_description_path(path)).read_bytes())
         return _Description(described["content"], dict(described["metadata"]))
@@ -351,7 +351,7 @@ def _description(path: str) -> _Description | None:
 
 
 def _version(status: os.stat_result) -> list[int]:
-    """Return length and time, which identify a content without reading it."""
+    """Return length and time, which identify a content without reading the file."""
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -1,8 +1,8 @@
-"""The two stores of files' bytes, over any `ObjectStore`: landing by content, quarantine by file key.
+"""The two stores of files' bytes in any `ObjectStore`: landing by content, quarantine by file key.
 
-The landing store keeps the bytes of every file, unchanged, under the SHA-256 of their content: storing the same bytes
-again writes nothing. The quarantine store keeps the bytes of each rejected file, and next to them a JSON that gives the
-reason. The JSON is written last and removed first: a file is in quarantine when its JSON is there.
+The landing store keeps the unchanged bytes of every file under their SHA-256: storing the same bytes again writes
+nothing. The quarantine store keeps the bytes of each rejected file, and next to them a JSON file with the reason. The
+JSON is written last and removed first: a file is in quarantine if its JSON exists.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ingest_project.core.items import digest_of
 from ingest_project.core.local_files import PIECE_BYTES, FileFingerprint, LocalFile, folder_errors, write_all
 from ingest_project.platform.object_store.store import ObjectStore
 
-# Larger files go to the disk first, because their name is known only after their last byte.
+# Larger files are spooled to disk, because their name is known only after their last byte.
 MEMORY_BYTES = PIECE_BYTES
-# File systems accept 255 bytes; the rest is for `.json` and a description's name.
+# File systems accept 255 bytes; the rest leaves room for `.json` and the name of a description.
 MAX_NAME_LENGTH = 180
 
 
@@ -36,8 +36,8 @@ class Landed(NamedTuple):
     """A file's bytes in the landing store.
 
     Args:
-        path: where they are, for people: a file's path or an address.
-        landed_before: they were found there, and not copied there now.
+        path: location of the bytes for people: a file's path or an address.
+        landed_before: True if the bytes had been landed earlier and were not copied now.
     """
 
     sha256: str
@@ -47,10 +47,10 @@ class Landed(NamedTuple):
 
 
 class LandingStore:
-    """Keeps bytes by content. Memory use does not grow with the file.
+    """Stores bytes by their content. Memory use does not grow with the file.
 
     Raises:
-        StoreUnavailableError: from every method, when the store cannot be used.
+        StoreUnavailableError: from every method, if the store cannot be used.
     """
 
     def __init__(self, objects: ObjectStore) -> None:
@@ -59,15 +59,15 @@ class LandingStore:
     def land(
         self, stream: BinaryIO | Iterator[bytes], *, expected_size: int | None = None, location: str = "The file"
     ) -> Landed:
-        """Copy a stream to its end. Landing the same bytes again changes nothing.
+        """Copy a whole stream. Idempotent.
 
         Args:
-            stream: a binary file, or pieces of any size.
-            expected_size: bytes the file had when it was announced; None when that is not known.
-            location: of the file, for the error.
+            stream: binary file, or pieces of any size.
+            expected_size: announced size in bytes; None if unknown.
+            location: location of the file, for the error.
 
         Raises:
-            SourceChangedError: not of the announced size; nothing is kept.
+            SourceChangedError: the stream does not have the announced size; nothing is kept.
         """
         digest = _Digest(expected_size, location)
         pieces = digest.counted(_pieces_of(stream))
@@ -82,35 +82,35 @@ class LandingStore:
         return self._keep(digest.finish(), digest.size_bytes, bytes(head))
 
     def find(self, sha256: str) -> Landed | None:
-        """Return the content that was landed earlier under this digest; None without one."""
+        """Return the content with this digest; None if it has not been landed."""
         present = self._objects.stat(object_name(sha256))
         return Landed(sha256, present.size_bytes, present.location, landed_before=True) if present else None
 
     def remove(self, sha256: str) -> None:
-        """Remove a content; a missing one is removed already."""
+        """Remove a content. Idempotent."""
         self._objects.remove(object_name(sha256))
 
     def local_path(self, sha256: str) -> AbstractContextManager[Path]:
-        """Open a local file with the bytes: not to be written to, and removed afterwards if the store is remote.
+        """Open a local file with the bytes, read-only; a copy of a remote one is removed afterwards.
 
         Raises:
-            SourceNotFoundError: no such content was landed.
+            SourceNotFoundError: the content has not been landed.
         """
         return self._objects.local_path(object_name(sha256))
 
     def _keep(self, sha256: str, size_bytes: int, content: LocalFile | bytes) -> Landed:
         name = object_name(sha256)
         present = self._objects.stat(name)
-        # One of another size was left by a power cut, and is written again.
+        # A power cut may leave an object with another size, which is written again.
         if present is None or present.size_bytes != size_bytes:
             present = self._objects.put(name, content)
         return Landed(sha256, size_bytes, present.location)
 
 
 def object_name(sha256: str) -> str:
-    """Return `ab/abcd...`: a million files are some 4,000 to a folder, and 256 folders are soon made.
+    """Return `ab/abcd...`: a million files make 4,000 per folder, and 256 folders are quickly created.
 
-    A second level would make a new folder for nearly every file of a new store, which takes longer than the file.
+    With a second level, nearly every file of a new store would need a new folder, which takes longer than the file.
     """
     return f"{sha256[:2]}/{sha256}"
 
@@ -119,8 +119,8 @@ class QuarantinedFile(msgspec.Struct, frozen=True):
     """A rejected file.
 
     Args:
-        reason: why, by whom and from where: rule, detail, source path, sha256, when, run id, Kafka position.
-        location: of its bytes, for people.
+        reason: rule, detail, source path, sha256, time, run id and Kafka position of the rejection.
+        location: location of its bytes, for people.
     """
 
     file_key: str
@@ -129,17 +129,17 @@ class QuarantinedFile(msgspec.Struct, frozen=True):
 
 
 class QuarantineStore:
-    """Keeps rejected files by file key, which may be any text.
+    """Stores rejected files by file key, which may be any text.
 
     Raises:
-        StoreUnavailableError: from every method, when the store cannot be used.
+        StoreUnavailableError: from every method, if the store cannot be used.
     """
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
     def put(self, file_key: str, content: LocalFile | bytes, reason: Mapping[str, Any]) -> QuarantinedFile:
-        """Keep the bytes and the reason, which is anything that JSON can hold; replaces both."""
+        """Store the bytes and the reason, which must be serialisable as JSON; replaces earlier ones."""
         name = safe_name(file_key)
         stored = self._objects.put(name, content)
         note = msgspec.json.encode({"file_key": file_key, **reason})
@@ -147,7 +147,7 @@ class QuarantineStore:
         return QuarantinedFile(file_key, dict(reason), stored.location)
 
     def get(self, file_key: str) -> QuarantinedFile | None:
-        """Return why this file is in quarantine; None when it is not."""
+        """Return a file with its reason; None if it is not in quarantine."""
         name = safe_name(file_key)
         try:
             with self._objects.local_path(f"{name}.json") as path:
@@ -161,7 +161,7 @@ class QuarantineStore:
         return self._objects.local_path(safe_name(file_key))
 
     def remove(self, file_key: str) -> None:
-        """Remove an accepted file; a missing one is removed already."""
+        """Remove a file that was accepted later. Idempotent."""
         name = safe_name(file_key)
         self._objects.remove(f"{name}.json")
         self._objects.remove(name)
@@ -172,14 +172,14 @@ def safe_name(file_key: str) -> str:
     name = quote(file_key, safe="~")
     name = re.sub(r"^\.", "%2E", name)
     if len(name) > MAX_NAME_LENGTH:
-        # Cut between percent escapes, not inside one.
+        # Do not cut inside a percent escape.
         name = re.sub(r"%.?$", "", name[:MAX_NAME_LENGTH]) + f"~{digest_of(file_key)}"
-    # No name of bytes may look like another file's JSON.
+    # The name of a file's bytes must not look like another file's JSON.
     return re.sub(r"\.json$", "%2Ejson", name)
 
 
 class _Digest:
-    """Length and SHA-256 of a stream while it is copied, held to what was announced."""
+    """Computes length and SHA-256 of a stream during the copy, and compares them with the announced size."""
 
     def __init__(self, expected_size: int | None, location: str) -> None:
         self.size_bytes = 0
@@ -191,7 +191,7 @@ class _Digest:
         """Yield the pieces, counted and hashed.
 
         Raises:
-            SourceChangedError: longer than announced already; an endless stream is not read to its end.
+            SourceChangedError: the stream is already longer than announced, so that an endless one is not read on.
         """
         for piece in pieces:
             self.size_bytes += len(piece)
@@ -204,7 +204,7 @@ class _Digest:
         """Return the SHA-256 of everything, in hex.
 
         Raises:
-            SourceChangedError: shorter than announced.
+            SourceChangedError: the stream is shorter than announced.
         """
         if self._expected_size is not None and self.size_bytes != self._expected_size:
             raise SourceChangedError(
@@ -214,7 +214,7 @@ class _Digest:
 
 
 def _pieces_of(stream: BinaryIO | Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the stream in pieces of bounded size, none of them empty."""
+    """Yield the stream in non-empty pieces of bounded size."""
     if hasattr(stream, "read"):
         while chunk := stream.read(PIECE_BYTES):
             yield chunk
@@ -232,7 +232,7 @@ def _spooled(folder: Path, head: bytearray, rest: Iterator[bytes]) -> Iterator[P
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         with contextlib.closing(os.fdopen(descriptor, "wb", buffering=0)):
-            # A failure while the source is read is the source's, not the store's.
+            # Map only errors of the store's disk: a failure to read the source is the source's.
             for piece in itertools.chain([bytes(head)], rest):
                 with folder_errors(folder):
                     write_all(descriptor, piece)

@@ -1,13 +1,12 @@
 """The object store in OneLake or another ADLS Gen2 account. Loads the Azure SDK: import it lazily.
 
-A small object is written by one Put Blob: the service checks its MD5, and makes it visible complete or not at all. A
-larger one is appended in parallel to a temporary name in the same folder, each append checked by TLS or else by its
-MD5, flushed at its full length (which the service refuses unless every byte before it is there), compared by length and
-the MD5 that was sent for the whole, and renamed. In both, the local content is held to its announced SHA-256 before it
-is visible.
+A small object is written by one Put Blob: the service checks its MD5 and makes it visible atomically. A larger one is
+appended in parallel to a temporary file in the same folder, each append protected by TLS or else by its MD5; then it is
+flushed at its full length (which the service refuses if a byte is missing), compared by length and MD5, and renamed. In
+both cases, the local content is verified against its announced SHA-256 before it is visible.
 
-With `may_replace`, both write only where there is no object yet, or over the very version that it decided upon: the
-service decides, so that of two writers at once none replaces the other one's object.
+With `may_replace`, both write only if there is no object yet, or over exactly the version that it accepted: the service
+evaluates this condition, so that neither of two concurrent writers replaces the other's object.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ from ingest_project.platform.object_store.store import (
 )
 
 _TEMPORARY = re.compile(r"(?:.*/)?\.[0-9a-f]{32}\.uploading")
-# Answers to a condition that does not hold: exists already, or is another version; and to a rename whose source is
-# gone, because the first answer was lost.
+# Statuses of a failed condition (the object exists, or is another version), and of a rename whose source no longer
+# exists because the first answer was lost.
 CONFLICTS = (404, 409, 412)
 # Azure accepts 8 KiB of metadata, names included.
 MAX_METADATA_BYTES = 6_144
@@ -86,8 +85,8 @@ class OneLakeStore:
     """An `ObjectStore` in a folder of an account.
 
     Args:
-        root: folder that names are relative to.
-        options: how to reach it; `concurrency` chunks of `chunk_bytes` are in memory at a time, over all threads.
+        root: folder to which names are relative.
+        options: connection options; `concurrency` chunks of `chunk_bytes` are in memory at a time, over all threads.
     """
 
     scratch = Path(tempfile.gettempdir())
@@ -97,7 +96,7 @@ class OneLakeStore:
         self._root = root
         self._chunk_bytes = options.chunk_bytes
         self._options = options
-        # TLS detects changes on the way better than an MD5 of each append, which takes as long as all the rest.
+        # TLS detects transmission errors better than an MD5 of each append, which takes as long as all the rest.
         self._append_md5 = not root.account_url.startswith("https:")
         self._appenders = ThreadPoolExecutor(options.concurrency, thread_name_prefix="onelake-append")
         self._slots = threading.BoundedSemaphore(options.concurrency)
@@ -124,7 +123,7 @@ class OneLakeStore:
     ) -> StoredObject:
         """Store an object; see `ObjectStore.put`.
 
-        A large object is looked up first; a small one is sent at once, which fails where there is one.
+        With `may_replace`, a large object is looked up first; a small one is sent directly, which fails if one exists.
         """
         target, kept = self._target(name), metadata or {}
         if isinstance(content, bytes):
@@ -179,7 +178,7 @@ class OneLakeStore:
                 upload(**({"overwrite": False} if present is None else {"overwrite": True, **_unchanged(present)}))
 
         def upload(**how: Any) -> None:  # noqa: ANN401 - the SDK's own options
-            # The service keeps the MD5 it was sent, so that readers can check the file too.
+            # The service stores the MD5 with the file, so that readers can check it too.
             self._blobs.get_blob_client(target.path).upload_blob(
                 data,
                 length=len(data),
@@ -203,7 +202,7 @@ class OneLakeStore:
         if seen and may_replace and not may_replace(seen):
             return seen
         folder, _, _ = target.path.rpartition("/")
-        # In the same folder: a rename does not create folders, and creating a file does.
+        # Use the same folder: creating a file creates missing folders, but a rename does not.
         temporary = self._files.get_file_client(f"{folder}/.{uuid.uuid4().hex}.uploading")
         final_name = f"{target.file_system}/{target.path}"
 
@@ -215,7 +214,7 @@ class OneLakeStore:
             try:
                 temporary.rename_file(final_name)
             except ResourceNotFoundError:
-                # Perhaps the answer to a first attempt was lost, and the file has its final name already.
+                # The first answer may have been lost, so that the file already has its final name.
                 if self._md5_of(target) != md5:
                     raise
 
@@ -237,13 +236,13 @@ class OneLakeStore:
     def _fill(
         self, temporary: DataLakeFileClient, file: LocalFile, target: OneLakeAddress, metadata: Mapping[str, str]
     ) -> bytes:
-        """Write everything to the temporary file, and compare what the service has with what was sent.
+        """Write the content to the temporary file, and compare the stored length and MD5 with those sent.
 
         Returns:
             the MD5 of the content.
 
         Raises:
-            StoreUnavailableError: not the same.
+            StoreUnavailableError: they differ.
         """
         temporary.create_file(
             ContentSettings(content_type=content_type_of(metadata)),
@@ -274,7 +273,7 @@ class OneLakeStore:
             for future in running:
                 future.result()
         finally:
-            # In any case: nothing is appended any more once the temporary file may be removed.
+            # Wait even after an error: no append may be running when the caller removes the temporary file.
             for future in running:
                 future.cancel()
             wait(running)
@@ -283,7 +282,7 @@ class OneLakeStore:
     def _start_append(
         self, file: LocalFile, temporary: DataLakeFileClient, offset: int, md5: hashlib._Hash
     ) -> Future[None]:
-        """Read the next chunk and submit it; its slot is free again when it is sent."""
+        """Read the next chunk and submit it; its slot is released once it is sent."""
         try:
             chunk = file.read(self._chunk_bytes)
             md5.update(chunk)
@@ -335,7 +334,7 @@ class OneLakeStore:
 
 
 def _unchanged(present: StoredObject | None) -> dict[str, Any]:
-    """Return the condition that a file is still this version, or that there is still none."""
+    """Return the condition that a file still has this version, or still does not exist."""
     if present is None:
         return {"match_condition": MatchConditions.IfMissing}
     return {"etag": present.version, "match_condition": MatchConditions.IfNotModified}

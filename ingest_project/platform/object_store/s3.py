@@ -1,8 +1,8 @@
 """The object store in a prefix of an S3 bucket, and the one factory of S3 clients. Loads boto3: import it lazily.
 
-S3 makes an object visible when its one request, or the last one of a multipart upload, succeeded; what was read here is
+S3 makes an object visible when its only request, or the last one of a multipart upload, succeeds; the content is
 verified before that. Each request carries a checksum, which the service verifies. Conditions on the present version
-(`If-Match`, `If-None-Match`) are sent only where `may_replace` decides: not every S3 server knows them.
+(`If-Match`, `If-None-Match`) are sent only with `may_replace`: not every S3 server supports them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ingest_project.platform.object_store.store import (
 )
 
 if TYPE_CHECKING:
-    # boto3 makes its classes when it runs; the package with their types is installed for development only.
+    # boto3 creates its classes at run time; the package with their types is only a development dependency.
     import mypy_boto3_s3
     from mypy_boto3_s3 import type_defs
 
@@ -67,11 +67,11 @@ CONFLICTS = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestCo
 
 
 class _SharedLoader(Loader):
-    """Parses what botocore's files tell of S3, a megabyte of JSON, once: each session would do it again in 0.1 s."""
+    """Parses botocore's description of S3, a megabyte of JSON, once: each session would spend 0.1 s on it."""
 
     @property
     def search_paths(self) -> list[str]:
-        """Return a copy: each session of boto3 adds a folder, which is there already."""
+        """Return a copy: each boto3 session appends a folder, which is already in the list."""
         return list(super().search_paths)
 
 
@@ -79,11 +79,11 @@ _LOADER = _SharedLoader([str(Path(boto3.__file__).parent / "data")])
 
 
 class BoundedS3Resource(S3Resource):
-    """dagster-aws's S3Resource, plus a time-out and a choice about proxies, which it does not support.
+    """dagster-aws's S3Resource with a timeout and an option to ignore proxies, which it does not support.
 
     Args:
-        max_attempts: the first one counts.
-        timeout_seconds: how long a server may be silent, in each attempt; boto3's own is a minute.
+        max_attempts: maximum number of attempts, including the first one.
+        timeout_seconds: longest silence of a server in each attempt; boto3's own is a minute.
         proxied: use the environment's proxies.
     """
 
@@ -92,8 +92,8 @@ class BoundedS3Resource(S3Resource):
     proxied: bool = True
 
     def get_client(self, session: botocore.session.Session | None = None) -> S3Client:
-        """Return a client with these options, and with the credentials of a session where it has some."""
-        # Path style: servers other than Amazon's rarely have a name for every bucket.
+        """Return a client with these options, and with the session's credentials if it has some."""
+        # Use path style for servers other than Amazon's, which rarely have a host name for every bucket.
         style: Literal["path", "auto"] = "path" if self.endpoint_url else "auto"
         return boto3.Session(botocore_session=session or _session(self.profile_name)).client(
             "s3",
@@ -122,11 +122,11 @@ def s3_client(
     unsigned: bool = False,
     proxied: bool = True,
 ) -> S3Client:
-    """Return a client of S3; every client of stores and sources comes from here.
+    """Return an S3 client; all stores and sources use this function.
 
     Args:
         options: endpoint, region and keys.
-        timeout_seconds: how long a server may be silent.
+        timeout_seconds: longest silence of a server.
         unsigned: send no credential.
         proxied: use the environment's proxies.
     """
@@ -167,12 +167,12 @@ class _PresentKey(Credentials):
         self._secret = secret
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        """Return the key as it is now."""
+        """Return the current key."""
         self.secret_key = text_of(self._secret)
         return super().get_frozen_credentials()
 
     def try_again(self, response: tuple[Any, Any] | None, **_: object) -> int | None:
-        """Send a request that was refused again at once, if the secret has changed."""
+        """Retry a refused request immediately if the secret has changed."""
         status = response[0].status_code if response else None
         return 0 if status == HTTPStatus.FORBIDDEN and renewed(self._secret, self.secret_key) else None
 
@@ -194,7 +194,7 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
     """Map a failure of S3 to an error of this project.
 
     Raises:
-        StoreUnavailableError: not reached, no such bucket, refused.
+        StoreUnavailableError: the service is unreachable or refuses the request, or the bucket does not exist.
     """
     try:
         yield
@@ -210,7 +210,7 @@ def open_s3(url: str, options: StoreOptions) -> S3Store:
     """Return the store at a prefix of a bucket.
 
     Raises:
-        SettingsError: the address names no bucket.
+        SettingsError: the address has no bucket.
     """
     location = location_of(url)
     if not isinstance(location, Bucket):
@@ -223,7 +223,7 @@ class S3Store:
 
     Args:
         client: from `s3_client`.
-        bucket: bucket and prefix that names are relative to.
+        bucket: bucket and prefix to which names are relative.
     """
 
     scratch = Path(tempfile.gettempdir())
@@ -317,7 +317,7 @@ class S3Store:
             file.finish()
             self._client.complete_multipart_upload(**upload, **condition, MultipartUpload={"Parts": parts})
         except BaseException:
-            # One that cannot be aborted now is found by `remove_orphaned`.
+            # `remove_orphaned` aborts an upload that cannot be aborted now.
             with contextlib.suppress(BotoCoreError, ClientError):
                 self._client.abort_multipart_upload(**upload)
             raise
@@ -345,7 +345,7 @@ class S3Store:
 
 
 def _unchanged(present: StoredObject | None) -> _Args:
-    """Return the condition that an object is still this version, or that there is still none."""
+    """Return the condition that an object still has this version, or still does not exist."""
     return {"IfMatch": present.version} if present else {"IfNoneMatch": "*"}
 
 

@@ -1,8 +1,8 @@
-"""One store of bytes by name, with three back ends: a local folder, S3, and OneLake or another ADLS Gen2 account.
+"""The interface of object stores, with three back ends: a local folder, S3, and OneLake or another ADLS Gen2 account.
 
-Each back end keeps the same promises. A reader never sees a partial object: content gets its final name in one step,
-after its length and digest were verified. Storing the same object again leaves the same state. A killed writer leaves
-nothing under a final name. Memory use does not grow with the object, and a store may be used from many threads.
+Each back end gives the same guarantees. A reader never sees a partial object: content gets its final name atomically,
+after its length and digest were verified. Storing is idempotent. A killed writer leaves nothing under a final name.
+Memory use does not grow with the object, and threads may share a store.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ingest_project.core.local_files import LocalFile
 from ingest_project.core.settings import Settings, StorageSettings
 from ingest_project.platform.azure import OneLakeOptions, safe_path
 
-# The metadata that holds the digest of the content, and its declared media type.
+# Names of the metadata with the digest of the content, and with its declared media type.
 SHA256 = "sha256"
 CONTENT_TYPE = "content_type"
-# A folder's hidden description has six more characters than its file, and file systems accept 255 bytes.
+# File systems accept 255 bytes, and the name of a hidden description is six characters longer than its file's.
 MAX_PART_BYTES = 240
 # Characters of all values as headers carry them: S3, which takes least, accepts 2 KB with the names and the digest.
 MAX_VALUES_LENGTH = 1_700
@@ -39,7 +39,7 @@ _CONTENT_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
 
 @dataclass(frozen=True)
 class S3Options:
-    """Connection options of S3. A value of None comes from boto3's own configuration.
+    """Connection options of S3. boto3's own configuration replaces a None.
 
     Args:
         endpoint_url: address of a server other than Amazon's.
@@ -60,7 +60,7 @@ class Bucket:
 
     @property
     def url(self) -> str:
-        """Return the address as a setting has it."""
+        """Return the address in the form of a setting."""
         return f"s3://{self.name}/{self.prefix}"
 
 
@@ -69,10 +69,10 @@ class StoredObject:
     """An object in a store.
 
     Args:
-        location: for people and results: a file's path, or its s3:// or https:// address.
-        size_bytes: of the content; UNFINISHED while its name is claimed, and the content is not there yet.
-        metadata: as it was put.
-        version: of the content, where the service has one.
+        location: location for people and results: a file's path, or an s3:// or https:// address.
+        size_bytes: size of the content; UNFINISHED if its name is claimed but the content is not stored yet.
+        metadata: metadata of the object.
+        version: version of the content, if the service has versions.
     """
 
     location: str
@@ -91,17 +91,17 @@ class ObjectStore(Protocol):
     """Objects by relative name, parts separated by `/`.
 
     Raises:
-        ForbiddenPathError: from every method: the name leads out of the store, is hidden, or too long.
-        StoreUnavailableError: from every method: the store cannot be used at this moment.
-        PermanentError: from every method: the store refuses for good.
+        ForbiddenPathError: from every method: the name leads out of the store, is hidden, or is too long.
+        StoreUnavailableError: from every method: the store cannot be used at the moment.
+        PermanentError: from every method: the store refuses permanently.
     """
 
     @property
     def scratch(self) -> Path:
-        """Return the folder for files that are to be put: a store on the same disk links them instead of copying."""
+        """Return the folder for files that will be stored: a store on the same disk links them instead of copying."""
 
     def location(self, name: str) -> str:
-        """Return where an object of this name is or would be, for people."""
+        """Return the location that an object of this name has or would have, for people."""
 
     def put(
         self,
@@ -114,21 +114,21 @@ class ObjectStore(Protocol):
         """Store an object. Idempotent.
 
         Args:
-            name: of the object.
-            content: a finished file that is not modified afterwards, or a small content.
-            metadata: kept with it, see `kept_metadata`.
-            may_replace: decides about an object that has the name already. The store replaces only the very version
-                that was decided upon, also with two writers at once. None replaces any.
+            name: name of the object.
+            content: complete file that is not modified afterwards, or a small content.
+            metadata: metadata to store with it, see `kept_metadata`.
+            may_replace: decides if an existing object may be replaced. The store replaces only exactly the accepted
+                version, even with concurrent writers. None replaces any object.
 
         Returns:
-            the object that has the name now: this one, or the present one if it may not be replaced.
+            the object that has the name afterwards: the new one, or the existing one if it may not be replaced.
 
         Raises:
-            SourceNotFoundError, SourceChangedError: the local file is missing or not as announced; nothing is stored.
+            SourceNotFoundError, SourceChangedError: the local file is missing or has changed; nothing is stored.
         """
 
     def stat(self, name: str) -> StoredObject | None:
-        """Return the object's size and metadata; None when there is none."""
+        """Return the object's size and metadata; None if it does not exist."""
 
     def local_path(self, name: str) -> AbstractContextManager[Path]:
         """Open a local file with the content for reading: the file itself, or a temporary copy of a remote one.
@@ -138,7 +138,7 @@ class ObjectStore(Protocol):
         """
 
     def remove(self, name: str) -> None:
-        """Remove an object; a missing one is removed already."""
+        """Remove an object. Idempotent."""
 
     def remove_orphaned(self, older_than: timedelta) -> int:
         """Remove the temporary data of killed writers and return the number of removed items."""
@@ -151,7 +151,7 @@ class StoreOptions:
     Args:
         s3: connection options of S3.
         onelake: connection options of OneLake.
-        settings: of this process, for the stores of other packages; None in a tool without settings.
+        settings: settings of this process, for the stores of other packages; None in a tool without settings.
     """
 
     s3: S3Options = field(default_factory=S3Options)
@@ -164,10 +164,10 @@ StoreFactory = Callable[[str, StoreOptions], ObjectStore]
 
 
 class ConflictError(Exception):
-    """A conditional write found another version than the expected one.
+    """A conditional write found a version other than the expected one.
 
     Args:
-        error: to raise if the object does not exist after all.
+        error: error to raise if the object turns out not to exist.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -184,13 +184,13 @@ def write_conditionally(
     """Replace only the version that `may_replace` accepted; check the present version again after each conflict.
 
     Args:
-        write: writes on the condition that this version, or none, is there; raises ConflictError otherwise.
-        present: the version that was decided upon; None expects none.
+        write: writes if the store has this version, or no object for None; raises ConflictError otherwise.
+        present: the version that was accepted; None if no object is expected.
         stat: returns the present version.
         may_replace: see `ObjectStore.put`.
 
     Returns:
-        the present object if it may not be replaced; None when this call wrote.
+        the present object if it may not be replaced; None if this call wrote.
 
     Raises:
         StoreUnavailableError: other writers interfered at every attempt.
@@ -199,7 +199,7 @@ def write_conditionally(
         try:
             write(present)
         except ConflictError as conflict:
-            # Another writer was faster, or the answer to a first attempt was lost.
+            # Another writer was faster, or the answer to an earlier attempt was lost.
             present = stat()
             if present is None:
                 raise conflict.error from None
@@ -214,8 +214,8 @@ def require_safe_name(name: str) -> str:
     """Return the name without slashes at its end.
 
     Raises:
-        ForbiddenPathError: absolute, with `..` or empty or overlong parts, or hidden: names that start with a dot are
-            the store's own.
+        ForbiddenPathError: the name is absolute, has `..`, empty or overlong parts, or is hidden: names that start with
+            a dot are reserved for the store.
     """
     if name.startswith("/"):
         raise ForbiddenPathError(name[:200], "a name is relative to its store.")
@@ -233,7 +233,7 @@ def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     What every store has room for is kept, the first values first: of the others the beginning, or nothing.
 
     Raises:
-        PermanentError: a name that no header can carry.
+        PermanentError: a name is not valid in a header.
     """
     kept, room = {}, MAX_VALUES_LENGTH
     for name, value in metadata.items():
@@ -250,11 +250,11 @@ def header_values(metadata: Mapping[str, str], limit: int) -> dict[str, str]:
     """Encode metadata for HTTP headers.
 
     Args:
-        metadata: as `kept_metadata` returns it.
-        limit: characters of all values that the service accepts.
+        metadata: metadata from `kept_metadata`.
+        limit: total number of characters that the service accepts.
 
     Raises:
-        PermanentError: too much altogether.
+        PermanentError: the metadata exceed the limit.
     """
     values = {name: _header_value(value) for name, value in metadata.items()}
     if sum(map(len, values.values())) > limit:
@@ -268,7 +268,7 @@ def from_header_values(values: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def content_type_of(metadata: Mapping[str, str]) -> str:
-    """Return the declared media type, if a header can carry it. File names are untrusted and not used."""
+    """Return the declared media type if it is valid in a header. File names are untrusted and not used."""
     declared = metadata.get(CONTENT_TYPE, "")
     return declared if _CONTENT_TYPE.fullmatch(declared) else "application/octet-stream"
 
@@ -283,7 +283,7 @@ def temporary_copy(name: str, download: Callable[[Path], object]) -> Iterator[Pa
 
 
 def s3_options(storage: StorageSettings) -> S3Options:
-    """Return how the settings say that S3 is reached."""
+    """Build the connection options of S3 from the settings."""
     return S3Options(
         endpoint_url=storage.s3_endpoint_url,
         region=storage.s3_region,
@@ -296,7 +296,7 @@ def location_of(url: str) -> Path | Bucket:
     """Parse a folder's path, `file:///folder`, or `s3://bucket/prefix`.
 
     Raises:
-        SettingsError: any other scheme, or no bucket.
+        SettingsError: the address has another scheme, or no bucket.
     """
     try:
         parts = urlsplit(url)

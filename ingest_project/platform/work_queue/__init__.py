@@ -1,1 +1,1 @@
-"""A work queue in an SQL table, and the batches and sensors that serve it."""
+"""A work queue in an SQL table, with its batches and sensors."""

@@ -1,15 +1,15 @@
-"""Consume a queue topic: read on from the saved cursor, decode, store, and dead-letter what cannot be stored.
+"""Consume a queue topic from the saved cursor: decode, store, and dead-letter messages that cannot be stored.
 
-Nothing here stores a position: a tick that is killed reads the same messages again. Dead letters carry the
-position of the message they came from and are published once, however often that happens.
+This module saves no positions: the tick after a killed one reads the same messages again. A dead letter carries the
+position of its message and is published only once, however often the message is read.
 
-Whatever one message causes, in whichever step, costs that message alone: it becomes a dead letter with the reason. A
-service that is away fails the tick instead, and everything waits where it is.
+An error of one message, in any step, affects only that message, which becomes a dead letter with the reason. An
+unavailable service fails the tick instead, and all messages wait.
 
-A tick can also end without an exception to blame on one message: it takes too long for all of them together, or not
-even a dead letter can be made of one. Each time a tick ends so, the next one from the same positions takes half as many
-messages; the one that ends a tick alone is refused from then on. A tick that succeeds doubles the limit of the next
-one. All of this is kept in this process: after a restart the culprit is found again.
+A tick can also fail without an exception that belongs to one message: all of them together take too long, or publishing
+a dead letter fails. After each such failure, the next tick from the same positions takes half as many messages; a
+message that fails a tick alone is refused from then on. A tick that succeeds doubles the limit of the next one. This
+state lives in this process: after a restart the culprit is found again.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ logger = get_logger(__name__)
 
 MAX_BYTES_PER_TICK = 32 * 1024**2
 MESSAGES_AT_A_TIME = 1_000
-# The daemon gives up a tick after 60 s, and would begin again with the same messages: the rest waits for the next one.
+# The daemon gives up a tick after 60 s and would start over: after this time, the rest waits for the next tick.
 LONGEST_SECONDS = 15.0
-# A tick that the daemon gave up names no cause, and a database that hung looks the same.
+# A tick that the daemon gave up has no recorded cause: a hanging database looks the same, so count several.
 MAX_UNFINISHED_ALONE = 3
 MAX_REFUSED = 10_000
 
@@ -63,7 +63,7 @@ class ConsumedMessage(Generic[Message]):
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that its headers name, or that began when it was consumed."""
+        """Return the trace id from its headers, or of the trace that began when it was consumed."""
         return trace_id_in((*self.received.headers, *headers_of(self.intake.context)))
 
 
@@ -72,14 +72,14 @@ class Queue(Generic[Message]):
     """A topic whose messages are consumed one by one.
 
     Args:
-        topic: to read from.
-        dead_letter_topic: of messages that cannot be stored.
-        decode: value to message; whatever it raises refuses that message.
-        max_messages: bound of one tick.
+        topic: topic to read from.
+        dead_letter_topic: topic for messages that cannot be stored.
+        decode: decodes a value; a message for which it raises any exception is refused.
+        max_messages: maximum number of messages of one tick.
         wait_seconds: how long to wait for a first message on a quiet topic.
-        reader: of the cluster that has the topic; the main one by default.
-        partly_refused: returns why parts of a message are refused while the others are stored; the message becomes a
-            dead letter as well then. None for a message that is stored whole.
+        reader: reader of the topic's cluster; the main cluster's by default.
+        partly_refused: returns why parts of a message are refused although the others are stored, so that the message
+            also becomes a dead letter; None for a message that is stored whole.
     """
 
     topic: str
@@ -96,11 +96,11 @@ class Attempt:
     """One tick's attempt at a topic.
 
     Args:
-        saved: positions where it began.
-        max_messages: limit of messages to read.
-        refused: messages that ended a tick alone, and the errors.
-        messages: what it read.
-        unfinished_alone: number of ticks that each message ended alone without an exception.
+        saved: positions at its start.
+        max_messages: maximum number of messages to read.
+        refused: messages that failed a tick alone, with the errors.
+        messages: messages that it read.
+        unfinished_alone: number of unfinished ticks without an exception in which each message was the only one.
     """
 
     saved: Positions | None
@@ -121,7 +121,7 @@ class Attempt:
             self.refused.setdefault((message.partition, message.offset), error)
 
     def next_attempt(self, saved: Positions | None, limit: int) -> Attempt:
-        """Return the next attempt at the topic; one that begins where this one did gets half as many messages."""
+        """Return the next attempt at the topic; if it starts at the same positions, it gets half as many messages."""
         attempt = Attempt(saved, min(limit, self.max_messages), self.refused, (), self.unfinished_alone)
         if self.saved == saved and self.messages:
             attempt.max_messages = max(1, len(self.messages) // 2)
@@ -136,9 +136,9 @@ class Attempt:
             self.refuse_single(TimeoutError(f"{MAX_UNFINISHED_ALONE} ticks that took it alone did not end in time"))
 
 
-# The last attempt at each topic, until one has ended well with as many messages as a tick may read.
+# The last attempt at each topic, until one succeeds with the full number of messages of a tick.
 _attempts: dict[str, Attempt] = {}
-# The last notices of each topic: a topic that does not exist yet would log the same every few seconds.
+# The last notices of each topic, so that a missing topic does not log the same one every few seconds.
 _logged_notices: dict[str, Sequence[str]] = {}
 
 
@@ -152,10 +152,10 @@ def consume(
 
     Args:
         services: Kafka, the outbox and the quarantine.
-        queue: to consume.
+        queue: the topic to consume, and how.
         saved: positions of the last saved cursor; None at the first tick.
-        store: stores messages; doing it again leaves the same state. What it raises refuses the message that caused it,
-            unless a service is away.
+        store: stores messages idempotently. The message that makes it raise an exception is refused, unless a service
+            is unavailable.
 
     Returns:
         the positions to save.
@@ -176,7 +176,7 @@ def consume(
         attempt.messages = read.messages
         log_each(read.messages)
         if saved is not None:
-            # Only now that the broker has answered: a commit that meets one that was away ends the process from within.
+            # Commit only after the broker has answered: with an unavailable broker, the library aborts the process.
             reader.commit(queue.topic, saved)
         _log_new_notices(queue.topic, read.notices)
         return _store_read(services, queue, read, attempt, store)
@@ -184,12 +184,12 @@ def consume(
 
 @contextmanager
 def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Attempt]:
-    """Make one attempt at a topic; how it ends decides how many messages the next one reads.
+    """Make one attempt at a topic; its result determines how many messages the next one reads.
 
     Args:
-        topic: to consume.
-        saved: positions where it begins.
-        limit: messages to read after attempts that ended well.
+        topic: topic to consume.
+        saved: positions at which to start.
+        limit: maximum number of messages after successful attempts.
     """
     last = _attempts.get(topic)
     attempt = last.next_attempt(saved, limit) if last else Attempt(saved, limit, {})
@@ -198,7 +198,7 @@ def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Atte
         yield attempt
     except Exception as error:
         if not is_item_fault(error):
-            # A service is away: the messages are not to blame.
+            # A service is unavailable: do not blame the messages.
             attempt.messages = ()
         elif len(attempt.messages) == 1:
             attempt.refuse_single(error)
@@ -213,7 +213,7 @@ def attempting(topic: str, saved: Positions | None, limit: int) -> Iterator[Atte
 def without_skipped(
     services: Runtime, messages: Sequence[ConsumerRecord], topic_id: str
 ) -> tuple[Sequence[ConsumerRecord], list[Refused]]:
-    """Separate the messages of one topic from those that an operator skips, which are refused."""
+    """Split the messages of one topic into those to process and those that an operator skips, which are refused."""
     ranges = services.skipped_offsets.of(messages[0].topic, topic_id) if messages else ()
     wanted: list[ConsumerRecord] = []
     refused: list[Refused] = []
@@ -227,15 +227,15 @@ def without_skipped(
 
 
 def dead_letter_message(services: Runtime, dead_letter_topic: str, refused: Sequence[Refused], topic_id: str) -> None:
-    """Publish messages that cannot be stored as dead letters, each once, also after repeated calls.
+    """Publish messages that cannot be stored as dead letters, each once. Idempotent.
 
-    One that no topic accepts, e.g. for its size, goes to the quarantine store instead.
+    A message that the topic does not accept, e.g. because of its size, goes to the quarantine store instead.
 
     Args:
         services: Kafka, the outbox and the quarantine.
-        dead_letter_topic: to publish to.
-        refused: the messages and what is wrong with them.
-        topic_id: of the topic they were read from.
+        dead_letter_topic: topic to publish to.
+        refused: the messages with their errors.
+        topic_id: id of the topic from which they were read.
 
     Raises:
         BrokerUnavailableError: not all were published; call again.
@@ -298,7 +298,7 @@ def _store_read(
 def _decode(
     queue: Queue[Message], messages: Iterator[ConsumerRecord], topic_id: str, attempt: Attempt, give_up_at: float
 ) -> tuple[list[ConsumedMessage[Message]], list[Refused]]:
-    """Decode messages until the time is up; return the decoded and the refused ones."""
+    """Decode messages until the time is up; return the decoded and the refused messages."""
     arrived: list[ConsumedMessage[Message]] = []
     refused: list[Refused] = []
     for received in messages:
@@ -321,7 +321,7 @@ def _decode(
 
 
 def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
-    """Return the next positions: before the first unprocessed message of each partition."""
+    """Return the next positions: those of the first unprocessed message of each partition."""
     next_offsets = dict(read.positions.next_offsets)
     for received in left:
         next_offsets[received.partition] = min(next_offsets[received.partition], received.offset)
@@ -329,7 +329,7 @@ def _positions(read: BoundedRead, left: Sequence[ConsumerRecord]) -> Positions:
 
 
 def _log_refused(refused: Sequence[Refused]) -> None:
-    """Log every refused message, with a traceback for the first of each class of error."""
+    """Log every refused message, with a traceback for the first of each error class."""
     traced: set[str] = set()
     for received, error in refused:
         error_class = error_class_of(error)

@@ -1,14 +1,14 @@
 """Generic work queue stored in one SQL table: recording, claiming, leasing, retrying and requeueing entries.
 
-An entry is pending until a tick claims it for a batch, leased by that batch's run until it is finished and reported,
-and pending again when its run was lost. Finished is not the end: a run that is killed between storing and reporting
-leaves its entries leased, and they are done again so that Dagster shows what is stored.
+An entry is pending until a tick claims it for a batch, then leased by that batch's run until it is finished and
+reported, and pending again if its run is lost. A finished entry stays leased until it is reported: if a run is killed
+between storing and reporting, its entries are processed again, so that Dagster shows the stored data.
 
     pending -> requested -> working -> one of the finished states
        ^           |           |                |
        +-----------+-----------+----------------+   transient failure, lost run, or reopened by a person
 
-A capability describes its table with `QueueTable`; it needs a subclass only for statements of its own.
+A capability describes its table with `QueueTable`; it needs a subclass only for additional statements.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Row = Mapping[str, Any]
 
 
 class JobState(StrEnum):
-    """State of an entry of a queue without states of its own: polling jobs and attachment events."""
+    """States of a queue that does not define its own: polling jobs and attachment events."""
 
     PENDING = "pending"
     REQUESTED = "requested"
@@ -52,17 +52,17 @@ class JobState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """True when only a person can request another attempt."""
+        """Return True if only a person can request another attempt."""
         return self in {JobState.DONE, JobState.FAILED}
 
 
 class KafkaPosition(msgspec.Struct, frozen=True):
-    """The Kafka position an entry came from.
+    """The Kafka position of an entry's message.
 
     Args:
-        topic_id: distinguishes a topic from an earlier one of the same name, whose offsets mean other messages.
-        at: the message's own timestamp, where it has one.
-        context: of the trace that it is part of, see `platform.tracing`.
+        topic_id: distinguishes a topic from an earlier one of the same name, which had other messages at these offsets.
+        at: the message's timestamp, if it has one.
+        context: context of the message's trace, see `platform.tracing`.
     """
 
     topic: str
@@ -78,7 +78,7 @@ class KafkaPosition(msgspec.Struct, frozen=True):
 
     @property
     def position(self) -> tuple[str, int, int, str]:
-        """Identity of the message: two arrivals with the same one are the same message."""
+        """Return the identity of the message: arrivals with equal identities are the same message."""
         return (self.topic, self.partition, self.offset, self.topic_id)
 
     def columns(self) -> dict[str, Any]:
@@ -92,25 +92,25 @@ class KafkaPosition(msgspec.Struct, frozen=True):
 
 
 class QueueArrival(Protocol):
-    """Work as it was read from Kafka. It also has the table's key, under the key column's name."""
+    """An entry as read from Kafka. It also has the table's key, as an attribute with the key column's name."""
 
     @property
     def intake(self) -> KafkaPosition:
-        """Position of the message."""
+        """Return the position of the message."""
         ...
 
     def own_columns(self, now: datetime) -> Mapping[str, Any]:
-        """Return the columns that only this queue has; they may override those that every queue has."""
+        """Return the queue's own columns, which may override the common ones."""
         ...
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that the entries of every queue have. A queue's own record adds its key and its own columns.
+    """Common fields of all queues' entries. A queue's own record adds its key and its own columns.
 
     Args:
-        attempts: number of times that a batch claimed it, since it arrived or was reopened.
+        attempts: number of claims since the entry arrived or was reopened.
         reason: why it failed or waits again.
-        next_attempt_at: not claimed before then.
+        next_attempt_at: earliest time of the next claim.
     """
 
     states: ClassVar[type[StrEnum]] = JobState
@@ -130,23 +130,23 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, row: Row) -> Self:
-        """Return the entry that a row of the table holds."""
+        """Return the entry in a row of the table."""
         columns = {name: row[name] for name in cls.__struct_fields__ if name in row}
         return cls(**columns | cls.composed_fields(row))
 
     @classmethod
     def composed_fields(cls, row: Row) -> dict[str, Any]:
-        """Return the fields that are composed or converted from columns."""
+        """Return the fields that are built from columns."""
         return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """Keys that `record` found, by their treatment.
+    """Keys passed to `record`, by its effect on them.
 
     Args:
-        new: not known before; now pending.
-        reopened: claimed by a tick whose cursor was never saved, hence never dispatched; pending again.
-        known: known before; unchanged.
+        new: entries that did not exist, and are now pending.
+        reopened: entries claimed by a tick whose cursor was never saved, and so never dispatched; pending again.
+        known: entries that existed, and are unchanged.
     """
 
     new: tuple[str, ...] = ()
@@ -158,8 +158,8 @@ class RequeuedEntries(msgspec.Struct, frozen=True):
     """Result of requeueing entries.
 
     Args:
-        pending: how many will be claimed again.
-        failed: keys of those that had no attempt left.
+        pending: number of entries that will be claimed again.
+        failed: keys of entries that had no attempts left.
     """
 
     pending: int = 0
@@ -170,8 +170,8 @@ class Due(msgspec.Struct, frozen=True):
     """An entry that is due, and the number of its earlier attempts.
 
     Args:
-        retry_group: name of the half of a lost batch that it must be tried with, and with nothing else.
-        route: only entries of one route are in a batch; empty where the queue has none.
+        retry_group: group of entries of a lost batch that must be retried together, and without others.
+        route: route of the entry; a batch contains entries of one route only. Empty if the queue has no routes.
     """
 
     key: str
@@ -181,12 +181,12 @@ class Due(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Entries that one batch, or one run of it, holds.
+    """The entries that one batch, or one run of it, has leased.
 
     Args:
-        batch_id: None where a person started the run on them.
-        run_id: None while no run has begun them.
-        touched_at: when the last of them changed.
+        batch_id: id of the batch that claimed the entries; None if a person started the run.
+        run_id: id of the run; None until a run begins the entries.
+        touched_at: time of the last change of any of them.
     """
 
     batch_id: str | None
@@ -205,16 +205,16 @@ class QueueTable(Generic[Entry, State]):
     """Describes one queue.
 
     Args:
-        table: with one primary key column, `kafka_columns()` and `work_columns()`.
-        entry: its record.
-        states: all states of its entries; `pending`, `requested` and `failed` are among them.
+        table: table with one primary key column, `kafka_columns()` and `work_columns()`.
+        entry: record class of an entry.
+        states: all states of its entries, including `pending`, `requested` and `failed`.
         working: state of entries that a run has begun.
-        queue_name: column that names the sensor that serves an entry; the topic it came from, by default.
-        order_of_due: columns by which due entries are claimed; those that wait longest first, by default.
+        queue_name: column that names the sensor responsible for an entry; by default its topic.
+        order_of_due: columns that order the claiming of due entries; by default the longest waiting first.
         searched: columns that `list` searches.
-        halves_lost_batches: whether the entries of a lost run are tried again in halves, until the one that takes its
-            run down is alone. Needs the column retry_group, and batches that respect it.
-        route: column that says which job works on an entry; None where one job works on all.
+        halves_lost_batches: True to retry the entries of a lost run in halves, until the one that crashes its run is
+            alone. Needs the column retry_group, and batches that respect it.
+        route: column that determines the job for an entry; None if one job processes all.
     """
 
     table: sa.Table
@@ -229,12 +229,12 @@ class QueueTable(Generic[Entry, State]):
 
     @property
     def unfinished(self) -> tuple[State, ...]:
-        """States of entries on which work is still to be done."""
+        """Return the states of unfinished entries."""
         return (self.states(PENDING), self.states(REQUESTED), self.working)
 
     @property
     def finished(self) -> tuple[State, ...]:
-        """All other states."""
+        """Return the states of finished entries."""
         return tuple(state for state in self.states if state not in self.unfinished)
 
 
@@ -257,17 +257,17 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return str(getattr(one, self._key.name))
 
     def route_of(self, arrival: Arrival) -> str:
-        """Return the route of an arrival; empty where the queue has none."""
+        """Return the route of an arrival; empty if the queue has no routes."""
         return str(getattr(arrival, self._queue.route)) if self._queue.route else ""
 
     def record(self, arrivals: Sequence[Arrival], now: datetime) -> Recorded:
-        """Enter arrivals as pending. Entries that are known stay unchanged, with one exception.
+        """Insert arrivals as pending entries. Existing entries stay unchanged, with one exception.
 
-        An entry that is `requested` and arrives again from the same position was claimed by a tick whose cursor was
-        never saved: that batch does not exist. It is pending again, and that attempt is not counted.
+        A `requested` entry that arrives again from the same position was claimed by a tick whose cursor was never
+        saved, so its batch does not exist. It becomes pending again, and that attempt is not counted.
         """
         first = {self.key_of(arrival): arrival for arrival in reversed(arrivals)}
-        # In one order everywhere: two ticks that record the same entries must not deadlock.
+        # Use the same order in every tick: two ticks that record the same entries must not deadlock.
         ordered = sorted(first)
         with writing(self._engine) as connection:
             present = self._select_keys(connection, ordered)
@@ -282,32 +282,32 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         )
 
     def due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> tuple[Due, ...]:
-        """Return pending entries that are due, in the order in which they are to be claimed.
+        """Return the due pending entries, in the order of claiming.
 
         Args:
-            queue_name: of the sensor.
-            limit: most entries.
-            now: the time.
-            routes: only entries of these; of all for None.
+            queue_name: name of the sensor.
+            limit: maximum number of entries.
+            now: the current time.
+            routes: routes of the entries to return; None for all.
         """
         return tuple(Due(*row) for row in fetch(self._engine, self._due(queue_name, limit, now, routes)))
 
     def claim(self, batch_id: str, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
-        """Claim pending entries for a batch, one attempt more each; returns those that were still pending, in order."""
+        """Claim pending entries for a batch and count an attempt; return the keys that were still pending, in order."""
         columns = self._table.c
         change = {"state": REQUESTED, "batch_id": batch_id, "run_id": None, "reported_at": None}
         return self._change(keys, {**change, "attempts": columns.attempts + 1}, now, columns.state == PENDING)
 
     def batch(self, batch_id: str) -> tuple[str, ...]:
-        """Return the keys of the entries that this batch claimed last."""
+        """Return the keys of the entries whose latest claim was for this batch."""
         query = sa.select(self._key).where(self._table.c.batch_id == batch_id).order_by(self._key)
         return tuple(fetch(self._engine, query).scalars())
 
     def begin(self, keys: Sequence[str], run_id: str, now: datetime) -> tuple[Entry, ...]:
-        """Lease entries to a run, in whatever state they are: a person may repeat any of them.
+        """Lease entries to a run, whatever their state: a person may repeat any of them.
 
         Returns:
-            the full entries in the order of the keys; unknown keys are left out.
+            the complete entries in the order of the keys, without unknown keys.
         """
         change = {"state": self._queue.working, "run_id": run_id, "started_at": now, "updated_at": now}
         change |= {"finished_at": None, "reported_at": None, "reopened_at": self._reopened_at(now), **self._at_begin()}
@@ -320,35 +320,35 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
 
     def finish(self, results: Mapping[str, Mapping[str, Any]], state: State, now: datetime) -> None:
-        """End entries, each with result columns of its own; all results name the same columns. Idempotent."""
+        """Finish entries, each with its own result columns; all results must have the same columns. Idempotent."""
         end = {"state": state, "reason": None, "error_class": None, "finished_at": now, "updated_at": now}
         rows = [{self._key.name: key, **end, **results[key]} for key in sorted(results)]
         with writing(self._engine) as connection:
             update_each(connection, self._table, self._key, rows)
 
     def fail(self, keys: Sequence[str], reason: str, error_class: str, now: datetime) -> None:
-        """End entries as failed: only a person tries them again."""
+        """Finish entries as failed: only a person can request another attempt."""
         self._change(keys, {"state": FAILED, "reason": reason, "error_class": error_class, "finished_at": now}, now)
 
     def reopen(self, keys: Sequence[str], now: datetime) -> tuple[str, ...]:
-        """Make finished entries pending as if they had just arrived; returns those that were finished, in order."""
+        """Make finished entries pending as if they had just arrived; return the keys that were finished, in order."""
         return self._change(keys, self._as_new(now), now, self._table.c.state.in_(self._queue.finished))
 
     def request_again(self, keys: Sequence[str], now: datetime) -> None:
-        """Note that a backfill was requested of finished entries; they stay finished until its runs begin them."""
+        """Record that a backfill of finished entries was requested; they stay finished until its runs begin them."""
         with writing(self._engine) as connection:
             self._update(connection, keys, {"reopened_at": now}, self._table.c.state.in_(self._queue.finished))
 
     def requeue_later(
         self, keys: Sequence[str], reason: str, error_class: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
-        """Requeue entries after a transient failure inside a run, after a pause; fail those with no attempt left."""
+        """Requeue entries with a delay after a transient failure in a live run; fail those with no attempts left."""
         why = {"reason": reason, "error_class": error_class}
         found: list[RequeuedEntries] = []
         with writing(self._engine) as connection:
             for part in in_parts(keys):
                 if self._queue.halves_lost_batches:
-                    # Its run is alive: it is not what took the others down.
+                    # The run is alive, so these entries did not crash it: leave the retry group.
                     connection.execute(sa.update(self._table).where(self._key.in_(part)).values(retry_group=None))
                 chosen = sa.and_(self._key.in_(part), self._is_leased())
                 found.append(self._requeue(connection, chosen, why, retries, now))
@@ -357,11 +357,11 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def requeue_lost(
         self, batch_id: str | None, run_id: str | None, reason: str, retries: RetrySettings, now: datetime
     ) -> RequeuedEntries:
-        """Requeue the entries of a dead or never started run of a batch; a run that began meanwhile keeps its own.
+        """Requeue the entries of a batch's dead or never started run; a run that has begun since keeps its lease.
 
-        What was finished and only not reported is pending at once; with no attempt left it stays finished, unreported.
-        Where this queue halves lost batches, what a run held together with others is tried again whatever its
-        attempts: each loss halves the group, so that the culprit is alone soon.
+        Finished but unreported entries become pending immediately; with no attempts left they stay finished and count
+        as reported. If this queue halves lost batches, entries that a run leased together are retried regardless of
+        their attempts: each loss halves the group, so that the culprit is soon alone.
         """
         columns = self._table.c
         unfinished = columns.state.in_([REQUESTED, self._queue.working])
@@ -381,12 +381,12 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             if self._queue.halves_lost_batches and run_id is not None:
                 halved = self._halve(connection, lost, {"updated_at": now, "next_attempt_at": now + retries.delay(1)})
             requeued = self._requeue(connection, lost, {}, retries, now)
-            # No run is left that could report them: unmarked, they would count as leased, and be tried again for ever.
+            # No run is left to report these. Unless marked, they would count as leased and be requeued forever.
             self._update(connection, requeued.failed, {"reported_at": now})
         return RequeuedEntries(requeued.pending + unreported.rowcount + halved, requeued.failed)
 
     def mark_reported(self, keys: Sequence[str], now: datetime) -> None:
-        """End the lease of finished entries: Dagster shows them. Marking twice changes nothing but the time."""
+        """End the lease of finished entries, which Dagster now shows. A repeated call changes only the time."""
         with writing(self._engine) as connection:
             self._update(connection, keys, {"reported_at": now}, self._table.c.state.not_in(self._queue.unfinished))
 
@@ -399,7 +399,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return self._count(query)
 
     def leases(self, queue_name: str, untouched_since: datetime) -> tuple[Lease, ...]:
-        """Return batches whose entries are requested, begun or not yet reported, and untouched since then."""
+        """Return the leases whose entries have not changed since `untouched_since`."""
         columns = self._table.c
         touched_at = sa.func.max(columns.updated_at, type_=columns.updated_at.type).label("touched_at")
         query = (
@@ -417,7 +417,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return found[0] if found else None
 
     def get_many(self, keys: Sequence[str]) -> tuple[Entry, ...]:
-        """Return entries in the order of the keys; unknown keys are left out."""
+        """Return entries in the order of the keys, without unknown keys."""
         found: dict[str, Entry] = {}
         with reading(self._engine) as connection:
             for part in in_parts(keys):
@@ -425,12 +425,12 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return tuple(found[key] for key in dict.fromkeys(keys) if key in found)
 
     def list(self, state: State | None = None, text: str | None = None, limit: int = 100) -> tuple[Entry, ...]:
-        """Return entries, the last changed first.
+        """Return entries, last changed first.
 
         Args:
-            state: only those in this state.
-            text: part of one of the searched columns, upper and lower case alike.
-            limit: maximum number.
+            state: state of the entries to return; None for all.
+            text: text that one of the searched columns contains, ignoring case.
+            limit: maximum number of entries.
         """
         columns = self._table.c
         query = sa.select(self._table).order_by(columns.updated_at.desc(), self._key).limit(limit)
@@ -441,7 +441,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return self._select(query)
 
     def counts_by_state(self) -> dict[State, int]:
-        """Count the entries in every state, also those with none."""
+        """Count the entries in every state, including empty states."""
         query = sa.select(self._table.c.state, sa.func.count()).group_by(self._table.c.state)
         counts = {row[0]: int(row[1]) for row in fetch(self._engine, query)}
         return {state: counts.get(state, 0) for state in self._queue.states}
@@ -457,24 +457,24 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return set()
 
     def _before_begin(self, connection: sa.Connection, keys: Sequence[str], run_id: str, now: datetime) -> None:
-        """Prepare entries that a run is about to begin; does nothing by default."""
+        """Prepare entries that a run is about to begin; do nothing by default."""
 
     def _at_begin(self) -> dict[str, Any]:
-        """Return further changes of an entry that a run begins; none by default."""
+        """Return additional column values for entries that a run begins; none by default."""
         return {}
 
     def _as_new(self, now: datetime) -> dict[str, Any]:
-        """Return the changes that make a finished entry as if it had just arrived."""
+        """Return the column values that reset a finished entry as if it had just arrived."""
         fresh: dict[str, Any] = dict.fromkeys(("batch_id", "run_id", "finished_at"))
         if self._queue.halves_lost_batches:
             fresh["retry_group"] = None
         return {**fresh, "state": PENDING, "attempts": 0, "next_attempt_at": now, "reopened_at": now}
 
     def _reopened_at(self, now: datetime) -> sa.ColumnElement[datetime]:
-        """Return when an entry that a run begins was requested again.
+        """Return the time at which an entry that a run begins was requested again.
 
-        A run begins a finished entry because a person selected its partition, unless it repeats one that was lost
-        before it reported.
+        A run begins a finished entry because a person selected its partition, unless the entry was requeued after its
+        run was lost before reporting.
         """
         columns = self._table.c
         ended = sa.and_(columns.state.in_(self._queue.finished), columns.reported_at.is_not(None))
@@ -496,7 +496,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         )
 
     def _is_leased(self) -> sa.ColumnElement[bool]:
-        # Spelt out, not bound: only then does either database see that the partial index answers.
+        # Literal text instead of bound parameters: otherwise neither database uses the partial index.
         return sa.literal_column(f"({self._table.name}.reported_at IS NULL AND state <> '{PENDING}')", sa.Boolean)
 
     def _row(self, arrival: Arrival, now: datetime) -> dict[str, Any]:
@@ -521,7 +521,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
 
     def _entries(self, connection: sa.Connection, statement: sa.Executable) -> dict[str, Entry]:
         result = connection.execute(statement)
-        # A dictionary finds a column by its name several times as fast as a row does.
+        # A dictionary finds a column by name several times as fast as a row does.
         rows = map(dict, map(partial(zip, tuple(result.keys())), result))
         return {row[self._key.name]: self._queue.entry.of(row) for row in rows}
 
@@ -531,7 +531,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def _change(
         self, keys: Sequence[str], change: Mapping[str, Any], now: datetime, *conditions: sa.ColumnElement[bool]
     ) -> tuple[str, ...]:
-        """Change entries that meet the conditions, in a transaction of its own; returns their keys, in order."""
+        """Change the entries that match the conditions, in one transaction; return their keys, in order."""
         with writing(self._engine) as connection:
             changed = self._update(connection, keys, {**change, "updated_at": now}, *conditions)
         return tuple(key for key in dict.fromkeys(keys) if key in changed)
@@ -586,7 +586,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         return RequeuedEntries(pending, tuple(failed))
 
     def _add_reason(self, connection: sa.Connection, lost: sa.ColumnElement[bool], reason: str) -> None:
-        """Store the reason of lost runs, and keep the earlier reason of each entry, which explains more."""
+        """Store the reason of lost runs, followed by each entry's earlier reason, which explains more."""
         columns = self._table.c
         by_reason: dict[str, list[str]] = {}
         for key, earlier, error_class in connection.execute(
@@ -599,7 +599,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
             self._update(connection, keys, {"reason": full, "error_class": RUN_LOST})
 
     def _halve(self, connection: sa.Connection, lost: sa.ColumnElement[bool], change: Mapping[str, Any]) -> int:
-        """Divide the entries of a lost run into two pending groups; return their number, 0 for a single entry."""
+        """Split the entries of a lost run into two pending groups; return the number of entries, 0 for a single one."""
         keys = connection.execute(sa.select(self._key).where(lost).order_by(self._key)).scalars().all()
         if len(keys) <= 1:
             connection.execute(sa.update(self._table).where(lost).values(retry_group=uuid.uuid4().hex))

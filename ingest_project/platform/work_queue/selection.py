@@ -1,4 +1,4 @@
-"""Select entries of work queues by filters, for the actions of operators."""
+"""Select entries of work queues by filters, for operators' actions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ingest_project.platform.database.sql import contains, in_parts
 
 
 class Filter(NamedTuple):
-    """A parameter that narrows a selection, and the condition that a value of it means."""
+    """A parameter that narrows a selection, and the function that returns the condition for its value."""
 
     parameter: Parameter
     condition: Callable[[Any], sa.ColumnElement[bool]]
 
 
 def entry_filters(key: sa.Column[str], noun: str) -> tuple[Filter, ...]:
-    """Return the filters that every work queue has: key, reason, class of error and time of the last change."""
+    """Return the filters of every work queue: key, reason, error class and time of the last change."""
     columns = key.table.c
     keys = Parameter("key", f"Key of the {noun}; * stands for any characters.", kind="lines")
     return (
@@ -36,12 +36,12 @@ def entry_filters(key: sa.Column[str], noun: str) -> tuple[Filter, ...]:
 
 
 def equals(name: str, column: sa.Column[Any], meaning: str, choices: tuple[str, ...] = ()) -> Filter:
-    """Return a filter by the whole value of a column."""
+    """Return a filter by equality with a column."""
     return Filter(Parameter(name, meaning, choices), lambda value: column == value)
 
 
 def matches(column: sa.Column[Any], pattern: str) -> sa.ColumnElement[bool]:
-    """Match a value, or with * and ? in it a pattern, whatever the case."""
+    """Match a value, or a pattern if it contains * or ?, ignoring case."""
     if not is_pattern(pattern):
         return column == pattern
     like = re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%").replace("?", "_")
@@ -49,7 +49,7 @@ def matches(column: sa.Column[Any], pattern: str) -> sa.ColumnElement[bool]:
 
 
 def is_pattern(text: str) -> bool:
-    """Test whether a text contains * or ?."""
+    """Return True if a text contains * or ?."""
     return "*" in text or "?" in text
 
 
@@ -60,17 +60,16 @@ def select_entries(
     request: ActionRequest,
     states: Sequence[str],
 ) -> Selection:
-    """Select entries of a work queue, those that changed first in front.
+    """Select entries of a work queue, least recently changed first.
 
-    A key that is given in full is selected in whatever finished state its entry is. An entry that a run holds or still
-    reports is in progress.
+    An entry whose full key is given is selected in any finished state. An entry that a run has leased is in progress.
 
     Args:
-        engine: of the database.
-        key: primary key of the queue's table.
-        filters: that the request may use.
-        request: with the values.
-        states: that are selected.
+            engine: engine of the database.
+            key: primary key of the queue's table.
+            filters: filters that the request may use.
+            request: request with the values.
+            states: states of the entries to select.
     """
     columns = key.table.c
     named = [line for line in request.lines("key") if not is_pattern(line)]
@@ -95,18 +94,18 @@ def select_entries(
 
 
 def taken(keys: Sequence[str], done: Collection[str]) -> dict[str, str]:
-    """Return those of the keys that were not done, with the reason: finished when selected, they are not any more."""
+    """Return the keys that were not done, with the reason: since their selection, a run has begun them."""
     acted_on = frozenset(done)
     return dict.fromkeys((key for key in keys if key not in acted_on), "a run has begun to work on it")
 
 
 def reopened_since(engine: sa.Engine, key: sa.Column[Any], keys: Sequence[str], since: datetime) -> set[str]:
-    """Return the keys of entries that were requested again at a time or later.
+    """Return the keys of entries that were requested again at or after a time.
 
     Args:
-        engine: of the database.
-        key: the queue's column that has them.
-        keys: of entries.
+        engine: engine of the database.
+        key: key column of the queue's table.
+        keys: keys of the entries to check.
         since: the time.
     """
     found: set[str] = set()

@@ -1,15 +1,14 @@
-"""The sensor over a work queue: consume topics into the queue, requeue lost entries, dispatch batch runs of due ones.
+"""The sensor of a work queue: consume topics into the queue, requeue lost entries, and dispatch runs of due entries.
 
-The saved cursor owns the Kafka positions. A tick reads from it, writes what it read to the queue, adds the partition
-keys, and requests runs over what is due; Dagster saves the cursor together with the requests. Killed before that, the
-next tick reads the same messages again and finds them in the queue; killed after it, Dagster starts the runs itself.
-What a lost run left unfinished is due again after a pause.
+The saved cursor owns the Kafka positions. A tick reads from there, records the messages in the queue, adds their
+partitions, and requests runs of due entries; Dagster saves the cursor together with the requests. If the tick is killed
+before that, the next one reads the same messages again and finds them in the queue; if it is killed afterwards, Dagster
+starts the runs itself. Entries that a lost run left unfinished are due again after a delay.
 
-A batch is one run that works on many entries, each of them a partition of its own. A run that Dagster would call
-partitioned reports every output for every one of its partitions; here one file of a batch may be stored while the next
-is quarantined. So a batch run has no partition: the queue knows its keys by batch id, and `asset_events` reports each.
-A person who selects partitions in the UI, and a tick that found a single file, use the same code with Dagster's own
-keys.
+A batch is one run over many entries, each with its own partition. Dagster's partitioned runs report every output for
+all their partitions, but here one file of a batch may be stored while the next is quarantined. So a batch run has no
+partition: the queue maps its batch id to the keys, and `asset_events` reports each. Partitions that a person selects in
+the UI, and a tick's single file, use the same code with Dagster's own partition keys.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from ingest_project.platform.work_queue.queue import Due, Lease, QueueArrival, W
 BATCH_TAG = "ingest/batch"
 BATCH_ID_TAG = "ingest/batch_id"
 BATCH_SIZE_TAG = "ingest/batch_size"
-# Pools, whose limit is in dagster.yaml: they also bound runs that people start by hand, which have no batch tag.
+# Pools with limits in dagster.yaml, which also bound runs that people start by hand and that have no batch tag.
 DATABASE_POOL = "database"
 ONELAKE_POOL = "onelake"
-# Fewest entries for which a second run pays for its own start-up.
+# Minimum number of entries for which a second run is worth its start-up time.
 WORTH_SPLITTING = 200
 
 
@@ -50,13 +49,13 @@ def new_batch_id() -> str:
 def split_evenly(
     keys: Sequence[str], largest: int, parallel: int, worth_splitting: int = WORTH_SPLITTING
 ) -> list[list[str]]:
-    """Cut keys into batches of at most `largest`, and into `parallel` equal ones where each is worth a run's start-up.
+    """Split keys into batches of at most `largest`, and into `parallel` equal ones if each is worth a run's start-up.
 
     Args:
-        keys: of the entries, in order.
-        largest: most keys in one batch.
-        parallel: runs that work at the same time.
-        worth_splitting: fewest keys for which a second run pays for its own start-up.
+        keys: keys of the entries, in order.
+        largest: maximum number of keys in one batch.
+        parallel: number of concurrent runs.
+        worth_splitting: minimum number of keys for which a second run is worth its start-up time.
     """
     if not keys:
         return []
@@ -66,12 +65,12 @@ def split_evenly(
 
 
 def batches_of_due(due: Sequence[Due], largest: int, parallel: int) -> list[list[str]]:
-    """Cut due entries into batches, those that wait longest first: each retry group alone, the others by their route.
+    """Split due entries into batches, longest waiting first: each retry group alone, the others by route.
 
     Args:
-        due: in the order in which they wait.
-        largest: most entries in one batch.
-        parallel: runs that work at the same time.
+        due: due entries, longest waiting first.
+        largest: maximum number of entries in one batch.
+        parallel: number of concurrent runs.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for entry in due:
@@ -89,11 +88,11 @@ def batch_tags(kind: str, batch_id: str, size: int) -> dict[str, str]:
     """Return the tags of a run that a sensor requests.
 
     Args:
-        kind: what it works on, e.g. `files`; runs of one kind are limited together in dagster.yaml.
-        batch_id: of what the sensor gives it.
+        kind: kind of the entries, e.g. `files`; dagster.yaml limits the concurrent runs of each kind.
+        batch_id: id of the batch that claimed the entries.
         size: number of entries or messages.
     """
-    # Dagster does not retry it: what a lost run leaves is requested again by the queue, or from the sink's position.
+    # Dagster must not retry the run: the queue, or the sink's position, requests its unfinished work again.
     return {BATCH_TAG: kind, BATCH_ID_TAG: batch_id, BATCH_SIZE_TAG: str(size), "dagster/max_retries": "0"}
 
 
@@ -104,10 +103,10 @@ def run_request(
 
     Args:
         kind: see `batch_tags`.
-        batch_id: under which the queue knows the keys; also the run key.
-        keys: of the entries.
-        partitioned: whether the keys are partitions.
-        job: that works on them, where the sensor has several.
+        batch_id: id of the batch that claimed the entries; also the run key.
+        keys: keys of the entries.
+        partitioned: True if the keys are partitions.
+        job: name of the job, if the sensor has several.
     """
     tags = batch_tags(kind, batch_id, len(keys))
     partition_key = keys[0] if partitioned and len(keys) == 1 else None
@@ -115,14 +114,14 @@ def run_request(
 
 
 def keys_of_run(context: dg.AssetExecutionContext, keys_of_batch: Callable[[str], Sequence[str]]) -> list[str]:
-    """Return the keys that a run works on: those a person selected, its one partition, or those of its batch.
+    """Return the keys of a run's entries: the partitions that a person selected, its one partition, or its batch.
 
     Args:
-        context: of the run.
-        keys_of_batch: returns the queue's keys of a batch.
+        context: context of the run.
+        keys_of_batch: returns the keys that a batch claimed.
 
     Raises:
-        Failure: the run names neither.
+        Failure: the run has neither a partition nor a batch.
     """
     has_partitions = context.has_partition_key or context.has_partition_key_range
     if BATCH_ID_TAG in context.run.tags and not has_partitions:
@@ -134,10 +133,10 @@ def batch_of_run(context: dg.OpExecutionContext) -> str:
     """Return the id of a run's batch.
 
     Args:
-        context: of the run.
+        context: context of the run.
 
     Raises:
-        Failure: the run has none: a person launched the job of batches.
+        Failure: the run has no batch, because a person launched the batch job.
     """
     batch_id = context.run.tags.get(BATCH_ID_TAG)
     if batch_id is None:
@@ -150,7 +149,7 @@ def batch_of_run(context: dg.OpExecutionContext) -> str:
 
 LONGEST_REASON = 300
 
-# The second argument is the resources of the sensor's own capability.
+# The second argument is the resources of the sensor's capability.
 Tick = Callable[[dg.SensorEvaluationContext, Any], dg.SensorResult | dg.SkipReason]
 Message = TypeVar("Message")
 
@@ -161,7 +160,7 @@ class Intake(Generic[Message]):
 
     Args:
         topic: what to consume, and how.
-        arrivals: makes entries of decoded messages; what it raises refuses the message that caused it.
+        arrivals: converts decoded messages to entries; a message for which it raises an exception is refused.
     """
 
     topic: Queue[Message]
@@ -169,7 +168,7 @@ class Intake(Generic[Message]):
 
 
 class Route(NamedTuple):
-    """The partition set of the entries of one route, and the job that works on them."""
+    """The partition set and the job for the entries of one route."""
 
     partitions: str
     job: str | None = None
@@ -177,21 +176,21 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSensor:
-    """One sensor over a work queue, and its ticks.
+    """One sensor of a work queue, and its ticks.
 
     Args:
-        queue: that it serves.
-        queue_name: which of the queue's entries it serves, usually the topic they came from.
-        kind: of the batch runs, e.g. `files`; also names the set of dynamic partitions, unless there are routes.
-        cut: divides due entries into batches, the first ones to dispatch in front.
-        batch_entries: most entries of one batch.
-        max_batches: most batches in flight.
-        retries: how long a run may take to appear, and when the entries of a lost one are tried again.
-        intakes: the topics that fill the queue.
-        has_partitions: whether each entry is a dynamic partition.
-        runs_have_partitions: whether a run over a single entry is a partitioned run.
-        on_failed: called with the keys of entries that were lost and have no attempt left.
-        routes: of a queue whose entries several jobs work on; entries of any other route wait.
+        queue: the work queue.
+        queue_name: name stored with the entries that this sensor dispatches, usually their topic.
+        kind: kind of the batch runs, e.g. `files`; also the name of the partition set, unless there are routes.
+        cut: splits due entries into batches, in the order of dispatch.
+        batch_entries: maximum number of entries of one batch.
+        max_batches: maximum number of batches in flight.
+        retries: settings of how long a run may take to appear, and of the delays after a lost run.
+        intakes: topics that fill the queue.
+        has_partitions: True if each entry is a dynamic partition.
+        runs_have_partitions: True if a run of a single entry is a partitioned run.
+        on_failed: called with the keys of lost entries that have no attempts left.
+        routes: routes by name, if several jobs process the queue's entries; entries of any other route wait.
     """
 
     queue: WorkQueue[Any, Any, Any]
@@ -208,7 +207,7 @@ class QueueSensor:
     routes: Mapping[str, Route] | None = None
 
     def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
-        """Consume new messages, requeue the entries of lost runs, and request runs over due ones."""
+        """Consume new messages, requeue the entries of lost runs, and request runs of due entries."""
         cursor = self._consume(context, services) if self.intakes else None
         failed = requeue_orphaned(context.instance, self.queue, self.queue_name, self.retries)
         if failed and self.on_failed:
@@ -222,14 +221,14 @@ class QueueSensor:
         )
 
     def dispatch(self, instance: dg.DagsterInstance, slots: int) -> list[dg.RunRequest]:
-        """Claim due entries in at most as many batches as there are slots, and return the requests for their runs."""
+        """Claim due entries in at most `slots` batches, and return the requests for their runs."""
         if not slots:
             return []
         now = datetime.now(UTC)
         due = self.queue.due(self.queue_name, slots * self.batch_entries, now, self.routes)
         route_of = {entry.key: entry.route for entry in due}
         batches = self.cut(due)[:slots]
-        # An entry that a person reopened may have no partition any more: after months it was purged.
+        # Retention may have purged the partition of an entry that a person reopened.
         self._add_partitions(instance, [(route_of[key], key) for batch in batches for key in batch])
         requests = []
         for keys in batches:
@@ -240,9 +239,9 @@ class QueueSensor:
         return requests
 
     def record(self, instance: dg.DagsterInstance, arrivals: Sequence[QueueArrival]) -> None:
-        """Enter arrivals in the queue and add their partitions; entering them again changes nothing."""
+        """Record arrivals in the queue and add their partitions. Idempotent."""
         self.queue.record(arrivals, datetime.now(UTC))
-        # Also of those that were known: a tick that was killed between the two lines left them without a partition.
+        # Include known entries: a tick that was killed between the two steps left them without a partition.
         keys = [(self.queue.route_of(arrival), self.queue.key_of(arrival)) for arrival in arrivals]
         self._add_partitions(instance, keys)
 
@@ -270,7 +269,7 @@ class QueueSensor:
         try:
             return msgspec.json.decode(text, type=dict[str, str]) if text else {}
         except msgspec.MsgspecError:
-            # Of a sensor that had one topic only, or a foreign one, which `Positions.from_cursor` reports.
+            # A cursor of a sensor with one topic, or an invalid one, which `Positions.from_cursor` reports.
             return {self.intakes[0].topic.topic: text or ""}
 
     def _storing(
@@ -290,12 +289,12 @@ def queue_sensor(
     """Create a sensor that is enabled by default and skips its tick while a required service is not available.
 
     Args:
-        name: of the sensor.
-        job: name of the job whose runs it requests, or several jobs, which its requests name.
+        name: name of the sensor.
+        job: name of the job to request, or several jobs, of which each request names one.
         description: one sentence, for the UI.
-        tick: one evaluation, e.g. `QueueSensor.tick`: what to request, and the cursor to save, or why there is nothing
-            to do.
-        every_seconds: the least time between two ticks.
+        tick: evaluates the sensor, e.g. `QueueSensor.tick`; returns run requests and the cursor to save, or the reason
+            for skipping.
+        every_seconds: minimum interval between two ticks.
     """
 
     @dg.sensor(
@@ -322,16 +321,16 @@ def queue_sensor(
 def requeue_orphaned(
     instance: dg.DagsterInstance, queue: WorkQueue[Any, Any, Any], queue_name: str, retries: RetrySettings
 ) -> list[str]:
-    """Requeue entries that no live run holds: its launch failed, it was killed, or the tick's cursor was never saved.
+    """Requeue leased entries without a live run: its launch failed, it was killed, or the tick was never saved.
 
     Args:
-        instance: knows the runs.
-        queue: to look through.
-        queue_name: of the sensor; each sensor requeues only its own entries.
-        retries: the time that a run may take to appear, and when its entries are tried again.
+        instance: Dagster instance with the runs.
+        queue: the work queue.
+        queue_name: name of the sensor, which requeues only its own entries.
+        retries: settings of how long a run may take to appear, and of the delays before a retry.
 
     Returns:
-        keys of those that had no attempt left and are failed.
+        the keys of entries that had no attempts left and have failed.
     """
     now = datetime.now(UTC)
     failed: list[str] = []
@@ -343,12 +342,12 @@ def requeue_orphaned(
 
 
 def reason_of_loss(instance: dg.DagsterInstance, run_id: str | None, batch_id: str | None = None) -> str:
-    """Return the reason of a lost lease, with the exception or the dead process that Dagster recorded of its run.
+    """Return the reason of a lost lease, with the exception or process death that Dagster recorded for its run.
 
     Args:
-        instance: knows the run.
-        run_id: that held the lease; None where no run had begun.
-        batch_id: names the lease then.
+        instance: Dagster instance with the run.
+        run_id: id of the run that held the lease; None if no run had begun.
+        batch_id: id of the batch, which identifies the lease without a run.
     """
     holder = f"run {run_id}" if run_id else f"batch {batch_id}"
     recorded = failure_of_run(instance, run_id)[:LONGEST_REASON] if run_id else ""
@@ -356,7 +355,7 @@ def reason_of_loss(instance: dg.DagsterInstance, run_id: str | None, batch_id: s
 
 
 def _is_alive(instance: dg.DagsterInstance, lease: Lease) -> bool:
-    """Test whether the leasing run, or another run of the same batch, is not finished."""
+    """Return True if the leasing run, or another run of the same batch, is unfinished."""
     filters = [dg.RunsFilter(run_ids=[lease.run_id])] if lease.run_id else []
     if lease.batch_id:
         filters.append(dg.RunsFilter(tags={BATCH_ID_TAG: lease.batch_id}))
