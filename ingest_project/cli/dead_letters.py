@@ -55,6 +55,18 @@ MAX_SHOWN_CHARACTERS = 4_096
 app = typer.Typer(help="Dead letters and dead attachments: why, and how to try them again.", no_args_is_help=True)
 topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
 
+TopicOrLocation = Annotated[
+    str,
+    typer.Argument(metavar="TOPIC", help="Topic of dead letters, or the location of one: TOPIC/PARTITION/OFFSET."),
+]
+Letters = Annotated[
+    list[str] | None, typer.Option(metavar="TOPIC/PARTITION/OFFSET", help="Only this one; may be given again.")
+]
+ReasonText = Annotated[str | None, typer.Option(help="Only those with this text in their reason.")]
+LetterPartition = Annotated[int | None, typer.Option(min=0, help="Only this partition of the dead-letter topic.")]
+FirstOffset = Annotated[int | None, typer.Option(min=0, help="With a partition: from this offset on.")]
+LastOffset = Annotated[int | None, typer.Option(min=0, help="With a partition: up to this offset.")]
+Again = Annotated[bool, typer.Option("--again", help="Also those that were redriven before.")]
 Topics = Annotated[
     list[str] | None,
     typer.Option(
@@ -173,23 +185,18 @@ def _show_message(place: Position, *, raw: bool, as_json: bool) -> None:
 
 @app.command("redrive")
 def redrive(  # noqa: PLR0913 - one for each way to choose
-    topic: Annotated[
-        str,
-        typer.Argument(metavar="TOPIC", help="Topic of dead letters, or the location of one: TOPIC/PARTITION/OFFSET."),
-    ],
+    topic: TopicOrLocation,
     *,
-    letter: Annotated[
-        list[str] | None, typer.Option(metavar="TOPIC/PARTITION/OFFSET", help="Only this one; may be given again.")
-    ] = None,
+    letter: Letters = None,
     error_class: ErrorClass = None,
-    text: Annotated[str | None, typer.Option(help="Only those with this text in their reason.")] = None,
+    text: ReasonText = None,
     trace_id: TraceId = None,
     since: Since = None,
     until: Until = None,
-    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition of the dead-letter topic.")] = None,
-    first_offset: Annotated[int | None, typer.Option(min=0, help="With a partition: from this offset on.")] = None,
-    last_offset: Annotated[int | None, typer.Option(min=0, help="With a partition: up to this offset.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also those that were redriven before.")] = False,
+    partition: LetterPartition = None,
+    first_offset: FirstOffset = None,
+    last_offset: LastOffset = None,
+    again: Again = False,
     limit: Limit = DEFAULT_LIMIT,
     reason: Reason = "",
     dry_run: DryRun = False,

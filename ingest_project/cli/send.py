@@ -57,6 +57,30 @@ Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help
 TraceId = Annotated[str | None, typer.Option(help="Identifies the message in logs and tables; generated if absent.")]
 Domain = Annotated[str, typer.Option(help="Business domain; decides where files are stored.")]
 EventType = Annotated[str, typer.Option(help="What happened, e.g. claim.documents.received.")]
+where_to_look = partial(typer.Option, rich_help_panel="Where to look")
+Dummy = Annotated[bool, where_to_look("--dummy", help="Look in the example files, INGEST_DUMMY_ROOT.")]
+SourceType = Annotated[
+    str | None,
+    where_to_look(
+        help="Any kind of source by its name.",
+        show_default="by the scheme of --path; without one dummy in INGEST_DUMMY_ROOT, local elsewhere",
+    ),
+]
+SourcePath = Annotated[
+    str | None,
+    where_to_look(help="Folder or address: /data/in, s3://bucket/in, sftp://user@host:22/in, https://host/in/."),
+]
+Credentials = Annotated[str | None, where_to_look(metavar="NAME", help="Stored credentials.")]
+SourceFields = Annotated[
+    list[str] | None,
+    where_to_look(metavar="KEY=VALUE", help="Further fields of the source, e.g. region=eu-west-1; repeatable."),
+]
+FilePattern = Annotated[str, typer.Option(help="Glob that file names must match.")]
+JobPriority = Annotated[Priority, typer.Option(help="high goes before normal before low.")]
+JobId = Annotated[str | None, typer.Option(help="Sent again, it polls the source again.")]
+Metadata = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Carried along to every file; repeatable.")
+]
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,44 +150,17 @@ def _accepted_job(settings: Settings, raw: bytes) -> PollingJob:
 @app.command("polling-job")
 def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     *,
-    dummy: Annotated[
-        bool,
-        typer.Option("--dummy", help="Look in the example files, INGEST_DUMMY_ROOT.", rich_help_panel="Where to look"),
-    ] = False,
-    source_type: Annotated[
-        str | None,
-        typer.Option(
-            help="Any kind of source by its name.",
-            show_default="by the scheme of --path; without one dummy in INGEST_DUMMY_ROOT, local elsewhere",
-            rich_help_panel="Where to look",
-        ),
-    ] = None,
-    path: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or address: /data/in, s3://bucket/in, sftp://user@host:22/in, https://host/in/.",
-            rich_help_panel="Where to look",
-        ),
-    ] = None,
-    credentials: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Stored credentials.", rich_help_panel="Where to look")
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Further fields of the source, e.g. region=eu-west-1; repeatable.",
-            rich_help_panel="Where to look",
-        ),
-    ] = None,
-    pattern: Annotated[str, typer.Option(help="Glob that file names must match.")] = "*",
-    priority: Annotated[Priority, typer.Option(help="high goes before normal before low.")] = "normal",
-    job_id: Annotated[str | None, typer.Option(help="Sent again, it polls the source again.")] = None,
+    dummy: Dummy = False,
+    source_type: SourceType = None,
+    path: SourcePath = None,
+    credentials: Credentials = None,
+    source: SourceFields = None,
+    pattern: FilePattern = "*",
+    priority: JobPriority = "normal",
+    job_id: JobId = None,
     profile: Profile = None,
     trace_id: TraceId = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Carried along to every file; repeatable.")
-    ] = None,
+    metadata: Metadata = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Until the source is polled; exit code 1 if that fails.")
     ] = False,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -44,9 +45,12 @@ from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route
 from ingest_project.sources import Source, SourceFile
 from ingest_project.sources.registry import SourceContext, with_source
 
+logger = get_logger(__name__)
+
 ANSWER_TIMEOUT_SECONDS = 5.0
 # The daemon gives up a tick after 60 s.
 MAX_RESOLVE_SECONDS = 30.0
+MAX_PATH_SHOWN = 200
 
 
 class Announced(NamedTuple):
@@ -142,7 +146,7 @@ def file_events_sensor(
     """Create a sensor that ingests the files announced on one topic.
 
     Args:
-        name: of the sensor.
+        name: name of the sensor.
         topic_of: selects the topic.
         jobs: by dataset, each ingests a batch of its files. Those of other datasets are left to other sensors.
     """
@@ -158,7 +162,7 @@ def file_events_sensor(
             batch_entries=settings.batch_files,
             max_batches=2 * settings.max_parallel_batches,
             retries=services.settings.retries,
-            intakes=[file_events(services, topic, jobs)],
+            intakes=[FileEvents(services, jobs).intake(topic)],
             on_failed=partial(_report_failed, context.instance, services),
             routes=routes,
         )
@@ -168,79 +172,12 @@ def file_events_sensor(
     return queue_sensor(name, list(jobs.values()), description, tick)
 
 
-def file_events(services: FileIngestResources, topic: str, datasets: Collection[str]) -> Intake[Announcement]:
-    """Return how one tick consumes a topic of file events.
-
-    Args:
-        services: where files, sources and declarations are.
-        topic: of the events.
-        datasets: whose files are entered. Without the shipped one among them, a message that is not of them, or not
-            readable, is left to others: it is no dead letter.
-    """
-    settings = services.settings.file_ingest
-    # Querying a source is slow, and if one event is rejected the others are stored again.
-    versions: dict[KafkaPosition, Sequence[FileEvent]] = {}
-
-    # Datasets of another Dagster project are consumed next to those that take every other message.
-    takes_all = SENSOR_READINGS in datasets
-
-    def announced(event: FileEvent) -> list[Announced]:
-        if not (takes_all or _belongs_to(datasets, event, services)):
-            return []
-        dataset = services.datasets.require_accepted(event)
-        source = source_of(event, services)
-        source.require_allowed(event.file_path)
-        profile = dataset.profile_of(event.metadata, settings.default_profile)
-        return [Announced(event, source, dataset.name, profile)]
-
-    def decode(raw: bytes | None) -> Announcement:
-        try:
-            event = decode_file_event(raw)
-        except UnreadableMessageError as error:
-            return decode_notification(raw, error)
-        return Announcement(announced(event))
-
-    def decode_notification(raw: bytes | None, error: UnreadableMessageError) -> Announcement:
-        try:
-            notification = decode_storage_notification(raw)
-            if notification is None:
-                raise error
-        except UnreadableMessageError:
-            if takes_all:
-                raise
-            return Announcement([])
-        known = notification if takes_all else StorageNotification(notification.files)
-        return announcement_of(known, services.source_context, announced)
-
-    def arrivals(arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
-        services.files.count_ignored((one.intake, one.message.ignored) for one in arrived if one.message.ignored)
-        files = {one.intake: one.message.files for one in arrived}
-        unresolved = [intake for intake in files if intake not in versions]
-        resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
-        versions.update((intake, [next(resolved) for _ in files[intake]]) for intake in unresolved)
-        return [
-            file_arrival(one, file, event)
-            for one in arrived
-            for file, event in zip(files[one.intake], versions[one.intake], strict=True)
-        ]
-
-    queue = Queue(
-        topic,
-        services.settings.topics.file_event_queue_dlq,
-        decode,
-        max_messages=settings.tick_max_messages,
-        wait_seconds=settings.tick_wait_seconds,
-        partly_refused=lambda announcement: announcement.error,
-    )
-    return Intake(queue, arrivals)
-
-
 class Announcement(NamedTuple):
     """The files that one message announces.
 
     Args:
-        files: that are ingested.
-        error: why others of the same notification, or all, are not; None where all are.
+        files: the files that are ingested.
+        error: why some or all objects of the same notification are not ingested; None if all are.
         ignored: number of its records that announce no file, by reason.
     """
 
@@ -254,11 +191,92 @@ class Announcement(NamedTuple):
         return self.files[0].trace_id if self.files else None
 
 
-def _belongs_to(datasets: Collection[str], event: FileEvent, services: FileIngestResources) -> bool:
-    try:
-        return services.datasets.dataset_of(event.metadata, event.job_id, event.file_path).name in datasets
-    except UnreadableMessageError:
-        return False
+@dataclass(frozen=True)
+class FileEvents:
+    """Consumption of one topic of file events, in one tick.
+
+    Args:
+        services: sources, declarations and the queue of files.
+        datasets: the datasets whose files are entered. Without the shipped one among them, a message of another
+            dataset, or one that cannot be read, is left to other sensors: it is no dead letter.
+        versions: versions resolved so far, by message: querying a source is slow, and if one event is rejected the
+            others are stored again.
+    """
+
+    services: FileIngestResources
+    datasets: Collection[str]
+    versions: dict[KafkaPosition, Sequence[FileEvent]] = field(default_factory=dict)
+
+    def intake(self, topic: str) -> Intake[Announcement]:
+        """Return how a tick consumes a topic."""
+        settings = self.services.settings.file_ingest
+        queue = Queue(
+            topic,
+            self.services.settings.topics.file_event_queue_dlq,
+            self.decode,
+            max_messages=settings.tick_max_messages,
+            wait_seconds=settings.tick_wait_seconds,
+            partly_refused=lambda announcement: announcement.error,
+        )
+        return Intake(queue, self.arrivals)
+
+    def decode(self, raw: bytes | None) -> Announcement:
+        """Decode a file event, or the notification of an object store.
+
+        Raises:
+            UnreadableMessageError: it is neither, or names no file that can be ingested.
+        """
+        try:
+            event = decode_file_event(raw)
+        except UnreadableMessageError as error:
+            return self._decode_notification(raw, error)
+        return Announcement(self._announced(event))
+
+    def arrivals(self, arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
+        """Return the files of consumed messages as the queue keeps them, and count the records that announce none."""
+        self.services.files.count_ignored((one.intake, one.message.ignored) for one in arrived if one.message.ignored)
+        files = {one.intake: one.message.files for one in arrived}
+        unresolved = [intake for intake in files if intake not in self.versions]
+        resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
+        self.versions.update((intake, [next(resolved) for _ in files[intake]]) for intake in unresolved)
+        return [
+            file_arrival(one, file, event)
+            for one in arrived
+            for file, event in zip(files[one.intake], self.versions[one.intake], strict=True)
+        ]
+
+    @property
+    def _takes_all(self) -> bool:
+        """True for the sensor that consumes every message which no other Dagster project takes."""
+        return SENSOR_READINGS in self.datasets
+
+    def _announced(self, event: FileEvent) -> list[Announced]:
+        if not (self._takes_all or self._belongs(event)):
+            return []
+        dataset = self.services.datasets.require_accepted(event)
+        source = source_of(event, self.services)
+        source.require_allowed(event.file_path)
+        profile = dataset.profile_of(event.metadata, self.services.settings.file_ingest.default_profile)
+        return [Announced(event, source, dataset.name, profile)]
+
+    def _belongs(self, event: FileEvent) -> bool:
+        try:
+            dataset = self.services.datasets.dataset_of(event.metadata, event.job_id, event.file_path)
+        except UnreadableMessageError:
+            return False
+        return dataset.name in self.datasets
+
+    def _decode_notification(self, raw: bytes | None, error: UnreadableMessageError) -> Announcement:
+        try:
+            notification = decode_storage_notification(raw)
+            if notification is None:
+                raise error
+        except UnreadableMessageError:
+            if self._takes_all:
+                raise
+            return Announcement([])
+        known = notification if self._takes_all else StorageNotification(notification.files)
+        return announcement_of(known, self.services.source_context, self._announced)
 
 
 def announcement_of(
@@ -267,7 +285,7 @@ def announcement_of(
     """Return the files of a notification, each with the source that the settings have for it.
 
     Args:
-        notification: of a store.
+        notification: notification of a store.
         context: settings of the sources.
         announced: returns a file with its dataset, or nothing for one that is left to others; what it raises rejects
             that file alone.
@@ -313,7 +331,7 @@ def file_arrival(arrived: ConsumedMessage[Announcement], announced: Announced, e
     Args:
         arrived: the consumed message.
         announced: the file.
-        event: of the file, with the present version if it names none.
+        event: event of the file, with the present version if it names none.
     """
     location = announced.source.canonical_location(event.file_path)
     version = version_of_event(event)

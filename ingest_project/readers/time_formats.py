@@ -63,7 +63,7 @@ class Directive(NamedTuple):
     """Meaning of one directive.
 
     Args:
-        part: of a moment.
+        part: part of a moment, e.g. `month`.
         pattern: its text.
         next_to_digits: its pattern if a digit may follow or precede it; None for one that is no number.
     """
@@ -263,19 +263,7 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
     if "hour_minute" in has:
         written = pl.col("hour_minute").str.zfill(4)
         parts = parts.with_columns(hour=written.str.slice(0, 2), minute=written.str.slice(2))
-    clock_text = pl.concat_str(
-        _year(has),
-        pl.lit("-"),
-        _month(has),
-        pl.lit("-"),
-        _two_digits("day", has, "01"),
-        pl.lit("T"),
-        _hour(has),
-        pl.lit(":"),
-        _two_digits("minute", has, "00"),
-        pl.lit(":"),
-        _two_digits("second", has, "00"),
-    )
+    clock_text = _clock_text(has)
     if found.hour_24:
         is_24 = clock_text.str.slice(11, 2) == "24"
         clock_text = pl.when(is_24).then(clock_text.str.replace("T24", "T00", literal=True)).otherwise(clock_text)
@@ -293,6 +281,14 @@ def moments(texts: pl.Series, found: TimeFormat) -> pl.DataFrame:
         midnight = pl.when(clock == clock.dt.truncate("1d")).then(clock + pl.duration(days=1))
         clock = pl.when(is_24).then(midnight).otherwise(clock)
     return parts.select(clock.alias("clock"), _offset(has).alias("offset"))
+
+
+def _clock_text(has: frozenset[str]) -> pl.Expr:
+    """Compose day and time in ISO 8601 of the parts that a format has."""
+    day, minute, second = (
+        _two_digits(part, has, missing) for part, missing in (("day", "01"), ("minute", "00"), ("second", "00"))
+    )
+    return pl.format("{}-{}-{}T{}:{}:{}", _year(has), _month(has), day, _hour(has), minute, second)
 
 
 def _two_digits(part: str, has: frozenset[str], missing: str) -> pl.Expr:

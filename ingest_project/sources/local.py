@@ -153,7 +153,7 @@ class AllowedRoots:
         """Open a regular file whose path is inside the roots as it is written; None where it must be resolved first.
 
         Nothing but a regular file is opened, and its real path is checked once it is open: resolving the path first
-        would read each of its folders once more, for every file.
+        would read each of its folders again for every file.
         """
         if os.path.normpath(path) == path and any(_is_inside(folder, path) for folder in self.folders):
             with suppress(OSError, ValueError):
@@ -181,7 +181,7 @@ class LocalSource:
         path: as the job or event names it.
         roots: folders that may be read.
         locate: from a path as named to one relative to the current folder.
-        limits: of time and entries.
+        limits: limits of time and entries.
     """
 
     path: str
@@ -239,8 +239,7 @@ class LocalSource:
                     budget.count()
                     relative = below + entry.name
                     if _is_folder(entry):
-                        if pattern.may_match_below(relative):
-                            yield from self._folder(entry, folder, relative, pattern, budget)
+                        yield from self._folder(entry, folder, relative, pattern, budget)
                     elif pattern.matches(relative):
                         yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
         except OSError as error:
@@ -249,6 +248,8 @@ class LocalSource:
     def _folder(
         self, entry: os.DirEntry[str], folder: int, relative: str, pattern: Pattern, budget: ListingBudget
     ) -> Iterator[SourceFile | Skipped]:
+        if not pattern.may_match_below(relative):
+            return
         if entry.name.startswith("."):
             yield Skipped(printable(self._full(relative)), "A hidden folder.", visible=False)
         elif relative.count("/") >= MAX_DEPTH:

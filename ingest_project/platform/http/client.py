@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
@@ -309,25 +309,30 @@ class WebClient:
             DownloadFailedError: no connection, too slow, cut short, or a transient status.
             HostThrottledError: the host is paused.
         """
-        address = self._rules.check(url)
+        address, sent = self._rules.check(url), {**_HEADERS, **(headers or {})}
         with deadline_in_force(deadline):
             for _hop in range(self._max_redirects + 1):
-                with self._hosts.request_slot(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
-                    deadline.postpone(waited)
-                    response = self._request(method, address, {**_HEADERS, **(headers or {})}, deadline)
-                    try:
-                        location = response.headers.get("Location")
-                        if response.status not in REDIRECTS or not location:
-                            self._require(response, accept)
-                            yield response
-                            return
-                        response.discard()
-                    finally:
-                        response.close()
+                with self._response(method, address, sent, deadline, forgive_breaks=forgive_breaks) as response:
+                    location = response.headers.get("Location")
+                    if response.status not in REDIRECTS or not location:
+                        self._require(response, accept)
+                        yield response
+                        return
+                    response.discard()
                 address = self._next_hop(address, location)
         raise DownloadRejectedError(
             address.printable, f"more than {self._max_redirects} redirects (limit: {REDIRECT_SETTING})"
         )
+
+    @contextmanager
+    def _response(
+        self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline, *, forgive_breaks: bool
+    ) -> Iterator[WebResponse]:
+        """Request one address, whatever it answers; the host's slot is held until the end of the block."""
+        with self._hosts.request_slot(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
+            deadline.postpone(waited)
+            with closing(self._request(method, address, headers, deadline)) as response:
+                yield response
 
     def _request(self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline) -> WebResponse:
         # Bound the time for the headers: a server that sends them byte by byte is treated like a silent one.

@@ -36,7 +36,7 @@ class Table:
         labels: the same, or what a line of comment above the first record calls them.
         header: True if the file has one.
         group_names: of the row above the header, where both together name a column.
-        units: of the row below the header, by column; empty where there is none.
+        units: cells of the row of units below the header, by column; empty without such a row.
         skip_lines: physical lines above the header, or above the first record.
         skip_below: rows between the header and the first record.
         records: rows with the width of the table.
@@ -99,12 +99,7 @@ def find_table(grid: Grid) -> Table:
         raise FileRejectedError("no_rows", "The file has no line besides comments: there is nothing to guess.")
     width = _width(rows)
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
-    first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
-    header_rows = _rows_above(rows, first, width) or _names_above(rows[:first], width, typed)
-    if not typed:
-        # All cells are text: only its position tells the header from a record.
-        first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
-        header_rows = [rows[first - 1]]
+    first, header_rows = _beginning(rows, width, typed)
     header, groups, below = _parts_of_header(header_rows)
     # A profile names the columns of fixed width itself.
     groups = None if grid.widths else groups
@@ -135,6 +130,16 @@ def find_table(grid: Grid) -> Table:
         notes=_notes(header, header_rows, typed, width),
         question="" if groups or grid.widths else _question(rows, first, header_rows, header, typed),
     )
+
+
+def _beginning(rows: Sequence[Row], width: int, typed: Sequence[int]) -> tuple[int, list[Row]]:
+    """Return the index of the first record, and the rows that may be its header."""
+    if not typed:
+        # All cells are text: only its position tells the header from a record.
+        first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
+        return first, [rows[first - 1]]
+    first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
+    return first, _rows_above(rows, first, width) or _names_above(rows[:first], width, typed)
 
 
 def _width(rows: Sequence[Row]) -> int:

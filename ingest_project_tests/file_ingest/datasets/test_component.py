@@ -20,7 +20,7 @@ from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import load_settings
 from ingest_project.file_ingest.resources import FileIngestResources
-from ingest_project.file_ingest.sensors import Announcement, file_events
+from ingest_project.file_ingest.sensors import Announcement, FileEvents
 from ingest_project.operations import components
 from ingest_project.readers.datasets import Declarations, read_declaration
 from ingest_project.readers.declaration import DatasetDeclaration
@@ -74,7 +74,7 @@ def test_beside_other_projects_it_takes_its_own_files_and_refuses_only_those(tmp
 
     def decode(own: str, message: object) -> Announcement:
         raw = message if isinstance(message, bytes) else json.dumps(message).encode()
-        return file_events(services, "file-event-queue", {own}).topic.decode(raw)
+        return FileEvents(services, {own}).decode(raw)
 
     def event(path: Path, **metadata: str) -> dict[str, object]:
         config = {"source_type": "local", "path": str(path.parent)}
