@@ -41,7 +41,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
     """Merge the capabilities that are not disabled.
 
     Args:
-        settings: of this process.
+        settings: settings of this process.
         parts_by_name: what `parts_of` returns for them, if it is known.
     """
     parts_by_name = parts_by_name or parts_of(settings)
@@ -103,7 +103,7 @@ def stored_assets(*keys: dg.AssetKey) -> list[dg.AssetSpec]:
     """Return assets whose rows can be loaded, for the definitions of another code location.
 
     Args:
-        keys: of the assets; the specs include their partitions and the I/O manager that reads them.
+        keys: keys of the assets; the specs include their partitions and the I/O manager that reads them.
     """
     graph = defs.resolve_asset_graph()
     return [

@@ -100,10 +100,10 @@ def extract(
     """Extract addresses from events, publish the tasks, and report the hours.
 
     Args:
-        context: of the run.
+        context: context of the run.
         services: work queues and Kafka.
-        keys: of the events.
-        batch_id: of a run that continues with the downloads; None leaves these to the next batch.
+        keys: keys of the events.
+        batch_id: id of a run that continues with the downloads; None leaves these to the next batch.
         hours: reported in any case, also without events.
     """
     keep_connections_open(context.instance)

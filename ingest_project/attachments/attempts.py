@@ -28,7 +28,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         next_attempt_at: when it is tried again; None: this was the last attempt.
-        content_type: of what was downloaded.
+        content_type: content type of what was downloaded.
     """
 
     attachment_key: str
@@ -76,7 +76,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Result of one attempt, as people see it.
 
     Args:
-        replays: how often the attachment had begun again before it.
+        replays: how often the attachment had been replayed before it.
         attempt: which one since then, the first being 1.
         next_attempt_at: when it was to be tried again; None: it was the last attempt.
         published_at: when Kafka and Dagster had it.
@@ -132,7 +132,7 @@ class AttemptResults:
         self._engine = engine
 
     def recovered(self, keys: Sequence[str]) -> tuple[AttemptResult, ...]:
-        """Return what lost runs left of these attachments: unpublished results, and that of the present attempt.
+        """Return results that lost runs left: unpublished ones, and those of the present attempts of these attachments.
 
         In the order of the attempts. An attachment whose present attempt has ended is not to be downloaded again.
         """
@@ -150,9 +150,9 @@ class AttemptResults:
         """Mark results as published to Kafka and Dagster. Idempotent.
 
         Args:
-            results: that were published.
+            results: the results that were published.
             now: when.
-            unpublished: of those that the broker did not accept a message of, why.
+            unpublished: reasons of the results with a message that the broker refused.
         """
         with writing(self._engine) as connection:
             for identity, reason in (unpublished or {}).items():
@@ -295,7 +295,7 @@ def replays_of(engine: sa.Engine, attachment_key: str) -> tuple[Replay, ...]:
 def enter_results(
     connection: sa.Connection, results: Mapping[str, AttemptResult], run_id: str
 ) -> dict[str, AttemptResult]:
-    """Insert results by attachment; returns those that hold: of an attempt that had ended before, the first one."""
+    """Insert results by attachment; return the valid ones: of an attempt that had ended before, the first result."""
     rows = [results[key].row(run_id) for key in sorted(results)]
     new = insert_missing(connection, download_outcomes, rows, COLUMNS.attachment_key)
     holding = {key: results[key] for key in sorted(results)}

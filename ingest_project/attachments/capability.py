@@ -319,7 +319,7 @@ class Attachments(Capability[AttachmentResources]):
         return {"attachment_results": results}
 
     def purge_steps(self, services: AttachmentResources, now: datetime) -> Sequence[PurgeStep]:
-        """Find the bodies of events that ended before the retention period; their counts stay."""
+        """Find the bodies of events that ended before the retention period; the counts are kept."""
         columns, cutoff = attachment_events.c, now - timedelta(days=services.settings.retention.event_days)
         old = sa.and_(columns.state == JobState.DONE, columns.finished_at < cutoff, columns.body != "")
         number = int(fetch(services.engine, sa.select(sa.func.count()).where(old)).scalar_one())

@@ -50,7 +50,7 @@ GROUP_SECONDS = 1.0
 # Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
-# Of a result: what is not known, or is wrong.
+# Fields of a result that are unknown after a failure.
 NO_FACTS: dict[str, Any] = dict.fromkeys(
     ("http_status", "error_class", "error", "size_bytes", "sha256", "onelake_path")
 )
@@ -71,7 +71,7 @@ class Postponed:
 
 @dataclass(frozen=True)
 class Cached:
-    """An attempt between its halves: the file is downloaded and verified, and waits to be stored."""
+    """An attempt whose file is downloaded and verified, and waits to be stored."""
 
     record: AttachmentRecord
     task: DownloadTask
@@ -127,10 +127,10 @@ def attempts(  # noqa: PLR0913 - each is passed by name
 
     Args:
         records: in any order.
-        attempt: makes one, or its first half; never raises.
+        attempt: makes an attempt, or downloads its file; never raises.
         concurrency: at a time.
-        store: the second half of an attempt; never raises.
-        announce: receives attempts between their halves.
+        store: stores a downloaded file; never raises.
+        announce: receives attempts whose files are downloaded and not stored yet.
         per_host: most of one host at a time.
         begin_within: no attempt begins after this time, so that other runs get their turn.
 
@@ -203,7 +203,7 @@ def _gathered(  # noqa: PLR0913, PLR0917 - the parts of `attempts`
 
 
 def _acknowledge(scheduler: Scheduler, ends: Sequence[End], stored_bytes: dict[str, int]) -> None:
-    """Count results as processed: of attempts with a second half, the first one was counted before."""
+    """Count results as processed, except attempts that were counted when their files were downloaded."""
     sizes = [stored_bytes.pop(end.attachment_key, None) for end in ends]
     scheduler.processed(sizes.count(None), sum(size or 0 for size in sizes))
 
@@ -229,7 +229,7 @@ def _not_begun(scheduler: Scheduler) -> list[End]:
 
 
 def download_at(record: AttachmentRecord, services: AttachmentResources) -> End | Cached:
-    """Do the first half of an attempt: returns the file in the cache, or the result of an attempt without it."""
+    """Download one attachment; return the cached file, or the result of an attempt that failed or was postponed."""
     task = _task_of(record)
     with (
         bound(partition_key=record.attachment_key, trace_id=record.trace_id),
@@ -256,7 +256,7 @@ def download_at(record: AttachmentRecord, services: AttachmentResources) -> End 
 
 
 def store_at(cached: Cached, services: AttachmentResources) -> AttemptResult:
-    """Do the second half of an attempt."""
+    """Store a cached file, and return the result of its attempt."""
     record, task = cached.record, cached.task
     with (
         bound(partition_key=record.attachment_key, trace_id=record.trace_id),

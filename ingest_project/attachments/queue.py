@@ -166,8 +166,8 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
 
         Args:
             arrivals: the tasks.
-            batch_id: of a run that also downloads them; None leaves that to the next one.
-            run_id: of the run.
+            batch_id: id of a run that also downloads them; None leaves that to the next one.
+            run_id: id of the run.
             now: when.
 
         Returns:
@@ -198,7 +198,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
 
         Args:
             results: one of each attachment.
-            run_id: of the run that made them.
+            run_id: id of the run that made them.
             now: when.
 
         Returns:
@@ -233,12 +233,12 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         """Replay attachments, a bounded number a second, and return their keys in order.
 
         Args:
-            keys: of attachments; those in other states stay unchanged.
-            asked_by: for the audit.
+            keys: keys of attachments; those in other states stay unchanged.
+            asked_by: who requested the replay, for the audit.
             max_replays: an attachment that was replayed this often stays as it is.
             per_second: how fast they become due.
             now: the first is due.
-            states: of those that are replayed.
+            states: states of those that are replayed.
         """
         replayable = (COLUMNS.state.in_(states), COLUMNS.replays < max_replays)
         replayed: list[str] = []
@@ -369,7 +369,7 @@ def next_attempt_at(
     Args:
         failed_at: when the attempt ended.
         attempt: which one that was, the first being 1.
-        delays: of the retry topics, in order.
+        delays: delays of the retry topics, in order.
         host_delay: pause that the host requested; one that is longer than ours is kept.
     """
     if attempt > len(delays):

@@ -129,7 +129,7 @@ def messages_of(
 
     Args:
         outcome: as the work queue has it.
-        records: of the attachments that failed.
+        records: records of the attachments that failed.
         topics: their names.
     """
     identity = "/".join(map(str, outcome.identity))

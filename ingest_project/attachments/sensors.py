@@ -103,9 +103,9 @@ def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefi
     """Create a sensor that serves one part of the queue of attachments.
 
     Args:
-        name: of the sensor.
+        name: name of the sensor.
         queue_name: `pending` for first attempts, `retry` for the others.
-        job_name: of the job that downloads and stores a batch.
+        job_name: name of the job that downloads and stores a batch.
     """
 
     def tick(context: dg.SensorEvaluationContext, services: AttachmentResources) -> dg.SensorResult:
@@ -185,7 +185,7 @@ def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> 
 
     Args:
         header: ISO 8601; UTC where it names no zone.
-        delays: of the retry topics.
+        delays: delays of the retry topics.
         now: when the task was read.
     """
     try:

@@ -66,7 +66,7 @@ class StoredAttachment(NamedTuple):
 
     Args:
         path: its location, for people and results: a file's path or its address.
-        sha256: of its content, in hex.
+        sha256: SHA-256 of its content, in hex.
     """
 
     path: str
@@ -95,7 +95,7 @@ class Destinations:
 
         Args:
             domain: as in the event.
-            default_url: of the domains without a base path.
+            default_url: address of the domains without a base path.
         """
         base = self._bases.get(domain_name(domain))
         if base is None:
@@ -118,8 +118,8 @@ class Destinations:
 
         Args:
             domain: business domain.
-            trace_id: of the event.
-            file_name: of the attachment, as it was declared or found.
+            trace_id: trace id of the event.
+            file_name: name of the attachment, as it was declared or found.
             occurred_at: aware; its day in UTC counts.
             attachment_url: for `{attachment}` and `{url_hash}`.
             event_type: for `{event_type}`.
@@ -144,9 +144,9 @@ class Destinations:
 
         Args:
             destination: relative to the domain's store.
-            domain: of the task.
-            trace_id: of the task.
-            attachment_url: of the task.
+            domain: domain of the task.
+            trace_id: trace id of the task.
+            attachment_url: address of the task.
 
         Raises:
             ForbiddenPathError: it is no plain relative path, it has the part of another attachment, or a file of that
@@ -207,7 +207,7 @@ def put_attachment(
     """Store a downloaded file, replacing the same attachment's earlier one. The second time changes nothing.
 
     Args:
-        store: of its domain.
+        store: store of its domain.
         file: the downloaded file.
         destination: its name in the store.
         metadata: kept with it. Addresses (names that end with `url`) lose what may be secret: user, password, query and

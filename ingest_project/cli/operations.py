@@ -135,8 +135,8 @@ def wait_for_idle(
     """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.
 
     Args:
-        services: of the system.
-        records: of Dagster.
+        services: services of the system.
+        records: records of Dagster.
         seconds: longest wait.
 
     Returns:

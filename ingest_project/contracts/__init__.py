@@ -246,7 +246,7 @@ def not_json(raw: bytes, error: Exception) -> UnreadableMessageError:
 
     Args:
         raw: the message.
-        error: that reading it raised.
+        error: the error that reading it raised.
     """
     if isinstance(error, RecursionError):
         return UnreadableMessageError("Not JSON that can be read: nested too deeply.")

@@ -231,7 +231,7 @@ def attachment_key(trace_id: str, attachment_url: str) -> str:
     """Return the partition key of one attachment: readable, short, stable. The query string is part of the hash only.
 
     Args:
-        trace_id: of the event.
+        trace_id: trace id of the event.
         attachment_url: as the event gives it.
     """
     return f"{_readable(attachment_url)}~{attachment_hash(trace_id, attachment_url)}"
@@ -241,7 +241,7 @@ def refused_attachment_key(trace_id: str, attachment_url: str, entry: str) -> st
     """Return the partition key of an entry that cannot be an attachment; never that of an attachment with its address.
 
     Args:
-        trace_id: of the event.
+        trace_id: trace id of the event.
         attachment_url: its address, if it has one.
         entry: the whole entry, as JSON.
     """

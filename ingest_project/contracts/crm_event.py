@@ -76,7 +76,7 @@ class Project(CrmEvent, frozen=True, kw_only=True, gc=False, forbid_unknown_fiel
 
 
 class Meta(msgspec.Struct, frozen=True, gc=False):
-    """What is taken out of `meta_data`.
+    """The fields of `meta_data` that get columns of their own.
 
     Args:
         last_modified: the version; a time without zone is UTC.

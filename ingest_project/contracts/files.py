@@ -230,7 +230,7 @@ def file_key(location: str, file_name: str, version: str, profile: str, dataset:
         file_name: a profile may read a device from it, and its extension decides how the file is read.
         version: identifies this version of the file, see `version_of`.
         profile: name of the reader profile, see `profile_named`.
-        dataset: that the file belongs to.
+        dataset: dataset of the file.
     """
     return key_of(file_name, location, file_name, version, profile, *of_dataset(dataset))
 

@@ -118,7 +118,7 @@ class _AzureEvent(msgspec.Struct, rename="camel"):
 
 
 def decode_storage_notification(raw: bytes | None) -> StorageNotification | None:
-    """Decode a notification; None for a message that is none.
+    """Decode a notification; None for any other message.
 
     Raises:
         UnreadableMessageError: it has more than MAX_RECORDS records or an object with a name twice, or SNS wrapped

@@ -369,7 +369,7 @@ def model_named(name: str) -> type[pa.DataFrameModel]:
     """Import a user's pandera model.
 
     Args:
-        name: of the class, as `package.module:Class`.
+        name: name of the class, as `package.module:Class`.
 
     Raises:
         ValueError: there is no such class.

@@ -254,7 +254,7 @@ def find_by_key(
     """Return the entry with this key, or the only one whose key begins with it.
 
     Args:
-        queue: that is searched.
+        queue: the queue to search.
         key: as it was typed.
         key_of: returns the key of an entry.
         noun: of an entry, for people.

@@ -107,7 +107,7 @@ class LocalFile:
     """A finished file with its announced length and digest; as a context manager, it is read once from start to end.
 
     Args:
-        path: of the file, which must not change meanwhile.
+        path: path of the file, which must not change meanwhile.
         size_bytes: its length.
         sha256: its digest, in hex.
         fingerprint: of the file when its digest was computed. While the file still has it, its digest need not be

@@ -33,8 +33,8 @@ class InstalledPlugin:
     """A part that another package brings.
 
     Args:
-        group: of its entry point.
-        name: of its entry point.
+        group: group of its entry point.
+        name: name of its entry point.
         package: name and version of the distribution that has it.
         problem: why it cannot be used; empty if it can.
     """
@@ -49,7 +49,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
     """The parts of one kind by name.
 
     Args:
-        group: of the entry points.
+        group: group of the entry points.
         shipped: name to `module:attribute`.
         requires: attribute that every part has, such as `read`.
     """
@@ -82,7 +82,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
 
         Args:
             name: untrusted.
-            noun: of the kind, for messages, e.g. `source_type`.
+            noun: name of the kind, for messages, e.g. `source_type`.
 
         Raises:
             PermanentError: no such part, with the known names; or a plug-in that cannot be used, with the reason.

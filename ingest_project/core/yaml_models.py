@@ -96,7 +96,7 @@ def yaml_content(
     """Return the content of one file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         kind: for messages, e.g. `reader profile`.
         loader: how names are read.
 
@@ -121,7 +121,7 @@ def line_of(path: Path, position: Position) -> int:
     """Return the line of a position in a YAML file, or of its nearest part that exists; the first line is 1.
 
     Args:
-        path: of a file that is YAML.
+        path: path of a file that is YAML.
         position: names and indexes from the top, as pydantic gives them.
     """
     node = yaml.compose(path.read_text(encoding="utf-8"))
@@ -232,9 +232,9 @@ def mistakes_in(path: Path, kind: str, error: ValidationError, within: Position 
     """Describe every mistake in a file with its line; several in a line each.
 
     Args:
-        path: of a file that is YAML.
-        kind: of thing that it should be, e.g. `a dataset`.
-        error: of its content.
+        path: path of a file that is YAML.
+        kind: kind of thing that it should be, e.g. `a dataset`.
+        error: error of its content.
         within: position of the content in the file.
     """
     located = _located(error)

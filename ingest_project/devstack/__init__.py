@@ -46,7 +46,7 @@ class ServiceFailedError(IngestError):
     """A part of the stack did not start, or ended unexpectedly.
 
     Args:
-        name: of the part.
+        name: name of the part.
         what: the failure, without a full stop.
         log_path: its log.
         tail: the last lines of that log.
@@ -74,7 +74,7 @@ class Restarts:
         """Count one more end of a part and return the pause before its restart; None when it has ended too often.
 
         Args:
-            name: of the part.
+            name: name of the part.
             now: on a monotonic clock, in seconds.
         """
         recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
@@ -245,7 +245,7 @@ def start(command: Command, log_folder: Path, fork: Fork | None = None) -> Child
 
     Args:
         command: runs a module with this process's Python if it is forked.
-        log_folder: of the log.
+        log_folder: folder of the log.
         fork: `Launcher.fork`; where it returns None, the command is started as a new program.
     """
     log_path = log_folder / f"{command.name.replace(' ', '-')}.log"
@@ -273,7 +273,7 @@ def python_module(name: str, arguments: Sequence[str], environ: Mapping[str, str
     Args:
         name: for people and for the log file.
         arguments: the module and its arguments.
-        environ: of the process.
+        environ: environment of the process.
     """
     return Command(name, [sys.executable, "-m", *arguments], environ)
 

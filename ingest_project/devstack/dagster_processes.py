@@ -179,7 +179,7 @@ def query_webserver(port: int, query: str, variables: Mapping[str, Any] | None =
     Args:
         port: the webserver's, on the loopback interface.
         query: GraphQL.
-        variables: of the query.
+        variables: variables of the query.
 
     Raises:
         OSError: the webserver does not answer, or refuses.

@@ -57,7 +57,7 @@ class Postgres:
 
     Args:
         socket_folder: folder of its socket.
-        password: of the user `postgres`.
+        password: password of the user `postgres`.
     """
 
     child: Child

@@ -172,7 +172,7 @@ def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
 
     Args:
         folder: the state folder, which contains it if the path is short enough.
-        name: of this socket folder in the state folder.
+        name: name of this socket folder in the state folder.
         owner: user id; this process's own by default.
 
     Raises:

@@ -82,13 +82,13 @@ class Stack:
     Args:
         loaded: the settings, with the addresses of what was started.
         report: called with each step.
-        webserver_port: of the UI, on the loopback interface; None without one.
-        monitor_port: of the monitor, likewise.
-        home: of Dagster; None without it.
+        webserver_port: port of the UI, on the loopback interface; None without one.
+        monitor_port: port of the monitor, likewise.
+        home: home of Dagster; None without it.
         children: in the order in which they were started.
         addresses: settings that name what was started.
-        launcher: of Dagster and the monitor; None without either.
-        restarts: of the parts.
+        launcher: launcher of Dagster and the monitor; None without either.
+        restarts: recent restarts of the parts.
     """
 
     loaded: LoadedSettings
@@ -252,8 +252,8 @@ def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) ->
 
     Args:
         loaded: the settings.
-        user: of the port, for messages.
-        path: of the setting.
+        user: part that uses the port, for messages.
+        path: path of the setting.
         report: called when another port is taken.
 
     Raises:

@@ -77,7 +77,7 @@ def stored_violations(warehouse: SqlWarehouse, file_key: str, contract: Contract
 
 
 def missing_rows(record: FileRecord, stored: StoredCounts) -> Counter[str]:
-    """Count rows that are recorded as stored and are missing, or the other way round."""
+    """Count rows that are recorded as stored but missing, or stored but not recorded."""
     differences = {
         "accepted_rows_not_stored": abs((record.rows_accepted or 0) - stored.rows),
         "quarantined_rows_not_stored": abs((record.rows_quarantined or 0) - stored.quarantined),

@@ -164,7 +164,7 @@ class Contract(ABC):
 
         Args:
             rows: as `reading.read_chunks` returns them, with `file_index`.
-            profile: that read them.
+            profile: the profile that read them.
         """
 
     @abstractmethod
@@ -235,7 +235,7 @@ class Contract(ABC):
 
         Args:
             rows_read: bad ones included.
-            rows_rejected: of these.
+            rows_rejected: those of them that are bad.
             rules: how often each rule was broken.
 
         Raises:
@@ -259,7 +259,7 @@ class SensorContract(Contract):
     Args:
         profiles: reader profiles by name.
         sensor_types: known types with their units and limits.
-        limits: of sizes and counts.
+        limits: limits of sizes and counts.
         settings: the thresholds.
     """
 
@@ -325,8 +325,8 @@ def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) 
     """Hash everything but the bytes that determines the rows of a file, to detect duplicates.
 
     Args:
-        profile: that reads it.
-        location: of the file, or its name; only the parts that the profile reads from it are hashed.
+        profile: the profile that reads it.
+        location: location of the file, or its name; only the parts that the profile reads from it are hashed.
         kind: file type, by which the bytes are read.
         more: whatever else determines them, e.g. the columns of a declared dataset.
     """

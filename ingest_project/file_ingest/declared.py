@@ -70,11 +70,11 @@ class DeclaredContract(Contract):
     """Requirements on the files of a declared dataset.
 
     Args:
-        declaration: of the dataset.
+        declaration: declaration of the dataset.
         profiles: reader profiles that fit it.
-        limits: of sizes and counts.
-        tables: of its rows and metrics.
-        largest_share: of bad rows, if it declares none.
+        limits: limits of sizes and counts.
+        tables: tables of its rows and metrics.
+        largest_share: share of bad rows, if it declares none.
         undeclared: columns of the table of rows that are not declared, and whether they are of text.
     """
 
@@ -338,7 +338,7 @@ def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[s
     Of two spellings of one name it is the very name of the column, else the first one.
 
     Args:
-        names: of the undeclared columns of the file, in order.
+        names: names of the undeclared columns of the file, in order.
         columns: the column of each that has one.
     """
     found: dict[str, str] = {}

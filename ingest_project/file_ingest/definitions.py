@@ -138,7 +138,7 @@ def _ingest_all(
 
 
 def _undo_unrecorded(services: FileIngestResources, tables: DatasetTables) -> None:
-    """See `SqlWarehouse.undo_unrecorded`; where a store is away, the next run or the maintenance does it."""
+    """Undo unrecorded rows, see `SqlWarehouse.undo_unrecorded`; if a store is away, a later run or maintenance does."""
     try:
         services.warehouse.of(tables).undo_unrecorded()
     except TransientError as away:

@@ -74,7 +74,7 @@ class FileArrival(NamedTuple):
         location: canonical address of the file, unique over all sources.
         profile: name of the reader profile.
         pinned: True if the event names its version; otherwise it means the one present when it is consumed.
-        dataset: that the file belongs to.
+        dataset: dataset of the file.
     """
 
     file_key: str
@@ -120,8 +120,8 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     Args:
         event: the file event it came with.
         location_key: hash of the location.
-        dataset: that the file belongs to.
-        begun: how many runs began it, this one included.
+        dataset: dataset of the file.
+        begun: number of runs that started it, this one included.
         version_at: modification time of this version, if its event has one; orders the versions of a location.
         announced_at: time of the announcement; orders versions of the same time.
         pinned: True if this version is meant, and not the one present when the event is consumed.
@@ -407,7 +407,7 @@ def origin_of(event: FileEvent, location: str) -> str:
     """Return a short key of the origin of a file: the same for all files of one folder or listing.
 
     Args:
-        event: that announced the file.
+        event: the event that announced the file.
         location: its canonical address.
     """
     listed = sorted(event.source_config.items()) or location.rpartition("/")[0]

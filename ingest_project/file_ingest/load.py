@@ -77,9 +77,9 @@ class GroupLoad:
 
     Args:
         group: what is to be stored.
-        services: where to.
-        contract: of the dataset.
-        run_id: of the Dagster run.
+        services: warehouse and stores.
+        contract: contract of the dataset.
+        run_id: id of the Dagster run.
         done: results of the files so far, and of the versions that were replaced.
         busy: files whose location another transaction has locked.
     """
@@ -158,9 +158,9 @@ def store(group: CheckedGroup, services: FileIngestResources, contract: Contract
 
     Args:
         group: results of all its files, and the frames of the ingested ones.
-        services: where to.
-        contract: of the dataset.
-        run_id: of the Dagster run.
+        services: warehouse and stores.
+        contract: contract of the dataset.
+        run_id: id of the Dagster run.
 
     Returns:
         the result of each file: as given, or duplicate, replaced or failed, or pending where it is to be retried; and
@@ -217,7 +217,7 @@ class StoredKeyError(Exception):
 
     Args:
         rows: one of which it is.
-        table: that has the other.
+        table: the table that has the other.
     """
 
     def __init__(self, rows: pl.DataFrame, table: sa.Table) -> None:
@@ -229,7 +229,7 @@ def append_accepted(transaction: WarehouseTransaction, rows: pl.DataFrame, table
     """Store accepted rows.
 
     Raises:
-        StoredKeyError: a key of theirs is stored already.
+        StoredKeyError: one of their keys is already stored.
     """
     try:
         transaction.append_rows(rows)
@@ -297,9 +297,9 @@ def store_at_once(
     """Store a group in one transaction.
 
     Args:
-        group: of files.
-        services: where to.
-        run_id: of the Dagster run.
+        group: files to store.
+        services: warehouse and stores.
+        run_id: id of the Dagster run.
         attempted: keys of files that this run has tried to store; those of this group are added.
         wait: for other transactions that store versions of the same locations; else those files are left out.
 

@@ -95,9 +95,9 @@ def ingest(
 
     Args:
         records: queue entries, in the order to work in.
-        services: where to read from and store to.
+        services: sources, stores and the warehouse.
         contract: profiles, rules and limits.
-        run_id: of the Dagster run, for the queue entries and the quarantine.
+        run_id: id of the Dagster run, for the queue entries and the quarantine.
 
     Yields:
         the results of each group of files, as soon as it is stored.

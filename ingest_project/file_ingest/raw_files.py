@@ -35,7 +35,7 @@ class LandedFile(NamedTuple):
     """A file whose bytes are in the landing store.
 
     Args:
-        record: of the work queue, with the version that was read if its event named none.
+        record: record of the work queue, with the version that was read if its event named none.
     """
 
     record: FileRecord
@@ -62,7 +62,7 @@ def land(record: FileRecord, services: FileIngestResources) -> LandedFile:
         return _copy(record, services)
     except (SourceNotFoundError, SourceUnreachableError, SourceChangedError, VersionSupersededError) as error:
         landed = _landed_before(record, services.landing)
-        # Of a file that names no version the present one is wanted: its source may have been corrected.
+        # A file that names no version means the present one: its source may have been corrected.
         may_have_another = isinstance(error, SourceUnreachableError) and not record.pinned
         if landed is None or may_have_another:
             raise

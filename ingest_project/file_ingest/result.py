@@ -140,7 +140,7 @@ class FileResult:
 
     @property
     def is_news(self) -> bool:
-        """True if Dagster is to show it: it is finished, or has begun to wait for a person."""
+        """True if Dagster is to show it: it is finished, or now waits for a person."""
         return self.state.finished or (self.awaits_a_person and self.reason != self.record.reason)
 
     @property
@@ -365,8 +365,8 @@ def broken_contract(  # noqa: PLR0913, PLR0917 - the counts of one file
     """Return the metadata of a failed result: file, reason, counts by aspect and rule, and the share of rejected rows.
 
     Args:
-        assets: of the dataset; only sensor readings have aspects, any other has its rules alone.
-        file_key: of the file.
+        assets: assets of the dataset; only sensor readings have aspects, any other has its rules alone.
+        file_key: key of the file.
         reason: one sentence.
         rule_counts: broken rule to how often.
         rows_read: readings found in the file; without any, no share is given.

@@ -52,7 +52,7 @@ class OpenedFile:
     Args:
         record: its queue entry.
         landed: its bytes in the landing store.
-        profile: that reads it.
+        profile: reader profile of the file.
         meaning: hash of what determines, besides its bytes, which rows it holds.
         first: its first chunk.
         rest: the other chunks; keeps the file open until `resources` are closed.
@@ -109,8 +109,8 @@ def first_rows(rows: pl.DataFrame, limit: int) -> dict[str, list[dict[str, objec
     """Return the first rows of each file, by file key; files without any are absent.
 
     Args:
-        rows: of many files, with their `file_key`.
-        limit: of rows of one file.
+        rows: rows of many files, with their `file_key`.
+        limit: most rows of one file.
     """
     if RESCUED in rows.columns and rows[RESCUED].null_count() == rows.height:
         rows = rows.drop(RESCUED)
@@ -128,7 +128,7 @@ class CheckedGroup:
         results: one for each file, in order.
         accepted: rows of the ingested files only.
         quarantined: bad rows of the ingested files only.
-        metrics: of the ingested files.
+        metrics: metrics of the ingested files.
         tables: where they belong.
     """
 
@@ -267,7 +267,7 @@ def with_metrics(
     """Add samples and counts of the accepted rows, which Dagster shows, to results.
 
     Args:
-        results: of checked files.
+        results: results of checked files.
         previews: first accepted rows by file key.
         metrics: summaries, as `aggregate_files` returns them.
         shared: instants, as `aggregate_files` returns them.

@@ -85,7 +85,7 @@ class SystemResources(PollingResources, FileIngestResources, AttachmentResources
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
 
     def reload_declarations(self) -> None:
-        """Forget the declared datasets and streams if a file of theirs has changed since the last call."""
+        """Forget the declared datasets and streams if one of their files has changed since the last call."""
         stamps = declaration_stamps(self.settings)
         if stamps != self.__dict__.setdefault("_declaration_stamps", stamps):
             self.__dict__["_declaration_stamps"] = stamps
@@ -144,7 +144,7 @@ class RunningTotals:
         Args:
             since: begin with the step that contains this moment.
             step_minutes: length of a step.
-            names: of the counters.
+            names: names of the counters.
         """
         step = (metric_minutes.c.minute - metric_minutes.c.minute % step_minutes) / sa.literal_column(str(step_minutes))
         whole = sa.cast(step, sa.BigInteger).label("step")

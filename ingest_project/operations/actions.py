@@ -165,7 +165,7 @@ def action_named(name: str) -> Action[SystemResources]:
     """Return an action.
 
     Raises:
-        ActionRefusedError: there is none of this name; the message proposes the nearest.
+        ActionRefusedError: no action has this name; the message proposes the nearest.
     """
     if name not in ACTIONS:
         raise ActionRefusedError(f"There is no action {name[:50]!r}{nearest_or_known(name, ACTIONS)}")

@@ -143,7 +143,7 @@ class Monitor:
     """Pollers for every part of the system, over connections of their own.
 
     Args:
-        settings: of the system.
+        settings: settings of the system.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -316,7 +316,7 @@ def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[P
     """Check that every sensor that no person has stopped ticks, and that its last tick did not fail.
 
     Args:
-        sample: of Dagster.
+        sample: last sample of Dagster.
         now: the time.
         paused: capabilities whose sensors an operator has stopped; named with who and why.
     """

@@ -35,7 +35,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
     """A capability that an operator has paused.
 
     Args:
-        sensors: that were stopped.
+        sensors: the sensors that were stopped.
     """
 
     capability: str

@@ -132,7 +132,7 @@ class Redriver:
 
     Args:
         services: Kafka, the outbox and the attachments.
-        topic: of dead letters, or one of those whose letters it has.
+        topic: topic of dead letters, or one of those whose letters it has.
 
     Raises:
         ActionRefusedError: there is no such topic.
@@ -154,8 +154,8 @@ class Redriver:
         """Tell of each letter what redriving it would do.
 
         Args:
-            letters: of the topic.
-            topic_id: of the topic, see `Positions`.
+            letters: dead letters of the topic.
+            topic_id: id of the topic, see `Positions`.
             again: letters that were redriven before can be redriven.
             with_values: include the values, which may be large.
         """
@@ -191,8 +191,8 @@ class Redriver:
 
         Args:
             letters: each with the id of its topic.
-            who: for the record of replays.
-            again: publish those that were published before once more.
+            who: name of the person, for the record of replays.
+            again: publish letters that were published before as well.
         """
         outcome: dict[Position, str | None] = {}
         by_origin: dict[str, list[tuple[Position, tuple[str, ProducerRecord]]]] = defaultdict(list)
@@ -340,7 +340,7 @@ class LetterFilter:
         """Read the parameters.
 
         Raises:
-            ActionRefusedError: a number or a place is none.
+            ActionRefusedError: a number or a location is malformed.
         """
         partition, first, last = (_number(request, name) for name in ("partition", "first_offset", "last_offset"))
         if partition is None and (first is not None or last is not None):

@@ -54,7 +54,7 @@ class Sample(Generic[Value]):
     """Result of the last poll of a part.
 
     Args:
-        value: of the last poll that succeeded, however long ago; None before the first.
+        value: value of the last poll that succeeded, however long ago; None before the first.
         at: when that was.
         took_seconds: how long it took.
         problem: why the last poll failed; None when it did not.
@@ -71,7 +71,7 @@ class Sample(Generic[Value]):
         return None if self.problem else self.value
 
     def age_seconds(self, now: datetime) -> float | None:
-        """Return how old the value is; None where there is none."""
+        """Return the age of the value; None without a value."""
         return None if self.at is None else max(0.0, (now - self.at).total_seconds())
 
 
@@ -144,7 +144,7 @@ class SystemSnapshot:
     """The parts of the system, each as it was last read.
 
     Args:
-        settings: of the system.
+        settings: settings of the system.
         at: when the snapshot was taken.
         broker: topics, lag and dead letters.
         warehouse: work queues and running totals.
@@ -152,7 +152,7 @@ class SystemSnapshot:
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
         unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
-        sources: of files, their last file next to what is usual; those that are not usual first.
+        sources: sources of files, their last file next to what is usual; those that are not usual first.
         failures, intake: further facts that alerts need.
         alerts: open incidents, and channels that fail.
     """
@@ -232,7 +232,7 @@ class SystemSnapshot:
 
     @property
     def oldest_unfinished(self) -> OldestEntry | None:
-        """The unfinished entry that arrived first; None where there is none, or none was read."""
+        """The unfinished entry that arrived first; None if none exists or none was read."""
         queues = self.warehouse.present.queues if self.warehouse.present else ()
         return min((queue.oldest for queue in queues if queue.oldest), key=lambda entry: entry.since, default=None)
 

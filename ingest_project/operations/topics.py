@@ -35,7 +35,7 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
     """The number of messages of a topic that are not consumed yet.
 
     Args:
-        sensor: that consumes them.
+        sensor: the sensor that consumes them.
         waiting: over all partitions; None where it is unknown.
         partitions: by partition; empty where the topic does not exist.
         next_offsets: the position, by partition.
@@ -166,7 +166,7 @@ class StalledTopic(msgspec.Struct, frozen=True):
     """A topic with at least one partition that does not move while messages wait in it.
 
     Args:
-        sensor: that consumes them.
+        sensor: the sensor that consumes them.
         partitions: the stalled partitions.
         waiting: messages in these.
         seconds: for how long the first of them is known to be stalled.

@@ -516,7 +516,7 @@ def time_of(text: str, now: datetime | None = None) -> datetime:
         now: the time from which an age is counted back; the current time by default.
 
     Raises:
-        ActionRefusedError: it is none of these.
+        ActionRefusedError: it has neither form.
     """
     if ago := _AGO.fullmatch(text.strip()):
         return (now or datetime.now(UTC)).replace(microsecond=0) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})

@@ -194,7 +194,7 @@ class Metric(NamedTuple):
         meaning: one sentence.
         initial: label values of series to create at the start, because a rate misses the first value of a new series.
         kind: Prometheus type. The values of counters and histograms are running totals.
-        unit: of its values, in the plural.
+        unit: unit of its values, in the plural.
     """
 
     name: str

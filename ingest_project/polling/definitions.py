@@ -180,7 +180,7 @@ def standing_jobs_sensor(job_name: str) -> dg.SensorDefinition:
 def standing_tick(
     context: dg.SensorEvaluationContext, services: PollingResources, now: datetime
 ) -> dg.SensorResult | dg.SkipReason:
-    """Enter the intervals that have begun, and request runs over the jobs that are due."""
+    """Enter the intervals that have started, and request runs over the jobs that are due."""
     arrivals = [
         standing_job(name, source, source.every_seconds, now)
         for name, source in sorted(services.settings.sources.items())

@@ -138,7 +138,7 @@ class Announcements:
     """Announcements of one page.
 
     Args:
-        page_id: by which the page as a whole is remembered; None if it is not, because of refused files.
+        page_id: id of the whole page; None if refused files keep it from being remembered.
         messages: by id, of the files that have not been announced in this version; None where the page as a whole was
             announced before.
         paths: of those files.
@@ -194,14 +194,14 @@ def discover(services: PollingResources, record: JobRecord) -> Discovery:
 def prepare(
     services: PollingResources, record: JobRecord, source: Source, files: Sequence[SourceFile], outbox: JobOutbox
 ) -> Announcements:
-    """Find out which files have not been announced in this version, and write their announcements; nothing is sent.
+    """Select files whose present version has not been announced, and prepare their announcements; send nothing.
 
     Args:
         services: Kafka.
         record: the job that found them.
-        source: that they are in.
+        source: source of the files.
         files: a page of them.
-        outbox: knows what was announced.
+        outbox: record of published announcements.
     """
     # What was announced on a topic that is gone has to be announced again: nothing else records it.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
@@ -269,7 +269,7 @@ def file_event(record: JobRecord) -> FileEvent:
 def _by_message_id(
     services: PollingResources, topic_id: str, source: Source, record: JobRecord, files: Sequence[SourceFile]
 ) -> tuple[dict[str, SourceFile], list[tuple[SourceFile, str]]]:
-    """Return files by the id of their announcement, and apart from them those that cannot be announced."""
+    """Return files by the id of their announcement, and separately those that cannot be announced."""
     found: dict[str, SourceFile] = {}
     refused: list[tuple[SourceFile, str]] = []
     for file in files:

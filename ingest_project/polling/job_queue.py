@@ -121,7 +121,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         """End a job whose source was listed to its end. Published files are counted by `JobOutbox`.
 
         Args:
-            job_key: of the job.
+            job_key: key of the job.
             found: files of a type that is ingested.
             skipped: reason to number of what was seen and not published.
             now: when that was.
@@ -140,7 +140,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         return self._store_listing(job_key, found, skipped, wait, now)
 
     def begin_intervals(self, arrivals: Sequence[JobArrival], now: datetime) -> tuple[str, ...]:
-        """Make standing jobs pending whose next interval has begun, as they are configured now.
+        """Make standing jobs pending whose next interval has started, with their present configuration.
 
         A job's interval is the offset of its position. An interval is entered once, whatever process tries; one that
         begins while the job is not finished is left out.
@@ -187,8 +187,8 @@ class JobOutbox(MessageOutbox):
     Both in one transaction: what a killed attempt had sent is counted when it is found on the topic, and once.
 
     Args:
-        engine: of the database.
-        job_key: of the job.
+        engine: engine of the database.
+        job_key: key of the job.
     """
 
     def __init__(self, engine: sa.Engine, job_key: str) -> None:

@@ -254,8 +254,8 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     """Return the numbers in cells; null for every other cell.
 
     Args:
-        texts: of the cells.
-        kinds: of the cells; None, alone or for all, is text.
+        texts: texts of the cells.
+        kinds: kinds of the cells; None, alone or for all, is text.
         layout: how numbers are written in text.
     """
     if kinds is None:
@@ -304,10 +304,10 @@ def clock_faults(
     """Say which clock times their zone passes twice (`ambiguous_time`) or skips (`skipped_time`).
 
     Args:
-        texts: of the cells.
-        kinds: of the cells; None is text.
+        texts: texts of the cells.
+        kinds: kinds of the cells; None is text.
         found: the moments in them, see `moments_of_cells`.
-        layout: that they were read by.
+        layout: the layout by which they were read.
 
     Returns:
         for each text one of `columns.CLOCK_FAULTS` or null; None if there is no such time.
@@ -333,8 +333,8 @@ def moments_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: Timestam
     """Return the moments in cells, see `parse_timestamps`: of text, of dates, and of numbers if they are unix times.
 
     Args:
-        texts: of the cells.
-        kinds: of the cells; None, alone or for all, is text.
+        texts: texts of the cells.
+        kinds: kinds of the cells; None, alone or for all, is text.
         layout: how times are written in text, and the zone of dates.
     """
     if kinds is None:

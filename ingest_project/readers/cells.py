@@ -144,7 +144,7 @@ class JsonParser:
     """Parses JSON as RFC 8259 has it, which Python's own parser takes less strictly.
 
     Args:
-        max_depth: of objects and lists within each other.
+        max_depth: most objects and lists within each other.
     """
 
     def __init__(self, max_depth: int) -> None:

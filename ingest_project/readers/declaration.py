@@ -105,11 +105,11 @@ class DatasetDeclaration(Declared):
     """A kind of file: what its rows are, where they go, and which files belong to it.
 
     Args:
-        name: of the dataset, its assets and its tables; that of its folder by default.
+        name: name of the dataset, its assets and its tables; that of its folder by default.
         description: shown to users.
         file_types: endings of the files that are accepted.
         reader: options of a reader profile, or the name of one.
-        columns: of a row.
+        columns: columns of a row.
         model: a pandera model instead of columns, as `package.module:Class`.
         key: what identifies a row.
         target: where the rows go.
@@ -121,7 +121,7 @@ class DatasetDeclaration(Declared):
             never.
         owners: addresses or teams, as Dagster has them.
         jobs: polling jobs whose files belong to it, as patterns.
-        paths: of files that belong to it, as patterns.
+        paths: paths of files that belong to it, as patterns.
     """
 
     name: Annotated[str, Field(pattern=NAME)] = ""
@@ -205,8 +205,8 @@ class DatasetDeclaration(Declared):
         """Return the name of a file's reader profile.
 
         Args:
-            metadata: of its event.
-            default: of sensor readings whose event names none.
+            metadata: metadata of its event.
+            default: profile of sensor readings whose event names none.
         """
         return profile_named(metadata, default if self.name == SENSOR_READINGS else self.profile)
 

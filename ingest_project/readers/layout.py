@@ -465,7 +465,7 @@ def _words(texts: pl.Series, rule: CellRule) -> pl.Series:
 
 
 def _number_in(texts: pl.Series, numbers: NumberLayout, kinds: pl.Series | None) -> pl.Series:
-    """Return the one number in each text; null where there is none, or more than one."""
+    """Return the one number in each text; null for a text with no number or several."""
     found = texts.str.extract_all(_number_pattern(numbers))
     single = pl.DataFrame({"found": found}).select(
         pl.when(pl.col("found").list.len() == 1).then(pl.col("found").list.first())

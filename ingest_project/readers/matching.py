@@ -67,7 +67,7 @@ class Surroundings:
     """The texts around the rows of a file, from which a profile may take columns.
 
     Args:
-        location: of the file, or its name.
+        location: location of the file, or its name.
         above: the lines above the header.
         sheet: the name of the sheet.
     """
@@ -126,7 +126,7 @@ class Header:
 
     @cached_property
     def _alike(self) -> Mapping[str, Sequence[int]]:
-        """The columns by the names that they would have in a table, where these lack none of their letters."""
+        """The columns by their names in a table, except names that lose letters there."""
         found: dict[str, list[int]] = {}
         for index, name in enumerate(self.names):
             column = column_name(name)
@@ -239,7 +239,7 @@ def column_name(name: str) -> str:
 
 @lru_cache(4_096)
 def spelling_of(name: str) -> str:
-    """Return a name without what spellings of it differ in: case, and signs between words; `Δt` is no spelling of t."""
+    """Return a name without case and signs between words, in which its spellings differ; `Δt` is no spelling of t."""
     signs = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join("".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in signs).split())
 

@@ -211,7 +211,7 @@ class CellRule(Declared):
         json_path: path to a value in cells that are JSON: `payload.temperature`, `samples[0].value`.
         extract: a regular expression with one group, the part of the cell to read.
         words: what texts stand for, whatever their case: `{on: 1, off: 0}`.
-        others: whether texts that are none of `words` are kept as they are, or rejected.
+        others: whether texts that are not among `words` are kept or rejected.
         number_in_text: True reads the one number in a text such as `12.5 °C`; a text with two is rejected.
         nulls: further texts that mean "missing" in this column.
         append: text to append, such as the `m` that `10:30a` lacks.
@@ -283,7 +283,7 @@ class SkippedRows(Declared):
     """Rows to leave out.
 
     Args:
-        column: of the file.
+        column: column of the file.
         equals: texts of its cells.
         matches: or a regular expression that finds them.
     """

@@ -64,11 +64,11 @@ def read_chunks(  # noqa: PLR0913, PLR0917 - all readers take the same
     """Read one file.
 
     Args:
-        path: of its bytes, which do not change meanwhile.
+        path: path of its bytes, which do not change meanwhile.
         file_type: as `contracts.files.file_type_of` returns it; the content must match. What is compressed is read
             under any name, except for the shipped dataset, which takes no compressed files.
         profile: its layout.
-        limits: of sizes, counts and time.
+        limits: limits of sizes, counts and time.
         file_name: its own name or location, when `path` has another.
         target: the columns wanted of it.
 

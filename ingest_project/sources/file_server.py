@@ -158,7 +158,7 @@ class FileServerSource:
         login: opens connections.
         names: how the server writes names.
         pool: keeps connections.
-        limits: of time and entries.
+        limits: limits of time and entries.
     """
 
     path: str
@@ -271,7 +271,7 @@ class _Walk:
 
     Args:
         source: the source.
-        pattern: of the files that are taken.
+        pattern: pattern of the files that are taken.
     """
 
     def __init__(self, source: FileServerSource, pattern: Pattern) -> None:

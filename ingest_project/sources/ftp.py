@@ -95,8 +95,8 @@ class FtpLogin:
     Args:
         password: None for anonymous access.
         ca_file: authorities that are trusted in addition to the system's.
-        zone: of the times in the server's LIST.
-        limits: of time and entries.
+        zone: zone of the times in the server's LIST.
+        limits: limits of time and entries.
     """
 
     server: Server
@@ -157,7 +157,7 @@ class FtpConnection:
 
     Args:
         control: the control connection.
-        features: of the server.
+        features: features of the server.
         login: location, zone and limits.
     """
 
@@ -328,10 +328,10 @@ class FtpFile:
     """The data connection of one RETR.
 
     Args:
-        control: of the transfer.
+        control: control connection of the transfer.
         connection: closed with `close`.
         found: the file as it was when it was opened.
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, control: FtpConnection, connection: socket.socket, found: Entry, path: bytes) -> None:
@@ -361,8 +361,8 @@ def map_error(error: Exception, location: str) -> IngestError:
     """Map the error of a command to a source's.
 
     Args:
-        error: of ftplib, of the socket or of TLS.
-        location: of the server, folder or file that the command was about.
+        error: error of ftplib, of the socket or of TLS.
+        location: location of the server, folder or file that the command was about.
     """
     text = _printable(error)
     if isinstance(error, ssl.SSLCertVerificationError):

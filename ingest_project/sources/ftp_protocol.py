@@ -92,7 +92,7 @@ def parse_list_line(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
     Args:
         line: without its end.
         now: decides the year of a time without one.
-        zone: of the server's clock.
+        zone: zone of the server's clock.
     """
     stripped = line.strip()
     if not stripped or _TOTAL.fullmatch(stripped):

@@ -116,9 +116,9 @@ class WebFileReader:
 
     Args:
         web: the client of web hosts.
-        url: of the file.
+        url: address of the file.
         location: for messages.
-        limits: of its source.
+        limits: limits of its source.
     """
 
     web: WebClient
@@ -292,8 +292,8 @@ class HttpSource:
     Args:
         listing: its address; empty where a single file is opened by its own.
         web: the client of web hosts.
-        credential: that the job names; the web client sends it.
-        limits: of time and entries.
+        credential: the credential that the job names; the web client sends it.
+        limits: limits of time and entries.
         elsewhere: accept files outside of the listing's folder.
         concurrency: concurrent requests for versions of files.
     """
@@ -403,8 +403,8 @@ class _Walk:
 
     Args:
         source: the source.
-        pattern: of the files that are taken.
-        budget: of the listing.
+        pattern: pattern of the files that are taken.
+        budget: budget of the listing.
     """
 
     def __init__(self, source: HttpSource, pattern: Pattern, budget: ListingBudget) -> None:
@@ -581,7 +581,7 @@ def _doubt_about(facts: PageFacts, address: WebAddress) -> str:
     """Return why a page may be no listing; empty where it is one for certain.
 
     Raises:
-        UnreadableListingError: it is none.
+        UnreadableListingError: it is not a listing.
     """
     if facts.unusable and not facts.links:
         raise UnreadableListingError(address.printable, f"it answers with {facts.seen}, none of which is understood")

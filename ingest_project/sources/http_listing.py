@@ -67,8 +67,8 @@ def read_page(
 
     Args:
         page: its bytes, from the beginning; a file of the operating system where it is large.
-        size_bytes: of the page.
-        headers: of the answer.
+        size_bytes: size of the page.
+        headers: headers of the answer.
         location: for messages.
 
     Raises:

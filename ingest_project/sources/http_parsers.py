@@ -420,7 +420,7 @@ def _json_time(file: _JsonFile) -> datetime | None:
 
 
 def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Yield the links of a plain list, in its order; a sentence is none."""
+    """Yield the links of a plain list, in its order; links within sentences are left out."""
     facts.seen = f"text of {len(body)} bytes"
     for line in map(bytes.strip, BytesIO(body.removeprefix(_BYTE_ORDER_MARK))):
         if line.startswith(b"#"):

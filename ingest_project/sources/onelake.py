@@ -200,7 +200,7 @@ def allowed_accounts(context: SourceContext) -> tuple[AllowedAccount, ...]:
     """Return the accounts that the settings list, or name as a store, a table or a source.
 
     Raises:
-        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS is none, or INGEST_ONELAKE_ENDPOINT.
+        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS, or INGEST_ONELAKE_ENDPOINT, is not an account.
     """
     settings = context.settings
     configured = [source.source_config for source in settings.sources.values()]

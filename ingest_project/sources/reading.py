@@ -40,8 +40,8 @@ class SourceLimits:
 
     Args:
         timeout_seconds: without a byte.
-        max_entries: of one listing, all folders and pages together.
-        max_listing_seconds: of one listing.
+        max_entries: most entries of one listing, all folders and pages together.
+        max_listing_seconds: longest time of one listing.
     """
 
     timeout_seconds: float = 30.0
@@ -152,7 +152,7 @@ class OpenedFile(Protocol):
 
 
 class Pace:
-    """Measures the speed of what is read piece by piece.
+    """Measures the speed of reading piece by piece.
 
     Args:
         limits: their time-out decides how long the server may be slower.
@@ -192,8 +192,8 @@ def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits:
 
     Args:
         open_at: opens the file at a position, on its own connection.
-        location: of the file, for messages.
-        limits: of its source; they hold over all connections together.
+        location: location of the file, for messages.
+        limits: limits of its source; they hold over all connections together.
     """
     raw = _ResumedFile(open_at, location, Pace(limits, location))
     with io.BufferedReader(raw, buffer_size=_BUFFER_BYTES) as file:
@@ -212,7 +212,7 @@ class PacedReader(BlockReader):
 
     Args:
         file: closed by its opener.
-        limits: of its source.
+        limits: limits of its source.
         location: for messages.
     """
 

@@ -159,7 +159,7 @@ class S3Source:
 
     @property
     def location(self) -> str:
-        """`s3://bucket/prefix`, or with another server's address in front."""
+        """`s3://bucket/prefix`, preceded by the address of a server other than AWS."""
         return self.canonical_location(self.prefix)
 
     def canonical_location(self, path: str) -> str:

@@ -189,7 +189,7 @@ class Login(Protocol[C_co]):
 
 
 def logged_in(connect: Callable[[], T], password: SecretStr | None) -> T:
-    """Log in, and once more where the server refused a password that has changed since."""
+    """Log in; retry once if the server refused a password that has changed since."""
     used = text_of(password or "")
     try:
         return connect()
@@ -249,7 +249,7 @@ class ConnectionPool:
     """The connections of this process.
 
     Args:
-        limits: of this pool.
+        limits: limits of this pool.
     """
 
     def __init__(self, limits: PoolLimits) -> None:

@@ -164,7 +164,7 @@ class SftpLogin:
     Args:
         password: also sent after the key to servers that want both.
         private_key_file: in any format of OpenSSH's.
-        limits: of time and entries.
+        limits: limits of time and entries.
     """
 
     server: Server
@@ -318,10 +318,10 @@ class SftpFile:
     """An opened file, read to the size that it had when it was opened.
 
     Args:
-        connection: whose file it is.
-        client: of that connection.
+        connection: the connection that opened the file.
+        client: the client of that connection.
         path: for messages.
-        handle: of the file.
+        handle: handle of the file.
         found: the file as it was when it was opened.
         offset: first position.
     """

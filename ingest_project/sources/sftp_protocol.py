@@ -38,7 +38,7 @@ class SftpStatusError(Exception):
     """The server refused a request.
 
     Args:
-        code: of the protocol.
+        code: code of the protocol.
         message: the server's own.
     """
 
@@ -65,7 +65,7 @@ class SftpClient:
 
     Args:
         transport: logged in.
-        limits: of time.
+        limits: limits of time.
     """
 
     def __init__(self, transport: paramiko.Transport, limits: SourceLimits) -> None:
@@ -193,7 +193,7 @@ class PacketReader:
 
     Args:
         packet: all of it.
-        position: of the next byte.
+        position: position of the next byte.
 
     Raises:
         paramiko.SSHException: by every method, where the packet ends before that.

@@ -62,7 +62,7 @@ class Streams(Capability[StreamResources]):
         )
 
     def sensors_without_topic(self, services: StreamResources) -> Mapping[str, Callable[[datetime], bool]]:
-        """Return the sensor that has the hours of user activity counted."""
+        """Return the sensor that requests the hourly statistics of user activity."""
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
         return {HOURLY_SENSOR: lambda now: bool(services.user_activity.hours.due(now, pause, limit=1))}
 

@@ -57,8 +57,8 @@ class Contract:
     """Turns the messages of a declared stream into rows. One object per run.
 
     Args:
-        declaration: of the stream.
-        settings: of its decoder.
+        declaration: declaration of the stream.
+        settings: settings of its decoder.
         known_columns: returns the columns of text that the table has, and all its columns; called once, when a field
             first evolves.
     """
@@ -123,7 +123,7 @@ class Contract:
 
 
 def _taken(columns: Sequence[StreamColumn]) -> AbstractSet[str]:
-    """Return names that no field evolves into: columns, and fields with columns inside."""
+    """Return names that no field may evolve into: columns, and fields with columns inside."""
     return {*OWN_COLUMNS, *(column.name for column in columns), *(column.steps[0] for column in columns)}
 
 
@@ -164,7 +164,7 @@ class _Evolution:
 
 
 def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str, pa.Array], Mapping[str, pl.Series]]:
-    """Return the columns, and the texts of their unreadable values with what is wrong with them."""
+    """Return the columns, and the texts and faults of their unreadable values."""
     arrays, texts = {}, {}
     for column, values in zip(columns, decoded.columns, strict=True):
         arrays[column.name], unreadable = array_of(column, values, is_typed=decoded.is_typed)
@@ -178,7 +178,7 @@ def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str
 
 
 def _judged(column: StreamColumn) -> StreamColumn:
-    """Return a column as pandera sees it: a struct that is there or not, and its fields, of which none has to be."""
+    """Return a column as pandera sees it: a struct is a boolean (is it there?), and no field of it is required."""
     type_of = {"type": "boolean", "fields": ()} if column.fields else {}
     return column.model_copy(update={**type_of, "required": column.required and "." not in column.name})
 

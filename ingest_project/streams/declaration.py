@@ -111,12 +111,12 @@ class StreamDeclaration(Declared):
     """A topic whose messages become rows, each offset exactly once.
 
     Args:
-        name: of the stream, its asset and its table; that of its folder by default.
+        name: name of the stream, its asset and its table; that of its folder by default.
         description: shown to users.
-        topic: of the messages.
-        dead_letter_topic: of the messages that are no rows; `<topic>.dlq` by default.
+        topic: topic of the messages.
+        dead_letter_topic: topic of the messages that are no rows; `<topic>.dlq` by default.
         decoder: how the bytes of a message are read.
-        columns: of a row, with the paths of their fields.
+        columns: columns of a row, with the paths of their fields.
         model: a pandera model instead of rules, as `package.module:Class`; its columns are read from the fields of
             their names, or from those that `columns` gives a path.
         event_time: the column that says when it happened, a timestamp; without one, Kafka's time of the message.

@@ -159,8 +159,8 @@ class StreamRun:
 
     Args:
         run_id: of the run.
-        begun: where each partition was before.
-        positions: where each partition is now.
+        begun: position of each partition before the run.
+        positions: present position of each partition.
         messages: number of messages read.
         failures: why a partition was not stored up to the end that was requested.
         conflicts: partitions that another run stores.
@@ -217,7 +217,7 @@ def store_stream(
     Args:
         services: Kafka.
         positions: of the stream.
-        sink: that owns them.
+        sink: the sink that owns the positions.
         run_id: of the run.
         ends: up to which offset of which partitions; None: up to the present ends of all.
 

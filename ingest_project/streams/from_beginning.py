@@ -24,7 +24,7 @@ WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.5
 
 
 def read_from_beginning(services: StreamResources, stream: str) -> dict[int, int]:
-    """Have everything that the topic of a stream has stored again; the next runs do what is left to do.
+    """Store again everything that the topic of a stream still has; the next runs do the remaining work.
 
     Args:
         services: the resources.

@@ -35,7 +35,7 @@ class SqlRows(NamedTuple):
     """A table of the warehouse with rows of a stream.
 
     Args:
-        topic: of their messages.
+        topic: topic of their messages.
         ids: columns by which a row is found; an index serves each.
     """
 
@@ -74,8 +74,8 @@ class DeltaRows(NamedTuple):
     """A Delta table with rows of a stream.
 
     Args:
-        topic: of their messages.
-        name: of the table.
+        topic: topic of their messages.
+        name: name of the table.
         ids: columns by which a row is found, besides its trace; they have Bloom filters.
         open: opens the table.
         shown: further columns that its history shows.

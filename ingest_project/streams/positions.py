@@ -212,7 +212,7 @@ class StreamPositions:
         """Enter the partitions that are new, each where it is to be read from, and return all of the present topic.
 
         Args:
-            backlog: of the topic, beyond `saved()`.
+            backlog: backlog of the topic, beyond `saved()`.
             now: when that is.
         """
         known = self.current()
@@ -246,7 +246,7 @@ class StreamPositions:
         """Move the beginning of a partition back, and its position to `next_offset`.
 
         Args:
-            position: of the partition.
+            position: position of the partition.
             first: the offset where reading begins.
             next_offset: the offset of the next message to store.
             outcome: number of messages between the two by outcome.
@@ -341,7 +341,7 @@ def move(  # noqa: PLR0913 - the position and all that moves with it
     """Move a position in the caller's transaction, and count the messages that it passes.
 
     Args:
-        connection: of the transaction that stores the rows, where they are in this database.
+        connection: connection of the transaction that stores the rows, where they are in this database.
         position: where the partition is.
         to: where it is afterwards.
         outcome: number of messages by outcome.
@@ -429,7 +429,7 @@ def stream_failures(
     Args:
         connection: to read with.
         streams: names and topics; what others have left on record is no present problem.
-        limit: of each.
+        limit: most of each.
     """
 
     def of_streams(table: sa.Table) -> sa.Select[Any]:

@@ -55,7 +55,7 @@ class Registry:
     """Schemas by their ids.
 
     Args:
-        client: of the registry.
+        client: client of the registry.
         url: for messages.
     """
 
@@ -209,10 +209,10 @@ class Schemas(Generic[Parsed]):
     """What the messages of a stream are read with: made once of each schema that they name.
 
     Args:
-        registry: that has the schemas.
-        schema_type: of these, `AVRO`, `JSON` or `PROTOBUF`.
+        registry: the registry that has the schemas.
+        schema_type: type of these, `AVRO`, `JSON` or `PROTOBUF`.
         parse: makes it of a schema, and of the indexes of a nested message.
-        form: of the schemas, as the registry calls it.
+        form: format of the schemas, as the registry calls it.
     """
 
     def __init__(

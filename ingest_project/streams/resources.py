@@ -29,7 +29,7 @@ class KnownStream(NamedTuple):
 
     Args:
         source: what its sensor is called after.
-        topic: of its messages.
+        topic: topic of its messages.
         open_positions: returns the positions of its partitions, which are in the database.
         dead_letters: topic of its dead letters; empty where a table keeps what cannot be read.
         delta: opens it where its sink is a Delta table; None for tables of the warehouse.

@@ -142,8 +142,8 @@ def poll(client: QueryClient, query: DomainQuery, position: QueryCursor | None) 
     """Read the next page of a domain's events. The same position brings the same events, and perhaps newer ones.
 
     Args:
-        client: of the cluster.
-        query: of the domain.
+        client: client of the cluster.
+        query: query of the domain.
         position: what the last poll returned; None begins with the table's first row. One of another table or mode
             begins again too: events that were published before have the same ids.
 

@@ -76,12 +76,12 @@ class DomainQuery(Declared):
     Args:
         domain: name of the domain, the same in every message about its events.
         database: in the cluster.
-        table: whose rows are read; its IngestionTime policy must be enabled, as it is by default.
+        table: table to read; its IngestionTime policy must be enabled, as it is by default.
         key: columns that identify an event. Rows with the same key are one event, however often they are
             ingested; a row whose key is empty is known by its whole content and the time it was ingested.
         steps: KQL that continues from the table's new rows, beginning with `|`. It may filter, extend and project, but
             must keep the column `_ingest_at`.
-        columns: of the fields of an event.
+        columns: columns of the fields of an event.
         mode: `cursor` reads by database cursor. `window` reads by ingestion time, for databases without cursors
             (streaming ingestion, Fabric).
         overlap_seconds: window only: how long after its ingestion time a row may become visible.
@@ -118,7 +118,7 @@ class PolledEvent:
 
     Args:
         event_id: the same for every row with the same key, forever: publish each id once.
-        trace_id: of the event.
+        trace_id: trace id of the event.
         value: the AttachmentEvent, JSON in UTF-8.
     """
 
@@ -132,7 +132,7 @@ class RefusedRow:
     """A row that cannot become an event.
 
     Args:
-        event_id: that its event would have had.
+        event_id: the id that its event would have had.
         reason: why, naming the limit.
         error_class: under which it is counted.
         value: the row, as a JSON object.
@@ -148,7 +148,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
     """Return KQL for one page: the next rows between two bounds, in an order that is the same every time.
 
     Args:
-        query: of the domain.
+        query: query of the domain.
         rows: at most this many.
         until_is_known: whether there is an upper bound yet; without one the answer of a cursor query contains it.
         goes_on: whether to continue after the row at `_page_at` and `_page_key`.
@@ -270,7 +270,7 @@ def _event_of(query: DomainQuery, row: dict[str, Any]) -> PolledEvent | RefusedR
     what matters.
 
     Args:
-        query: that returned the row.
+        query: the query that returned the row.
         row: values by column, as JSON has them.
     """
     event_id = f"eventhouse:{query.domain}:{row[KEY]}"

@@ -31,7 +31,7 @@ class Condition(NamedTuple):
     """A kind of incident, with its defaults.
 
     Args:
-        severity: of its incidents.
+        severity: severity of its incidents.
         unit: of the value and the threshold: `share` of 1, `seconds`, or the noun of what is counted; empty where
             something either holds or not.
         threshold: value from which it holds; None where only a rule can know it.
@@ -196,9 +196,9 @@ class AlertRule(Section):
     Args:
         condition: name or pattern of the conditions.
         source: name or pattern of polled sources; a subject without a source does not match.
-        dataset: of datasets.
-        topic: of topics.
-        name: of jobs, sensors, schedules, checks (asset/check), parts and capabilities.
+        dataset: only these datasets.
+        topic: only these topics.
+        name: only these jobs, sensors, schedules, checks (asset/check), parts and capabilities.
         threshold: value from which the condition holds: a number, 20%, or 2h.
         window: time over which it is measured.
         after: how long it must hold before anybody is told.

@@ -272,9 +272,9 @@ class EventhouseSettings(Section):
         address: query address, e.g. https://....kusto.fabric.microsoft.com.
         queries: YAML files or folders with one query for each domain.
         authentication: azure-identity's default credential, an application's id and secret, or nothing.
-        tenant_id: of the application.
-        client_id: of the application.
-        client_secret: of the application.
+        tenant_id: tenant id of the application.
+        client_id: id of the application.
+        client_secret: secret of the application.
         trusted_hosts: hosts that a token may be sent to in addition to Microsoft's own.
         timeout_seconds: how long the server may work on one query.
         max_page_bytes: bytes of one response; a larger page is requested in smaller parts.

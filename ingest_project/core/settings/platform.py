@@ -88,15 +88,15 @@ class SchemaRegistrySettings(Section):
 
     Args:
         url: address of a server with Confluent's API.
-        username: of basic authentication.
-        password: of that user.
+        username: username of basic authentication.
+        password: password of that user.
         token: bearer token, instead of user and password.
         logical_cluster: cluster that a token is for, on Confluent Cloud.
         plain_http: allow sending user, password or token without TLS.
         ca_file: certificate authorities to trust instead of the public ones.
         certificate_file: certificate that this client shows.
         key_file: private key of that certificate.
-        key_password: of the private key.
+        key_password: password of the private key.
         timeout_seconds: how long one request may take.
     """
 
@@ -219,7 +219,7 @@ class DagsterSettings(Section):
 
         Args:
             asset: path of the asset.
-            key: of the partition.
+            key: key of the partition.
         """
         site = self.webserver_url.rstrip("/")
         return f"{site}/assets/{quote(asset)}?view=partitions&partition={quote(key, safe='')}"
@@ -339,7 +339,7 @@ class TraceSettings(Section):
     Args:
         endpoint: address of a collector, e.g. http://localhost:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or no export.
         headers: sent with each export, name=value pairs separated by commas, e.g. an API key.
-        sample_ratio: share of the traces begun here that is recorded; the sender of a message decides about its own.
+        sample_ratio: share of the traces started here that are recorded; the sender of a message decides about its own.
     """
 
     endpoint: Annotated[str, Env("INGEST_TRACES_ENDPOINT")] = ""
@@ -397,8 +397,8 @@ class OidcSettings(Section):
 
     Args:
         issuer: the provider's address, as its ID tokens name it; empty: tokens only.
-        client_id: of this application at the provider.
-        client_secret: of that application; empty for a public one.
+        client_id: id of this application at the provider.
+        client_secret: secret of that application; empty for a public one.
         redirect_url: address of /oidc/callback as browsers reach it; by default that of the request.
         scopes: requested from the provider, with spaces between.
         groups_claim: claim that lists a person's groups.

@@ -43,7 +43,7 @@ class RejectedRow(msgspec.Struct, frozen=True):
     """One row that would be quarantined.
 
     Args:
-        line_number: of the file, or row of the sheet.
+        line_number: line of the file, or row of the sheet.
         reasons: every rule that it broke.
         raw_text: as written.
     """
@@ -59,7 +59,7 @@ class Trial(msgspec.Struct, kw_only=True):
     Args:
         file: its path.
         profile: name of the reader profile.
-        dataset: whose contract applies.
+        dataset: the dataset whose contract applies.
         layout: how the file is divided into rows and cells, in words.
         refusal: why the whole file would be quarantined; None if it would be stored.
         rows_read: malformed ones included.
@@ -99,9 +99,9 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     """Read and check a whole file.
 
     Args:
-        path: of its bytes.
-        profile: that reads it.
-        contract: of its dataset.
+        path: path of its bytes.
+        profile: the profile that reads it.
+        contract: contract of its dataset.
         rows: how many accepted and rejected rows to keep.
         file_name: its own name or location, when `path` has another.
     """

@@ -78,7 +78,7 @@ class WarehouseTransaction(Protocol):
 
         Args:
             successors: key of each version to the key of the one that counts instead.
-            run_id: of the run that stores the successors.
+            run_id: id of the run that stores the successors.
 
         Returns:
             keys of those that were marked.
@@ -95,8 +95,8 @@ class WarehouseTransaction(Protocol):
         """Delete what is stored of these files, and keep other transactions away from them until this one ends.
 
         Args:
-            file_keys: of the files.
-            unstored: those of them that no run has begun before: a table without an index is not searched for them.
+            file_keys: keys of the files.
+            unstored: files that no run has started before; a table without an index is not searched for them.
         """
 
     def append_rows(self, rows: pl.DataFrame) -> None:

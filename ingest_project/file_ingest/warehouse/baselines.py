@@ -104,7 +104,7 @@ class Usual(msgspec.Struct, frozen=True):
 
     Args:
         low: None where no value is too low.
-        files: that they are computed from.
+        files: the files that they are computed from.
     """
 
     median: float
@@ -237,7 +237,7 @@ class SourceReport(msgspec.Struct, frozen=True):
         file: key of the last file.
         at: when it arrived.
         verdict: on it.
-        rows: of the last files in the sample, the oldest first.
+        rows: numbers of rows of the last files in the sample, the oldest first.
     """
 
     dataset: str
@@ -353,11 +353,11 @@ def report_sources(
     """Return the sources, those with an unusual last file first, then those that sent last.
 
     Args:
-        engine: of the warehouse.
-        settings: of the baselines.
+        engine: engine of the warehouse.
+        settings: settings of the baselines.
         now: until which files count.
         search: only sources with this text in their name or dataset.
-        limit: of sources: those that sent last.
+        limit: most sources; those that sent last are kept.
     """
     columns = file_statistics.c
     with reading(engine) as connection:

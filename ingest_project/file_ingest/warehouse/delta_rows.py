@@ -79,7 +79,7 @@ class DeltaRows:
     def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
         """Yield the rows that these files had before the last commit that deleted any.
 
-        Of a file whose commit is out of retention there are none.
+        Retention may have removed them: then nothing is yielded for the file.
         """
         for key in file_keys:
             query, found = f"SELECT * FROM events WHERE {_is_of([key])}", False

@@ -134,8 +134,8 @@ class DatasetTables:
 
     Args:
         dataset: its name.
-        rows: of the accepted rows; None where they are outside the database.
-        metrics: of the summaries of each file; None where nothing is summarised.
+        rows: table of the accepted rows; None where they are outside the database.
+        metrics: table of the summaries of each file; None where nothing is summarised.
         row_schema, metric_schema: the columns of their frames.
         elsewhere: the accepted rows outside the database.
         view: over the metrics of all files; that of the shipped dataset is made by migrations.

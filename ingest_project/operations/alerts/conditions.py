@@ -49,7 +49,7 @@ class _Subject(NamedTuple):
     """What a condition holds for.
 
     Args:
-        name: of its incident.
+        name: name of its incident.
         condition: its name.
         facets: what rules match: source, dataset, topic, name.
     """
@@ -127,8 +127,8 @@ def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = 
     """Find everything that is wrong.
 
     Args:
-        snapshot: of the system.
-        history: of `gauges`.
+        snapshot: snapshot of the system.
+        history: history of `gauges`.
         known: names of incidents that are open.
     """
     view = _View(snapshot, history, known)

@@ -105,7 +105,7 @@ class IntakePoll:
     """Read the outcomes of files; arrivals are read from where the last poll ended.
 
     Args:
-        services: of the system.
+        services: services of the system.
     """
 
     def __init__(self, services: SystemResources) -> None:

@@ -160,7 +160,7 @@ class FailingChannel(msgspec.Struct, frozen=True):
     Args:
         waiting: messages that are sent again.
         attempts: of the one that failed most often.
-        reason: of the last failure.
+        reason: reason of the last failure.
     """
 
     channel: str
@@ -268,9 +268,9 @@ class IncidentBook:
     """The incidents of one database, changed in a transaction under the lease.
 
     Args:
-        connection: of the transaction.
+        connection: connection of the transaction.
         now: when the findings were made.
-        settings: of alerts.
+        settings: settings of alerts.
         channels_of: returns the channels that get the alerts of an owner.
     """
 
@@ -412,8 +412,8 @@ class Claimed:
     """Messages that one process sends by one channel now.
 
     Args:
-        engine: of the database that has them.
-        channel: that gets them.
+        engine: engine of the database that has them.
+        channel: the channel that gets them.
         messages: oldest first.
     """
 
@@ -514,7 +514,7 @@ class AlertStores:
     """The warehouse, and the file that stands in for it. Both have the same tables.
 
     Args:
-        settings: of the system.
+        settings: settings of the system.
     """
 
     def __init__(self, settings: Settings) -> None:

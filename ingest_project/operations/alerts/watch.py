@@ -52,8 +52,8 @@ class AlertWatch:
     """Keeps incidents by snapshots, and sends the messages about them.
 
     Args:
-        settings: of the system.
-        stores: of the incidents.
+        settings: settings of the system.
+        stores: stores of the incidents.
     """
 
     def __init__(self, settings: Settings, stores: AlertStores | None = None) -> None:
@@ -240,8 +240,8 @@ def send_test(settings: Settings, owner: str | None = None) -> dict[str, str | N
     """Send a test message by each channel, all at once; return each with its problem, or None.
 
     Args:
-        settings: of the system.
-        owner: whose channels; all of them by default.
+        settings: settings of the system.
+        owner: only the channels of this owner; all by default.
     """
     now = datetime.now(UTC)
     link = (settings.monitor.url or settings.dagster.webserver_url).rstrip("/") + "/"

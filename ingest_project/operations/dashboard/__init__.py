@@ -49,7 +49,7 @@ def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
     """Create the application; it begins to poll when it is started, and connects to nothing before.
 
     Args:
-        settings: of the system, with the token.
+        settings: settings of the system, with the token.
         local_only: answer only requests that were addressed to this machine's own names.
     """
     gate = Gate.of(settings, local_only=local_only)
@@ -84,7 +84,7 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
     """Serve the monitor until SIGTERM or Ctrl-C, then shut down in order.
 
     Args:
-        settings: of the system, with the token.
+        settings: settings of the system, with the token.
         host: address to listen on.
         port: 0 picks a free one.
         started: called with the address once it listens.

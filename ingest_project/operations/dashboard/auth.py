@@ -76,7 +76,7 @@ class Viewer(NamedTuple):
     """Who sent a request.
 
     Args:
-        name: of the person, as the audit records it.
+        name: name of the person, as the audit records it.
         role: what they may do.
         signed_in: False where no sign-in is required.
     """
@@ -102,7 +102,7 @@ class Session(NamedTuple):
     """A person who has signed in.
 
     Args:
-        csrf_token: that every form and request of the session carries.
+        csrf_token: the token that every form and request of the session carries.
         ends: monotonic time.
         trusted_until: monotonic time from which the provider has to confirm the person again; None without one.
     """
@@ -124,8 +124,8 @@ class Gate:
     """Check tokens, sessions and guesses.
 
     Args:
-        token: of viewers; empty without one.
-        operator_token: of operators; empty without one.
+        token: token of viewers; empty without one.
+        operator_token: token of operators; empty without one.
         has_provider: people can sign in with OpenID Connect.
         everybody: the viewer of every request where no sign-in is required.
         recheck_seconds: after which the provider has to confirm a person again.
@@ -203,7 +203,7 @@ class Gate:
         """Create a session; return the value of its cookie.
 
         Args:
-            viewer: whose.
+            viewer: the viewer of the session.
             now: monotonic time.
             by_provider: the provider vouches for the person, for a limited time.
         """
@@ -254,7 +254,7 @@ class Guarded:
     """Wrap the application: only requests that are allowed reach it, and it learns who sent them.
 
     Args:
-        app: that is guarded.
+        app: the app that is guarded.
         gate: knows tokens and sessions.
         local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its
             name resolve to this machine and read everything (DNS rebinding).
@@ -350,7 +350,7 @@ def problem(request: Request, error: Exception) -> Response:
     """Return the response for an error: a page for browsers, JSON or a line of text for programs.
 
     Args:
-        request: that failed.
+        request: the request that failed.
         error: an HTTPException, or an IngestError of a part that does not answer.
     """
     status, detail, headers = 503, str(error), None

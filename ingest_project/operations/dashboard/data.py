@@ -76,13 +76,13 @@ class History(msgspec.Struct, frozen=True):
     """One window.
 
     Args:
-        starts: of each step, seconds since 1970.
+        starts: start of each step, seconds since 1970.
         files, rows: by outcome, one number a step.
         file_reasons: why files were refused whole, with their number; the most frequent first.
         row_reasons: why rows of other files were refused; one row may have several.
         downloads: by attempt and status.
-        failures: of downloads, by class of error.
-        messages: of streams, by topic and outcome.
+        failures: failures of downloads, by class of error.
+        messages: messages of streams, by topic and outcome.
         latency: by pipeline.
     """
 
@@ -173,7 +173,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
     """Return JSON with everything the page shows; unknown values are null, and a line of `health` gives the reason.
 
     Args:
-        snapshot: of the system.
+        snapshot: snapshot of the system.
         history: of the window; None where the database does not answer.
         window: its name.
     """

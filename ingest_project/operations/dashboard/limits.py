@@ -67,7 +67,7 @@ class PromptProtocol(H11Protocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        """Close the connection if no request has begun since the last look, and none is being answered."""
+        """Close the connection if no request has started since the last check, and none is being answered."""
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self.cycle is self._last:
             self.transport.close()
@@ -87,7 +87,7 @@ class BoundedBody:
     """The body of a request. Its beginning can be read before the application reads all of it.
 
     Args:
-        request: whose body it is.
+        request: the request to read.
         max_bytes: more are refused.
         seconds: after which an incomplete body is refused.
 

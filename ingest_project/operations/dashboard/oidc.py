@@ -59,7 +59,7 @@ ABANDONED = "This sign-in has expired, was used before or began in another brows
 
 
 class SignIn(NamedTuple):
-    """A sign-in that has begun.
+    """A sign-in in progress.
 
     Args:
         browser: value of the cookie that the browser got.
@@ -79,7 +79,7 @@ class SignIn(NamedTuple):
 
 
 class Provider:
-    """The provider of the settings, and the sign-ins that have begun.
+    """The provider of the settings, and the sign-ins in progress.
 
     Args:
         settings: with the issuer.
@@ -98,7 +98,7 @@ class Provider:
         """Begin a sign-in.
 
         Args:
-            redirect_url: of this site, to which the provider leads back.
+            redirect_url: address of this site, to which the provider leads back.
             to: address on this site that the person wants to see.
             silent: confirm a person who has signed in before, without a question to them.
 
@@ -290,7 +290,7 @@ def _bounded(answer: requests.Response) -> bytes:
 
 
 def _who(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
-    """Yield a person's verified mail address, and their groups; a group that looks like an address is none."""
+    """Yield a person's verified mail address, and their groups; a group that looks like an address is left out."""
     mail, verified = claims.get("email"), claims.get("email_verified")
     # Some providers send the word instead of the value.
     if isinstance(mail, str) and "@" in mail and (verified is True or verified == "true"):

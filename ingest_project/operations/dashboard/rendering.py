@@ -60,7 +60,7 @@ def render(request: Request, template: str, /, status: int = 200, **values: obje
     Args:
         request: gives the page its `viewer`, its `csrf_token` and `root`, the relative address of the first page.
         template: its file name.
-        status: of the response.
+        status: status of the response.
         values: further variables of the template.
     """
     shared = {

@@ -184,8 +184,8 @@ class HourlyDeltaTable:
     """Location of the rows of an hourly partitioned asset in a Delta table.
 
     Args:
-        name: of the table.
-        store: of the table.
+        name: name of the table.
+        store: store of the table.
         schema: its columns.
         time_column: column with the time that determines a row's hour.
         day_column: column with the `yyyy-mm-dd` of that time, by which the table's files are sorted.
@@ -225,8 +225,8 @@ class DeltaTable:
     """Location of an asset's rows in a Delta table.
 
     Args:
-        name: of the table.
-        store: of the table.
+        name: name of the table.
+        store: store of the table.
         schema: its declared columns.
         partition_column: column that identifies the partition.
         descriptions: of declared columns.
@@ -325,7 +325,7 @@ def shaped(frame: pl.DataFrame, wanted: Any) -> Any:  # noqa: ANN401 - a type, a
     """Return the rows as the wanted type: pandas (the default), Polars (eager or lazy) or Arrow.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: it is of another type.
     """
     name = f"{getattr(wanted, '__module__', '').split('.')[0]}.{getattr(wanted, '__name__', '')}"
     if name == "polars.DataFrame":

@@ -82,7 +82,7 @@ class Contained(NamedTuple):
 def files_inside(
     path: Path, file_type: str, file_name: str, limits: ReadLimits, members: str = ""
 ) -> Generator[Contained, None, None]:
-    """Yield the files inside a container, or the file itself if it is none.
+    """Yield the files inside a container, or the file itself if it is not a container.
 
     Args:
         path: of a file that does not change meanwhile.

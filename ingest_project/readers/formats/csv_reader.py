@@ -62,7 +62,7 @@ class Lines(NamedTuple):
 
     Args:
         first: number of the first of them.
-        texts: one for each line; one over the row limit is cut just behind it.
+        texts: one for each line; a line over the row limit is cut just after the limit.
     """
 
     first: int
@@ -133,7 +133,7 @@ class LineSplitter:
     Args:
         layout: which columns to read.
         width: how many columns there are.
-        profile: of the file.
+        profile: profile of the file.
         max_row_bytes: longer lines are malformed.
     """
 

@@ -78,7 +78,7 @@ def require_text(start: bytes) -> None:
     """Refuse a file whose first bytes are known to be those of something else than rows of text.
 
     Raises:
-        FileRejectedError: `unreadable_container`, with what it is.
+        FileRejectedError: `unreadable_container`; names the kind of file.
     """
     if kind := _other_kind(start):
         raise FileRejectedError("unreadable_container", f"The file is {kind}, not rows of text.")

@@ -283,7 +283,7 @@ class _Rows:
         return rows_chunk(cells, malformed, raw_text, replace(self.layout, rescued={}, reordered=False), self.profile)
 
     def _fields(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of an object by column name, those that a path leads to taken out of theirs."""
+        """Return the fields of an object by column name; fields that a path names are moved out of their objects."""
         paths = {name: path for name, path in self.paths.items() if name not in value}
         found = {name: at for name, path in paths.items() if (at := _at(value, path)) is not MISSING}
         if not found:

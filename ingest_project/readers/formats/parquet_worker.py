@@ -88,7 +88,7 @@ def _type_at(schema: Any, path: str) -> Any:  # noqa: ANN401 - as above
     """Return the type of a nested field.
 
     Raises:
-        KeyError: there is none, or two of a name.
+        KeyError: no field has this path, or two have.
     """
     first, *rest = path.split(".")
     found = schema.field(first).type

@@ -196,8 +196,8 @@ class Column:
         index: from 0.
         selector: how a profile names it.
         meaning: the name that says what it holds: that in the header, or in a line of comment above.
-        texts: of all its records; null where missing.
-        kinds: of its cells in a workbook.
+        texts: cells of all records; null where missing.
+        kinds: kinds of its cells in a workbook.
         unit_row: its cell in the row of units.
     """
 

@@ -95,7 +95,7 @@ class NameGuess(NamedTuple):
 
 
 def unit_of(text: str) -> str | None:
-    """Return the common spelling of a unit, or a compound one such as `m³/s` as it is; None for text that is none."""
+    """Return the common spelling of a unit, or a compound one such as `m³/s` as it is; None for any other text."""
     plain = unicodedata.normalize("NFC", text).casefold().replace(" ", "").strip(".[]")
     found = UNITS.get(plain)
     if found is None and COMPOUND.search(text) and is_unit(text.strip()):

@@ -47,7 +47,7 @@ class TimeGuess(NamedTuple):
     """The formats of a column of times.
 
     Args:
-        formats: for the profile, the first that fits a text wins.
+        formats: formats for the profile; the first that fits a text wins.
         fit: texts that one of them reads.
         total: texts.
         alternatives: formats that read as many texts, with other results.
@@ -86,7 +86,7 @@ def guess_times(texts: pl.Series, name: str) -> TimeGuess | None:
 
     Args:
         texts: without missing ones.
-        name: of the column: digits alone are a time only where a name or every text says so.
+        name: name of the column: digits alone are a time only where a name or every text says so.
     """
     unix = _guess_unix(texts, name)
     found = {format_: _read(texts, format_) for format_ in _candidates(texts)}
@@ -160,7 +160,7 @@ def _clock_format(text: str) -> str | None:
 
 
 def _greedy(texts: pl.Series, found: dict[str, pl.Series]) -> tuple[list[str], int]:
-    """Choose formats until every text is read, each time the one that reads most of what is left."""
+    """Choose formats until every text is read, each time the one that reads most of the remaining texts."""
     chosen: list[str] = []
     left = pl.repeat(value=True, n=len(texts), eager=True)
     while left.any() and len(chosen) < MAX_FORMATS:

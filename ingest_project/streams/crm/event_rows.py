@@ -1,4 +1,4 @@
-"""CRM messages to rows, a column at a time. What a message is, and whether it is any, its own bytes alone decide."""
+"""CRM messages to rows, a column at a time. The outcome of a message depends on its own bytes alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
 
     Args:
         messages: as they were read.
-        topic_id: of the topic.
+        topic_id: id of the topic.
         epoch: number of that topic among those of the same name.
     """
     rows = CrmRows()
@@ -106,7 +106,7 @@ def _payload_of(message: ConsumerRecord) -> bytes | None:
 
 
 def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataFrame:
-    """Return the rows of messages of one kind; those whose values cannot be are added to the refused."""
+    """Return the rows of messages of one kind; messages with invalid values are added to the refused."""
     problems: dict[int, str] = {}
     messages, events = found.kept, found.structs
     values = {name: list(map(attrgetter(name), events)) for name in EVENTS[kind].__struct_fields__}
@@ -155,7 +155,7 @@ def _metas(raws: Sequence[Raw], problems: dict[int, str]) -> list[Meta]:
 
 
 def _check_names(events: Sequence[CrmEvent], problems: dict[int, str]) -> None:
-    """Find ids and names of records that cannot be."""
+    """Find invalid ids and names of records."""
     if has_sound_names(events):
         return
     for row, event in enumerate(events):

@@ -44,7 +44,7 @@ class Identified:
 
     Args:
         messages: all of them, in their order.
-        rows: of both kinds, one for each chunk that was decoded.
+        rows: rows of both kinds, one for each chunk that was decoded.
         unidentified: the other messages.
     """
 
@@ -73,7 +73,7 @@ class CrmTables:
     """The tables of records and of unidentified messages.
 
     Args:
-        log: of unidentified messages.
+        log: log of unidentified messages.
     """
 
     def __init__(self, log: Path) -> None:
@@ -183,7 +183,7 @@ def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryR
     becomes a record once. An older version still never overwrites a newer one.
 
     Args:
-        engine: of the database.
+        engine: engine of the database.
         message_ids: which; None for all that are open.
     """
     identified: list[str] = []

@@ -36,7 +36,7 @@ class MessagePosition(NamedTuple):
     """Position of a message.
 
     Args:
-        topic_id: of the topic; empty where the broker names none.
+        topic_id: id of the topic; empty where the broker names none.
     """
 
     topic: str
@@ -79,7 +79,7 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
         payload_text: the payload where it is UTF-8.
         retries: how often it was tried again.
         identified_at: when it was identified later; None while it is not.
-        event_id: of the record that it became then.
+        event_id: id of the record that it became then.
     """
 
     message_id: str

@@ -34,8 +34,8 @@ class Appended:
     """The result of appending rows.
 
     Args:
-        rows: that the table has now.
-        table_version: of the last commit; None: the table had the rows already.
+        rows: the rows that the table has now.
+        table_version: version of the last commit; None: the table had the rows already.
         refused: offsets of rows that the table refused; they are dead letters.
     """
 
@@ -49,11 +49,11 @@ class AppendTarget:
     """Target of an append.
 
     Args:
-        partition: that they are from.
-        app_id: the stream of the table that counts them.
-        after: its position before them.
-        position_at: its position once all rows before one, given by its number, are stored.
-        checked: version of the table at which everything before was there.
+        partition: Kafka partition of the rows.
+        app_id: application id under which the table keeps its position.
+        after: position of the table before the rows.
+        position_at: returns the position of the table once all rows before a row, given by its number, are stored.
+        checked: version of the table that was last found complete.
     """
 
     partition: TopicPartition
@@ -70,7 +70,7 @@ def append_bisecting(stream: DeltaStream, table: pa.Table, target: AppendTarget)
     that passes its offset: killed anywhere, the same call continues.
 
     Args:
-        stream: whose rows they are.
+        stream: the stream that the rows belong to.
         table: rows in the order of their offsets.
         target: where they go.
 
@@ -140,7 +140,7 @@ class _Append:
         return is_certain or _takes_commits(self._stream, self._target.partition)
 
     def _single(self, row: int) -> None:
-        """Try a row once more, as the store may just have come back, and dead-letter it when it is refused again."""
+        """Retry one row, as the store may be back by now, and dead-letter it if it is refused again."""
         try:
             self.commit(row, 1, row + 1)
         except Exception as error:

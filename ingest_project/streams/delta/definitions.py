@@ -80,14 +80,14 @@ class DeltaParts:
     """A stream as Dagster shows it.
 
     Args:
-        name: of the stream: its jobs and schedules begin with it.
+        name: name of the stream: its jobs and schedules begin with it.
         asset: the table.
         topic: asset of the topic.
-        description: of the asset.
+        description: description of the asset.
         open: returns the stream, given the resources of a run.
         limits: bounds of its runs, and thresholds of its checks.
-        owners: of the asset.
-        freshness: of the asset.
+        owners: owners of the asset.
+        freshness: freshness of the asset.
         checks: further ones.
         checks_cron: when the checks run.
         maintenance_cron: when the table is maintained.
@@ -120,7 +120,7 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
     """Return what Dagster loads of a stream.
 
     Args:
-        parts: of the stream.
+        parts: parts of the stream.
         more: assets that belong to it.
     """
     checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]

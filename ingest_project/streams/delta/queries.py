@@ -1,6 +1,6 @@
 """Query the Delta table of a stream, and replace the rows of some offsets.
 
-Every query names days, hours or offsets, by which the table's log leaves files out that cannot have such rows.
+Every query names days, hours or offsets, so that the statistics in the table's log exclude files without such rows.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def rows_with(
     The columns need Bloom filters, by which files without the value are left out; without them all are read.
 
     Args:
-        store: of the table.
-        columns: of text.
+        store: store of the table.
+        columns: columns of text.
         values: to find, at most 20: filters do not count for more.
         limit: most rows by each column.
         shown: further columns to return.
@@ -149,7 +149,7 @@ def replace(
     """Replace all rows that meet a condition, in one commit. Idempotent.
 
     Args:
-        store: of the table.
+        store: store of the table.
         condition: SQL that all the rows meet as well.
         rows: gives them, once a try.
 

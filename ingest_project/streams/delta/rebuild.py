@@ -50,7 +50,7 @@ def rebuild_hour(stream: DeltaStream, hour: datetime) -> Rebuilt:
     """Replace the rows of an hour's events by the messages that Kafka still has. Idempotent.
 
     Args:
-        stream: whose rows they are.
+        stream: the stream that the rows belong to.
         hour: its beginning.
 
     Raises:

@@ -151,7 +151,7 @@ def without_known(stream: DeltaStream, whole: OffsetRange, runs: Sequence[Run]) 
 
 
 def subtract(runs: Sequence[Run], known: Sequence[Run]) -> list[Run]:
-    """Return what of some runs is in none of the others; both are in order."""
+    """Return the parts of `runs` that are not in `known`; both are in order."""
     found, index = [], 0
     for begin, end in runs:
         first = begin

@@ -47,7 +47,7 @@ def table_schema(columns: Sequence[StreamColumn], rescued: str) -> pa.Schema:
     """Return the columns of a table.
 
     Args:
-        columns: that are declared.
+        columns: the columns that are declared.
         rescued: name of the column with the fields that are not.
     """
     declared = [(column.name, arrow_type(column)) for column in columns]

@@ -40,7 +40,7 @@ class DeltaSink:
     """Appends rows in commits that carry the position. One object per run.
 
     Args:
-        stream: whose rows they are.
+        stream: the stream that the rows belong to.
     """
 
     operation = "append"
@@ -98,7 +98,7 @@ class DeltaSink:
             )
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> StreamRows:
-        """Turn messages into rows, and dead-letter those that are none."""
+        """Turn messages into rows, and publish those that cannot be rows as dead letters."""
         rows = self.stream.decode(messages, position.topic_id)
         self.stream.dead_letter(rows.refused, position.topic_id)
         return rows

@@ -53,8 +53,8 @@ class KeyedRows:
 
     Args:
         messages: all of them, in their order.
-        rows: of those with a value.
-        deleted: of tombstones, the columns of their keys and of their positions.
+        rows: rows of the messages with a value.
+        deleted: keys and positions of the tombstones.
         refused: number of messages that became dead letters.
     """
 
@@ -85,7 +85,7 @@ class DeclaredTable:
     """The table of a declared stream. One object per run.
 
     Args:
-        declaration: of the stream.
+        declaration: declaration of the stream.
         services: the database, Kafka and the settings.
     """
 

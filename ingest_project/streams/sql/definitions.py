@@ -35,8 +35,8 @@ class SqlParts:
     """A stream as Dagster shows it.
 
     Args:
-        name: of the stream: its step, and its jobs and schedules begin with it.
-        specs: of the assets.
+        name: name of the stream: its step, and its jobs and schedules begin with it.
+        specs: specs of the assets.
         sensor: its name.
         checked: the asset with the checks of offsets.
         stored_outcomes: outcomes of messages that are stored or dead letters; each has exactly one.

@@ -33,7 +33,7 @@ def upsert_rows(connection: sa.Connection, table: sa.Table, order: Sequence[str]
     """Upsert rows on the primary key of a table, in the caller's transaction; returns how many are new or changed.
 
     Args:
-        connection: of the transaction.
+        connection: connection of the transaction.
         table: has all the columns.
         order: columns by which versions of a row are compared, of the rows given as well: the greatest one stays.
         rows: any number of versions for each key. JSON is given as its text, numbers of any size as theirs.

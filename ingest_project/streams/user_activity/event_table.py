@@ -82,7 +82,7 @@ def event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
 
     Args:
         messages: as they were read.
-        topic_id: of the topic that they are from.
+        topic_id: id of the topic that they are from.
     """
 
     def decode(part: Sequence[ConsumerRecord]) -> StreamRows:
@@ -116,7 +116,7 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows
 
 
 def _with_sound_names(found: Structs[EnrichedEvent]) -> Structs[EnrichedEvent]:
-    """Refuse events whose type or id cannot be."""
+    """Refuse events with an invalid type or id."""
     if have_sound_names(found.structs):
         return found
     sound: Structs[EnrichedEvent] = Structs([], [], [], found.refused)

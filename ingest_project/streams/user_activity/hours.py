@@ -82,7 +82,7 @@ def replace_hours(
     """Replace all that is stored of these hours, in one transaction. Idempotent.
 
     Args:
-        engine: of the warehouse.
+        engine: engine of the warehouse.
         statistics: by hour; an hour without any has no events.
         changes: how often each hour had changed when its events were read.
         now: when that was.
