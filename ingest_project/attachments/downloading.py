@@ -318,10 +318,7 @@ def _store(
 
 
 def _succeeded(
-    record: AttachmentRecord,
-    task: DownloadTask,
-    downloaded: Downloaded,
-    stored: StoredAttachment,
+    record: AttachmentRecord, task: DownloadTask, downloaded: Downloaded, stored: StoredAttachment
 ) -> AttemptResult:
     facts = {"size_bytes": stored.size_bytes, "sha256": stored.sha256, "onelake_path": stored.path}
     result = _result(task, DownloadStatus.SUCCESS, http_status=downloaded.http_status, **facts)
@@ -376,11 +373,7 @@ def unrecordable(outcome: AttemptResult, error: Exception) -> AttemptResult:
 
 
 def _facts_of(error: IngestError) -> dict[str, Any]:
-    return {
-        "http_status": getattr(error, "http_status", None),
-        "error_class": error.error_class,
-        "error": str(error),
-    }
+    return {"http_status": getattr(error, "http_status", None), "error_class": error.error_class, "error": str(error)}
 
 
 def _result(task: DownloadTask, status: DownloadStatus, **facts: Any) -> DownloadResult:  # noqa: ANN401 - fields of it

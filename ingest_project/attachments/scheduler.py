@@ -35,12 +35,7 @@ class DownloadScheduler(Generic[Job]):
     """
 
     def __init__(
-        self,
-        records: Iterable[AttachmentRecord],
-        *,
-        max_per_host: int,
-        max_unfinished: int,
-        max_unstored_bytes: int,
+        self, records: Iterable[AttachmentRecord], *, max_per_host: int, max_unfinished: int, max_unstored_bytes: int
     ) -> None:
         self._changed = threading.Condition()
         self._max_per_host = max_per_host

@@ -12,13 +12,7 @@ from sqlalchemy import Column as Col
 
 from ingest_project.contracts.files import PollingJob
 from ingest_project.platform.database import fetch, writing
-from ingest_project.platform.database.sql import (
-    Json,
-    kafka_columns,
-    metadata,
-    queue_indexes,
-    work_columns,
-)
+from ingest_project.platform.database.sql import Json, kafka_columns, metadata, queue_indexes, work_columns
 from ingest_project.platform.kafka.publisher import MessageOutbox
 from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, Row, WorkQueue

@@ -195,8 +195,14 @@ class Pattern:
         return len(folders) < len(self.parts) and _parts_match(tuple(folders), self.parts[: len(folders)])
 
 
-def refusal(path: str, name: str) -> Skipped | None:
-    """Return the reason to skip a matching file; None to take it. The path is used in the report only."""
+def refusal(path: str, name: str, size_bytes: int = 0) -> Skipped | None:
+    """Return the reason to skip a matching file; None to take it. The path is used in the report only.
+
+    Args:
+        path: in the terms of the source.
+        name: last part of it.
+        size_bytes: as listed, where the source does not say only what can be.
+    """
     shown = path.encode("utf-8", "replace").decode()
     if shown != path:
         return Skipped(shown, "Its name is not UTF-8.")
@@ -207,6 +213,8 @@ def refusal(path: str, name: str) -> Skipped | None:
         return Skipped(path, "A lock file of an open workbook.", visible=False)
     if kind in UNFINISHED_TYPES:
         return Skipped(path, "A file that is still being written.", visible=False)
+    if not 0 <= size_bytes <= MAX_SIZE_BYTES:
+        return Skipped(path, "Its size is impossible.")
     return None if is_readable(kind) else Skipped(path, f"No reader reads {kind or 'files without an ending'}.")
 
 

@@ -187,7 +187,7 @@ class OneLakeSource:
                 yield Skipped(path, "A file in a hidden folder.", visible=False)
             else:
                 file = SourceFile(path, name, found.size_bytes, found.modified_at, found.etag or None, location=path)
-                yield refusal(path, name) or file
+                yield refusal(path, name, found.size_bytes) or file
             return
         yield Skipped(printable(relative), "Its name cannot be requested.")
 

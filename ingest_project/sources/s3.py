@@ -54,6 +54,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
     UnreadableListingError,
 )
+from ingest_project.core.items import as_utc
 from ingest_project.core.settings import Credential
 from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, WebAddress, parse_url, split_server
 from ingest_project.platform.http.host_policy import HostLists, HostRules
@@ -68,7 +69,7 @@ from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.platform.object_store.s3 import ListedObject, ListingPage, S3Client, s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Pattern, Skipped, SourceFile, refusal
-from ingest_project.sources.reading import ListingBudget, SourceLimits, resumed_reading
+from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading, skip_bytes
 from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
 
 LONGEST_KEY_BYTES = 1_024
@@ -245,11 +246,11 @@ class S3Source:
             return Skipped(path, "A file in a hidden folder.", visible=False)
         if found.get("StorageClass") in _ARCHIVED:
             return Skipped(path, "It is archived (Glacier); restored, it is taken.")
-        return refusal(path, name) or SourceFile(
+        return refusal(path, name, found["Size"]) or SourceFile(
             path=path,
             name=name,
             size_bytes=found["Size"],
-            modified_at=found["LastModified"],
+            modified_at=as_utc(found["LastModified"]),
             etag=found["ETag"].strip('"'),
             location=self.canonical_location(path),
         )
@@ -282,7 +283,14 @@ class _ObjectReader:
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
             if self.etag is None:
                 self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
-            return _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
+            file = _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
+        # Not every server knows conditions and ranges.
+        found, is_part = answer["ETag"], "ContentRange" in answer
+        if found != self.etag or (is_part and not answer["ContentRange"].startswith(f"bytes {offset}-")):
+            file.close()
+            raise SourceChangedError(self.location, "it answers with another version or part than was requested")
+        skip_bytes(file, 0 if is_part else offset, Pace(self.limits, self.location))
+        return file
 
 
 @dataclass
@@ -489,11 +497,8 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
         if isinstance(rejected, AddressRejectedError):
             raise rejected from None
         raise
-    if (
-        event_name.endswith("HeadBucket")
-        and response.status_code in REDIRECTS
-        and _REGION_HEADER not in response.headers
-    ):
+    leads_on = response.status_code in REDIRECTS and _REGION_HEADER not in response.headers
+    if leads_on and event_name.endswith("HeadBucket"):
         response.raw.close()
         # botocore finds a bucket's region by this request, and would follow redirects without limit.
         raise SourceAccessDeniedError(location, "it redirects to another server without naming its region")

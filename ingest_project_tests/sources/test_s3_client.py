@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 
-from ingest_project.core.errors import PermanentError, SourceUnreachableError, UnreadableListingError
+from ingest_project.core.errors import (
+    PermanentError,
+    SourceChangedError,
+    SourceUnreachableError,
+    UnreadableListingError,
+)
 from ingest_project.core.settings import Settings
-from ingest_project.sources import Source, SourceFile
+from ingest_project.sources import Skipped, Source, SourceFile
 from ingest_project.sources.registry import SourceContext, open_source
 from ingest_project_tests.services.http_exchange import Answer, HttpServer, Request
 from ingest_project_tests.services.raw_server import RawServer, request
@@ -106,3 +111,49 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(head: bytes) -> None:
         with pytest.raises((SourceUnreachableError, UnreadableListingError)), opened as stream:
             stream.read()
         assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("resumed", "etag", "whole"),
+    [
+        ("bytes 5-9/10", '"1"', True),
+        # It does not know ranges, and sends all of it again.
+        (None, '"1"', True),
+        ("bytes 4-9/10", '"1"', False),
+        # It does not know conditions, and sends another version.
+        ("bytes 5-9/10", '"2"', False),
+    ],
+)
+def test_a_server_that_resumes_with_something_else_mixes_no_two_parts(
+    resumed: str | None, etag: str, *, whole: bool
+) -> None:
+    content = b"0123456789"
+    head = "HTTP/1.1 200 OK\r\nLast-Modified: Thu, 15 Jan 2026 10:30:45 GMT\r\n"
+
+    def serve(connection: socket.socket) -> None:
+        if b"range:" not in request(connection).lower():
+            connection.sendall(f'{head}ETag: "1"\r\nContent-Length: 10\r\n\r\n'.encode() + content[:5])
+            return
+        body = content[int(resumed[6]) :] if resumed else content
+        stated = f"Content-Range: {resumed}\r\n" if resumed else ""
+        connection.sendall(f"{head}ETag: {etag}\r\n{stated}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    with RawServer(serve) as server:
+        opened = source(server.url, source_timeout_seconds=10).open("s3://bucket/in/a.csv")
+        if whole:
+            with opened as stream:
+                assert stream.read() == content
+        else:
+            with pytest.raises(SourceChangedError), opened as stream:
+                stream.read()
+
+
+def test_an_object_of_an_impossible_size_is_skipped_and_the_others_are_taken() -> None:
+    sizes = (-5, 10**30, 3)
+    with answering(bucket(*(key(f"in/{size}.csv", size=size) for size in sizes))) as server:
+        found = list(source(server.url, source_timeout_seconds=10).list_files("*"))
+    assert [one.reason if isinstance(one, Skipped) else one.name for one in found] == [
+        "Its size is impossible.",
+        "Its size is impossible.",
+        "3.csv",
+    ]

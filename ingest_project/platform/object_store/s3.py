@@ -116,11 +116,7 @@ class BoundedS3Resource(S3Resource):
 
 
 def s3_client(
-    options: S3Options,
-    timeout_seconds: float = TIMEOUT_SECONDS,
-    *,
-    unsigned: bool = False,
-    proxied: bool = True,
+    options: S3Options, timeout_seconds: float = TIMEOUT_SECONDS, *, unsigned: bool = False, proxied: bool = True
 ) -> S3Client:
     """Return an S3 client; all stores and sources use this function.
 
