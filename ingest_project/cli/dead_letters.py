@@ -129,20 +129,12 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
     as_json: AsJson = False,
 ) -> None:
     """List the dead letters of a topic, the newest first; without a topic, dead attachments."""
+    chosen = {"trace_id": trace_id, "error_class": error_class, "since": since, "until": until}
     if topic is None:
-        of_attachments.list_dead(
-            trace_id=trace_id,
-            domain=domain,
-            error_class=error_class,
-            since=since,
-            until=until,
-            limit=limit,
-            as_json=as_json,
-        )
+        of_attachments.list_dead(domain=domain, limit=limit, as_json=as_json, **chosen)
         return
     if domain:
         raise typer.BadParameter("Dead letters have no domain; without TOPIC, dead attachments are listed.")
-    chosen = {"trace_id": trace_id, "error_class": error_class, "since": since, "until": until}
     given = {"topic": topic} | {name: value for name, value in chosen.items() if value}
     wanted = LetterFilter.of(checked(REDRIVE, ActionRequest(parameters=given, dry_run=True)))
     found = Redriver(SystemResources(load_settings().settings), topic).newest(wanted.includes, limit + 1)

@@ -329,20 +329,32 @@ class HttpSource:
             require_for_host(self.credential, address.host, address.port, address.printable)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """Yield the listing's links as they are read, and those of its folders where the pattern reaches them."""
+        """Yield the listing's links as they are read, and those of its folders where the pattern reaches them.
+
+        Raises:
+            SourceUnreachableError: at the end, where a folder or the version of a file could not be requested.
+        """
         parsed = Pattern.parse(pattern)
         self.require_allowed(self.listing)
         budget = ListingBudget(self.limits, self.location)
+        walk = _Walk(self, parsed, budget)
 
         def with_version(file: SourceFile) -> SourceFile | Skipped:
             budget.seconds_left()
-            return self._with_version(file)
+            try:
+                return self._with_version(file)
+            except SourceUnreachableError as error:
+                walk.failures.append(error)
+                return Skipped(self._printable(file.path), "Its server does not answer for it.")
 
         with ThreadPoolExecutor(self.concurrency, "http-versions") as pool:
             try:
-                yield from _in_order(_Walk(self, parsed, budget).files(), pool, self.concurrency, with_version)
+                yield from _in_order(walk.files(), pool, self.concurrency, with_version)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+        # Last: what its server cannot answer for keeps no other file from being announced.
+        if walk.failures:
+            raise walk.failures[0]
 
     def stat(self, path: str) -> SourceFile:
         """Return what the server reports about the file now."""
@@ -418,6 +430,8 @@ class _Walk:
         self._links: set[bytes] = set()
         # Links to files of a type that is ingested.
         self._files = 0
+        # The last one, of a folder or of a file.
+        self.failures = deque[SourceUnreachableError](maxlen=1)
 
     def files(self) -> Iterator[_Found]:
         """Yield the files that match, folder by folder and page by page."""
@@ -431,6 +445,10 @@ class _Walk:
                     raise
                 visible = not isinstance(error, SourceNotFoundError)
                 yield Skipped(folder.address.printable, _SKIPPED_FOLDER[type(error)], visible=visible)
+            except SourceUnreachableError as error:
+                if not folder.relative:
+                    raise
+                self.failures.append(error)
             else:
                 doubt = doubt or found
         if doubt and not self._files:

@@ -452,6 +452,19 @@ def test_a_listing_that_takes_too_long_as_a_whole_is_given_up(server: Pages) -> 
         listed(source(f"{server.url}in/", {"polling": {"max_listing_seconds": 0.05}}), "**/*.csv")
 
 
+@pytest.mark.parametrize("broken", ["/in/b.csv", "/in/sub/"])
+def test_what_a_server_cannot_answer_for_is_a_failure_once_all_others_are_listed(server: Pages, broken: str) -> None:
+    links = "".join(f"<a href={name}>{name}</a>" for name in ("a.csv", "b.csv", "sub/", "late/", "c.csv"))
+    server.pages = {"/in/": page(links), "/in/sub/": page(links), "/in/late/": page("<a href=d.csv>d</a>")}
+    server.pages[broken] = Answer(500)
+    found: list[str] = []
+    entries = source(f"{server.url}in/").list_files("**/*.csv")
+    with pytest.raises(SourceUnreachableError, match="500"):
+        found.extend(one.path.removeprefix(server.url) for one in entries if isinstance(one, SourceFile))
+    assert {"in/a.csv", "in/c.csv", "in/late/d.csv"} <= set(found)
+    assert broken.removeprefix("/") not in found
+
+
 def test_thousands_of_bad_links_are_counted_by_a_few_reasons(server: Pages) -> None:
     links = "".join(f"<a href='s{number}://x/{number}.csv'>" for number in range(6_000))
     server.pages["/in/"] = page(f"<title>Index of /</title><a href=a.csv>{links}")
