@@ -184,8 +184,8 @@ class PartFile:
 
     @property
     def missing_bytes(self) -> int:
-        """Return the bytes missing from the declared size; 0 if none was declared."""
-        return (self._version.size_bytes or self.size) - self.size
+        """Return the bytes missing from the declared size, negative for too many; 0 if none was declared."""
+        return 0 if self._version.size_bytes is None else self._version.size_bytes - self.size
 
     @property
     def _resumable(self) -> bool:
@@ -448,6 +448,11 @@ class Downloader:
         if part.missing_bytes > 0:
             raise DownloadFailedError(
                 answer.address.printable, f"it was cut short, {part.missing_bytes} bytes are missing", cut=True
+            )
+        if part.missing_bytes < 0:
+            part.start_over()
+            raise DownloadFailedError(
+                answer.address.printable, "the resumed file is longer than its first answer said", cut=True
             )
 
     def _encoding(self, request: DownloadRequest, answer: WebResponse) -> str | None:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,7 @@ from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.download import Downloaded, Downloader, DownloadRequest
 from ingest_project_tests.platform.http.conftest import LOCAL, local
 from ingest_project_tests.services.http_server import DEFAULT_SIZE, HttpServer, content_of
+from ingest_project_tests.services.raw_server import RawServer, request
 
 MEBIBYTE = 1024**2
 
@@ -324,6 +326,27 @@ def test_a_download_that_is_cut_again_and_again_fails_for_now(
     assert isinstance(failure, DownloadFailedError)
     assert len(http_server.requests) == 1 + download.MAX_RESUMES
     assert _left(to) == []
+
+
+def test_a_second_half_that_is_longer_than_what_is_missing_is_not_taken(downloader: Downloader, to: Path) -> None:
+    content, seen = content_of("a.pdf"), list[bool]()
+
+    def serve(connection: socket.socket) -> None:
+        is_part = b"range:" in request(connection).lower()
+        seen.append(is_part)
+        length, first = len(content), len(content) // 2
+        head = (
+            f"HTTP/1.1 206 OK\r\nContent-Range: bytes {first}-{length - 1}/{length}" if is_part else "HTTP/1.1 200 OK"
+        )
+        connection.sendall(f'{head}\r\nETag: "1"\r\nContent-Length: {length}\r\n\r\n'.encode())
+        # The second half is all of it once more, the third answer is whole.
+        connection.sendall(content[:first] if len(seen) == 1 else content)
+
+    with RawServer(serve) as server:
+        downloaded = downloader.download(DownloadRequest(f"{server.url}a.pdf"), to)
+    assert seen == [False, True, False]
+    assert downloaded.size_bytes == len(content)
+    assert to.read_bytes() == content
 
 
 def test_a_body_without_a_length_is_known_to_be_cut_by_the_announced_size(
