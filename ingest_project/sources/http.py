@@ -97,12 +97,9 @@ def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> Sourc
         SourceNotFoundError, SourceAccessDeniedError, SourceUnreachableError, ForbiddenPathError: see `web_errors`.
     """
     with web_errors(web.check(url).printable):
-        try:
-            with web.get(url, Deadline(limits.answer_time), method="HEAD") as answer:
+        with web.get(url, Deadline(limits.answer_time), method="HEAD", accept=(200, *_WITHOUT_HEAD)) as answer:
+            if answer.status == HTTPStatus.OK:
                 return _file(url, name, answer.headers, answer.content_length)
-        except DownloadRejectedError as error:
-            if error.http_status not in _WITHOUT_HEAD:
-                raise
         # Servers that sign addresses for GET refuse HEAD: a request for the first byte returns the same headers.
         wanted = {"Range": "bytes=0-0"}
         with web.get(url, Deadline(limits.answer_time), headers=wanted, accept=(200, 206, 416)) as answer:

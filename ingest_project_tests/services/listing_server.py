@@ -31,6 +31,8 @@ class ListingServer(ServedOverHttp):
         self.folder = folder
         self.style = style
         self.head = head
+        # Its answer where it has none.
+        self.without_head = 405
         self.ranges = ranges
         self.requests: Counter[str] = Counter()
         self.status = 0
@@ -56,7 +58,7 @@ class ListingServer(ServedOverHttp):
         if not place.is_file():
             return Answer(404)
         if request.method == "HEAD" and not self.head:
-            return Answer(405)
+            return Answer(self.without_head)
         return self._file(request, place)
 
     def _file(self, request: Request, place: Path) -> Answer:

@@ -52,10 +52,13 @@ def test_the_exact_version_of_each_file_in_an_html_index_is_requested(
     assert server.requests == {"GET": 1, "HEAD": 2}
 
 
-def test_the_first_byte_is_requested_from_a_server_without_head(backend: WebBackend, server: ListingServer) -> None:
+@pytest.mark.parametrize("refusal", [403, 405, 501])
+def test_the_first_byte_is_requested_from_a_server_without_head(
+    backend: WebBackend, server: ListingServer, refusal: int
+) -> None:
     backend.put("a.csv", b"12345")
     with_head = backend.open().stat(backend.path("a.csv"))
-    server.head = False
+    server.head, server.without_head = False, refusal
     assert backend.open().stat(backend.path("a.csv")) == with_head
     server.ranges = False
     assert backend.open().stat(backend.path("a.csv")) == with_head
