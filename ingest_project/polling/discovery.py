@@ -24,7 +24,8 @@ from typing import TypeVar
 import msgspec
 
 from ingest_project.contracts import encode
-from ingest_project.contracts.files import FileEvent, file_key, file_type_of, version_of
+from ingest_project.contracts.files import FileEvent, checked, file_key, file_type_of, version_of
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import prefetch
 from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
@@ -211,8 +212,13 @@ def prepare(
     found, refused = _by_message_id(services, topic_id, source, record, files)
     new = outbox.unsent(list(found))
     event = file_event(record)
-    messages = {message_id: _message(record, event, found[message_id], message_id) for message_id in new}
-    paths = frozenset(found[message_id].path for message_id in new)
+    messages: dict[str, ProducerRecord] = {}
+    for message_id in new:
+        try:
+            messages[message_id] = _message(record, event, found[message_id], message_id)
+        except UnreadableMessageError as error:
+            refused.append((found[message_id], f"It cannot be announced: {error}"))
+    paths = frozenset(found[message_id].path for message_id in messages)
     return Announcements(None if refused else page_id, messages, paths, refused)
 
 
@@ -309,7 +315,8 @@ def _message(record: JobRecord, event: FileEvent, file: SourceFile, message_id: 
         etag=file.etag,
     )
     headers = tracing.message_headers(event.trace_id, record.job_key)
-    return ProducerRecord(encode(announced), key=message_id.rpartition("/")[2].encode(), headers=headers)
+    # What its consumer would refuse is refused here, where its job says so.
+    return ProducerRecord(encode(checked(announced)), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 
 def _pages(entries: Iterator[Item], size: int, job_key: str) -> Generator[list[Item], None, None]:

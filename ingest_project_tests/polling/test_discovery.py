@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import pytest
 
@@ -16,6 +17,8 @@ from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.polling.definitions import standing_job
 from ingest_project.polling.discovery import ANNOUNCED_BEFORE, UNSETTLED, discover
 from ingest_project.polling.job_queue import JobOutbox, JobRecord
+from ingest_project.sources import SourceFile
+from ingest_project.sources.local import LocalSource
 from ingest_project_tests.journeys.system import DISCOVERED, POLLING, System, changed, readings
 
 STANDING = "standing_jobs_sensor"
@@ -129,6 +132,33 @@ def test_a_listing_killed_half_way_continues_and_counts_all_that_it_published(
     assert (record.state, record.attempts) == (JobState.DONE, 2)
     assert (record.files_found, record.files_published, record.skipped) == (35, 35, {})
     assert announced(system) == 35
+
+
+def test_what_the_consumer_would_refuse_is_not_announced_and_the_job_says_why(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.write("a.csv", readings())
+    odd = [
+        SourceFile("/in/b\x00.csv", "b\x00.csv", 1, None),
+        SourceFile("/in/c.csv", "c.csv", -1, None),
+        SourceFile("/in/d.csv", "d.csv", 1, None, etag="e" * 2_000),
+    ]
+    listed = LocalSource.list_files
+    monkeypatch.setattr(LocalSource, "list_files", lambda self, pattern: chain(odd, listed(self, pattern)))
+    for _ in range(2):
+        system.send_job(system.folder)
+        poll(system)
+    assert announced(system) == 1
+    records = system.services.polling_jobs.list()
+    assert [record.files_found for record in records] == [1, 1]
+    for record in records:
+        refused = [reason for reason in record.skipped or {} if reason.startswith("It cannot be announced: ")]
+        assert sorted(reason.partition("FileEvent: ")[2].split()[0] for reason in refused) == [
+            "etag",
+            "file_path",
+            "size_bytes",
+        ]
+    assert system.on_topic(system.settings.topics.file_event_queue_dlq) == []
 
 
 def test_two_jobs_that_look_at_the_same_time_announce_each_file_once(system: System) -> None:
