@@ -284,8 +284,10 @@ class LocalSource:
             return self.stat(full)
         except FileNotFoundError:
             return Skipped(full, "It was removed while the folder was read.", visible=False)
-        except IngestError as error:
-            return Skipped(full, str(error))
+        except ForbiddenPathError as error:
+            return Skipped(full, f"No access: {error.reason}")
+        except IngestError:
+            return Skipped(full, "A link that leads nowhere, or a file that cannot be read now.")
 
     def _at(self, path: str) -> Path:
         """Locate a path; the bound comes first, because locating resolves it."""
