@@ -300,14 +300,15 @@ class BrokenProfile:
 class Profiles(Mapping[str, ReaderProfile]):
     """Usable reader profiles by name, and the broken ones.
 
-    A broken one rejects only the files that name it; a shipped one of the same name does not replace it.
+    A broken one rejects only the files that name it; a shipped one of the same name does not replace it. The shipped
+    ones are given by their files, which are read when they are first used: most processes need one of them.
     """
 
     def __init__(
         self,
         usable: Mapping[str, ReaderProfile],
         broken: Sequence[BrokenProfile] = (),
-        shipped: Mapping[str, ReaderProfile] | None = None,
+        shipped: Mapping[str, Path] | None = None,
     ) -> None:
         self.broken = tuple(broken)
         unusable = {profile.name for profile in broken}
@@ -317,7 +318,7 @@ class Profiles(Mapping[str, ReaderProfile]):
     def __getitem__(self, name: str) -> ReaderProfile:
         if name not in self._names:
             raise KeyError(name)
-        return self._usable[name] if name in self._usable else self._shipped[name]
+        return self._usable[name] if name in self._usable else _read_shipped(self._shipped[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -347,22 +348,6 @@ class Profiles(Mapping[str, ReaderProfile]):
         raise FileRejectedError("unknown_profile", f"No reader profile {name!r}{known}{nameless}")
 
 
-class _Shipped(Mapping[str, ReaderProfile]):
-    """The shipped profiles, each in the file of its name; read when first used, as most processes need one of them."""
-
-    def __init__(self) -> None:
-        self._paths = {path.stem: path for path in yaml_files([SHIPPED_PROFILES])}
-
-    def __getitem__(self, name: str) -> ReaderProfile:
-        return _read_shipped(self._paths[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
 @cache
 def _read_shipped(path: Path) -> ReaderProfile:
     return read_profile(path)
@@ -384,14 +369,12 @@ def load_profiles(paths: Sequence[Path] = ()) -> Profiles:
             broken.append(BrokenProfile(_name_in(path), str(error)))
             continue
         if profile.name in own:
-            problem = (
-                f"{path}: a reader profile named {profile.name!r} already exists in {paths_by_name[profile.name]}."
-            )
-            broken.append(BrokenProfile(profile.name, problem))
+            problem = f"a reader profile named {profile.name!r} already exists in {paths_by_name[profile.name]}."
+            broken.append(BrokenProfile(profile.name, f"{path}: {problem}"))
         own[profile.name], paths_by_name[profile.name] = profile, path
     for each in broken:
         logger.warning("reader_profile_broken", profile=each.name, problem=each.problem)
-    return Profiles(own, broken, _Shipped())
+    return Profiles(own, broken, {path.stem: path for path in yaml_files([SHIPPED_PROFILES])})
 
 
 def read_profile(path: Path) -> ReaderProfile:
