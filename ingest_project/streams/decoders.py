@@ -265,30 +265,6 @@ class JsonDecoder:
             raise not_json(raw, error) from error
 
 
-class TextDecoder:
-    """Each message is one text in UTF-8."""
-
-    def __init__(self, columns: Sequence[StreamColumn], settings: Settings) -> None:
-        del columns, settings
-
-    def decode(self, messages: Sequence[ConsumerRecord]) -> Decoded:
-        """Decode UTF-8."""
-        found = Decoded(columns=[[]])
-        for message in messages:
-            try:
-                text = require_readable_size(message.value).decode()
-            except UnicodeDecodeError as error:
-                refusal = UnreadableMessageError(f"Not UTF-8: {error.reason} at byte {error.start}.")
-                found.refused.append((message, refusal))
-            except UnreadableMessageError as error:
-                found.refused.append((message, error))
-            else:
-                found.kept.append(message)
-                found.columns[0].append(text)
-                found.unknown.append(None)
-        return found
-
-
 class RecordDecoder:
     """Messages of a format that is read into a mapping, record by record.
 
@@ -327,6 +303,20 @@ def _json(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
     return JsonDecoder(columns)
 
 
+def _text(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
+    """Return the decoder of messages that are one text in UTF-8 each, whatever the path of its column."""
+    del settings
+    column = columns[0].model_copy(update={"path": ""})
+
+    def record_of(message: ConsumerRecord) -> Mapping[str, Any]:
+        try:
+            return {column.name: (message.value or b"").decode()}
+        except UnicodeDecodeError as error:
+            raise UnreadableMessageError(f"Not UTF-8: {error.reason} at byte {error.start}.") from error
+
+    return RecordDecoder([column], record_of)
+
+
 def _json_schema(columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
     from ingest_project.streams.registry import json_payload_of, registry_of  # heavy
 
@@ -354,7 +344,7 @@ DECODERS: plugins.Plugins[DecoderFactory] = plugins.Plugins(
         "avro": "ingest_project.streams.decoders:_avro",
         "protobuf": "ingest_project.streams.decoders:_protobuf",
         "json_schema": "ingest_project.streams.decoders:_json_schema",
-        TEXT: "ingest_project.streams.decoders:TextDecoder",
+        TEXT: "ingest_project.streams.decoders:_text",
     },
 )
 
