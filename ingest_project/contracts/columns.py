@@ -274,35 +274,33 @@ def whole_text(pattern: str) -> str:
     return f"^(?:{pattern})$"
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
+def _of(value: object, *kinds: type) -> Any:  # noqa: ANN401 - of one of the kinds
+    if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError
     return value
 
 
+def _text(value: object) -> str:
+    return str(_of(value, str))
+
+
 def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError
-    found = int(value)
+    found = int(_of(value, int, str))
     if not -(2**63) <= found < 2**63:
         raise ValueError
     return found
 
 
 def _exact(value: object) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise TypeError
     # The digits as they are written: 0.1 is not the nearest binary fraction.
-    found = Decimal(str(value))
+    found = Decimal(str(_of(value, int, float, str, Decimal)))
     if not found.is_finite() or abs(found.adjusted()) >= MAX_DIGITS or len(found.as_tuple().digits) > MAX_DIGITS:
         raise ValueError
     return found
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    found = float(value)
+    found = float(_of(value, int, float, str))
     if found - found != 0:
         raise ValueError
     return found

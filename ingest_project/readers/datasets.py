@@ -305,9 +305,8 @@ def _require_free(
         raise SettingsError(f"{path}, line 1: another dataset is called {declaration.name!r}.")
     for table in _tables_of(declaration):
         if table in tables:
-            raise SettingsError(
-                f"{path}, line {line_of(path, ['attributes', 'target'])}: {tables[table]} stores in {table} already."
-            )
+            line = line_of(path, ["attributes", "target"])
+            raise SettingsError(f"{path}, line {line}: {tables[table]} stores in {table} already.")
 
 
 def require_profile(declaration: DatasetDeclaration, profiles: Profiles, path: Path) -> None:

@@ -56,9 +56,7 @@ class ReadLimits:
 
     def __post_init__(self) -> None:
         if self.max_row_bytes > MAX_ROW_LIMIT_BYTES:
-            raise SettingsError(
-                f"INGEST_MAX_ROW_BYTES can be at most {MAX_ROW_LIMIT_BYTES}: a whole row is kept in memory."
-            )
+            raise SettingsError(f"INGEST_MAX_ROW_BYTES can be at most {MAX_ROW_LIMIT_BYTES}: a row is kept in memory.")
 
     @classmethod
     def from_settings(cls, settings: FileIngestSettings) -> ReadLimits:

@@ -44,6 +44,7 @@ REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
 MAX_RANGES = 1_000
 MAX_SHEETS = 100
+ZERO = re.compile(r"[+-]?(?:0+\.?0*|\.0+)(?:[eE][+-]?[0-9]+)?")
 TRUE = {"1", "true"}
 FALSE = {"0", "false"}
 
@@ -283,7 +284,7 @@ class _SheetParser:
         if not result:
             # An empty text is a valid result.
             return self._has_value and self._type == "str" and not self._awaits_calculation
-        return not (self._awaits_calculation and self._type in {None, "n"} and _is_zero(result))
+        return not (self._awaits_calculation and self._type in {None, "n"} and ZERO.fullmatch(result))
 
     def _remember_range(self, reference: str) -> None:
         corners = [REFERENCE.match(corner) for corner in reference.split(":")]
@@ -307,13 +308,6 @@ def _column(letters: str) -> int:
     for letter in letters:
         number = number * 26 + ord(letter) - ord("A") + 1
     return number - 1
-
-
-def _is_zero(text: str) -> bool:
-    try:
-        return float(text) == 0
-    except ValueError:
-        return False
 
 
 def xls_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]:
@@ -360,11 +354,7 @@ def _cell(sheet: Any, row: int, column: int, formats: _Formats) -> Cell:  # noqa
     index = sheet.cell_xf_index(row, column)
     if kind == xlrd.XL_CELL_DATE:
         return _date(value, formats.codes[index], formats.epoch)
-    return cell_of(value, _style(formats, index))
-
-
-def _style(formats: _Formats, index: int) -> Style:
-    return formats.styles[index] if index < len(formats.styles) else PLAIN
+    return cell_of(value, formats.styles[index] if index < len(formats.styles) else PLAIN)
 
 
 def _date(days: float, code: str, epoch: datetime) -> Cell:

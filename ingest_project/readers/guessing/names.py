@@ -35,14 +35,10 @@ COMMON = "Pa kPa bar psi mmHg inHg ppm ppb lux lx rpm mm cm km kg g m L s ° mV 
 UNITS |= {unit.casefold(): unit for unit in (*COMMON.split(), "dB(A)", "W/m²", "µS/cm")}
 # Words, without case, and the known sensor type they mean where they are all of a name.
 TYPES = {
-    **dict.fromkeys(
-        ("temp", "temperature", "temperatur", "t", "ta", "tair", "airtemp", "airtemperature"), "temperature"
-    ),
-    **dict.fromkeys(("lufttemperatur", "airtc", "outsidetemp", "temperature2m", "tempavg"), "temperature"),
-    **dict.fromkeys(
-        ("rh", "hum", "humidity", "humid", "feuchte", "luftfeuchte", "relativehumidity", "relhum"), "humidity"
-    ),
-    **dict.fromkeys(("relhumidity", "rhum", "luftfeuchtigkeit"), "humidity"),
+    **dict.fromkeys(("temp", "temperature", "temperatur", "t", "ta", "tair", "airtemp", "airtc"), "temperature"),
+    **dict.fromkeys(("airtemperature", "lufttemperatur", "outsidetemp", "temperature2m", "tempavg"), "temperature"),
+    **dict.fromkeys(("rh", "hum", "humidity", "humid", "feuchte", "luftfeuchte", "relhum"), "humidity"),
+    **dict.fromkeys(("relativehumidity", "relhumidity", "rhum", "luftfeuchtigkeit"), "humidity"),
     **dict.fromkeys(("press", "pres", "pressure", "baro", "barometer", "luftdruck", "airpressure"), "pressure"),
     **dict.fromkeys(("pm10", "pm100"), "pm10"),
     **dict.fromkeys(("pm25", "pm2p5"), "pm2_5"),
