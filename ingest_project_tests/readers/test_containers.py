@@ -105,8 +105,11 @@ def test_the_shipped_dataset_takes_no_compressed_file_under_a_plain_name(tmp_pat
     [
         (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a compressed file or an archive"),
         (b"x.csv".ljust(257, b"\0") + b"ustar", "a compressed file or an archive"),
-        (b"Obj\x01\x04", "a Parquet file or another of a binary format"),
-        (b"ARROW1\0\0", "a Parquet file or another of a binary format"),
+        (b"PAR1\x15", "a Parquet file"),
+        (b"Obj\x01\x04", "a file of Avro or another binary format"),
+        (b"ARROW1\0\0", "a file of Avro or another binary format"),
+        (b"\xff\xff\xff\xff\xa8\0\0\0", "a file of Avro or another binary format"),
+        (b"CDF\x01\0", "a file of Avro or another binary format"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "an HTML or XML document"),
         (b"<?xml version='1.0'?>", "an HTML or XML document"),
     ],
@@ -124,6 +127,13 @@ def test_content_of_another_type_is_rejected(tmp_path: Path, content: bytes, rul
     assert rejected(tmp_path, "x.txt", content).rule == rule
     assert rejected(tmp_path, "x.csv.gz", gzip.compress(content)).rule == rule
     assert rejected(tmp_path, "x.zip", content).rule == "unreadable_container"
+
+
+@pytest.mark.parametrize("part", ["mimetype", "[Content_Types].xml"])
+@pytest.mark.parametrize("name", ["x.csv", "x.zip"])
+def test_a_document_of_an_office_program_is_named(tmp_path: Path, name: str, part: str) -> None:
+    refusal = rejected(tmp_path, name, zipped({part: b"x", "content.xml": b"<x/>"}))
+    assert (refusal.rule, "of which only xlsx and xls" in refusal.detail) == ("unreadable_container", True)
 
 
 @pytest.mark.parametrize("first", ["PAR1", "PK", "BZh91AY", "Obj", "ustar"])

@@ -137,6 +137,13 @@ def test_what_is_no_workbook_is_refused_with_a_sentence(tmp_path: Path, name: st
     assert said in refusal.detail
 
 
+@pytest.mark.parametrize("part", ["mimetype", "xl/workbook.bin"])
+def test_a_workbook_of_another_format_is_named(tmp_path: Path, part: str) -> None:
+    with zipfile.ZipFile(path := tmp_path / "book.xlsx", "w") as archive:
+        archive.writestr(part, b"x")
+    assert "an ods or xlsb workbook called xlsx" in refused(path).detail
+
+
 def replace_part(path: Path, part: str, content: bytes) -> Path:
     """The workbook with one of its parts replaced."""
     altered = path.with_name("altered.xlsx")

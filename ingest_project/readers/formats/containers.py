@@ -159,15 +159,13 @@ class _Expansion:
         members = [member for member in archive.infolist() if not (_is_folder(member) or _is_hidden(member.filename))]
         self.members += len(members)
         if self.members > self.limits.max_archive_members:
-            raise LimitExceededError(
-                "INGEST_MAX_ARCHIVE_MEMBERS", f"The archive has {self.members} files, over its limit"
-            )
+            raise LimitExceededError("INGEST_MAX_ARCHIVE_MEMBERS", f"The archive has {self.members} files")
         if not members:
             raise FileRejectedError("empty_file", "The archive has no files.")
         if min(member.header_offset for member in archive.infolist()) > 0:
-            raise _unreadable(
-                "The archive begins with bytes that are none of its files, as where two follow each other."
-            )
+            raise _unreadable("The archive begins with bytes of none of its files, as where two follow each other.")
+        if not {WORKBOOK_PART, "mimetype"}.isdisjoint(archive.NameToInfo):
+            raise _unreadable("The file is an office document, of which only xlsx and xls workbooks are read.")
         repeated = [name for name, times in Counter(member.filename for member in members).items() if times > 1]
         if repeated:
             raise _unreadable(f"The archive has more than one file called {_shown(repeated[0])}.")

@@ -39,7 +39,11 @@ OTHER_KINDS = (
         "a compressed file or an archive",
     ),
     (rb"%PDF-|\x89PNG|\xff\xd8\xff", "a PDF document or a picture"),
-    (rb"PAR1\x15|Obj\x01|ARROW1\0|SQLite format 3\0|\x89HDF", "a Parquet file or another of a binary format"),
+    (rb"PAR1\x15", "a Parquet file"),
+    (
+        rb"Obj\x01|ARROW1\0|\xff{4}..\0\0|SQLite format 3\0|\x89HDF|CDF[\1\2\5]",
+        "a file of Avro or another binary format",
+    ),
     (rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype|html|\?xml|table)", "an HTML or XML document"),
 )
 MAX_MAGIC_BYTES = 512

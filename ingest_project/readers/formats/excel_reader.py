@@ -83,27 +83,21 @@ def _check_outside(path: Path, file_type: str, limits: ReadLimits, file_name: st
     if size == 0:
         raise FileRejectedError("empty_file", "The file has no bytes.")
     if size > limits.max_excel_bytes:
-        raise LimitExceededError(
-            "INGEST_MAX_EXCEL_BYTES", f"The workbook has {size} bytes, over {limits.max_excel_bytes}"
-        )
+        raise LimitExceededError("INGEST_MAX_EXCEL_BYTES", f"The file has {size} bytes, over {limits.max_excel_bytes}")
     with path.open("rb") as file:
         beginning = file.read(HEAD_BYTES)
     start, kind = beginning[: len(ZIP_START)], kind_of(beginning)
+    problem = ""
     if file_name.rpartition("/")[2].startswith("~$") and start not in {ZIP_START, OLE_START}:
-        raise FileRejectedError(
-            "unreadable_container", "This is the lock file that Excel keeps next to an open workbook."
-        )
-    if file_type == "xlsx" and start == OLE_START:
-        raise FileRejectedError(
-            "unreadable_container", "The workbook is protected by a password, or an xls file called xlsx."
-        )
-    if file_type == "xlsx" and start != ZIP_START:
-        instead = f", but {kind}" if kind else ""
-        raise FileRejectedError("unreadable_container", f"The file is not an xlsx workbook{instead}.")
-    if file_type == "xls" and start == ZIP_START:
-        raise FileRejectedError("unreadable_container", "The file is an xlsx workbook or another archive called xls.")
-    if file_type == "xls" and start != OLE_START and kind:
-        raise FileRejectedError("unreadable_container", f"The file is not an xls workbook, but {kind}.")
+        problem = "This is the lock file that Excel keeps next to an open workbook."
+    elif file_type == "xlsx" and start == OLE_START:
+        problem = "The workbook is protected by a password, or an xls file called xlsx."
+    elif file_type == "xls" and start == ZIP_START:
+        problem = "The file is an xlsx workbook or another archive called xls."
+    elif start != (ZIP_START if file_type == "xlsx" else OLE_START) and (kind or file_type == "xlsx"):
+        problem = f"The file is not an {file_type} workbook{f', but {kind}' if kind else ''}."
+    if problem:
+        raise FileRejectedError("unreadable_container", problem)
 
 
 def _convert(path: Path, file_type: str, profile: ReaderProfile, limits: ReadLimits, rows: Path) -> None:

@@ -64,6 +64,8 @@ def check_archive(path: Path, memory_bytes: int) -> None:
         ) from error
     with archive:
         parts = archive.infolist()
+        if not {"mimetype", "xl/workbook.bin"}.isdisjoint(archive.NameToInfo):
+            raise ContentRejectedError("unreadable_container", "The file is an ods or xlsb workbook called xlsx.")
         size = sum(part.file_size for part in parts)
         if len(parts) > MAX_PARTS:
             raise ContentRejectedError(
