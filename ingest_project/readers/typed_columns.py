@@ -133,13 +133,14 @@ def _numbers(cells: Cells, column: Column, profile: ReaderProfile) -> pl.Series:
     return numbers if finite.all() else kept(numbers, finite)
 
 
-def _integers(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Series:
+def _integers(cells: Cells, column: Column, profile: ReaderProfile) -> pl.Series:
     """Return whole numbers of up to 64 bits, in text written without a fraction; the number 5.0 of JSON is whole."""
+    cells = _scaled_percentages(cells, column)
     # Without marks Polars reads exactly digits with a sign, and detects an overflow.
     is_plain = cells.kinds is None and profile.numbers.thousands is None
     plain = cells.texts if is_plain else _plain(cells, profile.numbers, "")
     if plain.null_count() > cells.texts.null_count():
-        numbers = _shaped(kept(cells.texts, cells.of_kind(NUMBER)), PLAIN_NUMBERS, PLAIN_FRACTION)
+        numbers = _shaped(kept(cells.texts, cells.of_kind(NUMBER, PERCENT)), PLAIN_NUMBERS, PLAIN_FRACTION)
         plain = plain.fill_null(_without_exponents(numbers).str.replace(r"\.0*$", ""))
     return plain.cast(pl.Int64, strict=False)
 

@@ -190,6 +190,9 @@ def test_cells_of_a_workbook_need_no_notation(declared: str, kind: str, text: st
 def test_percentages_are_scaled_for_a_column_in_per_cent() -> None:
     assert value("0.07", "number", kind="p", unit="%") == 7.0
     assert value("0.07", "decimal(5,2)", kind="p", unit="percent") == Decimal(7)
+    assert value("0.45", "integer", kind="p", unit="%") == 45
+    assert value("7.0", "integer", kind="p", unit="%") == 700
+    assert value("7.0", "integer", kind="p") == 7
     assert value("0.07", "number", kind="p") == 0.07
 
 
