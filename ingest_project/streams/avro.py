@@ -341,4 +341,5 @@ LOGICAL: dict[tuple[str, Any], Callable[[Any], Any]] = {
     ("long", "local-timestamp-millis"): lambda number: LOCAL_EPOCH + timedelta(milliseconds=number),
     ("long", "local-timestamp-micros"): lambda number: LOCAL_EPOCH + timedelta(microseconds=number),
     ("string", "uuid"): _uuid,
+    ("fixed", "uuid"): lambda raw: UUID(bytes=raw),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 from functools import partial
@@ -36,10 +37,13 @@ ARROW_TYPES = {
 WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32())}
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
-NUMBER = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?")
+# As in files, also in texts.
+NUMBER = re.compile(r"[+-]?([0-9]{1,60}(\.[0-9]{0,60})?|\.[0-9]{1,60})([eE][+-]?[0-9]{1,4})?")
 # msgspec would round them, and the last instant of a day be in the next one.
 BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
-NUMBER_OF_JSON = re.compile(rb"-?[0-9]{1,60}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,4})?")
+# What msgspec needs, and texts of times in files may leave out: seconds, and the minutes of an offset.
+NO_SECONDS = re.compile(r"^([0-9-]{10}[Tt ][0-9]{2}:[0-9]{2})(?=[Zz+-]|$)")
+NO_OFFSET_MINUTES = re.compile(r"(:[0-9]{2}(?:\.[0-9]+)?[+-][0-9]{2})$")
 # Numbers, and texts of them, that Arrow reads as they are.
 PLAIN_DIGITS = 19
 PLAIN_DECIMAL = rf"-?\d{{1,{PLAIN_DIGITS}}}(\.\d{{1,{PLAIN_DIGITS - 1}}})?"
@@ -48,7 +52,7 @@ PLAIN_NUMBER = rf'^({PLAIN_DECIMAL}|"{PLAIN_DECIMAL}")$'
 EPOCHS = {"seconds": 6, "milliseconds": 3, "microseconds": 0, "nanoseconds": -3}
 MAX_EPOCH_DIGITS = 30
 FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
-WHOLE = re.compile(r"-?[0-9]{1,19}")
+WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 MAX_SHOWN = 40
 # From here on, a float may stand for several whole numbers.
 INEXACT_FROM = 2**53
@@ -98,15 +102,13 @@ def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = Fa
         return pa.array([None if value is None else True for value in values], pa.bool_()), {}
     if column.kind == "json":
         return _json_texts(values), {}
-    try:
+    with suppress(pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         if is_typed and (column.epoch or column.kind == "decimal"):
             found = _written_numbers(column, values)
         else:
             found = _in_bulk(column, values, is_typed=is_typed)
         if found is not None:
             return found, {}
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        pass
     return _one_by_one(column, values)
 
 
@@ -125,11 +127,9 @@ def raw_texts(values: Sequence[msgspec.Raw]) -> pa.LargeBinaryArray:
 
 def instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
     """Parse times to UTC; what is wrong with the others is added to the problems, by row."""
-    try:
+    with suppress(pa.ArrowInvalid):
         if (found := _plain(pa.array(texts, pa.string()), PLAIN_INSTANT, INSTANT)) is not None:
             return found
-    except pa.ArrowInvalid:
-        pass
     return converted(texts, instant_of, path, problems, INSTANT)
 
 
@@ -154,7 +154,8 @@ def instant_of(text: str) -> datetime:
         ValueError: it is no time.
     """
     try:
-        moment = msgspec.convert(BEYOND_MICROSECONDS.sub(r"\1", text), datetime)
+        whole = NO_OFFSET_MINUTES.sub(r"\1:00", NO_SECONDS.sub(r"\1:00", text))
+        moment = msgspec.convert(BEYOND_MICROSECONDS.sub(r"\1", whole), datetime)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError):
         raise ValueError(f"must be a time like 2024-01-15T10:30:45Z, not {text[:MAX_SHOWN]!r}") from None
@@ -222,7 +223,7 @@ def _value_of(raw: msgspec.Raw) -> object:
     written = bytes(raw).strip()
     if written in NO_JSON:
         return None
-    return Decimal(written.decode()) if NUMBER_OF_JSON.fullmatch(written) else msgspec.json.decode(written)
+    return Decimal(text) if NUMBER.fullmatch(text := written.decode()) else msgspec.json.decode(written)
 
 
 def _text(value: object) -> str:

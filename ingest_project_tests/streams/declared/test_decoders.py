@@ -221,6 +221,28 @@ def test_times_of_any_zone_are_the_moments_that_each_of_them_is(moments: list[da
     assert unreadable == {}
 
 
+def test_texts_of_numbers_and_times_are_written_as_in_files() -> None:
+    columns = [{"name": "n", "type": "decimal(12,3)"}, {"name": "at", "type": "timestamp"}]
+    numbers = {".5": "0.5", "+1": "1", "1e3": "1000", "5.": "5", "1E-3": "0.001", "-0.0": "0"}
+    times = {
+        "2026-01-15T10:30": "2026-01-15T10:30:00",
+        "2026-01-15 10:30Z": "2026-01-15T10:30:00",
+        "2026-01-15T10:30+05": "2026-01-15T05:30:00",
+        "2026-01-15T10:30:00.5-0545": "2026-01-15T16:15:00.5",
+        "2026-01-15T10:30:00-05": "2026-01-15T15:30:00",
+    }
+    found = [{"n": one} for one in numbers] + [{"at": one} for one in times]
+    bad = [{"n": one} for one in (".", "1e", "1_0", " 1", "1,5")]
+    bad += [{"at": one} for one in ("2026-01-15", "2026-01-15T10", "10:30", "2026-01-15T10:3", "2026-01-15T10:30+5")]
+    payloads = [json.dumps(one).encode() for one in (*found, *bad)]
+    rows, refused = decoded(contract("json", columns=columns), *received(*payloads))
+    assert [row["n"] for row in rows[: len(numbers)]] == [Decimal(one) for one in numbers.values()]
+    assert [row["at"] for row in rows[len(numbers) :]] == [
+        datetime.fromisoformat(one).replace(tzinfo=UTC) for one in times.values()
+    ]
+    assert sorted(refused) == list(range(len(found), len(payloads)))
+
+
 def test_times_as_numbers_are_read_where_a_column_says_what_they_count() -> None:
     columns = [{"name": "at", "type": "timestamp", "epoch": "milliseconds"}]
     rows, refused = decoded(contract("json", columns=columns), *received(b'{"at": 1768473045123}', b'{"at": "soon"}'))
@@ -582,6 +604,7 @@ def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) ->
         {"name": "sizes", "type": {"type": "map", "values": ["null", kind]}},
         {"name": "again", "type": ["Pair", "null"]},
         {"name": "id", "type": {"type": "string", "logicalType": "uuid"}},
+        {"name": "raw_id", "type": {"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"}},
         {"name": "local", "type": {"type": "long", "logicalType": "local-timestamp-millis"}},
         {"name": "at", "type": {"type": "int", "logicalType": "time-millis"}},
         {"name": "padded", "type": ["null", "string"]},
@@ -590,7 +613,7 @@ def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) ->
     number = registry.register("s", {"type": "record", "name": "R", "fields": fields})
     least = b"\xff" * 9 + b"\x01"
     payload = b"\x03\x04\x02\x04\x02\x06\x00" + b"\x02\x02a\x02" + least + b"\x00\x00\xc0\x3f\x00" + b"\x02"
-    payload += b"\x48" + b"ABCDEF01-0000-0000-0000-000000000000" + b"\x01" + b"\x00"
+    payload += b"\x48" + b"ABCDEF01-0000-0000-0000-000000000000" + b"\xab" * 16 + b"\x01" + b"\x00"
     payload += b"\x82\x00\x84\x00ab" + b"\x02\x80\x01" + b"c" * 64
     columns = [{"name": one["name"], "type": "json"} for one in fields]
     rows, refused = decoded(
@@ -602,6 +625,7 @@ def test_avro_is_read_as_other_writers_may_write_it(registry: SchemaRegistry) ->
         "sizes": {"a": {"l": -(2**63), "f": 1.5}},
         "again": None,
         "id": "abcdef01-0000-0000-0000-000000000000",
+        "raw_id": "abababab-abab-abab-abab-abababababab",
         "local": "1969-12-31T23:59:59.999000",
         "at": "00:00:00",
         "padded": "ab",
