@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import polars as pl
 
 EXAMPLES = 2
+# The squares of smaller deviations lose digits, or are zero.
+LEAST_DEVIATION = 1e-145
+# Of columns that a declaration cannot have.
+SCALE, WHOLE_MEAN = "scale of group", "mean of whole"
 NO_INSTANTS = pl.DataFrame(
     schema=dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String)
     | {"timestamp": pl.Datetime("us", "UTC"), "readings": pl.Int64}
@@ -141,21 +145,24 @@ def _figures(name: str) -> tuple[pl.Expr, ...]:
 
 
 def _without_overflow(summary: pl.DataFrame, rows: pl.DataFrame, keys: Sequence[str], name: str) -> pl.DataFrame:
-    """Recompute summaries that overflowed, in units of the greatest value.
+    """Recompute summaries that overflowed or lost digits, in units of the greatest value.
 
-    Sums overflow with values near 1e308, squares of deviations near 1e154.
+    Sums overflow with values near 1e308, squares of deviations near 1e154; below LEAST_DEVIATION they lose digits.
     """
-    overflowed = summary.filter(~pl.col("mean").is_finite() | ~pl.col("stddev").is_finite().fill_null(value=True))
+    lost = (pl.col("stddev") < LEAST_DEVIATION) & (pl.col("min") != pl.col("max"))
+    overflowed = summary.filter(
+        ~pl.col("mean").is_finite() | ~pl.col("stddev").is_finite().fill_null(value=True) | lost
+    )
     if not overflowed.height:
         return summary
     value, scale = pl.col(name), pl.max_horizontal(pl.col(name).min().abs(), pl.col(name).max().abs())
     again = (
         rows.join(overflowed.select(keys), on=list(keys), how="semi", nulls_equal=True)
-        .with_columns(scale.over(keys).alias("scale"))
+        .with_columns(scale.over(keys).alias(SCALE))
         .group_by(keys)
         .agg(
-            ((value / pl.col("scale")).mean() * pl.col("scale").first()).alias("mean"),
-            ((value / pl.col("scale")).std(ddof=1) * pl.col("scale").first()).alias("stddev"),
+            ((value / pl.col(SCALE)).mean() * pl.col(SCALE).first()).alias("mean"),
+            ((value / pl.col(SCALE)).std(ddof=1) * pl.col(SCALE).first()).alias("stddev"),
         )
     )
     kept = summary.join(again, on=list(keys), how="anti", nulls_equal=True)
@@ -184,11 +191,11 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     keys = [name for name in together.columns if name not in SUMMARY_COLUMNS]
     count, mean = pl.col("count"), pl.col("mean")
     share = count / count.sum().over(keys)
-    with_mean = together.with_columns((mean * share).sum().over(keys).alias("whole_mean"))
+    with_mean = together.with_columns((mean * share).sum().over(keys).alias(WHOLE_MEAN))
     degrees = pl.max_horizontal(count.sum() - 1, pl.lit(1))
     # Halves, and their squares in units of the greatest: deviations of values near 1e308 would overflow.
     within = pl.col("stddev").fill_null(0.0) / 2 * ((count - 1) / degrees).sqrt()
-    between = (mean / 2 - pl.col("whole_mean") / 2) * (count / degrees).sqrt()
+    between = (mean / 2 - pl.col(WHOLE_MEAN) / 2) * (count / degrees).sqrt()
     unit = pl.max_horizontal(within.max(), between.abs().max())
     squares = ((within / unit).pow(2) + (between / unit).pow(2)).sum()
     deviation = pl.when(unit > 0).then(squares.sqrt() * unit * 2).otherwise(0.0)
@@ -197,7 +204,7 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
         .agg(
             pl.col("min").min(),
             pl.col("max").max(),
-            pl.col("whole_mean").first().alias("mean"),
+            pl.col(WHOLE_MEAN).first().alias("mean"),
             count.sum(),
             pl.when(count.sum() > 1).then(deviation).alias("stddev"),
         )

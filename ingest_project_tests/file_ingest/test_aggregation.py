@@ -20,6 +20,7 @@ from ingest_project.file_ingest.aggregation import (
     detached,
     instants_by_file,
     merge,
+    summarise,
 )
 from ingest_project_tests.fuzz import examples
 
@@ -113,6 +114,21 @@ def test_huge_readings_do_not_overflow() -> None:
     merged = merge([aggregate(readings(values[:1])), aggregate(readings(values[1:]))]).row(0, named=True)
     assert merged == pytest.approx(row)
     assert merge([aggregate(readings([0.0])), aggregate(readings([0.0]))])["stddev"].to_list() == [0.0]
+
+
+def test_tiny_deviations_keep_their_digits() -> None:
+    for values in ([1e-200, 3e-200], [1e-160, 3e-160, 4e-160], [1.5, 1.5]):
+        scale = values[0]
+        expected = statistics.stdev(value / scale for value in values) * scale
+        assert aggregate(readings(values)).row(0, named=True)["stddev"] == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_a_group_may_be_called_like_what_is_computed() -> None:
+    keys = ["scale", "whole_mean"]
+    table = pl.DataFrame({"scale": ["a", "a"], "whole_mean": ["b", "b"], "v": [1e308, 1.2e308]})
+    parts = [summarise(table[:1], keys, ["v"]), summarise(table, keys, ["v"])]
+    assert parts[1]["mean"].to_list() == [pytest.approx(1.1e308)]
+    assert merge(parts)["count"].to_list() == [3]
 
 
 def test_a_summary_that_stands_alone_keeps_nothing_of_the_text_it_came_from() -> None:
