@@ -292,7 +292,7 @@ def find_columns(table: Table, delimiter: str | None) -> Columns:
 
 def _column(table: Table, index: int, selector: str) -> Column:
     cells = [row.cells[index] for row in table.records]
-    texts = pl.Series(selector, [None if cell in DEFAULT_NULLS else cell for cell in cells], dtype=pl.String)
+    texts = pl.Series([None if cell in DEFAULT_NULLS else cell for cell in cells], dtype=pl.String)
     kinds = None
     if table.records and table.records[0].kinds:
         kinds = pl.Series([row.kinds[index] for row in table.records], dtype=pl.String)
