@@ -295,6 +295,11 @@ def column_of(cells: Sequence[str], folder: Path) -> tuple[str, str]:
         (["1.5", "2.5", "inf", "below"], "text", "2 of 4 are numbers"),
         (["+491701234567", "+12025550100"], "text", ""),
         (["+1.5", "-2.5"], "number", ""),
+        (["1 234,5", "12 345,0"], "number", ""),
+        (["1'234.50", "12\u2019345.00"], "number", ""),
+        (["1.234", "2.345"], "number", "mean 1.234 or 1234?"),
+        (["20.5", "21.5", "-999.25"], "number", ""),
+        (["20.5", "21.5", "9999"], "number", "does 9999 mean that there is no value?"),
     ],
 )
 def test_a_column_is_typed_where_its_values_decide_and_a_question_elsewhere(
@@ -305,6 +310,88 @@ def test_a_column_is_typed_where_its_values_decide_and_a_question_elsewhere(
     assert asked in questions
     assert "or is it" not in questions
     assert ("in which zone" in questions) == (kind == "timestamp" and "+" not in cells[0])
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.jsonl"])
+def test_a_column_may_be_called_count(name: str, tmp_path: Path) -> None:
+    text = "id,count\n1,5\n2,6\n3,n/v\n" if name == "f.csv" else '{"id":1,"count":5}\n{"id":2,"count":"n/v"}\n'
+    path = sample_file(text, tmp_path, name)
+    draft = guess_dataset(look_at(path, type_of(path), ReadLimits()), name, "csv", "own")
+    assert [one["name"] for one in yaml.safe_load(draft.text())["attributes"]["columns"]] == ["id", "count"]
+
+
+@pytest.mark.parametrize("sign", "~^!:")
+def test_a_sign_that_divides_every_line_is_a_delimiter_and_a_question(sign: str, tmp_path: Path) -> None:
+    draft = dataset_of("id,name,n\n1,a,1.5\n2,b,2.5\n".replace(",", sign), tmp_path)
+    attributes = yaml.safe_load(draft.text())["attributes"]
+    assert [column["name"] for column in attributes["columns"]] == ["id", "name", "n"]
+    assert attributes["reader"]["delimiter"] == sign
+    assert f"does {sign!r} divide the cells?" in draft.questions
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("id#name#n\n1#a#1.5\n2#b#2.5\n", True),
+        ("url\nhttp://a/b\nhttp://c/d\n", False),
+        ("10:00:00\n10:00:01\n", True),
+        ("level\n1.5\n2.5\n", False),
+    ],
+)
+def test_one_column_is_a_question_where_its_first_line_has_signs_between_words(
+    text: str,
+    asked: bool,  # noqa: FBT001 - drawn
+    tmp_path: Path,
+) -> None:
+    draft = dataset_of(text, tmp_path)
+    assert len(yaml.safe_load(draft.text())["attributes"]["columns"]) == 1
+    assert ("what divides the cells?" in draft.questions) == asked
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "named"),
+    [
+        ("id;город\n1;Москва\n2;Тверь\n", "koi8-r", "koi8-r"),
+        ("id;город\n1;Москва\n2;Тверь\n", "cp1251", "cp1251"),
+        ("id;ort\n1;Köln\n", "cp437", "cp850"),
+        ("id;ort\n1;Zürich\n2;Würzburg\n", "cp850", "cp850"),
+        ("id;ort\n1;“Köln” sagt\n2;l\u2019eau\n", "cp1252", "cp1252"),
+        ("日付,値\n2026-01-01,東京\n2026-01-02,大阪\n", "shift_jis", "cp932"),
+    ],
+)
+def test_the_encoding_of_a_short_file_is_right_and_a_question_where_others_fit(
+    text: str, encoding: str, named: str, tmp_path: Path
+) -> None:
+    path = sample_file(text.encode(encoding), tmp_path)
+    found = look_at(path, "csv", ReadLimits()).encoding
+    assert found is not None
+    assert (found.name, found.sure) == (named, named == "cp1252")
+
+
+def test_the_names_above_records_that_end_in_a_delimiter_are_proposed(tmp_path: Path) -> None:
+    draft = dataset_of("id;name;n\n1;a;2;\n2;b;3;\n", tmp_path)
+    attributes = yaml.safe_load(draft.text())["attributes"]
+    assert attributes["reader"]["columns"] == {"1": "id", "2": "name", "3": "n", "4": "column_4"}
+    assert any("does line 1 name the columns?" in question for question in draft.questions)
+
+
+def test_where_all_is_text_the_header_is_a_question(tmp_path: Path) -> None:
+    draft = dataset_of("a=1 b=2\na=3 b=4\na=5 b=6\n", tmp_path)
+    assert any("does line 1 name the columns?" in question for question in draft.questions)
+
+
+def test_further_sheets_with_numbers_and_cells_in_per_cent_are_questions(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for title in ("One", "Two"):
+        sheet = book.create_sheet(title)
+        sheet.append(["share", "n"])
+        sheet.append([0.45, 1])
+        sheet["A2"].number_format = "0%"
+    book.save(path := tmp_path / "book.xlsx")
+    draft = guess_dataset(look_at(path, "xlsx", ReadLimits()), path.name, "xlsx", "own")
+    asked = " ".join(draft.questions)
+    assert "others have numbers or times too" in asked
+    assert asked.count("cells shown as 45 %") == 1
 
 
 def test_broken_lines_below_the_names_do_not_cost_the_names(tmp_path: Path) -> None:

@@ -30,22 +30,23 @@ from ingest_project.readers.reading import read_chunks
 
 NUMERIC_SHARE = 0.6
 DIGITS = "[+-]?[0-9]"
+SPACES = " \u00a0\u202f\u2009"
 # Texts in which a mark can only be the decimal one: its digits are no group of three, or no group can precede it.
 DECIMAL = {
     mark: rf"^{DIGITS}*{esc}(?:[0-9]{{1,2}}|[0-9]{{4,}})(?:[eE][+-]?[0-9]+)?$|^{DIGITS}{{4,}}{esc}[0-9]+$"
-    rf"|^[+-]?0*{esc}[0-9]+$|[0-9]{other}[0-9]{{3}}{esc}[0-9]"
-    for mark, esc, other in ((",", ",", r"\."), (".", r"\.", ","))
+    rf"|^[+-]?0*{esc}[0-9]+$|[0-9][{other}{SPACES}'\u2019][0-9]{{3}}{esc}[0-9]"
+    for mark, esc, other in ((",", ",", "."), (".", r"\.", ","))
 }
 GROUPS = {
     mark: rf"^[+-]?[1-9][0-9]{{0,2}}(?:[{chars}][0-9]{{3}}){{{least},}}(?:[.,][0-9]*)?$"
-    for mark, chars, least in ((",", ",", 2), (".", ".", 2), (" ", " \u00a0\u202f\u2009", 1), ("'", "'\u2019", 1))
+    for mark, chars, least in ((",", ",", 2), (".", ".", 2), (" ", SPACES, 1), ("'", "'\u2019", 1))
 }
 GROUPS[","] += r"|^[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+\.[0-9]+$"
 GROUPS["."] += r"|^[+-]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]+$"
 EITHER = {mark: rf"^[+-]?[1-9][0-9]{{0,2}}{re.escape(mark)}[0-9]{{3}}$" for mark in ",."}
 # Numbers that loggers and archives write for "no value"; any other is taken as measured.
 SENTINELS: tuple[float, ...] = (-999.0, -9999.0, -99999.0, -999.9, -9999.9, -99.9, -99.0, -200.0, -6999.0, -7999.0)
-SENTINELS += (999.0, 7999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9)
+SENTINELS += (-999.25, -32768.0, 999.0, 7999.0, 9999.0, 99999.0, 999999.0, 999.9, 9999.9)
 
 
 class NumberGuess(NamedTuple):
@@ -118,7 +119,10 @@ def _decimal_mark(
         mark = "," if delimiter != "," else "."
         question = f"do numbers such as 1,234 mean 1.234 or 1234? Assumed: {'1.234' if mark == ',' else '1234'}"
         return mark, f"{either[',']:,} numbers have a comma and three digits behind it", question
-    return ".", f"{either['.']:,} numbers have a point and three digits behind it, none any other mark", ""
+    # Where commas divide the cells, they are rarely decimal marks.
+    is_clear = not either["."] or delimiter in {None, ","}
+    asked = "" if is_clear else "do numbers such as 1.234 mean 1.234 or 1234? Assumed: 1.234"
+    return ".", f"{either['.']:,} numbers have a point and three digits behind it, none any other mark", asked
 
 
 def _example(texts: pl.Series, pattern: str) -> str:
@@ -129,7 +133,7 @@ def is_numeric(texts: pl.Series) -> bool:
     """Return True if most texts are numbers in some notation."""
     present = texts.filter(~texts.str.to_lowercase().is_in(list(MISSING)))
     shaped = present.str.contains(
-        r"^[+-]?(?:[0-9]+(?:[.,' \x{a0}\x{202f}][0-9]+)*[.,]?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?$"
+        rf"^[+-]?(?:[0-9]+(?:[.,'\u2019{SPACES}][0-9]+)*[.,]?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?$"
     )
     return bool(len(present)) and shaped.sum() >= NUMERIC_SHARE * len(present)
 

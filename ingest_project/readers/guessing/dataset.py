@@ -11,6 +11,7 @@ import polars as pl
 from ingest_project.contracts.columns import OWN_NAMES
 from ingest_project.contracts.files import INGESTIBLE_TYPES
 from ingest_project.readers.casting import matched_name
+from ingest_project.readers.cells import PERCENT
 from ingest_project.readers.datasets import COMPONENT
 from ingest_project.readers.guessing.columns import Column
 from ingest_project.readers.guessing.names import read_name, slug, unit_of, without_serial
@@ -160,6 +161,8 @@ def _write_column(draft: Draft, column: Column, proposed: TypedColumn, missing: 
             written["unit"] = unit
         elif named.doubt:
             question = f"is {named.doubt!r} its unit?"
+        elif column.kinds is not None and PERCENT in column.kinds:
+            question = "cells shown as 45 % are 0.45 here, and 45 with unit: '%': which is meant?"
     comment = proposed.why + (f"; {missing:,} missing" if missing else "")
     draft.item(written, comment, question=question, depth=1)
 

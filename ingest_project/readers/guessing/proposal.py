@@ -333,12 +333,12 @@ def write_text_layout(draft: Draft, found: Found) -> None:
     if encoding is not None and not encoding.marked:
         question = "" if encoding.sure else "is this the encoding?"
         draft.add("encoding", encoding.name, encoding.why, question=question)
-    if found.sheet:
-        draft.add("sheet", found.sheet, grid.why)
+    if found.sheet or (encoding is None and grid.question):
+        draft.add("sheet", found.sheet, grid.why, question=grid.question)
     if grid.widths:
         _write_widths(draft, grid, table)
     elif grid.delimiter is not None:
-        draft.add("delimiter", grid.delimiter, grid.why)
+        draft.add("delimiter", grid.delimiter, grid.why, question=grid.question)
     _write_header(draft, table)
 
 
@@ -350,6 +350,8 @@ def _write_header(draft: Draft, table: Table) -> None:
         draft.add("skip_lines", table.skip_lines, above, question=table.question if table.header else "")
     if not table.header:
         draft.add("header", value=False, comment=table.notes["header"], question=table.question)
+    elif table.question and not table.skip_lines:
+        draft.add("header", value=True, question=table.question)
     if table.group_names:
         draft.add("header_rows", 2, "names repeat or are empty in the second row, and the first tells them apart")
     if table.skip_below:
@@ -468,7 +470,9 @@ def write_notation(draft: Draft, columns: Columns, times: Sequence[TimeGuess]) -
             f"{null.spelling} {'once' if null.cells == 1 else f'{null.cells:,} times'}, {null.why}"
             for null in columns.nulls
         )
-        draft.add("nulls", [*columns.spellings], "; ".join(found))
+        measured = [null.spelling for null in columns.nulls if null.spelling[0].isdigit()]
+        question = f"does {' or '.join(measured)} mean that there is no value?" if measured else ""
+        draft.add("nulls", [*columns.spellings], "; ".join(found), question=question)
 
 
 def _write_times(draft: Draft, columns: Columns, guesses: Sequence[TimeGuess]) -> None:

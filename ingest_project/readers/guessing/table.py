@@ -115,9 +115,10 @@ def find_table(grid: Grid) -> Table:
     if header and grid.delimiter:
         # Readers leave out the columns behind the last name.
         names = names[: max((number for number, name in enumerate(names, 1) if name), default=width)]
+    labels = _labels(names, groups) if header else _labels_above(grid, top, width, fitting)
     return Table(
         names=names,
-        labels=[*grid.labels] or _labels(names, groups) if header else _labels_above(grid, top, width) or names,
+        labels=[*grid.labels] or labels or names,
         header=header is not None,
         group_names=groups.cells if groups else [],
         units=below[0].cells if below else [],
@@ -194,6 +195,8 @@ def _question(
     """Return a question about the header where the file does not decide which row it is; empty otherwise."""
     if header is not None and header_rows[0] is not header:
         return "does the row above belong to the names? Then header_rows: 2 replaces one of these lines"
+    if header is not None and header.line and not typed:
+        return f"does line {header.line} name the columns? All cells are text, so nothing tells it from a record"
     if header is None and first and len(rows[first - 1].cells) > 1:
         above = rows[first - 1]
         compared = f"It has {len(above.cells):,} cells, the records have {len(rows[first].cells):,}"
@@ -248,11 +251,13 @@ def _labels(names: Sequence[str], groups: Row | None) -> list[str]:
     return found
 
 
-def _labels_above(grid: Grid, line: int, width: int) -> list[str]:
-    """Return the names in the line of comment above the first record, if it has one for each column."""
+def _labels_above(grid: Grid, line: int, width: int, records: Sequence[Row]) -> list[str]:
+    """Return the names in the line above the first record, if it has one for each column but an empty last one."""
     above = grid.above[: line - 1]
     text = above[-1].lstrip("#;%/ \t") if above else ""
     names = text.split(grid.delimiter) if grid.delimiter and len(grid.delimiter) == 1 else text.split()
+    if len(names) == width - 1 and not any(row.cells[-1] for row in records):
+        names.append("")
     return [clean_name(name) for name in names] if len(names) == width else []
 
 
@@ -286,11 +291,15 @@ def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Gr
         sheets.setdefault(row.sheet, []).append(row)
     if not sheets:
         raise FileRejectedError("empty_file", "No sheet has a cell with a value.")
-    best = max(sheets, key=lambda number: _values(sheets[number]))
+    values = {number: _values(rows) for number, rows in sheets.items()}
+    best = max(values, key=lambda number: values[number])
     rows = [Row(row.number, [cell.strip() for cell in row.cells], row.kinds) for row in sheets[best]]
     texts = {row.line: "\t".join(row.cells) for row in rows[:MAX_ABOVE]}
     above = tuple(texts.get(number, "") for number in range(1, MAX_ABOVE + 1))
-    return best, Grid(rows, [], None, f"of {len(sheets)} sheets, the one with the most numbers and times", above=above)
+    others = sum(values.values()) > values[best]
+    question = "others have numbers or times too: are they left out? sheet: '*' reads all" if others else ""
+    why = f"of {len(sheets)} sheets, the one with the most numbers and times"
+    return best, Grid(rows, [], None, why, above=above, question=question)
 
 
 def _values(rows: Sequence[SheetRow]) -> int:

@@ -30,6 +30,8 @@ UTF_16_NULS = 0.2
 MAX_CONTROLS = 0.005
 # Signs of units and western letters, which Windows-1252 and Latin-1 write with the same bytes.
 WESTERN = frozenset("°²³µ±·äöüßÄÖÜéèêëàâáçñåøæÅØÆÉíóúôîïãõ€“”\u00a0\u00d7\u2013\u2019")
+# What Cyrillic text in a wrong encoding has: capital letters inside of words, and other signs.
+NOT_CYRILLIC = re.compile("[\\u0430-\\u0451][\\u0401-\\u042f]|[^\\0-\\x7f\\u0401-\\u0451]")
 
 
 class Sample(NamedTuple):
@@ -127,15 +129,21 @@ def _invalid_in_utf_8(part: bytes) -> int:
 
 
 def _single_byte_encoding(text: bytes) -> Encoding:
-    high = set(bytes(set(text)).translate(None, bytes(range(0x80))).decode("cp1252", "replace"))
-    if high <= WESTERN:
+    signs = bytes(set(text)).translate(None, bytes(range(0x80)))
+    high = set(signs.decode("cp1252", "replace"))
+    # As letters of DOS these are often between others; as quotes they are never.
+    if high <= WESTERN and not re.search(rb"[A-Za-z][\x84\x93\x94][a-z]", text):
         letters = "".join(sorted(high))
         return Encoding("cp1252", f"not UTF-8; its letters beyond ASCII would be {letters} in Windows-1252")
+    if all(letter.isalpha() and letter in WESTERN for letter in signs.decode("cp850")):
+        return Encoding("cp850", "not UTF-8; its letters beyond ASCII are western ones of DOS", sure=False)
     from charset_normalizer import from_bytes  # for files that are not UTF-8 alone
 
     lines = [line for line in text.splitlines() if not line.isascii()]
     best = from_bytes(b"\n".join(lines)[:SAMPLED_BYTES]).best()
     name = best.encoding if best else "latin-1"
+    if NOT_CYRILLIC.search(text.decode(name, "replace")) and not NOT_CYRILLIC.search(text.decode("koi8-r")):
+        return Encoding("koi8-r", "not UTF-8; in KOI8-R its words are Cyrillic", sure=False)
     return Encoding(name, "not UTF-8; this is charset-normalizer's best guess: check names and units", sure=False)
 
 
@@ -144,6 +152,7 @@ ROWS_TO_COMPARE = 400
 MAX_ABOVE = 50
 BLANKS = "whitespace"
 FIXED = "fixed width"
+RARE_DELIMITERS = "~^!:"
 MIN_SHARE = 0.5
 GOOD_SHARE = 0.8
 BLANKS_DISCOUNT = 0.85
@@ -185,6 +194,7 @@ class Grid(NamedTuple):
         widths: of the columns where they have a fixed width.
         above: the first lines as they are written.
         labels: names of the columns for people, where they are not those of the header.
+        question: about the delimiter or the sheet, where the file does not decide; empty otherwise.
     """
 
     rows: list[Row]
@@ -194,6 +204,7 @@ class Grid(NamedTuple):
     widths: tuple[int, ...] = ()
     above: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    question: str = ""
 
 
 def read_grid(sample: Sample, encoding: Encoding) -> Grid:
@@ -205,17 +216,27 @@ def read_grid(sample: Sample, encoding: Encoding) -> Grid:
     # Cells hold blanks of their own: white space needs to be clearly better.
     best = max(fits, key=lambda mark: fits[mark].score * (BLANKS_DISCOUNT if mark == BLANKS else 1))
     above = tuple(head.splitlines()[:MAX_ABOVE])
-    if not fits[best].is_table:
-        return Grid(_rows(head, ","), _rows(tail, ","), ",", "no delimiter splits the lines: one column", above=above)
-    widths = fixed_widths(head) if best == BLANKS and fits[best].share < 1 else ()
-    if len(widths) >= fits[best].width:
-        cut = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(head.split("\n"), 1)]
-        last = [Row(number, cut_by_widths(line, widths)) for number, line in enumerate(tail.split("\n"), 1)]
-        cut, last = ([row for row in rows if any(row.cells)] for rows in (cut, last))
-        return Grid(cut, last, FIXED, f"every line is blank at {len(widths) - 1} positions", widths, above)
-    fit = fits[best]
+    fit, question = fits[best], ""
     why = f"{fit.number:,} of {fit.compared:,} lines have {fit.width} cells"
-    return Grid(_rows(head, best), _rows(tail, best), best, why, above=above)
+    if not fit.is_table:
+        (best, question), why = _rare_delimiter(head), "no usual delimiter splits the lines"
+    widths = fixed_widths(head) if best == BLANKS and fit.share < 1 else ()
+    if widths and len(widths) >= fit.width:
+        lines = (enumerate(part.split("\n"), 1) for part in (head, tail))
+        rows = ([Row(number, cut_by_widths(line, widths)) for number, line in part] for part in lines)
+        cut, last = ([row for row in part if any(row.cells)] for part in rows)
+        return Grid(cut, last, FIXED, f"every line is blank at {len(widths) - 1} positions", widths, above)
+    return Grid(_rows(head, best), _rows(tail, best), best, why, above=above, question=question)
+
+
+def _rare_delimiter(text: str) -> tuple[str, str]:
+    """Return a sign that divides every line alike, or a comma where there is one column; and the question about it."""
+    lines = [line.strip() for line in text.split("\n", MAX_ABOVE)[:MAX_ABOVE] if line.strip()]
+    for mark in () if all(map(is_typed, lines)) else RARE_DELIMITERS:
+        fit = _fit(text, mark)
+        if fit.from_first and fit.share == 1 and fit.width > 1:
+            return mark, f"does {mark!r} divide the cells?"
+    return ",", "what divides the cells?" if re.search(r"\w[^\w\s.-]+\w", "".join(lines[:1])) else ""
 
 
 def _decoded(part: bytes, encoding: str) -> str:
