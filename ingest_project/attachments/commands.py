@@ -18,6 +18,7 @@ from ingest_project.attachments.tables import AttachmentState
 from ingest_project.contracts import encode
 from ingest_project.core.console import (
     AsJson,
+    Limit,
     add_row,
     ago,
     complain,
@@ -49,7 +50,6 @@ MAX_ROWS = 1_000
 
 attachments_app = typer.Typer(help="Attachments and their outcomes.", no_args_is_help=True)
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The attachment's key, or the beginning of it.")]
-Limit = Annotated[int, typer.Option(min=1, help="Most attachments to list.")]
 Keys = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY|TRACE...", help="Keys, the beginnings of them, or trace ids: all dead ones of these."),

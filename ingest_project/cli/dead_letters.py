@@ -31,6 +31,7 @@ from ingest_project.core.console import (
     stdout,
     table,
 )
+from ingest_project.core.console import Limit as MostToList
 from ingest_project.core.errors import IngestError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
@@ -45,7 +46,7 @@ from ingest_project.operations.redrive import (
 )
 from ingest_project.operations.topics import dead_letters_on
 from ingest_project.platform.actions import DEFAULT_LIMIT, ActionRequest, checked, login_name, perform, perform_command
-from ingest_project.platform.items import Position
+from ingest_project.platform.items import LARGEST_OFFSET, Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.dead_letters import as_text, shown_text
 
@@ -63,9 +64,13 @@ Letters = Annotated[
     list[str] | None, typer.Option(metavar="TOPIC/PARTITION/OFFSET", help="Only this one; may be given again.")
 ]
 ReasonText = Annotated[str | None, typer.Option(help="Only those with this text in their reason.")]
-LetterPartition = Annotated[int | None, typer.Option(min=0, help="Only this partition of the dead-letter topic.")]
-FirstOffset = Annotated[int | None, typer.Option(min=0, help="With a partition: from this offset on.")]
-LastOffset = Annotated[int | None, typer.Option(min=0, help="With a partition: up to this offset.")]
+LetterPartition = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST_OFFSET, help="Only this partition of the dead-letter topic.")
+]
+FirstOffset = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST_OFFSET, help="With a partition: from this offset on.")
+]
+LastOffset = Annotated[int | None, typer.Option(min=0, max=LARGEST_OFFSET, help="With a partition: up to this offset.")]
 Again = Annotated[bool, typer.Option("--again", help="Also those that were redriven before.")]
 Topics = Annotated[
     list[str] | None,
@@ -79,7 +84,6 @@ Topic = Annotated[
         metavar="TOPIC", help="List the dead letters of this topic.", show_default="dead attachments instead"
     ),
 ]
-MostToList = Annotated[int, typer.Option(min=1, help="Most to list.")]
 LocationOrKey = Annotated[
     str,
     typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="A letter as it is listed, or an attachment's key."),

@@ -113,9 +113,9 @@ def _line(step: str, state: StepState, took: str) -> str:
 def migrate(
     *,
     topics: Annotated[
-        int | None, typer.Option(min=1, metavar="PARTITIONS", help="Also create the missing topics.")
+        int | None, typer.Option(min=1, max=100_000, metavar="PARTITIONS", help="Also create the missing topics.")
     ] = None,
-    replication: Annotated[int, typer.Option(min=1, help="Copies of each partition of a new topic.")] = 1,
+    replication: Annotated[int, typer.Option(min=1, max=32_767, help="Copies of each partition of a new topic.")] = 1,
     wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long the databases and Kafka may be away.")
     ] = 0.0,

@@ -10,6 +10,7 @@ import typer
 
 from ingest_project.core.console import (
     AsJson,
+    Rows,
     add_row,
     complain,
     print_json,
@@ -29,7 +30,6 @@ Text = Annotated[
     list[str],
     typer.Argument(metavar="TEXT", help=f"What identifies it: {SEARCHED}."),
 ]
-Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most rows of each list.")]
 
 
 def find_items(text: Text, *, as_json: AsJson = False) -> None:

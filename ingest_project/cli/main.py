@@ -150,6 +150,7 @@ def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: st
         name: of the program, for its help.
     """
     try:
+        _require_text(arguments)
         return _exit_code(build, arguments, name)
     except SettingsError as error:
         return _failed(error, WRONG_USAGE)
@@ -184,6 +185,13 @@ def installed_plugins() -> list[InstalledPlugin]:
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)
             found += parts.plugins()
     return found
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Require UTF-8 of every argument that names no file: no database and no message takes another text."""
+    for argument in arguments:
+        if argument.encode(errors="replace") != os.fsencode(argument) and not os.path.lexists(argument):
+            raise typer.BadParameter(f"{argument!r} is not UTF-8.")
 
 
 def _exit_code(build: Callable[[], typer.Typer], arguments: Sequence[str], name: str) -> int:

@@ -20,6 +20,7 @@ import typer
 
 from ingest_project.contracts import encode
 from ingest_project.contracts.attachments import (
+    MAX_SIZE_BYTES,
     AttachmentEvent,
     DownloadTask,
     attachment_key,
@@ -164,7 +165,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     wait: Annotated[
         bool, typer.Option("--wait", help="Until the source is polled; exit code 1 if that fails.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds that --wait waits at most.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that --wait waits at most.")] = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Poll a source: each new file in it is ingested."""
@@ -230,7 +231,7 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     ] = "",
     file_name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
     content_type: Annotated[str | None, typer.Option(help="What it must be, e.g. image/jpeg.")] = None,
-    expected_size: Annotated[int | None, typer.Option(metavar="BYTES", help="How long it must be.")] = None,
+    expected_size: Annotated[int | None, typer.Option(min=0, max=MAX_SIZE_BYTES, help="Bytes it must have.")] = None,
     checksum: Annotated[str | None, typer.Option(help="sha256:... or md5:... that it must have.")] = None,
     trace_id: TraceId = None,
     as_json: AsJson = False,

@@ -25,6 +25,8 @@ from ingest_project.core.logging import printable, to_json
 # Without a terminal nothing is cut or wrapped, so that grep finds whole lines.
 UNBOUNDED_WIDTH = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="Most to list.")]
+Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most rows of each list.")]
 MAX_SEARCHED = 1_000
 SHOWN = 5
 MIN_SIMILARITY = 0.4

@@ -70,7 +70,8 @@ def as_utc(moment: datetime) -> datetime:
 
 def hour_key(moment: datetime) -> str:
     """Return the partition key of the hour that a moment is in."""
-    return moment.astimezone(UTC).strftime(HOUR_FORMAT)
+    # Python leaves out the zeros before a year of three digits, and reads none without them.
+    return moment.astimezone(UTC).strftime(HOUR_FORMAT).zfill(16)
 
 
 def parse_hour_key(partition: str) -> datetime:

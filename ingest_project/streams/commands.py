@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ingest_project.core.console import (
     AsJson,
+    Limit,
     add_row,
     ago,
     complain,
@@ -51,7 +52,6 @@ MAX_SHOWN_MESSAGE = 4_000
 MAX_LOST = 50
 
 Hour = Annotated[str | None, typer.Argument(metavar="HOUR", help="As Dagster calls it: 2026-01-15-10:00.")]
-Limit = Annotated[int, typer.Option(min=1, help="Most messages to list.")]
 FromBeginning = Annotated[
     bool,
     typer.Option(

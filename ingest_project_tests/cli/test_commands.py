@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -110,6 +112,14 @@ def test_wrong_usage_prints_nothing_that_acts_on_a_terminal(capsys: pytest.Captu
             ["quarantine", "release"],
             "Invalid value: Name the files, or say --all. See: ingest quarantine release --help",
         ),
+        (["find", "caf\udce9.csv"], r"Invalid value: 'caf\udce9.csv' is not UTF-8."),
+        (
+            ["send", "polling-job", "--dummy", "--timeout", "-1"],
+            (
+                "Invalid value for '--timeout': Input should be greater than or equal to 0. "
+                "See: ingest send polling-job --help"
+            ),
+        ),
     ],
 )
 def test_wrong_usage_is_one_plain_line_with_what_to_look_at_and_exit_code_2(
@@ -118,6 +128,22 @@ def test_wrong_usage_is_one_plain_line_with_what_to_look_at_and_exit_code_2(
     monkeypatch.delenv("COLUMNS", raising=False)
     assert run(arguments) == 2
     assert capsys.readouterr() == ("", f"{said}\n")
+
+
+def test_a_number_beyond_what_is_asked_for_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command of every group: a database refuses what is beyond its own integers."""
+    for command, option in numbers_of(typer.main.get_command(build_app())):
+        assert run([*command, option, "9" * 23]) == 2, (command, option)
+        assert capsys.readouterr().err.startswith(f"Invalid value for '{option}': Input should be less"), command
+
+
+def numbers_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:  # noqa: ANN401 - of Typer's own Click
+    """Yield each command with each of its options that are whole numbers."""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from numbers_of(below, (*path, name))
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.type_descriptor.annotation in {int, int | None}:
+            yield path, parameter.opts[0]
 
 
 def test_dev_says_where_things_are_and_ctrl_c_ends_it_with_130(tmp_path: Path) -> None:

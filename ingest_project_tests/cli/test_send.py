@@ -231,7 +231,7 @@ def test_a_download_task_arrives_as_requested_and_names_its_attachment(
         (["attachment-event", "--domain", " "], "domain"),
         (["attachment-event", "--domain", "d", "--payload", "{"], "--payload"),
         (["download-task", "", "--domain", "d"], "attachment_url"),
-        (["download-task", "u", "--domain", "d", "--expected-size", "-1"], "expected_size"),
+        (["download-task", "u", "--domain", "d", "--expected-size", "-1"], "expected-size"),
         (["file-event", "a.csv", "--short", "--format", "x"], "short"),
         (["file-event", "bad\udcff.csv"], "UTF-8"),
     ],

@@ -30,5 +30,6 @@ def test_an_hour_begins_where_the_one_before_it_ends() -> None:
 def test_an_hour_has_one_key_wherever_its_time_was_written() -> None:
     assert hour_key(datetime.fromisoformat("2026-03-01T01:30:00+02:00")) == "2026-02-28-23:00"
     assert parse_hour_key("2026-03-01-12:00") == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert parse_hour_key(hour_key(datetime(33, 4, 3, tzinfo=UTC))) == datetime(33, 4, 3, tzinfo=UTC)
     with pytest.raises(ValueError, match="does not match"):
         parse_hour_key("2026-03-01 12:00")

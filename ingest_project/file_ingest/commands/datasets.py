@@ -17,6 +17,7 @@ import typer
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
+    Limit,
     add_row,
     ago,
     complain,
@@ -39,7 +40,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=Fals
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of the proposal; made of the file's by default.")]
 Profile = Annotated[str | None, typer.Option(metavar="NAME|PATH", help="Reader profile, by name or as a YAML file.")]
 Dataset = Annotated[str | None, typer.Option(metavar="NAME|PATH", help="Dataset, by name or as a defs.yaml.")]
-Rows = Annotated[int, typer.Option(min=0, help="Most accepted, and most rejected rows to show.")]
+Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most accepted, and most rejected rows to show.")]
 Paths = Annotated[list[Path] | None, typer.Argument(metavar="[PATH...]", help="YAML files, or folders of them.")]
 
 
@@ -226,7 +227,7 @@ def _refused_by_tables(declared: Sequence[Any], settings: Settings) -> Sequence[
 def show_baselines(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Only sources with this text in their name.")] = "",
     *,
-    limit: Annotated[int, typer.Option(min=1, help="Most sources to show.")] = 100,
+    limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
     """Show for each source of files its last file, next to what was usual in recent weeks."""

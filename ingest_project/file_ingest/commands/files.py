@@ -10,6 +10,8 @@ import typer
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
     AsJson,
+    Limit,
+    Rows,
     add_row,
     ago,
     complain,
@@ -34,8 +36,6 @@ files_app = typer.Typer(help="Files and their outcomes.", no_args_is_help=True)
 quarantine_app = typer.Typer(help="Quarantined files: why, and how to release them.", no_args_is_help=True)
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The file's key, or the beginning of it.")]
-Rows = Annotated[int, typer.Option(min=0, help="Most rows of each list.")]
-Limit = Annotated[int, typer.Option(min=1, help="Most files to list.")]
 Reason = Annotated[str, typer.Option(help="Why, for the record of operators' actions.")]
 Search = Annotated[str | None, typer.Option(help="Only files with this text in key, path, job id, trace id or reason.")]
 
@@ -72,12 +72,7 @@ def show_file(key: Key, *, rows: Rows = 10, as_json: AsJson = False) -> None:
 
 
 @quarantine_app.command("list")
-def list_quarantined(
-    *,
-    search: Search = None,
-    limit: Limit = 50,
-    as_json: AsJson = False,
-) -> None:
+def list_quarantined(*, search: Search = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List the files that were quarantined whole, the last first."""
     list_files(state=FileState.QUARANTINED, search=search, limit=limit, as_json=as_json)
 
