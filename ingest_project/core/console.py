@@ -1,9 +1,9 @@
-"""Output of commands: tables and sentences for a person, or one JSON object for a script, and nothing else on stdout.
+"""Output of commands: tables and sentences for a person, or one JSON object for a script; stdout gets nothing else.
 
-File names, reasons and raw rows are untrusted. They are never read as markup, and a character that could move the
-cursor, change colours or reverse the text is printed as an escape.
+File names, reasons and raw rows are untrusted. They are never interpreted as markup, and a character that could move
+the cursor, change colours or reverse the text is printed as an escape.
 
-Commands that take the key of one entry also accept the beginning of it, see `find_by_key`.
+Commands that take the key of one entry also accept a prefix of it, see `find_by_key`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.text import Text
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.logging import printable, to_json
 
-# Without a terminal nothing is cut or wrapped, so that grep finds whole lines.
+# Width without a terminal: nothing is cut or wrapped, so that grep finds whole lines.
 UNBOUNDED_WIDTH = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="Most to list.")]
@@ -30,7 +30,7 @@ Rows = Annotated[int, typer.Option(min=0, max=10_000, help="Most rows of each li
 MAX_SEARCHED = 1_000
 SHOWN = 5
 MIN_SIMILARITY = 0.4
-# As many as every number of at most so many digits has in floating point.
+# Number of decimal digits that a float can represent exactly.
 EXACT_DIGITS = 15
 Record_co = TypeVar("Record_co", covariant=True)
 Record = TypeVar("Record")
@@ -47,7 +47,7 @@ def stderr() -> Console:
 
 
 def shortened(value: object, length: int) -> str:
-    """Return printable text; on a terminal cut to a length, with an ellipsis if something is missing."""
+    """Return printable text; on a terminal, cut it to a length with an ellipsis."""
     text = printable(value)
     return text if len(text) <= length or not stdout().is_terminal else text[: length - 1] + "…"
 
@@ -58,7 +58,7 @@ def cell(value: object, style: str = "") -> Text:
 
 
 def value_text(value: object) -> str:
-    """Return any value for a person, the same in commands, pages and alerts.
+    """Format any value for people, in the same way for commands, pages and alerts.
 
     None is empty, thousands are separated, a whole number has no decimals, times are in UTC.
     """
@@ -74,10 +74,10 @@ def value_text(value: object) -> str:
 
 
 def data_text(value: object) -> str:
-    """Return a value of a row for a person, the same in commands and pages: as `value_text`, but to be copied.
+    """Format a value of a row for people, the same in commands and pages: like `value_text`, but suitable to copy.
 
-    Numbers are as databases show them, without marks between thousands: many are ids, years and offsets. A time has the
-    fraction of its second.
+    Numbers have no thousands separators, as in databases: many are ids, years and offsets. A time includes the fraction
+    of its second.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.{EXACT_DIGITS}g}" if isinstance(value, float) else str(value)
@@ -88,7 +88,7 @@ def data_text(value: object) -> str:
 
 
 def moment(time: datetime) -> str:
-    """Return a time to the second, in UTC; one without a zone as it is."""
+    """Return a time to the second, in UTC; a time without a zone is not converted."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if time.tzinfo else f"{time:%Y-%m-%d %H:%M:%S}"
 
 
@@ -121,8 +121,8 @@ def table(*headings: str, numbers: Collection[str] = ()) -> Table:
     """Return an empty table.
 
     Args:
-        headings: of its columns.
-        numbers: the headings of columns with numbers.
+        headings: headings of the columns.
+        numbers: headings of the columns with numbers.
     """
     new_table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
@@ -154,7 +154,7 @@ def show(made: Table, title: str = "") -> None:
         return
     with console.capture() as rendered:
         console.print(made)
-    # Columns are padded to their width, the last one too.
+    # Strip the padding: even the last column is padded to its width.
     typer.echo("\n".join(line.rstrip() for line in rendered.get().splitlines()))
 
 
@@ -163,9 +163,9 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
 
     Args:
         made: the table.
-        things: the noun of its rows, e.g. `files`.
+        things: plural noun for its rows, e.g. `files`.
         more: True if further results exist.
-        which: the part of the results that it has.
+        which: part of the results in the table, e.g. `first`.
     """
     if not made.row_count:
         complain(f"No such {things}.")
@@ -176,7 +176,7 @@ def show_list(made: Table, things: str, *, more: bool, which: str = "first") -> 
 
 
 def show_facts(pairs: Sequence[tuple[str, object]]) -> None:
-    """Print names and values below each other, except those without a value.
+    """Print one name and value per line, without names that have no value.
 
     Long values are not wrapped: an address that the terminal wraps can still be copied.
     """
@@ -192,12 +192,12 @@ def print_json(value: object) -> None:
 
 
 def report_check(problems: Sequence[str], usable: str, unchecked: str = "", *, as_json: bool) -> None:
-    """Print the problems of what was checked, and end the command with exit code 1 if there are any.
+    """Print the problems that a check found, and end the command with exit code 1 if there are any.
 
     Args:
-        problems: each with its file and line.
-        usable: what is without one, such as `2 datasets`.
-        unchecked: a sentence about what another command checks.
+        problems: problems, each with its file and line.
+        usable: parts without problems, such as `2 datasets`.
+        unchecked: sentence about the checks of another command.
         as_json: print one JSON object.
     """
     if unchecked:
@@ -213,7 +213,7 @@ def report_check(problems: Sequence[str], usable: str, unchecked: str = "", *, a
 
 
 def _show_title(title: str) -> None:
-    # Not the table's own title: that is wrapped at the table's width.
+    # Print it above the table: rich would wrap the table's own title at the table's width.
     if title:
         stdout().print()
         stdout().print(Text(printable(title), "bold"))
@@ -227,11 +227,11 @@ def _console(*, stderr: bool) -> Console:
 
 
 class UnknownKeyError(PermanentError):
-    """No key, or more than one, begins like this.
+    """No key, or more than one, has this prefix.
 
     Args:
-        key: as it was typed.
-        nearest: keys that may be meant.
+        key: key as typed.
+        nearest: similar keys.
     """
 
     def __init__(self, key: str, message: str, nearest: Sequence[str]) -> None:
@@ -256,10 +256,10 @@ def find_by_key(
     """Return the entry with this key, or the only one whose key begins with it.
 
     Args:
-        queue: the queue to search.
-        key: as it was typed.
+        queue: queue to search.
+        key: key, or prefix of a key, as typed.
         key_of: returns the key of an entry.
-        noun: of an entry, for people.
+        noun: noun for an entry, for people.
         listing: command that lists the entries.
 
     Raises:
@@ -283,10 +283,10 @@ def find_by_key(
 
 
 def nearest_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Return the known keys that are most like this one, by name or as a whole."""
+    """Return the known keys that are most similar to this one, by name or as a whole."""
     by_name: dict[str, str] = {}
     for known_key in known:
-        # Only the newest version of a name is proposed.
+        # Propose only the newest version of a name.
         by_name.setdefault(known_key.rpartition("~")[0], known_key)
     names = difflib.get_close_matches(key.rpartition("~")[0] or key, by_name, n=SHOWN, cutoff=MIN_SIMILARITY)
     whole = difflib.get_close_matches(key, known, n=SHOWN, cutoff=MIN_SIMILARITY)

@@ -1,4 +1,4 @@
-"""Every error that this project raises on purpose, by the reaction to it.
+"""Every error that this project raises deliberately, grouped by the reaction to it.
 
     IngestError
     ├── PermanentError                  a retry cannot help: quarantine, dead-letter or reject, with the reason
@@ -18,12 +18,12 @@
     │   ├── SchemaConflictError         rows do not fit their table
     │   ├── TableUnusableError          a table or column is missing, or the right to write it
     │   ├── MessageTooLargeError        the broker rejects a message for its size
-    │   ├── SkippedByOperatorError      a person had a message skipped
+    │   ├── SkippedByOperatorError      an operator skipped a message
     │   └── UnexpectedError             a defect of ours that one file caused; the log has its traceback
     ├── TransientError                  the same request may succeed later: retried with back-off
     │   ├── SourceUnreachableError      a source cannot be listed or read now
     │   ├── SourceChangedError          a file changed while it was read, or is not yet the announced version
-    │   ├── DownloadFailedError         a web server did not answer, was too slow, broke off, or asked to wait
+    │   ├── DownloadFailedError         a web server did not answer, was too slow, disconnected, or requested a pause
     │   ├── HostThrottledError          a web host that is not contacted for a while
     │   ├── BrokerUnavailableError      Kafka does not answer, or rejected a write
     │   ├── EventhouseUnavailableError  Eventhouse does not answer, throttles, or gave an incomplete answer
@@ -32,9 +32,9 @@
     │   ├── TransactionConflictError    another transaction held a lock or wrote the same rows
     │   ├── StoreUnavailableError       an object store does not answer or is full
     │   └── WorkerExhaustedError        this process ran out of memory, disk or file handles over one file
-    └── UnreadableMessageError          a Kafka message that breaks its contract: dead letters, the topic goes on
+    └── UnreadableMessageError          a Kafka message breaks its contract: it becomes a dead letter
 
-Catch the narrowest class that you can handle, and raise `from` what was caught.
+Catch the narrowest class that you can handle, and raise the new error `from` the caught one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class UnreadableMessageError(IngestError):
     """A message that breaks its topic's contract.
 
     Args:
-        reason: what is wrong, naming the field, without quoting more than a few characters of the value.
+        reason: the problem, with the name of the field, quoting at most a few characters of the value.
     """
 
     def __init__(self, reason: str) -> None:
@@ -103,11 +103,11 @@ class LimitExceededError(FileRejectedError):
 
 
 class CheckFailedError(FileRejectedError):
-    """A check of the user's contract raised an error: no row is to blame, and none can be judged.
+    """A check of the user's contract raised an error, so that it cannot accept or reject any row.
 
     Args:
-        check: its name.
-        cause: type and message of the error.
+        check: name of the check.
+        cause: exception of the check.
     """
 
     def __init__(self, check: str, cause: str) -> None:
@@ -124,8 +124,8 @@ class ForbiddenPathError(PermanentError):
     """A path or address outside what this system may read.
 
     Args:
-        path: as requested.
-        reason: why it is rejected and which setting would allow it.
+        path: requested path.
+        reason: why it is rejected, and which setting would allow it.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -146,8 +146,8 @@ class SourceAccessDeniedError(PermanentError):
     """A source denies access, or is not the expected one.
 
     Args:
-        location: of the source or the file.
-        reason: who denies what, and the remedy; starts in lower case, ends without a full stop.
+        location: location of the source or the file.
+        reason: who denies access, and the remedy; starts in lower case, ends without a full stop.
     """
 
     def __init__(self, location: str, reason: str) -> None:
@@ -157,11 +157,11 @@ class SourceAccessDeniedError(PermanentError):
 
 
 class UnreadableListingError(PermanentError):
-    """A source's answer is not a listing that can be read; it may have files, so it does not count as empty.
+    """A source's answer is not a readable listing; the source may have files, so it does not count as empty.
 
     Args:
-        location: of the folder or page.
-        seen: the answer instead, for a person; starts in lower case, ends without a full stop.
+        location: location of the folder or page.
+        seen: description of the answer for people; starts in lower case, ends without a full stop.
     """
 
     def __init__(self, location: str, seen: str) -> None:
@@ -182,9 +182,9 @@ class SchemaConflictError(PermanentError):
     """Rows do not fit their table.
 
     Args:
-        table: its address.
-        column: with its path where it is nested, e.g. `client_info.language`.
-        reason: what differs.
+        table: address of the table.
+        column: column, with the path of a nested one, e.g. `client_info.language`.
+        reason: the difference.
     """
 
     def __init__(self, table: str, column: str, reason: str) -> None:
@@ -194,7 +194,7 @@ class SchemaConflictError(PermanentError):
 
 
 class TableUnusableError(PermanentError):
-    """A table or column is missing in the database, or the right to write it.
+    """A table or column is missing in the database, or the privilege to write it.
 
     Args:
         cause: the database's reason.
@@ -211,7 +211,7 @@ class MessageTooLargeError(PermanentError):
     """The broker rejects a message for its size.
 
     Args:
-        topic: of the message.
+        topic: topic of the message.
         cause: the broker's reason, with the counts of the call.
     """
 
@@ -221,7 +221,7 @@ class MessageTooLargeError(PermanentError):
 
 
 class QueryRejectedError(PermanentError):
-    """Eventhouse rejects a query, or its answer to it can never be used.
+    """Eventhouse rejects a query, or its answer can never be used.
 
     Args:
         subject: the query and its cluster.
@@ -235,11 +235,11 @@ class QueryRejectedError(PermanentError):
 
 
 class SkippedByOperatorError(PermanentError):
-    """A person had a message skipped.
+    """An operator skipped a message.
 
     Args:
-        asked_by: the person.
-        reason: of the person.
+        asked_by: the operator.
+        reason: the operator's reason.
     """
 
     def __init__(self, asked_by: str, reason: str) -> None:
@@ -247,10 +247,10 @@ class SkippedByOperatorError(PermanentError):
 
 
 class VersionSupersededError(PermanentError):
-    """The source has another version of a file than its event announced, and the announced one is gone.
+    """The source has a version of a file other than the announced one, which no longer exists.
 
     Args:
-        location: of the file.
+        location: location of the file.
         detail: the two versions.
     """
 
@@ -292,7 +292,7 @@ class BrokerUnavailableError(TransientError):
     """Kafka does not answer, or rejected a write.
 
     Args:
-        servers: their addresses.
+        servers: addresses of the brokers.
         cause: the client's reason.
         remedy: one sentence.
     """
@@ -308,7 +308,7 @@ class EventhouseUnavailableError(TransientError):
     """Eventhouse does not answer, throttles, or gave an incomplete answer.
 
     Args:
-        cluster: its address.
+        cluster: address of the cluster.
         cause: the reason, shortened.
     """
 
@@ -321,7 +321,7 @@ class SchemaRegistryUnavailableError(TransientError):
     """The schema registry does not answer, or refuses.
 
     Args:
-        url: its address.
+        url: address of the registry.
         cause: the reason, shortened.
     """
 
@@ -338,10 +338,10 @@ class DatabaseUnavailableError(TransientError):
     """The warehouse cannot be used now.
 
     Args:
-        address: of the database, without password.
+        address: address of the database, without password.
         cause: the driver's message.
         remedy: one sentence.
-        state: of the database, e.g. `does not answer`.
+        state: state of the database, e.g. `does not answer`.
     """
 
     def __init__(
@@ -356,10 +356,10 @@ class DatabaseUnavailableError(TransientError):
 
 
 class TransactionConflictError(TransientError):
-    """Another transaction held a lock or wrote the same rows; the transaction may succeed when it is run again.
+    """Another transaction held a lock or wrote the same rows; a retry of the transaction may succeed.
 
     Args:
-        address: of the database, without password.
+        address: address of the database, without password.
         cause: the database's message.
     """
 
@@ -372,7 +372,7 @@ class StoreUnavailableError(TransientError):
     """An object store does not answer or cannot be written: unreachable, access denied, or full.
 
     Args:
-        address: of the store.
+        address: address of the store.
         cause: the reason.
     """
 
@@ -384,7 +384,7 @@ class StoreUnavailableError(TransientError):
 
 
 class WorkerExhaustedError(TransientError):
-    """This process ran out of memory, disk or file handles; alone, or later, there may be enough.
+    """This process ran out of memory, disk space or file handles; later, or with one file alone, there may be enough.
 
     Args:
         doing: the action, e.g. "Reading the file".
@@ -400,9 +400,9 @@ class AddressRejectedError(PermanentError):
     """A web address that this system may not contact.
 
     Args:
-        url: without secrets, see `printable_url`.
+        url: address without secrets, see `printable_url`.
         rule: why it is rejected.
-        setting: the setting that would allow it; None when none does.
+        setting: setting that could allow it; None if there is none.
     """
 
     def __init__(self, url: str, rule: str, setting: str | None = None) -> None:
@@ -414,12 +414,12 @@ class AddressRejectedError(PermanentError):
 
 
 class DownloadRejectedError(PermanentError):
-    """A web server's answer will be the same again.
+    """A web server refused a download for a reason that a retry cannot change.
 
     Args:
-        url: without secrets.
-        reason: its answer.
-        http_status: of the answer; None when the answer was not HTTP.
+        url: address without secrets.
+        reason: the server's answer.
+        http_status: status of the answer; None if it was not HTTP.
     """
 
     def __init__(self, url: str, reason: str, http_status: int | None = None) -> None:
@@ -430,14 +430,14 @@ class DownloadRejectedError(PermanentError):
 
 
 class DownloadFailedError(TransientError):
-    """A web server did not answer, was too slow, broke off, or asked to wait.
+    """A web server did not answer, was too slow, disconnected, or requested a pause.
 
     Args:
-        url: without secrets.
+        url: address without secrets.
         cause: the failure.
-        http_status: of the answer, if there was one.
-        retry_after: how long the server asked to wait, if it did.
-        cut: the connection broke; the received part is good, and an immediate retry may succeed.
+        http_status: status of the answer, if there was one.
+        retry_after: pause that the server requested, if any.
+        cut: True if the connection broke: the received part is valid, and an immediate retry may succeed.
     """
 
     def __init__(
@@ -457,11 +457,11 @@ class DownloadFailedError(TransientError):
 
 
 class HostThrottledError(TransientError):
-    """A web host that is not contacted for a while: it throttles, keeps failing, or has no free connection.
+    """A web host is not contacted for a while, because it throttles, keeps failing, or has no free connection.
 
     Args:
         host: host and port.
-        reason: one of these.
+        reason: which of these applies.
         retry_after: time until the next attempt.
     """
 

@@ -1,7 +1,7 @@
-"""Keys of items, and work on batches of them: prefetch the next batch, and isolate the item that makes one fail.
+"""Create keys of items, prefetch batches, and isolate the item that makes a batch fail.
 
-A key is a readable name with 128 bits of what identifies the item, or an hour as Dagster writes it. With 128 bits
-no one finds two inputs of the same key by trial; with 40 bits that took seconds.
+A key is a readable name with a 128-bit hash of the item's identity, or an hour in Dagster's format. Nobody can find a
+collision of 128 bits by trial; with 40 bits that took seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 DIGEST_BYTES = 16
-# Run tags, URLs and file names hold a key; PostgreSQL refuses tags over 2.7 KB, file systems names over 255 bytes.
+# Run tags, URLs and file names contain a key; PostgreSQL refuses tags over 2.7 KB, file systems names over 255 bytes.
 NAME_BYTES = 80
 # Dagster's own format of hourly partitions, e.g. `2026-01-15-10:00`, in UTC.
 HOUR_FORMAT = "%Y-%m-%d-%H:00"
@@ -27,7 +27,7 @@ _AS_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _TWO_LETTERS = [first + second for first in _BASE32 for second in _BASE32]
 _SHIFTS = range(120, -1, -10)
-# Messages are read by the ten thousand.
+# Runs read tens of thousands of messages at a time.
 OBJECTS_PER_COLLECTION = 100_000
 Item = TypeVar("Item")
 
@@ -35,35 +35,35 @@ Item = TypeVar("Item")
 def digest_of(*parts: object) -> str:
     """Hash the parts into 26 characters: 128 bits in base32, lower case.
 
-    The parts are hashed as one JSON array, so that no two lists of parts run together to the same text.
+    The parts are hashed as one JSON array, so that different lists of parts never give the same text.
 
     Args:
-        parts: anything that JSON can hold; lone surrogates are distinguished as well.
+        parts: any values that JSON can represent; lone surrogates are distinguished too.
     """
     digest = hashlib.sha256(_AS_JSON(parts).encode()).digest()[:DIGEST_BYTES]
-    # 128 bits and two zeros, as base32 pads them. `base64` takes three times as long, for every listed file.
+    # Base32 pads 128 bits with two zero bits. The module `base64` takes three times as long, for every listed file.
     bits = int.from_bytes(digest) << 2
     return "".join([_TWO_LETTERS[bits >> shift & 1023] for shift in _SHIFTS])
 
 
 def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
-    """Make a key of a readable name and the hash of what it identifies, e.g. `a.csv~mfrggzdfmztwq2lknnwg23tpoa`.
+    """Build a key from a readable name and the hash of the item's identity, e.g. `a.csv~mfrggzdfmztwq2lknnwg23tpoa`.
 
-    It has letters, digits and `_.-~` only, at most 107 bytes.
+    It contains only letters, digits and `_.-~`, and has at most 107 bytes.
 
     Args:
         name: any text; it is not hashed.
         parts: everything that distinguishes this key from others.
-        keep_end: keep the end of a long name, where a file name has its extension; else the beginning.
+        keep_end: keep the end of a long name, which contains a file's extension, instead of the beginning.
     """
     return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
 
 
 def as_utc(moment: datetime) -> datetime:
-    """Return a time in UTC; one without a zone is UTC.
+    """Convert a time to UTC; a time without a zone counts as UTC.
 
     Raises:
-        OverflowError: in UTC it lies outside the years 1 to 9999.
+        OverflowError: the UTC time is outside the years 1 to 9999.
     """
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -78,7 +78,7 @@ def parse_hour_key(partition: str) -> datetime:
     """Return the start of the hour of a partition key.
 
     Raises:
-        ValueError: it is not the key of an hour.
+        ValueError: the text is not the key of an hour.
     """
     return datetime.strptime(partition, HOUR_FORMAT).replace(tzinfo=UTC)
 
@@ -90,10 +90,10 @@ def end_of(hour: datetime) -> datetime:
 
 @contextmanager
 def prefetch(items: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
-    """Iterate over a generator that makes its next item in a background thread while the caller uses the last one.
+    """Iterate over a generator that produces its next item in a background thread while the caller uses the last one.
 
     An exception of the generator is raised when the caller requests the next item. When the block ends, the generator
-    and the thread have ended as well.
+    and the thread have ended, too.
 
     Args:
         items: yields anything but None.
@@ -104,9 +104,9 @@ def prefetch(items: Generator[Item, None, None]) -> Iterator[Iterator[Item]]:
 
 @contextmanager
 def rarely_collected() -> Iterator[None]:
-    """Look for unreachable cycles of objects more rarely, while large numbers of objects without any come and go.
+    """Run Python's cyclic garbage collector less often, for code that creates many objects without cycles.
 
-    Each of them would bring the next look at all objects nearer, which takes longer than what is done with them.
+    Otherwise these objects trigger frequent collections, which take longer than the work itself.
     """
     usual = gc.get_threshold()
     gc.set_threshold(OBJECTS_PER_COLLECTION, *usual[1:])
@@ -126,17 +126,17 @@ def store_bisecting(
     One bad item among n costs about 2 log2(n) more calls; n bad ones cost 2n.
 
     Args:
-        items: in the order in which they are stored. An empty sequence stores nothing.
-        store: stores some of the items, always neighbours. A call that raises has stored none of them, or storing
-            them again leaves the same state.
+        items: items in the order of storing. An empty sequence stores nothing.
+        store: stores consecutive items. A call that raises must have stored none of them, or storing them again must be
+            idempotent.
         is_item_fault: returns True for an error that an item may have caused, False for one of the store itself, such
-            as a database that does not answer: halving would not help there.
+            as a database that does not answer, for which halving would not help.
 
     Returns:
-        the items that could not be stored even alone, in order, each with the error it caused.
+        the items that could not be stored even alone, in order, each with its error.
 
     Raises:
-        Exception: an error of `store` that no item caused. What was stored before it stays stored.
+        Exception: an error of `store` that no item caused. Items stored before it stay stored.
     """
     failures: list[tuple[Item, Exception]] = []
     waiting = [items] if items else []
@@ -156,7 +156,7 @@ def store_bisecting(
 
 
 def _readable(name: str, *, keep_end: bool) -> str:
-    # A run of dots means a range to Dagster, a leading dash an option to a shell, a leading dot a hidden file.
+    # Consecutive dots mean a range to Dagster, a leading dash an option to a shell, a leading dot a hidden file.
     plain = re.sub(r"[^\w.\-]+", "_", unicodedata.normalize("NFC", name))
     encoded = re.sub(r"\.{2,}", ".", plain).encode()
     kept = encoded[-NAME_BYTES:] if keep_end else encoded[:NAME_BYTES]
@@ -164,7 +164,7 @@ def _readable(name: str, *, keep_end: bool) -> str:
 
 
 def _prefetched(items: Generator[Item, None, None], worker: ThreadPoolExecutor) -> Iterator[Item]:
-    # Fields that are bound for log lines are bound in the thread as well.
+    # Copy the context, so that fields bound for log lines are bound in the thread too.
     context = copy_context()
 
     def make_next() -> Item | None:

@@ -1,7 +1,7 @@
-"""Local files: kept private, written completely, and read with their announced length and digest verified.
+"""Keep local files private, write them completely, and read them with their announced length and digest verified.
 
-Rows, attachments, logs and SQLite files hold data that other users should not read, and most are created by libraries
-that do not set modes. So every process sets its umask first: folders become 0700 and files 0600.
+Rows, attachments, logs and SQLite files contain data that other users should not read, and libraries that set no modes
+create most of them. So every process sets its umask first: folders become 0700 and files 0600.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def keep_files_private() -> None:
 
 
 def owner_only(path: str, flags: int) -> int:
-    """Open a file for `open`, as its `opener`: one that is created is private to this user, whatever the umask is."""
+    """Open a file as the `opener` of `open`, so that a new file is private to this user regardless of the umask."""
     return os.open(path, flags, 0o600)
 
 
@@ -39,7 +39,7 @@ def make_private_folder(folder: Path) -> None:
     """Create a folder and its missing parents for this user only; leave existing ones unchanged.
 
     Raises:
-        OSError: it cannot be created, or a file of that name exists.
+        OSError: the folder cannot be created, or a file of that name exists.
     """
     for part in reversed((folder, *folder.parents)):
         if not part.is_dir():
@@ -51,7 +51,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
     """Raise errors of the file system as `StoreUnavailableError`.
 
     Raises:
-        StoreUnavailableError: full, read-only, forbidden, broken.
+        StoreUnavailableError: the disk is full, read-only or broken, or access is denied.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte: the system may accept a part at a time, as a nearly full disk does before it rejects the rest.
+    """Write every byte: the system may accept only a part per call, e.g. a nearly full disk before it rejects the rest.
 
     Raises:
         OSError: the rest cannot be written.
@@ -71,7 +71,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 class FileFingerprint(NamedTuple):
-    """Identity of a file and time of its last write. A link to the file has the same one, a copy has another."""
+    """Identity of a file and time of its last write. A hard link has the same fingerprint, a copy has another."""
 
     device: int
     inode: int
@@ -80,12 +80,12 @@ class FileFingerprint(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """Return the fingerprint of a file in its present state."""
+        """Return the fingerprint of a file in its current state."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class BlockReader(io.RawIOBase):
-    """An unbuffered file whose subclass returns the next bytes, at most so many, and none at the end."""
+    """An unbuffered file; a subclass returns the next bytes, at most `size`, and none at the end."""
 
     def next_block(self, size: int) -> bytes:
         """Return the next bytes."""
@@ -104,18 +104,18 @@ class BlockReader(io.RawIOBase):
 
 
 class LocalFile:
-    """A finished file with its announced length and digest; as a context manager, it is read once from start to end.
+    """A complete file with its announced length and digest; use it as a context manager to read it once, in order.
 
     Args:
-        path: path of the file, which must not change meanwhile.
-        size_bytes: its length.
-        sha256: its digest, in hex.
-        fingerprint: of the file when its digest was computed. While the file still has it, its digest need not be
-            computed again.
+        path: path of the file, which must not change during the read.
+        size_bytes: announced length.
+        sha256: announced digest, in hexadecimal.
+        fingerprint: fingerprint of the file when its digest was computed. While it is unchanged, the digest need not
+            be computed again.
 
     Raises:
         SourceNotFoundError: the file does not exist.
-        SourceChangedError: another length (on opening); another digest, or written to meanwhile (after the last byte).
+        SourceChangedError: the length differs (on opening), or the digest, or the file was written to (at the end).
         StoreUnavailableError: the disk cannot be read.
     """
 
@@ -150,7 +150,7 @@ class LocalFile:
         return self._file.fileno()
 
     def read(self, size: int) -> bytes:
-        """Return the next piece: of this size, except for the last."""
+        """Return the next piece, which has this size unless it is the last one."""
         with folder_errors(self.path):
             chunk = self._file.read(size) or b""
             while len(chunk) < size and (more := self._file.read(size - len(chunk))):
@@ -172,7 +172,7 @@ class LocalFile:
         self.finish()
 
     def finish(self) -> None:
-        """Verify everything that was read: by its digest, or by the fingerprint that the file had and still has."""
+        """Verify everything that was read, by an unchanged fingerprint or by the digest."""
         is_intact = self._digest.hexdigest() == self.sha256 if self._digest else self._has_fingerprint()
         if not is_intact:
             raise SourceChangedError(str(self.path), "its content is not what its checksum announced")

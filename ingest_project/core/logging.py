@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line (or text for a person), with the current item bound to every line.
+"""Structured logs: one JSON object per line (or text for a person), with the current item bound to every line.
 
-`bound(...)` adds fields such as job_id, trace_id, run_id and partition_key to everything logged inside it, from any
-module and thread that runs within its context.
+`bound(...)` adds fields such as job_id, trace_id, run_id and partition_key to every line logged inside its block, from
+any module and thread that runs in its context.
 
 `printable` makes untrusted text (file names, reasons, raw rows, exceptions) safe for a terminal, in tables, logs and
 JSON. A character that is not printable (C0 and C1 controls, DEL, bidirectional and other format characters, lone
@@ -31,18 +31,18 @@ import structlog
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.settings import LoggingSettings
 
-# Tells child processes which settings have been logged already.
+# Variable that tells child processes which settings have already been logged.
 _IGNORED = "_INGEST_SETTINGS_IGNORED"
 _OWN_LOGGER = "ingest_project"
-# Stamina would log each retry through structlog's defaults, which print on stdout, where commands print results.
+# Disable stamina's log of retries: it uses structlog's defaults, which print on stdout, where commands print results.
 stamina.instrumentation.set_on_retry_hooks([])
-# Printable ASCII needs no check; other characters are checked one by one.
+# Only characters other than printable ASCII are checked one by one.
 _DOUBTFUL = re.compile(r"[^\x20-\x7e]")
 _DOUBTFUL_IN_JSON = re.compile(r"[^\n\x20-\x7e]")
 
 
 def configure_logging(settings: LoggingSettings) -> None:
-    """Send this project's log to stderr, and to LOG_FILE where one is set. Calling it again replaces the set-up."""
+    """Send this project's log to stderr, and to LOG_FILE if it is set. A repeated call replaces the configuration."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -79,10 +79,10 @@ class _LogFile(WatchedFileHandler):
     """A log file that programs may rotate, and whose failures never reach the caller that logs.
 
     Args:
-        path: its folder is created; lines are appended, also those of other processes.
+        path: path of the file, whose folder is created; several processes may append lines.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,10 +92,10 @@ class _LogFile(WatchedFileHandler):
     @staticmethod
     def failure(path: Path, error: OSError) -> tuple[str]:
         """Return the event that reports a failure."""
-        return (f"LOG_FILE {path} is not written: {error.strerror or error}. The log goes on on standard error alone.",)
+        return (f"LOG_FILE {path} is not written: {error.strerror or error}. The log continues on standard error.",)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; a full disk or a missing folder is reported once on standard error."""
+        """Write a line; report a full disk or a missing folder once on standard error."""
         line = self.format(record) + self.terminator
         try:
             if self.stream is None:
@@ -112,7 +112,7 @@ class _LogFile(WatchedFileHandler):
             self._fails = False
 
     def close(self) -> None:
-        """Close it; lines that cannot be written any more are lost."""
+        """Close the file; buffered lines that cannot be written are lost."""
         self._purge()
         super().close()
 
@@ -122,16 +122,16 @@ class _LogFile(WatchedFileHandler):
 
     def _purge(self) -> None:
         stream, self.stream = self.stream, None
-        # Closing it tries to write the buffer once more.
+        # Closing the stream tries to write the buffer once more.
         with suppress(OSError):
             if stream is not None:
                 stream.close()
 
 
 def log_ignored(names: Sequence[str]) -> None:
-    """Write one line with the settings of a replaced service that have no meaning here; values are not shown.
+    """Log the names, not the values, of settings of a replaced service that have no effect here.
 
-    The processes that this one starts, such as runs, do not repeat it.
+    Child processes, such as runs, do not repeat the line.
     """
     if names and os.environ.get(_IGNORED) != (shown := ",".join(names)):
         os.environ[_IGNORED] = shown
@@ -139,14 +139,14 @@ def log_ignored(names: Sequence[str]) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of one module, by its `__name__`."""
+    """Return the logger of a module, given its `__name__`."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
 
 @contextmanager
 def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSON can show
-    """Add these fields to every line logged inside; fields that are None are left out."""
+    """Add these fields to every line logged inside the block, except None values."""
     with structlog.contextvars.bound_contextvars(
         **{name: value for name, value in fields.items() if value is not None}
     ):
@@ -154,26 +154,26 @@ def bound(**fields: Any) -> Iterator[None]:  # noqa: ANN401 - any value that JSO
 
 
 def printable(value: object) -> str:
-    """Return the text on one line, with every character that is not printable as an escape."""
+    """Return the text on one line, with an escape for every unprintable character."""
     return _DOUBTFUL.sub(lambda found: _escaped(found[0]), str(value))
 
 
 def printable_lines(text: str) -> str:
-    """Return the text with its lines kept, each printable."""
+    """Return the text with printable characters only, but keep its line breaks."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def printable_json(text: str) -> str:
-    """Return the same JSON with characters that are not printable as JSON's own escapes.
+    """Return the same JSON with JSON escapes for unprintable characters.
 
     Args:
-        text: JSON, in which such characters can only be part of strings.
+        text: JSON, in which such characters occur only in strings.
     """
     return _DOUBTFUL_IN_JSON.sub(lambda found: _json_escaped(found[0]), text)
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Return any value as printable JSON: structs, times and enums included, null for NaN and infinity."""
+    """Return any value, including structs, times and enums, as printable JSON; NaN and infinity become null."""
     plain = _finite(msgspec.to_builtins(value, str_keys=True, enc_hook=str))
     return printable_json(json.dumps(plain, ensure_ascii=False, indent=indent))
 
@@ -197,7 +197,7 @@ def _dump(event: Any, **options: Any) -> str:  # noqa: ANN401 - what structlog h
 def _printable_values(
     _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Make every value safe for a terminal, and indent tracebacks, whose lines could pass for events."""
+    """Make every value safe for a terminal, and indent tracebacks, whose lines could look like log events."""
     for name, value in event.items():
         if name in {"exception", "stack"}:
             event[name] = "\n".join(f"    {printable(line)}" for line in str(value).split("\n"))
@@ -225,8 +225,8 @@ def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can show
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Until `configure_logging` is called, and where it never is: structlog by itself would print the values of variables,
-# which may be secrets, with each traceback, and take a second of a processor for it.
+# Defaults until `configure_logging` is called, if ever: structlog's own would print the values of variables, which may
+# be secrets, with each traceback, and need a second of CPU time for it.
 if not structlog.is_configured():
     structlog.configure(
         processors=[
@@ -237,6 +237,6 @@ if not structlog.is_configured():
             _printable_values,
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
-        # Standard output is the result of a command, which may be JSON.
+        # Log to stderr: stdout is for the result of a command, which may be JSON.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

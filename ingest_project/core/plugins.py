@@ -1,8 +1,8 @@
-"""Parts of one kind by name: the shipped ones, and those of other packages, found by entry point.
+"""Map names to parts of one kind: the shipped ones, and those of other packages, found by entry point.
 
-Readers, sources, stores, decoders and alert channels each have one such mapping. A part is imported when it is first
-used. A package cannot replace a shipped part, nor a part of another package; a part that cannot be used is left out,
-logged and listed by `ingest config`, and everything else works on.
+Readers, sources, stores, decoders and alert channels each have one such mapping. A part is imported at its first use. A
+package cannot replace a shipped part or another package's part; a part that cannot be used is left out, logged and
+listed by `ingest config`, and everything else continues to work.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """A part that another package brings.
+    """A part from another package.
 
     Args:
         group: group of its entry point.
         name: name of its entry point.
-        package: name and version of the distribution that has it.
+        package: name and version of the distribution.
         problem: why it cannot be used; empty if it can.
     """
 
@@ -50,8 +50,8 @@ class Plugins(Mapping[str, Part], Generic[Part]):
 
     Args:
         group: group of the entry points.
-        shipped: name to `module:attribute`.
-        requires: attribute that every part has, such as `read`.
+        shipped: `module:attribute` of each shipped part, by name.
+        requires: attribute that every part must have, such as `read`.
     """
 
     def __init__(self, group: str, shipped: Mapping[str, str], requires: str = CALLABLE) -> None:
@@ -62,7 +62,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
 
     def __getitem__(self, name: str) -> Part:
         if name in self._shipped:
-            # Every file looks its reader up.
+            # Cached, because every file looks up its reader.
             if name not in self._loaded:
                 self._loaded[name] = self._shipped[name].load()
             return self._loaded[name]
@@ -78,14 +78,14 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         return len({*self._shipped, *installed(self.group)})
 
     def named(self, name: str, noun: str) -> Part:
-        """Return the part of this name.
+        """Return the part with this name.
 
         Args:
-            name: untrusted.
-            noun: name of the kind, for messages, e.g. `source_type`.
+            name: name of the part; untrusted.
+            noun: noun for the kind of part in messages, e.g. `source_type`.
 
         Raises:
-            PermanentError: no such part, with the known names; or a plug-in that cannot be used, with the reason.
+            PermanentError: the part does not exist (names the known ones), or cannot be used (names the reason).
         """
         if name in self._shipped:
             return self[name]
@@ -96,14 +96,14 @@ class Plugins(Mapping[str, Part], Generic[Part]):
         return self[name]
 
     def plugins(self) -> list[InstalledPlugin]:
-        """Load the parts of other packages, and return each with its problem, if it has one."""
+        """Load the parts of other packages; return each with its problem, if any."""
         return [
             InstalledPlugin(self.group, name, ", ".join(_package(point) for point in points), self._problem(name))
             for name, points in installed(self.group).items()
         ]
 
     def problem_of(self, name: str) -> str:
-        """Return why the plug-in of this name cannot be used; empty for one that can, and any other name."""
+        """Return why the plug-in with this name cannot be used; empty for a usable one, and for any other name."""
         return self._problem(name) if name in installed(self.group) and name not in self._shipped else ""
 
     def _problem(self, name: str) -> str:
@@ -119,7 +119,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
 
 @cache
 def installed(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
-    """Return the entry points of other packages in a group, by name; nothing is imported."""
+    """Return the entry points of other packages in a group, by name, without importing them."""
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
         found.setdefault(point.name, []).append(point)

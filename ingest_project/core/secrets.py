@@ -1,12 +1,12 @@
-"""Secrets by reference: a setting or credential names where its secret is kept, and the value is read from there.
+"""Read secrets by reference: a setting or credential names the location of its secret.
 
     file:///run/secrets/password             a file, as Docker and Kubernetes mount it; also written NAME_FILE=/run/...
     keyvault://vault/secret[/version]        Azure Key Vault
     aws-sm://secret-id[#json-key]            AWS Secrets Manager, or one field of a secret that is a JSON object
 
-A reference is read when its value is first used, and again once its file has changed, the vault's value is older than
-INGEST_VAULT_TTL_SECONDS, or a server refused it: what connects next uses the new value. If that fails, the last value
-stays in use and one line is logged. Every reader of the same reference shares one value.
+A reference is read at its first use, and again once its file has changed, its value from a vault is older than
+INGEST_VAULT_TTL_SECONDS, or a server refused it; the next connection uses the new value. If a read fails, the last
+value stays in use and one line is logged. All users of the same reference share one value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ingest_project.core.errors import IngestError, SettingsError
 logger = structlog.stdlib.get_logger(__name__)
 
 FILE = "file"
-# Scheme to the form of its references, and to the function that reads one: vaults are no concern of this layer.
+# For each scheme, the form of a reference and the function that reads it; this layer must not import vault clients.
 VAULTS = {
     "keyvault": (
         re.compile(r"[\w.:-]+/[\w-]+(/\w+)?"),
@@ -44,10 +44,10 @@ VAULTS = {
     ),
 }
 MAX_SECRET_BYTES = 64 * 1024
-# Pause between two checks of a file's modification time, and before a vault that did not answer is asked again.
+# Interval between checks of a file's modification time, and before another request to a vault that did not answer.
 FILE_CHECK_SECONDS = 1.0
 RETRY_SECONDS = 30.0
-# Pause between reads caused by a refused login: a permanently wrong password must not flood a vault.
+# Interval between reads after refused logins: a permanently wrong password must not flood a vault.
 REFUSAL_SECONDS = 5.0
 DEFAULT_TTL_SECONDS = 300.0
 UNIONS = (Union, UnionType)
@@ -55,7 +55,7 @@ UNIONS = (Union, UnionType)
 
 @dataclass
 class _Kept:
-    """The value of one reference, shared by all that use it in this process."""
+    """The value of one reference, shared by all its users in this process."""
 
     reference: str
     value: str | None = None
@@ -68,17 +68,17 @@ class _Kept:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def current(self) -> str:
-        """Return the value, read again where that is due.
+        """Return the value; read it again if that is due.
 
         Raises:
-            SettingsError: it was never read, and cannot be.
+            SettingsError: the value has never been read, and cannot be read now.
         """
         if self.value is None or time.monotonic() >= self.next_check:
             with self.lock:
                 if self.value is None or self.reference.startswith(FILE):
                     self.read()
                 elif not self.is_being_read:
-                    # A vault may be slow: callers use the last value meanwhile.
+                    # A vault may be slow: other callers use the last value during the read.
                     self.is_being_read = True
                     threading.Thread(target=self._read_in_background, daemon=True).start()
         assert self.value is not None  # noqa: S101 - `read` raises otherwise
@@ -91,7 +91,7 @@ class _Kept:
             self.is_being_read = False
 
     def read(self) -> None:
-        """Read the value; a failure keeps the last one."""
+        """Read the value; keep the last one if this fails."""
         scheme, _, location = self.reference.partition("://")
         try:
             stamp = _stamp(Path(location)) if scheme == FILE else ()
@@ -119,10 +119,10 @@ _ttl_seconds = DEFAULT_TTL_SECONDS
 
 
 class SecretReference(SecretStr):
-    """A secret that is kept elsewhere; `get_secret_value` returns its present value.
+    """A secret in a file or vault; `get_secret_value` returns its current value.
 
     Args:
-        reference: where it is kept.
+        reference: location of the secret.
     """
 
     def __init__(self, reference: str) -> None:
@@ -130,15 +130,15 @@ class SecretReference(SecretStr):
         self.reference = reference
 
     def get_secret_value(self) -> str:
-        """Return the present value.
+        """Return the current value.
 
         Raises:
-            SettingsError: it was never read, and cannot be.
+            SettingsError: the value has never been read, and cannot be read now.
         """
         return self._shared.current()
 
     def refused(self, used: str) -> bool:
-        """Read the value again because a server refused the one that was used; return whether it is another one now."""
+        """Read the value again because a server refused `used`; return True if it has changed."""
         kept = self._shared
         with kept.lock:
             now = time.monotonic()
@@ -149,7 +149,7 @@ class SecretReference(SecretStr):
             return kept.value != used
 
     def require(self, check: Callable[[str], object]) -> None:
-        """Have every value checked, the present one at once; `check` raises ValueError for one that is not used."""
+        """Check the current and every later value; `check` raises ValueError for a value that must not be used."""
         kept = self._shared
         kept.checks.add(check)
         if kept.value is not None:
@@ -160,22 +160,22 @@ class SecretReference(SecretStr):
         return _kept.setdefault(self.reference, _Kept(self.reference))
 
     def __eq__(self, other: object) -> bool:
-        """Compare the present values."""
+        """Compare the current values."""
         return isinstance(other, SecretStr) and self.get_secret_value() == other.get_secret_value()
 
     def __hash__(self) -> int:
-        """Hash the present value: a client that is kept by its credential is another one after a rotation."""
+        """Hash the current value, so that a client cached by its credential is replaced after a rotation."""
         return hash(self.get_secret_value())
 
     def __bool__(self) -> bool:
-        """Return True: a reference is set, and an empty value is refused."""
+        """Return True: a reference counts as set, because empty values are refused."""
         return True
 
     def __len__(self) -> int:
         return len(self.get_secret_value())
 
     def __repr__(self) -> str:
-        """Return the reference, which is no secret."""
+        """Return the reference, which is not secret."""
         return f"SecretReference({self.reference!r})"
 
     def _display(self) -> str:
@@ -183,10 +183,10 @@ class SecretReference(SecretStr):
 
 
 def secret_or_reference(value: object) -> object:
-    """Return a reference for a text that is one, everything else as it is.
+    """Convert a text that is a reference to one; return any other value unchanged.
 
     Raises:
-        ValueError: a malformed reference, or a file that cannot be used. A vault is asked when its secret is needed.
+        ValueError: the reference is malformed, or its file cannot be used. A vault is only contacted at the first use.
     """
     scheme, separator, location = value.partition("://") if isinstance(value, str) else ("", "", "")
     if not separator or scheme not in {FILE, *VAULTS}:
@@ -205,13 +205,13 @@ def secret_or_reference(value: object) -> object:
 
 
 def set_ttl(seconds: float) -> None:
-    """Set the time after which a vault's value is read again."""
+    """Set the age in seconds after which a vault's value is read again."""
     global _ttl_seconds  # noqa: PLW0603 - one value per process, as the settings have
     _ttl_seconds = seconds
 
 
 def with_references(value: object) -> object:
-    """Return a list or mapping whose secrets are references where their texts are; see `secret_or_reference`."""
+    """Replace secrets in a list or mapping by references if their texts are references; see `secret_or_reference`."""
     if isinstance(value, list):
         return [with_references(one) for one in value]
     if isinstance(value, dict):
@@ -223,27 +223,27 @@ def with_references(value: object) -> object:
 
 
 def renewed(secret: str | SecretStr | None, used: str) -> bool:
-    """Read a secret again because a server refused its value; return whether it is another one now."""
+    """Read a secret again because a server refused its value; return True if it has changed."""
     return isinstance(secret, SecretReference) and secret.refused(used)
 
 
 def is_in_vault(secret: SecretStr | None) -> bool:
-    """Return True for a secret of a vault, which is not asked before its value is needed."""
+    """Return True for a secret in a vault, which is contacted only when the value is needed."""
     return isinstance(secret, SecretReference) and not secret.reference.startswith(FILE)
 
 
 def text_of(value: str | SecretStr) -> str:
-    """Return a text, or the present value of a secret."""
+    """Return a text, or the current value of a secret."""
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def is_secret(annotation: Any) -> bool:  # noqa: ANN401 - types have no common type
-    """Return True for the type of a secret, which may be optional."""
+    """Return True for the type of a secret, optional or not."""
     return annotation is SecretStr or (get_origin(annotation) in UNIONS and SecretStr in get_args(annotation))
 
 
 def holds_secrets(annotation: Any) -> bool:  # noqa: ANN401 - see `is_secret`
-    """Return True for a secret, and for a list or mapping of secrets or of models that have some."""
+    """Return True for the type of a secret, or of a list or mapping of secrets or of models with secrets."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return any(holds_secrets(one.annotation) for one in annotation.model_fields.values())
     return annotation is SecretStr or any(map(holds_secrets, get_args(annotation)))
@@ -258,10 +258,10 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def file_text(path: Path) -> str:
-    """Return the secret in a file, without one newline at its end.
+    """Return the secret in a file, without one trailing newline.
 
     Raises:
-        ValueError: it cannot be read, is empty, too large or not UTF-8; says which.
+        ValueError: the file cannot be read, is empty, too large, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -289,6 +289,6 @@ def _vault_text(scheme: str, location: str) -> str:
         fields = json.loads(text)
         found = fields[key]
     except (ValueError, TypeError, KeyError, IndexError):
-        # Nothing of the text is quoted.
+        # The error does not quote the text.
         raise ValueError(f"it is no JSON object with a field {key!r}.") from None
     return found if isinstance(found, str) else json.dumps(found)

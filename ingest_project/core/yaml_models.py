@@ -1,7 +1,7 @@
-"""YAML files that users write to configure the system, and the fields of the pydantic models that describe them.
+"""Read YAML files with which users configure the system, and validate them with pydantic models.
 
-Each kind of file (settings, reader profiles, Eventhouse queries, sensor types) is a model in the module that uses it.
-An error in a file is reported in one line, with its position. A field of the settings also has environment variables.
+Each kind of file (settings, reader profiles, Eventhouse queries, sensor types) has a model in the module that uses it.
+An error in a file is reported in one line, with its position. Fields of the settings also have environment variables.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ from ingest_project.core.secrets import FILE, is_secret, secret_or_reference, wi
 Position = Sequence[str | int]
 
 LIST_SHAPES = 'write a,b or ["a", "b"]'
-# An IPv6 address in brackets, with or without a port, is no JSON.
+# An IPv6 address in brackets, with or without a port, is not JSON.
 BRACKETED_ADDRESSES = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\][^\[\]\"{}]*(,.*)?")
-# Of one file: its parser takes minutes for more. A ConfigMap of Kubernetes has no more either.
+# Limit of one file: the parser takes minutes for more. A Kubernetes ConfigMap has the same limit.
 MAX_YAML_BYTES = 1024**2
 BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 LONGEST = {"seconds": 36_525 * 86_400, "hours": 36_525 * 24, "days": 36_525}
 
 
 def yaml_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files among these paths, and those in the folders among them in the order of their names.
+    """Yield these files, and the files in these folders sorted by name.
 
-    A folder that cannot be listed is yielded itself: reading it says why.
+    Yield an unreadable folder itself, so that reading it reports the reason.
     """
     for path in paths:
-        # A path that may not be read is no error here either.
+        # An unreadable path is not an error here either.
         if os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True):  # noqa: PTH112
             yield from sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
         else:
             yield path
 
 
-# Of files that people do not write: libyaml takes a tenth of the time, and its messages say less.
+# For files that programs write: libyaml takes a tenth of the time, but its messages are less detailed.
 FAST_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class AsWritten(yaml.SafeLoader):
-    """Loads names as they are written, and only `true` and `false` as truth values, so that `on` and `No` are texts.
+    """Loads only `true` and `false` as booleans, so that names and values such as `on` and `No` stay texts.
 
-    A name that occurs twice is an error.
+    A duplicate name is an error.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - of PyYAML
-        """Return the names and values of a node."""
+        """Return the names and values of a node; refuse a duplicate name."""
         self.flatten_mapping(node)
         found: dict[Any, Any] = {}
         for name, value in node.value:
@@ -97,11 +97,11 @@ def yaml_content(
 
     Args:
         path: path of the file.
-        kind: for messages, e.g. `reader profile`.
-        loader: how names are read.
+        kind: kind of file for messages, e.g. `reader profile`.
+        loader: YAML loader.
 
     Raises:
-        SettingsError: it cannot be read, or is not YAML. Its text is not quoted: it may contain a password.
+        SettingsError: the file cannot be read, or is not YAML. The message quotes no text, which may be a password.
     """
     try:
         with path.open("rb") as file:
@@ -121,8 +121,8 @@ def line_of(path: Path, position: Position) -> int:
     """Return the line of a position in a YAML file, or of its nearest part that exists; the first line is 1.
 
     Args:
-        path: path of a file that is YAML.
-        position: names and indexes from the top, as pydantic gives them.
+        path: path of a valid YAML file.
+        position: names and indexes from the top, as pydantic reports them.
     """
     node = yaml.compose(path.read_text(encoding="utf-8"))
     if node is None:
@@ -142,24 +142,24 @@ def line_of(path: Path, position: Position) -> int:
 
 
 def only_known_names(schema: dict[str, Any]) -> None:
-    """Let `dg check yaml` list the names there are: of itself it says only that another one was not expected."""
+    """Make `dg check yaml` list the known names: by itself it only says that a name was not expected."""
     schema["propertyNames"] = {"enum": [*schema["properties"]]}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a question for the most similar of some names; empty without one."""
+    """Return a question that proposes the most similar name; empty without a similar one."""
     guess = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f", did you mean {guess[0]}?" if guess else ""
 
 
 def nearest_or_known(name: str, names: Iterable[str]) -> str:
-    """Return a question for the most similar of some names, or else a sentence with all."""
+    """Return a question that proposes the most similar name, or else a sentence with all names."""
     known = list(names)
     return nearest(name, known) or f". Known: {', '.join(known) or 'none'}."
 
 
 class Declared(BaseModel):
-    """A part of a declaration. Whoever validates it, Dagster included, reports an unknown name with the nearest one."""
+    """A part of a declaration. Every validation, even Dagster's, reports an unknown name with the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=only_known_names, defer_build=True)
 
@@ -174,13 +174,13 @@ class Declared(BaseModel):
 
 
 class UnknownNameError(ValueError):
-    """A name is unknown; the nearest one is in the message."""
+    """A name is unknown; the message proposes the nearest one."""
 
 
 def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDetails:
-    """Return a mistake with the nearest of the names that there are, or of the values."""
+    """Return a mistake with a proposal: the nearest known name or value."""
     kind, context = problem["type"], problem.get("ctx", {})
-    # Dagster creates the error again, of pydantic's own types only.
+    # Dagster recreates the error, and supports only pydantic's own types.
     if kind == "extra_forbidden":
         unknown = UnknownNameError("is unknown" + nearest(str(problem["loc"][-1]), names))
         kind, context = "value_error", {"error": unknown}
@@ -190,7 +190,7 @@ def _with_proposal(problem: ErrorDetails, names: Iterable[str]) -> InitErrorDeta
     return {"type": kind, "loc": problem["loc"], "input": problem["input"], "ctx": context}
 
 
-# What to write in YAML, instead of the names of Python's types.
+# Descriptions of YAML values, instead of the names of Python's types.
 SHAPES = dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]")
 SHAPES |= dict.fromkeys(
     ("model_type", "model_attributes_type", "dict_type"), "write names and values, like {name: value}"
@@ -202,7 +202,7 @@ class ContradictionsError(ValueError):
     """The parts of a declaration contradict each other.
 
     Args:
-        problems: what is wrong; one with a place begins with it, as in `key.columns: there is no column x`.
+        problems: the problems; one with a position begins with it, as in `key.columns: there is no column x`.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -216,7 +216,7 @@ def _place_in(problem: str) -> Position:
 
 
 def within(field: str, error: ValidationError) -> ValidationError:
-    """Return the mistakes of a part as mistakes in a field of the whole."""
+    """Return the mistakes of a part as mistakes in a field of its parent."""
     lines = [_with_proposal(one, ()) for one in error.errors(include_url=False)]
     for line in lines:
         line["loc"] = (field, *line.get("loc", ()))
@@ -229,12 +229,12 @@ def mistakes(error: ValidationError) -> str:
 
 
 def mistakes_in(path: Path, kind: str, error: ValidationError, within: Position = ()) -> str:
-    """Describe every mistake in a file with its line; several in a line each.
+    """Describe every mistake in a file with its line; with several mistakes, one per line of text.
 
     Args:
-        path: path of a file that is YAML.
-        kind: kind of thing that it should be, e.g. `a dataset`.
-        error: error of its content.
+        path: path of a valid YAML file.
+        kind: expected kind of content, e.g. `a dataset`.
+        error: validation error of the content.
         within: position of the content in the file.
     """
     located = _located(error)
@@ -249,7 +249,7 @@ def mistakes_in(path: Path, kind: str, error: ValidationError, within: Position 
 
 
 def _located(error: ValidationError) -> Iterator[tuple[Position, str, bool]]:
-    """Yield position and description of each mistake, and whether something is missing there."""
+    """Yield position and description of each mistake, and True if something is missing there."""
     for problem, text in _mistakes(error):
         cause = problem.get("ctx", {}).get("error")
         for inner, what in getattr(cause, "problems", None) or [((), "")]:
@@ -295,7 +295,7 @@ class Env:
 
 @dataclass(frozen=True)
 class EnvFamily:
-    """Variables that together set a mapping: of `ONELAKE_*_PATH`, ONELAKE_CLAIMS_PATH sets the entry `claims`."""
+    """Variables that together set a mapping: in `ONELAKE_*_PATH`, ONELAKE_CLAIMS_PATH sets the entry `claims`."""
 
     prefix: str
     suffix: str
@@ -305,14 +305,14 @@ class EnvFamily:
         return f"{self.prefix}*{self.suffix}"
 
     def entry(self, variable: str) -> str | None:
-        """Return the entry that a variable sets, in lower case; None for a variable that is not of the family."""
+        """Return the entry that a variable sets, in lower case; None if the variable does not belong to the family."""
         if not (variable.startswith(self.prefix) and variable.endswith(self.suffix)):
             return None
         return variable[len(self.prefix) : len(variable) - len(self.suffix)].lower() or None
 
 
 def as_list(value: object) -> object:
-    """Read a list from `a,b`, one item a line, or JSON, the only form whose items may contain commas and quotes."""
+    """Parse a list from `a,b`, one item per line, or JSON, the only form whose items may contain commas and quotes."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -335,7 +335,7 @@ def _parsed(text: str, remedy: str = 'write {"name": ...}') -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        # The text itself is not quoted: a password may be in it.
+        # The error does not quote the text, which may contain a password.
         where = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
         raise ValueError(f"it is not JSON{where}; {remedy}") from None
 
@@ -348,14 +348,14 @@ def _bounded_duration(value: object, info: ValidationInfo) -> object:
     return value
 
 
-# Ends the name of a field that names the file with a secret; in environment variables in capitals.
+# Suffix of a field, or in capitals of an environment variable, that names the file with a secret.
 FILE_ENDING = "_file"
 
 
 class Section(BaseModel):
-    """A part of the tree: unknown names are errors, values never change, its docstring describes each field.
+    """A section of the settings: unknown names are errors, values are immutable, the docstring describes each field.
 
-    A secret may be a reference to where it is kept, and `password_file` names the file that holds `password`.
+    A secret may be a reference to its location, and `password_file` names the file that contains `password`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
@@ -401,7 +401,7 @@ AsJson = BeforeValidator(_read_json)
 
 @cache
 def leaves(model: type[BaseModel], prefix: str = "") -> tuple[tuple[str, FieldInfo], ...]:
-    """Return every field that holds a value with its path in the tree, e.g. `kafka.group_id`."""
+    """Return every field with a value, with its path in the tree, e.g. `kafka.group_id`."""
     found: list[tuple[str, FieldInfo]] = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):

@@ -152,7 +152,7 @@ def test_whoever_waits_too_long_for_another_action_is_told_and_changes_nothing(
     painting = Painting()
     with (
         exclusive(services.engine, "actions-on-item"),
-        pytest.raises(ActionsBusyError, match="another action on such items has not ended"),
+        pytest.raises(ActionsBusyError, match="another action on such items is still running"),
     ):
         perform(services, painting.action(), request())
     assert (painting.painted, action_records(services.engine)) == ([], ())

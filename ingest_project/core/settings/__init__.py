@@ -1,7 +1,7 @@
 """One typed tree of settings, and the only code that reads the environment.
 
 A value comes from the first of these sources that has it: environment variables, the `.env` file, `config.yaml`, the
-services that `ingest dev` started on this machine, the defaults. Everything is checked at once. An unknown name is an
+services that `ingest dev` started on this machine, the defaults. One error reports all mistakes. An unknown name is an
 error that proposes the nearest known one: a misspelt setting must not silently leave the default in force.
 """
 
@@ -94,10 +94,10 @@ OF_A_BROKER = re.compile(
 SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 SERVICE_ADDRESS = ("tcp://", "udp://")
 SIMILAR_ENOUGH = 0.86
-# Clients of Kafka and OneLake in other services have settings of their own: only what is nearly ours is taken for ours.
+# Other services have their own settings for Kafka and OneLake: only a name close to one of ours counts as misspelt.
 SHARED_PREFIXES = ("KAFKA_", "ONELAKE_")
 SIMILAR_TO_OURS = 0.76
-# Of any other program's variables, such a one may be meant for us: it is named, and stops nothing.
+# Another program's variable like this may be meant for us: log its name, but raise no error.
 SIMILAR_TO_NAME = 0.8
 LEAST_SIMILAR = 0.5
 
@@ -148,32 +148,32 @@ class Settings(Section):
 
     @property
     def landing_url(self) -> str:
-        """Folder, s3:// or OneLake address of the landing store."""
+        """Return the folder, s3:// or OneLake address of the landing store."""
         return self.storage.landing_url or str(self.state_dir.absolute() / "landing")
 
     @property
     def quarantine_url(self) -> str:
-        """Folder or s3:// address of the quarantine store."""
+        """Return the folder, s3:// or OneLake address of the quarantine store."""
         return self.storage.quarantine_url or str(self.state_dir.absolute() / "quarantine")
 
     @property
     def attachments_url(self) -> str:
-        """Folder, s3:// or OneLake address of the attachment store."""
+        """Return the folder, s3:// or OneLake address of the attachment store."""
         return self.attachments.store_url or str(self.state_dir.absolute() / "attachments")
 
     @property
     def attachment_results_url(self) -> str:
-        """Folder, s3:// or OneLake address of the Delta table of download results."""
+        """Return the folder, s3:// or OneLake address of the Delta table of download results."""
         return self.attachments.results_url or str(self.state_dir.absolute() / "delta" / "attachment_results")
 
     @property
     def user_activity_url(self) -> str:
-        """Folder, s3:// or OneLake address of the Delta table of user activity."""
+        """Return the folder, s3:// or OneLake address of the Delta table of user activity."""
         return self.user_activity.table_url or str(self.state_dir.absolute() / "delta" / "user_activity_events")
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of files that are being downloaded."""
+        """Return the folder for files during their download."""
         return self.state_dir.absolute() / "cache"
 
 
@@ -189,10 +189,10 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it is in force.
+    """One setting with its effective value.
 
     Args:
-        path: position in the tree, e.g. ``kafka.group_id``; config.yaml uses the same names, nested.
+        path: path in the tree, e.g. ``kafka.group_id``; config.yaml uses the same names, nested.
         env_names: environment variables that set it.
         description: its meaning, with the unit.
         value: the effective value; secrets are wrapped and print as asterisks.
@@ -207,13 +207,13 @@ class Setting:
 
     @property
     def reference(self) -> str | None:
-        """Where a secret is kept; None for any other value."""
+        """Return the reference of a secret; None for any other value."""
         return self.value.reference if isinstance(self.value, SecretReference) else None
 
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """The settings, where each came from (without an entry it is the default), and names that have no meaning here."""
+    """The settings, the origin of each that is not a default, and ignored names, which have no effect here."""
 
     settings: Settings
     origins: Mapping[str, Origin]
@@ -237,14 +237,14 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
 
     Args:
         environ: environment variables; the process's own by default.
-        folder: holds `.env` and `config.yaml`; INGEST_CONFIG_DIR or the current folder by default.
+        folder: folder of `.env` and `config.yaml`; INGEST_CONFIG_DIR or the current folder by default.
 
     Raises:
-        SettingsError: a value is malformed or a name is unknown, and the message lists all of them; or warehouse and
-            Dagster are to share one database.
+        SettingsError: values are malformed or names unknown (the message lists all of them), or the warehouse and
+            Dagster would share one database.
     """
     if environ is None:
-        # As it is now: libraries that other threads import set variables for a moment.
+        # Copy it: libraries that other threads import set variables temporarily.
         environ = {name: value for name in os.environ if (value := os.environ.get(name)) is not None}
     folder = folder or Path(environ.get("INGEST_CONFIG_DIR", "."))
     variables = _Environment(_SettingsInForce, {})
@@ -270,12 +270,12 @@ def load_settings(environ: Mapping[str, str] | None = None, folder: Path | None 
 
 @cache
 def current_settings() -> Settings:
-    """Return the settings of this process, read once."""
+    """Return the settings of this process, which are read once."""
     return load_settings().settings
 
 
 def embedded_services(state_dir: Path) -> dict[str, object]:
-    """Return the addresses of the services that `ingest dev` runs on this machine, by setting; empty if it is down."""
+    """Return the addresses of the services that `ingest dev` runs on this machine, by setting; empty if none runs."""
     try:
         services = json.loads((state_dir / "services.json").read_text())
         os.kill(int(services["pid"]), 0)
@@ -286,7 +286,7 @@ def embedded_services(state_dir: Path) -> dict[str, object]:
 
 
 class _SettingsInForce(Settings, BaseSettings):  # type: ignore[misc]  # BaseSettings' configuration has more options
-    """The tree, filled by the sources that are its only argument."""
+    """The tree, filled from the sources that are its only argument."""
 
     @classmethod
     def settings_customise_sources(
@@ -302,14 +302,14 @@ class _SettingsInForce(Settings, BaseSettings):  # type: ignore[misc]  # BaseSet
 
 
 class _Layer(PydanticBaseSettingsSource):
-    """A source that sets what the sources before it left unset, and records itself as the origin."""
+    """A source that sets values that earlier sources left unset, and records itself as their origin."""
 
     origin: ClassVar[Origin]
     origins: dict[str, Origin]
 
     @abstractmethod
     def values_by_path(self) -> Mapping[str, object]:
-        """Return the values that this source has; an empty text counts as not set."""
+        """Return the values in this source; an empty text counts as not set."""
 
     def __call__(self) -> dict[str, Any]:
         tree: dict[str, Any] = {}
@@ -328,7 +328,7 @@ class _Variables(_Layer):
         return {path: self._value(field) for path, field in self._given()}
 
     def problems(self) -> Iterator[str]:
-        """Describe each variable that is meant for us, as far as its name shows, and sets nothing, or sets it twice."""
+        """Describe each variable that is meant for us, judging by its name, but sets nothing or sets a value twice."""
         for _, field in self._given():
             for name in variables_of(field):
                 if self.env_vars.get(name) and holds_secrets(field.annotation) and self.env_vars.get(_file_of(name)):
@@ -337,7 +337,7 @@ class _Variables(_Layer):
             nearest = _nearest(name, SIMILAR_ENOUGH)
             if name in _known_variables() or _is_foreign(name, self.env_vars[name] or "", nearest):
                 continue
-            # A shell's environment is full of other programs' names, and a .env file is often shared with them.
+            # A shell's environment contains many names of other programs, and a .env file is often shared with them.
             if name.startswith(SHARED_PREFIXES):
                 if guess := _family_of_misspelt(name) or _nearest(name, SIMILAR_TO_OURS):
                     yield _unknown(name, self.origin, guess)
@@ -347,7 +347,7 @@ class _Variables(_Layer):
                 yield _unknown(name, self.origin, nearest)
 
     def _given(self) -> list[tuple[str, FieldInfo]]:
-        """Return the settings of which a variable is set, and those of a family."""
+        """Return the settings with a variable that is set, and those with a family of variables."""
         return [(path, field) for path, field, names in _names() if not names or any(map(self.env_vars.get, names))]
 
     def _value(self, field: FieldInfo) -> object:
@@ -411,7 +411,7 @@ def _yaml_tree(path: Path) -> dict[str, Any]:
 
 
 def _flatten(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, object]:
-    """Return values by path; a setting that is a mapping itself stays whole."""
+    """Return the values by path; a setting whose value is a mapping is not flattened."""
     flat: dict[str, object] = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -422,7 +422,7 @@ def _flatten(tree: Mapping[str, Any], known: Collection[str], prefix: str = "") 
 
 
 def _ignored(given: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names that have no meaning here and look as if their author thought that they had one."""
+    """Return the names that have no effect here although their author probably expected one."""
     others = sorted(
         name
         for name, value in given.items()
@@ -440,7 +440,7 @@ def _unknown(name: str, origin: Origin, guess: str | None) -> str:
 
 
 def _is_foreign(name: str, value: str, nearest: str | None) -> bool:
-    """Return True for a variable of another program; `nearest` is the most similar name of ours, if any."""
+    """Return True for a variable of another program; `nearest` is our most similar name, if any."""
     return (
         name in IGNORED_NAMES
         or name.startswith(FOREIGN_FAMILIES)
@@ -468,7 +468,7 @@ def _secret_paths() -> tuple[str, ...]:
 
 @cache
 def _names() -> list[tuple[str, FieldInfo, tuple[str, ...]]]:
-    """Return each setting with its variables, those that name the file of its secret included."""
+    """Return each setting with its variables, including those that name the file of a secret."""
     each = ((path, field, variables_of(field), holds_secrets(field.annotation)) for path, field in leaves(Settings))
     return [(path, field, (*names, *map(_file_of, names if secret else ()))) for path, field, names, secret in each]
 
@@ -479,7 +479,7 @@ def _known_variables() -> frozenset[str]:
 
 
 def _file_of(name: str) -> str:
-    """Return the variable that names the file with a secret, as Docker's images have it."""
+    """Return the variable that names the file with a secret, as in Docker's convention."""
     return f"{name}{FILE_ENDING.upper()}"
 
 
@@ -491,7 +491,7 @@ def _content(name: str, path: Path) -> str:
 
 
 def _family_of_misspelt(name: str) -> str | None:
-    """Return the family of variables whose ending this name misspells."""
+    """Return the family of variables of which this name misspells the ending."""
     for family in _families():
         ending = name.rpartition("_")[2]
         alike = difflib.SequenceMatcher(None, family.suffix.removeprefix("_"), ending).ratio()
@@ -502,20 +502,20 @@ def _family_of_misspelt(name: str) -> str | None:
 
 @cache
 def _resembles_one(name: str) -> bool:
-    """Test whether a name is nearly one of ours or of a service that this project replaces."""
+    """Return True if a name resembles one of ours, or one of a service that this project replaces."""
     return bool(difflib.get_close_matches(name, _names_of_services(), n=1, cutoff=SIMILAR_TO_NAME))
 
 
 @cache
 def _names_of_services() -> tuple[str, ...]:
-    """Return the names, of ours and of those services, that do not show by their beginning whose they are."""
+    """Return those names, ours and of replaced services, whose prefix does not show to which program they belong."""
     return (*(one for one in _known_variables() if not one.startswith(OWN_PREFIXES)), *IGNORED_NAMES)
 
 
-# A process reads its settings more than once, and the other programs' names in its environment stay what they are.
+# Cached: a process reads its settings more than once, and other programs' names in its environment do not change.
 @cache
 def _nearest(name: str, similarity: float) -> str | None:
-    """Return the variable of ours that is most like this name, if it is that similar."""
+    """Return our variable that is most similar to this name, if it reaches this similarity."""
     return next(iter(difflib.get_close_matches(name, _known_variables(), n=1, cutoff=similarity)), None)
 
 
@@ -531,14 +531,14 @@ def _invalid_values(error: ValidationError, origins: Mapping[str, Origin]) -> st
             known_as = next(iter(variables_of(fields[path])), str(family_of(fields[path]) or path))
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{known_as} (from {origins.get(path, Origin.DEFAULT)}): {message}.")
-    # Several bad items of one list are reported once.
+    # Report several bad items of one list only once.
     return "\n".join(dict.fromkeys(lines))
 
 
 def _require_two_databases(settings: Settings) -> None:
-    """Reject one database for both: warehouse and Dagster each keep their version in a table of the same name."""
+    """Reject a shared database: the warehouse and Dagster store their versions in tables of the same name."""
     urls = (settings.warehouse.database_url, settings.dagster.postgres_url)
-    # A vault is not contacted before one of them is needed.
+    # Do not contact a vault just for this check.
     if any(map(is_in_vault, urls)):
         return
     warehouse, dagster = (database_of(url.get_secret_value()) for url in urls)

@@ -32,13 +32,13 @@ class Condition(NamedTuple):
 
     Args:
         severity: severity of its incidents.
-        unit: of the value and the threshold: `share` of 1, `seconds`, or the noun of what is counted; empty where
-            something either holds or not.
-        threshold: value from which it holds; None where only a rule can know it.
-        window_seconds: time over which the value is measured; None where it is a value of the moment.
-        after_seconds: how long it must hold before anybody is told.
-        remedy: what to do, one sentence; `{subject}` stands for the incident's name without the condition.
-        facets: the names of its subjects, by which rules choose among them.
+        unit: unit of value and threshold: `share` of 1, `seconds`, or the noun of the counted things; empty for a
+            condition without a value.
+        threshold: value from which the condition holds; None if only a rule can set it.
+        window_seconds: time over which the value is measured; None for an instantaneous value.
+        after_seconds: how long the condition must hold before an alert is sent.
+        remedy: one sentence with the remedy; `{subject}` stands for the incident's name without the condition.
+        facets: names by which rules select its subjects.
     """
 
     severity: Severity
@@ -50,7 +50,7 @@ class Condition(NamedTuple):
     facets: tuple[str, ...] = ("name",)
 
     def remedy_for(self, incident: str) -> str:
-        """Return what to do about an incident, by its name."""
+        """Return the remedy for the incident with this name."""
         return self.remedy.replace("{subject}", incident.partition("/")[2])
 
 
@@ -115,7 +115,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 def _seconds(value: object) -> object:
-    """Read a duration: seconds, or a number with s, m, h or d."""
+    """Parse a duration: seconds, or a number with s, m, h or d."""
     if isinstance(value, str):
         found = DURATION.fullmatch(value.strip())
         if found is None:
@@ -125,7 +125,7 @@ def _seconds(value: object) -> object:
 
 
 def _amount(value: object) -> object:
-    """Read a threshold: a number, a share such as `20%`, or a duration such as `2h`."""
+    """Parse a threshold: a number, a share such as `20%`, or a duration such as `2h`."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -139,11 +139,11 @@ def _amount(value: object) -> object:
 
 
 def _urls(value: object) -> object:
-    """Read addresses, or references to them, from a list, a JSON list, or text with spaces, lines or commas between."""
+    """Parse addresses, or references to them, from a list, a JSON list, or text split by spaces, lines or commas."""
     if isinstance(value, SecretReference):
         return [value]
     if isinstance(value, str) and not value.strip().startswith("["):
-        # An address may contain commas: only one that is followed by another address separates.
+        # An address may contain commas: a comma separates only if another address follows it.
         value = [part for part in BETWEEN_URLS.split(value.strip()) if part]
     elif isinstance(value, str):
         try:
@@ -164,12 +164,12 @@ def _require_addresses(urls: Sequence[SecretStr]) -> None:
 
 @cache
 def _check_of(number: int) -> Callable[[str], None]:
-    # One object for each position: a reference keeps its checks.
+    # Create one object per address: a reference keeps its checks.
     return partial(_require_address, number)
 
 
 def _require_address(number: int, text: str) -> None:
-    # The text itself is not quoted: it usually holds a token.
+    # The error does not quote the text, which usually contains a token.
     if not SCHEME.fullmatch(text.strip()):
         raise ValueError(f"address {number} is no URL of Apprise, such as slack://... or mailto://...")
 
@@ -240,7 +240,7 @@ class AlertRule(Section):
 
     @property
     def patterns(self) -> dict[str, str]:
-        """The names or patterns of the subjects that it is for, by facet."""
+        """Return the names or patterns of its subjects, by facet."""
         patterns = {"source": self.source, "dataset": self.dataset, "topic": self.topic, "name": self.name}
         return {facet: pattern for facet, pattern in patterns.items() if pattern is not None}
 
@@ -266,11 +266,11 @@ class AlertRule(Section):
         return self
 
     def matches(self, condition: str, facets: Mapping[str, str]) -> bool:
-        """Tell whether the rule applies to a subject.
+        """Return True if the rule applies to a subject.
 
         Args:
-            condition: its name.
-            facets: what is known of the subject, by the names of the patterns: source, dataset, topic, name.
+            condition: name of the condition.
+            facets: values of the subject by the names of the patterns: source, dataset, topic, name.
         """
         return fnmatch.fnmatchcase(condition, self.condition) and all(
             facet in facets and fnmatch.fnmatchcase(facets[facet], pattern) for facet, pattern in self.patterns.items()
@@ -313,15 +313,15 @@ class QuietHours(Section):
         return self
 
     def __repr__(self) -> str:
-        """Return them as they are written."""
+        """Return the quiet hours in the form of the setting."""
         return f"{self.start:%H:%M}-{self.end:%H:%M} {self.zone}"
 
     def end_of(self, now: datetime) -> datetime | None:
-        """Return when the quiet hours that `now` is in end, UTC; None outside of them."""
+        """Return the end (UTC) of the quiet hours that contain `now`; None outside of them."""
         zone = ZoneInfo(self.zone)
         local = now.astimezone(zone)
         for day in (local.date() - timedelta(days=1), local.date()):
-            # As the clock on the wall shows them: a night with a clock change is an hour shorter or longer.
+            # Compute in local time: a night with a clock change is an hour shorter or longer.
             begins = datetime.combine(day, self.start)
             ends = datetime.combine(day + timedelta(days=self.end < self.start), self.end)
             if begins <= local.replace(tzinfo=None) < ends:
@@ -330,7 +330,7 @@ class QuietHours(Section):
 
 
 def _by_severity(value: object) -> object:
-    """Read quiet hours for each severity; a text alone applies to all but critical."""
+    """Parse quiet hours by severity; a single text applies to all severities but critical."""
     if isinstance(value, str) and not value.lstrip().startswith("{"):
         return dict.fromkeys(("info", "warning"), value)
     if isinstance(value, str):
@@ -403,7 +403,7 @@ class AlertSettings(Section):
         return rules
 
     def policy(self, condition: str, facets: Mapping[str, str]) -> Policy:
-        """Return the values that apply to one subject: those of the rules, then the defaults of the condition."""
+        """Return the values that apply to one subject: from the rules, then from the defaults of the condition."""
         default, rules = CONDITIONS[condition], [rule for rule in self.rules if rule.matches(condition, facets)]
 
         def first(field: str, otherwise: Any) -> Any:  # noqa: ANN401 - fields have different types
@@ -420,11 +420,11 @@ class AlertSettings(Section):
         )
 
     def windows(self, condition: str) -> tuple[float, ...]:
-        """Return the windows that a condition may be measured over, in seconds."""
+        """Return all windows over which a condition may be measured, in seconds."""
         windows = {rule.window for rule in self.rules if rule.window and fnmatch.fnmatchcase(condition, rule.condition)}
         default = CONDITIONS[condition].window_seconds
         return tuple(sorted(windows | ({default} if default else set())))
 
     def rules_for(self, condition: str) -> Iterator[AlertRule]:
-        """Yield the rules that set a threshold of a condition."""
+        """Yield the rules that set a threshold for a condition."""
         yield from (rule for rule in self.rules if rule.condition == condition and rule.threshold is not None)

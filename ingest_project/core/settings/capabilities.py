@@ -57,7 +57,7 @@ class PollingSettings(Section):
 
     @property
     def min_age(self) -> timedelta:
-        """Least time since the last change of a file that is published."""
+        """Return the minimum time since a file's last change before it is published."""
         return timedelta(seconds=self.min_age_seconds)
 
 
@@ -130,7 +130,7 @@ class FileIngestSettings(Section):
 
     @property
     def future_tolerance(self) -> timedelta:
-        """Longest time that a timestamp may be ahead of now."""
+        """Return the longest time by which a timestamp may be ahead of now."""
         return timedelta(seconds=self.future_tolerance_seconds)
 
 
@@ -407,5 +407,5 @@ class AttachmentSettings(Section):
 
     @property
     def retry_delays(self) -> tuple[timedelta, ...]:
-        """Pauses of the retry topics, in order."""
+        """Return the delays of the retry topics, in order."""
         return tuple(timedelta(seconds=seconds) for seconds in self.retry_delays_seconds)

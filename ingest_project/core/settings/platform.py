@@ -1,4 +1,4 @@
-"""Settings of what every capability uses: Kafka, databases, stores, retries, logging, and operations."""
+"""Settings that every capability uses: Kafka, databases, stores, retries, logging, and operations."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class TopicSettings(Section):
 
     @property
     def downloads_retry(self) -> tuple[str, ...]:
-        """The retry topics, the shortest pause first."""
+        """Return the retry topics, shortest delay first."""
         return (
             self.downloads_retry_5m,
             self.downloads_retry_10m,
@@ -168,7 +168,7 @@ class TopicSettings(Section):
 
     @property
     def dead_letters(self) -> tuple[str, ...]:
-        """Every topic that keeps what could not be used, in the order the data goes."""
+        """Return every dead-letter topic, in the order of the data flow."""
         return (
             self.polling_queue_dlq,
             self.file_event_queue_dlq,
@@ -225,14 +225,14 @@ class DagsterSettings(Section):
         return f"{site}/assets/{quote(asset)}?view=partitions&partition={quote(key, safe='')}"
 
 
-# Of the shipped stores; other packages bring further ones, see `core.plugins`.
+# Schemes of the shipped stores; other packages add further ones, see `core.plugins`.
 STORE_SCHEMES = ("file", "s3", "abfss", "abfs", "https", "http")
-# What would be a folder of this machine, and is meant for an address.
+# Texts that would be local folders but are probably meant as addresses.
 _NEARLY_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*:/|[\w.-]+\.(?:dfs|blob)\.[\w.-]+(?:/|$)", re.IGNORECASE)
 
 
 def store_address(text: str) -> str:
-    """Refuse a text at which no store can be. Hosts, buckets and credentials are judged when the store is opened."""
+    """Refuse a text that cannot be the address of a store. Opening the store checks hosts, buckets and credentials."""
     scheme, separator, rest = text.partition("://")
     if not text.isprintable() or ".." in re.split(r"[/\\]", text):
         raise ValueError("an address has no unprintable character and no part ..")
@@ -286,7 +286,7 @@ class DeltaSettings(Section):
     min_small_files: Annotated[int, Env("INGEST_DELTA_MIN_SMALL_FILES")] = Field(10, gt=1)
     target_file_bytes: Annotated[int, Env("INGEST_DELTA_TARGET_FILE_BYTES")] = Field(128 * 1024**2, gt=0)
     time_limit_seconds: Annotated[int, Env("INGEST_DELTA_TIME_LIMIT_SECONDS")] = Field(600, gt=0)
-    # Delta's own protection: a reader of an old version, and a writer that is still busy, are done after a week.
+    # Delta's own minimum: readers of an old version and slow writers are finished after a week.
     retention_hours: Annotated[int, Env("INGEST_DELTA_RETENTION_HOURS")] = Field(168, ge=168)
 
 
@@ -479,12 +479,12 @@ class RetentionSettings(Section):
 
     @property
     def partitions(self) -> timedelta:
-        """Time for which partitions are kept."""
+        """Return how long partitions are kept."""
         return timedelta(days=self.partition_days)
 
 
 def database_of(database_url: str) -> tuple[str, int, str, str] | None:
-    """Return host, port, database and session options, which may name a schema; None for other than PostgreSQL."""
+    """Return host, port, database and session options, which may name a schema; None if the URL is not PostgreSQL's."""
     try:
         url = urlsplit(database_url)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
