@@ -1,6 +1,6 @@
-"""Processes of the stack: each runs under a guard, has its own log, and ends with this process; and ports for them.
+"""Start the stack's processes, each with a guard and its own log and ended with this process, and choose their ports.
 
-A child runs as long as this process keeps its guard's pipe open (`process_guard`); `kill -9` closes the pipe.
+A child runs only while this process keeps the pipe to its guard open (`process_guard`); `kill -9` closes the pipe.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ HOST = "127.0.0.1"
 GUARD = Path(__file__).with_name("process_guard.py")
 TAIL_LINES = 15
 TAIL_BYTES = 8_192
-# On top of a command's own grace: its orphans are terminated, then killed.
+# Added to a command's own grace period, for terminating and then killing its orphans.
 GUARD_GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.02
-# Below the ports that systems give to outgoing connections: a connection could occupy a port before its server does.
+# Below the ephemeral ports: an outgoing connection could occupy one of those before its server listens.
 SERVER_PORTS = range(20_000, 32_000)
 LISTENING = "0A"
-# Pauses before the restarts of a part; after the last one the stack ends.
+# Pauses before each restart of a part; if it ends again after the last one, the stack ends.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# A part that ran for longer than this has its restarts back.
+# A part that ran for longer than this gets its full number of restarts again.
 REMEMBERED_SECONDS = 600.0
 
 Found = TypeVar("Found")
@@ -48,8 +48,8 @@ class ServiceFailedError(IngestError):
     Args:
         name: name of the part.
         what: the failure, without a full stop.
-        log_path: its log.
-        tail: the last lines of that log.
+        log_path: path of its log.
+        tail: last lines of that log.
     """
 
     def __init__(self, name: str, what: str, log_path: Path, tail: str) -> None:
@@ -71,27 +71,27 @@ class Restarts:
         self._ends: defaultdict[str, list[float]] = defaultdict(list)
 
     def pause_after_end(self, name: str, now: float) -> float | None:
-        """Count one more end of a part and return the pause before its restart; None when it has ended too often.
+        """Count an end of a part and return the pause before its restart in seconds; None if it has ended too often.
 
         Args:
             name: name of the part.
-            now: on a monotonic clock, in seconds.
+            now: time on a monotonic clock, in seconds.
         """
         recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
         self._ends[name] = [*recent, now]
         return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
 
     def ends(self, name: str) -> int:
-        """Return how many ends of a part are remembered."""
+        """Return how often a part has ended recently."""
         return len(self._ends[name])
 
 
 @dataclass(frozen=True)
 class RunAs:
-    """The user a command runs as, where this process is root and the command must not be.
+    """The user as which a command runs if this process is root but the command must not be.
 
     Args:
-        reach_all_folders: keep the right to pass through folders that are closed to this user.
+        reach_all_folders: keep the right to traverse folders that are closed to this user.
     """
 
     uid: int
@@ -104,12 +104,12 @@ class Command:
     """A command and how to end it.
 
     Args:
-        name: for people and for the log file.
-        stop_signal: requests an orderly end.
-        grace_seconds: time until it is killed.
-        abandoned_grace_seconds: the same after this process was killed, when nothing waits for an orderly end.
-        orphan_signal: sent by the kernel when its guard was killed; the stop signal by default.
-        stop_descendants: send the stop signal to the processes it started as well, at the same time (on Linux).
+        name: name for people and for the log file.
+        stop_signal: signal that requests an orderly end.
+        grace_seconds: time until the command is killed.
+        abandoned_grace_seconds: the same if this process was killed, so that nobody waits for an orderly end.
+        orphan_signal: signal that the kernel sends if the guard is killed; the stop signal by default.
+        stop_descendants: also send the stop signal to the command's descendants, at the same time (on Linux).
     """
 
     name: str
@@ -124,11 +124,11 @@ class Command:
 
 
 class ForkedGuard:
-    """A guard that is a fork of the launcher, with what is used of `subprocess.Popen`.
+    """A guard that is a fork of the launcher, with the required part of the interface of `subprocess.Popen`.
 
     Args:
-        pid: its process id.
-        connection: the other end of its standard input; it writes its exit code there.
+        pid: id of its process.
+        connection: other end of its standard input, to which the guard writes its exit code.
     """
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
@@ -138,16 +138,16 @@ class ForkedGuard:
         self._connection = connection
 
     def poll(self) -> int | None:
-        """Return its exit code; None while it runs."""
+        """Return the guard's exit code; None while it runs."""
         with suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return its exit code.
+        """Wait for the guard's end and return its exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs after that time.
+            subprocess.TimeoutExpired: the guard still runs after that time.
         """
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
@@ -162,7 +162,7 @@ class ForkedGuard:
         return self.returncode
 
     def kill(self) -> None:
-        """Kill it; the kernel ends its part."""
+        """Kill the guard; the kernel then ends its part."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -177,21 +177,21 @@ class Child:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return the name for people."""
         return self.command.name
 
     @property
     def running(self) -> bool:
-        """True while the command runs, or its guard still ends processes that it left behind."""
+        """Return True while the command runs, or its guard still ends processes that it left behind."""
         return self.guard.poll() is None
 
     def wait_until(
         self, ready: Callable[[], Found | None], seconds: float, complaint: str, poll_seconds: float = POLL_SECONDS
     ) -> Found:
-        """Poll until a condition returns a true value, which is returned.
+        """Poll a condition until it returns a true value, and return that value.
 
         Raises:
-            ServiceFailedError: the command ended, or the time is over; `complaint` says what it did not do.
+            ServiceFailedError: the command ended, or the time is over; `complaint` describes what it failed to do.
         """
         deadline = time.monotonic() + seconds
         while not (found := ready()):
@@ -202,12 +202,12 @@ class Child:
         return found
 
     def require_running(self) -> None:
-        """Raise ServiceFailedError, with the end of its log, when it has ended."""
+        """Raise ServiceFailedError, with the end of the log, if the command has ended."""
         if not self.running:
             raise self.failed(f"ended with exit code {self.guard.returncode}")
 
     def require_success(self, complaint: str) -> None:
-        """Wait for its end; raise ServiceFailedError when it did not succeed."""
+        """Wait for the command's end; raise ServiceFailedError if it failed."""
         try:
             if self.guard.wait() != 0:
                 raise self.failed(complaint)
@@ -219,7 +219,7 @@ class Child:
         return ServiceFailedError(self.name, what, self.log_path, log_tail(self.log_path))
 
     def request_stop(self) -> None:
-        """Request its end; does not wait."""
+        """Request the command's end without waiting."""
         if self.guard.stdin and not self.guard.stdin.closed:
             with suppress(BrokenPipeError):
                 self.guard.stdin.write(b"stop")
@@ -228,7 +228,7 @@ class Child:
                 self.guard.stdin.close()
 
     def stop(self) -> None:
-        """End it and everything it started; returns when nothing is left. Stopping twice is fine."""
+        """End the command and all its descendants, and wait until none is left. Idempotent."""
         self.request_stop()
         try:
             self.guard.wait(self.command.grace_seconds + GUARD_GRACE_SECONDS)
@@ -241,22 +241,22 @@ Fork = Callable[[Mapping[str, Any], Mapping[str, str], IO[bytes]], ForkedGuard |
 
 
 def start(command: Command, log_folder: Path, fork: Fork | None = None) -> Child:
-    """Start a command; its output goes to `<log_folder>/<name>.log`, that of its last start is moved to `….log.1`.
+    """Start a command with its output in `<log_folder>/<name>.log`; move the log of its last start to `….log.1`.
 
     Args:
-        command: runs a module with this process's Python if it is forked.
+        command: the command; one that is forked must run a module with this process's Python.
         log_folder: folder of the log.
-        fork: `Launcher.fork`; where it returns None, the command is started as a new program.
+        fork: `Launcher.fork`; if it returns None, the command is started as a new program.
     """
     log_path = log_folder / f"{command.name.replace(' ', '-')}.log"
     with suppress(FileNotFoundError):
         log_path.replace(log_path.with_suffix(".log.1"))
     spec = asdict(replace(command, environ=None))
-    # The log shows what is processed, and ends up in error messages.
+    # The log contains processed data and may be quoted in error messages: keep it private.
     with open(log_path, "wb", opener=owner_only) as log:
         environ = os.environ if command.environ is None else command.environ
         guard = (fork and fork(spec, environ, log)) or subprocess.Popen(  # noqa: S603 - our own script
-            # -I and -S: it needs the standard library only, and must not read other people's site-packages.
+            # -I and -S: the guard needs only the standard library, and must not read site-packages of others.
             [sys.executable, "-I", "-S", str(GUARD), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=log,
@@ -271,7 +271,7 @@ def python_module(name: str, arguments: Sequence[str], environ: Mapping[str, str
     """Return the command that runs a module with this process's Python.
 
     Args:
-        name: for people and for the log file.
+        name: name for people and for the log file.
         arguments: the module and its arguments.
         environ: environment of the process.
     """
@@ -279,7 +279,7 @@ def python_module(name: str, arguments: Sequence[str], environ: Mapping[str, str
 
 
 def log_tail(path: Path) -> str:
-    """Return the last lines of a log; empty without one."""
+    """Return the last lines of a log; empty if there is no log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -302,7 +302,7 @@ def command_of(pid: int) -> str:
 
 
 def wait_until_gone(pid: int, seconds: float) -> bool:
-    """Return True if the process ends within that time; a zombie counts as ended."""
+    """Return True if the process ends within this time; a zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while command_of(pid):
         if time.monotonic() > deadline:
@@ -314,7 +314,7 @@ def wait_until_gone(pid: int, seconds: float) -> bool:
 def port_is_free(port: int) -> bool:
     """Return True if this process could listen on the port of the loopback interface now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do it: a port whose old connections are in TIME_WAIT is free.
+        # Like servers: a port with old connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -324,14 +324,14 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
+    """Return a free port of the loopback interface."""
     while not port_is_free(port := random.choice(SERVER_PORTS)):  # noqa: S311 - no secret
         pass
     return port
 
 
 def listener_on(port: int) -> str:
-    """Return the process that listens on a port, e.g. `process 4711, nginx`; empty when it cannot be found."""
+    """Return the process that listens on a port, e.g. `process 4711, nginx`; empty if it cannot be found."""
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
     if not inodes:
         return ""

@@ -1,7 +1,7 @@
-"""Commands of code server, daemon and webserver as parts of the stack, and GraphQL requests to the webserver.
+"""Run Dagster's code server, daemon and webserver as parts of the stack, and send GraphQL requests to the webserver.
 
 The code server loads the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
-workspace file names. None of them needs the others to start, so they start at the same time.
+workspace file names. All three start concurrently, because none needs the others for its start.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ SOCKET_FOLDER = "run"
 START_SECONDS = 120.0
 REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
-# Runs get the stop signal and write their last events before the code server ends.
+# Time in which runs that got the stop signal write their last events, before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
-# For the launcher: what run workers import, and what two or more of code server, daemon, webserver and monitor do.
+# Modules for the launcher: the imports of run workers, and those that at least two of code server, daemon, webserver
+# # and monitor share.
 SHARED_MODULES = (
     *HEAVY_MODULES,
     "dagster._cli",
@@ -56,7 +57,7 @@ SHARED_MODULES = (
     "uvicorn.main",
     "uvicorn.protocols.websockets.auto",
 )
-# Errors of `query_webserver` while the webserver does not listen yet, or cannot answer all of it.
+# Errors of `query_webserver` while the webserver does not listen yet, or cannot answer completely.
 REQUEST_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 _READINESS = """{
@@ -72,9 +73,9 @@ class DagsterHome:
 
     Args:
         folder: DAGSTER_HOME.
-        socket: the code server's.
-        definitions_module: what the code server loads.
-        port: the webserver's, on the loopback interface.
+        socket: socket of the code server.
+        definitions_module: module that the code server loads.
+        port: port of the webserver on the loopback interface.
     """
 
     folder: Path
@@ -84,17 +85,17 @@ class DagsterHome:
 
     @property
     def workspace(self) -> Path:
-        """The file in which daemon and webserver find the code server."""
+        """Return the file that tells daemon and webserver where the code server is."""
         return self.folder / "workspace.yaml"
 
     @property
     def version_file(self) -> Path:
-        """The file with the version of Dagster that last migrated the storage."""
+        """Return the file with the version of Dagster that last migrated the storage."""
         return self.folder / "dagster.version"
 
 
 def prepare_home(state_dir: Path, definitions_module: str, port: int) -> DagsterHome:
-    """Write DAGSTER_HOME; files of an earlier start are replaced."""
+    """Write DAGSTER_HOME; replace the files of an earlier start."""
     folder = state_dir / "dagster_home"
     folder.mkdir(exist_ok=True)
     socket = socket_folder(state_dir, SOCKET_FOLDER) / "code.sock"
@@ -107,7 +108,7 @@ def prepare_home(state_dir: Path, definitions_module: str, port: int) -> Dagster
 
 
 def storage_is_outdated(home: DagsterHome) -> bool:
-    """Return True if another version of Dagster wrote the storage. A new one is created in its final form."""
+    """Return True if another version of Dagster wrote the storage. A new storage needs no migration."""
     return home.version_file.exists() and home.version_file.read_text("ascii").strip() != version("dagster")
 
 
@@ -115,7 +116,7 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
     """Migrate Dagster's tables to the installed version.
 
     Raises:
-        ServiceFailedError: it did not work.
+        ServiceFailedError: the migration failed.
     """
     migration = start(python_module("dagster migration", ["dagster", "instance", "migrate"], environ), log_folder)
     migration.require_success("could not migrate Dagster's storage")
@@ -123,15 +124,15 @@ def migrate_storage(home: DagsterHome, environ: Mapping[str, str], log_folder: P
 
 
 def code_server_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
-    """Return the command of the process that loads the definitions and runs sensors and runs."""
+    """Return the command of the process that loads the definitions, evaluates sensors and starts runs."""
     arguments = ["--module-name", home.definitions_module, "--socket", str(home.socket)]
     module = "ingest_project.platform.dagster.code_server"
     return replace(
         _server(CODE_SERVER, module, [*arguments, "--location-name", LOCATION_NAME], environ),
         grace_seconds=CODE_SERVER_GRACE_SECONDS,
-        # On its own, a code server waits for its runs to finish, without a limit.
+        # By itself, a code server waits for its runs without a limit.
         stop_descendants=True,
-        # Without a guard it would wait in the same way, and start further runs.
+        # If its guard was killed, it would also wait without a limit, and start further runs.
         orphan_signal=signal.SIGKILL,
     )
 
@@ -149,19 +150,19 @@ def webserver_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:
-    """Return once the definitions are loaded: the socket appears after that.
+    """Wait until the definitions are loaded; the socket appears after that.
 
     Raises:
-        ServiceFailedError: it ended (the definitions do not load), or took longer than START_SECONDS.
+        ServiceFailedError: the server ended (the definitions do not load), or took longer than START_SECONDS.
     """
     code_server.wait_until(home.socket.exists, START_SECONDS, "did not load the definitions")
 
 
 def wait_until_ready(home: DagsterHome, webserver: Child, others: Sequence[Child]) -> None:
-    """Return once the UI answers and shows the definitions, and the sensors tick.
+    """Wait until the UI answers and shows the definitions, and the sensors tick.
 
     Raises:
-        ServiceFailedError: one of the processes ended, or it took longer than START_SECONDS.
+        ServiceFailedError: one of the processes ended, or this took longer than START_SECONDS.
     """
 
     def ready() -> bool:
@@ -177,8 +178,8 @@ def query_webserver(port: int, query: str, variables: Mapping[str, Any] | None =
     """Send a GraphQL query or mutation to the webserver and return the data of its answer.
 
     Args:
-        port: the webserver's, on the loopback interface.
-        query: GraphQL.
+        port: port of the webserver on the loopback interface.
+        query: GraphQL query or mutation.
         variables: variables of the query.
 
     Raises:
@@ -211,7 +212,7 @@ def _is_ready(port: int) -> bool:
 
 
 def _configuration() -> Path:
-    """Return the project's dagster.yaml: in an installed package next to the code, in a checkout at its root."""
+    """Return the project's dagster.yaml: next to the code in an installed package, at the root of a checkout."""
     package = Path(str(files("ingest_project")))
     for path in (package / "dagster.yaml", package.parent / "dagster.yaml"):
         if path.exists():

@@ -1,12 +1,12 @@
 """A Kafka broker inside a Python process, for `ingest dev`, `make demo` and tests.
 
-It is librdkafka's own mock cluster, reached through the library that confluent_kafka brings along: nothing to install,
-started in milliseconds, loopback only. It speaks the protocol as far as this project uses it (produce, fetch, headers,
-timestamps, every codec, topic ids, offset commits), but it has no transactions, keeps only the newest 5 MiB of each
-partition, and loses everything when it ends: a default for trials, not a store.
+It is librdkafka's mock cluster, called in the library that confluent_kafka ships: it needs no installation, starts in
+milliseconds, and listens on the loopback interface only. It implements those parts of the protocol that this project
+uses (produce, fetch, headers, timestamps, every codec, topic ids, offset commits), but has no transactions, keeps only
+the newest 5 MiB of each partition, and loses everything when it ends: use it for trials only.
 
 `python -m ingest_project.devstack.embedded_kafka --port 9092 --topic polling-queue=4` serves until SIGTERM, SIGINT or
-the end of the process that started it, and prints its address as one line of JSON.
+the end of its parent process, and prints its address as one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BROKER_ID = 1
 LISTEN_BACKLOG = 128
 PARENT_CHECK_SECONDS = 0.5
 
-_PRODUCER = 0  # RD_KAFKA_PRODUCER: the mock cluster lives on any client handle
+_PRODUCER = 0  # RD_KAFKA_PRODUCER: any client handle can host the mock cluster
 _HANDLE = ctypes.c_void_p
 _TOPIC = ctypes.c_char_p
 _SIGNATURES: Mapping[str, tuple[type | None, tuple[type, ...]]] = {
@@ -59,8 +59,8 @@ class EmbeddedBroker:
     """A one-broker cluster on the loopback interface, alive while the object is open.
 
     Args:
-        port: where to listen; 0 picks a free port.
-        topics: topics to create, with their number of partitions. Others are created with 4 by the first write.
+        port: port to listen on; 0 picks a free port.
+        topics: topics to create, with their number of partitions. The first write creates any other, with 4 partitions.
 
     Raises:
         SettingsError: the port is taken.
@@ -74,7 +74,7 @@ class EmbeddedBroker:
         self._cluster = self._library.rd_kafka_mock_cluster_new(self._client, 1)
         self.bootstrap_servers: str = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         self._own_port = int(self.bootstrap_servers.rpartition(":")[2])
-        # Without a controller the cluster never answers requests for topic ids.
+        # Without a controller, the cluster never answers requests for topic ids.
         self._check(self._library.rd_kafka_mock_set_controller_id(self._cluster, BROKER_ID))
         if listener is not None:
             self._move_to(listener, port)
@@ -85,12 +85,12 @@ class EmbeddedBroker:
         """Add a topic.
 
         Raises:
-            ValueError: it exists already, or the number of partitions is not positive.
+            ValueError: the topic exists already, or the number of partitions is not positive.
         """
         self._check(self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1))
 
     def close(self) -> None:
-        """End the broker; everything in it is gone. Closing twice is fine."""
+        """End the broker and discard all its messages. Idempotent."""
         if self._cluster:
             self._library.rd_kafka_mock_cluster_destroy(self._cluster)
             self._library.rd_kafka_destroy(self._client)
@@ -107,7 +107,7 @@ class EmbeddedBroker:
     def _new_client(self) -> int:
         problem = ctypes.create_string_buffer(512)
         configuration = self._library.rd_kafka_conf_new()
-        # The hosting client connects nowhere, and would warn about that.
+        # The hosting client connects to no broker, and would log warnings about that.
         self._library.rd_kafka_conf_set(configuration, b"log_level", b"0", problem, len(problem))
         client: int | None = self._library.rd_kafka_new(_PRODUCER, configuration, problem, len(problem))
         if not client:
@@ -115,10 +115,11 @@ class EmbeddedBroker:
         return client
 
     def _move_to(self, listener: socket.socket, port: int) -> None:
-        """Listen on a port of our choice, which the library does not offer: it always picks a free one.
+        """Listen on a given port, although the library always picks a free one.
 
-        Its listening descriptor is replaced by our socket. The cluster's thread accepts by descriptor number, and the
-        call that changes the advertised address also wakes that thread. When it comes up again it opens a new one.
+        This replaces the cluster's listening socket by ours under the same descriptor. The cluster's thread accepts by
+        descriptor number, and the call that changes the advertised address also wakes that thread. If the mock broker
+        goes down and comes up again, it opens a new socket.
         """
         with listener:
             os.dup2(listener.fileno(), _listening_descriptor(self._own_port), inheritable=False)
@@ -131,22 +132,22 @@ class EmbeddedBroker:
 
 
 def start_broker(log_folder: Path, environ: Mapping[str, str], topics: Iterable[str], port: int = 0) -> Child:
-    """Start a broker process with these topics on a port of the loopback interface, 0 for any; does not wait."""
+    """Start a broker process with these topics on a port of the loopback interface, 0 for any, without waiting."""
     named = [f"--topic={name}={PARTITIONS}" for name in topics]
     return start(python_module(NAME, [__name__, f"--port={port}", *named], environ), log_folder)
 
 
 def wait_for_broker(broker: Child) -> str:
-    """Return its address, host:port, once it serves.
+    """Wait until the broker serves; return its address, host:port.
 
     Raises:
-        ServiceFailedError: it ended, or was not ready within START_SECONDS.
+        ServiceFailedError: the broker ended, or was not ready within START_SECONDS.
     """
     return broker.wait_until(lambda: _printed_address(broker.log_path), START_SECONDS, "did not print its address")
 
 
 def _printed_address(log_path: Path) -> str:
-    """Return the address in the one line of JSON on standard output, among possible warnings; empty without one."""
+    """Return the address from the line of JSON in the log, which may contain warnings too; empty without that line."""
     for line in log_path.read_text("utf-8", "replace").splitlines(keepends=True):
         if line.startswith("{") and line.endswith("\n"):
             with suppress(ValueError, KeyError):
@@ -155,7 +156,7 @@ def _printed_address(log_path: Path) -> str:
 
 
 def _load_library() -> ctypes.CDLL:
-    # Symbols are resolved through the extension module, so this finds the librdkafka that confluent_kafka itself uses.
+    # Resolving symbols through the extension module finds the librdkafka that confluent_kafka itself uses.
     library = ctypes.CDLL(confluent_kafka.cimpl.__file__)
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
@@ -164,7 +165,7 @@ def _load_library() -> ctypes.CDLL:
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket that listens on a port of the loopback interface.
+    """Open a socket that listens on a port of the loopback interface.
 
     Raises:
         SettingsError: the port is taken.
@@ -194,7 +195,7 @@ def _listens_on(descriptor: int, port: int) -> bool:
     try:
         candidate = socket.socket(fileno=descriptor)
     except OSError:
-        return False  # not a socket, or closed since it was listed
+        return False  # not a socket, or closed in the meantime
     try:
         return (
             candidate.family == socket.AF_INET
@@ -223,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with broker:
         sys.stdout.write(json.dumps({"bootstrap_servers": broker.bootstrap_servers, "pid": os.getpid()}) + "\n")
         sys.stdout.flush()
-        # A parent that was killed sends no signal; its child gets another parent.
+        # A killed parent sends no signal, but this process gets another parent.
         while not stop.wait(PARENT_CHECK_SECONDS) and os.getppid() == options.parent:
             pass
     return 0
@@ -237,7 +238,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--topic", type=_topic, action="append", default=[], metavar="NAME=PARTITIONS", help="topic to create"
     )
-    parser.add_argument("--parent", type=int, default=os.getppid(), help="process whose end is this one's end")
+    parser.add_argument("--parent", type=int, default=os.getppid(), help="id of the process whose end ends this one")
     return parser.parse_args(arguments)
 
 

@@ -1,15 +1,15 @@
-"""Start the Python parts of the stack as forks of one process that has imported what they have in common.
+"""Start the Python parts of the stack as forks of one process that has imported their common modules.
 
     python -m ingest_project.devstack.launcher dagster ingest_project.operations.monitor …
 
 imports these modules once, and on each request of the stack forks a guard (`process_guard`), which forks the part: the
-imports cost their processor time once, and their memory is shared. A part is as it would be in a new interpreter: it
-has its own session, environment, command line and log, and runs as `__main__`. Guard and part depend on the stack, not
-on the launcher: where that is killed, or cannot fork safely, parts are started as new interpreters.
+imports need CPU time once, and share their memory. A part behaves as in a new interpreter: it has its own session,
+environment, command line and log, and runs as `__main__`. Guard and part depend on the stack, not on the launcher: if
+the launcher is killed, or cannot fork safely, parts are started as new interpreters.
 
-A fork has only the thread that forked. Imports start threads of memory allocators (jemalloc, OpenBLAS), which handle
-forks, and Polars' cleaner of files that it spills, which nothing waits for. With any other thread this process ends.
-Nothing else than imports happens in it: no connection, no computation, no settings.
+A fork has only the thread that forked. Imports start threads of memory allocators (jemalloc, OpenBLAS), which support
+forks, and Polars' cleaner of spilled files, for which nothing waits. With any other thread, this process exits. It only
+imports: it opens no connection, computes nothing and reads no settings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ingest_project.core.local_files import owner_only
 from ingest_project.devstack import ForkedGuard, process_guard
 
 ON_LINUX = sys.platform == "linux"
-# A launcher that is still importing answers once it is done.
+# A launcher that is still importing answers only afterwards.
 ANSWER_SECONDS = 60.0
 LARGEST_REQUEST_BYTES = 1 << 20
 MADV_DONTNEED = 4
@@ -46,12 +46,12 @@ HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
 
 
 class Launcher:
-    """The launcher, as the stack sees it; it starts importing at once.
+    """The stack's interface to the launcher process, which starts importing immediately.
 
     Args:
-        modules: to import.
-        environ: of the process.
-        log_path: its log.
+        modules: modules to import.
+        environ: environment of the process.
+        log_path: path of its log.
     """
 
     def __init__(self, modules: Sequence[str], environ: Mapping[str, str], log_path: Path) -> None:
@@ -72,16 +72,16 @@ class Launcher:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its process id, as long as it runs."""
+        """Return its process id; empty once it has ended."""
         return (self._process.pid,) if self._process and self._process.poll() is None else ()
 
     def fork(self, spec: Mapping[str, Any], environ: Mapping[str, str], log: IO[bytes]) -> ForkedGuard | None:
-        """Start a guard and its part; None where there is no launcher.
+        """Start a guard and its part; return None if the launcher is not available.
 
         Args:
-            spec: of the guard; its arguments are `[python, "-m", module, …]`.
-            environ: of both.
-            log: their standard output and error.
+            spec: specification of the guard; its arguments are `[python, "-m", module, …]`.
+            environ: environment of both.
+            log: file for their standard output and error.
         """
         if self._requests is None:
             return None
@@ -92,13 +92,13 @@ class Launcher:
                 socket.send_fds(self._requests, [request], [theirs.fileno(), log.fileno()])
             return ForkedGuard(int(self._requests.recv(32)), ours)
         except (OSError, ValueError):
-            # It has ended, or hangs: a late answer would be taken for that of another request.
+            # The launcher has ended or hangs: a late answer would be mistaken for that of another request.
             ours.close()
             self.close()
             return None
 
     def close(self) -> None:
-        """End it; what it started runs on."""
+        """End the launcher; the parts that it started continue to run."""
         if self._requests is not None and self._process is not None:
             self._requests.close()
             self._process.kill()
@@ -107,7 +107,7 @@ class Launcher:
 
 
 def main() -> int:
-    """Serve requests until the stack closes the connection; in a part, run it."""
+    """Serve requests until the stack closes the connection; in a forked part, run the part."""
     request = serve(sys.argv[1:])
     if request is None:
         return 0
@@ -118,20 +118,20 @@ def main() -> int:
 
 
 def serve(modules: Sequence[str]) -> dict[str, Any] | None:
-    """Import the modules, and fork at each request; return the request in a part, and None at the end."""
-    # Standard input is the connection; every fork gets another one.
+    """Import the modules, and fork at each request; return the request in the forked part, and None at the end."""
+    # Standard input is the connection; every fork gets its own standard input.
     connection = socket.socket(fileno=os.dup(0))
     gc.disable()
     for module in modules:
         import_module(module)
     _require_safe_forks()
-    # What is never collected is never written to, and stays shared.
+    # The collector does not write to frozen objects, so their memory stays shared.
     gc.collect()
     gc.freeze()
     _unmap_files()
     # Guards are not waited for: they report their exit codes themselves.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # Python 3.12 counts every thread.
+    # Python 3.12 warns about a fork with any other thread.
     warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
     while True:
         content, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST_BYTES, 2)
@@ -185,8 +185,8 @@ def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
 
 
 def show_as(arguments: Sequence[str]) -> None:
-    """Have `ps` show a command line for this process, cut to the length of its first one."""
-    # The addresses of the first and last byte, fields 48 and 49 as proc(5) numbers them.
+    """Make `ps` show a command line for this process, cut to the length of its original one."""
+    # Addresses of the first and last byte of the command line: fields 48 and 49 in proc(5).
     fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     text = b"\0".join(map(os.fsencode, arguments))[: max(0, end - start - 1)]

