@@ -1,1 +1,1 @@
-"""The `ingest` command: `main`, and the commands that concern more than one capability."""
+"""The `ingest` command: `main`, and the commands that are not specific to one capability."""

@@ -1,6 +1,6 @@
-"""`ingest action` and `ingest audit`: act on many items at once, and show who did what and why.
+"""`ingest action` and `ingest audit`: act on many items in one call, and show who did what and why.
 
-The options of `ingest action run NAME` are those that the action takes; the browser has the same form.
+The options of `ingest action run NAME` are the action's parameters; the browser shows them as a form.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from ingest_project.platform.actions import (
 
 MAX_SHOWN_REASON = 120
 
-app = typer.Typer(help="Act on many items at once, with a preview, a limit and a record.", no_args_is_help=True)
+app = typer.Typer(help="Act on many items in one call, with a preview, a limit and a record.", no_args_is_help=True)
 
-Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Most items to act on.")]
-Reason = Annotated[str, typer.Option(help="Why, for the record. Required unless it is a dry run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many items match, and which; change nothing.")]
+Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Maximum number of items to act on.")]
+Reason = Annotated[str, typer.Option(help="Reason for the record; required except for a dry run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show how many items match, and which; change nothing.")]
 
 
 class _Actions(TyperGroup):
-    """The commands of all actions; a misspelt one proposes the nearest."""
+    """The commands of all actions; an unknown name proposes the nearest one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - Typer brings its own Click
         """Find the command of an action."""
@@ -83,7 +83,7 @@ def list_actions(*, as_json: AsJson = False) -> None:
 
 
 def command_of(action: Action[SystemResources]) -> Callable[..., None]:
-    """Return the command of an action: one option for each of its parameters, and those that all actions have."""
+    """Return the command of an action, with one option for each of its parameters and the common options."""
 
     def command(*, limit: int, reason: str, dry_run: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - options
         values = {name: "\n".join(value) if isinstance(value, list) else value or "" for name, value in given.items()}
@@ -107,12 +107,12 @@ def command_of(action: Action[SystemResources]) -> Callable[..., None]:
 def audit(
     action_id: Annotated[str | None, typer.Argument(metavar="ID", help="Show this record and its items.")] = None,
     *,
-    action: Annotated[str | None, typer.Option(help="Only actions of this name.")] = None,
-    who: Annotated[str | None, typer.Option(help="Only those of people with this text in their name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Most records, or items, to show.")] = 50,
+    action: Annotated[str | None, typer.Option(help="Show only records of the action with this name.")] = None,
+    who: Annotated[str | None, typer.Option(help="Only actions of people with this in their name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Maximum number of records or items.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the records of operators' actions, the newest first, or show one. Exit code 1 when it does not exist."""
+    """List the records of operators' actions, newest first, or show one. Exit code 1 if it does not exist."""
     services = SystemResources(load_settings().settings)
     settle_interrupted(services, ACTIONS)
     engine = services.engine
@@ -173,9 +173,9 @@ def _option(parameter: Parameter) -> inspect.Parameter:
     metavar = {"time": "TIME", "file": "PATH"}.get(parameter.kind)
     meaning = parameter.meaning
     if parameter.kind == "time":
-        meaning += " ISO 8601, in UTC without a zone: 2026-01-15T10:30; or how long ago: 2h."
+        meaning += " ISO 8601, UTC if without a zone: 2026-01-15T10:30; or an age: 2h."
     if parameter.kind == "lines":
-        meaning += " May be given again."
+        meaning += " Repeatable."
     kind: Any = list[str] if parameter.kind == "lines" else str
     if parameter.choices:
         kind = Literal[parameter.choices]

@@ -1,7 +1,7 @@
 """`ingest dlq`: dead letters and dead attachments, and how to try them again; `ingest topics`: skip messages.
 
-A message that could not be read became no job, file or attachment, so no work queue knows it: these commands read the
-dead-letter topics themselves.
+A message that could not be read did not become a job, file or attachment, so it is in no work queue: these commands
+read the dead-letter topics themselves.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from ingest_project.platform.kafka.dead_letters import as_text, shown_text
 MAX_SHOWN_REASON = 80
 MAX_SHOWN_CHARACTERS = 4_096
 
-app = typer.Typer(help="Dead letters and dead attachments: why, and how to try them again.", no_args_is_help=True)
-topics_app = typer.Typer(help="Messages that stop a topic, and how to skip them.", no_args_is_help=True)
+app = typer.Typer(help="Dead letters and dead attachments: show the reasons, and retry them.", no_args_is_help=True)
+topics_app = typer.Typer(help="Skip messages that block a topic.", no_args_is_help=True)
 
 TopicOrLocation = Annotated[
     str,
@@ -74,9 +74,7 @@ LastOffset = Annotated[int | None, typer.Option(min=0, max=LARGEST_OFFSET, help=
 Again = Annotated[bool, typer.Option("--again", help="Also those that were redriven before.")]
 Topics = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME", help="Only this topic; may be given again.", show_default="every topic of dead letters"
-    ),
+    typer.Option(metavar="NAME", help="Only this topic; repeatable.", show_default="every dead-letter topic"),
 ]
 Topic = Annotated[
     str | None,
@@ -86,21 +84,21 @@ Topic = Annotated[
 ]
 LocationOrKey = Annotated[
     str,
-    typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="A letter as it is listed, or an attachment's key."),
+    typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="Location of a letter, or key of an attachment."),
 ]
 Partition = Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="Of the topic.")]
-Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Of the first message to skip.")]
-Count = Annotated[int, typer.Option(min=1, max=MAX_SKIPPED, help="How many messages to skip.")]
-SkippedTopic = Annotated[str, typer.Argument(metavar="TOPIC", help="Topic that is read, e.g. file-event-queue.")]
-WhySkipped = Annotated[str, typer.Option(help="Why; it is stored with each of them.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Write the letter's bytes as they are, and nothing else.")]
+Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Offset of the first message to skip.")]
+Count = Annotated[int, typer.Option(min=1, max=MAX_SKIPPED, help="Number of messages to skip.")]
+SkippedTopic = Annotated[str, typer.Argument(metavar="TOPIC", help="Topic with the messages, e.g. file-event-queue.")]
+WhySkipped = Annotated[str, typer.Option(help="Reason; stored with each of them.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Write only the letter's unchanged bytes.")]
 
 app.command("replay")(of_attachments.replay_dead)
 
 
 @app.command("topics")
 def list_topics(*, as_json: AsJson = False) -> None:
-    """List the topics of dead letters, how many each has, and which topics' letters these are."""
+    """List the dead-letter topics with their numbers of letters and the topics that the letters come from."""
     services = SystemResources(load_settings().settings)
     found = [
         (topic, [one.topic for one in origins], letters)
@@ -147,7 +145,7 @@ def list_dead(  # noqa: PLR0913 - one for each way to choose
 
 @app.command("messages")
 def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJson = False) -> None:
-    """List messages that became dead letters, the newest first, with location, reason and first bytes."""
+    """List messages that became dead letters, newest first, with location, reason and first bytes."""
     services = SystemResources(load_settings().settings)
     wanted = LetterFilter.of(ActionRequest())
     found: list[InspectedLetter] = []
@@ -159,7 +157,7 @@ def list_messages(*, topic: Topics = None, limit: MostToList = 50, as_json: AsJs
 
 @app.command("show")
 def show_dead(name: LocationOrKey, *, raw: Raw = False, as_json: AsJson = False) -> None:
-    """Show one dead letter, or why an attachment is dead and every attempt at it. Exit code 1 when there is none."""
+    """Show one dead letter, or why an attachment is dead with all its attempts. Exit code 1 if it does not exist."""
     if place := Position.parse(name):
         _show_message(place, raw=raw, as_json=as_json)
     else:
@@ -198,9 +196,9 @@ def redrive(  # noqa: PLR0913 - one for each way to choose
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the original messages of dead letters to their topic again, after a fix; each letter once.
+    """After a fix, publish the original messages of dead letters to their topic again, each once.
 
-    A dead task of an attachment replays the attachment. Exit code 1 when one of the letters could not be redriven.
+    For a dead attachment task, replay the attachment. Exit code 1 if one of the letters could not be redriven.
     """
     letters = list(letter or ())
     if "/" in topic:
@@ -225,10 +223,10 @@ def redrive(  # noqa: PLR0913 - one for each way to choose
 
 @topics_app.command("skip")
 def skip(topic: SkippedTopic, partition: Partition, offset: Offset, *, reason: WhySkipped, count: Count = 1) -> None:
-    """Skip messages: they become dead letters, bytes and headers unchanged, and the topic goes on.
+    """Skip messages: they become dead letters with unchanged bytes and headers, and the topic continues.
 
-    Safe while everything runs: the next tick of the topic's sensor that reads them skips them. Exit code 1 when one of
-    them has been consumed already or does not exist yet; nothing changes then.
+    Safe while everything runs: the tick of the topic's sensor that reads them skips them. Exit code 1, without any
+    change, if one of them has been consumed already or does not exist yet.
     """
     services = SystemResources(load_settings().settings)
     parameters = {"topic": topic, "partition": str(partition), "offset": str(offset), "count": str(count)}
@@ -240,7 +238,7 @@ def skip(topic: SkippedTopic, partition: Partition, offset: Offset, *, reason: W
 
 @topics_app.command("skipped")
 def skipped(*, limit: MostToList = 50, as_json: AsJson = False) -> None:
-    """List skipped offsets, the newest first."""
+    """List skipped offsets, newest first."""
     services = SystemResources(load_settings().settings)
     found = services.skipped_offsets.list(limit + 1)
     if as_json:
@@ -254,7 +252,7 @@ def skipped(*, limit: MostToList = 50, as_json: AsJson = False) -> None:
 
 
 def _no_task(letter: ConsumerRecord) -> bool:
-    """Tell whether a letter on `downloads.dlq` belongs to no attachment: those of attachments are in a work queue."""
+    """Return True if a letter on `downloads.dlq` belongs to no attachment: attachments are in a work queue."""
     try:
         decode_download_task(letter.value)
     except IngestError:

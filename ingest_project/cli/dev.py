@@ -1,9 +1,9 @@
 """`ingest dev` runs the whole system on this machine; `migrate` upgrades the tables, `psql` opens a shell on them.
 
-`migrate` is the job of a deployment that runs before the processes of a new version start. It upgrades the tables of
-the warehouse and of Dagster and, on request, creates missing topics. It is idempotent and safe to run concurrently: the
-second job finds nothing left to do. It reads no dagster.yaml, whose launcher may need access to a cluster that this job
-does not have. `psql` opens PostgreSQL's own shell on the databases of `ingest dev`, or on those of the settings.
+A deployment runs `migrate` before the processes of a new version start. It upgrades the tables of the warehouse and of
+Dagster and, on request, creates missing topics. It is idempotent and safe to run concurrently: the second process finds
+nothing left to do. It does not read dagster.yaml, whose launcher may need access to a cluster that this process does
+not have. `psql` opens PostgreSQL's own shell on the databases of `ingest dev`, or on those of the settings.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from ingest_project.platform.database import migrate as migrate_warehouse
 from ingest_project.platform.kafka import client_config, error_code, unavailable
 
 PAUSE_SECONDS = 1.0
-# How long to wait for another job that is migrating; large event logs take minutes.
+# How long to wait for another process that is migrating; large event logs take minutes.
 LOCK_SECONDS = 1_800.0
 
 
 def dev(
     *,
     services_only: Annotated[
-        bool, typer.Option("--services-only", help="Broker and database only; run `dagster dev` yourself.")
+        bool, typer.Option("--services-only", help="Start only broker and database; run `dagster dev` yourself.")
     ] = False,
 ) -> None:
-    """Start broker, database, Dagster and the monitor on this machine, and stay until Ctrl-C.
+    """Run broker, database, Dagster and the monitor on this machine until Ctrl-C.
 
-    A service that the settings name (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is used, not started.
+    A configured service (KAFKA_BOOTSTRAP_SERVERS, DATABASE_URL, DAGSTER_POSTGRES_URL) is used instead of started.
     """
     console = Console()
     with running_stack(
@@ -87,7 +87,7 @@ def printed(console: Console) -> Report:
     def report(step: str, state: StepState) -> None:
         if state in (StepState.STARTING, StepState.STOPPING):
             started[step] = time.monotonic()
-        # The start of a part that is started again is not reported.
+        # The first start of a restarted part is not in `started`.
         took = f" [dim]({time.monotonic() - started[step]:.1f} s)[/]" if step in started else ""
         console.print(_line(escape(printable(step)), state, took), highlight=False)
 
@@ -115,9 +115,9 @@ def migrate(
     topics: Annotated[
         int | None, typer.Option(min=1, max=100_000, metavar="PARTITIONS", help="Also create the missing topics.")
     ] = None,
-    replication: Annotated[int, typer.Option(min=1, max=32_767, help="Copies of each partition of a new topic.")] = 1,
+    replication: Annotated[int, typer.Option(min=1, help="Number of replicas of each partition of a new topic.")] = 1,
     wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long the databases and Kafka may be away.")
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the databases and Kafka.")
     ] = 0.0,
 ) -> None:
     """Upgrade the tables of the warehouse and of Dagster to this version.
@@ -166,7 +166,7 @@ def _migrate_dagster(settings: Settings) -> None:
 
 
 def _upgrade_dagster() -> None:
-    from ingest_project.platform.dagster.instance import upgrade_tables  # the other commands need not load it
+    from ingest_project.platform.dagster.instance import upgrade_tables  # other commands need not load it
 
     say(f"Dagster's tables are those of version {upgrade_tables()}.")
 
@@ -184,10 +184,10 @@ def _create_topics(settings: Settings, partitions: int, replication: int) -> Non
 def make_missing_topics(
     kafka: KafkaSettings, names: Sequence[str], partitions: int, replication: int
 ) -> tuple[str, ...]:
-    """Create the missing topics; those that exist keep their partitions. Return the created ones.
+    """Create the missing topics and return them; existing ones keep their partitions.
 
     Raises:
-        BrokerUnavailableError: Kafka does not answer, or refuses.
+        BrokerUnavailableError: Kafka does not answer, or refuses the request.
     """
     admin = AdminClient(client_config(kafka))
     wanted = [NewTopic(name, partitions, replication) for name in names]
@@ -209,7 +209,7 @@ def psql(
     ] = None,
     *,
     dagster: Annotated[
-        bool, typer.Option("--dagster", help="Dagster's own database instead of the warehouse.")
+        bool, typer.Option("--dagster", help="Open Dagster's database instead of the warehouse.")
     ] = False,
 ) -> None:
     """Open psql on the warehouse; further arguments go to psql. The password is not shown."""
@@ -217,16 +217,16 @@ def psql(
     url = settings.dagster.postgres_url if dagster else settings.warehouse.database_url
     address, password = connection(url.get_secret_value(), "DAGSTER_POSTGRES_URL" if dagster else "DATABASE_URL")
     program = find_psql()
-    # The process list shows the address to everybody; the environment is for this user alone.
+    # Everybody can see the address in the process list, but only this user can see the environment.
     secret = {"PGPASSWORD": password} if password else {}
     os.execve(program, [program, f"--dbname={address}", *(arguments or [])], os.environ | secret)  # noqa: S606
 
 
 def connection(database_url: str, setting: str) -> tuple[str, str]:
-    """Return the address as libpq takes it, without the password, and the password.
+    """Return the address for libpq without the password, and the password.
 
     Raises:
-        SettingsError: no address is set, or it is not one of PostgreSQL.
+        SettingsError: no address is set, or it is not PostgreSQL's.
     """
     if not database_url:
         raise SettingsError(f"{setting} is not set. Start `ingest dev`, or set it.")
@@ -236,12 +236,12 @@ def connection(database_url: str, setting: str) -> tuple[str, str]:
     in_query = url.query.get("password", "")
     bare = url.set(drivername="postgresql")._replace(password=None).difference_update_query(["password"])
     address, mark, query = bare.render_as_string(hide_password=False).partition("?")
-    # libpq knows no other way of writing a space.
+    # libpq supports no other encoding of a space.
     return address + mark + query.replace("+", "%20"), str(url.password or in_query)
 
 
 def find_psql() -> str:
-    """Return the path of psql: that of the embedded PostgreSQL, or the one on PATH.
+    """Return the path of psql from the embedded PostgreSQL, or else from PATH.
 
     Raises:
         PermanentError: psql is not installed.

@@ -1,4 +1,4 @@
-"""`ingest find`, `show` and `trace`: any item by any of its ids, its page, and its history."""
+"""`ingest find`, `show` and `trace`: find any item by any of its ids, and show its data and history."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ NOT_FOUND = 1
 BROKER_SECONDS = 3.0
 Text = Annotated[
     list[str],
-    typer.Argument(metavar="TEXT", help=f"What identifies it: {SEARCHED}."),
+    typer.Argument(metavar="TEXT", help=f"Id to search for: {SEARCHED}."),
 ]
 
 
 def find_items(text: Text, *, as_json: AsJson = False) -> None:
     """Find files, attachments, events, messages and polling jobs by any of their ids.
 
-    Exit code 1 when nothing is found.
+    Exit code 1 if nothing is found.
     """
     found = find(_services_for_search(), " ".join(text))
     if as_json:
@@ -52,17 +52,17 @@ def find_items(text: Text, *, as_json: AsJson = False) -> None:
 
 def show_item(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")],
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Its key, as `ingest find` lists it.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key of the item, as listed by `ingest find`.")],
     *,
     rows: Rows = 10,
     content: Annotated[
-        str | None, typer.Option("--bytes", metavar="NAME", help="Write its bytes to stdout: landed, stored, message …")
+        str | None, typer.Option("--bytes", metavar="NAME", help="Write bytes to stdout: landed, stored, message …")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show everything on record of one item: facts, history, rows, other items, and where its bytes are.
+    """Show everything recorded about one item: facts, history, rows, related items, and where its bytes are.
 
-    Exit code 1 when nothing is on record of it.
+    Exit code 1 if there is no record of it.
     """
     ref = ItemRef.of(kind, key)
     if ref.kind not in KINDS:
@@ -81,11 +81,11 @@ def show_item(
 
 
 def show_trace(
-    text: Annotated[list[str], typer.Argument(metavar="ID", help="Trace id, or anything that `ingest find` finds.")],
+    text: Annotated[list[str], typer.Argument(metavar="ID", help="Trace id, or any id that `ingest find` accepts.")],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show everything on record of one trace, in time order."""
+    """Show all recorded moments of one trace, in time order."""
     history = trace(_services_for_search(), wanted := " ".join(text))
     if as_json:
         print_json({"trace_id": history.trace_id, "moments": history.moments, "problems": history.problems})
@@ -102,7 +102,7 @@ def show_trace(
 
 def _services_for_search() -> SystemResources:
     settings = load_settings().settings
-    # A person waits, and most items are in the database.
+    # Wait only briefly for Kafka: a person waits, and most items are in the database.
     kafka = settings.kafka.model_copy(
         update={"request_timeout_seconds": min(settings.kafka.request_timeout_seconds, BROKER_SECONDS)}
     )

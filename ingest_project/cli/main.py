@@ -1,7 +1,7 @@
-"""`ingest`: the command line. Only the module of the command that is called is imported.
+"""`ingest`: the command line. It imports only the module of the called command.
 
-An expected error prints its one message on standard error and sets an exit code for scripts: 2 for settings and usage,
-1 for everything else, 130 after an interrupt.
+An expected error prints one message on standard error and sets an exit code for scripts: 2 for settings and usage, 1
+for any other error, 130 after an interrupt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ingest_project.core.plugins import InstalledPlugin, Plugins, installed
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Setting, load_settings
 
-# Command to its function, or to the app of its subcommands. A command of one capability is in that capability's folder.
+# The function, or the app of subcommands, of each command. A capability's own commands are in its folder.
 COMMANDS: Mapping[str, str] = {
     "dev": "cli.dev:dev",
     "send": "cli.send:app",
@@ -63,7 +63,7 @@ COMMANDS: Mapping[str, str] = {
 CONTEXT_SETTINGS: Mapping[str, dict[str, Any]] = {
     "psql": {"ignore_unknown_options": True, "allow_interspersed_args": False}
 }
-# Group of entry points to the mapping of its parts.
+# The mapping of parts for each group of entry points.
 PARTS: Mapping[str, str] = {
     plugins.READERS: "readers.reading:READERS",
     plugins.SOURCES: "sources.registry:SOURCES",
@@ -71,9 +71,9 @@ PARTS: Mapping[str, str] = {
     plugins.DECODERS: "streams.decoders:DECODERS",
     plugins.ALERT_CHANNELS: "operations.alerts:CHANNELS",
 }
-# Click's class for wrong usage: newer versions of Typer bring their own Click.
+# Click's class for usage errors: newer versions of Typer ship their own Click.
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-# Output to a pipe or a file is not limited to a terminal's width.
+# Width of output to a pipe or a file, where a terminal's width does not apply.
 PIPE_WIDTH = 200
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 HELP = """Files, attachments and events from Kafka into validated tables.
@@ -89,10 +89,10 @@ def build_app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
         help=HELP,
         no_args_is_help=True,
         add_completion=False,
-        # A defect is shown as an ordinary traceback, which people can search for and paste.
+        # Show a defect as an ordinary traceback, which people can search for and paste.
         pretty_exceptions_enable=False,
     )
-    # Without a callback a single command would become the app itself.
+    # Without a callback, a single command would become the app itself.
     app.callback()(_no_options)
     for name in commands:
         module, _, attribute = COMMANDS[name].partition(":")
@@ -110,21 +110,21 @@ def main() -> None:
 
 
 def run_process(command: Callable[[], int]) -> None:
-    """Run a command as the only one of this process and exit with its code."""
+    """Run a command and exit this process with its exit code."""
     keep_files_private()
     threading.excepthook = _show_defect_of_thread
     code: int | None = None
 
     def end_at_once() -> None:
-        # To delete all that was imported takes a quarter of the time of a command. Output that cannot be written is
-        # left to the interpreter, which reports it and ends as usual.
+        # Exit without cleaning up imported modules, which takes a quarter of a command's time. If output cannot be
+        # written, let the interpreter report that and exit normally.
         if code is not None:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
 
-    # The first that is registered is called last, when threads have ended.
+    # The first registered function is called last, after threads have ended.
     atexit.register(end_at_once)
     try:
         code = command()
@@ -136,7 +136,7 @@ def run_process(command: Callable[[], int]) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; return its exit code."""
-    # All commands for help and misspelt names: importing the others takes longer than most commands run.
+    # Build all commands only for help and unknown names: importing all of them takes longer than most commands run.
     needed = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     return run_app(lambda: build_app(needed), arguments, "ingest")
 
@@ -146,8 +146,8 @@ def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: st
 
     Args:
         build: creates the app; its errors are reported like those of a command.
-        arguments: without the program's name.
-        name: of the program, for its help.
+        arguments: arguments without the program's name.
+        name: name of the program, for its help.
     """
     try:
         _require_text(arguments)
@@ -161,7 +161,7 @@ def run_app(build: Callable[[], typer.Typer], arguments: Sequence[str], name: st
 
 
 def show_settings(*, as_json: AsJson = False) -> None:
-    """Show every setting in force and where it came from, and installed plug-ins; secrets are masked."""
+    """Show every effective setting with its origin, and installed plug-ins; secrets are masked."""
     loaded = load_settings()
     settings = list(loaded.each())
     if loaded.ignored:
@@ -176,10 +176,10 @@ def show_settings(*, as_json: AsJson = False) -> None:
 
 
 def installed_plugins() -> list[InstalledPlugin]:
-    """Return every part that another package brings, each with its problem, if it has one."""
+    """Return all parts of other packages, each with its problem, if any."""
     found: list[InstalledPlugin] = []
     for group, address in PARTS.items():
-        # A kind without plug-ins is not imported.
+        # Do not import a kind without plug-ins.
         if installed(group):
             module, _, name = address.partition(":")
             parts: Plugins[Any] = getattr(import_module(f"ingest_project.{module}"), name)
@@ -212,9 +212,9 @@ def _no_options() -> None:
 
 
 def _misused(problem: Any) -> int:  # noqa: ANN401 - of Typer's own Click, which has no public name
-    # Without any argument, the help has been printed.
+    # Without arguments, Click has already printed the help.
     if type(problem).__name__ != "NoArgsIsHelpError":
-        # The message repeats arguments, which may contain control characters; that of choices has several lines.
+        # The message repeats arguments, which may contain control characters; one about choices has several lines.
         message = " ".join(problem.format_message().replace("Value error, ", "").split())
         end = "" if message.endswith((".", "?")) else "."
         context = getattr(problem, "ctx", None)

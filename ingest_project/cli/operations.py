@@ -39,10 +39,10 @@ REPEAT_SECONDS = 30.0
 
 def purge(
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Purge expired partitions, runs, landed bytes and message ids, as a job does every night."""
+    """Purge expired partitions, runs, landed bytes and message ids, like the nightly job."""
     from ingest_project.operations.definitions import plan_purge  # imports dagster: one second
     from ingest_project.platform.dagster.control import open_instance  # the same
 
@@ -65,20 +65,20 @@ def purge(
 
 def monitor(
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; by default INGEST_MONITOR_HOST.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; INGEST_MONITOR_HOST by default.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one. By default INGEST_MONITOR_PORT.")
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one. INGEST_MONITOR_PORT by default.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine although no token is set.")
+        bool, typer.Option("--insecure", help="Listen on other interfaces even if no token is set.")
     ] = False,
 ) -> None:
     """Serve /metrics, /healthz, /readyz and a dashboard until Ctrl-C.
 
-    Beyond this machine it requires a token or a sign-in provider, and does not start without one.
+    To listen beyond this machine, it requires a token or a sign-in provider.
     """
     from ingest_project.core.logging import configure_logging, log_ignored  # with the next
-    from ingest_project.operations.dashboard import serve  # no other command serves
+    from ingest_project.operations.dashboard import serve  # only this command serves
 
     loaded = load_settings()
     settings = loaded.settings
@@ -104,7 +104,7 @@ def status(
 ) -> None:
     """Show messages waiting on topics, entries by state, retry tiers, and runs in flight.
 
-    Exit code 1 when a part does not answer, a disk is nearly full, a reader profile or a declaration is broken, or the
+    Exit code 1 if a part does not answer, a disk is nearly full, a reader profile or a declaration is invalid, or the
     system is not idle in time.
     """
     from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
@@ -132,11 +132,11 @@ def wait_for_idle(
     records: RunRecords,
     seconds: float,
 ) -> SystemSnapshot:
-    """Take snapshots until the system is idle or the time is over, and print on stderr what is unfinished.
+    """Take snapshots until the system is idle or the time is over, and print unfinished work on stderr.
 
     Args:
-        services: services of the system.
-        records: records of Dagster.
+        services: resources of the system.
+        records: Dagster's records.
         seconds: longest wait.
 
     Returns:
@@ -161,7 +161,7 @@ def wait_for_idle(
 
 
 def as_record(snapshot: SystemSnapshot) -> dict[str, object]:
-    """Return the status for JSON: what could not be read is null, and `problems` names it."""
+    """Return the status for JSON: parts that could not be read are null, and `problems` names them."""
     warehouse, dagster = snapshot.warehouse.present, snapshot.dagster.present
     work = warehouse.work.values() if warehouse else ()
     counts = {queue.kind: queue.counts for queue in warehouse.queues} if warehouse else {}

@@ -1,6 +1,6 @@
-"""`ingest send`: publish a message as any other producer would, and return once the broker has confirmed it.
+"""`ingest send`: publish a message like any other producer, and return once the broker has confirmed it.
 
-A message that the system's own reader would reject is rejected here instead of becoming a dead letter.
+The command rejects a message that the system's reader would reject, so that it does not become a dead letter.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from ingest_project.sources.registry import SOURCES, SourceContext, open_source,
 app = typer.Typer(help="Send a message, and wait until the broker has it.", no_args_is_help=True)
 DUMMY_PATH = "./dummy_data"
 POLL_SECONDS = 0.5
-# The kinds whose address names a host as well as a path.
+# Kinds of sources whose address contains a host in addition to a path.
 SERVERS = ("ftp", "sftp")
-# Schemes of addresses that are not called like their kind of source.
+# Schemes whose name differs from their kind of source.
 SCHEMES = {"https": "http", "abfs": "onelake", "abfss": "onelake"}
 
 Profile = Annotated[str | None, typer.Option("--format", metavar="PROFILE", help="Reader profile of the files.")]
@@ -88,8 +88,8 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """A message that the broker has confirmed.
 
     Args:
-        trace_id: to find it by; None where the message carries none.
-        message: as it was sent, or as it may be printed.
+        trace_id: trace id of the message; None if it has none.
+        message: message as sent, or without secrets for printing.
     """
 
     topic: str
@@ -99,11 +99,11 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
 @app.command("file-event")
 def send_file_event(
-    path: Annotated[str, typer.Argument(help="The file, as the system that ingests it sees it.")],
+    path: Annotated[str, typer.Argument(help="Path of the file on the system that ingests it.")],
     *,
     profile: Profile = None,
     trace_id: TraceId = None,
-    short: Annotated[bool, typer.Option("--short", help="The short form of older producers, on file_events.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="Short form of older producers, on file_events.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish the event of one local file."""
@@ -113,7 +113,7 @@ def send_file_event(
     metadata = {"format": profile} if profile else {}
     event = file_event(path, settings, metadata, trace_id or str(uuid.uuid4()))
     raw = checked(event, partial(_accepted_file_event, settings))
-    # One that is not on this host too: the folders are those of the system that ingests it.
+    # Check the path even if this host lacks the file: the allowed folders are those of the ingesting system.
     open_source({"source_type": "local"}, SourceContext(settings)).require_allowed(event.file_path)
     topics = settings.topics
     if short:
@@ -129,7 +129,7 @@ def send_file_event(
 
 
 def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
-    """Decode a file event as the sensor does: its dataset must take files of this type."""
+    """Decode a file event like the sensor: its dataset must accept files of this type."""
     from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     event, declarations = decode_file_event(raw), load_declarations(settings)
@@ -139,7 +139,7 @@ def _accepted_file_event(settings: Settings, raw: bytes) -> FileEvent:
 
 
 def _accepted_job(settings: Settings, raw: bytes) -> PollingJob:
-    """Decode a polling job as the sensor does; the reader profile that it names must exist."""
+    """Decode a polling job like the sensor: its reader profile must exist."""
     from ingest_project.readers.datasets import load_declarations  # imports Polars
 
     job = decode_polling_job(raw)
@@ -163,12 +163,12 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     trace_id: TraceId = None,
     metadata: Metadata = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until the source is polled; exit code 1 if that fails.")
+        bool, typer.Option("--wait", help="Wait until the source is polled; exit code 1 if that fails.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds that --wait waits at most.")] = 300.0,
+    timeout: Annotated[float, typer.Option(help="Maximum wait of --wait in seconds.")] = 300.0,
     as_json: AsJson = False,
 ) -> None:
-    """Poll a source: each new file in it is ingested."""
+    """Request to poll a source and ingest each new file in it."""
     settings = load_settings().settings
     config = _source_config(source_type, path, settings, dummy=dummy) | pairs_of(source, "--source")
     if credentials is not None:
@@ -197,12 +197,12 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     domain: Domain,
     event_type: EventType = "",
     payload: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Its own content, in which a JSONPath may find addresses.")
+        str | None, typer.Option(metavar="JSON", help="Content of the event, in which a JSONPath may find addresses.")
     ] = None,
     trace_id: TraceId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send an event: the files at its addresses are downloaded and stored."""
+    """Send an event whose attachments are downloaded and stored."""
     event = AttachmentEvent(
         trace_id=trace_id or str(uuid.uuid4()),
         domain=domain,
@@ -227,16 +227,16 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     domain: Domain,
     event_type: EventType = "",
     destination: Annotated[
-        str, typer.Option(metavar="PATH", help="Where in the store.", show_default="as the template says")
+        str, typer.Option(metavar="PATH", help="Path in the store.", show_default="by the template")
     ] = "",
-    file_name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
-    content_type: Annotated[str | None, typer.Option(help="What it must be, e.g. image/jpeg.")] = None,
-    expected_size: Annotated[int | None, typer.Option(min=0, max=MAX_SIZE_BYTES, help="Bytes it must have.")] = None,
-    checksum: Annotated[str | None, typer.Option(help="sha256:... or md5:... that it must have.")] = None,
+    file_name: Annotated[str | None, typer.Option(help="File name.")] = None,
+    content_type: Annotated[str | None, typer.Option(help="Expected media type, e.g. image/jpeg.")] = None,
+    expected_size: Annotated[int | None, typer.Option(metavar="BYTES", help="Expected size in bytes.")] = None,
+    checksum: Annotated[str | None, typer.Option(help="Expected checksum, sha256:... or md5:...")] = None,
     trace_id: TraceId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Request the download of one file. Sent again for the same trace, a dead one is retried."""
+    """Request the download of one file. Sending it again for the same trace retries a dead one."""
     task = DownloadTask(
         trace_id=trace_id or str(uuid.uuid4()),
         domain=domain,
@@ -259,10 +259,10 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
 
 
 def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id: str) -> FileEvent:
-    """Return the event of one local file, with its present version where this host can see the file.
+    """Return the event of one local file, with its current version if this host has the file.
 
     Raises:
-        ForbiddenPathError: it exists outside the folders that may be read.
+        ForbiddenPathError: the file exists outside the folders that may be read.
     """
     located = absolute_if_here("local", path)
     name = Path(located).name
@@ -285,7 +285,7 @@ def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id
 
 
 def config_of(kind: str, address: str) -> dict[str, Any]:
-    """Return the `source_config` of an address as people write it, e.g. `sftp://user@host:22/in`."""
+    """Return the `source_config` for an address as people write it, e.g. `sftp://user@host:22/in`."""
     if kind not in SERVERS or "://" not in address:
         return {"source_type": kind, "path": absolute_if_here(kind, address)}
     try:
@@ -307,7 +307,7 @@ def deliver(services: Runtime, topic: str, key: str, raw: bytes, trace_id: str |
     """Write one message and wait for the broker's confirmation.
 
     Raises:
-        BrokerUnavailableError: it was not confirmed.
+        BrokerUnavailableError: the message was not confirmed.
     """
     record = ProducerRecord(raw, key=key.encode(), headers=tracing.publish(topic, trace_id))
     services.writer.send_all(topic, [record])
@@ -315,7 +315,7 @@ def deliver(services: Runtime, topic: str, key: str, raw: bytes, trace_id: str |
 
 
 def checked(message: msgspec.Struct, decode: Callable[[bytes], object]) -> bytes:
-    """Encode the message; reject what the reader would reject."""
+    """Encode the message; reject one that the reader would reject."""
     try:
         raw = encode(message)
         decode(raw)
@@ -327,7 +327,7 @@ def checked(message: msgspec.Struct, decode: Callable[[bytes], object]) -> bytes
 
 
 def print_sent(sent: Sent, what: str, *, as_json: bool) -> None:
-    """Print what was sent and where."""
+    """Print what was sent, and to which topic."""
     if as_json:
         print_json(sent)
         return
@@ -338,9 +338,9 @@ def print_sent(sent: Sent, what: str, *, as_json: bool) -> None:
 
 
 def absolute_if_here(source_type: str, path: str) -> str:
-    """Return a local path as an absolute one, so that it means the same to a process in another folder.
+    """Return a local path as an absolute one, so that it is valid for a process in another folder.
 
-    A path that this host does not have stays as it is: the system that ingests it may run elsewhere.
+    A path that this host does not have is returned unchanged: the ingesting system may run elsewhere.
     """
     return str(Path(path).absolute()) if source_type == "local" and os.path.lexists(path) else path
 
@@ -357,19 +357,19 @@ def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, Any]:
 
 
 def _source_config(source_type: str | None, path: str | None, settings: Settings, *, dummy: bool) -> dict[str, Any]:
-    """Return the source that the options name; the example files where they name none."""
+    """Return the source for these options; the example files if they specify none."""
     if source_type is not None and dummy:
         raise typer.BadParameter("--dummy is a kind of source itself: leave out --source-type.")
     kind = source_type or ("dummy" if dummy or path is None else _kind_of(path, settings))
     if kind not in SOURCES:
         raise typer.BadParameter(f"{kind!r} is not one of {', '.join(SOURCES)}.")
     if path is None and kind != "dummy":
-        raise typer.BadParameter("--path says where to look.")
+        raise typer.BadParameter("--path must name the folder or address.")
     return config_of(kind, DUMMY_PATH if path is None else path)
 
 
 def _kind_of(path: str, settings: Settings) -> str:
-    """Return the kind of source of an address by its scheme, of a folder by where it is."""
+    """Return the kind of source for an address by its scheme, or for a folder by its location."""
     scheme, separator, _ = path.partition("://")
     if separator:
         return SCHEMES.get(scheme.lower(), scheme)
@@ -377,7 +377,7 @@ def _kind_of(path: str, settings: Settings) -> str:
 
 
 def _finished(jobs: JobQueue, job: PollingJob, timeout_seconds: float) -> JobRecord | None:
-    """Return the job once it has ended; None where that takes too long."""
+    """Return the job once it has ended; None after the timeout."""
     until = time.monotonic() + timeout_seconds
     while time.monotonic() < until:
         for record in jobs.list(text=job.trace_id, limit=1):
