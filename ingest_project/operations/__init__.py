@@ -1,9 +1,8 @@
 """Operations: status, metrics, readiness, alerts, retention, dashboard.
 
-They see all capabilities by the one list of them, and the resources of all in one object per process. What the
-capabilities have finished is rolled up into running totals, which outlive the rows they were counted from. Their size
-does not depend on throughput: one row per series, and one per series and minute for as long as the dashboard looks
-back.
+They use the one list of all capabilities, and one object per process with all their resources. Finished work is rolled
+up into running totals, which outlive the counted rows. Their size does not depend on throughput: one row per series,
+and one per series and minute for the time that the dashboard covers.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ from ingest_project.polling.discovery import PollingResources
 from ingest_project.streams.capability import Streams
 from ingest_project.streams.resources import StreamResources
 
-# Since the beginning: what retention purges stays counted here.
+# All-time totals, which include rows that retention has purged.
 metric_totals = sa.Table(
     "metric_totals",
     metadata,
     Col("name", sa.Text, primary_key=True),
-    # The values of the labels, a JSON list in the order of their names.
+    # Values of the labels, as a JSON list in the order of their names.
     Col("labels", sa.Text, primary_key=True),
     Col("value", Double, nullable=False),
 )
 metric_minutes = sa.Table(
     "metric_minutes",
     metadata,
-    # Whole minutes since 1970 in UTC, of what was counted: not of when it was counted.
+    # Whole minutes since 1970, UTC: when the counted work ended, not when it was counted.
     Col("minute", sa.BigInteger, primary_key=True, autoincrement=False),
     Col("name", sa.Text, primary_key=True),
     Col("labels", sa.Text, primary_key=True),
     Col("value", Double, nullable=False),
 )
-# How far each source has been counted.
+# Time up to which each source has been counted.
 metric_progress = sa.Table(
     "metric_progress",
     metadata,
     Col("source", sa.Text, primary_key=True),
     Col("counted_until", UtcTime, nullable=False),
 )
-# Capabilities whose sensors an operator has stopped together.
+# Capabilities that an operator has paused.
 paused_capabilities = sa.Table(
     "paused_capabilities",
     metadata,
@@ -62,20 +61,20 @@ paused_capabilities = sa.Table(
     Col("who", sa.Text, nullable=False),
     Col("reason", sa.Text, nullable=False),
     Col("paused_at", UtcTime, nullable=False),
-    # The sensors that it stopped: one that a person had stopped before stays stopped.
+    # Sensors that the pause stopped, and resuming starts again: one that a person had stopped before stays stopped.
     Col("sensors", Json, nullable=False),
 )
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 SETTLE = timedelta(seconds=5)
-# An end is stamped just before its transaction commits: one that has written for longer has not stamped anything yet.
+# A transaction stamps the end of work just before it commits: one that is older has not stamped anything yet.
 LONGEST_STAMPED = timedelta(seconds=60)
 ENDS_AT_A_TIME = 20_000
 ROWS_A_STATEMENT = 1_000
 KEPT_MINUTES = 8 * 24 * 60
-# Of one counter: senders choose some label values, and must not create any number of series.
+# Maximum number of series of one counter: senders choose some label values, and must not create unlimited series.
 MOST_SERIES = 60
 OTHER = "other"
-# Their labels are names of pipelines and buckets, which no sender chooses.
+# Series without this limit: their labels are names of pipelines and buckets, which no sender chooses.
 BOUNDED = frozenset(metric.bucket for metric in HISTOGRAMS)
 Series = tuple[str, tuple[str, ...]]
 """The name of a counter and the values of its labels."""
@@ -85,7 +84,7 @@ class SystemResources(PollingResources, FileIngestResources, AttachmentResources
     """The resources of all capabilities, which share one engine and one set of Kafka clients."""
 
     def reload_declarations(self) -> None:
-        """Forget the declared datasets and streams if one of their files has changed since the last call."""
+        """Discard the cached datasets and streams if one of their files has changed since the last call."""
         stamps = declaration_stamps(self.settings)
         if stamps != self.__dict__.setdefault("_declaration_stamps", stamps):
             self.__dict__["_declaration_stamps"] = stamps
@@ -93,15 +92,15 @@ class SystemResources(PollingResources, FileIngestResources, AttachmentResources
                 self.__dict__.pop(cached, None)
 
 
-# In the order in which data flows: work moves on to a later capability, never to an earlier one.
+# In the order of the data flow: work moves only to a later capability.
 CAPABILITIES: tuple[Capability[SystemResources], ...] = (Polling(), FileIngest(), Attachments(), Streams())
 
 
 class MinuteValue(NamedTuple):
-    """The amount added to one series in some minutes.
+    """The amount added to one series in one step of some minutes.
 
     Args:
-        step: which of the steps since 1970.
+        step: number of the step since 1970.
     """
 
     step: int
@@ -111,7 +110,7 @@ class MinuteValue(NamedTuple):
 
 
 class RunningTotals:
-    """Read and write the tables of the counters. Every method is one transaction, or several that may be repeated.
+    """Read and write the tables of the counters. Every method is one transaction, or several idempotent ones.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: from every method.
@@ -122,7 +121,7 @@ class RunningTotals:
         self._sources = tuple(source for capability in CAPABILITIES for source in capability.counted)
 
     def count(self, now: datetime) -> int:
-        """Count what has ended and settled since the last time, a bounded number of each kind; return how many."""
+        """Count a bounded number of entries of each kind that have ended since the last call; return their number."""
         with writing(self._engine) as connection:
             _lock_progress(connection)
             until = _settled(connection, now)
@@ -134,15 +133,15 @@ class RunningTotals:
         return counted
 
     def totals(self) -> dict[Series, float]:
-        """Return every series since the beginning."""
+        """Return the all-time total of every series."""
         rows = fetch(self._engine, sa.select(metric_totals)).all()
         return {(name, tuple(json.loads(labels))): value for name, labels, value in rows}
 
     def history(self, since: datetime, step_minutes: int, names: Sequence[str]) -> tuple[MinuteValue, ...]:
-        """Return what was added to these counters, in steps of so many minutes, in no particular order.
+        """Return the amounts added to these counters per step, unordered.
 
         Args:
-            since: begin with the step that contains this moment.
+            since: time in the first step to return.
             step_minutes: length of a step.
             names: names of the counters.
         """
@@ -159,13 +158,13 @@ class RunningTotals:
 
 
 def _lock_progress(connection: sa.Connection) -> None:
-    # On SQLite the transaction itself is alone.
+    # On SQLite, only one transaction can write at a time anyway.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("LOCK TABLE metric_progress IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _settled(connection: sa.Connection, now: datetime) -> datetime:
-    """Return the moment up to which no end can appear any more."""
+    """Return the time before which no further ends can be committed."""
     settled = now - SETTLE
     if connection.dialect.name != "postgresql":
         return settled
@@ -202,7 +201,7 @@ def _count_source(
 def _ends_between(
     connection: sa.Connection, source: CountedTable, after: datetime, until: datetime
 ) -> tuple[Sequence[sa.RowMapping], datetime]:
-    """Return the oldest ends in between, all those of the same moment together, and the moment of the last one."""
+    """Return the oldest rows in the interval, never splitting those of one timestamp, and the time of the last one."""
     ended_at = source.ended_at.label("ended_at")
     query = sa.select(*source.columns, ended_at).where(source.ended_at > after).order_by(source.ended_at)
     if source.state is not None:
@@ -215,7 +214,7 @@ def _ends_between(
 
 
 def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowMapping], oldest: int) -> None:
-    """Add rows to the totals, and to the minutes from the oldest one that is kept."""
+    """Add rows to the totals, and to the minutes that are still kept."""
     added: dict[tuple[int, Series], float] = defaultdict(float)
     for row in rows:
         minute = int(row["ended_at"].timestamp() // 60)
@@ -234,7 +233,7 @@ def _add(connection: sa.Connection, source: CountedTable, rows: Iterable[sa.RowM
 
 
 def _count_kept_totals(connection: sa.Connection, now: datetime) -> int:
-    """Add what totals that capabilities keep themselves have grown by since the last time; return how many grew."""
+    """Add the growth of the capabilities' own totals since the last call; return the number of totals that grew."""
     known = {(name, labels): value for name, labels, value in connection.execute(sa.select(metric_totals))}
     added: dict[tuple[str, str], float] = {}
     for capability in CAPABILITIES:
@@ -249,7 +248,7 @@ def _count_kept_totals(connection: sa.Connection, now: datetime) -> int:
 
 
 def _stored_series(connection: sa.Connection, wanted: Iterable[Series]) -> dict[Series, tuple[str, str]]:
-    """Return each series as it is stored; a new one of a counter with too many is merged into the rest."""
+    """Return the stored form of each series; if a counter has too many, a new series is merged into `other`."""
     known: defaultdict[str, set[str]] = defaultdict(set)
     for name, labels in connection.execute(sa.select(metric_totals.c.name, metric_totals.c.labels)):
         known[name].add(labels)
@@ -268,7 +267,7 @@ def _upsert(
 ) -> None:
     rows = [{**dict(zip(key, identity, strict=True)), "value": value} for identity, value in sorted(added.items())]
     for start in range(0, len(rows), ROWS_A_STATEMENT):
-        # One statement: psycopg2 would send one a row.
+        # Use one statement: psycopg2 would send one per row.
         statement = insert_into(connection, table).values(rows[start : start + ROWS_A_STATEMENT])
         total = table.c.value + statement.excluded.value
         connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_={"value": total}))

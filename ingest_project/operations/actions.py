@@ -1,4 +1,4 @@
-"""Every action of operators: those of the capabilities, and those that concern all of them."""
+"""All actions of operators: those of single capabilities, and those across capabilities."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _consumed_topic(services: SystemResources, name: str) -> ConsumedTopic:
 def _require_ahead(
     services: SystemResources, consumed: ConsumedTopic, topic: str, partition: int, offset: int
 ) -> tuple[str, ...]:
-    """Raise IngestError where the saved cursor has passed the offset; return a note where that is unknown."""
+    """Raise IngestError if the saved cursor has passed the offset; return a note if the cursor is unknown."""
     from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
 
     try:
@@ -146,12 +146,12 @@ SKIP = Action(
     apply=_skip,
     acted_on=_skipped,
 )
-# What concerns no capability alone.
+# Name of the group of actions across capabilities.
 GENERAL: tuple[Action[SystemResources], ...] = (PAUSE, RESUME, SKIP, REDRIVE)
 
 
 def actions_by_capability() -> Mapping[str, tuple[Action[SystemResources], ...]]:
-    """Return the actions by the name of their capability, `operations` for those of no one alone."""
+    """Return the actions by the name of their capability, or `operations` for those across capabilities."""
     every = {capability.name: capability.actions for capability in CAPABILITIES} | {"operations": GENERAL}
     return {name: actions for name, actions in every.items() if actions}
 
@@ -165,7 +165,7 @@ def action_named(name: str) -> Action[SystemResources]:
     """Return an action.
 
     Raises:
-        ActionRefusedError: no action has this name; the message proposes the nearest.
+        ActionRefusedError: no action has this name; the message proposes the nearest one.
     """
     if name not in ACTIONS:
         raise ActionRefusedError(f"There is no action {name[:50]!r}{nearest_or_known(name, ACTIONS)}")

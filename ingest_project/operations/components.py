@@ -1,8 +1,8 @@
-"""`ingest_project.FileDataset`, `TopicStream` and `Maintenance`: the Dagster components of what users declare.
+"""`ingest_project.FileDataset`, `TopicStream` and `Maintenance`: the Dagster components for users' declarations.
 
-This project's own code location loads the declarations of its settings itself, all of them at once, and Dagster's `dg`
-scaffolds, checks and lists them by these classes. In another Dagster project a component brings what one dataset or
-stream needs. The resources are one object in all of them: Dagster merges no others under the same name.
+This project's own code location loads all declarations of its settings together, and Dagster's `dg` uses these classes
+to scaffold, check and list them. In another Dagster project, a component contains everything that one dataset or stream
+needs. All components share one resources object: Dagster does not merge different ones under the same name.
 """
 
 from functools import cache
@@ -95,7 +95,7 @@ attributes:
 
 
 class _Scaffolder(dg.Scaffolder):
-    """Writes a declaration that works, with comments."""
+    """Writes a working declaration with comments."""
 
     text: ClassVar[str]
 
@@ -106,7 +106,7 @@ class _Scaffolder(dg.Scaffolder):
 
 
 class MaintenanceScaffolder(_Scaffolder):
-    """Writes what has no options."""
+    """Writes a component without options."""
 
     text = "type: ingest_project.Maintenance\n"
 
@@ -133,12 +133,12 @@ class _Declared(dg.Component, Generic[Declaration]):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """Return the shape of the attributes."""
+        """Return the model of the attributes."""
         return cls.model
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Return what a folder declares; it has the name of the folder unless it says another.
+        """Return the component that a folder declares, named after the folder unless the declaration has a name.
 
         Raises:
             ValidationError: the attributes contradict each other.
@@ -149,12 +149,12 @@ class _Declared(dg.Component, Generic[Declaration]):
 
 @dg.scaffold_with(FileDatasetScaffolder)
 class FileDataset(_Declared[DatasetDeclaration]):
-    """A dataset: a kind of file, the contract of its rows, and where they go."""
+    """A dataset: a kind of file, the contract of its rows, and their target."""
 
     model = DatasetDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return what one dataset needs in its own Dagster project."""
+        """Return the definitions of one dataset for a separate Dagster project."""
         del context
         name, job = self.declaration.name, batch_job(self.declaration.name)
         services = _services()
@@ -180,7 +180,7 @@ class TopicStream(_Declared[StreamDeclaration]):
     model = StreamDeclaration
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return what the stream needs in its own Dagster project."""
+        """Return the definitions of one stream for a separate Dagster project."""
         del context
         topics = topics_of(self.declaration, current_settings())
         return dg.Definitions.merge(
@@ -191,11 +191,11 @@ class TopicStream(_Declared[StreamDeclaration]):
 
 @dg.scaffold_with(MaintenanceScaffolder)
 class Maintenance(dg.Component):
-    """The nightly purge of expired records, and the hourly maintenance of datasets in Delta. Once in a project."""
+    """The nightly purge of expired records, and the hourly maintenance of datasets in Delta. Use once per project."""
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Return it; it has no options."""
+        """Return the component, which has no options."""
         del attributes, context
         return cls()
 

@@ -1,12 +1,12 @@
-"""Entry point of Dagster's daemon with more frequent sensors, which survives a clock that is set back.
+"""Entry point of Dagster's daemon with more frequent sensors, which handles a clock that is set back.
 
     python -m ingest_project.operations.daemon run --workspace workspace.yaml
 
-takes the arguments of `dagster-daemon`; `platform/dagster/daemon.py` lists the differences. This module repairs times
-that lie in the future because a clock was ahead and has been set back. Dagster runs no tick of a sensor or schedule
-whose last one lies in the future; the work queues start nothing that is due in the future and requeue nothing that was
-changed there. All of it would wait for as long as the clock had been ahead, restarts included. The repair sets such
-times to now, through Dagster's own interface and the work queues'.
+takes the arguments of `dagster-daemon`; `platform/dagster/daemon.py` lists the differences. This module repairs stored
+times that lie in the future because a clock was ahead and has been set back. Dagster runs no tick of a sensor or
+schedule whose last tick lies in the future; the work queues start no entries that are due in the future, and requeue
+none that were changed there. All of these would wait for as long as the clock had been ahead, even after restarts. The
+repair sets such times to now, through the interfaces of Dagster and of the work queues.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def main() -> None:
 
 
 class PausedCapabilities:
-    """Reads the names of the paused capabilities; while the database does not answer, they are those of the last time.
+    """Reads the names of the paused capabilities; returns the last ones while the database does not answer.
 
     Args:
-        services: the database.
+        services: resources with the database.
     """
 
     def __init__(self, services: SystemResources) -> None:
@@ -62,7 +62,7 @@ class PausedCapabilities:
         self._names: frozenset[str] = frozenset()
 
     def __call__(self) -> frozenset[str]:
-        """Read them."""
+        """Read the names."""
         try:
             with reading(self._services.engine) as connection:
                 self._names = frozenset(pause.capability for pause in read_pauses(connection))
@@ -80,7 +80,7 @@ def topics_of_sensors(services: SystemResources) -> dict[str, set[str]]:
 
 
 def watch(quiet: QuietSensors, services: SystemResources) -> None:
-    """Wake sensors as messages arrive or work is due; one thread for each cluster. Returns once all are watched."""
+    """Start one thread per cluster that wakes sensors as messages arrive or work is due."""
     clusters: list[tuple[KafkaSettings, set[str]]] = []
     for topic, _, kafka in (cluster_of(one, services) for one in consumed_topics(services)):
         known = next((topics for settings, topics in clusters if settings == kafka), None)
@@ -94,7 +94,7 @@ def watch(quiet: QuietSensors, services: SystemResources) -> None:
 
 
 def sensors_with_work(services: SystemResources) -> set[str]:
-    """Return the sensors of the capabilities whose work queues have something due, and others that have work.
+    """Return the sensors of capabilities with due queue entries, and other sensors that have work.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
@@ -114,11 +114,11 @@ def sensors_with_work(services: SystemResources) -> set[str]:
 
 
 def repair_records() -> list[str]:
-    """Repair Dagster's records and the work queues, as far as they can be reached; the next call tries the rest."""
+    """Repair Dagster's records and the work queues as far as they are reachable; the next call repairs the rest."""
     try:
         with DagsterInstance.get() as instance:
             return repair(instance, SystemResources(current_settings()), datetime.now(UTC))
-    except Exception:  # the daemon must not end over this
+    except Exception:  # a failure must not end the daemon
         logger.exception("clock_not_checked")
         return []
 
@@ -129,7 +129,7 @@ def repair(instance: DagsterInstance, services: SystemResources, now: datetime) 
     Args:
         instance: Dagster's records.
         services: the work queues.
-        now: the right time.
+        now: the correct time.
 
     Returns:
         the names of the sensors and schedules that waited.
@@ -140,7 +140,7 @@ def repair(instance: DagsterInstance, services: SystemResources, now: datetime) 
     ahead = instigators_ahead(instance, now.timestamp())
     if not ahead:
         return []
-    # The work queues first: once the sensors' times are right, nothing shows that there was something to repair.
+    # Repair the work queues first: once the sensors' times are correct, nothing triggers another repair.
     entries = 0
     if services.missing_services() is None:
         entries = sum(

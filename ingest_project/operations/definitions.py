@@ -1,7 +1,7 @@
-"""Operations as Dagster sees them: the sensor that alerts where no monitor runs, and the nightly job of retention.
+"""Dagster definitions of operations: the alert sensor for systems without a monitor, and the nightly retention job.
 
-The job purges partitions, runs, message ids, and what each capability purges of its own. Only what ended well expires;
-what failed, is in quarantine, waits or is leased by a run is kept.
+The job purges partitions, runs, message ids, and the capabilities' own records. Only successfully finished work
+expires; failed, quarantined, waiting and leased entries are kept.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ DAGSTER_PARTS = (polling.dagster_parts, file_ingest.dagster_parts, attachments.d
 
 
 def parts_of_capabilities(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of the capabilities, by the names that INGEST_DISABLED_CAPABILITIES takes."""
+    """Return the Dagster parts of the capabilities, by the names that INGEST_DISABLED_CAPABILITIES accepts."""
     return {name: parts for dagster_parts in DAGSTER_PARTS for name, parts in dagster_parts(settings).items()}
 
 
@@ -62,10 +62,10 @@ def parts_of_capabilities(settings: Settings) -> dict[str, DagsterParts]:
     name=ALERTS_SENSOR,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Sends alerts about what is wrong while no monitor runs that does.",
+    description="Sends alerts while no monitor does.",
 )
 def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourceParam[SystemResources]) -> dg.SkipReason:
-    """Report what began and what is over. The tick fails where a channel does not accept that; it is sent again."""
+    """Report new and resolved incidents. The tick fails if a channel does not accept a message, which is sent again."""
     settings = services.settings
     if not channels(settings):
         return dg.SkipReason("No alert channel is set (INGEST_ALERT_URLS, INGEST_ALERT_WEBHOOK_URL).")
@@ -78,16 +78,16 @@ def alerts_sensor(context: dg.SensorEvaluationContext, services: dg.ResourcePara
             watch.deliver()
         return dg.SkipReason(f"{len(watch.stores.read().incidents)} incidents are open.")
     finally:
-        # A monitor that is started takes over at once.
+        # Release the lease, so that a monitor can take over immediately.
         watch.close()
 
 
 def _snapshot_for_alerts(services: SystemResources, records: RunRecords) -> SystemSnapshot:
-    """Read what the conditions need, once."""
+    """Read the parts that the conditions need, once."""
     now = datetime.now(UTC)
     dagster = sample_of(lambda: read_dagster(records))
     if dagster.value is not None:
-        # It runs this tick.
+        # The daemon runs this tick, so it is alive.
         beats = {**dagster.value.heartbeats, SENSOR_DAEMON: now}
         dagster = replace(dagster, value=msgspec.structs.replace(dagster.value, heartbeats=beats))
     return SystemSnapshot(
@@ -102,7 +102,7 @@ def _snapshot_for_alerts(services: SystemResources, records: RunRecords) -> Syst
     )
 
 
-# They remember what they read before, from tick to tick.
+# Cached, because these polls keep state from tick to tick.
 @cache
 def _broker_poll(services: SystemResources) -> BrokerPoll:
     return BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
@@ -120,9 +120,9 @@ def plan_purge(services: SystemResources, instance: dg.DagsterInstance, now: dat
     """Find everything that has expired; remove nothing.
 
     Args:
-        services: work queues and stores.
-        instance: Dagster's records.
-        now: from which the days of the settings are counted.
+        services: resources with work queues and stores.
+        instance: Dagster instance.
+        now: time from which the days of the settings are counted back.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
@@ -168,7 +168,7 @@ def _partitions(
 
 
 def _runs(engine: sa.Engine, instance: dg.DagsterInstance, cutoff: datetime, partitions_cutoff: datetime) -> PurgeStep:
-    """Find runs without partitions after their days, and runs that made partitions when all of those have expired."""
+    """Find expired runs without partitions, and runs of partitions that have all expired."""
     records = instance.get_run_records(
         filters=dg.RunsFilter(statuses=[*ENDED_RUNS, dg.DagsterRunStatus.CANCELED], updated_before=cutoff),
         limit=MAX_RUNS,
@@ -189,7 +189,7 @@ def _runs(engine: sa.Engine, instance: dg.DagsterInstance, cutoff: datetime, par
 
 
 def _needed_runs(engine: sa.Engine, run_ids: Sequence[str], cutoff: datetime) -> set[str]:
-    """Return those of the runs that were the last to work on an entry that has not expired."""
+    """Return the runs that were the last to work on an entry that has not expired."""
     needed: set[str] = set()
     with reading(engine) as connection:
         for queue in _partitioned_queues():
@@ -201,7 +201,7 @@ def _needed_runs(engine: sa.Engine, run_ids: Sequence[str], cutoff: datetime) ->
 
 
 def _published_messages(engine: sa.Engine, cutoff: datetime) -> PurgeStep:
-    """Find ids of messages that were published long ago: published again, they would be on their topic twice."""
+    """Find expired ids of published messages; publishing such a message again would duplicate it on its topic."""
     old = sa.and_(outbox.c.state == SENT, outbox.c.created_at < cutoff)
     number = int(fetch(engine, sa.select(sa.func.count()).where(old)).scalar_one())
 
@@ -220,7 +220,7 @@ class RetentionConfig(dg.Config):
 
 @dg.op(description="Purges expired records; see the settings under `retention`.")
 def purge(context: dg.OpExecutionContext, config: RetentionConfig, services: dg.ResourceParam[SystemResources]) -> None:
-    """Remove one kind after the other, and log each."""
+    """Remove each kind of expired records in turn, and log it."""
     for step in plan_purge(services, context.instance, datetime.now(UTC)):
         if not config.dry_run:
             step.remove()

@@ -1,4 +1,4 @@
-"""Find any item by any of its ids, and merge what all capabilities know of it with its message in Kafka."""
+"""Find any item by any of its ids, and merge the capabilities' facts about it with its message in Kafka."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ from ingest_project.platform.tracing import context_prefix, trace_ids_of
 
 OF_QUEUES = [one for one in CAPABILITIES if one.queues]
 OF_STREAMS = [one for one in CAPABILITIES if not one.queues]
-# A shorter text is in many letters by chance.
+# Many letters contain a shorter text by chance.
 SHORTEST_ID = 4
-# All searches in dead letters of one text.
+# Time in seconds for all searches of one text in dead letters.
 LETTER_SECONDS = 1.0
 SEARCHED = "names, keys and their hashes, ids, traces, SHA-256, ETags, URLs, paths and Kafka positions"
 MAX_HEADERS = 50
 MAX_HEADER_LENGTH = 500
 MAX_SHOWN_TEXT = 2_000
-# Dead letters of each partition that are looked through for that of one message, the newest first.
+# Number of the newest dead letters per partition among which to look for that of a message.
 MAX_LETTERS = 1_000
-# Items whose history `trace` shows, where the text is an id of several.
+# Maximum number of items whose history `trace` shows if a text identifies several.
 MAX_TRACED = 10
 _SECRET = re.compile(r"authori[sz]ation|cookie|secret|password|token|credential|api.?key", re.IGNORECASE)
 Value = TypeVar("Value")
@@ -68,10 +68,10 @@ class Found(msgspec.Struct, frozen=True):
     """Result of a search.
 
     Args:
-        searched: the text.
-        hits: items, the last changed first.
-        more: there are others.
-        problems: parts that could not be searched, and why.
+        searched: search text.
+        hits: items, last changed first.
+        more: True if there are further ones.
+        problems: parts that could not be searched, with the reasons.
     """
 
     searched: str

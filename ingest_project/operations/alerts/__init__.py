@@ -1,10 +1,10 @@
 """Alerts: conditions of a snapshot become incidents, and incidents become messages on channels.
 
-`conditions.py` finds what is wrong, `incidents.py` remembers it in the database, `watch.py` does both regularly in the
-monitor (or in a sensor, where no monitor runs), and here are the channels that send the messages. The webhook and
-plug-ins get all of them, Apprise addresses those of their owner. An address of Apprise (slack://, msteams://,
-mailto://, pagerduty://, ...) is a trusted setting, as the webhook's is, and usually a secret: channels are named by
-their position in the settings and their service.
+`conditions.py` finds problems, `incidents.py` stores incidents in the database, `watch.py` does both regularly in the
+monitor (or in a sensor if no monitor runs), and this module has the channels that send the messages. The webhook and
+plug-ins get all messages, Apprise addresses those of their owner. An Apprise address (slack://, msteams://, mailto://,
+pagerduty://, ...) is a trusted setting, like the webhook's, and usually a secret: channels are therefore named by their
+position in the settings and their service.
 
 Another package adds a channel by an entry point in the group `ingest_project.alert_channels`; its name is listed in
 INGEST_ALERT_CHANNELS, its value an `AlertChannel`.
@@ -44,12 +44,12 @@ class Alert(msgspec.Struct, frozen=True):
 
     Args:
         status: `firing`, `resolved`, `reminder` or `test`.
-        incident: stable name of what is wrong, e.g. `sensor/polling_queue_sensor`.
+        incident: stable name of the incident, e.g. `sensor/polling_queue_sensor`.
         summary: one sentence for a person.
-        link: where to look.
-        ended_at: of a resolved one.
-        value, threshold: what was measured last, and from which value on it is an incident.
-        examples: a line each, with a link.
+        link: address of a page about it.
+        ended_at: end of a resolved incident.
+        value, threshold: last measured value, and the value from which it is an incident.
+        examples: examples of one line, each with a link.
         remedy: what to do.
     """
 
@@ -69,7 +69,7 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 class AlertDeliveryError(TransientError):
-    """A channel did not accept the alerts. Its address is not repeated: it usually is a secret."""
+    """A channel did not accept the alerts. The message does not repeat its address, which is usually a secret."""
 
     def __init__(self, cause: str, channel: str = "INGEST_ALERT_WEBHOOK_URL") -> None:
         self.cause, self.channel = cause, channel
@@ -81,17 +81,17 @@ AlertChannel = Callable[[Settings, Sequence[Alert]], None]
 
 
 def plain(text: object, length: int = MAX_TEXT) -> str:
-    """Return untrusted text that no chat program takes for a mention, a link or markup, on one line of that length."""
+    """Return untrusted text as one line that no chat program interprets as a mention, a link or markup."""
     shown = " ".join(printable(text).split()).translate(_HARMLESS).replace("](", "] (")
     return shown if len(shown) <= length else f"{shown[: length - 1]}…"
 
 
-# A zero-width space ends the name of a mention; angle brackets are links and mentions in Slack, tags elsewhere.
+# A zero-width space breaks a mention; angle brackets are links and mentions in Slack, and tags elsewhere.
 _HARMLESS = str.maketrans({"<": "\u2039", ">": "\u203a", "@": "@\u200b"})
 
 
 def title_of(environment: str, alerts: Sequence[Alert]) -> str:
-    """Return a subject line: the alert, or how many of each status, with their conditions."""
+    """Return a subject line: the alert, or the number of alerts of each status with their conditions."""
     if len(alerts) == 1:
         return f"[{environment}] {_heading(alerts[0])}"
     found = {status: [one for one in alerts if one.status == status] for status in ("firing", "reminder", "resolved")}
@@ -106,7 +106,7 @@ def _conditions_of(alerts: Sequence[Alert]) -> str:
 
 
 def text_of(environment: str, alerts: Sequence[Alert]) -> str:
-    """Return the alerts for a person: what, since when, examples, and what to do."""
+    """Format the alerts for people: summary, times, examples and remedy."""
     return "\n".join(line for alert in alerts for line in _lines(environment, alert))
 
 
@@ -157,7 +157,7 @@ CHANNELS: plugins.Plugins[AlertChannel] = plugins.Plugins(
 
 
 def channels(settings: Settings, owner: str | None = None) -> dict[str, AlertChannel]:
-    """Return all channels by name; those of one owner only where one is given."""
+    """Return all channels by name, or only those of one owner."""
     alerts = settings.alerts
     found: dict[str, AlertChannel] = {}
     if owner is None:
@@ -171,9 +171,9 @@ def channels(settings: Settings, owner: str | None = None) -> dict[str, AlertCha
 
 
 def channels_of(settings: Settings, owner: str | None) -> Collection[str]:
-    """Return the names of the channels that get the alerts of an owner: those of all, and the owner's addresses.
+    """Return the names of the channels for an owner's alerts: those for everybody, and the owner's addresses.
 
-    Without addresses of an owner, the addresses without an owner get them.
+    If the owner has no addresses, the addresses without an owner get the alerts.
     """
     alerts = settings.alerts
     own = alerts.owners.get(owner or "")
@@ -185,7 +185,7 @@ def require_usable(settings: Settings) -> None:
     """Check the addresses of Apprise.
 
     Raises:
-        SettingsError: Apprise does not know a service, or cannot use an address; its text is not repeated.
+        SettingsError: Apprise does not know a service, or cannot use an address, which the message does not repeat.
     """
     alerts = settings.alerts
     each = [
@@ -194,16 +194,16 @@ def require_usable(settings: Settings) -> None:
     ]
     for where, urls in each:
         for number, url in enumerate(urls, 1):
-            # A vault is not asked before there is something to send.
+            # Do not contact a vault before there is something to send.
             if not is_in_vault(url) and (problem := _problem(url)):
                 raise SettingsError(f"{where}, address {number}: {problem}")
 
 
 def send(settings: Settings, name: str, channel: AlertChannel, alerts: Sequence[Alert]) -> None:
-    """Send alerts by one channel.
+    """Send alerts through one channel.
 
     Raises:
-        AlertDeliveryError: it did not accept them, whatever it raised; the text shows no secret.
+        AlertDeliveryError: the channel raised any exception; the message contains no secret.
     """
     try:
         channel(settings, alerts)
@@ -232,7 +232,7 @@ def _service(url: SecretStr) -> str:
 
 
 def send_to_webhook(settings: Settings, alerts: Sequence[Alert]) -> None:
-    """Post alerts to INGEST_ALERT_WEBHOOK_URL; do nothing where it is not set.
+    """Post alerts to INGEST_ALERT_WEBHOOK_URL; do nothing if it is not set.
 
     Raises:
         AlertDeliveryError: no response, or one that rejects them.
@@ -242,7 +242,7 @@ def send_to_webhook(settings: Settings, alerts: Sequence[Alert]) -> None:
 
 
 def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
-    """Post alerts in one request; `text` is what chat programs show.
+    """Post alerts in one request; chat programs show the field `text`.
 
     Raises:
         AlertDeliveryError: no response, or one that rejects them.
@@ -257,7 +257,7 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
         address = parse_url(url.get_secret_value())
         with BoundSession([address]) as session:
             timeouts = (CONNECT_SECONDS, RESPONSE_SECONDS)
-            # Unread: nothing in the response matters but its status, and it may be endless.
+            # Leave the body unread: only the status matters, and the body may be endless.
             response = session.post(address.url, json=body, timeout=timeouts, allow_redirects=False, stream=True)
             response.close()
     except AddressRejectedError as error:
@@ -269,13 +269,13 @@ def deliver(url: SecretStr, environment: str, alerts: Sequence[Alert]) -> None:
 
 
 def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> None:
-    """Send alerts to an address of Apprise.
+    """Send alerts to an Apprise address.
 
     Raises:
         AlertDeliveryError: the service did not accept them, with the reason that Apprise logs.
         SettingsError: Apprise cannot use the address.
     """
-    import apprise  # half a second, and many packages that most systems do not need
+    import apprise  # takes 0.5 s and imports many packages that most systems do not need
 
     if problem := _problem(url):
         raise SettingsError(problem)
@@ -291,7 +291,7 @@ def send_to_url(url: SecretStr, settings: Settings, alerts: Sequence[Alert]) -> 
         body=text_of(settings.environment, alerts),
         title=title_of(settings.environment, alerts),
         notify_type=apprise.NotifyType(kind),
-        # Escaped for services that take markup.
+        # Escape the text for services that interpret markup.
         body_format=apprise.NotifyFormat.TEXT,
     )
     if not sent:
@@ -326,30 +326,30 @@ def _options() -> dict[str, Any]:
         "app_desc": "ingest_project",
         "app_url": "",
         "async_mode": False,
-        # What strangers chose is not read as an escape, an emoji or a template; an answer leads nowhere else.
+        # Disable escapes, emojis and templates in untrusted text, and redirects.
         "interpret_escapes": False,
         "interpret_emojis": False,
         "http_redirects": False,
         "allow_templates": False,
         "storage_mode": apprise.PersistentStoreMode.MEMORY,
-        # In this thread, whose warnings are kept; who started it waits for a bounded time.
+        # Send in this thread, whose warnings are recorded; its starter waits only a bounded time.
         "service_timeout": 0,
     }
 
 
 class _Reasons(logging.Handler):
-    """Keeps the last warning that Apprise logged in this thread. It returns no reasons, and may log addresses."""
+    """Keeps the last warning that Apprise logged in this thread: Apprise returns no reasons, and may log addresses."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._of_thread = threading.local()
 
     def begin(self) -> None:
-        """Forget the last warning."""
+        """Discard the last warning."""
         self._of_thread.text = ""
 
     def last(self) -> str:
-        """Return the last warning since then."""
+        """Return the last warning since `begin`."""
         return str(self._of_thread.text)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -368,7 +368,7 @@ def _reasons() -> _Reasons:
 
 
 def _without_secrets(reason: str, url: SecretStr) -> str:
-    """Return a reason without anything that is a part of the address."""
+    """Return a reason without any part of the address."""
     _, _, rest = url.get_secret_value().partition("://")
     for part in sorted(re.split(r"[/@:?&=,;]+", rest), key=len, reverse=True):
         if len(part) >= SHORTEST_SECRET:

@@ -25,14 +25,14 @@ alerts_app = typer.Typer(help="Incidents, and the channels that report them.", n
 @alerts_app.command("list")
 def list_incidents(
     *,
-    days: Annotated[int, typer.Option(min=0, max=90, help="Also those that ended in so many days.")] = 7,
+    days: Annotated[int, typer.Option(min=0, max=90, help="Include incidents that ended in the last days.")] = 7,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most ended ones.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Show open and recent incidents, and channels that do not accept messages."""
     stores = AlertStores(load_settings().settings)
     state, since = stores.read(), datetime.now(UTC) - timedelta(days=days)
-    # The warehouse says why where it does not answer: the file has only what began while it was away.
+    # If the warehouse does not answer, raise its error: the file has only incidents that began during the outage.
     engines = [
         engine for engine in (stores.warehouse, stores.local if stores.has_local else None) if engine is not None
     ]
@@ -56,12 +56,12 @@ def list_incidents(
 @alerts_app.command("test")
 def send_test_messages(
     *,
-    owner: Annotated[str | None, typer.Option(help="Only the addresses of this owner.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Send only to addresses of this owner.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a test message by every channel, and show what each said.
+    """Send a test message through every channel, and show the results.
 
-    Exit code 1 when a channel did not accept it.
+    Exit code 1 if a channel did not accept it.
     """
     settings = load_settings().settings
     known = settings.alerts.owners

@@ -1,6 +1,6 @@
-"""Conditions: what is wrong in a snapshot of the system, by the rules of the settings.
+"""Assess the conditions of a snapshot of the system by the rules of the settings.
 
-A condition whose part could not be read is not assessed: nothing is known of it, and its incidents stay as they are.
+A condition is not assessed if its part could not be read; its incidents then stay unchanged.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from ingest_project.operations.topics import TopicLag, topics_of_dead_letters
 
 ALERTS_SENSOR = "alerts_sensor"
 MAX_NAME = 200
-# Of a longer name, before its hash.
+# Length to which a longer name is cut before its hash.
 BEGINNING = 170
 PARTS = ("broker", "warehouse", "dagster storage")
 GROWTH_POINTS = 3
 
 
 class Assessment(NamedTuple):
-    """Everything that is wrong, and the conditions that could be assessed."""
+    """All findings, and the conditions that could be assessed."""
 
     findings: tuple[Finding, ...]
     conditions: frozenset[str]
 
 
 class _Subject(NamedTuple):
-    """What a condition holds for.
+    """The subject of a condition.
 
     Args:
         name: name of its incident.
-        condition: its name.
-        facets: what rules match: source, dataset, topic, name.
+        condition: name of the condition.
+        facets: values that rules match: source, dataset, topic, name.
     """
 
     name: str
@@ -61,7 +61,7 @@ class _Subject(NamedTuple):
 
 @dataclass(frozen=True)
 class _View:
-    """A snapshot with values over time, the names of open incidents, and what every condition needs of them."""
+    """A snapshot with the history of values and the names of open incidents, as the conditions need them."""
 
     snapshot: SystemSnapshot
     history: History
@@ -87,7 +87,7 @@ class _View:
         value: float | None = None,
         examples: Iterator[str] | tuple[str, ...] = (),
     ) -> Finding:
-        """Return a finding, bounded and harmless: names, reasons and keys are untrusted."""
+        """Return a finding with bounded and sanitised texts: names, reasons and keys are untrusted."""
         policy = self.policy(subject)
         return Finding(
             name=_bounded(printable(subject.name)),
@@ -115,7 +115,7 @@ class _View:
         return self.settings.dagster.partition_url(asset_of(dataset), key)
 
     def _declared_owner(self, facets: Mapping[str, str]) -> str | None:
-        """Return whose the subject is: of its owners and those of all assets the first with an address."""
+        """Return the owner of a subject: the first one with an address, of its owners and those of all assets."""
         intake = self.snapshot.intake.value
         declared = [owner for facet in facets.items() for owner in (intake.owners.get(facet, ()) if intake else ())]
         candidates = [*declared, *self.settings.dagster.asset_owners]
@@ -124,12 +124,12 @@ class _View:
 
 
 def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = ()) -> Assessment:
-    """Find everything that is wrong.
+    """Find all subjects for which a condition holds.
 
     Args:
         snapshot: snapshot of the system.
-        history: history of `gauges`.
-        known: names of incidents that are open.
+        history: history of the values of `gauges`.
+        known: names of open incidents.
     """
     view = _View(snapshot, history, known)
     findings: list[Finding] = []
@@ -142,12 +142,12 @@ def assess(snapshot: SystemSnapshot, history: History, known: Collection[str] = 
 
 
 def require_known_names(services: SystemResources) -> None:
-    """Refuse a rule whose dataset or topic does not exist where one of a similar name does.
+    """Refuse a rule whose dataset or topic does not exist if one with a similar name exists.
 
-    Any other name may be that of something which is declared later.
+    Any other name may belong to a dataset or topic that is declared later.
 
     Raises:
-        SettingsError: with the similar name.
+        SettingsError: a name is probably misspelt; proposes the similar name.
     """
     named = [rule for rule in services.settings.alerts.rules if rule.dataset or rule.topic]
     if not named:
@@ -165,7 +165,7 @@ def require_known_names(services: SystemResources) -> None:
 
 
 def gauges(snapshot: SystemSnapshot) -> dict[str, float]:
-    """Return the values whose history the conditions need, by series."""
+    """Return the values of which the conditions need the history, by series."""
     values: dict[str, float] = {}
     if broker := snapshot.broker.present:
         values |= {f"lag/{lag.topic}": lag.waiting for lag in broker.topics if lag.waiting is not None}
@@ -176,13 +176,13 @@ def gauges(snapshot: SystemSnapshot) -> dict[str, float]:
         }
         values |= {f"dead/{letters.topic}": letters.written for letters in broker.dead_letters}
     for rule in snapshot.settings.alerts.rules_for("freshness"):
-        # Since when a file of it is expected that has not come yet.
+        # Time since which a file has been expected that has not arrived yet.
         values[f"expected/{rule.dataset or ''}/{rule.source or ''}"] = 0
     return values
 
 
 def history_seconds(settings: Settings) -> float:
-    """Return how long the values have to be kept."""
+    """Return how long the history must be kept, in seconds."""
     alerts = settings.alerts
     windows = [*alerts.windows("lag_growth"), *alerts.windows("dead_letters")]
     return max([*windows, *(rule.threshold or 0 for rule in alerts.rules_for("freshness"))])
@@ -241,7 +241,7 @@ def _failing_ticks(view: _View) -> Iterator[Finding]:
     dagster, failures = _present(view.snapshot.dagster), _present(view.snapshot.failures)
     for name, ticks in {**failures.schedules, **dagster.failing}.items():
         subject = _Subject(f"{ticks.kind}/{name}", "failing_ticks", {"name": name})
-        # This sensor fails where a channel does not accept its alerts.
+        # This sensor fails if a channel does not accept its alerts.
         if name != ALERTS_SENSOR and ticks.in_a_row >= (view.policy(subject).threshold or 0):
             summary = f"The {ticks.kind} {name} failed {ticks.in_a_row} times in a row: {ticks.reason}"
             link = f"{view.dagster}/overview/{ticks.kind}s"
@@ -254,7 +254,7 @@ def _stalled_topics(view: _View) -> Iterator[Finding]:
     for one in broker.stalled:
         name = f"topic_stalled/{one.topic}"
         subject = _Subject(name, "topic_stalled", {"topic": one.topic, "name": one.sensor})
-        # A process that has just begun does not know how long a topic stood still before.
+        # A process that has just started does not know for how long a topic has already been stalled.
         is_long = one.seconds >= (view.policy(subject).threshold or 0) or name in view.known
         if is_long and one.sensor not in stopped:
             yield view.finding(subject, f"{one}, read by {one.sensor}.", value=one.seconds)
@@ -290,7 +290,7 @@ def _facets(lag: TopicLag) -> dict[str, str]:
 
 
 def _lags(view: _View) -> Sequence[TopicLag]:
-    """Return the lag of every topic; it is unknown where that of one is."""
+    """Return the lag of every topic; raise _UnknownError if that of one is unknown."""
     topics = _present(view.snapshot.broker).topics
     if any(lag.waiting is None for lag in topics):
         raise _UnknownError
@@ -305,10 +305,10 @@ def _dead_letters(view: _View) -> Iterator[Finding]:
         window = timedelta(seconds=policy.window_seconds or 0)
         before = view.history.value_at(series, view.now - window)
         if before is None:
-            # A stream that was declared after its first messages: they are not on record, but in the window.
+            # A stream declared after its first dead letters: they are not in the history, but within the window.
             known = (view.history.first(series), letters.older)
             before = min((one for one in known if one is not None), default=None)
-        # A topic that was created again counts from nothing.
+        # The count of a recreated topic starts at zero.
         new = letters.written - (before if before is not None and before <= letters.written else 0)
         if new and new >= (policy.threshold or 0):
             summary = f"{counted(round(new), 'new dead letter')} on {letters.topic} in {_span(window)}."
@@ -354,7 +354,7 @@ def _failed_checks(view: _View) -> Iterator[Finding]:
         policy = view.policy(subject)
         checks = failures.checks.get(policy.window_seconds or 0, ())
         one = next((one for one in checks if (one.asset, one.check) == (asset, check)), None)
-        # A file that is not usual has its own condition.
+        # Unusual files have their own condition.
         if one is None or one.failed < (policy.threshold or 0) or check == WITHIN_BASELINE:
             continue
         of = f" for {counted(one.failed, 'partition')}" if one.partitions else ""
@@ -422,7 +422,7 @@ def _interrupted(view: _View) -> Iterator[Finding]:
 
 
 def _bounded(name: str) -> str:
-    """Return a name that is short enough, and still that of one subject alone."""
+    """Return a name that is short enough and still unique."""
     return name if len(name) <= MAX_NAME else f"{name[:BEGINNING]}~{digest_of(name)}"
 
 

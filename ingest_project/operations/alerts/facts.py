@@ -1,6 +1,6 @@
-"""What only alerts need to know: failed runs, checks and schedules of Dagster, quarantine and arrivals of files.
+"""Read the facts that only alerts need: Dagster's failed runs, checks and schedules, and files' refusals and arrivals.
 
-These take more than the monitor's other polls, and are read less often.
+These polls are more expensive than the monitor's other ones, and run less often.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ingest_project.platform.database import reading
 
 ENDED = (FileState.INGESTED, FileState.QUARANTINED, FileState.FAILED)
 REFUSED = (FileState.QUARANTINED, FileState.FAILED)
-# Files whose transaction commits late have an earlier time than what was read last.
+# A file whose transaction commits late has an earlier time than the last one read: read this interval again.
 OVERLAP = timedelta(minutes=5)
 MAX_EXAMPLES = 3
-# Grouped by its name: PostgreSQL groups by no constant, as it is where no source has a name.
+# Group by this label: the expression may be a constant, by which PostgreSQL cannot group.
 SOURCE = "named_source"
 MAX_REFUSED = 300
 Origin = tuple[str, str]
@@ -33,12 +33,12 @@ Origin = tuple[str, str]
 
 
 class DagsterFailures(msgspec.Struct, frozen=True, kw_only=True):
-    """Failures on Dagster's record.
+    """Failures in Dagster's records.
 
     Args:
-        runs: the last run of each job whose last run failed.
-        schedules: those whose last tick failed, by name.
-        checks: by window in seconds, the checks that failed in it.
+        runs: the last run of each job, if it failed.
+        schedules: schedules whose last tick failed, by name.
+        checks: checks that failed in a window, by its length in seconds.
     """
 
     runs: tuple[FailedRun, ...] = ()
@@ -50,8 +50,8 @@ class Refusals(msgspec.Struct, frozen=True, kw_only=True):
     """Files of one origin that ended in a window.
 
     Args:
-        files, refused_files: those that ended, and of these the ones quarantined whole or failed.
-        rows, quarantined_rows: of the ingested files.
+        files, refused_files: number of ended files, and of those that were quarantined whole or failed.
+        rows, quarantined_rows: number of rows of the ingested files.
         examples: keys and reasons of the last refused files.
     """
 
@@ -63,17 +63,17 @@ class Refusals(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def share(self) -> float:
-        """The share of refused files or that of quarantined rows, the greater one."""
+        """Return the share of refused files or of quarantined rows, whichever is greater."""
         of_files = self.refused_files / self.files if self.files else 0.0
         return max(of_files, self.quarantined_rows / self.rows if self.rows else 0.0)
 
 
 class Intake(msgspec.Struct, frozen=True, kw_only=True):
-    """Files as they arrive and end.
+    """Results and arrivals of files.
 
     Args:
-        refusals: by window in seconds and origin.
-        arrivals: the last arrival of each origin; empty where no rule needs it.
+        refusals: refusals by window in seconds and origin.
+        arrivals: last arrival of each origin; empty if no rule needs it.
         owners: declared owners by facet and name: of datasets, and of topics of streams.
     """
 
@@ -102,10 +102,10 @@ def read_failures(records: RunRecords, settings: Settings, now: datetime) -> Dag
 
 
 class IntakePoll:
-    """Read the outcomes of files; arrivals are read from where the last poll ended.
+    """Reads the results of files; reads arrivals since the last poll.
 
     Args:
-        services: services of the system.
+        services: resources of the system.
     """
 
     def __init__(self, services: SystemResources) -> None:
@@ -114,7 +114,7 @@ class IntakePoll:
         self._read_until: datetime | None = None
 
     def __call__(self) -> Intake:
-        """Read it once.
+        """Read results and arrivals once.
 
         Raises:
             DatabaseUnavailableError, TransactionConflictError: the database does not answer.
@@ -135,7 +135,7 @@ class IntakePoll:
         origin = [columns.dataset, source.label(SOURCE)]
         query: Any = sa.select(*origin, sa.func.max(columns.created_at)).group_by(columns.dataset, sa.text(SOURCE))
         if self._read_until is not None:
-            # By state and time of change, which are indexed; a new file changes when it arrives.
+            # Query by state and time of the last change, which have an index; the arrival of a new file is a change.
             states = columns.state.in_([state.value for state in FileState])
             query = query.where(states, columns.updated_at > self._read_until - OVERLAP)
         for dataset, origin, at in connection.execute(query):
@@ -145,7 +145,7 @@ class IntakePoll:
 
 
 def _source_of(settings: Settings) -> sa.ColumnElement[str]:
-    """Return the source of a file: its polling job, where a setting names it. Others choose any number of job ids."""
+    """Return a file's source: its polling job, if a setting names that. Senders may choose unlimited other job ids."""
     named = [rule.source for rule in settings.alerts.rules if rule.source and not set(rule.source) & set("*?[")]
     sources = sorted({*settings.sources, *named})
     job = files.c.job_id
@@ -204,14 +204,14 @@ def _examples(
 
 
 def _owners(services: SystemResources) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
-    # Without declarations there are no owners, and Polars is not needed.
+    # Without declarations there are no owners, so do not import Polars.
     if services.settings.declarations.is_dir():
         yield from ((("dataset", one.name), one.owners) for one in services.datasets.declared)
         yield from ((("topic", one.topic), one.owners) for one in services.declared_streams.usable)
 
 
 def matching(names: Iterable[str], pattern: str | None) -> list[str]:
-    """Return the names that match a pattern, and the pattern itself where it is a name."""
+    """Return the names that match a pattern, and the pattern itself if it is a name."""
     if pattern is None:
         return []
     found = fnmatch.filter(names, pattern)

@@ -1,12 +1,12 @@
-"""Incidents in the database, and the messages about them: one when an incident begins, one when it is over.
+"""Store incidents in the database, with the messages about them: one when an incident opens, one when it is resolved.
 
-One process at a time assesses the conditions, the holder of a lease; another takes over when the lease has expired.
-An incident opens after its condition has held for the time of its rule, and is resolved after it has been gone for a
-while, which doubles each time the same incident comes back within hours. A message is a row for each channel, queued
-in the transaction that opens or resolves the incident and claimed before it is sent: it survives a restart, and two
-processes do not send it twice. One that is killed between sending and recording sends it again.
+Only the holder of a lease assesses the conditions; another process takes over when the lease has expired. An incident
+opens after its condition has held for the time of its rule, and is resolved after the condition has not held for a
+while, which doubles each time the same incident comes back within hours. Each channel gets a row per message, queued in
+the transaction that opens or resolves the incident and claimed before it is sent: it survives a restart, and two
+processes do not send it twice. A process killed between sending and recording causes a second delivery.
 
-Incidents are kept in the warehouse, and in a file of the state folder while that does not answer.
+Incidents are stored in the warehouse, or in a file of the state folder while the warehouse does not answer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COMEBACK_SECONDS = 60.0
 LONGEST_QUIET_SECONDS = 3_600.0
 SAMPLE_SECONDS = 60.0
 
-# In the words of the index: otherwise neither database uses it.
+# Condition written exactly as in the index: otherwise neither database uses it.
 UNRESOLVED = "state <> 'resolved'"
 incidents = sa.Table(
     "incidents",
@@ -71,7 +71,7 @@ incidents = sa.Table(
     Col("since", UtcTime, nullable=False),
     Col("opened_at", UtcTime),
     Col("seen_at", UtcTime, nullable=False),
-    # Since when the condition has not held any more.
+    # Time since which the condition no longer holds.
     Col("gone_at", UtcTime),
     Col("resolved_at", UtcTime),
     partial_index("incidents_unresolved", UNRESOLVED, "name", unique=True),
@@ -81,7 +81,7 @@ alert_messages = sa.Table(
     "alert_messages",
     metadata,
     Col("incident_id", sa.Text, primary_key=True),
-    # firing, reminder/0001, resolved: in this order they are sent.
+    # firing, reminder/0001, resolved: the alphabetical order is the order of sending.
     Col("kind", sa.Text, primary_key=True),
     Col("channel", sa.Text, primary_key=True),
     Col("state", sa.Text, nullable=False),
@@ -93,7 +93,7 @@ alert_messages = sa.Table(
     Col("sent_at", UtcTime),
     partial_index("alert_messages_waiting", "state = 'waiting'", "channel", "created_at"),
 )
-# Values over time, as steps: a row only where a value has changed.
+# History of values as steps: one row for each change of a value.
 alert_samples = sa.Table(
     "alert_samples",
     metadata,
@@ -116,13 +116,13 @@ class Finding(NamedTuple):
 
     Args:
         name: stable name of the incident, e.g. `quarantine/orders`.
-        condition: its name in CONDITIONS.
+        condition: name of the condition in CONDITIONS.
         summary: one sentence for a person.
-        link: where to look.
-        policy: the values that apply.
-        owner: who is responsible, if anyone.
-        value: what was measured, if anything.
-        examples: a line each.
+        link: address of a page about it.
+        policy: values of the rules that apply.
+        owner: responsible owner, if any.
+        value: measured value, if any.
+        examples: examples of one line each.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Finding(NamedTuple):
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
-    """An incident on record; see the table."""
+    """A stored incident; see the table."""
 
     incident_id: str
     name: str
@@ -158,8 +158,8 @@ class FailingChannel(msgspec.Struct, frozen=True):
     """A channel that did not accept its last messages.
 
     Args:
-        waiting: messages that are sent again.
-        attempts: of the one that failed most often.
+        waiting: number of messages that will be sent again.
+        attempts: highest number of attempts of one of them.
         reason: reason of the last failure.
     """
 
@@ -181,17 +181,17 @@ class AlertState(msgspec.Struct, frozen=True):
 
 
 class History:
-    """Values over time, as far as they are on record.
+    """The stored history of values.
 
     Args:
-        steps: by series, the moments at which a value changed, oldest first.
+        steps: times and values of changes by series, oldest first.
     """
 
     def __init__(self, steps: Mapping[str, Sequence[tuple[datetime, float]]]) -> None:
         self._steps = steps
 
     def value_at(self, series: str, moment: datetime) -> float | None:
-        """Return the value at a moment; None before the first one."""
+        """Return the value at a time; None before the first one."""
         return next((value for at, value in reversed(self._steps.get(series, ())) if at <= moment), None)
 
     def first(self, series: str) -> float | None:
@@ -200,7 +200,7 @@ class History:
         return steps[0][1] if steps else None
 
     def changed_at(self, series: str) -> datetime | None:
-        """Return when the value changed last; None for an unknown series."""
+        """Return when the value last changed; None for an unknown series."""
         steps = self._steps.get(series)
         return steps[-1][0] if steps else None
 
@@ -216,10 +216,10 @@ class Message(NamedTuple):
 
 
 def lead(connection: sa.Connection, holder: str, now: datetime) -> bool:
-    """Take or renew the lease of the process that assesses conditions; return False while another one holds it."""
+    """Acquire or renew the lease for assessing conditions; return False while another process holds it."""
     until = now + timedelta(seconds=LEASE_SECONDS)
     statement = insert_into(connection, alert_leases).values(name=LEASE, holder=holder, until=until)
-    # A clock that was set back must not leave a lease for as long as it had been ahead.
+    # After a clock was set back, a lease must not last as long as the clock had been ahead.
     ahead = alert_leases.c.until > until + timedelta(seconds=LEASE_SECONDS)
     free = sa.or_(alert_leases.c.holder == holder, alert_leases.c.until < now, ahead)
     connection.execute(
@@ -229,7 +229,7 @@ def lead(connection: sa.Connection, holder: str, now: datetime) -> bool:
 
 
 def release(engine: sa.Engine, holder: str) -> None:
-    """Give the lease back, so that another process takes over at once."""
+    """Release the lease, so that another process takes over immediately."""
     with writing(engine) as connection:
         connection.execute(sa.delete(alert_leases).where(alert_leases.c.holder == holder))
 
@@ -237,7 +237,7 @@ def release(engine: sa.Engine, holder: str) -> None:
 def record_samples(
     connection: sa.Connection, values: Mapping[str, float], now: datetime, kept_seconds: float
 ) -> History:
-    """Record values that have changed, at most one a minute for each series, and return all on record."""
+    """Store changed values, at most one per minute and series, and return the whole history."""
     steps: defaultdict[str, list[tuple[datetime, float]]] = defaultdict(list)
     for series, at, value in connection.execute(sa.select(alert_samples).order_by(alert_samples.c.at)):
         steps[series].append((at, value))
@@ -248,7 +248,7 @@ def record_samples(
             known.append((now, value))
             insert = insert_into(connection, alert_samples).values(series=series, at=now, value=value)
             connection.execute(insert.on_conflict_do_nothing())
-        # The newest one before the cutoff is the value at the cutoff.
+        # Keep the newest one before the cutoff, which is the value at the cutoff.
         while len(known) > 1 and known[1][0] <= cutoff:
             old = known.pop(0)[0]
             connection.execute(
@@ -265,13 +265,13 @@ def unresolved(connection: sa.Connection) -> dict[str, sa.RowMapping]:
 
 @dataclass(frozen=True)
 class IncidentBook:
-    """The incidents of one database, changed in a transaction under the lease.
+    """Changes the incidents of one database, in a transaction under the lease.
 
     Args:
-        connection: connection of the transaction.
-        now: when the findings were made.
+        connection: connection with the transaction.
+        now: time of the findings.
         settings: settings of alerts.
-        channels_of: returns the channels that get the alerts of an owner.
+        channels_of: returns the channels for an owner's alerts.
     """
 
     connection: sa.Connection
@@ -280,12 +280,12 @@ class IncidentBook:
     channels_of: Callable[[str | None], Collection[str]]
 
     def update(self, findings: Iterable[Finding], assessed: Collection[str], elsewhere: Collection[str] = ()) -> None:
-        """Open, keep and resolve incidents, and queue the messages.
+        """Open, update and resolve incidents, and queue the messages.
 
         Args:
-            findings: what is wrong now.
-            assessed: conditions that could be assessed; incidents of the others stay as they are.
-            elsewhere: names of incidents that are not kept in this database.
+            findings: current findings.
+            assessed: conditions that could be assessed; incidents of other conditions stay unchanged.
+            elsewhere: names of incidents that are stored in another database.
         """
         known = unresolved(self.connection)
         found = {one.name: one for one in findings if one.name not in elsewhere}
@@ -327,7 +327,7 @@ class IncidentBook:
         self.connection.execute(sa.update(incidents).where(incidents.c.incident_id == incident_id).values(**values))
 
     def _queue(self, incident_id: str, severity: Severity, kind: str, channels: Collection[str]) -> None:
-        """Queue a message for each channel; in quiet hours it is due when they end."""
+        """Queue a message for each channel; in quiet hours, it is due at their end."""
         quiet = self.settings.quiet_hours.get(severity)
         due = (quiet.end_of(self.now) if quiet else None) or self.now
         for channel in channels:
@@ -345,7 +345,7 @@ class IncidentBook:
             self._queue(incident_id, one.policy.severity, f"reminder/{number:04d}", self.channels_of(one.owner))
 
     def _quiet_seconds(self, name: str) -> float:
-        """Return how long an incident must be gone before it is over."""
+        """Return how long a condition must not hold before its incident is resolved, in seconds."""
         columns, shortest = incidents.c, self.settings.resolve_after_seconds
         earlier = sa.select(sa.func.count()).where(columns.name == name, columns.resolved_at > self.now - COMEBACK)
         comebacks = self.connection.execute(earlier).scalar_one()
@@ -353,7 +353,7 @@ class IncidentBook:
         return min(doubled, max(LONGEST_QUIET_SECONDS, shortest)) if comebacks else shortest
 
     def _told(self, incident_id: str) -> list[str]:
-        """Return the channels that know of an incident; a message that quiet hours held back is dropped instead."""
+        """Return the channels that were notified of an incident; drop messages that quiet hours have delayed."""
         columns = alert_messages.c
         of_incident = columns.incident_id == incident_id
         held = sa.and_(of_incident, columns.state == WAITING, columns.attempts == 0, columns.due_at > self.now)
@@ -378,13 +378,13 @@ def _values(one: Finding, now: datetime) -> dict[str, Any]:
 
 
 def drop_messages(connection: sa.Connection, channels: Collection[str]) -> None:
-    """Drop the waiting messages of channels that are not configured any more."""
+    """Drop the waiting messages of channels that are no longer configured."""
     gone = sa.and_(alert_messages.c.state == WAITING, alert_messages.c.channel.not_in(channels))
     connection.execute(sa.update(alert_messages).where(gone).values(state=DROPPED))
 
 
 def claim(engine: sa.Engine, channel: str, now: datetime) -> Claimed:
-    """Claim the messages of a channel that are due, oldest first; a resolution never before its beginning."""
+    """Claim the due messages of a channel, oldest first; a resolution is never claimed before its opening message."""
     columns = alert_messages.c
     query = (
         sa.select(alert_messages, *(column for column in incidents.c if column.name not in {"incident_id", "state"}))
@@ -409,12 +409,12 @@ def claim(engine: sa.Engine, channel: str, now: datetime) -> Claimed:
 
 @dataclass(frozen=True)
 class Claimed:
-    """Messages that one process sends by one channel now.
+    """Messages that one process is about to send through one channel.
 
     Args:
-        engine: engine of the database that has them.
-        channel: the channel that gets them.
-        messages: oldest first.
+        engine: engine of the database with the messages.
+        channel: name of the channel.
+        messages: messages, oldest first.
     """
 
     engine: sa.Engine
@@ -422,12 +422,12 @@ class Claimed:
     messages: list[Message]
 
     def record(self, now: datetime, problem: str | None, delay: Callable[[int], timedelta]) -> None:
-        """Record that the channel has accepted them, or why not: they are sent again after a pause, for a day.
+        """Record that the channel accepted the messages, or why not; they are then retried with pauses for a day.
 
         Args:
-            now: when the attempt ended.
-            problem: why it failed; None where it did not.
-            delay: returns the pause after so many attempts.
+            now: time of the end of the attempt.
+            problem: reason of its failure; None if it succeeded.
+            delay: returns the pause after a number of attempts.
         """
 
         def outcome(message: Message) -> dict[str, Any]:
@@ -443,7 +443,7 @@ class Claimed:
             self.change(connection, outcome)
 
     def change(self, connection: sa.Connection, values: Callable[[Message], dict[str, Any]]) -> None:
-        """Set values of each message that still waits."""
+        """Set column values of each message that is still waiting."""
         columns = alert_messages.c
         for message in self.messages:
             key = (columns.incident_id == message.incident_id, columns.kind == message.kind)
@@ -470,7 +470,7 @@ def _alert(row: sa.RowMapping) -> Alert:
 
 
 def read_alerts(engine: sa.Engine) -> AlertState:
-    """Return the open incidents and the channels that fail."""
+    """Return the open incidents and the failing channels."""
     columns = alert_messages.c
     failing = (
         sa.select(columns.channel, sa.func.count(), sa.func.max(columns.attempts), sa.func.max(columns.reason))
@@ -485,7 +485,7 @@ def read_alerts(engine: sa.Engine) -> AlertState:
 
 
 def recent_incidents(engine: sa.Engine, since: datetime, limit: int) -> list[Incident]:
-    """Return incidents that were resolved after a moment, newest first."""
+    """Return incidents that were resolved after a time, newest first."""
     query = (
         sa.select(incidents)
         .where(incidents.c.resolved_at > since)
@@ -502,16 +502,16 @@ def _incident(row: sa.RowMapping) -> Incident:
 
 
 def _number(value: float | None) -> float | None:
-    """Return a whole number without decimals, as the JSON of everything else has it."""
+    """Return a whole number as an int, as in all other JSON output."""
     return int(value) if value is not None and value.is_integer() else value
 
 
-# A database that has vanished silently must not hold up the message about that.
+# A database that vanished silently must not delay the alert about that.
 NO_ANSWER_MILLISECONDS = "10000"
 
 
 class AlertStores:
-    """The warehouse, and the file that stands in for it. Both have the same tables.
+    """The warehouse, and the file that replaces it during an outage. Both have the same tables.
 
     Args:
         settings: settings of the system.
@@ -523,10 +523,10 @@ class AlertStores:
 
     @cached_property
     def warehouse(self) -> sa.Engine | None:
-        """The warehouse; None where none is set. Its connections are this module's own.
+        """Return an engine of the warehouse with its own connections; None if no warehouse is set.
 
         Raises:
-            DatabaseUnavailableError: it does not answer.
+            DatabaseUnavailableError: the warehouse does not answer.
         """
         warehouse = self._settings.warehouse
         if not (url := warehouse.database_url.get_secret_value()):
@@ -542,18 +542,18 @@ class AlertStores:
 
     @cached_property
     def local(self) -> sa.Engine:
-        """The file, with its tables."""
+        """Return an engine of the file, with its tables created."""
         engine = open_engine(f"sqlite:///{self._path}")
         metadata.create_all(engine, tables=TABLES)
         return engine
 
     @property
     def has_local(self) -> bool:
-        """Tell whether the file was ever needed."""
+        """Return True if the file exists, because it was needed before."""
         return self._path.exists()
 
     def each(self) -> Iterator[sa.Engine]:
-        """Yield those that have something and answer."""
+        """Yield the stores that exist and answer."""
         if self.has_local:
             yield self.local
         try:
@@ -563,7 +563,7 @@ class AlertStores:
             return
 
     def read(self) -> AlertState:
-        """Return open incidents and failing channels of both; the warehouse's only while it answers."""
+        """Return open incidents and failing channels of both stores, as far as they answer."""
         states = []
         for engine in self.each():
             try:

@@ -1,10 +1,10 @@
-"""Assess the conditions regularly, keep the incidents, and send the messages, each channel in its own thread.
+"""Assess the conditions regularly, update the incidents, and send the messages, each channel in its own thread.
 
-The monitor watches: it works while Dagster's daemon is away. Where no monitor runs, a sensor does. Of several
-processes one holds the lease; the others stand by.
+The monitor does this, so that it works even without Dagster's daemon; if no monitor runs, a sensor does. Of several
+processes, one holds the lease; the others stand by.
 
-Incidents are kept in the warehouse. While it does not answer, they are kept in a file in the state folder, so that
-this is reported too; such an incident ends there. Two monitors on different machines then report it twice.
+Incidents are stored in the warehouse. While it does not answer, new ones are stored in a file in the state folder, so
+that the outage is reported too; such an incident also ends there. Two monitors on different machines then report twice.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from ingest_project.platform.database import writing
 
 logger = get_logger(__name__)
 
-# One that takes longer is abandoned, and its messages are sent again.
+# A delivery that takes longer is abandoned, and its messages are sent again.
 DELIVERY_SECONDS = 30.0
-# A channel whose threads all hang gets no further message until one of them ends.
+# If all of a channel's threads hang, it gets no further message until one of them ends.
 MAX_ABANDONED = 3
 STOP_SECONDS = 3.0
 
 
 class AlertWatch:
-    """Keeps incidents by snapshots, and sends the messages about them.
+    """Updates incidents from snapshots, and sends the messages about them.
 
     Args:
         settings: settings of the system.
@@ -66,7 +66,7 @@ class AlertWatch:
         self._in_warehouse: frozenset[str] = frozenset()
 
     def leads(self) -> bool:
-        """Take or renew the lease; return False while another process holds it. Without a warehouse nobody does."""
+        """Acquire or renew the lease; return False while another process holds it. Without a warehouse, return True."""
         try:
             if (engine := self.stores.warehouse) is None:
                 return True
@@ -76,7 +76,7 @@ class AlertWatch:
             return True
 
     def step(self, snapshot: SystemSnapshot) -> bool:
-        """Assess the conditions and queue the messages; return False while another process does it."""
+        """Assess the conditions and queue the messages; return False if another process does so."""
         local = self._local_names()
         try:
             engine = self.stores.warehouse
@@ -91,7 +91,7 @@ class AlertWatch:
         return self._update(self.stores.local, snapshot, elsewhere=self._in_warehouse)
 
     def start_deliveries(self) -> None:
-        """Send what is due, each channel in a thread; one that is still sending is left alone."""
+        """Send due messages, each channel in a thread, except channels that are still sending."""
         for name, delivery in list(self._deliveries.items()):
             if not delivery.thread.is_alive():
                 del self._deliveries[name]
@@ -105,10 +105,10 @@ class AlertWatch:
                 self._deliveries[name] = _Delivery(self.settings, self.stores, name, channel)
 
     def deliver(self) -> None:
-        """Send what is due and wait for that, a bounded time.
+        """Send due messages and wait for the deliveries, for a bounded time.
 
         Raises:
-            AlertDeliveryError: channels did not accept their messages, which are sent again.
+            AlertDeliveryError: channels did not accept their messages, which will be sent again.
         """
         self.start_deliveries()
         give_up_at = time.monotonic() + DELIVERY_SECONDS
@@ -119,7 +119,7 @@ class AlertWatch:
             raise AlertDeliveryError("; ".join(failed.values()), " and ".join(failed))
 
     def close(self) -> None:
-        """Give the lease back and disconnect."""
+        """Release the lease and disconnect."""
         for engine in self.stores.each():
             try:
                 release(engine, self._holder)
@@ -157,7 +157,7 @@ class AlertWatch:
 
 
 class _Delivery:
-    """One channel's attempt to send what is due, in a thread."""
+    """One channel's attempt to send its due messages, in a thread."""
 
     def __init__(self, settings: Settings, stores: AlertStores, name: str, channel: AlertChannel) -> None:
         self.name = name
@@ -166,12 +166,12 @@ class _Delivery:
         self._settings, self._stores, self._channel = settings, stores, channel
         self._claimed: Claimed | None = None
         self._lock = threading.Lock()
-        # A channel that hangs must not keep the process alive.
+        # A hanging channel must not keep the process alive.
         self.thread = threading.Thread(target=self._run, name=f"alerts-{name}", daemon=True)
         self.thread.start()
 
     def abandon(self) -> None:
-        """Record that the channel did not answer in time; what it still does counts for nothing."""
+        """Record that the channel did not answer in time, and ignore its later result."""
         self.problem = f"it did not finish within {DELIVERY_SECONDS:.0f} s"
         self._record()
 
@@ -203,10 +203,10 @@ class _Delivery:
 
 
 class Watcher:
-    """A thread that watches the snapshots of a monitor.
+    """A thread that assesses the snapshots of a monitor.
 
     Args:
-        watch: keeps the incidents.
+        watch: updates the incidents.
         snapshot: returns the last sample of every part.
     """
 
@@ -216,11 +216,11 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and give the lease back."""
+        """Stop the thread and release the lease."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
@@ -232,16 +232,16 @@ class Watcher:
             try:
                 if self._watch.step(self._snapshot()):
                     self._watch.start_deliveries()
-            except Exception:  # the next step may succeed, and nobody else would report anything
+            except Exception:  # the next step may succeed, and no other process sends alerts
                 logger.exception("alerts_not_assessed")
 
 
 def send_test(settings: Settings, owner: str | None = None) -> dict[str, str | None]:
-    """Send a test message by each channel, all at once; return each with its problem, or None.
+    """Send a test message through all channels concurrently; return each channel's problem, or None.
 
     Args:
         settings: settings of the system.
-        owner: only the channels of this owner; all by default.
+        owner: owner of the channels; all channels by default.
     """
     now = datetime.now(UTC)
     link = (settings.monitor.url or settings.dagster.webserver_url).rstrip("/") + "/"
