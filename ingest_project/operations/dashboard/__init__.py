@@ -33,7 +33,7 @@ from ingest_project.platform.http import is_loopback
 logger = get_logger(__name__)
 
 FIRST_POLL_SECONDS = 10.0
-# The page shows what is there, and the rest a moment later.
+# The page first shows the parts that have answered, and the others a moment later.
 FIRST_POLL_OF_PAGE_SECONDS = 0.5
 STATIC = {
     "dashboard.css": "text/css",
@@ -41,16 +41,16 @@ STATIC = {
     "charts.js": "text/javascript",
     "mark.svg": "image/svg+xml",
 }
-# Each page module brings its own routes.
+# Each page module defines its own routes.
 PAGE_ROUTES: tuple[Callable[[Console], list[Route]], ...] = (items.routes, dead_letters.routes, actions.routes)
 
 
 def monitor_app(settings: Settings, *, local_only: bool) -> ASGIApp:
-    """Create the application; it begins to poll when it is started, and connects to nothing before.
+    """Create the application, which connects and polls only once it is started.
 
     Args:
-        settings: settings of the system, with the token.
-        local_only: answer only requests that were addressed to this machine's own names.
+        settings: settings of the system, with the tokens.
+        local_only: answer only requests that are addressed to this machine's own names.
     """
     gate = Gate.of(settings, local_only=local_only)
     console = Console(Monitor(settings))
@@ -84,15 +84,15 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
     """Serve the monitor until SIGTERM or Ctrl-C, then shut down in order.
 
     Args:
-        settings: settings of the system, with the token.
+        settings: settings of the system, with the tokens.
         host: address to listen on.
-        port: 0 picks a free one.
-        started: called with the address once it listens.
+        port: port to listen on; 0 picks a free one.
+        started: called with the address once the server listens.
         insecure: listen beyond this machine without a token.
 
     Raises:
-        SettingsError: it would be open to others without a token, the port is taken, or an alert's address or rule is
-            wrong.
+        SettingsError: the monitor would be open to others without a token, the port is in use, or an address or a rule
+            of alerts is invalid.
     """
     import uvicorn  # only this command serves
 
@@ -112,7 +112,7 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
 
 
 def file_problem(request: Request, error: Exception) -> Response:
-    """Return the response for a folder or file of this process that cannot be used; log it."""
+    """Log an unusable folder or file of this process, and return the response for it."""
     path = getattr(error, "filename", None) or "a file"
     reason = getattr(error, "strerror", None) or type(error).__name__
     logger.error("file_not_usable", path=str(path), reason=reason)
@@ -124,7 +124,7 @@ def file_problem(request: Request, error: Exception) -> Response:
 
 
 def require_protection(settings: Settings, host: str, *, insecure: bool) -> None:
-    """Raise SettingsError where everybody on the network could read the monitor."""
+    """Raise SettingsError if everybody on the network could read the monitor."""
     if is_loopback(host) or _is_protected(settings) or insecure:
         return
     raise SettingsError(
@@ -134,7 +134,7 @@ def require_protection(settings: Settings, host: str, *, insecure: bool) -> None
 
 
 class Answers:
-    """One method for each route of the dashboard, its data, metrics and health."""
+    """Handlers of the routes of the dashboard, its data, metrics and health."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -143,7 +143,7 @@ class Answers:
 
     @asynccontextmanager
     async def polling(self, _app: Starlette) -> AsyncIterator[None]:
-        """Poll, and send alerts, for as long as the application runs."""
+        """Poll and send alerts while the application runs."""
         monitor = self._monitor
         watcher = Watcher(AlertWatch(monitor.settings, monitor.alert_stores), monitor.snapshot)
         monitor.start()
@@ -158,12 +158,12 @@ class Answers:
     async def page(self, request: Request) -> Response:
         """Return the dashboard."""
         data = await run_in_threadpool(self._data, next(iter(WINDOWS)))
-        # No text in it can end the element that it is in.
+        # No text in the data can end the element that contains it.
         first = data.decode().replace("<", "\\u003c")
         return render(request, "dashboard.html", dagster_url=self._console.dagster_url, first=first)
 
     async def data(self, request: Request) -> Response:
-        """Return its data, of `?window=1h`, `24h` or `7d`."""
+        """Return the data of the dashboard for `?window=1h`, `24h` or `7d`."""
         window = request.query_params.get("window", "1h")
         if window not in WINDOWS:
             return PlainTextResponse(f"There is no window {window[:20]!r}: {', '.join(WINDOWS)}.\n", 400)
@@ -178,7 +178,7 @@ class Answers:
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """Return 200 when everything is ready, 503 when something is not."""
+        """Return 200 if everything is ready, otherwise 503."""
         lines = await run_in_threadpool(self._ready)
         status = 200 if all(line.ok for line in lines) else 503
         if "application/json" in request.headers.get("accept", ""):
@@ -220,7 +220,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        # Before the address is known: a client that connects at once waits for the server instead of being refused.
+        # Listen before announcing the address: a client that connects immediately waits instead of being refused.
         listener.listen()
     except OSError as error:
         listener.close()

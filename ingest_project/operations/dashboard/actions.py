@@ -1,7 +1,7 @@
 """Pages of operators' actions: the list, a form with a preview, and the records of what was done.
 
-A form is sent twice: for the preview, which changes nothing, and with a reason to act. The id of the action is in the
-second form: a double click, or a page that is sent again, leads to the record of the first time.
+A person sends a form twice: for the preview, which changes nothing, and with a reason to act. The second form contains
+the id of the action, so that a double click, or a form sent again, leads to the record of the first request.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from ingest_project.platform.actions import (
 RECORDS_A_PAGE = 50
 SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
-# A preview that is never confirmed leaves its upload.
+# Age after which the upload of a preview that nobody confirmed is removed.
 UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
-# What a form has in addition to the file.
+# Size of a form's other fields, in addition to the file.
 FORM_BYTES = 1024**2
 MAX_FILE_NAME_BYTES = 200
 MAX_FORM_FIELDS = 100
@@ -72,7 +72,7 @@ def routes(console: Console) -> list[Route]:
 
 
 def uploads(max_file_bytes: int) -> dict[str, int]:
-    """Return the paths to which forms with a file are sent, and the most bytes that each takes."""
+    """Return the paths that accept forms with a file, each with its maximum number of bytes."""
     taking = (action for action in ACTIONS.values() if any(one.kind == "file" for one in action.parameters))
     return {f"/actions/{action.name}": max_file_bytes + FORM_BYTES for action in taking}
 
@@ -96,7 +96,7 @@ class ActionPages:
         return _form(request, action, values)
 
     async def send(self, request: Request) -> Response:
-        """Show what would be done, or do it and lead to the record."""
+        """Show a preview, or perform the action and redirect to its record."""
         action = _action(request)
         async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
             texts, is_final = _texts(form), form.get("step") == "perform"
@@ -124,7 +124,7 @@ class ActionPages:
     def _not_performed(
         self, request: Request, action: Action[SystemResources], texts: dict[str, str], problem: str, status: int
     ) -> Response:
-        """Show why the last step failed: with its record where it has one, else with everything that was entered."""
+        """Show why an action failed: on its record if there is one, else on the form with all entered values."""
         action_id = texts.get("action_id", "")
         with suppress(IngestError):
             if action_record(self._console.services.engine, action_id):
@@ -138,7 +138,7 @@ class ActionPages:
         return _refused(request, action, texts, problem, status)
 
     async def audit(self, request: Request) -> Response:
-        """List the records of actions, the newest first, a page at a time."""
+        """List the records of actions, newest first, in pages."""
         query = request.query_params
         chosen = {"action": query.get("action", "")[:100], "who": query.get("who", "")[:200]}
         before, after = (query.get(name, "")[:100] or None for name in ("before", "after"))
@@ -162,7 +162,7 @@ class ActionPages:
         )
 
     async def record(self, request: Request) -> Response:
-        """Show one record, and what the action did to each item."""
+        """Show one record, and the outcome for each item."""
         action_id = request.path_params["action_id"]
         record, items = await run_in_threadpool(self._record, action_id)
         if record is None:
@@ -171,7 +171,7 @@ class ActionPages:
         left_out = max(0, record.selected - len(items))
         again = None
         if action and record.outcome == INTERRUPTED:
-            # A file has to be chosen again.
+            # The person has to choose a file again.
             values = {name: value for name, value in record.parameters.items() if name not in _files(action)}
             again = urlencode(values)
         return render(request, "record.html", record=record, items=items, action=action, left_out=left_out, again=again)
@@ -183,10 +183,10 @@ class ActionPages:
     async def _request_of(
         self, request: Request, action: Action[SystemResources], form: FormData, action_id: str, *, is_final: bool
     ) -> ActionRequest:
-        """Return the request that a form makes.
+        """Return the request in a form.
 
         Raises:
-            ActionRefusedError: a field is wrong.
+            ActionRefusedError: a field is invalid.
         """
         if not _ACTION_ID.fullmatch(action_id):
             raise ActionRefusedError("The form is incomplete: begin again with the preview.")
@@ -216,20 +216,20 @@ class ActionPages:
 
 
 class Uploads:
-    """Files that were sent with a form, kept from the preview until the action.
+    """Files that were uploaded with a form, kept from the preview until the action.
 
     Args:
-        folder: one folder in it for each action, by its id.
+        folder: folder with one subfolder per action, named by its id.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def keep(self, action_id: str, upload: UploadFile) -> None:
-        """Keep a file; remove those that are not needed any more.
+        """Store a file, and remove files that are no longer needed.
 
         Raises:
-            ActionRefusedError: too many wait for their action.
+            ActionRefusedError: too many uploads wait for their action.
         """
         make_private_folder(self._folder)
         waiting = sorted(self._folder.iterdir())
@@ -250,7 +250,7 @@ class Uploads:
         return None
 
     def remove(self, action_id: str) -> None:
-        """Remove the file of an action; a missing one is removed already."""
+        """Remove the file of an action. Idempotent."""
         shutil.rmtree(self._folder / action_id, ignore_errors=True)
 
 
@@ -262,7 +262,7 @@ def _age_seconds(path: Path) -> float:
 
 
 def _safe_file_name(name: str) -> str:
-    """Return the last part of a name, without what a file system may not take; its end decides how it is read."""
+    """Return the last part of a name without unsafe characters; keep its extension, which selects the reader."""
     last = re.split(r"[/\\]", name)[-1]
     cleaned = "".join(character if character.isprintable() else "_" for character in last).lstrip(".")
     return cleaned.encode()[-MAX_FILE_NAME_BYTES:].decode("utf-8", "ignore") or "upload"
@@ -276,7 +276,7 @@ def _action(request: Request) -> Action[SystemResources]:
 
 
 def _texts(form: FormData) -> dict[str, str]:
-    """Return the text fields of a form; line ends as everywhere else."""
+    """Return the text fields of a form, with normalised line ends."""
     return {name: value.replace("\r\n", "\n") for name, value in form.items() if isinstance(value, str)}
 
 
@@ -312,7 +312,7 @@ def _form(
 
 
 def _field_of_time(text: str) -> str:
-    """Return a moment, which the query may have in any form that the command line takes, as the field takes it."""
+    """Convert a time in the query, in any form that the command line accepts, to the form of the input field."""
     with suppress(ActionRefusedError):
         return f"{time_of(text):%Y-%m-%dT%H:%M:%S}"
     return ""
@@ -339,7 +339,7 @@ def _preview(  # noqa: PLR0913, PLR0917 - the last three are of a step that fail
         shown={one.label: wanted.parameters[one.name] for one in action.parameters if one.name in hidden},
         file_name=next((Path(wanted.parameters[name]).name for name in _files(action)), None),
         action_id=wanted.action_id,
-        # It acts on no more items than were shown.
+        # Limit the action to the items that the preview showed.
         limit=max(1, len(done.keys) + len(done.failed) + len(done.in_progress)),
         asked_limit=wanted.limit,
         done=done,

@@ -1,13 +1,13 @@
-"""Access to the console: who sent a request, and whether it may act.
+"""Authenticate and authorise requests to the console.
 
-A *viewer* sees everything, an *operator* acts as well. Programs send a token as `Authorization: Bearer`; people type it
-into a form, or sign in with OpenID Connect, and get a cookie. The cookie is a random number that only this process
-knows: its session ends with its time, with a logout and with the process. Where neither a token nor a provider is
-configured, each user of this machine is its operator.
+A *viewer* can see everything, an *operator* can also act. Programs send a token as `Authorization: Bearer`; people type
+it into a form, or sign in with OpenID Connect, and get a cookie. The cookie is a random number that only this process
+knows: its session ends at its expiry, at logout, and with the process. If neither a token nor a provider is configured,
+every user of this machine is an operator.
 
-Every request passes `Guarded`, so that no page can forget a rule: one that is neither GET nor HEAD needs the role, a
-page of this site as its origin, the CSRF token of the session unless it carries a Bearer token, and a body within
-bounds of size and time. Every response forbids the page to load or send anything elsewhere.
+Every request passes through `Guarded`, so that no page can omit a rule: a request other than GET and HEAD needs the
+role, a page of this site as its origin, the session's CSRF token unless it carries a Bearer token, and a body within
+limits of size and time. Every response forbids the page to load anything from, or send anything to, another site.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from ingest_project.platform.http import host_of, is_loopback, is_same_origin
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1_000
 COOKIE = "ingest_monitor"
-# A browser takes a cookie of this name over TLS only, from this very host only.
+# A browser accepts a cookie with this prefix only over TLS, and only from exactly this host.
 HOST_PREFIX = "__Host-"
 CSRF_HEADER = "x-csrf-token"
 LOOKING = frozenset({"GET", "HEAD"})
-# Whoever is not known yet may send these; logging out needs no more than the cookie, which other sites cannot send.
+# Paths that need no sign-in; logging out needs only the cookie, which other sites cannot send.
 SIGN_IN_PATHS = frozenset({"/login", "/logout", "/oidc/login", "/oidc/callback"})
 OPEN_PATHS = SIGN_IN_PATHS | {"/healthz"}
-# The style of the form is no secret.
+# Scripts and styles are not secret, and the sign-in form needs them.
 OPEN_PREFIX = "/static/"
 MAX_SIGN_IN_BYTES = 4_096
 BODY_SECONDS, UPLOAD_SECONDS = 10.0, 300.0
@@ -56,7 +56,7 @@ HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    # With `no-referrer` browsers call the origin of our own forms `null`.
+    # With `no-referrer`, browsers send `null` as the origin of our own forms.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -66,19 +66,19 @@ HEADERS = {
 
 
 class Role(StrEnum):
-    """What a viewer may do: look, or act too."""
+    """Role of a viewer: look only, or also act."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
 
 
 class Viewer(NamedTuple):
-    """Who sent a request.
+    """The sender of a request.
 
     Args:
-        name: name of the person, as the audit records it.
-        role: what they may do.
-        signed_in: False where no sign-in is required.
+        name: name of the person, as recorded in the audit.
+        role: role of the person.
+        signed_in: False if no sign-in is required.
     """
 
     name: str
@@ -87,13 +87,13 @@ class Viewer(NamedTuple):
 
     @property
     def may_act(self) -> bool:
-        """True for an operator."""
+        """Return True for an operator."""
         return self.role is Role.OPERATOR
 
 
 RECHECKED = "Your sign-in has to be confirmed again: load a page of this site, and send this once more."
 NOBODY = Viewer("", Role.VIEWER, signed_in=False)
-# Without a token or a provider: on this machine alone, and with --insecure.
+# Viewers without a token or a provider: on this machine only, and with --insecure.
 LOCAL_PERSON = Viewer("local user", Role.OPERATOR, signed_in=False)
 ANYBODY = Viewer("anybody", Role.VIEWER, signed_in=False)
 
@@ -102,9 +102,9 @@ class Session(NamedTuple):
     """A person who has signed in.
 
     Args:
-        csrf_token: the token that every form and request of the session carries.
-        ends: monotonic time.
-        trusted_until: monotonic time from which the provider has to confirm the person again; None without one.
+        csrf_token: token that every form and request of the session carries.
+        ends: monotonic time of its end.
+        trusted_until: monotonic time after which the provider has to confirm the person again; None without a provider.
     """
 
     viewer: Viewer
@@ -114,21 +114,21 @@ class Session(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """Who is admitted, and the CSRF token that their actions need; None where they need none."""
+    """The admitted viewer, and the CSRF token that actions need; None if they need none."""
 
     viewer: Viewer
     csrf_token: str | None
 
 
 class Gate:
-    """Check tokens, sessions and guesses.
+    """Checks tokens and sessions, and limits guesses.
 
     Args:
-        token: token of viewers; empty without one.
-        operator_token: token of operators; empty without one.
-        has_provider: people can sign in with OpenID Connect.
-        everybody: the viewer of every request where no sign-in is required.
-        recheck_seconds: after which the provider has to confirm a person again.
+        token: token of viewers; empty for none.
+        operator_token: token of operators; empty for none.
+        has_provider: True if people can sign in with OpenID Connect.
+        everybody: viewer of every request if no sign-in is required.
+        recheck_seconds: time after which the provider has to confirm a person again.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class Gate:
 
     @classmethod
     def of(cls, settings: Settings, *, local_only: bool) -> Gate:
-        """Return the gate of these settings.
+        """Create the gate for these settings.
 
         Args:
-            settings: with the tokens and the provider.
-            local_only: only this machine reaches the console.
+            settings: settings with the tokens and the provider.
+            local_only: True if only this machine can reach the console.
         """
         token, operator_token = settings.monitor.token, settings.monitor.operator_token
         return cls(
@@ -167,16 +167,16 @@ class Gate:
 
     @property
     def is_locked(self) -> bool:
-        """True where people and programs have to say who they are."""
+        """Return True if people and programs have to authenticate."""
         return bool(self._tokens) or self._has_provider
 
     @property
     def takes_tokens(self) -> bool:
-        """True where at least one token is configured."""
+        """Return True if at least one token is configured."""
         return bool(self._tokens)
 
     def opens_with(self, token: str) -> Viewer | None:
-        """Return whose token that is; takes the same time for every wrong one."""
+        """Return the viewer of a token, in constant time for wrong tokens."""
         digest, found = _digest(token), None
         for known, viewer in self._tokens:
             if secrets.compare_digest(digest, _digest(text_of(known))):
@@ -184,10 +184,10 @@ class Gate:
         return found
 
     def try_token(self, token: str, address: str, now: float | None = None) -> Viewer | None:
-        """Check a token that came from an address.
+        """Check a token from a client's address.
 
         Raises:
-            HTTPException: 429: the address has to wait; the token was not checked.
+            HTTPException: 429: the address has to wait, so the token was not checked.
         """
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
@@ -203,12 +203,12 @@ class Gate:
         """Create a session; return the value of its cookie.
 
         Args:
-            viewer: the viewer of the session.
-            now: monotonic time.
-            by_provider: the provider vouches for the person, for a limited time.
+            viewer: viewer of the session.
+            now: current monotonic time.
+            by_provider: True if the provider has confirmed the person, which is valid for a limited time.
         """
         now = time.monotonic() if now is None else now
-        # Sessions end in the order in which they began.
+        # Sessions end in the order of their beginning.
         while self._sessions and (
             len(self._sessions) >= MAX_SESSIONS or next(iter(self._sessions.values())).ends <= now
         ):
@@ -224,17 +224,17 @@ class Gate:
         return session if session and session.ends > (time.monotonic() if now is None else now) else None
 
     def is_stale(self, cookie: str, now: float | None = None) -> bool:
-        """Test whether the provider has to confirm the person of a session before it admits anybody again."""
+        """Return True if the provider has to confirm the person before the session admits further requests."""
         session = self.session_of(cookie, now)
         until = session.trusted_until if session else None
         return until is not None and until <= (time.monotonic() if now is None else now)
 
     def end_session(self, cookie: str) -> None:
-        """End a session: copies of its cookie are worthless."""
+        """End a session, which invalidates all copies of its cookie."""
         self._sessions.pop(_digest(cookie), None)
 
     def admit(self, request: Request) -> Admission | None:
-        """Return who sent a request; None where it says nothing valid.
+        """Return the sender of a request; None without a valid token or cookie.
 
         Raises:
             HTTPException: see `try_token`.
@@ -251,15 +251,15 @@ class Gate:
 
 
 class Guarded:
-    """Wrap the application: only requests that are allowed reach it, and it learns who sent them.
+    """Wraps the application: passes on only allowed requests, with their sender.
 
     Args:
-        app: the app that is guarded.
-        gate: knows tokens and sessions.
-        local_only: refuse requests addressed to a name other than this machine's own: a foreign page could have its
+        app: application to guard.
+        gate: checks tokens and sessions.
+        local_only: refuse requests addressed to names other than this machine's own: a foreign page could have its
             name resolve to this machine and read everything (DNS rebinding).
-        actions_per_minute: of one viewer.
-        uploads: most bytes that these paths take; all others take MAX_BODY_BYTES.
+        actions_per_minute: limit for one viewer.
+        uploads: maximum body size by path, in bytes; MAX_BODY_BYTES for other paths.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class Guarded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # NUL, which databases and file systems refuse, is in no name.
+        # No name contains NUL, which databases and file systems refuse.
         plain = {"path": scope["path"].replace("\x00", "\ufffd")}
         plain["query_string"] = scope["query_string"].replace(b"%00", b"%EF%BF%BD").replace(b"\x00", b"%EF%BF%BD")
         scope = {**scope, **plain}
@@ -297,7 +297,7 @@ class Guarded:
         await app(scope, receive, _with_headers(send))
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request of an unknown person; None where it may read."""
+        """Return the response to an unauthenticated request; None if the request may read."""
         if self._local_only and not is_loopback(host_of(request.headers.get("host", ""))[0]):
             raise HTTPException(421, "This monitor is for this machine only; set a token to open it.")
         path = request.scope["path"]
@@ -312,21 +312,21 @@ class Guarded:
             stale = self._gate.is_stale(cookie_of(request))
             reason = RECHECKED if stale else "The token is missing or wrong."
             raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
-        # As the browser sent it: an encoded slash in a key is not a separator.
+        # Use the path as the browser sent it: an encoded slash in a key is not a separator.
         address = request.scope.get("raw_path", path.encode()).decode("latin-1")
         address += f"?{request.url.query}" if request.url.query else ""
         wanted = "" if path == "/" else f"?next={quote(address[:MAX_RETURN_CHARACTERS])}"
         login = f"{root_of(request.scope)}login{wanted}"
         if request.headers.get("sec-fetch-site") == "cross-site":
-            # Followed from another site, a link comes without the cookie; followed from our own page, with it.
+            # A browser omits the cookie when it follows a link from another site: let our own page repeat the request.
             return render(request, "opening.html", 401, to=login)
         return RedirectResponse(login, 303)
 
     async def _checked_body(self, request: Request) -> Receive:
-        """Check a request that is to change something; return how its bounded body is read.
+        """Check a request that changes something; return the function that reads its bounded body.
 
         Raises:
-            HTTPException: it is not allowed.
+            HTTPException: the request is not allowed.
         """
         if not is_same_origin(request.headers):
             raise HTTPException(403, "The request comes from a page of another site.")
@@ -350,7 +350,7 @@ def problem(request: Request, error: Exception) -> Response:
     """Return the response for an error: a page for browsers, JSON or a line of text for programs.
 
     Args:
-        request: the request that failed.
+        request: request that failed.
         error: an HTTPException, or an IngestError of a part that does not answer.
     """
     status, detail, headers = 503, str(error), None
@@ -366,30 +366,31 @@ def problem(request: Request, error: Exception) -> Response:
 
 
 def is_https(request: Request) -> bool:
-    """Tell whether the browser used TLS, as far as the connection or a proxy tells."""
+    """Return True if the browser used TLS, according to the connection or a proxy's header."""
     return request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
 
 
 def address_of(scope: Scope) -> str:
-    """Return the address of the client, as far as the connection tells."""
+    """Return the client's address from the connection."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def cookie_of(request: Request, name: str = COOKIE) -> str:
-    """Return a cookie of a request; empty without one."""
+    """Return a cookie of a request; empty if it is missing."""
     return request.cookies.get(cookie_name(request, name), "")
 
 
 def cookie_name(request: Request, name: str = COOKIE) -> str:
-    """Return the name of a cookie as this request sends it."""
+    """Return the name under which this request sends a cookie."""
     return HOST_PREFIX + name if is_https(request) else name
 
 
 def set_cookie(request: Request, answer: Response, value: str, seconds: int, name: str = COOKIE) -> None:
-    """Have the browser keep a cookie, or with no value forget it.
+    """Set a cookie in the browser, or delete it if the value is empty.
 
-    A cookie of a sign-in is sent when the provider leads back to this site; that of a session only by its own pages.
+    The browser sends a sign-in cookie when the provider redirects back to this site; a session's cookie only from
+    this site's own pages.
     """
     answer.set_cookie(
         cookie_name(request, name),
@@ -402,12 +403,12 @@ def set_cookie(request: Request, answer: Response, value: str, seconds: int, nam
 
 
 def _digest(text: str) -> bytes:
-    # Of constant length, and useless to a reader of this process's memory.
+    # A digest has constant length, and is useless to a reader of this process's memory.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def too_many(seconds: float, reason: str) -> HTTPException:
-    """Return the refusal of a request that may be sent again after some seconds."""
+    """Return the refusal of a request that may be repeated after some seconds."""
     seconds = math.ceil(seconds)
     return HTTPException(429, f"{reason} Try again in {seconds} s.", {"Retry-After": str(seconds)})
 

@@ -1,4 +1,4 @@
-"""The JSON that the dashboard page requests: the last snapshot, and the history of the counters by minute."""
+"""Build the dashboard's JSON: the last snapshot, and the history of the counters by minute."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ PERCENTILES = (0.5, 0.95, 0.99)
 
 
 class Window(NamedTuple):
-    """Time span that the page shows.
+    """A time span of the page.
 
     Args:
-        length: in minutes.
-        step: in minutes; a point of each chart.
-        kept_seconds: how long a result is reused.
+        length: length in minutes.
+        step: minutes per point of each chart.
+        kept_seconds: how long a result is cached.
     """
 
     length: int
@@ -66,24 +66,24 @@ WINDOWS: Mapping[str, Window] = {
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Seconds from event to stored, of so many; percentiles are estimates within a bucket, None beyond the last."""
+    """Seconds from event to stored row, with the number of values; percentiles are estimates, None beyond the last bucket."""
 
     count: int
     percentiles: tuple[float | None, ...]
 
 
 class History(msgspec.Struct, frozen=True):
-    """One window.
+    """The data of one window.
 
     Args:
         starts: start of each step, seconds since 1970.
-        files, rows: by outcome, one number a step.
-        file_reasons: why files were refused whole, with their number; the most frequent first.
-        row_reasons: why rows of other files were refused; one row may have several.
-        downloads: by attempt and status.
-        failures: failures of downloads, by class of error.
-        messages: messages of streams, by topic and outcome.
-        latency: by pipeline.
+        files, rows: numbers per step, by outcome.
+        file_reasons: reasons for refusing whole files, with their numbers; the most frequent first.
+        row_reasons: reasons for refusing rows of other files; one row may have several.
+        downloads: numbers by attempt and status.
+        failures: numbers of failed downloads by error class.
+        messages: numbers of stream messages by topic and outcome.
+        latency: latency by pipeline.
     """
 
     step_minutes: int
@@ -99,7 +99,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 class Histories:
-    """The windows, each read at a limited rate however many clients request it."""
+    """Reads the windows, each at a limited rate regardless of the number of clients."""
 
     def __init__(self, totals: Callable[[], RunningTotals]) -> None:
         self._totals = totals
@@ -150,14 +150,14 @@ def history_of(values: Iterable[MinuteValue], window: Window, now: datetime) -> 
 
 
 def percentile(counts: Mapping[str, float], share: float) -> float | None:
-    """Estimate the seconds below which that share lies, linear within a bucket.
+    """Estimate a percentile in seconds, by linear interpolation within a bucket.
 
     Args:
-        counts: by the upper end of the bucket, not cumulative.
+        counts: numbers by the upper bound of their bucket, not cumulative.
         share: 0 to 1.
 
     Returns:
-        seconds; None where nothing was counted, or where it lies beyond the last bucket.
+        seconds; None if nothing was counted, or the percentile lies beyond the last bucket.
     """
     wanted = share * sum(counts.values())
     so_far, start = 0.0, 0.0
@@ -170,12 +170,12 @@ def percentile(counts: Mapping[str, float], share: float) -> float | None:
 
 
 def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) -> bytes:
-    """Return JSON with everything the page shows; unknown values are null, and a line of `health` gives the reason.
+    """Return the JSON of the whole page; unknown values are null, and a line of `health` gives the reason.
 
     Args:
         snapshot: snapshot of the system.
-        history: of the window; None where the database does not answer.
-        window: its name.
+        history: history of the window; None if the database does not answer.
+        window: name of the window.
     """
     settings, site = snapshot.settings, snapshot.settings.dagster.webserver_url.rstrip("/")
     warehouse = snapshot.warehouse.value
@@ -207,7 +207,7 @@ def dashboard(snapshot: SystemSnapshot, history: History | None, window: str) ->
 
 
 def _sources(sources: Sequence[SourceReport] | None, site: str) -> dict[str, object] | None:
-    """Return the first sources: those whose last file is not usual come first."""
+    """Return the first sources, starting with those whose last file is unusual."""
     if sources is None:
         return None
     return {
@@ -231,7 +231,7 @@ def _sources(sources: Sequence[SourceReport] | None, site: str) -> dict[str, obj
 
 
 def _shown_first(judgements: Sequence[Judgement]) -> list[Mapping[str, object]]:
-    """Return rows, and the measures that are not usual."""
+    """Return the number of rows, and the unusual measures."""
     shown = [one for one in judgements if one.outside or one.measure == ROWS_OF_FILE]
     return [
         {
@@ -265,7 +265,7 @@ def _topics(broker: BrokerState | None) -> dict[str, object] | None:
 def _retry_tiers(
     warehouse: WarehouseState | None, delays: Sequence[float], now: datetime
 ) -> list[dict[str, object]] | None:
-    """Return every retry tier, the empty ones too."""
+    """Return every retry tier, including empty ones."""
     if warehouse is None:
         return None
     return [
@@ -316,7 +316,7 @@ def _run(run: RunOnRecord, site: str) -> dict[str, object]:
 
 
 def _what(tags: Mapping[str, str]) -> Iterator[str]:
-    """Yield what a run works on, by its tags."""
+    """Yield descriptions of a run's work, from its tags."""
     if partition := tags.get("dagster/partition"):
         yield partition
     elif batch := tags.get(BATCH_TAG):

@@ -1,4 +1,4 @@
-"""The page of dead letters: how many are on each topic, the newest ones with their reasons, and the way to redrive."""
+"""The page of dead letters: their number by topic, the newest ones with their reasons, and the form to redrive them."""
 
 from __future__ import annotations
 

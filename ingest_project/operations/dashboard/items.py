@@ -1,4 +1,4 @@
-"""Pages that find an item and show everything on record of it, and the download of its bytes."""
+"""Pages to find an item and show everything recorded about it, and the download of its bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ingest_project.platform.items import KINDS, MAX_SEARCH_LENGTH, Content, Ite
 # Parameter of an action that takes keys of items.
 KEY = "key"
 ROWS_A_PAGE = 25
-# Of a list: the further a page is, the more it costs.
+# Last row of a list that a page can show: later pages cost more.
 LAST_ROW = 100_000
 MAX_SHOWN_VALUE = 2_000
 MAX_SHOWN_MOMENTS = 500
@@ -39,8 +39,8 @@ class ShownRows(msgspec.Struct, frozen=True):
     """A page of one of the lists of rows.
 
     Args:
-        first: number of rows before it.
-        problem: why it cannot be read.
+        first: number of rows before the page.
+        problem: why the list cannot be read.
     """
 
     name: str
@@ -51,17 +51,17 @@ class ShownRows(msgspec.Struct, frozen=True):
 
     @property
     def previous(self) -> int | None:
-        """Number of rows before the page before."""
+        """Return the number of rows before the previous page."""
         return max(0, self.first - ROWS_A_PAGE) if self.first else None
 
     @property
     def next(self) -> int | None:
-        """Number of rows before the next page."""
+        """Return the number of rows before the next page."""
         return self.first + ROWS_A_PAGE if self.page.more and not self.is_last_shown else None
 
     @property
     def is_last_shown(self) -> bool:
-        """True where no later page is shown, whatever follows."""
+        """Return True if no later page can be shown, even if there are more rows."""
         return self.first + ROWS_A_PAGE > LAST_ROW
 
 
@@ -82,7 +82,7 @@ class ItemPages:
         self._console = console
 
     async def search(self, request: Request) -> Response:
-        """Go to the one item that is found, or list what is found."""
+        """Redirect to the only matching item, or list all matches."""
         text = request.query_params.get("q", "")[:MAX_SEARCH_LENGTH]
         try:
             self._require_database()
@@ -95,7 +95,7 @@ class ItemPages:
         return render(request, "search.html", found=found, problem=None, searched=text, what=SEARCHED)
 
     async def item(self, request: Request) -> Response:
-        """Show everything on record of an item."""
+        """Show everything recorded about an item."""
         ref = ItemRef.of(request.path_params["kind"], request.path_params["key"])
         if ref.kind not in KINDS:
             return _missing(request, ref)
@@ -113,7 +113,7 @@ class ItemPages:
             return _missing(request, ref)
         moments = view.history
         actions = [one for one in ACTIONS.values() if one.kind == ref.kind and takes_key(one)]
-        # Of messages, they are for dead letters alone.
+        # For messages, offer these actions only if there is a dead letter.
         shown = actions if ref.kind != "message" or view.state == "dead letter" else []
         return render(
             request,
@@ -143,7 +143,7 @@ class ItemPages:
             return PlainTextResponse(f"{error}\n", 503)
         headers = {
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(content.file_name, safe='')}",
-            # Wherever they are opened in spite of that, they are untrusted.
+            # The bytes are untrusted: sandbox them if a browser opens them anyway.
             "Content-Security-Policy": "sandbox; default-src 'none'",
         }
         return StreamingResponse(
@@ -151,7 +151,7 @@ class ItemPages:
         )
 
     def _require_database(self) -> None:
-        """Raise at once what the monitor found a moment ago: each further attempt takes seconds."""
+        """Raise the last poll's database error immediately: each further attempt would take seconds."""
         if problem := self._console.monitor.warehouse.sample.problem:
             raise WarehouseAwayError(problem)
 
@@ -163,7 +163,7 @@ class ItemPages:
 
 
 def takes_key(action: Action[SystemResources]) -> bool:
-    """Test whether an action takes the key of one item."""
+    """Return True if an action accepts the key of an item."""
     return any(parameter.name == KEY for parameter in action.parameters)
 
 
@@ -185,7 +185,7 @@ def _missing(request: Request, ref: ItemRef) -> Response:
 
 
 def _opened(content: Content, stack: ExitStack) -> tuple[Iterator[bytes], int]:
-    """Open bytes; the iterator closes what was opened for it."""
+    """Open an item's bytes; the iterator closes their file at its end."""
     opened = content.open()
     if isinstance(opened, bytes):
         return iter([opened]), len(opened)

@@ -1,4 +1,4 @@
-"""Limits of the console: connections, heads and bodies of requests, and wrong tokens and actions of each client."""
+"""Limits of the console: connections, headers and bodies of requests, and each client's wrong tokens and actions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from ingest_project.core.logging import get_logger
 
-# A search text of 2,000 characters has up to 24,000 in an address.
+# A search text of 2,000 characters takes up to 24,000 bytes in an address.
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 500
 HEAD_SECONDS = 10.0
-# Time for requests in progress once the server is stopped.
+# Time for requests in progress after the server was told to stop.
 GRACE_SECONDS = 3
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
-    """Return how the server runs an application."""
+    """Return the server's configuration for an application."""
     return uvicorn.Config(
         app,
         port=0,
@@ -36,7 +36,7 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        # Its own log would have another format, and a line for every request.
+        # The server's own log has another format, and a line for every request.
         log_config=None,
         access_log=False,
         server_header=False,
@@ -44,21 +44,21 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 
 
 class PromptProtocol(H11Protocol):
-    """HTTP/1.1 of one connection, which is closed where the head of a request does not come in time.
+    """HTTP/1.1 on one connection, which is closed if the head of a request does not arrive in time.
 
-    The server's own limit is for connections on which nothing comes: one byte every second is something.
+    The server's own timeout applies only to silent connections: one byte per second would keep a connection open.
     """
 
     _last: RequestResponseCycle | None = None
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as there
-        """Begin to look."""
+        """Start the timer."""
         super().connection_made(transport)
         self._look_again()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Look no more."""
+        """Stop the timer."""
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)
@@ -67,7 +67,7 @@ class PromptProtocol(H11Protocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        """Close the connection if no request has started since the last check, and none is being answered."""
+        """Close the connection if no request has begun since the last check, and none is being answered."""
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self.cycle is self._last:
             self.transport.close()
@@ -78,18 +78,18 @@ class PromptProtocol(H11Protocol):
 
 CSRF_FIELD = "csrf_token"
 MAX_BODY_BYTES = 1024**2
-# A form with files has the token within so many bytes.
+# A form with files must contain the token within this number of bytes.
 MAX_BEGINNING_BYTES = 65_536
 MAX_FIELDS = 1_000
 
 
 class BoundedBody:
-    """The body of a request. Its beginning can be read before the application reads all of it.
+    """The body of a request, of which the beginning can be read before the application reads all of it.
 
     Args:
-        request: the request to read.
-        max_bytes: more are refused.
-        seconds: after which an incomplete body is refused.
+        request: request with the body.
+        max_bytes: maximum size of the body.
+        seconds: time after which an incomplete body is refused.
 
     Raises:
         HTTPException: 413: the request announces more bytes.
@@ -107,7 +107,7 @@ class BoundedBody:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """Return the next message, first those that were read before.
+        """Return the next message, starting with those that were read in advance.
 
         Raises:
             HTTPException: the body is too large or takes too long.
@@ -128,7 +128,7 @@ class BoundedBody:
         return message
 
     async def csrf_token(self) -> str:
-        """Return the field of that name; empty where the beginning of the body has none."""
+        """Return the CSRF token in the form; empty if the beginning of the body has none."""
         kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/x-www-form-urlencoded":
             return _token_of_form(await self._beginning(lambda _: self._complete))
@@ -137,7 +137,7 @@ class BoundedBody:
         return ""
 
     async def _beginning(self, suffices: Callable[[bytes], bool]) -> bytes:
-        """Read until it suffices, all is read, or it is longer than the beginning of a form with files may be."""
+        """Read until `suffices` returns True, the body ends, or MAX_BEGINNING_BYTES are read."""
         messages: list[Message] = []
         content = b""
         while not self._complete and not suffices(content):
@@ -165,7 +165,7 @@ def _token_of_form(content: bytes) -> str:
 
 
 def _token_of_parts(content: bytes) -> str:
-    """Return the value of the part of that name, once it is there in full."""
+    """Return the value of the CSRF part, once it has arrived completely."""
     _, _, after = content.partition(f'name="{CSRF_FIELD}"'.encode())
     _, _, value = after.partition(b"\r\n\r\n")
     value, ended, _ = value.partition(b"\r\n")
@@ -177,10 +177,10 @@ logger = get_logger(__name__)
 FREE_FAILURES = 5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 FORGET_SECONDS = 3_600.0
-# For all unknown addresses together: so many at once, and then one more at each interval.
+# Token bucket shared by all unknown addresses: this burst, then one more failure per interval.
 SHARED_FAILURES, SHARED_REFILL_SECONDS = 60, 2.0
 MAX_ADDRESSES = 1_024
-# A client with one IPv6 address has the whole network of its first bits.
+# A client with one IPv6 address usually has the whole network with this prefix length.
 IPV6_PREFIX = 64
 
 
@@ -190,7 +190,7 @@ class _Failures:
     at: float
 
     def pause(self, now: float) -> float:
-        """Return the seconds that are left of the pause after the last failure."""
+        """Return the remaining seconds of the pause after the last failure."""
         over = self.count - FREE_FAILURES
         if over <= 0:
             return 0.0
@@ -210,7 +210,7 @@ class GuessLimits:
         self._shared_at = 0.0
 
     def wait_seconds(self, address: str, now: float) -> float:
-        """Return how long this address must wait; 0 where its attempt may be checked."""
+        """Return how long this address must wait in seconds; 0 if its attempt may be checked."""
         who = network_of(address)
         failures = self._failures.get(who)
         own = failures.pause(now) if failures else 0.0
@@ -231,7 +231,7 @@ class GuessLimits:
             logger.warning("monitor_tokens_guessed", address=who, failures=count)
 
     def succeeded(self, address: str) -> None:
-        """Forget the failures of an address that has shown the right token."""
+        """Discard the failures of an address that has sent a correct token."""
         who = network_of(address)
         self._failures.pop(who, None)
         self._trusted.pop(who, None)
@@ -250,7 +250,7 @@ def _keep_newest(entries: OrderedDict[str, Any]) -> None:
 
 
 def network_of(address: str) -> str:
-    """Return what one client has: an address, or the network of an IPv6 address."""
+    """Return the unit that belongs to one client: an IPv4 address, or the network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -263,10 +263,10 @@ def network_of(address: str) -> str:
 
 
 class ActionLimits:
-    """Count the actions of each viewer: so many at once, and as many again each minute.
+    """Limits the actions of each viewer with a token bucket that is refilled within a minute.
 
     Args:
-        per_minute: of one viewer.
+        per_minute: number of actions of one viewer.
     """
 
     def __init__(self, per_minute: int) -> None:

@@ -1,10 +1,10 @@
-"""Sign-in with OpenID Connect: authorization code with PKCE, and a verified ID token that gives the role.
+"""Sign-in with OpenID Connect: authorization code with PKCE, and a verified ID token that determines the role.
 
-The provider is contacted only while a person signs in, and its addresses and keys are requested each time: changed
-keys are known at once. A person has the role of the list that holds their verified mail address or one of their
-groups; an operator needs no second entry. Whoever is in neither list is refused.
+The provider is contacted only while a person signs in, and its addresses and keys are requested each time, so that
+changed keys take effect immediately. A person gets the role of the list with their verified mail address or one of
+their groups; an operator needs no entry in the other list. A person in neither list is refused.
 
-The pages of sign-in are here too, with a token or by the provider.
+This module also has the sign-in pages, for tokens and for the provider.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from ingest_project.platform.http import is_loopback
 
 logger = get_logger(__name__)
 
-# Only those of public keys: with a shared secret, and with none, anyone who knows the client's id could sign.
+# Only public-key algorithms: with `none`, or a shared secret and a public client, anyone could sign a token.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-# By which the clocks of the provider and of this host may differ.
+# Allowed difference between the clocks of the provider and of this host.
 LEEWAY_SECONDS = 60
 SIGN_IN_SECONDS = 600
 MAX_SIGN_INS = 1_000
@@ -62,11 +62,11 @@ class SignIn(NamedTuple):
     """A sign-in in progress.
 
     Args:
-        browser: value of the cookie that the browser got.
-        redirect_url: to which the provider leads back.
+        browser: value of the cookie in the browser.
+        redirect_url: address to which the provider redirects back.
         to: address on this site that the person wanted to see.
-        ends: monotonic time.
-        silent: the provider was not to ask the person anything.
+        ends: monotonic time of its expiry.
+        silent: True if the provider must not prompt the person.
     """
 
     browser: str
@@ -79,10 +79,10 @@ class SignIn(NamedTuple):
 
 
 class Provider:
-    """The provider of the settings, and the sign-ins in progress.
+    """The configured provider, and the sign-ins in progress.
 
     Args:
-        settings: with the issuer.
+        settings: settings with the issuer.
     """
 
     def __init__(self, settings: OidcSettings) -> None:
@@ -91,22 +91,22 @@ class Provider:
 
     @property
     def host(self) -> str:
-        """The provider's host, for people."""
+        """Return the provider's host, for people."""
         return urlsplit(self._settings.issuer).netloc
 
     def begin(self, redirect_url: str, to: str, *, silent: bool = False) -> tuple[str, str]:
         """Begin a sign-in.
 
         Args:
-            redirect_url: address of this site, to which the provider leads back.
+            redirect_url: address of this site to which the provider redirects back.
             to: address on this site that the person wants to see.
-            silent: confirm a person who has signed in before, without a question to them.
+            silent: confirm a person who has signed in before without prompting them.
 
         Returns:
-            value of the cookie that ties it to the browser, and the provider's address for the person.
+            the value of the cookie that ties the sign-in to the browser, and the provider's address for the person.
 
         Raises:
-            HTTPException: 502: the provider does not answer as it should.
+            HTTPException: 502: the provider's answer is invalid or missing.
         """
         from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
 
@@ -127,18 +127,18 @@ class Provider:
         return browser, str(address)
 
     def finish(self, browser: str, answer: dict[str, str]) -> tuple[Viewer | None, str]:
-        """Finish a sign-in; each one can be finished once.
+        """Finish a sign-in, which is possible only once.
 
         Args:
-            browser: the cookie's value.
-            answer: parameters with which the provider led back.
+            browser: value of the browser's cookie.
+            answer: parameters of the provider's redirect.
 
         Returns:
-            the person, and the address that they wanted to see; no person where a silent sign-in was refused.
+            the person, and the address that they wanted to see; no person if the provider refused a silent sign-in.
 
         Raises:
-            HTTPException: 400: it is no answer to a sign-in of this browser; 403: the person is not admitted;
-                502: the provider does not answer as it should.
+            HTTPException: 400: this browser has no such sign-in; 403: the person is not admitted; 502: the provider's
+                answer is invalid or missing.
         """
         begun = self._begun.pop(answer.get("state", ""), None)
         if not begun or begun.ends <= time.monotonic() or not _equal(browser, begun.browser):
@@ -157,7 +157,7 @@ class Provider:
         return viewer, begun.to
 
     def _claims(self, begun: SignIn, code: str) -> dict[str, Any]:
-        """Exchange the code; return the claims of the verified ID token, with those of the user-info endpoint."""
+        """Exchange the code; return the claims of the verified ID token and of the user-info endpoint."""
         from authlib.integrations.requests_client import OAuth2Session  # only where people sign in
 
         with OAuth2Session(**self._identity()) as client:
@@ -180,7 +180,7 @@ class Provider:
                 bearer = {"Authorization": f"Bearer {token.get('access_token', '')}"}
                 more = self._asked(client, "GET", self._endpoint(metadata, "userinfo_endpoint"), headers=bearer)
                 if more.get("sub") == claims["sub"]:
-                    # An address and its verification belong together.
+                    # Take a mail address and its verification from the same source.
                     own = {"email", "email_verified"} if "email" in claims else set()
                     claims = {name: value for name, value in more.items() if name not in own} | claims
         return claims
@@ -206,7 +206,7 @@ class Provider:
             if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and "azp" not in claims:
                 raise errors.MissingClaimError("azp")
         except (errors.JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
-            # The token itself is a secret; the error names the claim.
+            # The error names the claim; the token itself is secret.
             logger.warning("monitor_sign_in_refused", provider=self.host, error=f"{type(error).__name__}: {error}")
             raise HTTPException(403, f"The ID token of {self.host} is not valid: {_reason(error)}.") from None
         return claims
@@ -251,10 +251,10 @@ class Provider:
         return address
 
     def _asked(self, client: requests.Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
-        """Send one request; return the JSON object of its answer.
+        """Send one request; return the JSON object in its answer.
 
         Raises:
-            HTTPException: 502: there is none.
+            HTTPException: 502: the answer is not a JSON object, or is missing.
         """
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"} | options.pop("headers", {})
         options |= {"timeout": TIMEOUT_SECONDS, "stream": True, "allow_redirects": False, "withhold_token": True}
@@ -290,9 +290,9 @@ def _bounded(answer: requests.Response) -> bytes:
 
 
 def _who(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
-    """Yield a person's verified mail address, and their groups; a group that looks like an address is left out."""
+    """Yield a person's verified mail address and their groups, except groups that look like an address."""
     mail, verified = claims.get("email"), claims.get("email_verified")
-    # Some providers send the word instead of the value.
+    # Some providers send the text instead of the boolean.
     if isinstance(mail, str) and "@" in mail and (verified is True or verified == "true"):
         yield _folded(mail)
     groups = claims.get(groups_claim)
@@ -302,7 +302,7 @@ def _who(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
 
 
 def _folded(entry: str) -> str:
-    """Return a mail address without regard to case, and a group as it is."""
+    """Return a mail address in lower case, and a group unchanged."""
     return entry.casefold() if "@" in entry else entry
 
 
@@ -319,15 +319,15 @@ def _equal(one: str, other: str) -> bool:
 SIGN_IN_COOKIE = "ingest_sign_in"
 CALLBACK = "oidc/callback"
 MAX_ANSWER_CHARACTERS = 8_192
-# Of one address: each has the provider asked, and takes the place of an older one.
+# Limit of sign-ins from one address: each contacts the provider, and may displace an older one.
 SIGN_INS_PER_MINUTE = 30
 
 
 class SignInPages:
-    """One method for each route.
+    """Handlers of the sign-in routes.
 
     Args:
-        settings: with the provider, if any.
+        settings: settings with the provider, if any.
         gate: creates sessions.
     """
 
@@ -348,7 +348,7 @@ class SignInPages:
         ]
 
     async def form(self, request: Request) -> Response:
-        """Return the form for the token, and the way to the provider."""
+        """Return the form for the token, with a link to the provider."""
         if self._gate.is_stale(cookie_of(request)):
             return RedirectResponse(f"oidc/login{_next(_wanted(request))}", 303)
         if not self._gate.is_locked or self._gate.session_of(cookie_of(request)):
@@ -356,7 +356,7 @@ class SignInPages:
         return self._form(request)
 
     async def login(self, request: Request) -> Response:
-        """Check the token, and set a cookie for it."""
+        """Check the token, and set a session cookie."""
         form = parse_qs((await request.body()).decode("utf-8", "replace"))
         viewer = self._gate.try_token(form.get("token", [""])[0].strip(), address_of(request.scope))
         if viewer is None:
@@ -373,7 +373,7 @@ class SignInPages:
         return answer
 
     async def begin(self, request: Request) -> Response:
-        """Lead the browser to the provider; one whose session has to be confirmed comes back without a question."""
+        """Redirect the browser to the provider, without a prompt if a session only has to be confirmed."""
         if self._provider is None:
             raise HTTPException(404, "No provider is configured; see INGEST_OIDC_ISSUER.")
         if seconds := self._begun.take(network_of(address_of(request.scope))):
@@ -381,7 +381,7 @@ class SignInPages:
         redirect_url = self._redirect_url or _own_address(request)
         known = cookie_of(request)
         if silent := self._gate.is_stale(known):
-            # It admits no one any more; without it, a refusal ends at the form.
+            # The stale session admits no requests. Ending it makes a refusal lead to the form instead of here again.
             self._gate.end_session(known)
         cookie, address = await run_in_threadpool(self._provider.begin, redirect_url, _wanted(request), silent=silent)
         answer = RedirectResponse(address, 303)
@@ -389,14 +389,14 @@ class SignInPages:
         return answer
 
     async def finish(self, request: Request) -> Response:
-        """Take the provider's answer, and set a cookie for the person."""
+        """Process the provider's answer, and set a session cookie."""
         if self._provider is None or len(request.url.query) > MAX_ANSWER_CHARACTERS:
             raise HTTPException(400, "This is no answer of a provider.")
         cookie = cookie_of(request, SIGN_IN_COOKIE)
         viewer, wanted = await run_in_threadpool(self._provider.finish, cookie, dict(request.query_params))
         if viewer is None:
             return RedirectResponse(f"{root_of(request.scope)}login{_next(wanted)}", 303)
-        # A redirect would still count as coming from the provider, and then the browser keeps the new cookie back.
+        # The browser would treat a redirect as coming from the provider, and would not send the new cookie.
         answer = render(request, "opening.html", to=_address(request, wanted))
         self._start_session(request, answer, viewer, by_provider=True)
         set_cookie(request, answer, "", 0, SIGN_IN_COOKIE)
@@ -414,7 +414,7 @@ class SignInPages:
         )
 
     def _start_session(self, request: Request, answer: Response, viewer: Viewer, *, by_provider: bool = False) -> None:
-        """Give the browser a new session; one that it had before, or that an attacker gave it, ends."""
+        """Give the browser a new session; end its previous one, which an attacker may have planted."""
         self._gate.end_session(cookie_of(request))
         cookie = self._gate.new_session(viewer, by_provider=by_provider)
         set_cookie(request, answer, cookie, SESSION_SECONDS, COOKIE)
@@ -427,17 +427,17 @@ def _wanted(request: Request) -> str:
 
 
 def _next(wanted: str) -> str:
-    """Return the query that has a page of this site shown afterwards."""
+    """Return the query that leads to a page of this site after the sign-in."""
     return f"?next={quote(wanted)}" if wanted else ""
 
 
 def _address(request: Request, wanted: str) -> str:
-    """Return the relative address of a page of this site, which cannot lead to another one."""
+    """Return the relative address of a page, which cannot lead to another site."""
     root = root_of(request.scope)
     return f"{root}{quote(wanted.lstrip('/'), safe=_ADDRESS)}"
 
 
-# All that an address may hold, an encoded part included.
+# All characters allowed in an address, including those of encoded parts.
 _ADDRESS = "/?&=%:@!$'()*+,;~-._"
 
 

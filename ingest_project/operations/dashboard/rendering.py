@@ -1,6 +1,6 @@
 """Render pages from templates: every value is escaped, and every link works below any path of a reverse proxy.
 
-Also the resources that the pages share.
+Also defines the resources that the pages share.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from ingest_project.platform.items import ItemRef
 
 @dataclass(frozen=True)
 class Console:
-    """What the routes of a page module are made of.
+    """The resources of a page module's routes.
 
     Args:
-        monitor: the last sample of every part.
+        monitor: monitor with the last sample of every part.
     """
 
     monitor: Monitor
 
     @property
     def services(self) -> SystemResources:
-        """Database and Kafka clients with short timeouts, shared by all requests."""
+        """Return database and Kafka clients with short timeouts, shared by all requests."""
         return self.monitor.services
 
     @property
     def settings(self) -> Settings:
-        """Settings of the system."""
+        """Return the settings of the system."""
         return self.monitor.settings
 
     @property
     def dagster_url(self) -> str:
-        """Address of the Dagster UI, without a slash at its end."""
+        """Return the address of the Dagster UI, without a trailing slash."""
         return self.settings.dagster.webserver_url.rstrip("/")
 
 
@@ -58,8 +58,9 @@ def render(request: Request, template: str, /, status: int = 200, **values: obje
     """Render a template of the folder `pages` for the sender of the request.
 
     Args:
-        request: gives the page its `viewer`, its `csrf_token` and `root`, the relative address of the first page.
-        template: its file name.
+        request: request that provides the page's `viewer`, `csrf_token`, and `root`, the relative address of the first
+            page.
+        template: file name of the template.
         status: status of the response.
         values: further variables of the template.
     """
@@ -84,7 +85,7 @@ def root_of(scope: Scope) -> str:
 
     A proxy may serve the console below a path that this process does not know.
     """
-    # As the browser resolves it: an encoded slash in a key is not a separator.
+    # Count slashes like a browser: an encoded slash in a key is not a separator.
     raw = bytes(scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
     return "../" * (raw.count(b"/") - 1) or "./"
 
@@ -98,17 +99,17 @@ def size_text(size_bytes: float) -> str:
 
 
 def item_path(ref: ItemRef) -> str:
-    """Return kind and key of an item as a part of an address."""
+    """Return kind and key of an item as part of an address."""
     return f"{quote(ref.kind, safe='')}/{quote(ref.key, safe='/~')}"
 
 
 def shown(value: object) -> str:
-    """Return any value for a person, see `value_text`; what has parts as JSON."""
+    """Format any value for people, see `value_text`; lists, mappings and structs as JSON."""
     return value_text(value) if isinstance(value, str | int | float | datetime) else to_json(value)
 
 
 def _finalized(value: Any) -> Any:  # noqa: ANN401 - whatever a template shows
-    # A stranger's text may reorder a line or hide a part of it; the templates' own line breaks are not values.
+    # Untrusted text could reorder a line or hide a part of it; the templates' own line breaks are not values.
     return printable(value) if type(value) is str else value
 
 
