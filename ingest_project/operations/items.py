@@ -81,10 +81,10 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """Everything on record of a trace, in time order.
+    """All recorded moments of a trace, in time order.
 
     Args:
-        trace_id: of the trace; the text that was searched where the items have none.
+        trace_id: id of the trace, or the search text if the items have none.
         problems: parts that could not be searched, and why.
     """
 
@@ -94,12 +94,12 @@ class History(msgspec.Struct, frozen=True):
 
 
 def find(services: SystemResources, text: str, broker_problem: str | None = None) -> Found:
-    """Find the items that a text identifies; where none is equal to it, those whose names or keys begin with it.
+    """Find the items that a text identifies, or if there are none, those whose names or keys begin with it.
 
     Args:
         services: the resources.
         text: any id of an item, see SEARCHED.
-        broker_problem: why Kafka cannot be asked, where that is known: waiting for it would take seconds.
+        broker_problem: known reason why Kafka is unavailable, which avoids waiting for it.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -108,7 +108,7 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     if not search.text:
         return Found("", (), more=False, problems=())
     hits = _searched(services, search, problems, OF_QUEUES)
-    # A file's name is the id of no other item: large tables of other rows are not read for it.
+    # A file's name identifies no other items, so do not search large tables of other rows for it.
     if not any(hit.key == search.text or (hit.kind == "file" and hit.name == search.text) for hit in hits):
         hits += _searched(services, search, problems, OF_STREAMS)
     letters = list[Hit]()
@@ -117,22 +117,22 @@ def find(services: SystemResources, text: str, broker_problem: str | None = None
     else:
         letters = [_hit_of(letter) for letter in _letters(services, search, problems)]
         hits = hits or _message_at(services, search.position, problems)
-    # A dead letter that contains the name of an item is not all that its beginning stands for.
+    # A dead letter that contains the text must not hide items whose names begin with it.
     hits = (hits or _searched(services, msgspec.structs.replace(search, by_prefix=True), problems)) + letters
     newest_first = sorted(hits, key=lambda hit: hit.at.timestamp() if hit.at else 0.0, reverse=True)
     return Found(search.text, tuple(newest_first[:MAX_HITS]), len(hits) > MAX_HITS, tuple(dict.fromkeys(problems)))
 
 
 def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None = None) -> ItemView | None:
-    """Merge what the capabilities know of an item, other items that belong to it, and its message in Kafka.
+    """Merge the capabilities' facts about an item, its related items, and its message in Kafka.
 
     Args:
         services: the resources.
         ref: the item.
-        broker_problem: why Kafka cannot be asked, where that is known: waiting for it would take seconds.
+        broker_problem: known reason why Kafka is unavailable, which avoids waiting for it.
 
     Returns:
-        the description, with `problems` for what does not answer; None where nothing is on record of the item.
+        the description, with `problems` for parts that do not answer; None if there is no record of the item.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -153,7 +153,7 @@ def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None
         related |= _asked(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
-        # Those of the work queues: the messages of streams are where the link to the trace leads.
+        # Only items of the work queues: the page of the trace shows the messages of streams.
         of_trace = _searched(services, Search.of(view.trace_id), problems, OF_QUEUES)
         if others := [hit for hit in of_trace if hit.ref not in known]:
             related["of the same trace"] = Related(tuple(others[:MAX_HITS]), more=len(others) > MAX_HITS)
@@ -174,7 +174,7 @@ def trace(services: SystemResources, text: str) -> History:
         views = [view for hit in found.hits[:MAX_TRACED] if (view := describe(services, hit.ref))]
         traces = list(dict.fromkeys(view.trace_id for view in views if view.trace_id))
         moments = [moment for one in traces for moment in _moments(services, one, problems)]
-        # What is on record of the item itself: dead letters, and what has no trace.
+        # Add the item's own moments: dead letters, and records without a trace.
         moments += [moment for view in views for moment in view.moments]
         trace_id = traces[0] if len(traces) == 1 else trace_id
     else:
@@ -184,7 +184,7 @@ def trace(services: SystemResources, text: str) -> History:
 
 
 def _actions_on(services: SystemResources, ref: ItemRef) -> Iterator[Moment]:
-    """Yield what operators did to an item."""
+    """Yield operators' actions on an item."""
     for record in actions_on_item(services.engine, ref.key):
         subject, what = f"{ref.kind.replace('_', ' ')} {ref.key}", f"{record.action}: {record.outcome}"
         yield Moment(record.started_at, subject, what, f"by {record.who}: {record.reason}")
@@ -212,7 +212,7 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
 
 
 def _letters(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
-    """Return the dead letters that have an id, as far as they can be searched."""
+    """Return the dead letters that contain an id, as far as they can be searched."""
     return _asked(lambda: _examined(services, search, problems), problems) or []
 
 
@@ -241,7 +241,7 @@ def _moment_of(letter: DeadLetter) -> Iterator[Moment]:
 
 
 def _message_at(services: SystemResources, position: Position | None, problems: list[str]) -> list[Hit]:
-    """Return the message at a position that no queue has an entry of."""
+    """Return the message at a position without an entry in any queue."""
     if position is None or position.topic not in _topics(services):
         return []
     if found := _asked(lambda: _read(services, position, ""), problems):
@@ -254,7 +254,7 @@ def _message_at(services: SystemResources, position: Position | None, problems: 
 def _with_message(
     services: SystemResources, view: ItemView, problems: list[str], broker_problem: str | None
 ) -> ItemView | None:
-    """Add the message that an item came with: headers, bytes, and its dead letter."""
+    """Add the message that announced an item: headers, bytes, and its dead letter."""
     position = view.position
     if position is None or broker_problem is not None:
         problems += [broker_problem] if broker_problem else []
@@ -283,7 +283,7 @@ def _with_message(
 
 
 def _read(services: SystemResources, position: Position, topic_id: str) -> tuple[RangeReader, ConsumerRecord] | None:
-    """Read a message; None where Kafka has it no more."""
+    """Read a message; return None if Kafka no longer has it."""
     reader = _reader_of(services, position.topic)
     message = reader.message(position.topic, position.partition, position.offset, topic_id)
     return None if message is None else (reader, message)
@@ -344,7 +344,7 @@ def _bytes_of(message: ConsumerRecord) -> Content:
 def _dead_letter(
     services: SystemResources, reader: RangeReader, position: Position
 ) -> tuple[Moment, dict[str, object]] | None:
-    """Return when a message became a dead letter, and which; None where it did not."""
+    """Return the time and location of a message's dead letter; None without one."""
     topic_id = services.reader.topic_id(position.topic)
     message_id = f"{message_id_prefix(position.topic, topic_id, position.partition)}{position.offset}"
     found = fetch(services.engine, sa.select(outbox).where(outbox.c.message_id == message_id)).mappings().first()
@@ -367,7 +367,7 @@ def _reader_of(services: SystemResources, topic: str) -> RangeReader:
 
 
 def _topics(services: SystemResources) -> set[str]:
-    """Return the topics of this system: no page shows a message of another one."""
+    """Return the topics of this system; pages show messages of no other topic."""
     consumed = consumed_topics(services)
     named = {*(one.topic for one in consumed), *(one.dead_letters for one in consumed)}
     for value in services.settings.topics.model_dump().values():
@@ -379,7 +379,7 @@ def _asked(ask: Callable[[], Value], problems: list[str]) -> Value | None:
     try:
         return ask()
     except DatabaseUnavailableError:
-        # Everything else needs it too, and each attempt would take its time.
+        # Every other part needs the database too, and each attempt would wait for the timeout.
         raise
     except IngestError as error:
         problems.append(str(error))

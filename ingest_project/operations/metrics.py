@@ -1,7 +1,7 @@
 """Prometheus metrics of a snapshot of the system, and the one list of all metrics.
 
-A part that does not answer now has no samples, rather than old ones; `ingest_part_up` says so. Counters come from
-running totals in the database and from the broker, so they continue after a restart of this process.
+A part that does not answer has no samples instead of old ones, and `ingest_part_up` is 0. Counters come from running
+totals in the database and from the broker, so they continue after a restart of this process.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ OLDEST = _gauge(
     "ingest_oldest_unfinished_seconds",
     ("kind",),
     "seconds",
-    "Time since the last change of the unfinished entry that has not changed for longest.",
+    "Time since the last change of the unfinished entry that has been unchanged for longest.",
 )
 WAITING = _gauge("ingest_downloads_waiting", ("attempt",), "downloads", "Downloads that wait to be retried.")
 LAG = _gauge(
     "ingest_consumer_lag_messages",
     ("topic", "partition"),
     "messages",
-    "Messages that are not consumed yet, from the saved cursors; from committed offsets where these are out of reach.",
+    "Messages not consumed yet, by the saved cursors, or by committed offsets if the cursors cannot be read.",
 )
 STALLED = _gauge(
     "ingest_topic_stalled_seconds",
     ("topic",),
     "seconds",
-    "How long a partition with messages has not moved; 0 while all of the topic move.",
+    "How long a partition with waiting messages has not been read; 0 while all partitions are read.",
 )
 DEAD_LETTERS = Metric("ingest_dead_letters", ("topic",), "Dead letters ever written to a topic.", unit="messages")
-DEAD_LETTERS_KEPT = _gauge("ingest_dead_letters_kept", ("topic",), "messages", "Dead letters that a topic still has.")
+DEAD_LETTERS_KEPT = _gauge("ingest_dead_letters_kept", ("topic",), "messages", "Dead letters still on a topic.")
 RUNS = _gauge("ingest_runs", ("state",), "runs", "Dagster runs that are not finished: queued or started.")
 HEARTBEAT_AGE = _gauge(
     "ingest_daemon_heartbeat_age_seconds",
     ("daemon",),
     "seconds",
-    "Since a daemon was last alive; negative where that lies in the future, as a clock was set back.",
+    "Time since a daemon's last heartbeat; negative if it lies in the future because a clock was set back.",
 )
 TICK_AGE = _gauge(
     "ingest_sensor_tick_age_seconds",
     ("sensor",),
     "seconds",
-    "Since a sensor last ticked; negative where that lies in the future, as a clock was set back.",
+    "Time since a sensor's last tick; negative if it lies in the future because a clock was set back.",
 )
 FAILED_TICKS = _gauge(
-    "ingest_sensor_failed_ticks", ("sensor",), "ticks", "Ticks of a sensor that failed in a row, up to the last one."
+    "ingest_sensor_failed_ticks", ("sensor",), "ticks", "Consecutive failed ticks of a sensor, up to the last tick."
 )
 DELTA_COMMITS = Metric("ingest_delta_commits", ("table",), "Commits of a Delta table.", unit="commits")
 DELTA_ROWS = _gauge("ingest_delta_rows", ("table",), "rows", "Rows of a Delta table, read once a minute.")
@@ -80,24 +80,22 @@ OUTSIDE = _gauge(
     "ingest_sources_outside_baseline",
     ("dataset",),
     "sources",
-    "Sources of files whose last file is outside the usual range of one of its measures.",
+    "Sources of files whose last file has a measure outside its usual range.",
 )
-OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Incidents that are open.")
+OPEN_INCIDENTS = _gauge("ingest_open_incidents", ("condition",), "incidents", "Open incidents.")
 FAILING_MESSAGES = _gauge(
     "ingest_alert_messages_failing",
     ("channel",),
     "messages",
-    "Alerts that a channel did not accept, and that are sent again.",
+    "Alerts that a channel did not accept and that will be sent again.",
 )
 PART_UP = _gauge(
     "ingest_part_up",
     ("part",),
     "1 or 0",
-    "Whether a part (warehouse, broker, dagster, tables, disk) answered last. One that is away has no samples.",
+    "1 if the last poll of a part (warehouse, broker, dagster, tables, disk) succeeded; a failed part has no samples.",
 )
-PART_LOOK = _gauge(
-    "ingest_part_look_seconds", ("part",), "seconds", "How long the last successful poll of a part took."
-)
+PART_LOOK = _gauge("ingest_part_look_seconds", ("part",), "seconds", "Duration of the last successful poll of a part.")
 OF_CAPABILITIES = tuple(metric for capability in CAPABILITIES for metric in capability.metrics)
 ALL_METRICS: tuple[Metric, ...] = (
     *OF_CAPABILITIES,
@@ -194,7 +192,7 @@ def _work(state: WarehouseState, now: datetime) -> Iterator[Family]:
 
 
 def _topics(broker: BrokerState) -> Iterator[Family]:
-    # Of several streams of a topic, the one that is furthest behind.
+    # If several streams read a topic, use the lag of the slowest.
     lags: dict[tuple[str, ...], float] = {}
     for one in broker.topics:
         for part, lag in sorted(one.partitions.items()):

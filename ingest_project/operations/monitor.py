@@ -1,8 +1,8 @@
 """Poll every part of the system in the background, and check the readiness of each.
 
-`Monitor` polls each part in its own thread and keeps the last sample of each: scrapers and viewers cost the
-databases nothing, and a part that hangs delays no other. `readiness` returns one line for each service, sensor and disk
-that ingestion needs.
+`Monitor` polls each part in its own thread and keeps the last sample of each, so that scrapers and viewers add no load
+to the databases, and a hanging part does not delay others. `readiness` returns one line for each service, sensor and
+disk that ingestion needs.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from ingest_project.platform.runtime import LARGEST_SKEW_SECONDS, Disk
 
 logger = get_logger(__name__)
 
-# Short, so that a part that is away is reported soon: only the monitor waits for its answer.
+# Short timeout, so that an unavailable part is reported soon: only the monitor waits for the answer.
 TIMEOUT_SECONDS = 3
 # Reading the log of a remote table takes seconds and costs money; baselines read many rows and change slowly.
 TABLES_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # The daemon writes a heartbeat every 30 seconds.
 LONGEST_SILENCE_SECONDS = 90.0
-# A tick may take its 60 seconds, and the next one follows after 5.
+# A tick may take 60 seconds, and the next one follows after 5.
 LONGEST_PAUSE_SECONDS = 120.0
-# A poll that takes longer hangs: its part does not answer.
+# A poll that takes longer counts as hanging: its part does not answer.
 LONGEST_POLL_SECONDS = 20.0
-# After so long without a viewer, parts are polled more rarely, until the next one, who waits for new samples.
+# After this time without a viewer, parts are polled less often; the next viewer waits for new samples.
 LOOKED_SECONDS = 30.0
 UNSEEN_SECONDS = 10.0
 RENEWAL_SECONDS = 1.0
@@ -64,13 +64,13 @@ SET_BACK = "a clock was set back, and the daemon repairs that"
 
 
 class Poller(Generic[Value]):
-    """A part and the thread that polls it.
+    """A thread that polls one part.
 
     Args:
-        name: for people and metrics.
-        poll: reads the part; an IngestError says why it cannot be read.
+        name: name of the part for people and metrics.
+        poll: reads the part; an IngestError is the reason why it cannot be read.
         every_seconds: pause between two polls.
-        is_seen: tells whether the samples have a viewer; the pause is longer while they have none.
+        is_seen: returns True if the samples have a viewer; otherwise the pause is longer.
     """
 
     def __init__(
@@ -84,32 +84,32 @@ class Poller(Generic[Value]):
         self._sample: Sample[Value] = Sample()
         self._polled = threading.Event()
         self._stop = threading.Event()
-        # A poll that hangs must not keep the process alive.
+        # A hanging poll must not keep the process alive.
         self._thread = threading.Thread(target=self._keep_polling, name=f"monitor-{name}", daemon=True)
 
     @property
     def sample(self) -> Sample[Value]:
-        """Result of the last poll; a problem where the thread has died."""
+        """Return the result of the last poll, or a problem if the thread has died."""
         if self._thread.ident is None or self._thread.is_alive() or self._stop.is_set():
             return self._sample
         return replace(self._sample, problem="it is not polled any more: its thread has ended. Start the monitor again")
 
     def start(self) -> None:
-        """Begin to poll."""
+        """Start polling."""
         self._thread.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once there has been a poll, or after that time."""
+        """Wait for a first poll, at most this time in seconds."""
         self._polled.wait(seconds)
 
     def renew(self) -> None:
-        """Poll at once, if the pause is long; `wait_for_first` waits for that poll."""
+        """Poll immediately if the pause is long; `wait_for_first` waits for that poll."""
         if self._every_seconds < UNSEEN_SECONDS:
             self._polled.clear()
             self._wake.set()
 
     def request_stop(self) -> None:
-        """Begin no further poll."""
+        """Start no further poll."""
         self._stop.set()
         self._wake.set()
 
@@ -140,15 +140,15 @@ class Poller(Generic[Value]):
 
 
 class Monitor:
-    """Pollers for every part of the system, over connections of their own.
+    """Pollers for every part of the system, with their own connections.
 
     Args:
         settings: settings of the system.
     """
 
     def __init__(self, settings: Settings) -> None:
-        # Here, and not first in the threads below or in those of requests: several that import parts of Dagster in
-        # another order each find modules that are half imported.
+        # Import Dagster before starting threads: threads that import its modules in different orders find each
+        # other's modules partially initialised.
         import ingest_project.platform.dagster.control  # noqa: F401 - see above
         from ingest_project.platform.dagster.run_records import DagsterRecords  # imports Dagster
 
@@ -156,7 +156,7 @@ class Monitor:
         services = self.services = SystemResources(_with_short_timeouts(settings))
         services.reload_declarations()
         seconds = settings.monitor.refresh_seconds
-        # One each: storages are not shared between threads.
+        # Each thread gets its own records: storages must not be shared between threads.
         broker = BrokerPoll(services, DagsterRecords(services.settings), lambda: consumed_topics(services))
         records = DagsterRecords(services.settings)
         self._looked_at = self._began_at = time.monotonic()
@@ -176,7 +176,7 @@ class Monitor:
         self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
         self.alert_stores = AlertStores(services.settings)
         self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds, seen)
-        # Declared datasets and streams come and go while the monitor runs.
+        # Users may add and remove declared datasets and streams while the monitor runs.
         declarations = Poller("declarations", services.reload_declarations, seconds, seen)
         self._pollers: tuple[Poller[Any], ...] = (
             declarations,
@@ -185,7 +185,7 @@ class Monitor:
         )
 
     def snapshot(self) -> SystemSnapshot:
-        """Return the last sample of every part, at once."""
+        """Return the last sample of every part without waiting."""
         return SystemSnapshot(
             settings=self.settings,
             at=datetime.now(UTC),
@@ -214,12 +214,12 @@ class Monitor:
             poller.start()
 
     def wait_for_first(self, seconds: float) -> None:
-        """Return once every part has been polled, before a person reads the samples.
+        """Wait until every part has been polled, before a person reads the samples.
 
         A part whose poll takes longer does not delay later callers.
 
         Args:
-            seconds: most after the begin of these polls.
+            seconds: longest wait since the start of these polls.
         """
         was_seen, self._looked_at = self._is_seen(), time.monotonic()
         if not was_seen:
@@ -235,7 +235,7 @@ class Monitor:
         return time.monotonic() - self._looked_at < LOOKED_SECONDS
 
     def stop(self) -> None:
-        """End all polling and disconnect; a poll that hangs is abandoned."""
+        """Stop all polling and disconnect; abandon a hanging poll."""
         for poller in self._pollers:
             poller.request_stop()
         give_up_at = time.monotonic() + STOP_SECONDS
@@ -266,11 +266,11 @@ def _with_short_timeouts(settings: Settings) -> Settings:
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One thing that ingestion needs.
+    """The readiness of one part that ingestion needs.
 
     Args:
-        ok: it is there and works.
-        detail: for a person.
+        ok: True if the part works.
+        detail: description for people.
     """
 
     name: str
@@ -278,7 +278,7 @@ class Line(msgspec.Struct, frozen=True):
     detail: str
 
     def __str__(self) -> str:
-        """Return the line as `/readyz` writes it."""
+        """Return the line in the format of `/readyz`."""
         return f"{'ok  ' if self.ok else 'down'} {self.name}: {self.detail}"
 
 
@@ -313,12 +313,12 @@ def daemon_line(sample: Sample[DagsterState], now: datetime) -> Line:
 
 
 def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[Pause] = ()) -> Line:
-    """Check that every sensor that no person has stopped ticks, and that its last tick did not fail.
+    """Check that every sensor ticks, unless a person stopped it, and that its last tick succeeded.
 
     Args:
-        sample: last sample of Dagster.
-        now: the time.
-        paused: capabilities whose sensors an operator has stopped; named with who and why.
+        sample: sample of Dagster.
+        now: the current time.
+        paused: paused capabilities, which the line lists with operator and reason.
     """
     name = "sensors"
     found = sample.present
@@ -347,7 +347,7 @@ def sensors_line(sample: Sample[DagsterState], now: datetime, paused: Sequence[P
 
 
 def topics_line(broker: Sample[BrokerState], dagster: Sample[DagsterState]) -> Line:
-    """Check that no topic with messages is stalled, unless a person has stopped its sensor."""
+    """Check that no topic is stalled, unless a person has stopped its sensor."""
     name = "topics"
     found = broker.present
     if found is None:

@@ -1,7 +1,7 @@
-"""Pause and resume a capability: stop its sensors in Dagster, and remember who did it and why.
+"""Pause and resume a capability: stop its sensors in Dagster, and record who did it and why.
 
-Dagster keeps a stopped sensor stopped over restarts. What waits on the topics stays there, runs in progress end, and
-the daemon leaves queued runs waiting, those of backfills and of people too (`platform/dagster/daemon.py`).
+A stopped sensor stays stopped when Dagster restarts. Messages stay on their topics, runs in progress end normally, and
+the daemon holds queued runs, including those of backfills and people (`platform/dagster/daemon.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
     """A capability that an operator has paused.
 
     Args:
-        sensors: the sensors that were stopped.
+        sensors: sensors that the pause stopped.
     """
 
     capability: str
@@ -45,7 +45,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
     sensors: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return it for people."""
+        """Describe the pause for people."""
         return f"{self.capability} is paused by {self.who}: {self.reason}"
 
 
@@ -64,7 +64,7 @@ def _sensors_of(services: SystemResources, name: str) -> list[str]:
     """Return the names of a capability's sensors.
 
     Raises:
-        ActionRefusedError: there is no such capability.
+        ActionRefusedError: no capability has this name.
     """
     from ingest_project.operations.definitions import parts_of_capabilities  # imports Dagster
 

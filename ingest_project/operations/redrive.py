@@ -1,14 +1,14 @@
-"""Redrive dead letters: publish their original messages again to the topic that they came from.
+"""Redrive dead letters: publish their original messages to their original topic again.
 
 Key, value and headers are the original's, without the headers of the dead letter, and with three of our own:
-`redrive.count` is how often the message was redriven, `redrive.first-letter` where its first dead letter is, and
-`message-id` identifies the letter. A message that fails again keeps these headers in its new dead letter, so that one
-that can never be processed is refused after INGEST_MAX_REDRIVES instead of going round for ever.
+`redrive.count` is the number of redrives of the message, `redrive.first-letter` the location of its first dead letter,
+and `message-id` identifies the letter. A message that fails again keeps these headers in its new dead letter, so that a
+message that can never be processed is refused after INGEST_MAX_REDRIVES instead of cycling forever.
 
-The outbox records each letter by the topic's id, partition and offset before it is published: killed anywhere and
-called again, each letter is published exactly once. A header names the original topic, and anybody who can write to the
-dead-letter topic can write it: only topics that are consumed here, and have this very topic for their dead letters, are
-published to. A dead task of an attachment is not published: its attachment is replayed.
+The outbox records each letter by the topic's id, partition and offset before it is published: killed at any point and
+called again, this publishes each letter exactly once. A header names the original topic, and anybody who can write to
+the dead-letter topic can forge it: messages are published only to consumed topics whose dead-letter topic is this one.
+For a dead attachment task, the attachment is replayed instead.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ from ingest_project.platform.kafka.publisher import MESSAGE_ID_HEADER, publish_o
 NAME = "redrive-dead-letters"
 REDRIVE_PREFIX = "redrive."
 COUNT_HEADER, FIRST_LETTER_HEADER = f"{REDRIVE_PREFIX}count", f"{REDRIVE_PREFIX}first-letter"
-# Ids that this system has added to a message on its way here.
+# Prefixes of message ids that this system has added.
 OWN_IDS = (b"dlq:", b"redrive:")
-# A selection is an answer to a person who waits.
+# Bounds the time of a selection, for which a person waits.
 MAX_EXAMINED = 200_000
 
 
 class InspectedLetter(DeadLetter, frozen=True, kw_only=True):
-    """A dead letter, and what redriving it would do.
+    """A dead letter, and the effect that redriving it would have.
 
     Args:
-        redrives: how often its message was redriven before it failed.
-        redriven: this letter was redriven, or its attachment is not dead any more.
-        refusal: why it cannot be redriven; None where it can.
+        redrives: number of earlier redrives of its message.
+        redriven: True if this letter was redriven, or its attachment is no longer dead.
+        refusal: why it cannot be redriven; None if it can.
     """
 
     redrives: int
@@ -78,12 +78,12 @@ class InspectedLetter(DeadLetter, frozen=True, kw_only=True):
 
     @property
     def topic(self) -> str:
-        """The topic that it is on."""
+        """Return the topic of the letter."""
         return self.place.partition("/")[0]
 
 
 def dead_letter_topics(services: SystemResources) -> dict[str, tuple[ConsumedTopic, ...]]:
-    """Return the topics of dead letters in the order in which data flows, each with the topics whose letters it has."""
+    """Return the dead-letter topics in the order of the data flow, each with its original topics."""
     found: dict[str, list[ConsumedTopic]] = {topic: [] for topic in services.settings.topics.dead_letters}
     for consumed in consumed_topics(services):
         if consumed.dead_letters:
@@ -92,7 +92,7 @@ def dead_letter_topics(services: SystemResources) -> dict[str, tuple[ConsumedTop
 
 
 def original_message(letter: ConsumerRecord) -> ProducerRecord:
-    """Return the message that became a dead letter, as it was, with the headers that say that it is redriven."""
+    """Return the original message of a dead letter, with the headers of a redrive."""
     own = [
         (name, value)
         for name, value in letter.headers
@@ -101,23 +101,23 @@ def original_message(letter: ConsumerRecord) -> ProducerRecord:
     ]
     first = letter.header(FIRST_LETTER_HEADER) or str(position_of(letter)).encode()
     own += [(COUNT_HEADER, str(redrives_of(letter) + 1).encode()), (FIRST_LETTER_HEADER, first)]
-    # Another producer may have chosen it by another hash than ours: the messages of a key stay together.
+    # Keep the partition: a producer with another hash may have chosen it, and the messages of a key stay together.
     origin = Position.parse(letter_of(letter).original_location or "")
     return ProducerRecord(letter.value, letter.key, tuple(own), origin.partition if origin else None)
 
 
 def _placed(record: ProducerRecord, partitions: Collection[int]) -> ProducerRecord:
-    """Leave the choice to the key where the topic has no such partition: it was created again, or a header is wrong."""
+    """Let the key choose if the topic lacks this partition, because it was recreated or a header is wrong."""
     return record if record.partition in partitions else msgspec.structs.replace(record, partition=None)
 
 
 def position_of(letter: ConsumerRecord) -> Position:
-    """Return where a letter is."""
+    """Return the position of a letter."""
     return Position(letter.topic, letter.partition, letter.offset)
 
 
 def redrives_of(letter: ConsumerRecord) -> int:
-    """Return how often the message of a letter was redriven; a header that is no number was written by others."""
+    """Return the number of redrives of a letter's message; 0 for a header that is not a number."""
     text = (letter.header(COUNT_HEADER) or b"")[:9]
     return int(text) if text.isdigit() else 0
 
@@ -132,10 +132,10 @@ class Redriver:
 
     Args:
         services: Kafka, the outbox and the attachments.
-        topic: topic of dead letters, or one of those whose letters it has.
+        topic: dead-letter topic, or one of its original topics.
 
     Raises:
-        ActionRefusedError: there is no such topic.
+        ActionRefusedError: the topic does not exist.
     """
 
     def __init__(self, services: SystemResources, topic: str) -> None:
@@ -151,12 +151,12 @@ class Redriver:
     def inspect(
         self, letters: Sequence[ConsumerRecord], topic_id: str, *, again: bool = False, with_values: bool = False
     ) -> list[InspectedLetter]:
-        """Tell of each letter what redriving it would do.
+        """Return each letter with the effect that redriving it would have.
 
         Args:
-            letters: dead letters of the topic.
+            letters: letters of the topic.
             topic_id: id of the topic, see `Positions`.
-            again: letters that were redriven before can be redriven.
+            again: allow redriving letters that were redriven before.
             with_values: include the values, which may be large.
         """
         attachments = self._attachments(letters)
@@ -172,27 +172,27 @@ class Redriver:
         return found
 
     def newest(self, wanted: Callable[[ConsumerRecord], bool], limit: int) -> list[InspectedLetter]:
-        """Return the newest letters that are wanted, the newest first."""
+        """Return the newest letters that `wanted` selects, newest first."""
         found = list(newest_letters(self._services.range_reader, self.topic, limit, wanted))
         letters = self.inspect([letter for letter, _ in found], found[0][1]) if found else []
         return sorted(letters, key=failed_last, reverse=True)[:limit]
 
     def letter_at(self, place: Position) -> InspectedLetter | None:
-        """Return the letter at a position with its value; None where none exists any more."""
+        """Return the letter at a position with its value; None if it no longer exists."""
         found = list(letters_at(self._services.range_reader, self.topic, [place]))
         return self.inspect([found[0][0]], found[0][1], with_values=True)[0] if found else None
 
     def publish(
         self, letters: Sequence[tuple[ConsumerRecord, str]], who: str, *, again: bool = False
     ) -> dict[Position, str | None]:
-        """Publish letters, or replay their attachments; return for each why it was not done, None where it was.
+        """Publish letters, or replay their attachments; return each letter's failure, or None.
 
-        Killed anywhere and called again, it leaves each letter published once.
+        Killed at any point and called again, this publishes each letter only once.
 
         Args:
-            letters: each with the id of its topic.
-            who: name of the person, for the record of replays.
-            again: publish letters that were published before as well.
+            letters: letters, each with the id of its topic.
+            who: operator, for the record of replays.
+            again: publish letters again that were published before.
         """
         outcome: dict[Position, str | None] = {}
         by_origin: dict[str, list[tuple[Position, tuple[str, ProducerRecord]]]] = defaultdict(list)
@@ -215,11 +215,11 @@ class Redriver:
         return outcome
 
     def redriven(self, letters: Sequence[tuple[ConsumerRecord, str]], again_since: datetime | None) -> list[str]:
-        """Return the places of the letters that are redriven, those included that a killed publisher had written.
+        """Return the locations of the redriven letters, including those that a killed publisher had written.
 
         Args:
-            letters: each with the id of its topic.
-            again_since: only publications since then count; None where each letter was to be published once.
+            letters: letters, each with the id of its topic.
+            again_since: count only publications since this time; None if each letter was to be published once.
         """
         services, attachments = self._services, self._attachments([letter for letter, _ in letters])
         by_origin: dict[str, list[str]] = defaultdict(list)
@@ -260,7 +260,7 @@ class Redriver:
                 place: reason_of(error) for (place, _), error in store_bisecting(messages, publish, is_item_fault)
             }
         except IngestError as error:
-            # Which of them are on the topic is in the outbox: once more publishes the rest.
+            # The outbox knows which of them are on the topic: a repeated redrive publishes the rest.
             outcome = dict.fromkeys(outcome, reason_of(error))
         finally:
             if writer is not services.writer:
@@ -272,7 +272,7 @@ class Redriver:
             return {}
         settings, queue = self._services.settings.attachments, self._services.attachments
         queue.replay(list(places), who, settings.max_replays, settings.replays_per_second, datetime.now(UTC))
-        # One that is still dead was not replayed; replayed meanwhile by another process, it is done as well.
+        # An attachment that is still dead was not replayed; one that another process has replayed counts as done.
         return {
             place: self._exhausted(record) if record.state is AttachmentState.FAILED else None
             for record in queue.get_many(list(places))
@@ -284,7 +284,7 @@ class Redriver:
         return f"its attachment was replayed {most} times (INGEST_MAX_REPLAYS)" if record.replays >= most else None
 
     def _refusal(self, letter: ConsumerRecord) -> str | None:
-        """Return why a letter is not published; None where it may be."""
+        """Return why a letter must not be published; None if it may be."""
         origin = _origin(letter)
         if not origin:
             return f"it has no header {HEADER_PREFIX}original-topic"
@@ -297,7 +297,7 @@ class Redriver:
         return None
 
     def _attachments(self, letters: Iterable[ConsumerRecord]) -> dict[Position, AttachmentRecord]:
-        """Return the attachment of each letter that is a dead task of one."""
+        """Return the attachments of those letters that are dead attachment tasks."""
         if self.topic != self._services.settings.topics.downloads_dlq:
             return {}
         keys: dict[Position, str] = {}
@@ -311,7 +311,7 @@ class Redriver:
         return {place: records[key] for place, key in keys.items() if key in records}
 
     def _next_id(self, topic: str, message_id: str) -> str:
-        """Return the id of one more publication of a letter; that of one that was interrupted comes first."""
+        """Return the id for another publication of a letter; that of an interrupted publication is used first."""
         known = self._services.outbox.ids(topic, message_id)
         number = 1
         while (candidate := f"{message_id}#{number}" if number > 1 else message_id) in known:
@@ -337,7 +337,7 @@ class LetterFilter:
 
     @classmethod
     def of(cls, request: ActionRequest) -> LetterFilter:
-        """Read the parameters.
+        """Create the filter from the request's parameters.
 
         Raises:
             ActionRefusedError: a number or a location is malformed.
@@ -358,7 +358,7 @@ class LetterFilter:
         )
 
     def includes(self, record: ConsumerRecord) -> bool:
-        """Test whether a letter is one of those that are wanted."""
+        """Return True if the filter selects a letter."""
         letter = letter_of(record)
         if self.partition is not None and not (
             record.partition == self.partition
@@ -381,7 +381,7 @@ class LetterFilter:
 
 
 def select(services: SystemResources, request: ActionRequest) -> Selection:
-    """Find the letters to redrive, the oldest of each partition first; those that were redriven before do not count."""
+    """Find the letters to redrive, oldest of each partition first, without those that were redriven before."""
     redriver, wanted = Redriver(services, _topic(request)), LetterFilter.of(request)
     again = request.value("again") == "yes"
     keys: list[str] = []
@@ -410,7 +410,7 @@ def select(services: SystemResources, request: ActionRequest) -> Selection:
 
 
 def apply(services: SystemResources, request: ActionRequest, keys: Sequence[str]) -> Outcome:
-    """Redrive letters by their places."""
+    """Redrive the letters at these locations."""
     redriver = Redriver(services, _topic(request))
     places = [_place(key) for key in keys]
     found = list(letters_at(services.range_reader, redriver.topic, places))
@@ -436,19 +436,19 @@ REDRIVE: Action[SystemResources] = Action(
     noun="dead letter",
     kind="message",
     meaning="Publishes the original messages to their topic again, after a fix. A letter that was redriven before "
-    "stays as it is; a dead task of an attachment replays the attachment.",
+    "is left out; for a dead attachment task, the attachment is replayed.",
     parameters=(
-        Parameter("topic", "Topic of dead letters, or the topic they came from. Required without keys."),
+        Parameter("topic", "Dead-letter topic, or the original topic. Required without keys."),
         Parameter("key", "TOPIC/PARTITION/OFFSET of the letter or of its original message.", kind="lines"),
-        Parameter("error_class", "Only those that failed so, e.g. UnreadableMessageError."),
-        Parameter("text", "Only those with this text in their reason."),
-        Parameter("trace_id", "Only those of this trace."),
-        Parameter("since", "Failed then or later.", kind="time"),
+        Parameter("error_class", "Class of the error, e.g. UnreadableMessageError."),
+        Parameter("text", "Text in the reason."),
+        Parameter("trace_id", "Trace id of the message."),
+        Parameter("since", "Failed at this time or later.", kind="time"),
         Parameter("until", "Failed before.", kind="time"),
         Parameter("partition", "Only this partition of the dead-letter topic."),
-        Parameter("first_offset", "With a partition: from this offset on."),
-        Parameter("last_offset", "With a partition: up to this offset."),
-        Parameter("again", "Also those that were redriven before.", ("yes", "no")),
+        Parameter("first_offset", "With a partition: first offset."),
+        Parameter("last_offset", "With a partition: last offset."),
+        Parameter("again", "Include letters that were redriven before.", ("yes", "no")),
     ),
     select=select,
     apply=apply,
@@ -457,7 +457,7 @@ REDRIVE: Action[SystemResources] = Action(
 
 
 def failed_last(letter: DeadLetter) -> float:
-    """Return the time by which letters are sorted, in seconds since 1970."""
+    """Return the sort key of letters: the time of the last failure, in seconds since 1970."""
     return letter.failed_at.timestamp() if letter.failed_at else 0.0
 
 
@@ -470,12 +470,12 @@ def _origin(letter: ConsumerRecord) -> str:
 
 
 def _names_trace(record: ConsumerRecord, letter: DeadLetter, trace_id: str) -> bool:
-    """Test whether headers name a trace, or the bytes of a message that could not be read contain it."""
+    """Return True if headers name a trace, or the bytes of an unreadable message contain its id."""
     return trace_id in {letter.trace_id, trace_id_in(record.headers)} or trace_id.encode() in (record.value or b"")
 
 
 def _topic(request: ActionRequest) -> str:
-    """Return the topic of a request: that of its keys where it names none."""
+    """Return the topic of a request, or else that of its keys."""
     topics = {_place(key).topic for key in request.lines("key")}
     if topic := request.value("topic"):
         return topic
@@ -487,7 +487,7 @@ def _topic(request: ActionRequest) -> str:
 def _letters(
     services: SystemResources, topic: str, wanted: LetterFilter
 ) -> Iterator[tuple[str, Sequence[ConsumerRecord]]]:
-    """Yield letters of a topic that may be wanted, in parts, each with the topic's id."""
+    """Yield letters of a topic that the filter may select, in chunks, each with the topic's id."""
     places = [_place(key) for key in wanted.places]
     if places and all(place.topic == topic for place in places):
         return ((topic_id, [letter]) for letter, topic_id in letters_at(services.range_reader, topic, places))

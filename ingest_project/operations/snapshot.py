@@ -1,4 +1,4 @@
-"""State of the whole system at one moment, as status, dashboard, metrics, readiness and alerts show it.
+"""The state of the whole system at one time, for status, dashboard, metrics, readiness and alerts.
 
 `take_snapshot` reads every part once, for commands; `monitor.py` keeps reading them in the background.
 """
@@ -54,10 +54,10 @@ class Sample(Generic[Value]):
     """Result of the last poll of a part.
 
     Args:
-        value: value of the last poll that succeeded, however long ago; None before the first.
-        at: when that was.
-        took_seconds: how long it took.
-        problem: why the last poll failed; None when it did not.
+        value: value of the last successful poll, however long ago; None before the first.
+        at: time of that poll.
+        took_seconds: duration of that poll.
+        problem: why the last poll failed; None if it succeeded.
     """
 
     value: Value | None = None
@@ -67,21 +67,21 @@ class Sample(Generic[Value]):
 
     @property
     def present(self) -> Value | None:
-        """The value, unless the last poll failed."""
+        """Return the value, unless the last poll failed."""
         return None if self.problem else self.value
 
     def age_seconds(self, now: datetime) -> float | None:
-        """Return the age of the value; None without a value."""
+        """Return the age of the value in seconds; None without a value."""
         return None if self.at is None else max(0.0, (now - self.at).total_seconds())
 
 
 class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
-    """The work queues and running totals at one moment.
+    """The work queues and running totals at one time.
 
     Args:
-        work: by capability.
-        totals: counters since the beginning.
-        failures: the last ones, newest first.
+        work: work by capability.
+        totals: all-time values of counters.
+        failures: last failures, newest first.
         paused: capabilities that an operator has paused.
         interrupted: actions of the last day whose process was killed.
     """
@@ -94,27 +94,27 @@ class WarehouseState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def queues(self) -> tuple[QueueState, ...]:
-        """Every work queue, in the order in which data flows."""
+        """Return every work queue, in the order of the data flow."""
         return tuple(queue for work in self.work.values() for queue in work.queues)
 
     @property
     def retry_tiers(self) -> tuple[RetryTier, ...]:
-        """Every retry topic."""
+        """Return every retry tier."""
         return tuple(tier for work in self.work.values() for tier in work.retry_tiers)
 
     @property
     def gauges(self) -> dict[str, Mapping[tuple[str, ...], float]]:
-        """The capabilities' own gauges, by metric name and label values."""
+        """Return the capabilities' own gauges, by metric name and label values."""
         return {name: value for work in self.work.values() for name, value in work.gauges.items()}
 
 
 class DagsterState(msgspec.Struct, frozen=True, kw_only=True):
-    """Dagster at one moment.
+    """Dagster's state at one time.
 
     Args:
-        heartbeats: by kind of daemon, when it was last alive.
-        running: some of the runs that are not finished, the newest first.
-        failing: the sensors whose last tick failed.
+        heartbeats: time of the last heartbeat by kind of daemon.
+        running: some of the unfinished runs, newest first.
+        failing: sensors whose last tick failed.
     """
 
     sensors: Mapping[str, SensorOnRecord] = {}
@@ -125,11 +125,11 @@ class DagsterState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeltaFigures(msgspec.Struct, frozen=True):
-    """A Delta table that exists.
+    """The figures of an existing Delta table.
 
     Args:
-        commits: ever made to it, maintenance included.
-        rows: None where a writer left its files uncounted.
+        commits: number of all commits so far, including maintenance.
+        rows: number of rows; None if a writer did not record the row counts of its files.
     """
 
     table: str
@@ -141,19 +141,19 @@ class DeltaFigures(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSnapshot:
-    """The parts of the system, each as it was last read.
+    """The parts of the system, each with its last sample.
 
     Args:
         settings: settings of the system.
-        at: when the snapshot was taken.
+        at: time of the snapshot.
         broker: topics, lag and dead letters.
         warehouse: work queues and running totals.
         dagster: sensors, runs and daemons.
         tables: the Delta tables that exist.
         disk: the fullest disk of this machine.
         unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
-        sources: sources of files, their last file next to what is usual; those that are not usual first.
-        failures, intake: further facts that alerts need.
+        sources: sources of files, with their last file compared to the usual values; unusual ones first.
+        failures, intake: further facts for alerts.
         alerts: open incidents, and channels that fail.
     """
 
@@ -172,7 +172,7 @@ class SystemSnapshot:
 
     @property
     def parts(self) -> dict[str, Sample[Any]]:
-        """Every part by its name in metrics."""
+        """Return every part by its name in metrics."""
         return {
             "warehouse": self.warehouse,
             "broker": self.broker,
@@ -183,33 +183,33 @@ class SystemSnapshot:
 
     @property
     def topics(self) -> tuple[TopicLag, ...]:
-        """Every consumed topic; none where the broker could not be read."""
+        """Return every consumed topic; none if the broker could not be read."""
         return self.broker.present.topics if self.broker.present else ()
 
     @property
     def dead_letters(self) -> dict[str, int]:
-        """Dead letters that are kept, by topic; only topics with any, and none where the broker could not be read."""
+        """Return the number of kept dead letters by topic, without empty ones; none if the broker could not be read."""
         letters = self.broker.present.dead_letters if self.broker.present else ()
         return {one.topic: one.kept for one in letters if one.kept}
 
     @property
     def paused(self) -> tuple[Pause, ...]:
-        """Capabilities that an operator has paused, as far as is known."""
+        """Return the capabilities that an operator has paused, as far as known."""
         return self.warehouse.value.paused if self.warehouse.value else ()
 
     @property
     def going_on(self) -> list[str]:
-        """Describe the unfinished work and what could not be read, one phrase each; empty when the system is idle."""
+        """Describe unfinished work and unreadable parts in one phrase each; empty if the system is idle."""
         return [*_waiting(self.topics), *_work(self.warehouse.present), *_runs(self.dagster.present)]
 
     @property
     def is_idle(self) -> bool:
-        """True where no work waits or runs, and every part could be read."""
+        """Return True if no work waits or runs, and every part could be read."""
         return not self.going_on
 
     @property
     def problems(self) -> list[str]:
-        """One sentence for each part that could not be read, each failing sensor and a disk that is nearly full."""
+        """Return one sentence for each unreadable part, each failing sensor, and a nearly full disk."""
         problems = [lag.problem for lag in self.topics if lag.problem]
         samples = (*self.parts.values(), self.failures, self.intake)
         problems += [sample.problem for sample in samples if sample.problem]
@@ -226,28 +226,28 @@ class SystemSnapshot:
 
     @property
     def unreported(self) -> int | None:
-        """Finished entries that Dagster does not show yet; None where the queues could not be read."""
+        """Return the number of finished entries not yet shown in Dagster; None if the queues could not be read."""
         state = self.warehouse.present
         return None if state is None else sum(queue.unreported for queue in state.queues)
 
     @property
     def oldest_unfinished(self) -> OldestEntry | None:
-        """The unfinished entry that arrived first; None if none exists or none was read."""
+        """Return the unfinished entry that arrived first; None if there is none, or it was not read."""
         queues = self.warehouse.present.queues if self.warehouse.present else ()
         return min((queue.oldest for queue in queues if queue.oldest), key=lambda entry: entry.since, default=None)
 
 
 def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnapshot:
-    """Read every part once, for a person who waits: in detail, without running totals and tables.
+    """Read every part once, for a person who waits: in detail, but without running totals and tables.
 
-    Topics and queues are read in the order in which data flows. Work moves on to a later part, so what has left one
-    part before it was read is seen in the next, and a system that looks idle was idle. Retries also go back, to topics
-    that were read before: those of an idle system are read once more.
+    Topics and queues are read in the order of the data flow. Work moves to a later part, so work that left a part
+    before it was read is seen in the next one, and a system that looks idle was idle. Retries also move back to topics
+    that were read before: if the system looks idle, those topics are read again.
     """
     meter = LagMeter(services, records)
     lags: list[TopicLag] = []
     work: dict[str, WorkState] = {}
-    # Each part that does not answer takes its whole time-out: they are tried at the same time, and once.
+    # Each part that does not answer takes its full timeout: try them concurrently, and only once.
     with ThreadPoolExecutor() as pool:
         queues = pool.submit(sample_of, lambda: _with_pauses(services, work))
         pool.submit(sample_of, meter.try_broker)
@@ -278,7 +278,7 @@ def take_snapshot(services: SystemResources, records: RunRecords) -> SystemSnaps
 
 
 def with_dead_letters(services: SystemResources, snapshot: SystemSnapshot) -> SystemSnapshot:
-    """Count the dead letters as well; a broker that did not answer is not asked again."""
+    """Count the dead letters as well, unless the broker has already failed to answer."""
     broker = snapshot.broker.present
     if broker is None or any(lag.waiting is None for lag in broker.topics):
         return snapshot
@@ -293,12 +293,12 @@ def with_dead_letters(services: SystemResources, snapshot: SystemSnapshot) -> Sy
 
 
 def consumed_topics(services: SystemResources) -> tuple[ConsumedTopic, ...]:
-    """Return every topic that is read, in the order in which data flows."""
+    """Return every consumed topic, in the order of the data flow."""
     return tuple(topic for capability in CAPABILITIES for topic in capability.topics(services))
 
 
 def read_warehouse(services: SystemResources) -> WarehouseState:
-    """Count what has ended since the last time, and read the work queues.
+    """Count entries that have ended since the last call, and read the work queues.
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: the database does not answer.
@@ -335,7 +335,7 @@ def read_dagster(records: RunRecords) -> DagsterState:
 
 
 def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
-    """Read the logs of the Delta tables. A store that does not answer says nothing about the others: it is left out."""
+    """Read the logs of the Delta tables, without those whose store does not answer."""
     found: list[DeltaFigures] = []
     for name, figures_of in (
         (name, figures_of) for one in CAPABILITIES for name, figures_of in one.delta_tables(services).items()
@@ -346,14 +346,14 @@ def read_tables(services: SystemResources) -> tuple[DeltaFigures, ...]:
             logger.warning("table_unavailable", table=name, reason=str(error))
             continue
         if figures is not None:
-            # The first commit makes version 0.
+            # The first commit creates version 0.
             commits = figures.table_version + 1
             found.append(DeltaFigures(name, commits, figures.rows, figures.files, figures.size_bytes))
     return tuple(found)
 
 
 def read_sources(services: SystemResources) -> tuple[SourceReport, ...]:
-    """Compare the last file of each source of files with what is usual for it.
+    """Compare the last file of each source with the source's usual values.
 
     Raises:
         DatabaseUnavailableError: the database does not answer.
@@ -362,13 +362,13 @@ def read_sources(services: SystemResources) -> tuple[SourceReport, ...]:
 
 
 def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
-    """Poll a part once; a problem, expected or not, becomes the sample's."""
+    """Poll a part once; any exception becomes the sample's problem."""
     began = time.monotonic()
     try:
         value = poll()
     except IngestError as error:
         return Sample(problem=str(error))
-    except Exception as error:  # a defect in one part must not end the others
+    except Exception as error:  # a defect in one part must not affect the others
         logger.exception("poll_failed", part=name)
         return Sample(problem=f"{type(error).__name__}: {error}")
     return Sample(value, datetime.now(UTC), time.monotonic() - began)
@@ -377,7 +377,7 @@ def sample_of(poll: Callable[[], Value], name: str = "") -> Sample[Value]:
 def _failures(
     services: SystemResources, connection: sa.Connection, interrupted: Iterable[ActionRecord]
 ) -> tuple[Failure, ...]:
-    """Read the last entries of all queues that need a person, and such actions, newest first."""
+    """Read the last queue entries and actions that need a person, newest first."""
     found = [
         Failure(
             "action", one.action_id, one.outcome, f"{one.action} by {one.who}. {one.detail}", one.started_at, None, None

@@ -1,7 +1,7 @@
-"""Topics: how many messages and dead letters wait in each, and which are stalled.
+"""Measure the lag and dead letters of topics, and detect stalled topics.
 
-Lag is measured from the saved cursor of the topic's sensor, which is exact. Where Dagster's records cannot be read, it
-is measured from the committed offsets, which follow the cursors one tick behind.
+Lag is measured from the saved cursor of the topic's sensor, which is exact. If Dagster's records cannot be read, it is
+measured from the committed offsets, which are one tick behind the cursors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingest_project.platform.kafka.dead_letters import newest_letters
 from ingest_project.platform.kafka.offsets import Positions, TopicStates, committed_positions
 from ingest_project.platform.runtime import Runtime
 
-# Of one partition; more than any sensible threshold.
+# Largest lag of one partition in messages, beyond any sensible threshold.
 MAX_RECENT = 5_000
 
 
@@ -32,15 +32,15 @@ class MeasuredFrom(StrEnum):
 
 
 class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of messages of a topic that are not consumed yet.
+    """The unconsumed messages of a topic.
 
     Args:
-        sensor: the sensor that consumes them.
-        waiting: over all partitions; None where it is unknown.
-        partitions: by partition; empty where the topic does not exist.
-        next_offsets: the position, by partition.
-        measured_from: the cursor is exact, the committed offsets are one tick behind.
-        problem: why it is not measured from the cursor, or not at all.
+        sensor: sensor that consumes the topic.
+        waiting: number of messages in all partitions; None if unknown.
+        partitions: number by partition; empty if the topic does not exist.
+        next_offsets: position by partition.
+        measured_from: the exact cursor, or the committed offsets, which are one tick behind.
+        problem: why the lag is not measured from the cursor, or not at all.
     """
 
     topic: str
@@ -53,14 +53,14 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LagMeter:
-    """Measure topics for one snapshot: a main cluster, or records, that did not answer once are not tried again.
+    """Measures topics for one snapshot; a main cluster or records that failed once are not tried again.
 
     Args:
         services: the main cluster.
         records: the saved cursors.
 
     Attributes:
-        records_problem: why the saved cursors cannot be read; None while nothing is known of it.
+        records_problem: why the saved cursors cannot be read; None if they can, or have not been tried.
     """
 
     def __init__(self, services: Runtime, records: RunRecords) -> None:
@@ -70,23 +70,23 @@ class LagMeter:
         self.records_problem: str | None = None
 
     def try_broker(self) -> None:
-        """Find out whether the main cluster answers."""
+        """Check that the main cluster answers."""
         try:
             self._main.reader.end_offsets(self._main.settings.topics.polling_queue)
         except BrokerUnavailableError as error:
             self._unavailable = str(error)
         except IngestError:
-            return  # it answers; its topics say what is wrong
+            return  # the cluster answers; its topics will report the problem
 
     def try_records(self) -> None:
-        """Find out whether the saved cursors can be read."""
+        """Check that the saved cursors can be read."""
         self._sensors()
 
     def lags_of(self, topics: Iterable[ConsumedTopic]) -> tuple[TopicLag, ...]:
-        """Measure how many messages of each topic are not consumed yet, as exactly as possible.
+        """Measure the lag of each topic as exactly as possible.
 
-        The cursors are read before the topics: what a tick consumes meanwhile counts as waiting, never the other way
-        round.
+        The cursors are read before the topics: messages that a tick consumes in between count as waiting, and no
+        waiting message is missed.
         """
         sensors, problem = self._sensors()
         return tuple(self._lag_of(topic, sensors, problem) for topic in topics)
@@ -109,7 +109,7 @@ class LagMeter:
             except IngestError as error:
                 problem = str(error)
                 if isinstance(error, BrokerUnavailableError) and not topic.cluster:
-                    # It will not answer for the other topics either, and each would take its time.
+                    # The cluster would not answer for the other topics either, and each would take its full timeout.
                     self._unavailable = problem
         return TopicLag(topic=topic.topic, sensor=topic.sensor, problem=problem)
 
@@ -118,7 +118,7 @@ def cluster_of(topic: ConsumedTopic, services: Runtime) -> Cluster:
     """Return the cluster that stores a topic.
 
     Raises:
-        SettingsError, BrokerUnavailableError: the settings do not say how to reach it.
+        SettingsError, BrokerUnavailableError: the settings do not locate the cluster.
     """
     return topic.cluster() if topic.cluster else Cluster(topic.topic, services.reader, services.settings.kafka)
 
@@ -145,12 +145,12 @@ def _lag(
 
 
 def saved_positions(sensor: str, topic: str, sensors: Mapping[str, SensorOnRecord]) -> Positions | None:
-    """Return the position of the sensor's saved cursor in this topic; None where it has saved none.
+    """Return the position of the sensor's saved cursor in this topic; None if it has not saved one.
 
-    A sensor that reads several topics keeps one cursor for each, by the topic's name.
+    A sensor that reads several topics stores one cursor for each, by the topic's name.
 
     Raises:
-        IngestError: the cursor holds no positions.
+        IngestError: the cursor contains no positions.
     """
     cursor = sensors[sensor].cursor if sensor in sensors else None
     if not cursor:
@@ -163,13 +163,13 @@ def saved_positions(sensor: str, topic: str, sensors: Mapping[str, SensorOnRecor
 
 
 class StalledTopic(msgspec.Struct, frozen=True):
-    """A topic with at least one partition that does not move while messages wait in it.
+    """A topic with at least one partition whose position does not change while messages wait in it.
 
     Args:
-        sensor: the sensor that consumes them.
-        partitions: the stalled partitions.
-        waiting: messages in these.
-        seconds: for how long the first of them is known to be stalled.
+        sensor: sensor that consumes the topic.
+        partitions: stalled partitions.
+        waiting: number of messages in these partitions.
+        seconds: time for which the longest stalled one is known to be stalled.
     """
 
     topic: str
@@ -185,18 +185,18 @@ class StalledTopic(msgspec.Struct, frozen=True):
 
 
 class Movement:
-    """Remember the position of each partition, and since when it is there."""
+    """Tracks the position of each partition, and the time of its last change."""
 
     def __init__(self) -> None:
-        # Two streams may read one topic, each from a position of its own.
+        # Two streams may read one topic, each with its own position.
         self._since: dict[tuple[str, str, int], tuple[int, float]] = {}
 
     def stalled(self, topics: Sequence[TopicLag], now: float) -> tuple[StalledTopic, ...]:
-        """Return the topics with partitions that have not moved since an earlier call.
+        """Return the topics with partitions whose position has not changed since an earlier call.
 
         Args:
-            topics: as they are now.
-            now: monotonic time.
+            topics: current lag of the topics.
+            now: current monotonic time.
         """
         found = tuple(stalled for lag in topics if (stalled := self._compare(lag, now)))
         known = {(lag.sensor, lag.topic, partition) for lag in topics for partition in lag.partitions}
@@ -223,10 +223,10 @@ class DeadLetters(msgspec.Struct, frozen=True):
     """A dead-letter topic.
 
     Args:
-        written: messages ever written since the topic was created.
-        kept: of those, the ones that retention has left.
-        older: of those, the ones before the window of alerts that ended when this process first saw the topic; None
-            where that is unknown, or longer ago than the window.
+        written: number of messages since the topic was created.
+        kept: number of those that retention has not removed.
+        older: number of those written before the alert window that ended when this process first saw the topic; None
+            if unknown, or if that was longer ago than the window.
     """
 
     topic: str
@@ -236,7 +236,7 @@ class DeadLetters(msgspec.Struct, frozen=True):
 
 
 class BrokerState(msgspec.Struct, frozen=True):
-    """All topics at one moment."""
+    """The state of all topics at one time."""
 
     topics: tuple[TopicLag, ...]
     stalled: tuple[StalledTopic, ...] = ()
@@ -244,12 +244,12 @@ class BrokerState(msgspec.Struct, frozen=True):
 
 
 class BrokerPoll:
-    """Read the broker, and the saved cursors at the same moment: numbers of two moments do not fit.
+    """Reads the broker and the saved cursors together, because numbers from different times do not match.
 
     Args:
-        services: the main cluster.
-        records: the saved cursors.
-        topics: returns the topics that are consumed.
+        services: resources with the main cluster.
+        records: records with the saved cursors.
+        topics: returns the consumed topics.
     """
 
     def __init__(self, services: Runtime, records: RunRecords, topics: Callable[[], Iterable[ConsumedTopic]]) -> None:
@@ -261,12 +261,12 @@ class BrokerPoll:
         self._older: dict[str, tuple[int, float]] = {}
 
     def __call__(self) -> BrokerState:
-        """Read it once.
+        """Read the topics once.
 
         Raises:
-            BrokerUnavailableError: the main cluster does not answer; an event hub may be away.
+            BrokerUnavailableError: the main cluster does not answer; an unavailable event hub is no error.
         """
-        # The dead letters first: they find out whether the broker answers.
+        # Read the dead letters first, which shows if the broker answers.
         topics = tuple(self._topics())
         letters = tuple(map(self._letters_on, topics_of_dead_letters(self._services, topics)))
         lags = LagMeter(self._services, self._records).lags_of(topics)
@@ -285,13 +285,13 @@ class BrokerPoll:
 
 
 def topics_of_dead_letters(services: Runtime, topics: Iterable[ConsumedTopic]) -> list[str]:
-    """Return the topics of dead letters: those of the settings, and those of the consumed topics."""
+    """Return the dead-letter topics of the settings and of the consumed topics."""
     known = (*services.settings.topics.dead_letters, *(one.dead_letters for one in topics))
     return [*dict.fromkeys(filter(None, known))]
 
 
 def dead_letters_on(services: Runtime, topic: str, states: TopicStates | None = None) -> DeadLetters:
-    """Count the messages of a dead-letter topic; one that does not exist has none.
+    """Count the messages of a dead-letter topic; a missing topic has none.
 
     Raises:
         BrokerUnavailableError: the broker does not answer.

@@ -66,7 +66,7 @@ WINDOWS: Mapping[str, Window] = {
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Seconds from event to stored row, with the number of values; percentiles are estimates, None beyond the last bucket."""
+    """Seconds from event to stored row, and their number; percentiles are estimates, None beyond the last bucket."""
 
     count: int
     percentiles: tuple[float | None, ...]
