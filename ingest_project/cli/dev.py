@@ -115,7 +115,7 @@ def migrate(
     topics: Annotated[
         int | None, typer.Option(min=1, max=100_000, metavar="PARTITIONS", help="Also create the missing topics.")
     ] = None,
-    replication: Annotated[int, typer.Option(min=1, help="Number of replicas of each partition of a new topic.")] = 1,
+    replication: Annotated[int, typer.Option(min=1, max=32_767, help="Replicas of each partition of a new topic.")] = 1,
     wait: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the databases and Kafka.")
     ] = 0.0,

@@ -165,7 +165,7 @@ def send_polling_job(  # noqa: PLR0913 - one for each part of the message
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the source is polled; exit code 1 if that fails.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Maximum wait of --wait in seconds.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Maximum wait of --wait in seconds.")] = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Request to poll a source and ingest each new file in it."""
@@ -231,7 +231,9 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     ] = "",
     file_name: Annotated[str | None, typer.Option(help="File name.")] = None,
     content_type: Annotated[str | None, typer.Option(help="Expected media type, e.g. image/jpeg.")] = None,
-    expected_size: Annotated[int | None, typer.Option(metavar="BYTES", help="Expected size in bytes.")] = None,
+    expected_size: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SIZE_BYTES, help="Expected size in bytes.")
+    ] = None,
     checksum: Annotated[str | None, typer.Option(help="Expected checksum, sha256:... or md5:...")] = None,
     trace_id: TraceId = None,
     as_json: AsJson = False,
