@@ -101,29 +101,16 @@ def delta_parts(declaration: StreamDeclaration) -> DeltaParts:
     """Return a stream whose sink is a Delta table as Dagster shows it."""
     return DeltaParts(
         name=declaration.name,
-        asset=asset_key(declaration),
-        topic=_topic_key(declaration),
-        description=_description(declaration),
+        spec=_spec(declaration, "deltalake"),
         open=lambda services: services.delta_stream(declaration),
         limits=StreamLimits.of(declaration),
-        owners=declaration.owners,
-        freshness=_freshness(declaration),
         checks=(contract_holds(declaration),),
     )
 
 
 def sql_parts(declaration: StreamDeclaration) -> SqlParts:
     """Return a stream whose rows are stored by key as Dagster shows it."""
-    spec = dg.AssetSpec(
-        asset_key(declaration),
-        deps=[_topic_key(declaration)],
-        description=_description(declaration),
-        group_name=declaration.name,
-        owners=list(declaration.owners),
-        kinds={"kafka", "table"},
-        skippable=True,
-        freshness_policy=_freshness(declaration),
-    )
+    spec = _spec(declaration, "table")
     return SqlParts(
         name=declaration.name,
         specs=[spec],
@@ -135,6 +122,20 @@ def sql_parts(declaration: StreamDeclaration) -> SqlParts:
         limits=StreamLimits.of(declaration),
         metadata=lambda _services, run: {spec.key: _metadata(run)},
         checks=(contract_holds(declaration),),
+    )
+
+
+def _spec(declaration: StreamDeclaration, kind: str) -> dg.AssetSpec:
+    """Describe the asset of a stream; `kind` is that of its sink."""
+    return dg.AssetSpec(
+        asset_key(declaration),
+        deps=[_topic_key(declaration)],
+        description=declaration.description or f"Messages of the topic {declaration.topic}.",
+        group_name=declaration.name,
+        owners=list(declaration.owners),
+        kinds={"kafka", kind},
+        skippable=True,
+        freshness_policy=freshness_within(declaration.fresh_within_hours, declaration.warn_after_hours),
     )
 
 
@@ -171,10 +172,10 @@ def _metadata(run: StreamRun) -> Mapping[str, Any]:
 
 def stored_of(declaration: StreamDeclaration) -> dict[dg.AssetKey, StoredTable]:
     """Return the table of the asset of a stream."""
-    return {asset_key(declaration): _stored(declaration)}
+    return {asset_key(declaration): _table_of_asset(declaration)}
 
 
-def _stored(declaration: StreamDeclaration) -> StoredTable:
+def _table_of_asset(declaration: StreamDeclaration) -> StoredTable:
     if declaration.is_delta:
         return HourlyDeltaTable(
             declaration.source,
@@ -189,11 +190,3 @@ def _stored(declaration: StreamDeclaration) -> StoredTable:
 
 def _topic_key(declaration: StreamDeclaration) -> dg.AssetKey:
     return dg.AssetKey(["kafka", declaration.source])
-
-
-def _freshness(declaration: StreamDeclaration) -> dg.FreshnessPolicy | None:
-    return freshness_within(declaration.fresh_within_hours, declaration.warn_after_hours)
-
-
-def _description(declaration: StreamDeclaration) -> str:
-    return declaration.description or f"Messages of the topic {declaration.topic}."

@@ -46,20 +46,17 @@ def new_batch_id() -> str:
     return uuid.uuid4().hex
 
 
-def split_evenly(
-    keys: Sequence[str], largest: int, parallel: int, worth_splitting: int = WORTH_SPLITTING
-) -> list[list[str]]:
+def split_evenly(keys: Sequence[str], largest: int, parallel: int) -> list[list[str]]:
     """Split keys into batches of at most `largest`, and into `parallel` equal ones if each is worth a run's start-up.
 
     Args:
         keys: keys of the entries, in order.
         largest: maximum number of keys in one batch.
         parallel: number of concurrent runs.
-        worth_splitting: minimum number of keys for which a second run is worth its start-up time.
     """
     if not keys:
         return []
-    wanted = max(-(-len(keys) // largest), min(parallel, len(keys) // worth_splitting), 1)
+    wanted = max(-(-len(keys) // largest), min(parallel, len(keys) // WORTH_SPLITTING), 1)
     size = -(-len(keys) // wanted)
     return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
 

@@ -81,29 +81,26 @@ class DeltaParts:
 
     Args:
         name: name of the stream: its jobs and schedules begin with it.
-        asset: the table.
-        topic: asset of the topic.
-        description: description of the asset.
+        spec: describes the asset, which has a partition for each hour.
         open: returns the stream, given the resources of a run.
         limits: bounds of its runs, and thresholds of its checks.
-        owners: owners of the asset.
-        freshness: freshness of the asset.
         checks: further ones.
         checks_cron: when the checks run.
         maintenance_cron: when the table is maintained.
     """
 
     name: str
-    asset: dg.AssetKey
-    topic: dg.AssetKey
-    description: str
+    spec: dg.AssetSpec
     open: Callable[[Any], DeltaStream]
     limits: StreamLimits
-    owners: tuple[str, ...] = ()
-    freshness: dg.FreshnessPolicy | None = None
     checks: Sequence[dg.AssetChecksDefinition] = ()
     checks_cron: str = "11,26,41,56 * * * *"
     maintenance_cron: str = "4-59/10 * * * *"
+
+    @property
+    def asset(self) -> dg.AssetKey:
+        """The table."""
+        return self.spec.key
 
     @property
     def op_name(self) -> str:
@@ -147,19 +144,7 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
 def _asset(parts: DeltaParts) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=f"{parts.name}_intake",
-        specs=[
-            dg.AssetSpec(
-                parts.asset,
-                deps=[parts.topic],
-                description=parts.description,
-                group_name=parts.name,
-                owners=list(parts.owners),
-                kinds={"kafka", "deltalake"},
-                partitions_def=hourly_partitions,
-                freshness_policy=parts.freshness,
-                skippable=True,
-            )
-        ],
+        specs=[parts.spec.replace_attributes(partitions_def=hourly_partitions)],
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def events(

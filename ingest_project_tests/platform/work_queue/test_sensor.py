@@ -183,12 +183,12 @@ def test_one_key_is_an_ordinary_partitioned_run_and_many_are_a_tagged_batch() ->
 @given(count=st.integers(0, 5_000), largest=st.integers(1, 1_500), parallel=st.integers(1, 4))
 def test_a_split_loses_nothing_and_keeps_to_its_bounds(count: int, largest: int, parallel: int) -> None:
     keys = [str(number) for number in range(count)]
-    batches = split_evenly(keys, largest, parallel, worth_splitting=200)
+    batches = split_evenly(keys, largest, parallel)
     assert [key for batch in batches for key in batch] == keys
     assert all(0 < len(batch) <= largest for batch in batches)
 
 
 def test_a_burst_is_shared_between_parallel_runs_and_a_few_files_are_not() -> None:
-    assert [len(batch) for batch in split_evenly(["k"] * 600, 1_000, 2, 200)] == [300, 300]
-    assert [len(batch) for batch in split_evenly(["k"] * 150, 1_000, 2, 200)] == [150]
-    assert [len(batch) for batch in split_evenly(["k"] * 2_000, 1_000, 2, 200)] == [1_000, 1_000]
+    assert [len(batch) for batch in split_evenly(["k"] * 600, 1_000, 2)] == [300, 300]
+    assert [len(batch) for batch in split_evenly(["k"] * 150, 1_000, 2)] == [150]
+    assert [len(batch) for batch in split_evenly(["k"] * 2_000, 1_000, 2)] == [1_000, 1_000]
