@@ -144,7 +144,7 @@ def _extract(
     ours = {arrival.attachment_key: arrival for arrival in arrivals if owners[arrival.attachment_key] in by_event}
     publish_tasks(services, [arrival for arrival in ours.values() if not arrival.task.refused])
     context.instance.add_dynamic_partitions(ATTACHMENTS, list(ours))
-    extracted = {key: _extracted(key, tasks, owners) for key, tasks in by_event.items()}
+    extracted = {key: _extraction_counts(key, tasks, owners) for key, tasks in by_event.items()}
     services.attachment_events.finish(extracted, JobState.DONE, now)
     refused = sum(bool(arrival.task.refused) for arrival in ours.values())
     logger.info(
@@ -198,7 +198,7 @@ def _headers(arrival: TaskArrival) -> Headers:
     return (*tracing.message_headers(arrival.task.trace_id, arrival.event_key or ""), (ORIGIN_HEADER, ORIGIN))
 
 
-def _extracted(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> dict[str, int]:
+def _extraction_counts(event_key: str, tasks: Sequence[TaskArrival], owners: dict[str, str]) -> dict[str, int]:
     own = {task.attachment_key for task in tasks if owners[task.attachment_key] == event_key}
     return {"addresses": len(tasks), "duplicates": len(tasks) - len(own)}
 
@@ -316,7 +316,7 @@ def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[
     """Record, publish and report the results of attempts; returns how many attachments are dead after them."""
     if not outcomes:
         return 0
-    recorded = _recorded(services, outcomes, context.run.run_id)
+    recorded = _record(services, outcomes, context.run.run_id)
     _remove_cached(services, [outcome.attachment_key for outcome in outcomes])
     _publish_results(context, services, recorded)
     for outcome in recorded:
@@ -328,7 +328,7 @@ def _finish(context: Context, services: AttachmentResources, outcomes: Sequence[
     return ended[DownloadStatus.FAILED_PERMANENT]
 
 
-def _recorded(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
+def _record(services: AttachmentResources, outcomes: Sequence[AttemptResult], run_id: str) -> list[AttemptResult]:
     """Record results; one that the work queue refuses is recorded as a failure."""
     recorded: list[AttemptResult] = []
 

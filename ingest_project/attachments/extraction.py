@@ -52,13 +52,13 @@ class AddressPaths:
     """
 
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
-        self._compiled = {domain: [_compiled(text) for text in texts] for domain, texts in paths.items()}
+        self._compiled = {domain: [_compile_path(text) for text in texts] for domain, texts in paths.items()}
 
     def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment]:
         """Yield the findings of the domain's paths: addresses, objects with a `url`, or lists of either."""
         for path in (*self._compiled.get(domain, ()), *self._compiled.get(EVERY_DOMAIN, ())):
-            for value in _found(path, payload):
-                yield from _declared(value)
+            for value in _values_at(path, payload):
+                yield from _attachments_in(value)
 
 
 def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[DeclaredAttachment], list[RefusedAttachment]]:
@@ -152,7 +152,7 @@ def _refused_arrival(
     return arrival._replace(attachment_key=key, task=task, raw=encode(task).decode())
 
 
-def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
+def _values_at(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
     """Return the values that a path finds; none where it cannot be followed, e.g. in a payload nested too deeply."""
     if not isinstance(payload, dict | list):
         return []
@@ -163,10 +163,10 @@ def _found(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object)
         return []
 
 
-def _declared(value: Any) -> Iterator[DeclaredAttachment]:  # noqa: ANN401 - whatever a payload holds
+def _attachments_in(value: Any) -> Iterator[DeclaredAttachment]:  # noqa: ANN401 - whatever a payload holds
     if isinstance(value, list):
         for one in value:
-            yield from _declared(one)
+            yield from _attachments_in(one)
         return
     try:
         found = msgspec.convert(value, str | DeclaredAttachment)
@@ -175,7 +175,7 @@ def _declared(value: Any) -> Iterator[DeclaredAttachment]:  # noqa: ANN401 - wha
     yield DeclaredAttachment(url=found) if isinstance(found, str) else found
 
 
-def _compiled(text: str) -> jsonpath.CompoundJSONPath | jsonpath.JSONPath:
+def _compile_path(text: str) -> jsonpath.CompoundJSONPath | jsonpath.JSONPath:
     try:
         return jsonpath.compile(text)
     except jsonpath.JSONPathError as error:

@@ -209,10 +209,10 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
             present = self._present_attempts(connection, sorted(own))
             holding = enter_results(connection, own, run_id)
             followed = [result for result in holding.values() if result.identity in present]
-            for end in (_stored, _kept, _failed):
+            for end in (_success_changes, _kept_changes, _failure_changes):
                 rows = [row for result in followed if (row := end(result, now))]
                 update_each(connection, attachments, COLUMNS.attachment_key, rows)
-            failed = [result.attachment_key for result in followed if _failed(result, now)]
+            failed = [result.attachment_key for result in followed if _failure_changes(result, now)]
             self._update(connection, failed, {"first_failed_at": now}, COLUMNS.first_failed_at.is_(None))
         return tuple(holding.values())
 
@@ -408,13 +408,13 @@ def pending_at(engine: sa.Engine, now: datetime) -> tuple[Pending, ...]:
     return tuple(Pending(**row) for row in fetch(engine, query).mappings())
 
 
-def _stored(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+def _success_changes(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
     """Return the changes after a success; None after anything else, as the two below."""
     result = ended.result
     if result.status is not DownloadStatus.SUCCESS:
         return None
     return {
-        **_ended(ended, now),
+        **_common_changes(ended, now),
         "state": AttachmentState.STORED,
         "reason": None,
         "error_class": None,
@@ -425,21 +425,21 @@ def _stored(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
     }
 
 
-def _kept(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+def _kept_changes(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
     """Return the changes where an attempt failed and the stored bytes stay."""
     if not ended.leaves_stored_bytes:
         return None
     reason = f"Stored; the last attempt to download it again failed: {ended.result.error}"
-    return {**_ended(ended, now), "state": AttachmentState.STORED, "attempts": 0, "reason": reason}
+    return {**_common_changes(ended, now), "state": AttachmentState.STORED, "attempts": 0, "reason": reason}
 
 
-def _failed(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
+def _failure_changes(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
     """Return the changes after a failure: a wait for the next attempt, or the end."""
     if ended.result.status is DownloadStatus.SUCCESS or ended.leaves_stored_bytes:
         return None
     waits = ended.next_attempt_at is not None
     return {
-        **_ended(ended, now),
+        **_common_changes(ended, now),
         "state": AttachmentState.PENDING if waits else AttachmentState.FAILED,
         "queue_name": RETRY_QUEUE,
         "attempt": ended.result.attempt + waits,
@@ -449,7 +449,7 @@ def _failed(ended: AttemptResult, now: datetime) -> dict[str, Any] | None:
     }
 
 
-def _ended(ended: AttemptResult, now: datetime) -> dict[str, Any]:
+def _common_changes(ended: AttemptResult, now: datetime) -> dict[str, Any]:
     result = ended.result
     return {
         "attachment_key": ended.attachment_key,

@@ -87,7 +87,7 @@ class Destinations:
     """
 
     def __init__(self, template: str = DEFAULT_TEMPLATE, base_paths: Mapping[str, str] | None = None) -> None:
-        self._template = _with_attachment(_validated(template))
+        self._template = _with_attachment(_checked_template(template))
         self._bases = {domain_name(domain): base for domain, base in (base_paths or {}).items() if base}
 
     def store_url(self, domain: str, default_url: str) -> str:
@@ -188,7 +188,7 @@ def safe_part(value: str) -> str:
 def distinct_file_names(names_and_urls: Sequence[tuple[str, str]]) -> list[str]:
     """Return the file names of one event's attachments; those that occur twice get a hash of their address."""
     folded = Counter(name.casefold() for name, _ in names_and_urls)
-    return [name if folded[name.casefold()] == 1 else _marked(name, url) for name, url in names_and_urls]
+    return [name if folded[name.casefold()] == 1 else _with_hash(name, url) for name, url in names_and_urls]
 
 
 def domain_name(text: str) -> str:
@@ -285,12 +285,12 @@ def _without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _marked(name: str, url: str) -> str:
+def _with_hash(name: str, url: str) -> str:
     stem, dot, ending = name.rpartition(".")
     return f"{stem}~{short_hash(url)}.{ending}" if dot and stem else f"{name}~{short_hash(url)}"
 
 
-def _validated(template: str) -> str:
+def _checked_template(template: str) -> str:
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     try:
         fields = list(string.Formatter().parse(template))

@@ -219,7 +219,7 @@ def declared_or_refused(entry: Any, position: str) -> DeclaredAttachment | Refus
         position: in the event, for the reason.
     """
     try:
-        return _declared(entry)
+        return _parse_entry(entry)
     except msgspec.ValidationError as error:
         text = msgspec.json.encode(entry).decode()
         url = entry.get("url") if isinstance(entry, dict) else entry
@@ -234,7 +234,7 @@ def attachment_key(trace_id: str, attachment_url: str) -> str:
         trace_id: trace id of the event.
         attachment_url: as the event gives it.
     """
-    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, attachment_url)}"
+    return f"{_readable_name(attachment_url)}~{attachment_hash(trace_id, attachment_url)}"
 
 
 def refused_attachment_key(trace_id: str, attachment_url: str, entry: str) -> str:
@@ -245,7 +245,7 @@ def refused_attachment_key(trace_id: str, attachment_url: str, entry: str) -> st
         attachment_url: its address, if it has one.
         entry: the whole entry, as JSON.
     """
-    return f"{_readable(attachment_url)}~{attachment_hash(trace_id, entry)}"
+    return f"{_readable_name(attachment_url)}~{attachment_hash(trace_id, entry)}"
 
 
 def attachment_hash(trace_id: str, attachment_url: str) -> str:
@@ -254,7 +254,7 @@ def attachment_hash(trace_id: str, attachment_url: str) -> str:
     return hashlib.sha256(text).hexdigest()[:KEY_HASH_LENGTH]
 
 
-def _declared(entry: object) -> DeclaredAttachment:
+def _parse_entry(entry: object) -> DeclaredAttachment:
     named = {"url": entry} if isinstance(entry, str) else entry
     if not isinstance(named, dict):
         raise msgspec.ValidationError("Expected an address, or an object with a `url`")
@@ -288,7 +288,7 @@ def _require_domain(message: msgspec.Struct, domain: str) -> None:
         )
 
 
-def _readable(attachment_url: str) -> str:
+def _readable_name(attachment_url: str) -> str:
     try:
         path = urlsplit(attachment_url).path
     except ValueError:

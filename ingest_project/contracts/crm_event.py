@@ -236,7 +236,7 @@ def _fields_of(text: bytes) -> tuple[dict[str, Raw], dict[str, Any]]:
     try:
         values = _anything.decode(text)
         if not isinstance(values, dict):
-            raise UnreadableMessageError(f"Not a JSON object but {_named(values)}.")
+            raise UnreadableMessageError(f"Not a JSON object but {_json_kind(values)}.")
         return _fields.decode(text), values
     except (ValueError, RecursionError) as error:  # msgspec's errors, and Python's about numbers with too many digits
         raise not_json(text, error) from error
@@ -267,6 +267,6 @@ def _a(kind: CrmKind) -> str:
     return f"an {kind}" if kind is CrmKind.OPPORTUNITY else f"a {kind}"
 
 
-def _named(value: object) -> str:
+def _json_kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -204,7 +204,7 @@ def _file_of(name: str, record: Any) -> FileEvent | Ignored:  # noqa: ANN401 - s
         return _azure_file(record)
     event = name.removeprefix("s3:")
     if not event.startswith((CREATED_IN_S3, CREATED_BY_EVENTBRIDGE)):
-        return _ignored(name)
+        return _reason_ignored(name)
     if "detail" in record:
         bridged = msgspec.convert(record, _BridgeEvent)
         found = bridged.detail.object
@@ -214,7 +214,7 @@ def _file_of(name: str, record: Any) -> FileEvent | Ignored:  # noqa: ANN401 - s
     return _s3_file(written.s3.bucket.name, key, written.s3.object, written.s3.object.sequencer or "", written.at)
 
 
-def _ignored(name: str) -> Ignored:
+def _reason_ignored(name: str) -> Ignored:
     if name == TEST_EVENT:
         return Ignored.TEST
     if DELETED.fullmatch(name):

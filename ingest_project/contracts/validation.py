@@ -95,7 +95,7 @@ def validate(rows: pl.DataFrame, schema: pa.DataFrameSchema) -> ValidatedRows:
     if wrong := [name for name, one in schema.columns.items() if types.get(name, one.dtype.type) != one.dtype.type]:
         raise pl.exceptions.SchemaError(f"Not of the types of the schema: {', '.join(wrong)}")
     rules = _rules(schema, types)
-    checked, broken = _outcome(rows, _prepared(schema, rows, rules))
+    checked, broken = _outcome(rows, _reporting_schema(schema, rows, rules))
     if ALL_RULES in broken:
         broken |= _rule_by_rule(checked, broken.pop(ALL_RULES), rules)
     texts = {made(name) for name in schema.columns for made in (TEXT_OF, FAULT_OF)}
@@ -188,10 +188,10 @@ def reason_of(check: pa.Check | str, column: str | None, index: int) -> str:
 
 def _rules(schema: pa.DataFrameSchema, present: Container[str]) -> list[pa.Check]:
     """Return the checks that judge each row on its own, for rows with these columns; see `row_check`."""
-    return [*filter(_is_row_check, schema.checks), *_given(schema, present), *_readable(schema, present)]
+    return [*filter(_is_row_check, schema.checks), *_missing(schema, present), *_unreadable(schema, present)]
 
 
-def _prepared(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa.Check]) -> pa.DataFrameSchema:
+def _reporting_schema(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa.Check]) -> pa.DataFrameSchema:
     """Return a copy of the schema that reports every failed check of every row, see `validate`."""
     # Shallow copies: pandera copies the columns once more.
     prepared = copy.copy(schema)
@@ -205,7 +205,7 @@ def _prepared(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa
         column.coerce = column.unique = column.drop_invalid_rows = False
         column.nullable = True
         column.checks = [
-            _short(check) if _is_about_values(check) else _by_file(check, name, names) for check in column.checks
+            _brief(check) if _is_about_values(check) else _by_file(check, name, names) for check in column.checks
         ]
     prepared.checks = [_by_file(check, None, names) for check in schema.checks if not _is_row_check(check)]
     prepared.checks += map(_distinct, _unique_keys(schema))
@@ -250,13 +250,13 @@ def _has_rules(column: pa.Column) -> bool:
     return bool(column.checks or column.parsers) or column.default is not None
 
 
-def _short(check: pa.Check) -> pa.Check:
+def _brief(check: pa.Check) -> pa.Check:
     check = copy.copy(check)
     check.n_failure_cases = 1
     return check
 
 
-def _given(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
+def _missing(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
         if column.required and not column.nullable:
             is_given = pl.col(name).is_not_null()
@@ -266,7 +266,7 @@ def _given(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.C
             yield row_check(f"{name}_missing", is_given)
 
 
-def _readable(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
+def _unreadable(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
         if TEXT_OF(name) in present:
             is_json = (column.metadata or {}).get("type") == "json"

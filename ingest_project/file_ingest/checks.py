@@ -50,21 +50,21 @@ def contract_of_stored(services: FileIngestResources, file_key: str, contract: C
     record = services.files.get(file_key)
     if record is None:
         reason = "The work queue does not know this file."
-        return _broken(assets, reason, broken_contract(assets, file_key, reason, {"not_in_the_work_queue": 1}, 0, 0))
+        return _failure(assets, reason, broken_contract(assets, file_key, reason, {"not_in_the_work_queue": 1}, 0, 0))
     if record.state in {FileState.DUPLICATE, FileState.REPLACED}:
         return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, description=record.reason)
     if record.state is not FileState.INGESTED:
         counts = record.rule_counts or {"not_ingested": 1}
         severity = dg.AssetCheckSeverity.WARN if record.state is FileState.SUPERSEDED else dg.AssetCheckSeverity.ERROR
-        return _broken_by(record, counts, record.reason or f"The file is {record.state.value}.", severity)
+        return _failure_of(record, counts, record.reason or f"The file is {record.state.value}.", severity)
     warehouse = services.warehouse.of(contract.tables)
     stored = warehouse.file_counts([file_key])[file_key]
     wrong = stored_violations(warehouse, file_key, contract) + missing_rows(record, stored)
     if wrong:
-        return _broken_by(record, wrong, "The stored rows differ from the accepted ones.")
+        return _failure_of(record, wrong, "The stored rows differ from the accepted ones.")
     if stored.quarantined:
         reason = rows_quarantined_reason(stored.quarantined, record.rows_read or 0, record.rule_counts or {})
-        return _broken_by(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
+        return _failure_of(record, record.rule_counts or {}, reason, dg.AssetCheckSeverity.WARN)
     return CheckResult(assets.validated, CONTRACT_HOLDS, passed=True, metadata={"rows_stored": stored.rows})
 
 
@@ -108,17 +108,17 @@ def instants_of_stored(services: FileIngestResources, file_key: str) -> CheckRes
     return instants_result(found.get(file_key, NONE_SHARED), SENSOR_ASSETS)
 
 
-def _broken_by(
+def _failure_of(
     record: FileRecord,
     rule_counts: Mapping[str, int],
     reason: str,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> CheckResult:
     assets, rows = assets_of(record.dataset), (record.rows_read or 0, record.rows_quarantined or 0)
-    return _broken(assets, reason, broken_contract(assets, record.file_key, reason, rule_counts, *rows), severity)
+    return _failure(assets, reason, broken_contract(assets, record.file_key, reason, rule_counts, *rows), severity)
 
 
-def _broken(
+def _failure(
     assets: DatasetAssets,
     reason: str,
     metadata: Mapping[str, Any],

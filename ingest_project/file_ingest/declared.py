@@ -207,7 +207,7 @@ class DeclaredContract(Contract):
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in texts]
         pairs = [(one, of_files[index]) for one, index in zip(members, rows["file_index"], strict=True)]
         moved = [
-            pl.Series(column, [_taken(one, own.get(column)) for one, own in pairs], pl.String)
+            pl.Series(column, [_take_text(one, own.get(column)) for one, own in pairs], pl.String)
             for column in dict.fromkeys(columns.values())
         ]
         left = [msgspec.json.encode(one).decode() if one else None for one in members]
@@ -349,7 +349,7 @@ def names_of_columns(names: Sequence[str], columns: Mapping[str, str]) -> dict[s
     return found
 
 
-def _taken(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:
+def _take_text(fields: dict[str, msgspec.Raw], name: str | None) -> str | None:
     """Take a field out of others: a JSON text as its characters, anything else as JSON."""
     written = "null" if name is None else bytes(fields.pop(name, b"null")).decode().strip()
     if written == "null":

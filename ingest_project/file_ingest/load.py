@@ -362,7 +362,7 @@ def settle_versions(
         transaction.release_contents(list(replaced))
         transaction.replace_versions(replaced, run_id)
         transaction.put_statistics(pl.DataFrame(schema=STATISTICS), list(replaced))
-    return [_judged(result, newest.get(result.record.location_key)) for result in results], tuple(replaced)
+    return [_replaced_if_older(result, newest.get(result.record.location_key)) for result in results], tuple(replaced)
 
 
 def _newest_accepted(
@@ -377,7 +377,7 @@ def _newest_accepted(
     return newest
 
 
-def _judged(result: FileResult, newest: VersionOrder | None) -> FileResult:
+def _replaced_if_older(result: FileResult, newest: VersionOrder | None) -> FileResult:
     if newest is None or result.record.order >= newest or result.state not in REPLACEABLE_STATES:
         return result
     before = "" if result.state is FileState.INGESTED else f" It would have been {result.state}: {result.reason}"

@@ -106,7 +106,7 @@ def ingest(
     groups = (prepare(group, services, contract) for group in split_into_groups(records))
     with prefetch(groups) as prepared_groups:
         for prepared in prepared_groups:
-            yield [_compared(result, baselines) for result in finish_group(prepared, services, contract, run_id)]
+            yield [_with_verdict(result, baselines) for result in finish_group(prepared, services, contract, run_id)]
 
 
 def baselines_of(records: Sequence[FileRecord], services: FileIngestResources) -> Mapping[Source, Baseline]:
@@ -120,7 +120,7 @@ def baselines_of(records: Sequence[FileRecord], services: FileIngestResources) -
         return {}
 
 
-def _compared(result: FileResult, baselines: Mapping[Source, Baseline]) -> FileResult:
+def _with_verdict(result: FileResult, baselines: Mapping[Source, Baseline]) -> FileResult:
     """Compare an ingested file with others of its source."""
     if result.state is not FileState.INGESTED:
         return result
@@ -149,7 +149,7 @@ def prepare(records: Sequence[FileRecord], services: FileIngestResources, contra
     opened: list[OpenedFile] = []
     for record in records:
         with tracing.step("read", [record.file_key]):
-            read = _read(record, services, contract)
+            read = _land_and_open(record, services, contract)
         if isinstance(read, FileResult):
             early.append(read)
         else:
@@ -201,7 +201,7 @@ def finish_group(
     return [_update_unstored(result, services) for result in results]
 
 
-def _read(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | FileResult:
+def _land_and_open(record: FileRecord, services: FileIngestResources, contract: Contract) -> OpenedFile | FileResult:
     """Land a file and read its beginning; return its result if that fails."""
     landed = None
     try:
@@ -323,7 +323,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     metrics: list[pl.DataFrame] = []
     shared: list[pl.DataFrame] = []
     nulls = Counter[str]()
-    with prefetch(_checked(file, contract)) as chunks:
+    with prefetch(_check_chunks(file, contract)) as chunks:
         for checked in chunks:
             append_accepted(transaction, checked.accepted, contract.tables.rows)
             transaction.append_quarantined(checked.quarantined)
@@ -341,7 +341,7 @@ def _append_chunks(transaction: WarehouseTransaction, file: OpenedFile, contract
     return replace(with_metrics([result], preview, merged, pl.concat(shared))[0], null_counts=nulls)
 
 
-def _checked(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
+def _check_chunks(file: OpenedFile, contract: Contract) -> Generator[CheckedRows, None, None]:
     for chunk in _in_larger_chunks(file.chunks):
         yield check_rows([(file.record.file_key, file.profile, chunk)], contract, [file.first.unknown_columns])
 

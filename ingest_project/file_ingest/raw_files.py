@@ -88,7 +88,7 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
     path, limit = record.event.file_path, services.settings.file_ingest.max_file_bytes
     _require_within(limit, found.size_bytes or 0)
     with source.open(path) as stream:
-        pieces = _bounded(stream, limit)
+        pieces = _pieces_up_to(stream, limit)
         landed = services.landing.land(pieces, expected_size=found.size_bytes, location=record.location)
     # What is written over while it is sent arrives as parts of two versions. What is gone by now counts as it came.
     with suppress(SourceNotFoundError):
@@ -97,7 +97,7 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
     return landed
 
 
-def _bounded(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+def _pieces_up_to(stream: BinaryIO, limit: int) -> Iterator[bytes]:
     """Yield a file whose source does not say how large it is, up to its limit."""
     size = 0
     while piece := stream.read(PIECE_BYTES):

@@ -399,7 +399,7 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, dg.TableMe
     """Return rows as a table for the UI; empty without rows."""
     if not rows:
         return {}
-    records = [dg.TableRecord({column: _shown(value) for column, value in row.items()}) for row in rows]
+    records = [dg.TableRecord({column: _cell_value(value) for column, value in row.items()}) for row in rows]
     schema = dg.TableSchema([dg.TableColumn(column, _kind([row[column] for row in rows])) for column in rows[0]])
     return {name: dg.TableMetadataValue(records, schema)}
 
@@ -410,7 +410,7 @@ def _kind(values: Sequence[object]) -> str:
     return {bool: "bool", int: "int", float: "float"}.get(type(present), "string")
 
 
-def _shown(value: object) -> str | float | int:
+def _cell_value(value: object) -> str | float | int:
     if isinstance(value, datetime):
         return data_text(value)
     if value is None:

@@ -154,11 +154,11 @@ def open_file(record: FileRecord, landed: Landed, landing: LandingStore, contrac
             raise FileRejectedError("no_rows", "The file has no rows.")
         meaning, second = contract.meaning_of(profile, record), next(chunks, None)
         if second is not None and contract.needs_whole_files:
-            first, second = joined([first, second, *_bounded(chunks, landed)]), None
+            first, second = joined([first, second, *_require_fits_memory(chunks, landed)]), None
         return OpenedFile(record, landed, profile, meaning, first, second, chunks, resources.pop_all())
 
 
-def _bounded(chunks: Iterator[RowsChunk], landed: Landed) -> Iterator[RowsChunk]:
+def _require_fits_memory(chunks: Iterator[RowsChunk], landed: Landed) -> Iterator[RowsChunk]:
     """Return the rest of a file that is to be checked in one piece.
 
     Raises:

@@ -125,7 +125,7 @@ class Header:
             self._positions.setdefault(matched_name(name), []).append(index)
 
     @cached_property
-    def _alike(self) -> Mapping[str, Sequence[int]]:
+    def _by_table_name(self) -> Mapping[str, Sequence[int]]:
         """The columns by their names in a table, except names that lose letters there."""
         found: dict[str, list[int]] = {}
         for index, name in enumerate(self.names):
@@ -179,7 +179,7 @@ class Header:
         found: dict[str, int] = {}
         ignored = self.ignored
         for column in columns:
-            same = self._positions.get(matched_name(column)) or self._alike.get(column, ())
+            same = self._positions.get(matched_name(column)) or self._by_table_name.get(column, ())
             indexes = [i for i in same if i not in taken and i not in ignored]
             if len(indexes) > 1:
                 raise FileRejectedError("duplicate_column", f"More than one column of the file is called {column!r}.")
@@ -215,9 +215,9 @@ class Header:
     def require(self, columns: Sequence[str]) -> None:
         """Reject the file where it lacks columns of the target."""
         if columns:
-            raise FileRejectedError("missing_column", self._missing(", ".join(map(self._named, columns))))
+            raise FileRejectedError("missing_column", self._missing(", ".join(map(self._name_with_column, columns))))
 
-    def _named(self, column: str) -> str:
+    def _name_with_column(self, column: str) -> str:
         source = next((source for source, target in self._profile.columns.items() if target == column), column)
         return repr(source) if source == column else f"{source!r} ({column})"
 
@@ -261,7 +261,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     """
     header = Header(names, profile)
     wanted = header.declared(target)
-    further, joined = _joined(header, profile, target)
+    further, joined = _to_join(header, profile, target)
     indexes, quantities = _quantities(header, profile)
     further |= indexes
     skipped = [(f"skipped {number}", rule) for number, rule in enumerate(profile.skip_rows)]
@@ -281,7 +281,7 @@ def match_columns(names: Sequence[str], profile: ReaderProfile, surroundings: Su
     if target.by_name and target.columns and not wanted:
         header.require(target.columns[:NAMES_SHOWN])
     unknown = header.unknown({*wanted.values(), *conditions.values()})
-    appended = _appended(header, wanted, quantities, profile)
+    appended = _texts_to_append(header, wanted, quantities, profile)
     rescued = {f"unknown {index}": name for index, name in unknown.items()} if target.keep_unknown else {}
     return Layout(
         target,
@@ -311,7 +311,7 @@ def _quantities(header: Header, profile: ReaderProfile) -> tuple[dict[str, int],
     return indexes, found
 
 
-def _appended(
+def _texts_to_append(
     header: Header, wanted: Mapping[str, int], quantities: Mapping[str, Quantity], profile: ReaderProfile
 ) -> dict[str, str]:
     found: dict[str, str] = {}
@@ -325,7 +325,7 @@ def _appended(
     return found
 
 
-def _joined(header: Header, profile: ReaderProfile, target: Target) -> tuple[dict[str, int], dict[str, Sequence[str]]]:
+def _to_join(header: Header, profile: ReaderProfile, target: Target) -> tuple[dict[str, int], dict[str, Sequence[str]]]:
     indexes: dict[str, int] = {}
     joined: dict[str, Sequence[str]] = {}
     for column, sources in profile.joined.items():

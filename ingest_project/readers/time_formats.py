@@ -143,8 +143,8 @@ def time_format(name: str, *, hour_24: bool = False) -> TimeFormat:
     if name == "iso8601":
         return ISO_8601
     try:
-        written = _plain(name)
-        found = _translated(written)
+        written = _without_short_forms(name)
+        found = _translate(written)
         _require_a_moment(found.parts)
         _require_same_as_strptime(written, found)
     except ValueError as error:
@@ -152,7 +152,7 @@ def time_format(name: str, *, hour_24: bool = False) -> TimeFormat:
     return found
 
 
-def _plain(name: str) -> str:
+def _without_short_forms(name: str) -> str:
     if "%" not in name:
         raise ValueError("it has no directive such as %Y")
     if len(name) > MAX_FORMAT_LENGTH:
@@ -160,7 +160,7 @@ def _plain(name: str) -> str:
     return re.sub(f"%%|%{HOUR_MINUTE}|%-?[A-Za-z]", lambda found: SHORT_FOR.get(found[0], found[0]), name)
 
 
-def _translated(name: str) -> TimeFormat:
+def _translate(name: str) -> TimeFormat:
     tokens = [match.groups() for match in TOKEN.finditer(name)]
     pattern, parts = [], []
     for index, (directive, space, literal, _) in enumerate(tokens):
@@ -175,7 +175,7 @@ def _translated(name: str) -> TimeFormat:
             parts += ["hour", "minute", known.part] if directive == HOUR_MINUTE else [known.part]
     twice = sorted({part for part in parts if parts.count(part) > 1})
     if twice:
-        raise ValueError(f"the {_said(twice[0])} occurs twice")
+        raise ValueError(f"the {_in_words(twice[0])} occurs twice")
     tail = tokens[-1][2] or ""
     return TimeFormat(f"^{''.join(pattern)}$", frozenset(parts), bool(ENDS_IN_UTC.search(tail)))
 
@@ -203,7 +203,7 @@ def _is_number(directive: str | None) -> bool:
     return directive in DIRECTIVES and DIRECTIVES[directive].next_to_digits is not None
 
 
-def _said(part: str) -> str:
+def _in_words(part: str) -> str:
     return part.replace("_", " ")
 
 

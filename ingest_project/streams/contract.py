@@ -73,11 +73,11 @@ class Contract:
 
         self._columns, self._drift = declaration.typed_columns, declaration.drift
         self._flat = [one for column in self._columns for one in column.flat()]
-        schema = schema_of([_judged(one) for one in self._flat], declaration.model)
+        schema = schema_of([_column_for_pandera(one) for one in self._flat], declaration.model)
         self._validate = partial(validate, schema=schema)
         self._decoder = DECODERS[declaration.decoder](self._flat, settings)
         self._required_inside = [one.name for one in self._flat if one.required and "." in one.name]
-        self._evolution = _Evolution(known_columns, _taken(self._columns))
+        self._evolution = _Evolution(known_columns, _reserved_names(self._columns))
         self._has_defaults = [name for name, one in schema.columns.items() if one.default is not None]
 
     def rows_of(self, messages: Sequence[ConsumerRecord]) -> ContractRows:
@@ -94,8 +94,8 @@ class Contract:
         for name in self._required_inside:
             for row in _missing_inside(name, arrays, texts):
                 broken.setdefault(row, []).append(f"{name}_missing")
-        problems = {row: _broken(sorted(reasons)) for row, reasons in broken.items()}
-        arrays = {column.name: _nested(column, arrays, column.name) for column in self._columns}
+        problems = {row: _contract_reason(sorted(reasons)) for row, reasons in broken.items()}
+        arrays = {column.name: _with_structs(column, arrays, column.name) for column in self._columns}
         arrays |= self._unknown(decoded.unknown, problems)
         table = pa.table(arrays)
         if problems:
@@ -122,7 +122,7 @@ class Contract:
         return {**columns, RESCUED: pa.array(rescued, pa.binary()).cast(pa.string())}
 
 
-def _taken(columns: Sequence[StreamColumn]) -> AbstractSet[str]:
+def _reserved_names(columns: Sequence[StreamColumn]) -> AbstractSet[str]:
     """Return names that no field may evolve into: columns, and fields with columns inside."""
     return {*OWN_COLUMNS, *(column.name for column in columns), *(column.steps[0] for column in columns)}
 
@@ -177,7 +177,7 @@ def _arrays(columns: Sequence[StreamColumn], decoded: Decoded) -> tuple[dict[str
     return arrays, texts
 
 
-def _judged(column: StreamColumn) -> StreamColumn:
+def _column_for_pandera(column: StreamColumn) -> StreamColumn:
     """Return a column as pandera sees it: a struct is a boolean (is it there?), and no field of it is required."""
     type_of = {"type": "boolean", "fields": ()} if column.fields else {}
     return column.model_copy(update={**type_of, "required": column.required and "." not in column.name})
@@ -191,15 +191,15 @@ def _missing_inside(name: str, arrays: Mapping[str, pa.Array], texts: Mapping[st
     return rows if text is None else [row for row in rows if text[row] is None]
 
 
-def _nested(column: StreamColumn, arrays: Mapping[str, pa.Array], name: str) -> pa.Array:
+def _with_structs(column: StreamColumn, arrays: Mapping[str, pa.Array], name: str) -> pa.Array:
     """Return a column, or the struct that is made of the columns inside; null where it is not there."""
     if not column.fields:
         return arrays[name]
-    inside = [_nested(one, arrays, f"{name}.{one.name}") for one in column.fields]
+    inside = [_with_structs(one, arrays, f"{name}.{one.name}") for one in column.fields]
     return pa.StructArray.from_arrays(inside, fields=list(arrow_type(column)), mask=pc.is_null(arrays[name]))
 
 
-def _broken(reasons: Sequence[str]) -> str:
+def _contract_reason(reasons: Sequence[str]) -> str:
     more = "" if len(reasons) <= MAX_NAMED else f" and {len(reasons) - MAX_NAMED} more"
     return f"It breaks the contract: {', '.join(reasons[:MAX_NAMED])}{more}."
 

@@ -251,7 +251,7 @@ class StreamDeclaration(Declared):
         names = [column.name for column in columns]
         for name in sorted(OWN_COLUMNS.intersection(names)):
             yield f"{name!r} is a column of the engine's own; choose another name"
-        yield from _doubled(columns)
+        yield from _duplicate_problems(columns)
         if self.decoder == TEXT and (len(columns) != 1 or columns[0].kind != "text"):
             yield "the decoder text fills one column of type text"
         kinds = {column.name: column.kind for column in columns}
@@ -351,8 +351,8 @@ def _require_distinct(
             raise SettingsError(f"{path}, line 1: another stream is called {one.name!r}.")
         if (one.dlq, other.dlq) == (other.topic, one.topic):
             raise SettingsError(f"{path}, line 1: the stream {other.name} reads its dead letters, and it reads those.")
-        if _stored_in(one, settings) == _stored_in(other, settings):
-            raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_stored_in(one, settings)}.")
+        if _storage_of(one, settings) == _storage_of(other, settings):
+            raise SettingsError(f"{path}, line 1: the stream {other.name} stores in {_storage_of(one, settings)}.")
         if (one.topic, one.dlq) == (other.topic, other.dlq):
             raise SettingsError(f"{path}, line 1: the stream {other.name} {_reads_too(one)}")
     if one.topic in settings.topics.model_dump().values() and one.dlq in settings.topics.dead_letters:
@@ -366,11 +366,11 @@ def _reads_too(one: StreamDeclaration) -> str:
     )
 
 
-def _stored_in(one: StreamDeclaration, settings: Settings) -> str:
+def _storage_of(one: StreamDeclaration, settings: Settings) -> str:
     return one.sink.table or one.name if isinstance(one.sink, SqlTarget) else one.delta_url(settings)
 
 
-def _doubled(columns: Sequence[StreamColumn]) -> Iterator[str]:
+def _duplicate_problems(columns: Sequence[StreamColumn]) -> Iterator[str]:
     """Find names that occur twice, and paths to the same field or into that of another column, also in structs."""
     names = [column.name for column in columns]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -383,4 +383,4 @@ def _doubled(columns: Sequence[StreamColumn]) -> Iterator[str]:
             if path[:length] in steps:
                 yield f"the path of {name} leads into the field of {steps[path[:length]]}"
     for column in columns:
-        yield from (f"column {column.name}: {problem}" for problem in _doubled(column.fields))
+        yield from (f"column {column.name}: {problem}" for problem in _duplicate_problems(column.fields))

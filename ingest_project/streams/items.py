@@ -127,18 +127,18 @@ def tables_of(services: StreamResources) -> Iterator[SqlRows | DeltaRows]:
 
 def find(services: StreamResources, search: Search, limit: int) -> Iterator[Hit]:
     """Yield the messages whose rows a search finds; see `Capability.find`."""
-    for table, row in _found(services, lambda table: table.find(services.engine, search, limit)):
+    for table, row in _query(services, lambda table: table.find(services.engine, search, limit)):
         ids = [str(row[name]) for name in table.ids if row.get(name) is not None]
         yield Hit("message", str(Position.of(row)), " ".join([table.name, *ids]), _state(row), _at(row))
 
 
 def trace(services: StreamResources, trace_id: str) -> Iterator[Moment]:
     """Yield what is on record of the rows of a trace; see `Capability.trace`."""
-    for table, row in _found(services, lambda table: table.of_trace(services.engine, trace_id)):
+    for table, row in _query(services, lambda table: table.of_trace(services.engine, trace_id)):
         yield from history(table.name, row)
 
 
-def _found(
+def _query(
     services: StreamResources, ask: Callable[[SqlRows | DeltaRows], Sequence[Row]]
 ) -> Iterator[tuple[SqlRows | DeltaRows, Row]]:
     """Yield the rows of all tables; the error of one that does not answer is raised after those of the others."""
@@ -159,7 +159,7 @@ def describe(services: StreamResources, ref: ItemRef) -> ItemView | None:
     streams = [one.positions for one in services.streams if position and one.topic == position.topic]
     if position is None or not streams:
         return None
-    asked = _found(services, lambda table: table.at(services.engine, position) if table.topic == position.topic else ())
+    asked = _query(services, lambda table: table.at(services.engine, position) if table.topic == position.topic else ())
     rows = [(table.name, row) for table, row in asked]
     stored = [(name, row) for name, row in rows if name != unidentified_messages.name]
     refused = [row for name, row in rows if name == unidentified_messages.name]
@@ -205,7 +205,7 @@ def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[s
     """Return how far the sinks are, for a message without a row."""
     known = [one for stream in streams for one in [stream.current().get(position.partition)] if one]
     if any(position.offset >= one.next_offset for one in known) or not known:
-        return "waiting", next((_why(one) for one in known if one.reason), None)
+        return "waiting", next((_failure_reason(one) for one in known if one.reason), None)
     for stream in streams:
         for lost in stream.lost():
             if (
@@ -216,7 +216,7 @@ def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[s
     return "read", "It has no row: it became a dead letter, or a newer version of the same record replaced it."
 
 
-def _why(position: SinkPosition) -> str:
+def _failure_reason(position: SinkPosition) -> str:
     return f"{position.attempts} runs in a row did not store it: {position.reason}"
 
 

@@ -78,7 +78,7 @@ class StreamResources(Runtime):
     @property
     def streams(self) -> tuple[KnownStream, ...]:
         """What is known of every stream, the shipped ones first."""
-        return tuple(map(self._known, self.declarations))
+        return tuple(map(self._known_stream, self.declarations))
 
     @property
     def user_activity(self) -> DeltaStream:
@@ -101,7 +101,7 @@ class StreamResources(Runtime):
         """Return the sink of a stream whose rows are stored by key."""
         return SqlSink(self, declaration.own_tables(self.settings) or DeclaredTable(declaration, self))
 
-    def _known(self, one: StreamDeclaration) -> KnownStream:
+    def _known_stream(self, one: StreamDeclaration) -> KnownStream:
         delta = (lambda: self.delta_stream(one)) if one.is_delta else None
         return KnownStream(one.source, one.topic, lambda: self.positions_of(one), one.dlq, delta)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from ingest_project.attachments.assets import _recorded
+from ingest_project.attachments.assets import _record
 from ingest_project.attachments.attempts import AttemptResult, attempts_at
 from ingest_project.attachments.queue import AttachmentRecord
 from ingest_project.attachments.results import commit_results
@@ -272,7 +272,7 @@ def test_a_result_that_the_work_queue_refuses_is_recorded_as_a_failure(services:
     services.attachments.record([arrival(key, offset) for offset, key in enumerate(keys)], NOW)
     services.attachments.begin(keys, "run", NOW)
 
-    holding = _recorded(services, outcomes, "run")
+    holding = _record(services, outcomes, "run")
 
     assert sorted(outcome.attachment_key for outcome in holding) == sorted(keys)
     states = services.attachments.counts_by_state()

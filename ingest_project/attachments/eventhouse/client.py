@@ -100,7 +100,7 @@ class EventhouseClient:
         """
         properties = self._properties(parameters or {})
         try:
-            return _answer(self._connected().execute_query(database, text, properties))
+            return _answer(self._open_client().execute_query(database, text, properties))
         except Exception as error:
             raise _refusal(error) or self._failure(error, database, properties.client_request_id) from error
 
@@ -118,7 +118,7 @@ class EventhouseClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connected(self) -> CheckedKustoClient:
+    def _open_client(self) -> CheckedKustoClient:
         with self._lock:
             if self._client is None:
                 self._client = connect(self._settings, self.address)
@@ -140,7 +140,7 @@ class EventhouseClient:
         """Return the error to raise for an exception of the library."""
         subject = f"The query to {database} at {self.address} (request {request_id})"
         if isinstance(error, QueryReportedError):
-            return self._reported(error.errors, subject)
+            return self._error_of_answer(error.errors, subject)
         if isinstance(error, BrokenAnswerError):
             return EventhouseUnavailableError(self.address, error)
         if isinstance(error, KustoNetworkError):
@@ -152,8 +152,8 @@ class EventhouseClient:
             return self._refused_with(status, _reported_by(error), subject)
         return EventhouseUnavailableError(self.address, f"the answer cannot be understood ({type(error).__name__})")
 
-    def _reported(self, errors: list[ReportedError], subject: str) -> Exception:
-        text = _short("; ".join(error.text for error in errors))
+    def _error_of_answer(self, errors: list[ReportedError], subject: str) -> Exception:
+        text = _one_line("; ".join(error.text for error in errors))
         if any(TOO_LARGE in error.text for error in errors):
             return AnswerTooLargeError(text)
         if all(error.permanent for error in errors):
@@ -161,7 +161,7 @@ class EventhouseClient:
         return EventhouseUnavailableError(self.address, text)
 
     def _refused_with(self, status: int, reported: ReportedError, subject: str) -> Exception:
-        reason = f"{status}: {_short(reported.text)}"
+        reason = f"{status}: {_one_line(reported.text)}"
         if TOO_LARGE in reported.text:
             return AnswerTooLargeError(reason)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -174,7 +174,7 @@ class EventhouseClient:
         return EventhouseUnavailableError(self.address, reason)
 
     def _sign_in_failure(self, cause: Exception) -> IngestError:
-        reason = f"sign-in failed: {_short(str(cause))}"
+        reason = f"sign-in failed: {_one_line(str(cause))}"
         if isinstance(cause, ClientAuthenticationError):
             return QueryRejectedError(f"Access to {self.address}", reason, CHECK_ACCESS)
         return EventhouseUnavailableError(self.address, reason)
@@ -289,10 +289,10 @@ def _status(error: BaseException | None) -> int | None:
 
 def _network_reason(error: Exception) -> str:
     cause = error.__cause__ or error
-    return _short(f"{type(cause).__name__}: {cause}")
+    return _one_line(f"{type(cause).__name__}: {cause}")
 
 
-def _short(text: str) -> str:
+def _one_line(text: str) -> str:
     """Return one line of bounded length, for the middle of a sentence."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= MAX_REASON_LENGTH else line[: MAX_REASON_LENGTH - 1] + "…"

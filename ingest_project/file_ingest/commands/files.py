@@ -55,7 +55,7 @@ def list_files(
     if as_json:
         print_json({"files": found, "more": more})
         return
-    apart = _told_apart(found)
+    apart = _distinguishing_columns(found)
     columns = ("State", "Accepted", "Refused", "Changed", "Broken rules", "Reason")
     made = table("Key", *apart, *columns, numbers=["Accepted", "Refused"])
     for record, *which in zip(found, *apart.values(), strict=True):
@@ -141,7 +141,7 @@ def _view_of(key: str) -> tuple[ItemView, Settings]:
     return FileIngest().require_item(services, ref), services.settings
 
 
-def _told_apart(records: Sequence[FileRecord]) -> dict[str, list[str]]:
+def _distinguishing_columns(records: Sequence[FileRecord]) -> dict[str, list[str]]:
     """Return the columns that tell listed files apart: their datasets, and folders where a name occurs in several."""
     columns: dict[str, list[str]] = {}
     datasets = [record.dataset for record in records]

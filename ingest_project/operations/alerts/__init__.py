@@ -122,7 +122,7 @@ def _lines(environment: str, alert: Alert) -> Iterable[str]:
     if alert.ended_at:
         yield f"  From {moment(alert.since)} to {moment(alert.ended_at)}."
         return
-    measured = "" if alert.value is None else f", {_measured(alert)}"
+    measured = "" if alert.value is None else f", {_measurement(alert)}"
     owner = f", owner {plain(alert.owner, 100)}" if alert.owner else ""
     yield f"  {alert.severity.capitalize()} since {moment(alert.since)}{measured}{owner}."
     yield from (f"  - {example}" for example in alert.examples[:SHOWN_EXAMPLES])
@@ -130,7 +130,7 @@ def _lines(environment: str, alert: Alert) -> Iterable[str]:
         yield f"  {alert.remedy} ({DOCUMENTATION})"
 
 
-def _measured(alert: Alert) -> str:
+def _measurement(alert: Alert) -> str:
     condition = CONDITIONS.get(alert.condition)
     unit = condition.unit if condition else ""
     limit = "" if alert.threshold is None else f" (threshold {amount(alert.threshold, unit)})"

@@ -90,7 +90,7 @@ class _View:
         """Return a finding with bounded and sanitised texts: names, reasons and keys are untrusted."""
         policy = self.policy(subject)
         return Finding(
-            name=_bounded(printable(subject.name)),
+            name=_bounded_name(printable(subject.name)),
             condition=subject.condition,
             summary=plain(summary),
             link=self.dashboard if link is None else link,
@@ -324,7 +324,7 @@ def _quarantine(view: _View) -> Iterator[Finding]:
         if refusals is None or not refusals.share or refusals.share < (policy.threshold or 0):
             continue
         summary = (
-            f"{refusals.share:.0%} of {_named(dataset, source)} were refused in "
+            f"{refusals.share:.0%} of {_source_name(dataset, source)} were refused in "
             f"{_span(timedelta(seconds=policy.window_seconds or 0))}: "
             f"{refusals.refused_files:,} of {counted(refusals.files, 'file')}, "
             f"{refusals.quarantined_rows:,} of {counted(refusals.rows, 'row')} of the others."
@@ -340,7 +340,7 @@ def _baseline(view: _View) -> Iterator[Finding]:
         policy = view.policy(subject)
         is_recent = (view.now - one.at).total_seconds() <= (policy.window_seconds or 0)
         if is_recent and unusual and unusual >= (policy.threshold or 0):
-            summary = f"The last file of {_named(one.dataset, one.source)} deviates: {one.verdict}"
+            summary = f"The last file of {_source_name(one.dataset, one.source)} deviates: {one.verdict}"
             example = f"{one.file} {view.file(one.dataset, one.file)}"
             link = view.file(one.dataset, one.file)
             yield view.finding(subject, summary, link=link, value=unusual, examples=(example,))
@@ -393,7 +393,7 @@ def _stale(view: _View, dataset: str, source: str, topic: str, at: datetime) -> 
     threshold, silence = view.policy(subject).threshold, (view.now - at).total_seconds()
     if threshold is None or silence < threshold:
         return None
-    what = topic or _named(dataset, source)
+    what = topic or _source_name(dataset, source)
     return view.finding(subject, f"Nothing of {what} has arrived for {length_of(view.now - at)}.", value=silence)
 
 
@@ -421,7 +421,7 @@ def _interrupted(view: _View) -> Iterator[Finding]:
             yield view.finding(subject, f"{one.action} by {one.who} was interrupted. {one.detail}", link=link)
 
 
-def _bounded(name: str) -> str:
+def _bounded_name(name: str) -> str:
     """Return a name that is short enough and still unique."""
     return name if len(name) <= MAX_NAME else f"{name[:BEGINNING]}~{digest_of(name)}"
 
@@ -430,7 +430,7 @@ def _span(window: timedelta) -> str:
     return length_of(window).removesuffix(" 0 s")
 
 
-def _named(dataset: str, source: str) -> str:
+def _source_name(dataset: str, source: str) -> str:
     of_source = f"the source {source}" if source else ""
     return " from ".join(filter(None, (f"the dataset {dataset}" if dataset else "", of_source))) or "all datasets"
 

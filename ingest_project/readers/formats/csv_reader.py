@@ -308,7 +308,7 @@ def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_nu
     """
     carry = b""
     skipping = False
-    for text, final in _bounded(blocks):
+    for text, final in _halve_long_blocks(blocks):
         if skipping:
             match = LINE_END.search(text)
             if match is None:
@@ -327,13 +327,13 @@ def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_nu
             carry, skipping = b"", True
 
 
-def _bounded(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
+def _halve_long_blocks(blocks: Iterable[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
     """Halve blocks of very many, very short lines: each line costs memory, however short it is."""
     for text, final in blocks:
         middle = len(text) // 2
         if middle > MAX_LINES and text.count(b"\n") + text.count(b"\r") > MAX_LINES:
             middle += text[middle - 1 : middle + 1] == b"\r\n"
-            yield from _bounded([(text[:middle], False), (text[middle:], final)])
+            yield from _halve_long_blocks([(text[:middle], False), (text[middle:], final)])
         else:
             yield text, final
 

@@ -285,7 +285,7 @@ class _Rows:
     def _fields(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of an object by column name; fields that a path names are moved out of their objects."""
         paths = {name: path for name, path in self.paths.items() if name not in value}
-        found = {name: at for name, path in paths.items() if (at := _at(value, path)) is not MISSING}
+        found = {name: at for name, path in paths.items() if (at := _value_at(value, path)) is not MISSING}
         if not found:
             return value
         left = value
@@ -320,7 +320,7 @@ def path_of(name: str) -> JsonPath:
     return tuple(step.name if isinstance(step, NameSelector) else int(getattr(step, "index", 0)) for step in steps)
 
 
-def _at(value: Any, path: JsonPath) -> Any:  # noqa: ANN401 - any JSON
+def _value_at(value: Any, path: JsonPath) -> Any:  # noqa: ANN401 - any JSON
     return reduce(_inner, path, value)
 
 

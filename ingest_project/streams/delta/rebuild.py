@@ -60,7 +60,7 @@ def rebuild_hour(stream: DeltaStream, hour: datetime) -> Rebuilt:
     ranges = stream.hours.offsets_of(hour)
     read_again = 0
     with exclusive(stream.services.engine, stream.lock, LOCK_WAIT_SECONDS):
-        retained = {one.topic_partition: one for one in _retained(stream)}
+        retained = {one.topic_partition: one for one in _retained_ranges(stream)}
         for one in ranges:
             present = retained.get(one.topic_partition)
             if present is None:
@@ -108,7 +108,7 @@ def read_again_from_beginning(stream: DeltaStream) -> dict[int, int]:
     return found
 
 
-def _retained(stream: DeltaStream) -> Iterator[OffsetRange]:
+def _retained_ranges(stream: DeltaStream) -> Iterator[OffsetRange]:
     """Yield what Kafka still has of each partition that the table has passed."""
     positions = stream.positions
     backlog = stream.services.range_reader.backlog(positions.topic, positions.saved(), 0)
@@ -128,7 +128,7 @@ def _replace(stream: DeltaStream, offsets: OffsetRange, hour: datetime | None) -
     hours: set[datetime] = set()
 
     def tables() -> Iterator[pa.Table]:
-        for table in _read(stream, offsets):
+        for table in _read_rows(stream, offsets):
             hours.update(stream.hours_of(table))
             yield table if hour is None else of_hour(table, hour, stream.time_column)
 
@@ -140,7 +140,7 @@ def _replace(stream: DeltaStream, offsets: OffsetRange, hour: datetime | None) -
     return hours
 
 
-def _read(stream: DeltaStream, offsets: OffsetRange) -> Iterator[pa.Table]:
+def _read_rows(stream: DeltaStream, offsets: OffsetRange) -> Iterator[pa.Table]:
     for chunk in stream.services.range_reader.read(
         *offsets.topic_partition, offsets.first, offsets.end, CHUNK_MESSAGES, CHUNK_BYTES
     ):

@@ -90,19 +90,19 @@ def position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[
     count = len(messages)
     topics = list(map(attrgetter("topic"), messages))
     return {
-        "kafka_topic": _repeated(topics[0], count) if len(set(topics)) == 1 else pa.array(topics, pa.string()),
-        "kafka_topic_id": _repeated(topic_id, count),
+        "kafka_topic": _repeat(topics[0], count) if len(set(topics)) == 1 else pa.array(topics, pa.string()),
+        "kafka_topic_id": _repeat(topic_id, count),
         "kafka_partition": pa.array(np.fromiter(map(attrgetter("partition"), messages), np.int32, count)),
         "kafka_offset": pa.array(np.fromiter(map(attrgetter("offset"), messages), np.int64, count)),
-        "kafka_timestamp": pa.array(_written(messages), pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+        "kafka_timestamp": pa.array(_write_times(messages), pa.timestamp("ms", tz="UTC")).cast(INSTANT),
     }
 
 
-def _repeated(text: str, count: int) -> pa.Array:
+def _repeat(text: str, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), count)
 
 
-def _written(messages: Sequence[ConsumerRecord]) -> Sequence[int | None]:
+def _write_times(messages: Sequence[ConsumerRecord]) -> Sequence[int | None]:
     """Return when messages were written, in milliseconds since 1970; None outside the calendar."""
     written = list(map(attrgetter("timestamp_ms"), messages))
     if None not in written and written and min(written) >= 0 and max(written) <= LAST_MILLISECOND:

@@ -53,7 +53,7 @@ def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], ro
         each = sa.text(_statement(table, names, order, f"VALUES ({values})"))
         return connection.execute(each, written(table, rows.to_dicts())).rowcount
     parameters = {}
-    if rows.height < COPIED_ROWS or (source := _copied(connection, table, rows)) is None:
+    if rows.height < COPIED_ROWS or (source := _copy_rows(connection, table, rows)) is None:
         # Times, dates and decimals are written by msgspec itself.
         json = [column.name for column in table.c if isinstance(column.type, sa.JSON) and column.name in names]
         parameters = {"rows": _encoder.encode([_with_raw(row, json) for row in rows.iter_rows(named=True)]).decode()}
@@ -65,7 +65,7 @@ def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], ro
     return connection.execute(sa.text(statement), parameters).rowcount
 
 
-def _copied(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -> str | None:
+def _copy_rows(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -> str | None:
     """Copy rows into a temporary table with columns of their types; returns its name, or None where it may not."""
     if connection.dialect.driver != "psycopg2":
         return None

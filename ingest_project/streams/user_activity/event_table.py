@@ -109,8 +109,9 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows
     wrong = NAMES.problems(found.payloads, names, [values["event_data"]], found.unknown)
     problems = {row: f"{why}." for row, why in unreadable.items()} | {row: str(error) for row, error in wrong.items()}
     if problems:
-        whys = {row: why if why.startswith("Not ") else f"Not an EnrichedEvent: {why}" for row, why in problems.items()}
-        refused += [(kept[row], UnreadableMessageError(whys[row])) for row in sorted(whys)]
+        for row, why in sorted(problems.items()):
+            reason = why if why.startswith("Not ") else f"Not an EnrichedEvent: {why}"
+            refused.append((kept[row], UnreadableMessageError(reason)))
         table = table.filter(pa.array([row not in problems for row in range(len(kept))]))
     return StreamRows(table, refused)
 

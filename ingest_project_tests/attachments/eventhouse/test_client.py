@@ -227,7 +227,7 @@ def test_a_request_for_another_host_is_not_sent(kusto_server: KustoServer, datab
     database.ingest(TABLE, row(1))
     with EventhouseClient(access_to(kusto_server)) as client, Listener() as listener:
         client.query("events", ALL_ROWS)
-        connected = client._connected()
+        connected = client._open_client()
         connected._query_endpoint = f"http://127.0.0.1:{listener.port}/v2/rest/query"
         with pytest.raises(AddressRejectedError, match="not the one that this client is for"):
             client.query("events", ALL_ROWS)
