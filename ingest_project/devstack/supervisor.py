@@ -82,7 +82,6 @@ class Stack:
     Args:
         loaded: settings, with the addresses of the started services.
         report: called with each step.
-        webserver_port: port of the UI on the loopback interface; None without a UI.
         monitor_port: port of the monitor; None without a monitor.
         home: Dagster's home; None without Dagster.
         children: processes in the order of their start.
@@ -93,7 +92,6 @@ class Stack:
 
     loaded: LoadedSettings
     report: Report
-    webserver_port: int | None = None
     monitor_port: int | None = None
     home: dagster_processes.DagsterHome | None = None
     children: list[Child] = field(default_factory=list)
@@ -190,9 +188,7 @@ def running_stack(
         with folder_failures(state_dir):
             prepare(state_dir)
             on_exit.enter_context(exclusive(state_dir))
-            port = stack.webserver_port = (
-                choose_port(loaded, "The UI", "dagster.webserver_port", report) if dagster else None
-            )
+            port = choose_port(loaded, "The UI", "dagster.webserver_port", report) if dagster else None
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
             if dagster or monitor:
                 # The launcher imports while broker and database start.

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 import adbc_driver_manager
 import polars as pl
+import polars.selectors as cs
 import sqlalchemy as sa
 from adbc_driver_manager.dbapi import Connection, Cursor
 from adbc_driver_postgresql import StatementOptions, dbapi
@@ -29,16 +30,15 @@ from ingest_project.file_ingest.warehouse.sql import (
     CLAIMS,
     FINISHED,
     NO_MORE,
-    QUARANTINED,
     RENEWED,
     SENSOR_TABLES,
     STATISTICS,
     VERSIONS,
     WAS_DUPLICATE,
     DatasetTables,
+    Frames,
     SqlWarehouse,
     fitted,
-    fitted_rows,
 )
 from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
 
@@ -176,8 +176,8 @@ class PostgresWarehouse(SqlWarehouse):
         self._pool = self._pool.recreate()
 
 
-class PostgresTransaction:
-    """See `WarehouseTransaction`."""
+class PostgresTransaction(Frames):
+    """See `WarehouseTransaction`; frames are stored by COPY."""
 
     def __init__(
         self,
@@ -186,9 +186,8 @@ class PostgresTransaction:
         tables: DatasetTables = SENSOR_TABLES,
         outside: DeltaSession | None = None,
     ) -> None:
+        super().__init__(tables, outside)
         self._address = address
-        self._tables = tables
-        self._outside = outside
         self._statements = _statement_cursor(connection)
         self._loads = connection.cursor()
 
@@ -245,23 +244,6 @@ class PostgresTransaction:
             self._run(DELETE_ROWS.format(table=self._tables.rows.name), sorted(stored))
             self._run("SET LOCAL enable_seqscan = on")
 
-    def append_rows(self, rows: pl.DataFrame) -> None:
-        """Store accepted rows by COPY."""
-        if self._outside is not None:
-            self._outside.append(fitted(rows, self._tables.row_schema))
-        elif self._tables.rows is not None:
-            frame = fitted_rows(rows, self._tables.row_schema)
-            self._copy(self._tables.rows.name, _as_jsonb(frame, self._tables.rows))
-
-    def append_quarantined(self, rows: pl.DataFrame) -> None:
-        """Store rejected rows by COPY."""
-        self._copy("quarantined_rows", fitted(rows, QUARANTINED))
-
-    def put_metrics(self, metrics: pl.DataFrame) -> None:
-        """Store metrics of files that were replaced, by COPY."""
-        if self._tables.metrics is not None:
-            self._copy(self._tables.metrics.name, fitted(metrics, self._tables.metric_schema))
-
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
         """Return for each file the key of the one that represents its content.
 
@@ -305,14 +287,14 @@ class PostgresTransaction:
         self._statements.execute(statement, values or None)
         return self._statements.fetchall() if self._statements.description else []
 
-    def _copy(self, table: str, frame: pl.DataFrame) -> None:
+    def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
         if not frame.is_empty():
-            self._loads.adbc_ingest(table, frame, mode="append")
+            self._loads.adbc_ingest(table.name, _as_jsonb(frame, table), mode="append")
 
 
 def _as_jsonb(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
     """Return JSON texts as PostgreSQL's binary COPY takes them: after the version of the format, which is 1."""
-    names = [name for name in frame.columns if isinstance(table.c[name].type, sa.JSON)]
+    names = [name for name in frame.select(cs.string()).columns if isinstance(table.c[name].type, sa.JSON)]
     return (
         frame.with_columns((pl.lit("\x01") + pl.col(name)).cast(pl.Binary).alias(name) for name in names)
         if names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -340,15 +341,41 @@ def _record_version(connection: sa.Connection, file_keys: Collection[str], versi
             connection.execute(chosen.values(delta_version=version))
 
 
-class SqlTransaction:
+class Frames(ABC):
+    """Writes frames to the tables of a dataset, in one transaction; see `WarehouseTransaction`."""
+
+    def __init__(self, tables: DatasetTables, outside: DeltaSession | None) -> None:
+        self._tables = tables
+        self._outside = outside
+
+    def append_rows(self, rows: pl.DataFrame) -> None:
+        """Store accepted rows."""
+        if self._outside is not None:
+            self._outside.append(fitted(rows, self._tables.row_schema))
+        elif self._tables.rows is not None:
+            self._insert(self._tables.rows, fitted_rows(rows, self._tables.row_schema))
+
+    def append_quarantined(self, rows: pl.DataFrame) -> None:
+        """Store rejected rows."""
+        self._insert(quarantined_rows, fitted(rows, QUARANTINED))
+
+    def put_metrics(self, metrics: pl.DataFrame) -> None:
+        """Store metrics of files that were replaced."""
+        if self._tables.metrics is not None:
+            self._insert(self._tables.metrics, fitted(metrics, self._tables.metric_schema))
+
+    @abstractmethod
+    def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None: ...
+
+
+class SqlTransaction(Frames):
     """See `WarehouseTransaction`."""
 
     def __init__(
         self, connection: sa.Connection, tables: DatasetTables = SENSOR_TABLES, outside: DeltaSession | None = None
     ) -> None:
+        super().__init__(tables, outside)
         self._connection = connection
-        self._tables = tables
-        self._outside = outside
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
         """Return all of them: SQLite has one writer at a time."""
@@ -408,22 +435,6 @@ class SqlTransaction:
             self._connection.execute(sa.update(files_table).where(chosen).values(state=files_table.c.state))
             for table in (quarantined_rows, *self._tables.stored):
                 self._connection.execute(sa.delete(table).where(table.c.file_key.in_(part)))
-
-    def append_rows(self, rows: pl.DataFrame) -> None:
-        """Store accepted rows."""
-        if self._outside is not None:
-            self._outside.append(fitted(rows, self._tables.row_schema))
-        elif self._tables.rows is not None:
-            self._insert(self._tables.rows, fitted_rows(rows, self._tables.row_schema))
-
-    def append_quarantined(self, rows: pl.DataFrame) -> None:
-        """Store rejected rows."""
-        self._insert(quarantined_rows, fitted(rows, QUARANTINED))
-
-    def put_metrics(self, metrics: pl.DataFrame) -> None:
-        """Store metrics of files that were replaced."""
-        if self._tables.metrics is not None:
-            self._insert(self._tables.metrics, fitted(metrics, self._tables.metric_schema))
 
     def claim_contents(self, claims: pl.DataFrame) -> dict[str, str]:
         """Return for each file the key of the one that represents its content."""
