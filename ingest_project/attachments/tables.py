@@ -88,12 +88,7 @@ attachments = sa.Table(
     Col("content_type", sa.Text),
     Col("stored_path", sa.Text),
     *queue_indexes(
-        "attachments",
-        "attachment_url",
-        "sha256",
-        "stored_path",
-        names=("attachment_key",),
-        queue_name="queue_name",
+        "attachments", "attachment_url", "sha256", "stored_path", names=("attachment_key",), queue_name="queue_name"
     ),
     sa.Index("attachments_by_trace", "trace_id"),
     sa.Index("attachments_by_event", "event_key"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from ingest_project.core.errors import (
     PermanentError,
     SourceAccessDeniedError,
     SourceNotFoundError,
+    SourceUnreachableError,
     UnreadableListingError,
 )
 from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
@@ -280,13 +281,15 @@ class _Walk:
         self._pattern = pattern
         self._budget = ListingBudget(source.limits, source.server.location)
         self._waiting: list[_Folder] = []
+        # The last one, of a file.
+        self._failures = deque[SourceUnreachableError](maxlen=1)
 
     def below(self, root: bytes) -> Iterator[SourceFile | Skipped]:
         """Yield the files of a folder and of those below it that the pattern reaches.
 
         Raises:
             SourceNotFoundError: the folder does not exist. Also raises the other errors of a source; a failure is
-                never left out.
+                never left out. One of a single file, which may be locked, comes last.
         """
         self._waiting, listed = [_Folder(root, "")], 0
         while self._waiting:
@@ -298,6 +301,8 @@ class _Walk:
                 )
             self._budget.seconds_left()
             yield from self._list(self._waiting.pop())
+        if self._failures:
+            raise self._failures[0]
 
     def _list(self, folder: _Folder) -> Iterator[SourceFile | Skipped]:
         source = self._source
@@ -361,12 +366,19 @@ class _Walk:
         try:
             found = entry if entry.exact and entry.kind == "file" else connection.described(raw)
         except SourceNotFoundError:
-            return Skipped(path, "It was removed while the folder was read, or is a link that leads nowhere.")
+            reason = "It was removed while the folder was read, or is a link that leads nowhere."
         except (SourceAccessDeniedError, ForbiddenPathError) as error:
-            return Skipped(path, f"No access: {error.reason.rstrip('.')}.")
+            reason = f"No access: {error.reason.rstrip('.')}."
         except PermanentError:
-            return Skipped(path, "Its server does not describe it.")
-        return _source_file(path, name, found) if found.kind == "file" else Skipped(path, _NOT_A_FILE[found.kind])
+            reason = "Its server does not describe it."
+        except SourceUnreachableError as error:
+            if not connection.usable:
+                raise
+            self._failures.append(error)
+            reason = "Its server does not describe it now."
+        else:
+            return _source_file(path, name, found) if found.kind == "file" else Skipped(path, _NOT_A_FILE[found.kind])
+        return Skipped(path, reason)
 
 
 def _source_file(path: str, name: str, entry: Entry) -> SourceFile:

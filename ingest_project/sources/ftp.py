@@ -62,7 +62,8 @@ _FILE_UNAVAILABLE = "550"
 _CLOSING = "421"
 _NOT_LOGGED_IN = frozenset({"530", "532"})
 _LATER = re.compile(
-    r"too many|maximum|connection limit|try (again )?later|try again|temporar|busy|in use|lock", re.IGNORECASE
+    r"too many|maximum|connection limit|try (again )?later|try again|temporar|busy|in use|being used|lock",
+    re.IGNORECASE,
 )
 _NOT_ALLOWED = re.compile(r"permission|denied|not allowed|not permitted|privilege|access|forbidden", re.IGNORECASE)
 _NO_FILE = re.compile(r"not a (plain|regular|normal) file|is a director|not retrievable|not a file", re.IGNORECASE)

@@ -83,6 +83,19 @@ def test_lines_that_are_not_understood_are_counted_and_the_others_are_taken() ->
         assert reasons == ["A line of the listing that is not understood, or has an impossible value."] * 3
 
 
+def test_a_file_that_somebody_writes_to_is_a_failure_once_all_others_are_listed() -> None:
+    sizes = itertools.chain(
+        [b"550 The process cannot access the file because it is being used by another process.\r\n"],
+        itertools.repeat(b"213 5\r\n"),
+    )
+    replies = {"SIZE": lambda connection: connection.sendall(next(sizes))}
+    with RawServer(speaking(LINE.replace(b"a.csv", b"locked.csv") + LINE, replies)) as odd:
+        entries, found = source(odd.port).list_files("*"), list[str]()
+        with pytest.raises(SourceUnreachableError, match="being used"):
+            found.extend(entry.path for entry in entries)
+    assert found == ["/locked.csv", "/a.csv"]
+
+
 def test_an_impossible_size_or_time_of_mlsd_refuses_that_entry_alone() -> None:
     lines = (
         b"type=file;size=" + b"9" * 5_000 + b";modify=20260115103045; b.csv\r\n"

@@ -178,11 +178,7 @@ def page_text(query: DomainQuery, rows: int, *, until_is_known: bool, goes_on: b
 def server_time_text(query: DomainQuery) -> str:
     """Return KQL for the server's clock, and whether rows have ingestion times; no row if the table is empty."""
     return "\n".join(
-        [
-            _quoted(query.table),
-            "| take 1",
-            f"| project {SERVER_TIME} = now(), {IS_TIMED} = isnotnull(ingestion_time())",
-        ]
+        [_quoted(query.table), "| take 1", f"| project {SERVER_TIME} = now(), {IS_TIMED} = isnotnull(ingestion_time())"]
     )
 
 
