@@ -29,10 +29,7 @@ from ingest_project.contracts.attachments import (
     refused_attachment_key,
 )
 from ingest_project.core.errors import SettingsError
-from ingest_project.core.logging import get_logger
 from ingest_project.platform.http.file_names import chosen_file_name
-
-logger = get_logger(__name__)
 
 EVERY_DOMAIN = "*"
 # Limit for one event: senders are untrusted, and a path may match any number of values.
@@ -54,11 +51,22 @@ class AddressPaths:
     def __init__(self, paths: Mapping[str, Sequence[str]]) -> None:
         self._compiled = {domain: [_compile_path(text) for text in texts] for domain, texts in paths.items()}
 
-    def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment]:
-        """Yield the findings of the domain's paths: addresses, objects with a `url`, or lists of either."""
+    def find(self, domain: str, payload: object) -> Iterator[DeclaredAttachment | RefusedAttachment]:
+        """Yield the findings of the domain's paths: addresses, objects with a `url`, or lists of either.
+
+        A path that cannot be followed, as in a payload that is nested too deeply, is an entry that is refused.
+        """
+        if not isinstance(payload, dict | list):
+            return
         for path in (*self._compiled.get(domain, ()), *self._compiled.get(EVERY_DOMAIN, ())):
-            for value in _values_at(path, payload):
-                yield from _attachments_in(value)
+            try:
+                values = path.findall(payload)
+            except (jsonpath.JSONPathError, RecursionError) as error:
+                why = str(error).partition("\n")[0]
+                yield RefusedAttachment(str(path), str(path), f"The JSONPath {path} cannot be followed: {why}.")
+            else:
+                for value in values:
+                    yield from _attachments_in(value)
 
 
 def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[DeclaredAttachment], list[RefusedAttachment]]:
@@ -68,7 +76,9 @@ def named_in(event: AttachmentEvent, paths: AddressPaths) -> tuple[list[Declared
     """
     found, refused = event.sorted_out()
     for one in paths.find(event.domain, event.payload):
-        if one.url.strip():
+        if isinstance(one, RefusedAttachment):
+            refused.append(one)
+        elif one.url.strip():
             judged = declared_or_refused(msgspec.to_builtins(one), "What a path found in the payload")
             refused.append(judged) if isinstance(judged, RefusedAttachment) else found.append(judged)
     if len(found) > MAX_ADDRESSES:
@@ -150,17 +160,6 @@ def _refused_arrival(
     task = msgspec.structs.replace(arrival.task, refused=refused.reason[:MAX_TEXT_LENGTH])
     key = refused_attachment_key(event.trace_id, refused.url, refused.entry)
     return arrival._replace(attachment_key=key, task=task, raw=encode(task).decode())
-
-
-def _values_at(path: jsonpath.CompoundJSONPath | jsonpath.JSONPath, payload: object) -> list[Any]:
-    """Return the values that a path finds; none where it cannot be followed, e.g. in a payload nested too deeply."""
-    if not isinstance(payload, dict | list):
-        return []
-    try:
-        return list(path.findall(payload))
-    except (jsonpath.JSONPathError, RecursionError) as error:
-        logger.warning("path_not_followed", path=str(path), reason=str(error))
-        return []
 
 
 def _attachments_in(value: Any) -> Iterator[DeclaredAttachment]:  # noqa: ANN401 - whatever a payload holds

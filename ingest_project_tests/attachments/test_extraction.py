@@ -54,11 +54,14 @@ def test_a_payload_of_any_shape_is_looked_through(payload: object) -> None:
     assert all(url.strip() for url in addresses({"docs": payload, "scan": payload, "list": payload}))
 
 
-def test_a_payload_as_deep_as_a_message_may_be_is_looked_through() -> None:
+def test_a_path_that_cannot_be_followed_in_a_deep_payload_is_a_failure_beside_what_others_find() -> None:
     deep = b'{"a":' * 900 + b"1" + b"}" * 900
-    raw = b'{"trace_id":"t","domain":"claims","attachments":["http://h/a"],"payload":' + deep + b"}"
-    assert decode_attachment_event(raw)
-    assert [arrival.task.attachment_url for arrival in tasks_of(record_of(raw), PATHS, DESTINATIONS)] == ["http://h/a"]
+    payload = b'{"docs":[{"href":"http://h/b"}],"deep":' + deep + b"}"
+    raw = b'{"trace_id":"t","domain":"claims","attachments":["http://h/a"],"payload":' + payload + b"}"
+    first, second, failed = (one.task for one in tasks_of(record_of(raw), PATHS, DESTINATIONS))
+    assert [first.attachment_url, second.attachment_url] == ["http://h/a", "http://h/b"]
+    assert (first.refused, second.refused) == (None, None)
+    assert failed.refused == "The JSONPath $..['scan'] cannot be followed: recursion limit exceeded."
 
 
 def test_addresses_alone_objects_and_lists_of_them_are_found_and_the_rest_is_not() -> None:

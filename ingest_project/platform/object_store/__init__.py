@@ -145,8 +145,9 @@ class FolderStore:
         """
         name = require_safe_name(name)
         path = f"{self._root}/{name}"
+        first, *others = name.split("/")
         # Only with a link in it must a path be resolved.
-        links = map(os.path.islink, accumulate(name.split("/"), "{}/{}".format, initial=str(self._root)))
+        links = map(os.path.islink, accumulate(others, "{}/{}".format, initial=f"{self._root}/{first}"))
         if any(links) and (Path(path).is_symlink() or not Path(path).parent.resolve().is_relative_to(self._root)):
             raise ForbiddenPathError(name[:200], "a link leads out of the store.")
         return path
