@@ -91,7 +91,7 @@ _BINARY = re.compile(
     r"|vnd\.openxmlformats-.*|vnd\.oasis\.opendocument.*|rtf|postscript|epub\+zip|java-archive|vnd\.apache\.parquet)"
 )
 _WEB_EXPORTS = frozenset({"application/vnd.ms-excel", "application/msword"})
-_TABLES = frozenset({"text/csv", "text/tab-separated-values", "application/csv"})
+_NEVER_HTML = frozenset({"text/csv", "text/tab-separated-values", "application/csv", "application/json"})
 
 
 def safe_file_name(name: str) -> str:
@@ -236,7 +236,7 @@ def _sniff_text(head: bytes) -> str | None:
 
 
 def _contradicts(found: str | None, announced: str, header: str | None) -> bool:
-    if found == "text/html" and announced in _TABLES:
+    if found == "text/html" and announced in _NEVER_HTML:
         return True
     if announced in _WEB_EXPORTS and header == announced:
         # Old web applications send HTML tables as Excel files, and Excel opens them; an error page says text/html.

@@ -54,6 +54,7 @@ def test_a_file_is_known_by_its_first_bytes(head: bytes, media_type: str | None)
         (HTML, None, "a.docx", None),
         (HTML, None, "a.zip", None),
         (HTML, None, "a.csv", "text/html"),
+        (HTML, None, "a.json", "text/html"),
         (HTML, None, "a.xls", "text/html"),
         (b'{"error": "gone"}', "image/png", "a", None),
         (b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code></Error>", None, "a.pdf", None),
