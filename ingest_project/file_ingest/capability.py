@@ -44,6 +44,7 @@ from ingest_project.platform.capability import (
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
+from ingest_project.platform.http import without_query
 from ingest_project.platform.items import (
     Content,
     ItemRef,
@@ -137,7 +138,7 @@ def _history(row: sa.RowMapping) -> Iterator[Moment]:
     rows = f"{row['rows_accepted'] or 0} rows accepted, {row['rows_quarantined'] or 0} in quarantine"
     yield from queue_history(subject, row, row["reason"] or rows)
     if row["discovered_at"]:
-        yield Moment(row["discovered_at"], subject, "discovered", row["location"])
+        yield Moment(row["discovered_at"], subject, "discovered", without_query(row["location"]))
 
 
 QUEUE = QueueView(
@@ -368,8 +369,8 @@ def _facts(services: FileIngestResources, row: sa.RowMapping) -> dict[str, objec
     return {
         "Dataset": row["dataset"],
         "Source type": row["source_type"],
-        "Location": row["location"],
-        "Path": row["file_path"],
+        "Location": without_query(row["location"]),
+        "Path": without_query(row["file_path"]),
         "Bytes": row["size_bytes"],
         "Modified": row["modified_at"],
         "ETag": row["etag"],

@@ -59,6 +59,7 @@ from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.database import reading
 from ingest_project.platform.errors import sqlstate, storable
+from ingest_project.platform.http import without_query
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
 logger = get_logger(__name__)
@@ -543,7 +544,7 @@ def reason_note(result: FileResult, run_id: str) -> dict[str, Any]:
         "file_key": record.file_key,
         "reason": result.reason,
         "rules": dict(result.rule_counts),
-        "source": record.location,
+        "source": without_query(record.location),
         "sha256": result.landed.sha256 if result.landed else None,
         "size_bytes": result.landed.size_bytes if result.landed else None,
         "profile": result.profile or record.profile,

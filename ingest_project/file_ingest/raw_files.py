@@ -25,6 +25,7 @@ from ingest_project.core.local_files import PIECE_BYTES
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
+from ingest_project.platform.http import without_query
 from ingest_project.platform.object_store.content_store import Landed, LandingStore
 from ingest_project.sources import Source, SourceFile
 
@@ -74,13 +75,13 @@ def _copy(record: FileRecord, services: FileIngestResources) -> LandedFile:
     source = source_of(record.event, services)
     found = source.stat(record.event.file_path)
     if record.pinned:
-        _require_announced_version(record, found, source)
+        _require_announced_version(record, found)
     try:
         return LandedFile(_with_version(record, found), _copy_found(record, found, source, services))
     except SourceChangedError:
         if record.pinned:
             # If it was announced while it was written, no attempt will find that version again.
-            _require_announced_version(record, source.stat(record.event.file_path), source)
+            _require_announced_version(record, source.stat(record.event.file_path))
         raise
 
 
@@ -89,11 +90,11 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
     _require_within(limit, found.size_bytes or 0)
     with source.open(path) as stream:
         pieces = _pieces_up_to(stream, limit)
-        landed = services.landing.land(pieces, expected_size=found.size_bytes, location=record.location)
+        landed = services.landing.land(pieces, expected_size=found.size_bytes, location=without_query(record.location))
     # What is written over while it is sent arrives as parts of two versions. What is gone by now counts as it came.
     with suppress(SourceNotFoundError):
         if source.stat(path) != found:
-            raise SourceChangedError(record.location, "it was replaced while it was read")
+            raise SourceChangedError(without_query(record.location), "it was replaced while it was read")
     return landed
 
 
@@ -135,7 +136,7 @@ def source_of(event: FileEvent, services: FileIngestResources) -> Source:
     return services.open_source({**event.source_config, "source_type": event.source_type})
 
 
-def _require_announced_version(record: FileRecord, found: SourceFile, source: Source) -> None:
+def _require_announced_version(record: FileRecord, found: SourceFile) -> None:
     event = record.event
     # An event may omit facts about its file; only those that it states are compared.
     same = (
@@ -147,13 +148,9 @@ def _require_announced_version(record: FileRecord, found: SourceFile, source: So
         return
     if event.modified_at is not None and found.modified_at is not None and _older(found.modified_at, event.modified_at):
         # A replica or a cache that lags: the announced version will appear later.
-        raise SourceChangedError(
-            source.canonical_location(event.file_path), f"its source shows the one of {found.modified_at}"
-        )
+        raise SourceChangedError(without_query(record.location), f"its source shows the one of {found.modified_at}")
     announced, actual = versions_apart(event, found)
-    raise VersionSupersededError(
-        source.canonical_location(event.file_path), f"announced with {announced}, found with {actual}"
-    )
+    raise VersionSupersededError(without_query(record.location), f"announced with {announced}, found with {actual}")
 
 
 def versions_apart(event: FileEvent, found: SourceFile) -> tuple[str, str]:

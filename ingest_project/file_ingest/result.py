@@ -44,6 +44,7 @@ from ingest_project.file_ingest.warehouse.baselines import (
 )
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
 from ingest_project.platform.errors import sqlstate
+from ingest_project.platform.http import without_query
 from ingest_project.platform.object_store.content_store import Landed
 
 CONTRACT_HOLDS = "contract_holds"
@@ -248,7 +249,7 @@ def validated_metadata(result: FileResult) -> dict[str, Any]:
         "rows_quarantined": result.rows_quarantined,
         "rejected_share": round(result.rows_quarantined / result.rows_read, 4) if result.rows_read else 0.0,
         "profile": result.profile,
-        "source": result.record.location,
+        "source": without_query(result.record.location),
         **_reason(result),
         **({"replaced_by": result.replaced_by} if result.replaced_by else {}),
         **warning_metadata(result),
@@ -276,7 +277,7 @@ def metrics_metadata(result: FileResult) -> dict[str, Any]:
 def raw_file_metadata(result: FileResult) -> dict[str, Any]:
     """Return source, size and digest of a file's bytes, or why they were not landed."""
     record = result.record
-    metadata: dict[str, Any] = {"source": record.location, "kafka_position": str(record.intake)}
+    metadata: dict[str, Any] = {"source": without_query(record.location), "kafka_position": str(record.intake)}
     if result.landed is None:
         return {**metadata, "size_bytes": 0, **_reason(result)}
     metadata |= {"size_bytes": result.landed.size_bytes, "sha256": result.landed.sha256}

@@ -24,6 +24,7 @@ from ingest_project.platform.capability import (
     finished_states,
     queue_history,
 )
+from ingest_project.platform.http import without_query
 from ingest_project.platform.items import ItemView, Moment, QueueView
 from ingest_project.platform.work_queue.queue import JobState
 from ingest_project.platform.work_queue.selection import entry_filters, equals, reopened_since, select_entries, taken
@@ -136,7 +137,7 @@ class Polling(Capability[PollingResources]):
         facts = {
             "Job id": row["job_id"],
             "Source type": row["source_type"],
-            "Source": request["source_config"].get("path"),
+            "Source": without_query(str(request["source_config"].get("path") or "")) or None,
             "File pattern": request.get("file_pattern"),
             "Priority": row["priority"],
             "Files found": row["files_found"],

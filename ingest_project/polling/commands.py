@@ -12,6 +12,7 @@ from ingest_project.contracts.files import FileEvent
 from ingest_project.core.console import AsJson, add_row, complain, counted, counts, print_json, say, stdout, table
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.settings import ConfiguredSource, Settings, load_settings
+from ingest_project.platform.http import without_query
 from ingest_project.sources import Skipped, Source, SourceFile, count_reason, files_further_down, only_accepted
 
 app = typer.Typer(help="Sources that are configured by name.", no_args_is_help=True)
@@ -128,8 +129,8 @@ def _list(source: Source, pattern: str, sample: SourceSample, refusal_of: Callab
 
 
 def _described(file: SourceFile) -> dict[str, Any]:
-    modified_at = file.modified_at
-    return {"path": file.path, "size_bytes": file.size_bytes, "modified_at": modified_at, "etag": file.etag}
+    path, modified_at = without_query(file.path), file.modified_at
+    return {"path": path, "size_bytes": file.size_bytes, "modified_at": modified_at, "etag": file.etag}
 
 
 def _show(sample: SourceSample) -> None:

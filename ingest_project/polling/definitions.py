@@ -32,7 +32,7 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import DagsterParts, freshness_within, topic, topic_key, topic_uri
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import printable_url, without_query
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
@@ -141,7 +141,7 @@ def _metadata(record: JobRecord, discovery: Discovery) -> dict[str, object]:
         "files_published": record.files_published,
         "files_skipped": record.files_skipped,
         "skipped": record.skipped or {},
-        "source": record.job.path,
+        "source": without_query(record.job.path),
         "source_uri": discovery.location,
         "pattern": record.job.file_pattern,
         "asked_by": "its interval" if record.standing else str(record.intake),

@@ -31,6 +31,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
 from ingest_project.platform.database import exclusive
 from ingest_project.platform.errors import is_item_fault, reason_of, storable
+from ingest_project.platform.http import without_query
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.polling.job_queue import JobOutbox, JobQueue, JobRecord
@@ -98,7 +99,7 @@ class Discovery:
     def show(self, path: str, result: str) -> None:
         """Remember one of the first few."""
         if len(self.shown) < SHOWN_FILES:
-            self.shown.append((path, result))
+            self.shown.append((without_query(path), result))
 
     def add_page(self, page: Sequence[SourceFile | Skipped], now: datetime, min_age: timedelta) -> list[SourceFile]:
         """Count a page, and return those of its files that can be announced."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import (
@@ -27,6 +28,7 @@ from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.file_queue import FileQueue, FileRecord
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.platform.actions import MAX_LIMIT, ActionRequest, login_name, perform_command
+from ingest_project.platform.http import without_query
 from ingest_project.platform.items import ItemRef, ItemView, print_item
 from ingest_project.platform.runtime import Runtime
 
@@ -139,6 +141,20 @@ def _view_of(key: str) -> tuple[ItemView, Settings]:
     services = FileIngestResources(load_settings().settings)
     ref = ItemRef("file", _find(services.files, key).file_key)
     return FileIngest().require_item(services, ref), services.settings
+
+
+def _listed(state: FileState | None, search: str | None, limit: int) -> tuple[Sequence[FileRecord], bool]:
+    """Return the newest files that match, up to the limit, and whether there are others."""
+    found = FileQueue(Runtime(load_settings().settings).engine).list(state=state, text=search, limit=limit + 1)
+    return [_without_secrets(record) for record in found[:limit]], len(found) > limit
+
+
+def _without_secrets(record: FileRecord) -> FileRecord:
+    """Return the record with its addresses as they may be printed."""
+    event, config = record.event, record.event.source_config
+    shown = {name: without_query(value) if isinstance(value, str) else value for name, value in config.items()}
+    event = replace(event, file_path=without_query(event.file_path), source_config=shown)
+    return replace(record, location=without_query(record.location), event=event)
 
 
 def _distinguishing_columns(records: Sequence[FileRecord]) -> dict[str, list[str]]:

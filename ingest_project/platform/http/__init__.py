@@ -253,6 +253,12 @@ def printable_url(url: str) -> str:
     return (text if len(text) <= PRINTED_LENGTH else f"{text[:PRINTED_LENGTH]}…") + query
 
 
+def without_query(location: str) -> str:
+    """Return a web address without its query, which may sign it; the location of any other file unchanged."""
+    is_signed = location.startswith(("http://", "https://")) and "?" in location
+    return f"{location.partition('?')[0]}?…" if is_signed else location
+
+
 def _ipv6(text: str) -> str:
     try:
         # A zone (`%eth0`) is only valid on one machine.
