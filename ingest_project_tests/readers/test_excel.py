@@ -137,6 +137,16 @@ def test_what_is_no_workbook_is_refused_with_a_sentence(tmp_path: Path, name: st
     assert said in refusal.detail
 
 
+def test_a_damaged_workbook_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
+    path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
+    with zipfile.ZipFile(path) as archive:
+        sheet = archive.read("xl/worksheets/sheet1.xml").replace(b't="n"><v>1</v>', b't="b"><v>9</v>')
+    assert (
+        "damaged (CalamineError: Unrecognized boolean"
+        in refused(replace_part(path, "xl/worksheets/sheet1.xml", sheet)).detail
+    )
+
+
 @pytest.mark.parametrize("part", ["mimetype", "xl/workbook.bin"])
 def test_a_workbook_of_another_format_is_named(tmp_path: Path, part: str) -> None:
     with zipfile.ZipFile(path := tmp_path / "book.xlsx", "w") as archive:

@@ -186,6 +186,15 @@ def sheet_with(folder: Path, cells: str, *, on_load: str = "") -> Path:
     return replace_part(folder / "calc.xlsx", "xl/workbook.xml", workbook.encode())
 
 
+def test_an_error_that_only_some_programs_know_costs_its_row(tmp_path: Path) -> None:
+    path = sheet_with(
+        tmp_path, '<c t="e"><v>#SPILL!</v></c>\n<c><v>21.5</v></c>\n<c t="e"><f>X()</f><v>#ERROR!</v></c>'
+    )
+    accepted, refused = outcomes(path)
+    assert [row[3] for row in accepted] == [21.5]
+    assert sorted(refused) == [2, 4]
+
+
 FORMULAS = """
 <c><f>A1*2</f><v>21.5</v></c>
 <c><f>A1*2</f><v>0</v></c>

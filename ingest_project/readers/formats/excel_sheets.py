@@ -7,6 +7,7 @@ Imported in the confined process only.
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
 import struct
@@ -20,7 +21,7 @@ from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
 import xlrd
-from python_calamine import CalamineWorkbook
+from python_calamine import CalamineError, CalamineWorkbook
 
 from ingest_project.platform.confined import ContentRejectedError
 from ingest_project.readers.cells import (
@@ -40,6 +41,8 @@ from ingest_project.readers.cells import (
 BLOCK_BYTES = 1024**2
 # Bytes that occur in sheets with formulas or errors, and rarely in others.
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
+# A cell whose type says so, up to that.
+ERROR_CELL = re.compile(rb"""(<(?:\w+:)?c\s[^<>]*?\bt=["'])e(?=["'])""")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
 MAX_RANGES = 1_000
@@ -71,12 +74,25 @@ def xlsx_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]
     """
     with CalamineWorkbook.from_path(path) as workbook:
         for name in chosen_sheets(workbook.sheet_names, sheet):
-            values = workbook.get_sheet_by_name(name)
+            try:
+                values = workbook.get_sheet_by_name(name)
+            except CalamineError:
+                values = CalamineWorkbook.from_filelike(_without_errors(path)).get_sheet_by_name(name)
             max_cells = require_cells(values.total_height * values.total_width, max_cells)
             with zipfile.ZipFile(path) as archive:
                 marks = Marks(archive, name)
             rows = enumerate(values.to_python(skip_empty_area=False))
             yield Sheet(name, ([marks.cell(row, i, value) for i, value in enumerate(cells)] for row, cells in rows))
+
+
+def _without_errors(path: Path) -> io.BytesIO:
+    """Return a workbook with texts in place of errors: calamine refuses a sheet for one that it does not know."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as given, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
+        for part in given.infolist():
+            made.writestr(part.filename, ERROR_CELL.sub(rb"\1str", given.read(part)))
+    copy.seek(0)
+    return copy
 
 
 def chosen_sheets(names: list[str], sheet: int | str) -> list[str]:
@@ -125,9 +141,8 @@ class Marks:
         styles = self._number_styles(self._target(workbook, "styles"))
         if styles or self._has_signs(part):
             with archive.open(part) as file:
-                _SheetParser(self._special, self._styles, styles, awaits_calculation=_awaits_calculation(root)).parse(
-                    file
-                )
+                awaits = _awaits_calculation(root)
+                _SheetParser(self._special, self._styles, styles, awaits_calculation=awaits).parse(file)
 
     def cell(self, row: int, column: int, value: object) -> Cell:
         """Return the cell at this position, counted from 0."""
@@ -292,7 +307,7 @@ class _SheetParser:
             return
         if len(self._ranges) == MAX_RANGES:
             raise ContentRejectedError(
-                "limit_exceeded", f"The sheet has more than {MAX_RANGES} ranges of one formula", "cells"
+                "limit_exceeded", f"The sheet has over {MAX_RANGES} ranges of a formula", "cells"
             )
         (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)
         self._ranges.append((*first, *last))

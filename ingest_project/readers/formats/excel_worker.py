@@ -24,6 +24,7 @@ MAX_RATIO = 300
 SMALL_PART_BYTES = 4 * 1024**2
 PROLOG_BYTES = 64 * 1024
 MAX_TEXT_ABOVE = 1_000
+MAX_SAID = 200
 # In front of each row: too long for a spelling of "missing", with the row's number at a fixed position.
 ROW_MARK = "row {:>10} cells {}"
 
@@ -46,8 +47,16 @@ def convert(  # noqa: PLR0913 - the options of the command line
     sheets_file(Path(rows)).write_text(json.dumps(written), encoding="utf-8")
 
 
+def _unreadable(detail: str) -> ContentRejectedError:
+    return ContentRejectedError("unreadable_container", detail)
+
+
+def _too_large(detail: str) -> ContentRejectedError:
+    return ContentRejectedError("limit_exceeded", f"The workbook {detail}", "memory")
+
+
 def _damaged(error: Exception) -> ContentRejectedError:
-    return ContentRejectedError("unreadable_container", f"The workbook is damaged ({type(error).__name__}).")
+    return _unreadable(f"The workbook is damaged ({type(error).__name__}: {ascii(str(error))[1:-1][:MAX_SAID]}).")
 
 
 def check_archive(path: Path, memory_bytes: int) -> None:
@@ -59,28 +68,21 @@ def check_archive(path: Path, memory_bytes: int) -> None:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ContentRejectedError(
-            "unreadable_container", "The file is not a workbook, or its end is missing."
-        ) from error
+        raise _unreadable("The file is not a workbook, or its end is missing.") from error
     with archive:
         parts = archive.infolist()
         if not {"mimetype", "xl/workbook.bin"}.isdisjoint(archive.NameToInfo):
-            raise ContentRejectedError("unreadable_container", "The file is an ods or xlsb workbook called xlsx.")
+            raise _unreadable("The file is an ods or xlsb workbook called xlsx.")
         size = sum(part.file_size for part in parts)
         if len(parts) > MAX_PARTS:
-            raise ContentRejectedError(
-                "limit_exceeded", f"The workbook has {len(parts)} parts, over {MAX_PARTS}", "memory"
-            )
+            raise _too_large(f"has {len(parts)} parts, over {MAX_PARTS}")
         if size > memory_bytes:
-            raise ContentRejectedError(
-                "limit_exceeded", f"The workbook unpacks to {size} bytes, over {memory_bytes}", "memory"
-            )
+            raise _too_large(f"unpacks to {size} bytes, over {memory_bytes}")
         for part in parts:
             if part.file_size > SMALL_PART_BYTES and part.file_size > MAX_RATIO * max(part.compress_size, 1):
-                detail = (
-                    f"A part of the workbook unpacks to {part.file_size // max(part.compress_size, 1)} times its size"
+                raise _too_large(
+                    f"has a part that grows to {part.file_size // max(part.compress_size, 1)} times its size"
                 )
-                raise ContentRejectedError("limit_exceeded", detail, "memory")
             if part.filename.endswith((".xml", ".rels")):
                 _check_prolog(archive, part)
 
@@ -90,9 +92,7 @@ def _check_prolog(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         # Without the NUL bytes, UTF-16 reads like ASCII here.
         prolog = file.read(PROLOG_BYTES).replace(b"\0", b"")
     if b"<!DOCTYPE" in prolog or b"<!ENTITY" in prolog:
-        raise ContentRejectedError(
-            "unreadable_container", "The workbook declares XML entities, which no spreadsheet program does."
-        )
+        raise _unreadable("The workbook declares XML entities, which no spreadsheet program does.")
 
 
 def sheet_file(rows: Path, index: int) -> Path:
