@@ -236,14 +236,9 @@ def _timestamps(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Ser
 
 def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
     # Those that are no text have been parsed before.
-    valid = pl.Series(
-        [
-            text is None or (_is_json(text) and (written is None or _has_single_names(written)))
-            for text, written in zip(cells.texts, cells.written, strict=True)
-        ],
-        dtype=pl.Boolean,
-    )
-    return cells.texts if valid.all() else kept(cells.texts, valid)
+    pairs = zip(cells.texts, cells.written, strict=True)
+    valid = [text is None or (_is_json(text) and _has_single_names(written or "")) for text, written in pairs]
+    return cells.texts if all(valid) else kept(cells.texts, pl.Series(valid))
 
 
 def _is_json(text: str) -> bool:

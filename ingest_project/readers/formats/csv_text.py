@@ -385,9 +385,7 @@ def _header(records: Sequence[Record], delimiter: str, search: HeaderSearch) -> 
             "encoding", f"Line {line_number}, the header, has bytes that are not of the file's encoding."
         )
     if any(b"\0" in cell for cell in cells):
-        raise FileRejectedError(
-            "encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text at all."
-        )
+        raise FileRejectedError("encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text.")
     rows = [[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells or []] for record in records]
     last = records[-1]
     return Header(
