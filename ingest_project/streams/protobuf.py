@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date
@@ -195,7 +196,8 @@ def _field(message: Message, field: FieldDescriptor) -> Any:  # noqa: ANN401 - a
     value = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         of_value = field.message_type.fields_by_name["value"]
-        return {str(key): _value(one, of_value) for key, one in value.items()}
+        # Protobuf has the entries in another order in every process.
+        return {str(key): _value(one, of_value) for key, one in sorted(value.items())}
     if field.is_repeated:
         return [_value(one, field) for one in value]
     return _value(value, field)
@@ -224,5 +226,5 @@ def _nested(value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
     if name == "confluent.type.Decimal":
         return exact_decimal(value.value, value.scale)
     if name in JSON_LIKE:
-        return json_format.MessageToDict(value)
+        return json.loads(json_format.MessageToJson(value, sort_keys=True, indent=None))
     return value.value if WRAPPERS.fullmatch(name) else _record(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
-from google.protobuf import descriptor_pb2, timestamp_pb2, wrappers_pb2
+from google.protobuf import descriptor_pb2, struct_pb2, timestamp_pb2, wrappers_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -459,6 +459,19 @@ def test_protobuf_needs_no_generated_classes(registry: SchemaRegistry) -> None:
     assert "fields that Order does not have" in refused[5]
 
 
+def test_entries_of_protobuf_have_one_order_in_every_process(registry: SchemaRegistry) -> None:
+    made = messages.message_class(
+        "Open", [("v", FIELD.TYPE_MESSAGE, ".google.protobuf.Struct")], struct_pb2.DESCRIPTOR.name
+    )
+    message = made()
+    message.v.update({name: {"z": 1.5, "y": [{"b": 1, "a": None}]} for name in "hgfedcba"})
+    columns = [{"name": "v", "type": "json"}]
+    payload = messages.protobuf(registry.url, message)
+    rows, refused = decoded(contract("protobuf", settings_of(registry), columns=columns), *received(payload))
+    inner = '{"y":[{"a":null,"b":1.0}],"z":1.5}'
+    assert (rows[0]["v"], refused) == ("{" + ",".join(f'"{name}":{inner}' for name in "abcdefgh") + "}", {})
+
+
 def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> None:
     schema = {
         "type": "object",
@@ -684,6 +697,7 @@ def test_protobuf_that_sets_a_field_twice_or_beyond_its_bits_is_refused(registry
         [0, {"b": 1, "a": 2}, []],
         [-1, {}, []],
     ]
+    assert rows[1]["sizes"] == '{"a":2,"b":1}'
     for at, reason in enumerate(bad, 3):
         assert reason in refused[at], (reason, refused.get(at))
 
