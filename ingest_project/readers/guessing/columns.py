@@ -120,8 +120,7 @@ def _decimal_mark(
         question = f"do numbers such as 1,234 mean 1.234 or 1234? Assumed: {'1.234' if mark == ',' else '1234'}"
         return mark, f"{either[',']:,} numbers have a comma and three digits behind it", question
     # Where commas divide the cells, they are rarely decimal marks.
-    is_clear = not either["."] or delimiter in {None, ","}
-    asked = "" if is_clear else "do numbers such as 1.234 mean 1.234 or 1234? Assumed: 1.234"
+    asked = "does 1.234 mean 1.234 or 1234? Assumed: 1.234" if either["."] and delimiter not in {None, ","} else ""
     return ".", f"{either['.']:,} numbers have a point and three digits behind it, none any other mark", asked
 
 
