@@ -294,6 +294,8 @@ def column_of(cells: Sequence[str], folder: Path) -> tuple[str, str]:
         (["28.02.2026 10:00", "27.02.2026 10:00", "30.02.2026 10:00"], "text", "2 of 3 are times"),
         (["1.5", "2.5", "inf", "below"], "text", "2 of 4 are numbers"),
         (["+491701234567", "+12025550100"], "text", ""),
+        (["12E4", "34E5", "567"], "text", ""),
+        (["1.2E4", "3E-5", "4E+05"], "number", ""),
         (["+1.5", "-2.5"], "number", ""),
         (["1 234,5", "12 345,0"], "number", ""),
         (["1'234.50", "12\u2019345.00"], "number", ""),
@@ -310,6 +312,14 @@ def test_a_column_is_typed_where_its_values_decide_and_a_question_elsewhere(
     assert asked in questions
     assert "or is it" not in questions
     assert ("in which zone" in questions) == (kind == "timestamp" and "+" not in cells[0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("clock", ["10:0{}", "10:0{}:00", "10:0{}:00.5"])
+def test_blanks_in_times_divide_no_short_file(rows: int, clock: str, tmp_path: Path) -> None:
+    text = "at,n\n" + "".join(f"2026-01-15 {clock.format(row)},{row}\n" for row in range(rows))
+    columns = yaml.safe_load(dataset_of(text, tmp_path).text())["attributes"]["columns"]
+    assert [(column["name"], column["type"]) for column in columns] == [("at", "timestamp"), ("n", "integer")]
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f.jsonl"])

@@ -381,9 +381,7 @@ def _header(records: Sequence[Record], delimiter: str, search: HeaderSearch) -> 
     if any(record.cells is None for record in records):
         raise FileRejectedError("unreadable_header", f"Line {line_number}, the header, has an unbalanced quote.")
     if any(INVALID_BYTE.encode() in cell for cell in cells):
-        raise FileRejectedError(
-            "encoding", f"Line {line_number}, the header, has bytes that are not of the file's encoding."
-        )
+        raise FileRejectedError("encoding", f"Line {line_number}, the header, has bytes that are not of its encoding.")
     if any(b"\0" in cell for cell in cells):
         raise FileRejectedError("encoding", "The header has NUL bytes: UTF-16 without a byte order mark, or no text.")
     rows = [[clean_name(cell.decode("utf-8", "replace")) for cell in record.cells or []] for record in records]

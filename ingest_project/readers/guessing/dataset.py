@@ -25,8 +25,8 @@ MONEY = re.compile(
 KEYS = re.compile(r"(?i)(?:^|[_ ])(?:id|uuid|guid|key|no|nr|number|code|sku)$|id$")
 DECIMAL = r"^[+-]?[0-9]*(?:[.,' ][0-9]{3})*[.,]([0-9]+)$"
 WHOLE = r"^[+-]?(?:0|[1-9][0-9]*)$"
-# Of identifiers and telephone numbers.
-LEADING = r"^[+-]?0[0-9]|^\+[0-9]{8,}$"
+# Of identifiers, telephone numbers and codes: measurements have a mark or a sign where they have an exponent.
+CODE = r"^[+-]?0[0-9]|^\+[0-9]{8,}$|^[0-9]+[eE][0-9]+$"
 JSON_TEXT = r"^\s*(?:\{.*\}|\[.*\])\s*$"
 MONEY_PLACES = 4
 FEW_VALUES = 8
@@ -134,8 +134,8 @@ def _typed(column: Column, found: Found, name: str) -> TypedColumn:
 
 def _number(column: Column, known: pl.Series, fits: str) -> tuple[str, str]:
     """Return the type of a column of numbers, and what it rests on."""
-    if known.str.contains(LEADING).any():
-        return "text", f"{fits} are numbers, but some begin with a 0 or + that a number would lose"
+    if known.str.contains(CODE).any():
+        return "text", f"{fits} are numbers, but some are written as codes are, such as 012, +4912345678 or 12E4"
     if int(known.str.len_chars().sort()[-1]) > MOST_DIGITS:
         return "text", f"{fits} are numbers, but some have more digits than a number keeps"
     if known.str.contains(WHOLE).sum() >= TYPED_SHARE * len(known):

@@ -156,6 +156,7 @@ RARE_DELIMITERS = "~^!:"
 MIN_SHARE = 0.5
 GOOD_SHARE = 0.8
 BLANKS_DISCOUNT = 0.85
+LATER_DISCOUNT = 0.7
 
 NUMBER = r"[+-]?(?:[0-9]+(?:[.,' \u00a0\u202f][0-9]+)*[.,]?|[.,][0-9]+)(?:[eE][+-]?[0-9]+)?"
 MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
@@ -268,7 +269,9 @@ class _Fit(NamedTuple):
 
     @property
     def score(self) -> float:
-        return self.share * (0.3 + 0.7 * self.typed) * (1 - self.undivided) if self.width > 1 else 0.0
+        fit = self.share * (0.3 + 0.7 * self.typed) * (1 - self.undivided) if self.width > 1 else 0.0
+        # Of a short file, a header that another delimiter divides counts as much as its records.
+        return fit if self.from_first else fit * LATER_DISCOUNT
 
     @property
     def is_table(self) -> bool:
