@@ -309,7 +309,7 @@ def _statement_cursor(connection: Connection) -> Cursor:
 
 def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
     url = database_address(database_url)
-    options = {**postgres_options(connect_timeout_seconds), **url.query}
+    options = {**url.query, **postgres_options(url, connect_timeout_seconds)}
     address = url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)
     # libpq takes %20 for a space, and + for a plus.
     return f"{address}?{urlencode(options, doseq=True, quote_via=quote)}"

@@ -535,8 +535,8 @@ class AlertStores:
         if address.get_backend_name() == "postgresql":
             address = address.update_query_dict({"tcp_user_timeout": NO_ANSWER_MILLISECONDS})
         engine = open_engine(address.render_as_string(hide_password=False), warehouse.connect_timeout_seconds)
-        further = postgres_options(warehouse.connect_timeout_seconds) | {"tcp_user_timeout": NO_ANSWER_MILLISECONDS}
-        follow_secret(engine, warehouse.database_url, further)
+        further = postgres_options(address, warehouse.connect_timeout_seconds)
+        follow_secret(engine, warehouse.database_url, further | {"tcp_user_timeout": NO_ANSWER_MILLISECONDS})
         migrate(engine)
         return engine
 

@@ -29,6 +29,8 @@ from ingest_project.platform.errors import is_refused_login, map_error
 POSTGRES_DRIVER = "postgresql+psycopg2"
 # A lock that is held this long belongs to a stuck writer: a retryable error is better than a run that hangs.
 LOCK_TIMEOUT_SECONDS = 60
+# Whatever a role or a database has as its own: fewer digits than a double has would be other readings.
+SESSION = f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC -c extra_float_digits=1"
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 BEGIN_OPTION = "ingest_sqlite_begin"
 
@@ -51,8 +53,7 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
         return _sqlite_engine(url)
     arguments: dict[str, Any] = {}
     if url.get_backend_name() == "postgresql":
-        ours = postgres_options(connect_timeout_seconds)
-        arguments = {name: value for name, value in ours.items() if name not in url.query}
+        arguments = postgres_options(url, connect_timeout_seconds)
     # Otherwise SQLAlchemy queries each new connection for a type that no table here has.
     options = {"use_native_hstore": False} if url.drivername == POSTGRES_DRIVER else {}
     engine = sa.create_engine(
@@ -94,18 +95,22 @@ def with_present_secret(database_url: str | SecretStr, connect: Callable[[str], 
     return connect(text_of(database_url))
 
 
-def postgres_options(connect_timeout_seconds: float) -> dict[str, Any]:
-    """Return the libpq options of every PostgreSQL connection of this project."""
-    return {
+def postgres_options(url: URL, connect_timeout_seconds: float) -> dict[str, Any]:
+    """Return the connection options, as libpq names them, of every PostgreSQL session of this project.
+
+    Those that the address names are left to it; settings of the session that it has come after ours, and count.
+    """
+    ours: dict[str, Any] = {
         # libpq counts whole seconds and treats 0 as no limit.
         "connect_timeout": max(2, round(connect_timeout_seconds)),
         "application_name": "ingest_project",
-        "options": f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC",
         # Detect a peer that vanished silently within a minute instead of two hours.
         "keepalives_idle": 20,
         "keepalives_interval": 10,
         "keepalives_count": 3,
     }
+    settings = " ".join((SESSION, *url.normalized_query.get("options", ())))
+    return {name: value for name, value in ours.items() if name not in url.query} | {"options": settings}
 
 
 def database_address(database_url: str) -> URL:

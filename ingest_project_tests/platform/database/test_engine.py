@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.platform.database import open_engine, printable, reading, writing
@@ -169,6 +170,23 @@ def test_a_server_that_comes_back_is_used_again_by_the_same_engine(own_postgres_
     with reading(engine) as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
     engine.dispose()
+
+
+@pytest.mark.parametrize("options", ["", "?options=-csearch_path%3Dnowhere,public"])
+def test_sessions_are_the_same_whatever_a_database_has_as_its_own(
+    empty_postgres_url: str, postgres_server: PostgresServer, options: str
+) -> None:
+    name = make_url(empty_postgres_url).database
+    for setting in ("timezone = 'America/St_Johns'", "extra_float_digits = -3", "datestyle = 'German'"):
+        postgres_server.execute(f'ALTER DATABASE "{name}" SET {setting}')
+    engine = open_engine(empty_postgres_url + options)
+    with reading(engine) as connection:
+        third, shown = connection.execute(sa.text("SELECT 1 / 3::float8, current_setting('lock_timeout')")).one()
+        moment = connection.execute(sa.text("SELECT '2026-07-01 12:00'::timestamptz")).scalar_one()
+        path = connection.execute(sa.text("SELECT current_setting('search_path')")).scalar_one()
+    engine.dispose()
+    assert (third, shown, moment) == (1 / 3, "1min", datetime(2026, 7, 1, 12, tzinfo=UTC))
+    assert path.startswith("nowhere") == bool(options)
 
 
 def test_times_come_back_as_the_same_moment_in_utc(database_url: str) -> None:
