@@ -34,41 +34,27 @@ from typing import Any
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.settings import current_settings
 
-# Slow imports of every run worker. None of them starts Polars' threads.
+# Slow imports of every run worker, with what they import. None of them starts Polars' threads.
 HEAVY_MODULES = (
-    "adbc_driver_postgresql.dbapi",
     "dagster._core.definitions.repository_definition.repository_data_builder",
     "dagster._core.execution.plan.active",
-    "dagster._core.executor.in_process",
     "dagster._core.instance.factory",
     "dagster._core.secrets.env_file",
-    "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.root",
     "dagster._core.system_config.composite_descent",
-    "dagster._core.utility_ops",
-    "dagster._grpc.impl",
     "dagster._utils.test.definitions",
-    "ingest_project.attachments.definitions",
-    "ingest_project.file_ingest.definitions",
     "ingest_project.file_ingest.warehouse.postgres",
     "ingest_project.operations.definitions",
     "ingest_project.platform.dagster.executor",
-    "ingest_project.platform.object_store.content_store",
-    "ingest_project.polling.definitions",
     "ingest_project.readers.formats.csv_reader",
     "ingest_project.sources.local",
-    "ingest_project.streams.declared",
     "multiprocessing.popen_forkserver",
     "multiprocessing.queues",
     "multiprocessing.synchronize",
     "pandera.backends.polars.builtin_checks",
     "pandera.backends.polars.components",
     "pandera.backends.polars.container",
-    "pandera.backends.polars.register",
     "pandera.backends.register_checks",
-    "pandera.polars",
-    "pandera.strategies.base_strategies",
-    "psycopg2.extras",
     "psycopg2.sql",
     "upath.implementations.local",
 )
