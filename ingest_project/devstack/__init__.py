@@ -313,14 +313,10 @@ def wait_until_gone(pid: int, seconds: float) -> bool:
 
 def port_is_free(port: int) -> bool:
     """Return True if this process could listen on the port of the loopback interface now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Like servers: a port with old connections in TIME_WAIT counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+    # Like servers: a port with old connections in TIME_WAIT counts as free.
+    with suppress(OSError), socket.create_server((HOST, port)):
+        return True
+    return False
 
 
 def free_port() -> int:

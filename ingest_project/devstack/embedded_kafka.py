@@ -170,17 +170,13 @@ def listen(port: int) -> socket.socket:
     Raises:
         SettingsError: the port is taken.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setblocking(False)
     try:
-        listener.bind((HOST, port))
-        listener.listen(LISTEN_BACKLOG)
+        listener = socket.create_server((HOST, port), backlog=LISTEN_BACKLOG)
     except OSError as error:
-        listener.close()
         raise SettingsError(
             f"Port {port} for the embedded broker cannot be used: {error.strerror}. Choose another, or 0 for any."
         ) from error
+    listener.setblocking(False)
     return listener
 
 
