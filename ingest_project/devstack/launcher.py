@@ -41,6 +41,10 @@ LARGEST_REQUEST_BYTES = 1 << 20
 MADV_DONTNEED = 4
 # Of a file, read-only, and with no page that was written to before, such as one of the addresses of functions.
 UNCHANGED_MAPPING = re.compile(r"^(\w+)-(\w+) r-.p .*/.*\n(?:\w+: .*\n)*?Anonymous: +0 kB$", re.MULTILINE)
+POOL_BYTES = 16_384
+# Four times what there are; it ends where an interpreter allocates otherwise.
+MOST_GAPS = 16_000
+FILLING: list[bytes] = []
 # By the first 15 characters of their names; OpenBLAS names its threads after the program.
 HARMLESS_THREADS = ("jemalloc_bg_thd", "polars-ooc-clea")
 
@@ -127,6 +131,7 @@ def serve(modules: Sequence[str]) -> dict[str, Any] | None:
     _require_safe_forks()
     # The collector does not write to frozen objects, so their memory stays shared.
     gc.collect()
+    _fill_gaps()
     gc.freeze()
     _unmap_files()
     # Guards are not waited for: they report their exit codes themselves.
@@ -154,6 +159,29 @@ def _require_safe_forks() -> None:
     unsafe = {name for name in names if name not in (*HARMLESS_THREADS, own)}
     if unsafe or threading.active_count() > 1:
         sys.exit(f"Parts are started as new interpreters: the imports started threads ({', '.join(unsafe)}).")
+
+
+def _fill_gaps() -> None:
+    """Fill the gaps between what the imports allocated: with something of its own in one, a part copies that page.
+
+    Allocators take gaps first: Python's, for up to 512 bytes, until it begins a pool, and C's until its heap grows.
+    """
+    for size in range(48, 513, 16):
+        in_pool = pool = 0
+        while in_pool * size < POOL_BYTES * 3 // 4 and len(FILLING) < MOST_GAPS:
+            FILLING.append(bytes(size - sys.getsizeof(b"")))
+            pool, last = id(FILLING[-1]) // POOL_BYTES, pool
+            in_pool = in_pool + 1 if pool == last else 1
+    library = ctypes.CDLL(None)
+    # GNU's: another C library may not take gaps first.
+    if not hasattr(library, "malloc_trim"):
+        return
+    library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
+    library.malloc_trim(0)
+    end = library.sbrk(0)
+    for power in range(16, 3, -1):
+        while 0 < library.malloc(ctypes.c_size_t(1 << power)) < end:
+            pass
 
 
 def _unmap_files() -> None:
