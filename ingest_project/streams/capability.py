@@ -10,14 +10,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from ingest_project.core.console import counted
-from ingest_project.platform.capability import (
-    Amount,
-    Capability,
-    ConsumedTopic,
-    Failure,
-    Metric,
-    WorkState,
-)
+from ingest_project.platform.capability import Amount, Capability, ConsumedTopic, Failure, Metric, WorkState
 from ingest_project.platform.database import fetch
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search

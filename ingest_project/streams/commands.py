@@ -112,13 +112,9 @@ def show_positions(
 def _print_positions(found: StreamList) -> None:
     made = table("Topic", "Partition", "Next offset", "Waiting", "Moved", "Failures", "Reason", numbers=["Waiting"])
     for one in found.partitions:
-        waiting, reason = (
-            "unknown" if one.waiting is None else one.waiting,
-            shortened(one.reason or "", MAX_SHOWN_REASON),
-        )
-        add_row(
-            made, one.topic, one.partition, str(one.next_offset), waiting, ago(one.updated_at), one.attempts, reason
-        )
+        waiting = "unknown" if one.waiting is None else one.waiting
+        why = shortened(one.reason or "", MAX_SHOWN_REASON)
+        add_row(made, one.topic, one.partition, str(one.next_offset), waiting, ago(one.updated_at), one.attempts, why)
     show_list(made, "partitions", more=False)
     for lost in found.lost:
         complain(f"Lost: {lost}")

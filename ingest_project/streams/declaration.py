@@ -19,13 +19,7 @@ from ingest_project.contracts.columns import Owners, StreamColumn
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, TopicSettings
-from ingest_project.core.yaml_models import (
-    AsWritten,
-    ContradictionsError,
-    Declared,
-    nearest,
-    yaml_content,
-)
+from ingest_project.core.yaml_models import AsWritten, ContradictionsError, Declared, nearest, yaml_content
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.readers.datasets import BrokenDeclaration, declaration_files, declared, read_declaration
 from ingest_project.readers.declaration import OWN_TABLES
@@ -178,9 +172,7 @@ class StreamDeclaration(Declared):
                 f"columns: the model {self.model} has no column {', '.join(unknown)}{nearest(unknown[0], found)}"
             )
         paths = {name: column.model_dump(include={"path", "epoch"}) for name, column in declared.items()}
-        return tuple(
-            StreamColumn.model_validate(column.model_dump() | paths.get(name, {})) for name, column in found.items()
-        )
+        return tuple(StreamColumn.model_validate(one.model_dump() | paths.get(name, {})) for name, one in found.items())
 
     @property
     def source(self) -> str:

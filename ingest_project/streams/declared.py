@@ -56,9 +56,7 @@ def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
 def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
     """Return what Dagster loads of a stream."""
     return DagsterParts(
-        definitions_of_stream(declaration),
-        lambda settings: topics_of(declaration, settings),
-        stored_of(declaration),
+        definitions_of_stream(declaration), lambda settings: topics_of(declaration, settings), stored_of(declaration)
     )
 
 

@@ -205,7 +205,6 @@ class Decoder(Protocol):
         Raises:
             TransientError: a service that it needs is away; no message is to blame.
         """
-        ...
 
 
 class DecoderFactory(Protocol):
@@ -213,7 +212,6 @@ class DecoderFactory(Protocol):
 
     def __call__(self, columns: Sequence[StreamColumn], settings: Settings) -> Decoder:
         """Return a decoder of some columns."""
-        ...
 
 
 class JsonDecoder:
@@ -225,9 +223,7 @@ class JsonDecoder:
     """
 
     def __init__(
-        self,
-        columns: Sequence[StreamColumn],
-        payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE,
+        self, columns: Sequence[StreamColumn], payload_of: Callable[[ConsumerRecord], bytes | None] = VALUE
     ) -> None:
         self._tree = tree_of(columns)
         self._names = SingleNames(_objects(self._tree))
@@ -401,12 +397,7 @@ class _Shape:
                 kind = Raw if column.epoch else types[column.kind]
                 fields.append((name, kind, NO_JSON) if kind is Raw else (name, kind | UnsetType, UNSET))
         self.struct: Any = msgspec.defstruct(
-            "Message",
-            fields,
-            forbid_unknown_fields=forbid_unknown_fields,
-            frozen=True,
-            gc=False,
-            rename=self._names,
+            "Message", fields, forbid_unknown_fields=forbid_unknown_fields, frozen=True, gc=False, rename=self._names
         )
         self._nothing = self.struct()
         self._nothing_of = {name: getattr(self._nothing, name) for name in self._columns}

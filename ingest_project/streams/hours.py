@@ -168,9 +168,8 @@ def count_changes(connection: sa.Connection, stream: str, changed: Iterable[date
     if rows:
         insert = insert_into(connection, stream_hours)
         again = {"changes": stream_hours.c.changes + 1, "changed_at": insert.excluded.changed_at}
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=list(stream_hours.primary_key), set_=again), rows
-        )
+        keys = list(stream_hours.primary_key)
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=again), rows)
 
 
 def add_spans(connection: sa.Connection, stream: str, offsets: OffsetRange, hours: Iterable[datetime]) -> None:

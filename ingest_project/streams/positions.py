@@ -406,9 +406,7 @@ def epochs(connection: sa.Connection, topic: str) -> dict[str, int]:
     return {topic_id: epoch for topic_id, epoch in connection.execute(query.group_by(columns.topic_id))}  # noqa: C416 - dict() loses the types
 
 
-def message_totals(
-    connection: sa.Connection,
-) -> tuple[Counter[tuple[str, str]], dict[tuple[str, ...], float]]:
+def message_totals(connection: sa.Connection) -> tuple[Counter[tuple[str, str]], dict[tuple[str, ...], float]]:
     """Return the messages of all streams by topic and outcome, and their histograms by metric, stream and bucket."""
     counts: Counter[tuple[str, str]] = Counter()
     totals: defaultdict[tuple[str, ...], float] = defaultdict(float)

@@ -38,11 +38,7 @@ def _metadata(services: StreamResources, run: StreamRun) -> dict[dg.AssetKey, di
         still_open = count_open(connection)
     return {
         **{
-            asset: {
-                "messages": outcome[f"{kind}_messages"],
-                "rows_changed": outcome[f"{kind}_rows_changed"],
-                **common,
-            }
+            asset: {"messages": outcome[f"{kind}_messages"], "rows_changed": outcome[f"{kind}_rows_changed"], **common}
             for asset, kind in ((OPPORTUNITIES, CrmKind.OPPORTUNITY), (PROJECTS, CrmKind.PROJECT))
         },
         UNIDENTIFIED_MESSAGES: {"messages": outcome["unidentified"], "open_messages": still_open, **common},

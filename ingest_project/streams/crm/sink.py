@@ -148,10 +148,8 @@ def identify(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int = 0) 
     found = Identified(messages)
     refused = decode_apart(messages, lambda part: found.rows.append(crm_rows(part, topic_id, epoch)))
     refused += [one for rows in found.rows for one in rows.refused]
-    found.unidentified = [
-        unidentified(message, topic_id, str(error), error.error_class)
-        for message, error in sorted(refused, key=lambda one: one[0].offset)
-    ]
+    in_order = sorted(refused, key=lambda one: one[0].offset)
+    found.unidentified = [unidentified(one, topic_id, str(error), error.error_class) for one, error in in_order]
     return found
 
 

@@ -101,12 +101,9 @@ class _Append:
     def commit(self, first: int, count: int, next_row: int) -> None:
         """Commit some rows, or none, and move the position to the next one."""
         target, position = self._target, self._target.position_at(next_row)
+        rows = self._table.slice(first, count)
         committed = self._stream.store.append(
-            self._table.slice(first, count),
-            app_id=target.app_id,
-            version=position,
-            after=self._reached,
-            checked=target.checked,
+            rows, app_id=target.app_id, version=position, after=self._reached, checked=target.checked
         )
         if isinstance(committed, Committed):
             self.done.table_version = committed.table_version

@@ -42,16 +42,9 @@ from ingest_project.streams.delta.recovery import (
 )
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.delta.stream import LOCK_WAIT_SECONDS, DeltaStream
-from ingest_project.streams.engine import (
-    MAX_SHOWN,
-    RECENT,
-    StreamRun,
-    health_of,
-    settle,
-    store_stream,
-)
+from ingest_project.streams.engine import MAX_SHOWN, RECENT, StreamRun, health_of, settle, store_stream
 from ingest_project.streams.hours import FIRST_HOUR
-from ingest_project.streams.positions import OffsetRange
+from ingest_project.streams.positions import OffsetRange, StreamPositions
 from ingest_project.streams.sensor import (
     StreamLimits,
     StreamRunConfig,
@@ -123,14 +116,11 @@ def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Defin
     checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), event_time_plausible(parts), *parts.checks]
     maintenance = _maintenance_job(parts)
 
-    sensor = StreamSensor(
-        f"{parts.asset.path[-1]}_sensor",
-        parts.batch_name,
-        parts.op_name,
-        lambda services: parts.open(services).positions,
-        parts.limits,
-        WORTH_SPLITTING,
-    )
+    def positions(services: Runtime) -> StreamPositions:
+        return parts.open(services).positions
+
+    name = f"{parts.asset.path[-1]}_sensor"
+    sensor = StreamSensor(name, parts.batch_name, parts.op_name, positions, parts.limits, WORTH_SPLITTING)
     own = dg.Definitions(
         assets=[_asset(parts), *more],
         jobs=[_batch_job(parts), maintenance],
@@ -234,10 +224,8 @@ def _report(context: Context, parts: DeltaParts, run: StreamRun, sink: DeltaSink
     version = {} if sink.table_version is None else {"table_version": sink.table_version}
     common = {**run.outcome, **run.metadata(), **version, **sink.recovered.metadata()}
     rows = sink.hours + sink.recovered.hours
-    report(
-        context,
-        [PartitionEvents(hour_key(hour), {parts.asset: {"rows_added": rows[hour], **common}}) for hour in changes],
-    )
+    added = {hour: {parts.asset: {"rows_added": rows[hour], **common}} for hour in changes}
+    report(context, [PartitionEvents(hour_key(hour), assets) for hour, assets in added.items()])
     stream.hours.mark_reported(changes)
 
 

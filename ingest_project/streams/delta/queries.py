@@ -79,11 +79,8 @@ def count_offsets(store: DeltaStore, offsets: OffsetRange, size: int) -> dict[in
     """
     counted = f"kafka_offset / {size} AS piece, count(DISTINCT kafka_offset) AS offsets"
     query = f"SELECT {counted} FROM events WHERE {of_offsets(offsets)} GROUP BY 1"
-    return {
-        row["piece"] * size: row["offsets"]
-        for batch in _ask_of(store, POSITION_COLUMNS, query)
-        for row in batch.to_pylist()
-    }
+    batches = _ask_of(store, POSITION_COLUMNS, query)
+    return {row["piece"] * size: row["offsets"] for batch in batches for row in batch.to_pylist()}
 
 
 def rows_with(

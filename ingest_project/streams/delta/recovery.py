@@ -203,11 +203,7 @@ def _oldest_retained(stream: DeltaStream, position: SinkPosition) -> int:
 
 
 def _read_again(
-    stream: DeltaStream,
-    piece: OffsetRange,
-    missing: Sequence[Run],
-    retained: int,
-    recovered: Recovered,
+    stream: DeltaStream, piece: OffsetRange, missing: Sequence[Run], retained: int, recovered: Recovered
 ) -> None:
     """Store what Kafka has of the missing offsets of a piece."""
     if not missing:

@@ -12,11 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest_project.contracts.columns import StreamColumn
-from ingest_project.core.errors import (
-    PermanentError,
-    SchemaConflictError,
-    UnreadableMessageError,
-)
+from ingest_project.core.errors import PermanentError, SchemaConflictError, UnreadableMessageError
 from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
@@ -114,11 +110,8 @@ def days_of(moments: pa.Array, written: pa.Array, first: datetime) -> pa.Array:
     """Return the day of each row, `yyyy-mm-dd`; null if impossible: before the first partition, or tomorrow."""
     not_before = pc.greater_equal(moments, pa.scalar(first, INSTANT))
     latest = pc.add(pc.fill_null(written, datetime.now(UTC)), pa.scalar(MAX_AHEAD, pa.duration("us")))
-    return pc.if_else(
-        pc.and_(not_before, pc.less_equal(moments, latest)),
-        moments.cast(pa.date32()).cast(pa.string()),
-        pa.scalar(None, pa.string()),
-    )
+    is_possible, no_day = pc.and_(not_before, pc.less_equal(moments, latest)), pa.scalar(None, pa.string())
+    return pc.if_else(is_possible, moments.cast(pa.date32()).cast(pa.string()), no_day)
 
 
 def hours_of_day(moments: pa.Array, days: pa.Array) -> pa.Array:

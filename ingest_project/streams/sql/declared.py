@@ -184,11 +184,8 @@ class DeclaredTable:
         is_whole = keys.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_list() if arrays else []
         kept = [originals[one.offset] for one in compress(decoded.kept, is_whole)]
         why = "A tombstone whose key is missing or not of its columns' types."
-        refused += [
-            (originals[one.offset], UnreadableMessageError(why))
-            for one, whole in zip(decoded.kept, is_whole, strict=True)
-            if not whole
-        ]
+        broken = compress(decoded.kept, [not whole for whole in is_whole])
+        refused += [(originals[one.offset], UnreadableMessageError(why)) for one in broken]
         return keys.filter(pl.Series(is_whole, dtype=pl.Boolean)).with_columns(_positions(kept, position)), refused
 
     def _versions(self, found: KeyedRows) -> _Versions:

@@ -132,10 +132,8 @@ def statistics_of_hour(store: DeltaStore, hour: datetime) -> list[HourOfType]:
         StoreUnavailableError: the table cannot be read.
     """
     where = of_hours(hour, end_of(hour))
-    rows = sum(
-        batch.to_pylist()[0]["rows"]
-        for batch in query_events(store, f"SELECT count(*) AS rows FROM events WHERE {where}")
-    )
+    counts = query_events(store, f"SELECT count(*) AS rows FROM events WHERE {where}")
+    rows = sum(batch.to_pylist()[0]["rows"] for batch in counts)
     shares = math.ceil(rows / ROWS_AT_A_TIME)
     types: dict[str, _TypeSoFar] = defaultdict(_TypeSoFar)
     for share in range(shares):

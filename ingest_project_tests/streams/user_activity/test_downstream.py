@@ -6,7 +6,7 @@ import pandas as pd
 import polars as pl
 
 from ingest_project.streams.delta.definitions import hourly_partitions
-from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
+from ingest_project.streams.user_activity.definitions import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.platform.dagster.test_catalog import loaded
 from ingest_project_tests.streams.user_activity.events import event
 from ingest_project_tests.streams.user_activity.system import ActivitySystem

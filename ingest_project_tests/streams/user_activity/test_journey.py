@@ -19,7 +19,7 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import store_stream
-from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
+from ingest_project.streams.user_activity.definitions import USER_ACTIVITY_EVENTS, USER_ACTIVITY_HOURLY
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.streams.user_activity.events import encoded, event
 from ingest_project_tests.streams.user_activity.system import BATCH, HOURLY_BATCH, HOURLY_SENSOR, SENSOR, ActivitySystem

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ingest_project.streams.delta.recovery import complete_all, runs_between, subtract
 from ingest_project.streams.delta.sink import DeltaSink
 from ingest_project.streams.engine import settle, store_stream
-from ingest_project.streams.user_activity.assets import USER_ACTIVITY_EVENTS
+from ingest_project.streams.user_activity.definitions import USER_ACTIVITY_EVENTS
 from ingest_project_tests.fuzz import examples
 from ingest_project_tests.streams.user_activity import foreign
 from ingest_project_tests.streams.user_activity.events import event
