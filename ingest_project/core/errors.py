@@ -40,6 +40,7 @@ Catch the narrowest class that you can handle, and raise the new error `from` th
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 
 class IngestError(Exception):
@@ -49,6 +50,10 @@ class IngestError(Exception):
     def error_class(self) -> str:
         """The name stored in work queues, headers and metrics."""
         return type(self).__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process raise it: what the constructors take is not what the message is made of."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class PermanentError(IngestError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -30,16 +31,11 @@ from ingest_project.core.errors import (
 from ingest_project.core.items import prefetch, rarely_collected
 from ingest_project.core.logging import get_logger
 from ingest_project.platform import tracing
-from ingest_project.platform.capability import (
-    BEYOND,
-    EVENT_TO_STORED,
-    LATENCY_BUCKETS,
-    PROCESSING,
-    latency_bucket,
-)
+from ingest_project.platform.capability import BEYOND, EVENT_TO_STORED, LATENCY_BUCKETS, PROCESSING, latency_bucket
 from ingest_project.platform.kafka.consumer import ConsumerRecord, log_each
-from ingest_project.platform.kafka.reader import OpenRanges
+from ingest_project.platform.kafka.reader import OpenRanges, RangeReader
 from ingest_project.platform.runtime import Runtime
+from ingest_project.streams.parallel import forked, split
 from ingest_project.streams.positions import (
     LOST,
     LostOffsets,
@@ -54,6 +50,8 @@ logger = get_logger(__name__)
 
 
 CHUNK_BYTES = 16 * 1024**2
+# Fewer are decoded sooner than a process of their own has started.
+CHUNKS_PER_PROCESS = 5
 MAX_SHOWN = 20
 # One failure may be transient; after this many in a row a person should look.
 MAX_FAILURES = 3
@@ -114,27 +112,25 @@ class Sink(Protocol[Rows]):
 
     Args:
         chunk_messages: most messages to decode at a time.
+        processes: in how many processes messages may be decoded, see `parallel`.
         operation: of `store`, in one word.
     """
 
     chunk_messages: int
+    processes: int
     operation: str
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
         """Inspect the sink before partitions are resumed."""
-        ...
 
     def resume(self, position: SinkPosition) -> SinkPosition:
         """Repair what the sink lacks in a partition, and return its position."""
-        ...
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
-        """Turn messages into rows, and publish unreadable ones as dead letters. No message makes it fail."""
-        ...
+        """Turn messages into rows. No message makes it fail."""
 
     def is_full(self, batch: Batch[Rows]) -> bool:
         """Return whether a batch is to be stored before more is read."""
-        ...
 
     def store(self, batch: Batch[Rows], position: SinkPosition) -> SinkPosition:
         """Store rows and move the position in one transaction.
@@ -150,7 +146,6 @@ class Sink(Protocol[Rows]):
             PositionConflictError: another run has moved the position; nothing was stored.
             IngestError: nothing was stored beyond the position that the sink has now.
         """
-        ...
 
 
 @dataclass
@@ -228,9 +223,8 @@ def store_stream(
     try:
         backlog = services.range_reader.backlog(positions.topic, positions.saved(), 0)
     except BrokerUnavailableError as away:
-        run.begun = {
-            partition: one for partition, one in positions.current().items() if ends is None or partition in ends
-        }
+        known = positions.current()
+        run.begun = {partition: one for partition, one in known.items() if ends is None or partition in ends}
         run.positions, run.failures = dict(run.begun), dict.fromkeys(run.begun, away)
         if not run.failures:
             raise
@@ -282,14 +276,13 @@ def _store(services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[
     sink.prepare(list(run.positions.values()))
     for partition in wanted:
         _attempt(run, partition, sink.resume)
-    with (
-        services.range_reader.opened() as ranges,
-        prefetch(_batches(ranges, sink, run, wanted)) as batches,
-    ):
+    with _decoded(services, sink, run, wanted) as decoded, prefetch(decoded) as batches:
         for batch in batches:
             if _is_open(run, batch.partition):
                 run.messages += batch.messages
                 _attempt(run, batch.partition, partial(_store_batch, sink, batch))
+            elif not any(_is_open(run, partition) for partition in wanted):
+                return
 
 
 def _store_batch(sink: Sink[Rows], batch: Batch[Rows], position: SinkPosition) -> SinkPosition:
@@ -318,13 +311,39 @@ def _is_open(run: StreamRun, partition: int) -> bool:
     return partition not in run.failures and partition not in run.conflicts
 
 
+@contextmanager
+def _decoded(
+    services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]
+) -> Iterator[Generator[Batch[Rows], None, None]]:
+    """Read and decode: much in several processes, unless a run failed before, which may have been the reason."""
+    waiting = {one: max(0, end - run.positions[one].next_offset) for one, end in wanted.items() if _is_open(run, one)}
+    most = 1 if any(position.reason for position in run.begun.values()) else sink.processes
+    shares = split(waiting, most, CHUNKS_PER_PROCESS * sink.chunk_messages)
+    if len(shares) > 1:
+        parts = [{partition: wanted[partition] for partition in share} for share in shares]
+        with forked(parts, partial(_in_child, services, sink, run)) as batches:
+            yield batches
+    else:
+        yield _batches(services.range_reader, sink, run, wanted)
+
+
+def _in_child(
+    services: Runtime, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]
+) -> Iterator[Batch[Rows] | IngestError]:
+    try:
+        yield from _batches(RangeReader(services.settings.kafka), sink, run, wanted)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        yield as_ingest_error(error, "Decoding messages")
+
+
 def _batches(
-    ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]
+    reader: RangeReader, sink: Sink[Rows], run: StreamRun, wanted: Mapping[int, int]
 ) -> Generator[Batch[Rows], None, None]:
     """Read and decode one partition after the other, up to the offsets wanted."""
-    for partition, end in wanted.items():
-        if _is_open(run, partition):
-            yield from _batches_of(ranges, sink, run, run.positions[partition].until(end))
+    with reader.opened() as ranges:
+        for partition, end in wanted.items():
+            if _is_open(run, partition):
+                yield from _batches_of(ranges, sink, run, run.positions[partition].until(end))
 
 
 def _batches_of(ranges: OpenRanges, sink: Sink[Rows], run: StreamRun, offsets: OffsetRange) -> Iterable[Batch[Rows]]:

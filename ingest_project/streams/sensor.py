@@ -23,12 +23,9 @@ from ingest_project.platform.dagster.asset_events import WholeAssetResult
 from ingest_project.platform.dagster.catalog import running_schedule
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.runtime import Runtime
-from ingest_project.platform.work_queue.sensor import (
-    batch_tags,
-    queue_sensor,
-    reason_of_loss,
-)
+from ingest_project.platform.work_queue.sensor import batch_tags, queue_sensor, reason_of_loss
 from ingest_project.streams.engine import StreamHealth, StreamRun
+from ingest_project.streams.parallel import split
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.resources import StreamResources
 
@@ -144,26 +141,8 @@ def tick(
     requests, reason = (
         _requests(context.instance, services, positions, stream, behind, backlog.ends) if behind else ([], None)
     )
-    return dg.SensorResult(
-        run_requests=requests,
-        cursor=seen.to_cursor(),
-        skip_reason=None if requests else reason or f"Nothing new on {positions.topic}.",
-    )
-
-
-def split(waiting: Mapping[int, int], max_runs: int, worth_splitting: int) -> list[list[int]]:
-    """Divide partitions between runs, about evenly.
-
-    Args:
-        waiting: messages by partition.
-        max_runs: maximum number of runs.
-        worth_splitting: messages for which a further run is worth its start.
-    """
-    wanted = min(max_runs, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
-    shares: list[list[int]] = [[] for _ in range(wanted)]
-    for partition in sorted(waiting, key=lambda one: (-waiting[one], one)):
-        min(shares, key=lambda share: (sum(waiting[one] for one in share), len(share))).append(partition)
-    return shares
+    skipped = None if requests else reason or f"Nothing new on {positions.topic}."
+    return dg.SensorResult(run_requests=requests, cursor=seen.to_cursor(), skip_reason=skipped)
 
 
 def end_of(position: SinkPosition, end: int, limit: int) -> int:
@@ -225,9 +204,7 @@ def _stored_by_all(services: StreamResources, positions: StreamPositions, saved:
     found = [other.saved() for other in others if other.stream != positions.stream]
     least = dict(saved.next_offsets)
     for other in (one for one in found if one is not None and one.topic_id == saved.topic_id):
-        least = {
-            partition: min(offset, other.next_offsets.get(partition, offset)) for partition, offset in least.items()
-        }
+        least = {one: min(offset, other.next_offsets.get(one, offset)) for one, offset in least.items()}
     return Positions(saved.topic_id, least)
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import load_settings
 from ingest_project.platform.kafka.producer import ProducerRecord
+from ingest_project.streams.parallel import split
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.resources import StreamResources
-from ingest_project.streams.sensor import PARTITIONS_TAG, StreamLimits, StreamSensor, end_of, split, tick
+from ingest_project.streams.sensor import PARTITIONS_TAG, StreamLimits, StreamSensor, end_of, tick
 from ingest_project_tests.journeys.system import changed
 from ingest_project_tests.services.kafka import FaultyBroker
 

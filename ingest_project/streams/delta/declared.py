@@ -26,6 +26,7 @@ from ingest_project.streams.delta.rows import (
 )
 from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.hours import DAY, FIRST_HOUR
+from ingest_project.streams.parallel import processes_of
 
 HOUR = "event_hour"
 STRING = 'PrimitiveType("string")'
@@ -39,7 +40,7 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
     url = declaration.delta_url(services.settings)
     ids = ("trace_id", *declaration.id_columns)
     store = open_delta_table(url, delta_credentials(services.settings), partition_by=by, looked_up_by=ids)
-    rows = _Rows(declaration, services.settings, store)
+    rows, own = _Rows(declaration, services.settings, store), declaration.own_decoder()
     return DeltaStream(
         services=services,
         name=declaration.name,
@@ -47,10 +48,11 @@ def declared_delta_stream(declaration: StreamDeclaration, services: Runtime) -> 
         dead_letter_topic=declaration.dlq,
         store=store,
         lock=f"stream_{declaration.name}",
-        decode=declaration.own_decoder() or rows.decode,
+        decode=own or rows.decode,
         schema_of=lambda: schema_of(declaration),
         time_column=declaration.time_column,
         commit_messages=sink.commit_messages,
+        processes=processes_of(declaration.max_parallel_batches, services.settings.kafka) if own else 1,
         evolved=rows.evolved,
     )
 

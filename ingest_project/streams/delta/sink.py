@@ -49,6 +49,7 @@ class DeltaSink:
         self.stream = stream
         self._commit_rows = stream.commit_messages
         self.chunk_messages = min(CHUNK_MESSAGES, self._commit_rows)
+        self.processes = stream.processes
         self._standings: dict[str, Standing] = {}
         # The position of the table in each partition; None where it has none yet.
         self._table_positions: dict[int, int | None] = {}
@@ -98,19 +99,20 @@ class DeltaSink:
             )
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> StreamRows:
-        """Turn messages into rows, and publish those that cannot be rows as dead letters."""
-        rows = self.stream.decode(messages, position.topic_id)
-        self.stream.dead_letter(rows.refused, position.topic_id)
-        return rows
+        """Turn messages into rows."""
+        return self.stream.decode(messages, position.topic_id)
 
     def is_full(self, batch: Batch[StreamRows]) -> bool:
         """Return whether there are enough messages for a commit."""
-        size_bytes = sum(rows.table.nbytes for rows in batch.rows)
+        refused = (message.value or b"" for rows in batch.rows for message, _ in rows.refused)
+        size_bytes = sum(rows.table.nbytes for rows in batch.rows) + sum(map(len, refused))
         return bool(batch.messages >= self._commit_rows or size_bytes >= COMMIT_BYTES)
 
     def store(self, batch: Batch[StreamRows], position: SinkPosition) -> SinkPosition:
-        """Commit rows with the position, then note the commit in the database; see `Sink.store`."""
+        """Publish dead letters, commit rows with the position, then note it in the database; see `Sink.store`."""
         self.stream.positions.add_lost(batch.lost)
+        for rows in batch.rows:
+            self.stream.dead_letter(rows.refused, position.topic_id)
         done = self._append(batch, position)
         self.table_version = done.table_version or self.table_version
         outcome, is_new = batch.outcome, done.table_version is not None

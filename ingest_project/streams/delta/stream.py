@@ -36,6 +36,7 @@ class DeltaStream:
         schema_of: returns the columns of the rows.
         time_column: when it happened.
         commit_messages: most messages of one commit.
+        processes: in how many processes `decode` may be called, see `parallel`.
         first_hour: an earlier time is no partition.
         evolved: returns the columns of text that the table has besides these.
     """
@@ -50,6 +51,7 @@ class DeltaStream:
     schema_of: Callable[[], pa.Schema]
     time_column: str = "timestamp"
     commit_messages: int = 50_000
+    processes: int = 1
     first_hour: datetime = FIRST_HOUR
     evolved: Callable[[], Sequence[str]] = tuple
 

@@ -40,7 +40,6 @@ class Decoded(Protocol):
     @property
     def messages(self) -> Sequence[ConsumerRecord]:
         """All of them, in their order."""
-        ...
 
 
 Rows = TypeVar("Rows", bound=Decoded)
@@ -51,19 +50,15 @@ class SqlTarget(Protocol[Rows]):
 
     def prepare(self) -> None:
         """Create or extend the tables, before partitions are resumed."""
-        ...
 
     def decode(self, messages: Sequence[ConsumerRecord], position: SinkPosition) -> Rows:
         """Turn messages of a partition into rows. No message makes it fail."""
-        ...
 
     def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> Rows:
         """Return what is stored of a message that the database refuses; what it publishes is published once."""
-        ...
 
     def store(self, connection: sa.Connection, rows: Rows, now: datetime) -> Counter[str]:
         """Store rows in the caller's transaction; returns the number of messages by outcome."""
-        ...
 
 
 class SqlSink(Generic[Rows]):
@@ -75,6 +70,7 @@ class SqlSink(Generic[Rows]):
     """
 
     chunk_messages = CHUNK_MESSAGES
+    processes = 1
     operation = "upsert"
 
     def __init__(self, services: Runtime, target: SqlTarget[Rows]) -> None:

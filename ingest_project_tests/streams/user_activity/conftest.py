@@ -14,12 +14,16 @@ from ingest_project_tests.streams.user_activity.system import ActivitySystem, ac
 
 
 @pytest.fixture
-def activity(
-    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
-) -> Iterator[ActivitySystem]:
-    """The capability with a topic, a table and a database of its own."""
-    environ = activity_environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
-    kafka_server.create_topic(environ["KAFKA_TOPIC_USER_ACTIVITY_EVENTS"], 2)
+def environ(kafka_server: Server, postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    """The settings of the system: a topic, a table and a database of its own."""
+    found = activity_environment(kafka_server.bootstrap_servers, postgres_url, tmp_path)
+    kafka_server.create_topic(found["KAFKA_TOPIC_USER_ACTIVITY_EVENTS"], 2)
+    return found
+
+
+@pytest.fixture
+def activity(environ: dict[str, str], instance: DagsterInstance, tmp_path: Path) -> Iterator[ActivitySystem]:
+    """The capability in this process."""
     system = ActivitySystem(load_settings(environ, tmp_path).settings, instance, tmp_path)
     yield system
     system.close()

@@ -1,0 +1,157 @@
+"""Decode a large backlog in child processes, each with partitions of its own: one process decodes on one processor.
+
+A child is a fork that reads Kafka over connections of its own and decodes, nothing else: database, Delta table and
+Polars do not work in a fork. It sends each batch through a pipe and waits until the parent takes it, so that a child
+holds no more than one batch. Whatever is stored or published, the parent stores or publishes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import sys
+import warnings
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+from typing import IO, Any, TypeVar
+
+import pyarrow as pa
+
+from ingest_project.core.errors import IngestError, TransientError
+from ingest_project.core.secrets import SecretReference
+from ingest_project.core.settings import KafkaSettings
+from ingest_project.platform import tracing
+
+# Further ones would wait for the parent, which stores what they decode.
+MAX_PROCESSES = 4
+# A broker that does not answer is given up long before.
+SILENCE_SECONDS = 600.0
+PR_SET_PDEATHSIG = 1
+SIZE_BYTES = 8
+
+Share = TypeVar("Share")
+# By the file descriptor that the parent reads.
+Children = dict[Any, tuple[IO[bytes], ForkProcess]]
+
+
+class DecodingStoppedError(TransientError):
+    """A process that decodes messages was killed, or does not go on; the next run decodes in its own process."""
+
+
+def processes_of(runs: int, kafka: KafkaSettings) -> int:
+    """Return in how many processes each of some runs side by side may decode: they share the processors.
+
+    It is one where a fork may fail: where spans are exported, where a token or a stored secret is fetched for Kafka,
+    and elsewhere than on Linux.
+    """
+    fetches = kafka.sasl_mechanism == "OAUTHBEARER" or isinstance(kafka.sasl_password, SecretReference)
+    if fetches or tracing.is_on() or sys.platform != "linux":
+        return 1
+    return max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)) // runs))
+
+
+def split(waiting: Mapping[int, int], most: int, worth_splitting: int) -> list[list[int]]:
+    """Divide partitions between runs, or processes, about evenly.
+
+    Args:
+        waiting: messages by partition.
+        most: maximum number of shares.
+        worth_splitting: messages for which a further share is worth its start.
+    """
+    wanted = min(most, len(waiting), max(1, sum(waiting.values()) // worth_splitting))
+    shares: list[list[int]] = [[] for _ in range(wanted)]
+    for partition in sorted(waiting, key=lambda one: (-waiting[one], one)):
+        min(shares, key=lambda share: (sum(waiting[one] for one in share), len(share))).append(partition)
+    return shares
+
+
+@contextmanager
+def forked(shares: Sequence[Share], make: Callable[[Share], Iterable[Any]]) -> Iterator[Generator[Any, None, None]]:
+    """Make items in a child process for each share; when the block ends, the children have ended as well.
+
+    Args:
+        shares: one for each child.
+        make: yields items that can be pickled, in a child. An IngestError that it yields is raised here.
+
+    Raises:
+        DecodingStoppedError: from the iterator: a child ended before it had made all of its items.
+    """
+    # Python 3.12 counts every thread; those of the parent hold no lock that a child needs.
+    warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+    children: Children = {}
+    try:
+        for share in shares:
+            reading, writing = os.pipe()
+            with os.fdopen(writing, "wb") as sending:
+                child = ForkProcess(target=_send_all, args=(sending, make, share, os.getpid()), daemon=True)
+                child.start()
+            children[reading] = os.fdopen(reading, "rb"), child
+        yield _received(dict(children))
+    finally:
+        for pipe, child in children.values():
+            child.kill()
+            child.join()
+            pipe.close()
+
+
+def _send_all(pipe: IO[bytes], make: Callable[[Share], Iterable[Any]], share: Share, parent: int) -> None:
+    """In a child: end with the parent's thread, and leave what belongs to the parent alone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Closing a client of Kafka waits for its threads, which are not in the fork.
+    gc.freeze()
+    for item in make(share):
+        _send(pipe, item)
+
+
+def _send(pipe: IO[bytes], item: object) -> None:
+    """Write an item: the number and the sizes of its parts, its pickle, and the columns that the pickle refers to."""
+    columns: list[pickle.PickleBuffer] = []
+    parts = [memoryview(pickle.dumps(item, 5, buffer_callback=columns.append)), *(one.raw() for one in columns)]
+    pipe.write(array("q", [len(parts), *map(len, parts)]))
+    pipe.writelines(parts)
+    pipe.flush()
+
+
+def _received(children: Children) -> Generator[Any, None, None]:
+    while children:
+        ready = wait(list(children), SILENCE_SECONDS)
+        if not ready:
+            raise DecodingStoppedError(f"No process that decodes messages has sent any for {SILENCE_SECONDS:g} s.")
+        for pipe, child in [children[one] for one in ready]:
+            try:
+                item = _receive(pipe)
+            except EOFError:
+                del children[pipe.fileno()]
+                child.join()
+                if child.exitcode:
+                    reason = f"A process that decoded messages ended early, with exit code {child.exitcode}"
+                    raise DecodingStoppedError(f"{reason}: it was killed, or memory ran out.") from None
+            else:
+                if isinstance(item, IngestError):
+                    raise item
+                yield item
+
+
+def _receive(pipe: IO[bytes]) -> object:
+    """Read an item; EOFError where no whole one comes any more."""
+    number = int.from_bytes(_read(pipe, SIZE_BYTES), sys.byteorder)
+    sizes = memoryview(_read(pipe, number * SIZE_BYTES)).cast("B").cast("q")
+    item, *columns = [_read(pipe, size) for size in sizes]
+    return pickle.loads(item, buffers=columns)  # noqa: S301 - of our own process
+
+
+def _read(pipe: Any, size: int) -> Any:  # noqa: ANN401 - a reader with `readinto`, and a buffer of Arrow
+    found = pa.allocate_buffer(size)
+    if size and pipe.readinto(found) < size:
+        raise EOFError
+    return found
