@@ -1,4 +1,4 @@
-"""Merge the capabilities and their resources into what Dagster loads. Importing this module opens nothing."""
+"""Merge the capabilities and their resources into Dagster's definitions. Importing this module opens no connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ingest_project.platform.dagster.lineage import Catalog
 
 
 def parts_of(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads, by the names that INGEST_DISABLED_CAPABILITIES takes."""
+    """Return all Dagster parts, by the names that INGEST_DISABLED_CAPABILITIES accepts."""
     return {
         **of_operations.parts_of_capabilities(settings),
         "alerts": DagsterParts(of_operations.alerts),
@@ -42,7 +42,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
 
     Args:
         settings: settings of this process.
-        parts_by_name: what `parts_of` returns for them, if it is known.
+        parts_by_name: result of `parts_of` for these settings, if known.
     """
     parts_by_name = parts_by_name or parts_of(settings)
     stored = stored_in(parts_by_name)

@@ -1,7 +1,7 @@
-"""Protocol of every kind of source: list its files lazily, describe one, open one; and which listed files are taken.
+"""The protocol of sources (list files lazily, describe a file, open a file), and the selection of listed files.
 
-`registry.open_source` makes a source for one `source_config`. Making one connects to nothing; the first listing, `stat`
-or `open` does. Another package adds a kind of source by an entry point, see `registry`.
+`registry.open_source` creates a source for one `source_config` without connecting; the first listing, `stat` or `open`
+connects. Another package adds a kind of source by an entry point, see `registry`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _PRINTED_LENGTH = 200
 
 
 class SourceFile(msgspec.Struct, frozen=True, gc=False):
-    """One file as its source describes it. Two are equal that differ in `location` alone.
+    """One file as described by its source. Equality ignores `location`.
 
     Args:
-        path: the argument of `open` and `stat`, in the terms of the source; goes into the file event.
+        path: argument of `open` and `stat`, in the source's own form; part of the file event.
         name: last part of the path.
-        size_bytes: as listed; None where a source does not say.
-        modified_at: UTC; None where a source does not say.
-        etag: the source's own identifier of this version, where it has one.
-        location: its canonical address where the listing gives it; None: call `canonical_location`.
+        size_bytes: size; None if the source does not report it.
+        modified_at: time of the last change, UTC; None if the source does not report it.
+        etag: the source's own identifier of this version, if it has one.
+        location: canonical address, if the listing contains it; None: call `canonical_location`.
     """
 
     path: str
@@ -46,11 +46,11 @@ class SourceFile(msgspec.Struct, frozen=True, gc=False):
     location: str | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Compare what the source said."""
+        """Compare all fields but `location`."""
         return isinstance(other, SourceFile) and self._said == other._said
 
     def __hash__(self) -> int:
-        """Hash what the source said."""
+        """Hash all fields but `location`."""
         return hash(self._said)
 
     @property
@@ -63,10 +63,10 @@ class Skipped:
     """An entry of a listing that is not taken.
 
     Args:
-        path: in the terms of the source; characters that cannot be written as UTF-8 are replaced.
-        reason: one of a few sentences, without the file's name: reasons are counted.
-        visible: show it to a person; False for what is skipped every day (hidden files, locks, half-written
-            uploads) and only counted.
+        path: path in the source's own form, with characters that are not valid UTF-8 replaced.
+        reason: one of a few sentences without the file's name, because reasons are counted.
+        visible: True to show it to people; False for files that are routinely skipped (hidden files, locks,
+            unfinished uploads) and only counted.
     """
 
     path: str
@@ -75,28 +75,27 @@ class Skipped:
 
 
 class Source(Protocol):
-    """One location that files come from.
+    """One location with files.
 
-    Every method raises from the same few classes: ForbiddenPathError (not allowed, now or later),
-    SourceAccessDeniedError (the source denies access), SourceNotFoundError (does not exist), SourceUnreachableError
-    (may work later).
+    Every method raises only these errors: ForbiddenPathError (never allowed), SourceAccessDeniedError (the source
+    denies access), SourceNotFoundError (does not exist), SourceUnreachableError (may succeed later).
     """
 
     @property
     def location(self) -> str:
-        """Address of the source for logs and messages, e.g. `local:/data/in`; never a secret."""
+        """Return the address of the source for logs and messages, without secrets, e.g. `local:/data/in`."""
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a path that may not be read, without contacting the source: a message that names it is bad.
+        """Refuse a path that may never be read, without contacting the source.
 
         Raises:
-            ForbiddenPathError: outside what this system may read.
+            ForbiddenPathError: this system may not read the path.
         """
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """Yield the files that match, one by one as they are read, in no particular order.
+        """Yield the matching files as they are listed, unordered.
 
-        Memory stays bounded however many files there are. Files that do not match are left out.
+        Memory use is bounded regardless of the number of files. Files that do not match are left out.
 
         Args:
             pattern: glob relative to the source's path, see `Pattern`.
@@ -109,12 +108,12 @@ class Source(Protocol):
         """Open a file for reading inside a `with`. Failures while reading raise like failures to open."""
 
     def stat(self, path: str) -> SourceFile:
-        """Describe one file as it is at this moment."""
+        """Describe the current version of a file."""
 
     def canonical_location(self, path: str) -> str:
-        """Return the one address of a file, unique over all sources: two spellings of a path give the same address.
+        """Return the canonical address of a file: unique across sources, and the same for all spellings of a path.
 
-        Also for a path that may not be read, and without requiring that the file exists.
+        Works for paths that may not be read, and for files that do not exist.
         """
 
 
@@ -129,7 +128,7 @@ _WILDCARDS = "*?["
 MAX_PATTERN_LENGTH = 1_000
 MAX_REASONS = 50
 OTHER_REASONS = "Further reasons."
-# Excel keeps an owner file next to an open workbook; .part, .tmp and their like are uploads that have not ended.
+# Excel keeps an owner file next to an open workbook; .part, .tmp and similar files are unfinished uploads.
 LOCK_PREFIX = "~$"
 UNFINISHED_TYPES = ("part", "tmp", "partial", "filepart", "crdownload")
 _DEEPER_ENTRIES = 1_000
@@ -140,21 +139,21 @@ _DEEPER_SECONDS = 20.0
 class Pattern:
     """A glob over paths below the source's own, with `/` between folders.
 
-    `*`, `?` and `[…]` stay within one name, `**` stands for any number of folders: `*.csv` takes the files of the
-    folder itself, `**/*.csv` those of all below too. Letter case counts, except in the ending: `*.csv` takes `A.CSV`.
+    `*`, `?` and `[…]` match within one name, `**` matches any number of folders: `*.csv` matches files in the folder
+    itself, `**/*.csv` also those in all subfolders. Case matters except in the extension: `*.csv` matches `A.CSV`.
 
     Args:
-        parts: one glob per folder level, the last one for the file's name.
+        parts: one glob per folder level; the last one is for the file's name.
     """
 
     parts: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Parse a pattern as jobs carry it; the empty one takes every file of the folder.
+        """Parse the pattern of a job; an empty one matches every file of the folder.
 
         Raises:
-            PermanentError: it leaves the folder, or is too long.
+            PermanentError: the pattern leaves the folder, or is too long.
         """
         if len(text) > MAX_PATTERN_LENGTH:
             raise PermanentError(f"file_pattern has {len(text)} characters; at most {MAX_PATTERN_LENGTH} are allowed.")
@@ -169,25 +168,25 @@ class Pattern:
 
     @property
     def recursive(self) -> bool:
-        """Folders of any depth may hold matches."""
+        """Return True if folders of any depth may contain matches."""
         return ANY_DEPTH in self.parts
 
     @property
     def fixed_beginning(self) -> str:
-        """The beginning of every match, e.g. `2026/in-` of `2026/in-*/**`; a store of keys lists those only."""
+        """Return the common prefix of all matches, e.g. `2026/in-` for `2026/in-*/**`, for object stores to list."""
         text = "/".join(self.parts)
         literal = text[: min((text.find(char) for char in _WILDCARDS if char in text), default=len(text))]
-        # The ending of a name is matched in any letter case, so that it is not fixed.
+        # The extension matches in any case, so it is not fixed.
         name = literal.rpartition("/")[2]
         return literal[: len(literal) - len(name)] + name.partition(".")[0]
 
     def matches(self, relative_path: str) -> bool:
-        """Return True if the pattern takes the file at this path below the source's."""
+        """Return True if the pattern matches the file at this path relative to the source's."""
         *folders, name = relative_path.split("/")
         return _parts_match((*folders, _lower_ending(name)), self.parts)
 
     def may_match_below(self, relative_folder: str) -> bool:
-        """Return True if a folder may hold matches."""
+        """Return True if a folder may contain matches."""
         folders = relative_folder.split("/")
         if self.recursive:
             fixed = self.parts[: self.parts.index(ANY_DEPTH)]
@@ -221,11 +220,11 @@ def refusal(path: str, name: str, size_bytes: int = 0) -> Skipped | None:
 def only_accepted(
     entries: Iterable[SourceFile | Skipped], refusal_of: Callable[[SourceFile], str]
 ) -> Iterator[SourceFile | Skipped]:
-    """Yield the entries of a listing, with the files skipped that their dataset does not take.
+    """Yield the entries of a listing; turn files that their dataset refuses into skipped entries.
 
     Args:
-        entries: of a listing.
-        refusal_of: returns why a file is not taken; empty if it is.
+        entries: entries of a listing.
+        refusal_of: returns why the dataset refuses a file; empty if it accepts the file.
     """
     for entry in entries:
         reason = refusal_of(entry) if isinstance(entry, SourceFile) else ""
@@ -233,15 +232,15 @@ def only_accepted(
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str) -> None:
-    """Count the reason of a skipped file. Untrusted names can cause any number: later ones count as one."""
+    """Count the reason of a skipped file. Untrusted names can cause unlimited reasons: further ones are merged."""
     known = reason if reason in counts or len(counts) < MAX_REASONS else OTHER_REASONS
     counts[known] = counts.get(known, 0) + 1
 
 
 def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | None:
-    """Return when a file that changed a moment ago can be taken; None when it can be taken now.
+    """Return when a recently changed file can be ingested; None if it can be ingested now.
 
-    Clocks differ: a time slightly ahead of ours counts as a moment ago, one far ahead is ignored.
+    Clocks differ: a time slightly ahead of ours counts as recent, one far ahead is ignored.
     """
     if file.modified_at is None or file.modified_at <= now - min_age or file.modified_at >= now + min_age:
         return None
@@ -249,15 +248,15 @@ def ready_at(file: SourceFile, now: datetime, min_age: timedelta) -> datetime | 
 
 
 def files_further_down(source: Source, pattern: str) -> dict[str, int]:
-    """Count the files that a pattern would take if it reached all folders: reason to number; empty for none.
+    """Count by reason the files that the pattern would match if it reached all folders; empty for none.
 
-    Explains an empty listing. It takes a bounded time, and its own failures are ignored.
+    Explains an empty listing. Takes a bounded time, and ignores failures.
     """
     parts = pattern.split("/")
     if ANY_DEPTH in parts:
         return {}
     deeper = "/".join([*parts[:-1], ANY_DEPTH, parts[-1] or "*"])
-    # Its own files were refused one by one, for their type perhaps.
+    # Files of the folder itself have already been refused individually, e.g. for their type.
     found = _count(source, deeper) - _count(source, pattern)
     return (
         {f"In a folder that the pattern {pattern!r} does not reach; {deeper!r} takes it.": found} if found > 0 else {}
@@ -280,7 +279,7 @@ def _lower_ending(name: str) -> str:
 
 
 def _parts_match(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    """Match level by level; on a mismatch only the last `**` takes one level more, so time is at most names x parts."""
+    """Match level by level; on a mismatch only the last `**` takes another level, so time is at most names x parts."""
     name = part = 0
     retry_part, retry_name = -1, 0
     while name < len(names):

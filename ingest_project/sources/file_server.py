@@ -1,4 +1,4 @@
-"""Sources on file servers, common to FTP and SFTP: file names, and walking the folders of a server."""
+"""The common part of FTP and SFTP sources: coding of file names, and the walk through a server's folders."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _NOT_A_FILE: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in a folder, as its server lists it.
+    """One entry of a folder, as listed by its server.
 
     Args:
-        name: the bytes that the server sent; for `unknown` the whole line, which is not understood.
-        kind: `link` is a symbolic link to something not yet known.
-        modified_at: UTC; None where the server does not say.
-        identity: unique for each folder of the server, by whatever path it is reached; None if not stated.
-        exact: False where size or time need `ServerConnection.described`.
+        name: bytes that the server sent; for `unknown` the whole line, which could not be parsed.
+        kind: kind of the entry; `link` is a symbolic link to an unknown kind.
+        modified_at: time of the last change, UTC; None if the server does not report it.
+        identity: unique id of a folder on the server, the same for all its paths; None if not reported.
+        exact: False if exact size or time need `ServerConnection.described`.
     """
 
     name: bytes
@@ -60,17 +60,17 @@ class Entry:
 
 
 class ServerConnection(PooledConnection, Protocol):
-    """One logged-in connection, for one user at a time.
+    """One logged-in connection, for one caller at a time.
 
     Every method raises SourceNotFoundError, SourceAccessDeniedError, ForbiddenPathError or SourceUnreachableError;
-    after the last one `usable` says whether the connection can be used again.
+    after the last one, `usable` is True if the connection can be used again.
     """
 
     def entries(self, folder: bytes) -> Generator[Entry]:
-        """Request a folder's entries before this returns, and yield them as they are read."""
+        """Request a folder's entries immediately, and return a generator that yields them as they are read."""
 
     def described(self, path: bytes) -> Entry:
-        """Describe what is at a path now; symbolic links are followed."""
+        """Describe the current file or folder at a path, following symbolic links."""
 
     def opened(self, path: bytes, offset: int) -> OpenedFile:
         """Open a regular file at this position."""
@@ -88,7 +88,7 @@ class NameCoding:
 
     @classmethod
     def of(cls, source_config: Mapping[str, Any]) -> NameCoding:
-        """Read the `encoding` of a job's source_config.
+        """Create the coding from the `encoding` of a job's source_config.
 
         Raises:
             PermanentError: the encoding is unknown.
@@ -103,17 +103,17 @@ class NameCoding:
         return self._exact(raw) or raw.decode("latin-1")
 
     def path(self, raw: bytes) -> str:
-        """Return an absolute path as messages carry it; `raw_path` gives the same bytes back."""
+        """Return an absolute path for messages; `raw_path` converts it back to the same bytes."""
         return self._exact(raw) or _BY_BYTES + quote_from_bytes(raw)
 
     def raw_path(self, path: str) -> bytes:
-        """Return the bytes of a path as its server knows it: absolute, without `.`, `..` and double slashes.
+        """Return the bytes of a path for its server: absolute, without `.`, `..` and double slashes.
 
-        Paths start at the server's root whether they are written with a slash or not: where a server starts others
-        differs by user and changes, and one file must have one name.
+        All paths start at the server's root, with or without a leading slash: the start of relative paths differs by
+        user and may change, but one file must have one name.
 
         Raises:
-            ForbiddenPathError: no server can have such a path, or it cannot be requested.
+            ForbiddenPathError: the path cannot exist on a server, or cannot be requested.
         """
         raw = self._encoded(path)
         if not _CONTROLS.isdisjoint(raw):
@@ -154,11 +154,11 @@ class FileServerSource:
     """One folder of a file server.
 
     Args:
-        path: as the job names it; absolute, with or without the first slash.
-        server: the account.
+        path: path from the job; absolute, with or without a leading slash.
+        server: account on the server.
         login: opens connections.
-        names: how the server writes names.
-        pool: keeps connections.
+        names: coding of file names.
+        pool: pool of connections.
         limits: limits of time and entries.
     """
 
@@ -179,11 +179,11 @@ class FileServerSource:
         try:
             return self.server.location + quote_from_bytes(self.names.raw_path(path))
         except ForbiddenPathError:
-            # A path that no file can have still needs a stable name in reports.
+            # Even an impossible path needs a stable name in reports.
             return f"{self.server.location}/{quote_from_bytes(path.encode('utf-8', 'surrogatepass'))}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a host that is not listed, and a path that no server can have."""
+        """Refuse a host that is not listed, and an impossible path."""
         self._allowed(path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
@@ -200,7 +200,7 @@ class FileServerSource:
         return _source_file(self.names.path(raw), self.names.name(raw.rpartition(b"/")[2]), found)
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open a file, buffered; a cut connection is replaced and the reading resumes."""
+        """Open a buffered file; reading resumes on a new connection if the connection breaks."""
         raw = self._allowed(path)
 
         def open_at(offset: int) -> OpenedFile:
@@ -217,7 +217,7 @@ class FileServerSource:
 def file_server_source(
     source_config: Mapping[str, Any], server: Server, login: Login[ServerConnection], context: SourceContext
 ) -> FileServerSource:
-    """Make the source of a job's `source_config`, read by this login.
+    """Create the source for a job's `source_config`, with this login.
 
     Raises:
         PermanentError: the config names an unknown encoding.
@@ -236,7 +236,7 @@ def file_server_source(
 
 
 class _LeasedFile:
-    """An opened file that returns its connection to the pool when it is closed."""
+    """An open file that returns its connection to the pool when it is closed."""
 
     def __init__(self, lease: Lease[ServerConnection], file: OpenedFile) -> None:
         self.size_bytes, self.modified_at = file.size_bytes, file.modified_at
@@ -268,11 +268,11 @@ class _Folder:
 
 
 class _Walk:
-    """One listing of a folder of a server and what is below it.
+    """One listing of a server's folder and its subfolders.
 
     Args:
         source: the source.
-        pattern: pattern of the files that are taken.
+        pattern: pattern of the files.
     """
 
     def __init__(self, source: FileServerSource, pattern: Pattern) -> None:
@@ -285,11 +285,11 @@ class _Walk:
         self._failures = deque[SourceUnreachableError](maxlen=1)
 
     def below(self, root: bytes) -> Iterator[SourceFile | Skipped]:
-        """Yield the files of a folder and of those below it that the pattern reaches.
+        """Yield the files of a folder and of its subfolders that the pattern reaches.
 
         Raises:
-            SourceNotFoundError: the folder does not exist. Also raises the other errors of a source; a failure is
-                never left out. One of a single file, which may be locked, comes last.
+            SourceNotFoundError: the folder does not exist. Also raises the other errors of a source, and ignores no
+                failure.
         """
         self._waiting, listed = [_Folder(root, "")], 0
         while self._waiting:
@@ -316,7 +316,7 @@ class _Walk:
             yield Skipped(self._names.path(folder.raw), reason, visible=forbidden)
             return
         understood: Counter[bool] = Counter()
-        # Closed in this order: a listing that ends early still sends a request to its server.
+        # Close in this order: a listing that ends early still sends a request to its server.
         with lease, closing(entries):
             for entry in self._budget.counted(entries):
                 understood[entry.kind != "unknown"] += 1

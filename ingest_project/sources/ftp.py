@@ -3,10 +3,10 @@
 A job's `source_config`: `host`, `port`, `path`, `credentials` (none: anonymous), `tls` (`explicit`, `implicit`,
 `none`), `encoding` of file names (utf-8), `time_zone` of listings (UTC; only servers without MLSD and MDTM need it).
 
-ftplib speaks the protocol; `ftp_protocol` adds what it leaves to its caller.
+ftplib implements the protocol; `ftp_protocol` adds the parts that it leaves to its caller.
 
-A listing is read to its end before its first entry is used, into memory or, where it is large, into a temporary file:
-no server waits, and MDTM of an entry can be requested only when the listing is over.
+A listing is read completely before its first entry is used, into memory or, if it is large, into a temporary file: the
+server need not wait, and MDTM of an entry can be requested only after the listing has ended.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ _PRINTED_LENGTH = 200
 
 
 def open_ftp(source_config: Mapping[str, Any], context: SourceContext) -> FileServerSource:
-    """Make the source of one folder of an FTP server.
+    """Create the source for one folder of an FTP server.
 
     Raises:
-        UnknownCredentialsError, PermanentError: the config names no such credentials, or makes no sense.
+        UnknownCredentialsError, PermanentError: the credentials do not exist, or the config is invalid.
     """
     tls = _tls(source_config)
     server, credential = server_of("ftp", source_config, PORTS[tls], context)
@@ -94,9 +94,9 @@ class FtpLogin:
     """Account of an FTP server; equal logins share their connections.
 
     Args:
-        password: None for anonymous access.
-        ca_file: authorities that are trusted in addition to the system's.
-        zone: zone of the times in the server's LIST.
+        password: password; None for anonymous access.
+        ca_file: certificate authorities to trust in addition to the system's.
+        zone: time zone of the server's LIST.
         limits: limits of time and entries.
     """
 
@@ -113,10 +113,10 @@ class FtpLogin:
         return self.server.location
 
     def connect(self) -> FtpConnection:
-        """Open a new connection, logged in.
+        """Open a new connection and log in.
 
         Raises:
-            SourceUnreachableError: the server does not answer, or not now.
+            SourceUnreachableError: the server does not answer, or refuses temporarily.
             SourceAccessDeniedError: the login or the certificate is not accepted, or TLS is not offered.
         """
         return logged_in(self._log_in, self.password)
@@ -137,7 +137,7 @@ class FtpLogin:
         try:
             return FtpControl(self.server.host, connection, self.tls, self.ca_file)
         except (ftplib.Error, OSError, EOFError, ValueError) as error:
-            # 530 and 534 are how servers without a certificate answer AUTH.
+            # Servers without a certificate answer AUTH with 530 or 534.
             refused = isinstance(error, ftplib.error_perm) and reply_code(error) in {*NOT_UNDERSTOOD, "530", "534"}
             if self.tls == "explicit" and refused:
                 raise SourceAccessDeniedError(
@@ -159,7 +159,7 @@ class FtpConnection:
     Args:
         control: the control connection.
         features: features of the server.
-        login: location, zone and limits.
+        login: login with location, zone and limits.
     """
 
     def __init__(self, control: FtpControl, features: frozenset[str], login: FtpLogin) -> None:
@@ -182,7 +182,7 @@ class FtpConnection:
         return True
 
     def entries(self, folder: bytes) -> Generator[Entry]:
-        """List a folder by MLSD, or else LIST. CWD comes first: some servers list a missing folder as empty."""
+        """List a folder with MLSD, or else LIST, after a CWD: some servers list a missing folder as empty."""
         with self._errors(folder):
             self._control.voidcmd(f"CWD {_text(folder)}")
             if self._has_machine_listing:
@@ -195,7 +195,7 @@ class FtpConnection:
             return self._parsed(self._listing("LIST"), self._parse_list_line)
 
     def described(self, path: bytes) -> Entry:
-        """Describe a file by MLST, or else SIZE and MDTM, or else the folder's LIST."""
+        """Describe a file with MLST, or else SIZE and MDTM, or else the folder's LIST."""
         with self._errors(path):
             if self._has_machine_listing:
                 return self._machine_described(path)
@@ -207,7 +207,7 @@ class FtpConnection:
             return self._listed(path)
 
     def opened(self, path: bytes, offset: int) -> FtpFile:
-        """Open a file by RETR, from a position where the server can; else what comes before is read and dropped."""
+        """Open a file with RETR at a position; if the server cannot do that, read and discard the bytes before it."""
         found = self.described(path)
         if found.kind != "file":
             raise ForbiddenPathError(self._at(path), "it is not a regular file.")
@@ -227,10 +227,10 @@ class FtpConnection:
         self._control.close()
 
     def receive(self, connection: socket.socket, size: int, path: bytes) -> bytes:
-        """Read from a data connection; at its end the server must confirm that the file is complete.
+        """Read from a data connection; at its end, require the server's confirmation that the file is complete.
 
         Raises:
-            SourceUnreachableError: it was cut short.
+            SourceUnreachableError: the transfer was cut short.
         """
         with self._errors(path):
             block = connection.recv(min(size, READ_BYTES))
@@ -240,7 +240,7 @@ class FtpConnection:
         return block
 
     def _retrieve(self, path: bytes, offset: int) -> tuple[socket.socket, int]:
-        """Begin a transfer; return its connection and how many bytes must be skipped."""
+        """Begin a transfer; return its connection and the number of bytes to skip."""
         command = f"RETR {_text(path)}"
         if offset:
             try:
@@ -259,7 +259,7 @@ class FtpConnection:
         return entry
 
     def _stated(self, command: str, path: bytes) -> str | None:
-        """Return the answer to SIZE or MDTM; None from a server that does not have the command."""
+        """Return the answer to SIZE or MDTM; None if the server lacks the command."""
         try:
             return self._control.sendcmd(f"{command} {_text(path)}")[4:].strip()
         except ftplib.error_perm as error:
@@ -268,7 +268,7 @@ class FtpConnection:
             raise
 
     def _listed(self, path: bytes) -> Entry:
-        """Find a file in the listing of its folder: simple servers offer nothing else."""
+        """Find a file in the listing of its folder, for servers without any other command."""
         folder, _, name = path.rpartition(b"/")
         for entry in self.entries(folder or b"/"):
             if entry.name == name and entry.kind != "unknown":
@@ -277,7 +277,7 @@ class FtpConnection:
 
     def _parse_list_line(self, line: bytes) -> Entry | None:
         entry = parse_list_line(line, datetime.now(UTC), self._zone)
-        # Without SIZE and MDTM, only the listing has a time, to the minute.
+        # Without SIZE and MDTM, only the listing has a time, with minute resolution.
         return entry if entry is None or self._has_size_and_time else replace(entry, exact=True)
 
     def _listing(self, command: str) -> IO[bytes]:
@@ -330,8 +330,8 @@ class FtpFile:
 
     Args:
         control: control connection of the transfer.
-        connection: closed with `close`.
-        found: the file as it was when it was opened.
+        connection: data connection; `close` closes it.
+        found: description of the file when it was opened.
         path: path of the file.
     """
 
@@ -352,18 +352,18 @@ class FtpFile:
         return block
 
     def close(self) -> None:
-        """Stop; a transfer that has not ended takes its connection with it."""
+        """Stop reading; an unfinished transfer also closes the control connection."""
         self._connection.close()
         if not self._ended:
             self._control.usable = False
 
 
 def map_error(error: Exception, location: str) -> IngestError:
-    """Map the error of a command to a source's.
+    """Map the error of a command to an error of a source.
 
     Args:
-        error: error of ftplib, of the socket or of TLS.
-        location: location of the server, folder or file that the command was about.
+        error: exception of ftplib, the socket or TLS.
+        location: location of the command's server, folder or file.
     """
     text = _printable(error)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -407,7 +407,7 @@ def _zone(source_config: Mapping[str, Any]) -> tzinfo:
 
 
 def _printable(error: Exception) -> str:
-    # Control replies are read as latin-1, so that every byte has a character.
+    # Control replies are decoded as latin-1, in which every byte is a character.
     text = str(error).encode("latin-1", "replace").decode("utf-8", "replace") or type(error).__name__
     return "".join(char if char.isprintable() else " " for char in text[:_PRINTED_LENGTH]).rstrip(" .")
 

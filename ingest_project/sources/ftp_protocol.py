@@ -1,12 +1,12 @@
-"""FTP below the source: the control connection, and parsers of the lines that servers send about a folder.
+"""The FTP control connection, and parsers for the lines of listings.
 
-Every line is read and sent as latin-1, so that each byte is one character and names pass unchanged. Data connections go
-to the host of the control connection, whatever address the server names: behind NAT it names an unreachable one, and a
+Every line is decoded and encoded as latin-1, so that each byte is one character and names pass unchanged. Data
+connections always go to the host of the control connection: behind NAT, a server names an unreachable address, and a
 hostile server names a third party. TLS data connections resume the session of the control connection, which many
-servers demand. A reply has a total time and a maximum size: ftplib would wait for its last line without end.
+servers require. A reply has a deadline and a maximum size: ftplib would wait for its last line without limit.
 
-MLSD is a standard and exact. LIST is text for people: as `ls -l` prints it, or as MS-DOS did; in minutes, without the
-year where it is recent, in a time zone that the server does not state.
+MLSD is standardised and exact. LIST is text for people, in the format of `ls -l` or MS-DOS: times have minute
+resolution, lack the year if they are recent, and are in a time zone that the server does not state.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _DOS_TIME = re.compile(rb"([0-9]{2})-([0-9]{2})-((?:[0-9]{2}){1,2}) ([0-9]{2}):(
 _MACHINE_TIME = re.compile(r"([0-9]{14})(?:\.([0-9]+))?")
 _TOTAL = re.compile(rb"total +[0-9]+")
 _MAX_SIZE_DIGITS = len(str(MAX_SIZE_BYTES))
-# After the mode: links, owner, group, size, time. Owners and groups of Windows domains have spaces in them.
+# After the mode: links, owner, group, size, time. Owners and groups of Windows domains contain spaces.
 _MAX_WORDS = 16
 _UNIX_KINDS: dict[bytes, Kind] = {b"-": "file", b"d": "folder", b"l": "link"}
 _MACHINE_KINDS: dict[str, Kind] = {"file": "file", "dir": "folder"}
-# The server may be in a time zone ahead of ours, or have a fast clock.
+# Tolerance for a server in a time zone ahead of ours, or with a fast clock.
 _AHEAD = timedelta(days=1)
-# In DOS listings, two-digit years from this one on belong to the 20th century.
+# In DOS listings, two-digit years from this one onwards belong to the 20th century.
 _FIRST_TWO_DIGIT_YEAR = 70
 
 
 def parse_time(text: str) -> datetime | None:
-    """Parse a time of MDTM, MLSD or MLST, `20260115103045` or with a fraction, in UTC; None for anything else."""
+    """Parse a UTC time of MDTM, MLSD or MLST, `20260115103045` or with a fraction; None for any other text."""
     found = _MACHINE_TIME.fullmatch(text.strip())
     if found is None:
         return None
@@ -58,14 +58,14 @@ def parse_time(text: str) -> datetime | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Parse a number of bytes of SIZE or MLSD; None for anything that no file can have."""
+    """Parse a number of bytes of SIZE or MLSD; None for an impossible one."""
     return _size(text.strip().encode("latin-1", "replace"))
 
 
 def parse_machine_line(line: bytes) -> Entry:
     """Parse one line of MLSD or MLST: `type=file;size=5;modify=20260115103045; name`.
 
-    A line that is not understood, or whose size or time is impossible, is `unknown`.
+    A malformed line, or one with an impossible size or time, is `unknown`.
     """
     facts_text, space, name = line.partition(b" ")
     if not space or b"=" not in facts_text:
@@ -85,14 +85,14 @@ def parse_machine_line(line: bytes) -> Entry:
 
 
 def parse_list_line(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
-    """Parse one line of LIST; None for lines that are no entry (blank lines, `total 12`).
+    """Parse one line of LIST; None for lines that are not entries (blank lines, `total 12`).
 
-    Read from left to right, word by word: the time is linear in the length of the line, whatever it holds.
+    Reads from left to right, word by word, so that the time is linear in the length of any line.
 
     Args:
-        line: without its end.
-        now: decides the year of a time without one.
-        zone: zone of the server's clock.
+        line: line without its end.
+        now: current time, which determines the year of a time without one.
+        zone: time zone of the server's clock.
     """
     stripped = line.strip()
     if not stripped or _TOTAL.fullmatch(stripped):
@@ -101,7 +101,7 @@ def parse_list_line(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
 
 
 def _machine_kind(fact: str) -> Kind:
-    # `cdir` and `pdir`, the folder itself and the one above it, are named `.` and `..`, or by their paths.
+    # `cdir` and `pdir`, the folder itself and its parent, are named `.` and `..`, or by their paths.
     return "link" if fact.startswith(("os.unix=symlink", "os.unix=slink")) else _MACHINE_KINDS.get(fact, "other")
 
 
@@ -110,7 +110,7 @@ def _unix_entry(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
     mode = words[0][0]
     if not _MODE.fullmatch(mode):
         return None
-    # A number after the mode counts links; where a server has no links to count, it may be the size.
+    # A number after the mode is the number of links, or on servers without links possibly the size.
     after_links = 2 if len(words) > 1 and words[1][0].isdigit() else 1
     for begin in (*range(after_links, len(words)), *range(1, after_links)):
         size_bytes = _size(words[begin][0])
@@ -126,9 +126,9 @@ def _unix_entry(line: bytes, now: datetime, zone: tzinfo) -> Entry | None:
 
 
 def _unix_time(words: list[bytes], now: datetime, zone: tzinfo) -> tuple[datetime | None, int] | None:
-    """Parse the time that these words begin with, and count its words; None where they begin with none.
+    """Parse the time at the beginning of these words, and count its words; None if they begin with no time.
 
-    The moment is None where the month is not English: the server has to say which time it is.
+    The time is None if the month is not English: it must then be requested from the server.
     """
     first, second, third = [*words, b"", b"", b""][:3]
     try:
@@ -192,7 +192,7 @@ def _dos_time(text: bytes, zone: tzinfo) -> datetime | None:
 
 
 def _words(line: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yield the first words of a line, each with its end."""
+    """Yield the first words of a line, each with its end position."""
     position = 0
     for word in line.split(None, _MAX_WORDS)[:_MAX_WORDS]:
         position = line.index(word, position) + len(word)
@@ -200,7 +200,7 @@ def _words(line: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _size(word: bytes) -> int | None:
-    """Parse a number of bytes that a file can have; None for anything else."""
+    """Parse a possible file size in bytes; None for any other text."""
     if not word.isdigit() or len(word) > _MAX_SIZE_DIGITS:
         return None
     size = int(word)
@@ -212,7 +212,7 @@ def _utc(local: datetime, zone: tzinfo) -> datetime:
 
 
 Tls = Literal["explicit", "implicit", "none"]
-# Greetings and the answer to FEAT are a few lines; no reply that is used here has more.
+# Greetings and answers to FEAT have a few lines, and no other reply used here has more.
 MAX_REPLY_BYTES = 64 * 1024
 MAX_REPLY_LINES = 1_000
 # Lower ports belong to other services of the host.
@@ -221,20 +221,20 @@ NOT_UNDERSTOOD = frozenset({"500", "501", "502", "504"})
 
 
 class FtpControl(ftplib.FTP_TLS):
-    """A control connection over a socket that is connected already.
+    """A control connection over a connected socket.
 
     Args:
-        host: the name that the certificate must be for.
-        connection: taken over; closed with `close`.
-        tls: `explicit` begins in the clear and requests TLS before the login, `implicit` begins with TLS.
-        ca_file: authorities that are trusted in addition to the system's.
+        host: name that the certificate must have.
+        connection: socket, owned by this object and closed with `close`.
+        tls: `explicit` starts without TLS and requests it before the login, `implicit` starts with TLS.
+        ca_file: certificate authorities to trust in addition to the system's.
 
     Raises:
         OSError, ftplib.Error, EOFError: no FTP server answers, or its certificate is not trusted.
     """
 
     def __init__(self, host: str, connection: socket.socket, tls: Tls, ca_file: Path | None) -> None:
-        # Sessions are resumed only within their context.
+        # TLS sessions can be resumed only within the same context.
         super().__init__(context=tls_context(ca_file), timeout=connection.gettimeout(), encoding="latin-1")
         self.host = host
         self.af = connection.family
@@ -258,11 +258,11 @@ class FtpControl(ftplib.FTP_TLS):
         return self.sock
 
     def getmultiline(self) -> str:
-        """Read one reply, all of its lines.
+        """Read all lines of one reply.
 
         Raises:
-            TimeoutError: it is not complete within the time-out.
-            OSError: it exceeds the maximum size.
+            TimeoutError: the reply is not complete within the timeout.
+            OSError: the reply exceeds the maximum size.
         """
         self._connected.settimeout(self._timeout_seconds)
         with deadline_in_force(Deadline(timedelta(seconds=self._timeout_seconds))):
@@ -278,10 +278,10 @@ class FtpControl(ftplib.FTP_TLS):
         return "\n".join(lines)
 
     def makepasv(self) -> tuple[str, int]:
-        """Return the address of the data connection: the server states the port, and the host is the server's.
+        """Return the address of the data connection: the control connection's host, and the port from the answer.
 
         Raises:
-            ftplib.error_proto: the answer names no port, or one that belongs to another service.
+            ftplib.error_proto: the answer contains no port, or a port of another service.
         """
         peer = self._connected.getpeername()
         if self._extended_passive:
@@ -293,7 +293,7 @@ class FtpControl(ftplib.FTP_TLS):
         return peer[0], _data_port(ftplib.parse227(self.sendcmd("PASV"))[1])  # noqa: S321 - as above
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
-        """Begin a transfer; the data connection is protected where the control connection is."""
+        """Begin a transfer; the data connection uses TLS if the control connection does."""
         connection, size = super(ftplib.FTP_TLS, self).ntransfercmd(cmd, rest)
         connection = with_deadline(connection)
         if not isinstance(self.sock, ssl.SSLSocket):
@@ -315,7 +315,7 @@ class FtpControl(ftplib.FTP_TLS):
             self.prot_p()
         features = self._features()
         if "UTF8" in features:
-            # Most servers that support UTF8 need no request for it, and some refuse one.
+            # Most servers that support UTF-8 use it without a request, and some refuse the request.
             with contextlib.suppress(ftplib.error_perm):
                 self.sendcmd("OPTS UTF8 ON")
         self.voidcmd("TYPE I")

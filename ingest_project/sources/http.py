@@ -1,8 +1,8 @@
-"""Files that a web server lists, `source_type` http: an index page, a JSON list, or a plain list of links.
+"""Files listed by a web server, `source_type` http: an index page, a JSON list, or a plain list of links.
 
-A job's `source_config`: `path` (address of the listing), `credentials` (they go to their own hosts only), `elsewhere`
+A job's `source_config`: `path` (address of the listing), `credentials` (sent only to their own hosts), `elsewhere`
 (true: links may lead out of the listing's folder, to any address that may be contacted). The rules of the web client
-decide which addresses may be contacted, at every redirect.
+decide at every redirect which addresses may be contacted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, re
 from ingest_project.sources.registry import SourceContext, require_for_host
 
 MAX_EXPANSION = 100.0
-# A silent server is given up much earlier; this bounds one that sends byte by byte.
+# Bounds a server that sends byte by byte; a silent one times out much earlier.
 _MAX_REQUEST_TIME = timedelta(hours=2)
 _WITHOUT_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.FORBIDDEN})
 _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -63,13 +63,13 @@ _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 @contextmanager
 def web_errors(location: str) -> Iterator[None]:
-    """Map a failure of the web client to a source's error.
+    """Map a failure of the web client to an error of a source.
 
     Raises:
-        ForbiddenPathError: an address that may not be contacted.
+        ForbiddenPathError: the address may not be contacted.
         SourceNotFoundError: 404 or 410.
         SourceAccessDeniedError: any other refusal, or a body that cannot be decoded.
-        SourceUnreachableError: no response, a cut one, or a transient error.
+        SourceUnreachableError: no response, an incomplete one, or a transient error.
     """
     try:
         yield
@@ -91,7 +91,7 @@ def web_errors(location: str) -> Iterator[None]:
 
 
 def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> SourceFile:
-    """Describe a file by the headers that its server sends now.
+    """Describe a file by its server's current headers.
 
     Raises:
         SourceNotFoundError, SourceAccessDeniedError, SourceUnreachableError, ForbiddenPathError: see `web_errors`.
@@ -112,9 +112,9 @@ class WebFileReader:
     """Opens one file, and reopens the same version after a broken connection.
 
     Args:
-        web: the client of web hosts.
+        web: client for web hosts.
         url: address of the file.
-        location: for messages.
+        location: location of the file for messages.
         limits: limits of its source.
     """
 
@@ -128,7 +128,7 @@ class WebFileReader:
         """Open the file at this position.
 
         Raises:
-            SourceChangedError: the file has another version now. Also raises the other errors of a source.
+            SourceChangedError: the file now has another version. Also raises the other errors of a source.
         """
         stack = ExitStack()
         try:
@@ -152,7 +152,7 @@ class WebFileReader:
         if not offset or self.version is None or self.version == (None, None):
             return {}
         etag, _ = self.version
-        # A date is not sent as If-Range: servers compare it differently, and `_require_same` compares both.
+        # Do not send a date as If-Range: servers compare dates differently, and `_require_same` compares both.
         return {"Range": f"bytes={offset}-", **({"If-Range": etag} if strong_etag(etag) and etag else {})}
 
     def _require_same(self, answer: WebResponse) -> None:
@@ -170,13 +170,13 @@ class WebFileReader:
             raise SourceUnreachableError(self.location, "it answers with a range of something compressed")
         size = _total(answer.headers) if resumed else answer.content_length
         file = OpenedWebFile(decoded_body(answer, decoder), stack, self, None if decoder else size)
-        # A server that cannot resume sends all of it again: known bytes are skipped.
+        # A server that cannot resume sends the whole file again: skip the known bytes.
         skip_bytes(file, 0 if resumed else offset, Pace(self.limits, self.location))
         return file
 
 
 class OpenedWebFile:
-    """One answer of a web server that is being read."""
+    """A response of a web server during reading."""
 
     def __init__(
         self, pieces: Iterator[bytes], stack: ExitStack, reader: WebFileReader, size_bytes: int | None
@@ -191,7 +191,7 @@ class OpenedWebFile:
     def read(self, size: int) -> bytes:
         """Read some of the next bytes; empty at the end."""
         while not self._rest:
-            # The framing of a piece may come byte by byte as well.
+            # The framing of a chunk may also arrive byte by byte.
             answer_time = Deadline(self._reader.limits.answer_time)
             with web_errors(self._reader.location), deadline_in_force(answer_time):
                 piece = next(self._pieces, None)
@@ -210,7 +210,7 @@ def decoded_body(answer: WebResponse, decoder: Decoder | None) -> Iterator[bytes
     """Yield the body without the compression that its server added.
 
     Raises:
-        FileRejectedError: it is not what its header says, or expands too much.
+        FileRejectedError: the body does not have its declared encoding, or expands too much.
     """
     if decoder is None:
         yield from answer.chunks()
@@ -221,17 +221,17 @@ def decoded_body(answer: WebResponse, decoder: Decoder | None) -> Iterator[bytes
 
 
 def decoder_of(answer: WebResponse, location: str) -> Decoder | None:
-    """Return the decoder of the body's Content-Encoding; None where it has none.
+    """Return the decoder for the body's Content-Encoding; None without one.
 
     Raises:
-        FileRejectedError: an encoding that is not supported.
+        FileRejectedError: the encoding is not supported.
     """
     encoding = content_encoding_of(answer.headers.get("Content-Encoding"), location)
     return Decoder(encoding, MAX_EXPANSION, "100 times", location) if encoding else None
 
 
 def strong_etag(value: str | None) -> str | None:
-    """Return the ETag where it promises the same bytes."""
+    """Return the ETag if it guarantees the same bytes; None for a weak one."""
     return value if value and value.startswith('"') else None
 
 
@@ -242,7 +242,7 @@ def _file(url: str, name: str, headers: Mapping[str, str], size_bytes: int | Non
         name=name,
         size_bytes=None if codings_in(headers.get("Content-Encoding")) else size_bytes,
         modified_at=modified_at,
-        # A weak ETag changes with compression and between servers behind one name: the time is more reliable.
+        # A weak ETag changes with compression and between servers of one host name: the time is more reliable.
         etag=strong_etag(etag) or (None if modified_at else etag),
     )
 
@@ -267,10 +267,10 @@ _SKIPPED_FOLDER: Mapping[type[PermanentError], str] = {
 
 
 def open_http(source_config: Mapping[str, Any], context: SourceContext) -> HttpSource:
-    """Make the source of the files that one listing names.
+    """Create the source for the files of one listing.
 
     Raises:
-        UnknownCredentialsError: it names credentials that are not stored.
+        UnknownCredentialsError: the credentials are not stored.
     """
     return HttpSource(
         str(source_config.get("path") or ""),
@@ -287,12 +287,12 @@ class HttpSource:
     """One listing.
 
     Args:
-        listing: its address; empty where a single file is opened by its own.
-        web: the client of web hosts.
-        credential: the credential that the job names; the web client sends it.
+        listing: address of the listing; empty to open single files by their addresses.
+        web: client for web hosts.
+        credential: the job's credential, which the web client sends.
         limits: limits of time and entries.
-        elsewhere: accept files outside of the listing's folder.
-        concurrency: concurrent requests for versions of files.
+        elsewhere: accept files outside the listing's folder.
+        concurrency: number of concurrent requests for versions of files.
     """
 
     listing: str
@@ -304,19 +304,19 @@ class HttpSource:
 
     @property
     def location(self) -> str:
-        """The listing's address, without a query, which may be a signature."""
+        """Return the listing's address without its query, which may be a signature."""
         return self._printable(self.listing)
 
     def canonical_location(self, path: str) -> str:
-        """Return the address in its one spelling, its query included: another query is another file."""
+        """Return the canonical address including its query: another query means another file."""
         try:
             return self.web.check(path).url
         except AddressRejectedError as error:
-            # An address that may not be requested still needs a stable name in reports.
+            # Even a forbidden address needs a stable name in reports.
             return error.url
 
     def require_allowed(self, path: str) -> None:
-        """Refuse an address that may not be contacted, or that is outside of the listing's folder."""
+        """Refuse an address that may not be contacted, or that is outside the listing's folder."""
         address = self.checked(path)
         if self.listing and not self.may_hold(address, self.checked(self.listing)):
             raise ForbiddenPathError(
@@ -326,11 +326,7 @@ class HttpSource:
             require_for_host(self.credential, address.host, address.port, address.printable)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """Yield the listing's links as they are read, and those of its folders where the pattern reaches them.
-
-        Raises:
-            SourceUnreachableError: at the end, where a folder or the version of a file could not be requested.
-        """
+        """Yield the listing's links as they are read, and those of subfolders that the pattern reaches."""
         parsed = Pattern.parse(pattern)
         self.require_allowed(self.listing)
         budget = ListingBudget(self.limits, self.location)
@@ -354,12 +350,12 @@ class HttpSource:
             raise walk.failures[0]
 
     def stat(self, path: str) -> SourceFile:
-        """Return what the server reports about the file now."""
+        """Return the server's current description of the file."""
         self.require_allowed(path)
         return describe(self.web, path, _name(self.checked(path)), self.limits)
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open a file, all of one version; a cut connection is replaced and the reading resumes."""
+        """Open one version of a file; reading resumes on a new connection if the connection breaks."""
         self.require_allowed(path)
         location = self._printable(path)
         return resumed_reading(WebFileReader(self.web, path, location, self.limits).opened, location, self.limits)
@@ -368,7 +364,7 @@ class HttpSource:
         """Parse an address.
 
         Raises:
-            ForbiddenPathError: it may not be contacted.
+            ForbiddenPathError: the address may not be contacted.
         """
         try:
             return self.web.check(url)
@@ -376,7 +372,7 @@ class HttpSource:
             raise ForbiddenPathError(error.url, str(error)) from error
 
     def may_hold(self, address: WebAddress, listing: WebAddress) -> bool:
-        """Return True if an address may hold files of this listing."""
+        """Return True if an address may contain files of this listing."""
         return self.elsewhere or _is_below(address, listing)
 
     def _with_version(self, file: SourceFile) -> SourceFile | Skipped:
@@ -403,7 +399,7 @@ class _Folder:
     relative: str
 
 
-# A listed file, and whether its version is known.
+# A listed file, and True if its version is known.
 _Found = tuple[SourceFile, bool] | Skipped
 
 
@@ -412,7 +408,7 @@ class _Walk:
 
     Args:
         source: the source.
-        pattern: pattern of the files that are taken.
+        pattern: pattern of the files.
         budget: budget of the listing.
     """
 
@@ -425,13 +421,13 @@ class _Walk:
         self._folders = {self._root.url}
         # Digests of all links: an index may link a name and its icon, and pages overlap.
         self._links: set[bytes] = set()
-        # Links to files of a type that is ingested.
+        # Number of links to files of an ingested type.
         self._files = 0
         # The last one, of a folder or of a file.
         self.failures = deque[SourceUnreachableError](maxlen=1)
 
     def files(self) -> Iterator[_Found]:
-        """Yield the files that match, folder by folder and page by page."""
+        """Yield the matching files, folder by folder and page by page."""
         doubt = ""
         while self._waiting:
             folder = self._waiting.popleft()
@@ -454,7 +450,8 @@ class _Walk:
     def _list(self, folder: _Folder) -> Generator[_Found, None, str]:
         """List one folder; return why its page may not be a listing; empty if it certainly is one.
 
-        A page that is not recognised as an index counts as one if it links files; without links it may not be empty.
+        A page that is not recognised as an index counts as one if it links files; an unrecognised one without links is
+        doubtful.
         """
         pages, seen, doubt, files_before = deque([folder.address]), {folder.address.url}, "", self._files
         while pages:
@@ -507,15 +504,15 @@ class _Walk:
         return SourceFile(address.url, name, link.size_bytes, link.modified_at, etag), link.has_version
 
     def _page(self, requested: WebAddress) -> tuple[WebAddress, PageFacts, Iterator[Link | Unusable]]:
-        """Read one page of a listing: the address that answered after redirects, its facts and its entries.
+        """Read one page of a listing; return the final address after redirects, the page's facts and its entries.
 
-        It is copied first: its server must not wait while the versions of its files are requested.
+        The page is copied first, so that its server need not wait while the versions of files are requested.
         """
         with SpooledTemporaryFile(_MEMORY_BYTES) as copy:
             try:
                 address, headers = self._copy(requested, copy)
             except SourceUnreachableError:
-                # If the time of the whole listing is over, that is the reason.
+                # If the time of the whole listing is over, report that as the reason.
                 self._budget.seconds_left()
                 raise
             size = copy.tell()
@@ -577,7 +574,7 @@ def _in_order(
     ahead: int,
     with_version: Callable[[SourceFile], SourceFile | Skipped],
 ) -> Iterator[SourceFile | Skipped]:
-    """Yield what was found, with versions; a few of them are requested at a time."""
+    """Yield the files with their versions, in order; request a few versions concurrently."""
     waiting: deque[Future[SourceFile | Skipped]] = deque()
     for entry in found:
         if isinstance(entry, Skipped):
@@ -593,10 +590,10 @@ def _in_order(
 
 
 def _doubt_about(facts: PageFacts, address: WebAddress) -> str:
-    """Return why a page may be no listing; empty where it is one for certain.
+    """Return why a page may not be a listing; empty if it certainly is one.
 
     Raises:
-        UnreadableListingError: it is not a listing.
+        UnreadableListingError: the page is not a listing.
     """
     if facts.unusable and not facts.links:
         raise UnreadableListingError(address.printable, f"it answers with {facts.seen}, none of which is understood")
@@ -607,7 +604,7 @@ def _doubt_about(facts: PageFacts, address: WebAddress) -> str:
 
 
 def _base(facts: PageFacts, address: WebAddress) -> str:
-    """Return the address that the links of a page are relative to."""
+    """Return the base address of a page's links."""
     try:
         return urljoin(address.url, facts.base or "")
     except ValueError:
@@ -615,7 +612,7 @@ def _base(facts: PageFacts, address: WebAddress) -> str:
 
 
 def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], seen: set[str]) -> None:
-    """Add a further page of the same folder, once."""
+    """Add another page of the same folder, once."""
     if target.url in seen:
         return
     seen.add(target.url)
@@ -627,7 +624,7 @@ def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], se
 
 
 def _is_page_of(target: WebAddress, page: WebAddress) -> bool:
-    """Return True if a link leads to the same folder by another query that names a page."""
+    """Return True if a link leads to another page of the same folder, by its query."""
     there, here = urlsplit(target.url), urlsplit(page.url)
     return target.origin == page.origin and there.path == here.path and is_page_query(there.query)
 
@@ -650,5 +647,5 @@ def _name(address: WebAddress) -> str:
     try:
         return unquote(name, errors="strict")
     except UnicodeDecodeError:
-        # Some servers write names in Latin-1; the address keeps their bytes.
+        # Some servers encode names in Latin-1; the address keeps their bytes.
         return unquote(name, encoding="latin-1")

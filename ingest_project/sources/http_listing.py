@@ -1,9 +1,9 @@
 """Read one page of a web listing: the index of a web server, a JSON list, or a plain list of links.
 
-Times and sizes of an HTML index are rounded for people: they are not used. A small page is parsed here, in linear time;
-a larger one in a confined process, which a hostile page may harm without consequence. That process runs this file as a
-script: it reads the page from standard input, writes one line per entry to standard output, and the facts of the page,
-or why it is no listing, to the file named on its command line.
+Times and sizes in an HTML index are rounded for people and therefore not used. A small page is parsed in this process,
+in linear time; a larger one in a confined process, which a hostile page can crash without consequences. That process
+runs this file as a script: it reads the page from standard input, writes one line per entry to standard output, and
+writes the facts of the page, or why it is not a listing, to the file named on its command line.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ MAX_PAGE_BYTES = 256 * 1024**2
 MAX_ENTRIES = 1_000_000
 PARSED_HERE_BYTES = 256 * 1024
 PROCESS_LIMITS = ProcessLimits(memory_bytes=2 * 1024**3, cpu_seconds=120, output_bytes=1024**3)
-# Enough to distinguish the kinds of listing.
+# Number of bytes that suffice to distinguish the kinds of listing.
 _HEAD_BYTES = 4_096
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
-# Servers send the last three for an unknown type.
+# Servers send the last three types for unknown files.
 _KNOWN_TYPES = (*_HTML_TYPES, "text/plain", "text/uri-list", "", "application/octet-stream", "binary/octet-stream")
-# The charsets of HTML in which a byte below 128 is always an ASCII character.
+# Charsets of HTML in which a byte below 128 is always an ASCII character.
 _CHARSETS = frozenset(
     {"ascii", "utf-8", "koi8-r", "koi8-u", "euc_jp", "euc_kr", "gb2312", "gbk", "gb18030", "big5", "shift_jis", "cp932"}
     | {f"iso8859-{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16)}
     | {f"cp{page}" for page in (874, 1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257, 1258)}
 )
 _LONGEST_CHARSET = 40
-# GitLab's and WordPress's.
+# Headers of GitLab and WordPress.
 _NEXT_PAGE, _PAGE, _PAGES = "X-Next-Page", "X-Page", "X-Total-Pages"
 
 
 class Refusal(msgspec.Struct, tag=True):
-    """Why a page is no listing; the arguments of `NotAListingError`."""
+    """Why a page is not a listing; the arguments of `NotAListingError`."""
 
     seen: str
     login: bool
@@ -63,17 +63,17 @@ class Refusal(msgspec.Struct, tag=True):
 def read_page(
     page: IO[bytes], size_bytes: int, headers: Mapping[str, str], location: str
 ) -> tuple[PageFacts, Iterator[Link | Unusable]]:
-    """Read the facts and the entries of a page, its next pages included.
+    """Read the facts and the entries of a page, including links to its next pages.
 
     Args:
-        page: its bytes, from the beginning; a file of the operating system where it is large.
+        page: bytes of the page, positioned at the beginning; an operating-system file if the page is large.
         size_bytes: size of the page.
-        headers: headers of the answer.
-        location: for messages.
+        headers: headers of the response.
+        location: location of the page for messages.
 
     Raises:
-        UnreadableListingError: it is no listing, or none that can be read, or it is known to be incomplete.
-        SourceAccessDeniedError: it is a login page.
+        UnreadableListingError: the page is not a readable listing, or is known to be incomplete.
+        SourceAccessDeniedError: the page is a login page.
     """
     content_type = headers.get("Content-Type", "")
     try:
@@ -94,7 +94,7 @@ def parse_page(body: bytes, content_type: str) -> tuple[PageFacts, Iterator[Link
     """Parse a page in memory.
 
     Raises:
-        NotAListingError: it is no listing.
+        NotAListingError: the page is not a listing.
     """
     facts = PageFacts()
     entries = list(_counted(_page_entries(body, content_type, facts), facts))
@@ -110,7 +110,7 @@ def next_links(headers: Mapping[str, str]) -> Iterator[Link]:
 
 
 def missing_pages(headers: Mapping[str, str]) -> str | None:
-    """Return why a page is known to be incomplete, where the headers do not give the address of the next one."""
+    """Return why a page is known to be incomplete, if the headers lack the address of the next page."""
     if next(next_links(headers), None) is not None:
         return None
     if headers.get(_NEXT_PAGE, "").strip():
@@ -122,7 +122,7 @@ def missing_pages(headers: Mapping[str, str]) -> str | None:
 
 
 def main() -> None:
-    """Parse the page on standard input, in the confined process."""
+    """Parse the page from standard input, in the confined process."""
     outcome, content_type = Path(sys.argv[1]), sys.argv[2]
     facts = PageFacts()
     result: PageFacts | Refusal = facts
@@ -142,7 +142,7 @@ def _with_next_pages(entries: Iterator[Link | Unusable], headers: Mapping[str, s
 
 
 def _page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Parse the entries of a page one by one; the facts are complete at the end."""
+    """Parse the entries of a page one by one; the facts are complete after the last one."""
     media_type = content_type.partition(";")[0].strip().lower()
     beginning = body[:_HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")
     if not beginning:
@@ -158,7 +158,7 @@ def _page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[
 
 
 def _counted(entries: Iterator[Link | Unusable], facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Yield the same entries; their numbers are in the facts at the end."""
+    """Yield the same entries, and store their numbers in the facts at the end."""
     for entry in entries:
         if isinstance(entry, Unusable):
             facts.unusable += 1
@@ -194,7 +194,7 @@ def _charset(content_type: str) -> str:
 
 def _parse_confined(page: IO[bytes], content_type: str) -> tuple[PageFacts, Iterator[Link | Unusable]]:
     output = tempfile.TemporaryFile()  # noqa: SIM115 - `_decoded` closes it
-    page.fileno()  # from memory to a file of the operating system
+    page.fileno()  # move the page from memory to an operating-system file
     page.seek(0)
     try:
         with tempfile.TemporaryDirectory(prefix="listing-") as folder:
@@ -209,7 +209,7 @@ def _parse_confined(page: IO[bytes], content_type: str) -> tuple[PageFacts, Iter
         raise
     output.seek(0)
     entries = _decoded(output)
-    # Started here, so that its `finally` closes the file in every case.
+    # Start the generator here, so that its `finally` closes the file in every case.
     next(entries)
     return facts, entries
 

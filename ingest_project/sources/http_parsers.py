@@ -1,7 +1,7 @@
 r"""Parse a page of a web listing: an HTML index, a JSON listing, or a plain list of links.
 
-HTML takes one pass over the bytes, in linear time whatever they are: every step begins where the last one ended, and
-what is not closed ends the page. `html.parser` searches the rest of the page again for each construct left open.
+HTML is parsed in one pass over the bytes, in linear time for any input: every step begins where the last one ended, and
+an unclosed construct ends the page. `html.parser` searches the rest of the page again for each unclosed construct.
 
 JSON is nginx's `autoindex_format json`, or the same list with the address of its next page:
 
@@ -11,12 +11,12 @@ JSON is nginx's `autoindex_format json`, or the same list with the address of it
                 "etag": "\"1-2\""}],
      "next": "?page=2"}
 
-A `name` is one file's name and a `path` several, as they are: they are percent-encoded here, once. A `url` is a URL
-reference, encoded already. A text alone is a path, or a URL where it begins with http:// or https://.
+A `name` is one unencoded name and a `path` several: they are percent-encoded here, once. A `url` is an already encoded
+URL reference. A string instead of an object is a path, or a URL if it begins with http:// or https://.
 
-A plain list has one percent-encoded URL reference on each line. Lines that begin with # are comments.
+A plain list has one percent-encoded URL reference per line. Lines that begin with # are comments.
 
-This module imports little: the confined process that parses large pages starts with it.
+This module imports little, because the confined process that parses large pages imports it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OPENING = re.compile(rb"<(?:!|\?|/?[A-Za-z])")
 _NAME = re.compile(rb"</?([A-Za-z][^\s/>]*+)")
 _ATTRIBUTE = re.compile(rb"[\s/]*+([^\s/>=]++)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|([^\s>]*+)))?+")
 _AFTER_ATTRIBUTES = re.compile(rb"[\s/]*+>")
-# The content of these elements is text: no tag begins in it.
+# The content of these elements is plain text, in which no tag begins.
 _RAW = {
     name: re.compile(rb"</" + name + rb"(?=[\s/>])", re.IGNORECASE)
     for name in (b"script", b"style", b"textarea", b"title")
@@ -57,7 +57,7 @@ _LONGEST_NAME = 32
 _MAX_NAMES = 100
 # Headings of folder indexes: nginx, Apache and lighttpd; Python and Tomcat; Jetty; Node's servers.
 _HEADINGS = ("index of", "directory listing", "directory:", "listing directory", "files within", "listing of")
-# Go's file server writes the list without a heading.
+# Go's file server writes a list without a heading.
 _BARE_LIST = frozenset({b"pre", b"a", b"meta"})
 _NEXT_TEXTS = frozenset({"next", "next page", "next »", "next →", "next >", "older", "»", "→", ">", ">>", "more"})
 _PAGE_PARAMETERS = frozenset(
@@ -70,11 +70,11 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class NotAListingError(Exception):
-    """The page is no listing, or cannot be read as one.
+    """The page is not a readable listing.
 
     Args:
-        seen: what it is instead; starts in lower case, ends without a full stop.
-        login: it is a login page.
+        seen: description of the page; starts in lower case, ends without a full stop.
+        login: True for a login page.
     """
 
     def __init__(self, seen: str, *, login: bool = False) -> None:
@@ -87,11 +87,11 @@ class Link(msgspec.Struct, frozen=True, tag=True):
     """One entry of a listing.
 
     Args:
-        target: a URL reference, relative or not, percent-encoded; a folder ends with a slash.
-        size_bytes: exact; None where the listing does not say.
-        modified_at: to the second, UTC; None where the listing does not say.
-        etag: as its server sends it.
-        is_next_page: it is the next page of this listing.
+        target: relative or absolute URL reference, percent-encoded; a folder ends with a slash.
+        size_bytes: exact size; None if the listing does not contain it.
+        modified_at: time of the last change to the second, UTC; None if the listing does not contain it.
+        etag: ETag in the listing.
+        is_next_page: True if the link leads to the next page of this listing.
     """
 
     target: str
@@ -102,15 +102,15 @@ class Link(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def has_version(self) -> bool:
-        """The listing states the version of the file."""
+        """Return True if the listing contains the version of the file."""
         return self.etag is not None or (self.size_bytes is not None and self.modified_at is not None)
 
 
 class Unusable(msgspec.Struct, frozen=True, tag=True):
-    """An entry that is refused.
+    """A refused entry.
 
     Args:
-        shown: its text, shortened.
+        shown: shortened text of the entry.
         reason: one of a few sentences.
     """
 
@@ -119,13 +119,13 @@ class Unusable(msgspec.Struct, frozen=True, tag=True):
 
 
 class PageFacts(msgspec.Struct, tag=True):
-    """Facts of a page; complete once its entries were read to the end.
+    """Facts about a page; complete once all its entries have been read.
 
     Args:
-        seen: description for a person.
-        recognised: it is a listing for certain, even when it is empty.
-        base: address that its links are relative to, where the page states one.
-        links: number of entries that can be used.
+        seen: description of the page for people.
+        recognised: True if the page certainly is a listing, even an empty one.
+        base: base address of its links, if the page states one.
+        links: number of usable entries.
         unusable: number of other entries.
     """
 
@@ -147,7 +147,7 @@ class _Tag:
 
 @dataclass
 class _Seen:
-    """Elements that show the kind of a page."""
+    """Elements that reveal the kind of a page."""
 
     title: str = ""
     heading: str = ""
@@ -159,10 +159,10 @@ class _Seen:
 
 
 def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Yield the links of an HTML page, in their order; the facts are complete at the end.
+    """Yield the links of an HTML page in order; the facts are complete after the last one.
 
     Raises:
-        NotAListingError: it is a login page.
+        NotAListingError: the page is a login page.
     """
     seen = _Seen()
     for name, attributes, text in _elements(body):
@@ -178,7 +178,7 @@ def html_links(body: bytes, charset: str, facts: PageFacts) -> Iterator[Link | U
 
 
 def is_page_query(query: str) -> bool:
-    """Return True if a query names one page of several."""
+    """Return True if a query selects one page of several."""
     try:
         named = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
     except ValueError:
@@ -187,7 +187,7 @@ def is_page_query(query: str) -> bool:
 
 
 def root_element(body: bytes) -> str:
-    """Return the name of the first element, in lower case and without a namespace's prefix; empty without any."""
+    """Return the name of the first element, in lower case and without a namespace prefix; empty without an element."""
     first = next(_elements(body), None)
     return "" if first is None else first[0].rpartition(b":")[2][:_LONGEST_NAME].decode("latin-1")
 
@@ -218,7 +218,7 @@ def _link(href: bytes, charset: str, text: str, *, is_next: bool) -> Iterator[Li
     if target is None:
         yield Unusable(printable(href[:MAX_TARGET_LENGTH].decode("latin-1")), "A link that cannot be read.")
     elif target.startswith("?"):
-        # `?C=M;O=A` sorts an index of Apache's.
+        # `?C=M;O=A` sorts an Apache index.
         if is_next or is_page_query(target[1:]):
             yield Link(target, is_next_page=True)
     elif target and not target.startswith("#"):
@@ -226,12 +226,12 @@ def _link(href: bytes, charset: str, text: str, *, is_next: bool) -> Iterator[Li
 
 
 def _value(raw: bytes, charset: str) -> str | None:
-    """Return an attribute's value; None where it is too long, or not of the page's charset."""
+    """Return an attribute's value; None if it is too long, or invalid in the page's charset."""
     if len(raw) > MAX_TARGET_LENGTH:
         return None
     try:
         text = raw.decode(charset)
-        # html.unescape replaces a reference to a character that does not exist by U+FFFD.
+        # html.unescape replaces a reference to an invalid character by U+FFFD.
         found = html.unescape(text).strip(" \t\r\n\f")
     except ValueError:
         return None
@@ -247,7 +247,7 @@ def _text(raw: bytes, charset: str) -> str:
 
 
 def _elements(body: bytes) -> Iterator[tuple[bytes, dict[bytes, bytes], bytes]]:
-    """Yield start tags with their attributes and, of a few elements, the text that follows."""
+    """Yield start tags with their attributes and, for a few elements, the following text."""
     held: _Tag | None = None
     for tag in _tags(body):
         if held is not None and (not tag.closing or tag.name == held.name):
@@ -287,7 +287,7 @@ def _tags(body: bytes) -> Iterator[_Tag]:
 
 
 def _attributes(body: bytes, position: int) -> tuple[dict[bytes, bytes], int]:
-    """Return the attributes of a tag, and its end; -1 where it does not end."""
+    """Return the attributes of a tag, and its end position; -1 if it does not end."""
     attributes: dict[bytes, bytes] = {}
     while True:
         if (closed := _AFTER_ATTRIBUTES.match(body, position)) is not None:
@@ -306,7 +306,7 @@ def _is_index(seen: _Seen) -> bool:
     headings = (seen.title.casefold(), seen.heading.casefold())
     if any(heading.startswith(_HEADINGS) for heading in headings):
         return True
-    # IIS: `host - /folder/`, twice. Caddy: how many folders and files there are. Go: the list alone.
+    # IIS: `host - /folder/`, twice. Caddy: numbers of folders and files. Go: only the list.
     return (
         (seen.title == seen.heading and " - /" in seen.title)
         or (seen.summary and seen.meta_item)
@@ -338,18 +338,18 @@ class _JsonListing(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Yield the files of a JSON listing, in its order.
+    """Yield the files of a JSON listing in order.
 
     Raises:
-        NotAListingError: no JSON, none that is a list of files, or too long.
+        NotAListingError: the page is not JSON, not a list of files, or too long.
     """
     if len(body) > MAX_JSON_BYTES:
         raise NotAListingError(f"JSON of more than {MAX_JSON_BYTES} bytes; a plain list of links may be longer")
     try:
-        # `json` rather than msgspec, which refuses the whole page for one name that is not valid Unicode.
+        # Use `json`, because msgspec refuses the whole page if one name is not valid Unicode.
         found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
     except msgspec.ValidationError as error:
-        # An unknown field may mean that this is one page of several: the page is not taken as a listing.
+        # Refuse unknown fields: one of them may mean that this is one page of several.
         raise NotAListingError(
             f"JSON that is no list of files ({printable(plainly(error))}); its fields are 'files' and, for the address "
             "of a further page, 'next'"
@@ -390,7 +390,7 @@ def _file_named(text: str) -> _JsonFile:
 
 
 def _json_target(file: _JsonFile) -> str | None:
-    """Return the URL reference of a file; None where it has none that can be requested."""
+    """Return the URL reference of a file; None without a valid one."""
     if file.url:
         return file.url
     path = file.path or file.name or ""
@@ -398,7 +398,7 @@ def _json_target(file: _JsonFile) -> str | None:
     encoded = [_encoded_name(name) for name in names]
     if None in encoded or (not file.path and len(names) > 1):
         return None
-    # A colon in the first name would make it a scheme: it is percent-encoded, like everything that has a meaning.
+    # A colon in the first name would turn it into a scheme: encode it, like all characters with a meaning.
     return ("/" if path.startswith("/") else "") + "/".join(map(str, encoded)) + ("/" if path.endswith("/") else "")
 
 
@@ -415,16 +415,16 @@ def _json_time(file: _JsonFile) -> datetime | None:
     if len(stated) > _MAX_TIME_LENGTH:
         raise ValueError("not a time")
     moment = datetime.fromisoformat(stated) if file.modified_at else parsedate_to_datetime(stated)
-    # Without a zone it is UTC, as HTTP's times are.
+    # A time without a zone is UTC, as in HTTP.
     return as_utc(moment)
 
 
 def text_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
-    """Yield the links of a plain list, in its order; links within sentences are left out."""
+    """Yield the links of a plain list in order; a sentence is not a link."""
     facts.seen = f"text of {len(body)} bytes"
     for line in map(bytes.strip, BytesIO(body.removeprefix(_BYTE_ORDER_MARK))):
         if line.startswith(b"#"):
-            # Text alone may be anything; with a comment it is a list for certain, even when it is empty.
+            # Plain text may be anything, but with a comment it certainly is a list, even an empty one.
             facts.recognised = True
         elif line:
             link = _text_link(line)
@@ -445,7 +445,7 @@ def _text_link(line: bytes) -> Link | Unusable:
 
 
 def _names_a_file(text: str) -> bool:
-    """Return True if an address ends in a folder's slash or in a name with an ending, as no word of an error does."""
+    """Return True if an address ends with a slash or a name with an extension, unlike words of an error message."""
     try:
         path = urlsplit(text).path
     except ValueError:

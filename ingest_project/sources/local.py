@@ -1,10 +1,10 @@
 """Files in folders of this host, `source_type` local, and the example files of the project, `source_type` dummy.
 
-Paths come from untrusted messages. A file that is opened is inside the configured roots with every symlink resolved,
-and that is checked on the opened file itself: a link that is swapped between check and open does not lead out.
+Paths come from untrusted messages. An opened file is inside the configured roots with every symlink resolved, which is
+checked on the opened file itself, so that swapping a link between check and open cannot lead out of the roots.
 
-A dummy source is a local one with one more convenience: a path is also understood as a name inside the dummy folder, so
-that the same job works from every current folder.
+A dummy source is a local source that also accepts names inside the dummy folder as paths, so that the same job works
+from every current folder.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.registry import SourceContext
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Linux accepts no longer path, and `realpath` takes quadratic time in the number of parts.
+# Linux accepts no longer paths, and `realpath` takes quadratic time in the number of parts.
 MAX_PATH_BYTES = 4_095
 MAX_PATH_PARTS = 256
 _SHOWN_CHARACTERS = 200
 _HARD_LINKS = "INGEST_ALLOW_HARD_LINKS"
-# O_NONBLOCK: opening a FIFO or a device that replaced the file must not wait for its other end.
+# O_NONBLOCK: opening a FIFO or a device that replaced the file must not block.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def open_local(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
-    """Make the source of a folder of this host; relative paths start at the current folder."""
+    """Create the source for a folder of this host; relative paths start at the current folder."""
     polling = context.polling
     roots = AllowedRoots.of(polling.local_roots, "INGEST_LOCAL_ROOTS", hard_links=polling.allow_hard_links)
     return LocalSource(str(source_config.get("path", "")), roots, Path, context.limits)
 
 
 def open_dummy(source_config: Mapping[str, Any], context: SourceContext) -> LocalSource:
-    """Make the source of the folder of INGEST_DUMMY_ROOT; without a path, all of it."""
+    """Create the source for INGEST_DUMMY_ROOT, or a path in it."""
     polling = context.polling
     roots = AllowedRoots.of([polling.dummy_root], "INGEST_DUMMY_ROOT", hard_links=polling.allow_hard_links)
     locate = partial(_dummy_path, root=polling.dummy_root)
@@ -58,9 +58,9 @@ class AllowedRoots:
     """Folders that may be read.
 
     Args:
-        folders: absolute, symlinks resolved.
-        setting: the setting that holds them, named in refusals.
-        hard_links: read files that have further names, which may be outside the folders.
+        folders: absolute paths with symlinks resolved.
+        setting: setting with the folders, named in refusals.
+        hard_links: allow files with further hard links, which may be outside the folders.
     """
 
     folders: tuple[str, ...]
@@ -69,14 +69,14 @@ class AllowedRoots:
 
     @classmethod
     def of(cls, folders: Sequence[Path], setting: str, *, hard_links: bool = False) -> AllowedRoots:
-        """Resolve the folders of a setting; relative ones start at the current folder."""
+        """Create the roots from the folders of a setting; relative ones start at the current folder."""
         return cls(tuple(os.path.realpath(folder) for folder in folders), setting, hard_links)
 
     def require_allowed(self, location: Path, named: str) -> None:
-        """Refuse a path outside the roots; nothing is opened, and it need not exist.
+        """Refuse a path outside the roots without opening it; it need not exist.
 
         Raises:
-            ForbiddenPathError: outside the roots, or a URL.
+            ForbiddenPathError: the path is outside the roots, or a URL.
         """
         require_path(named)
         try:
@@ -89,12 +89,12 @@ class AllowedRoots:
         """Open a regular file below the roots and yield its descriptor.
 
         Args:
-            location: its path.
-            named: as the job names it, for messages.
+            location: path of the file.
+            named: path from the job, for messages.
 
         Raises:
-            ForbiddenPathError: outside the roots, not a regular file, or not readable for this process.
-            SourceNotFoundError: it does not exist.
+            ForbiddenPathError: the file is outside the roots, not a regular file, or not readable for this process.
+            SourceNotFoundError: the file does not exist.
             SourceUnreachableError: the file system failed.
         """
         with self._opened(location, named) as descriptor:
@@ -105,10 +105,10 @@ class AllowedRoots:
             yield descriptor
 
     def require_one_name(self, status: os.stat_result, named: str) -> None:
-        """Refuse a file with a further name, which may be outside of the folders.
+        """Refuse a file with further hard links, which may be outside the folders.
 
         Raises:
-            ForbiddenPathError: it has one, and the setting does not allow it.
+            ForbiddenPathError: the file has further links, and the setting does not allow them.
         """
         if status.st_nlink > 1 and not self.hard_links:
             raise ForbiddenPathError(
@@ -118,7 +118,7 @@ class AllowedRoots:
 
     @contextmanager
     def opened_folder(self, location: Path, named: str) -> Iterator[int]:
-        """Open a folder below the roots and yield its descriptor; raises as `opened_file` does."""
+        """Open a folder below the roots and yield its descriptor; raises like `opened_file`."""
         with self._opened(location, named, os.O_DIRECTORY) as descriptor:
             yield descriptor
 
@@ -150,10 +150,10 @@ class AllowedRoots:
             raise ForbiddenPathError(named, "no file can have such a name.") from error
 
     def _open_plain(self, path: str, more_flags: int) -> int | None:
-        """Open a regular file whose path is inside the roots as it is written; None where it must be resolved first.
+        """Open a regular file whose unresolved path is inside the roots; return None if it must be resolved first.
 
-        Nothing but a regular file is opened, and its real path is checked once it is open: resolving the path first
-        would read each of its folders again for every file.
+        This opens only regular files, and checks the real path of the opened file: resolving the path first would read
+        each of its folders again for every file.
         """
         if os.path.normpath(path) == path and any(_is_inside(folder, path) for folder in self.folders):
             with suppress(OSError, ValueError):
@@ -167,7 +167,7 @@ class AllowedRoots:
             raise ForbiddenPathError(named, f"it is outside the folders that {self.setting} allows ({allowed}).")
 
     def _require_mounted(self, resolved: str, named: str) -> None:
-        """Distinguish a drive that is not mounted, whose files still exist, from a file that is missing."""
+        """Distinguish an unmounted drive, whose files still exist, from a missing file."""
         for folder in self.folders:
             if _is_inside(folder, resolved) and not os.path.isdir(folder):  # noqa: PTH112 - text, as the rest of this module
                 raise SourceUnreachableError(named, f"{folder}, which {self.setting} names, is not there")
@@ -178,9 +178,9 @@ class LocalSource:
     """One folder, or one file, below the roots.
 
     Args:
-        path: as the job or event names it.
+        path: path from the job or event.
         roots: folders that may be read.
-        locate: from a path as named to one relative to the current folder.
+        locate: converts a path from a job to one relative to the current folder.
         limits: limits of time and entries.
     """
 
@@ -199,12 +199,12 @@ class LocalSource:
         try:
             return f"local:{os.path.realpath(self._at(path))}"
         except (ForbiddenPathError, OSError, ValueError):
-            # A path that no file can have still needs a stable name in reports.
+            # Even an impossible path needs a stable name in reports.
             return f"local:{path[:MAX_PATH_BYTES]}"
 
     @cached_property
     def _listed_location(self) -> str:
-        """Location of the folder that is listed. No symlink is followed below it: it holds for all of its files."""
+        """Return the location of the listed folder, which is valid for all its files: the walk follows no symlinks."""
         return f"local:{os.path.realpath(self._at(self.path))}"
 
     def require_allowed(self, path: str) -> None:
@@ -218,7 +218,7 @@ class LocalSource:
             yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
 
     def stat(self, path: str) -> SourceFile:
-        """Return size and modification time of the present file."""
+        """Return size and modification time of the current file."""
         with self.roots.opened_file(self._at(path), path) as descriptor:
             return described(path, os.fstat(descriptor))
 
@@ -290,7 +290,7 @@ class LocalSource:
             return Skipped(full, "A link that leads nowhere, or a file that cannot be read now.")
 
     def _at(self, path: str) -> Path:
-        """Locate a path; the bound comes first, because locating resolves it."""
+        """Locate a path after checking its length, because locating resolves it."""
         return self.locate(require_path(path))
 
     def _full(self, relative: str) -> str:
@@ -298,7 +298,7 @@ class LocalSource:
 
 
 class _LocalFile(io.FileIO):
-    """A file whose read errors are a source's errors: network file systems fail after open, too."""
+    """A file that raises read errors as errors of a source: network file systems can also fail after open."""
 
     def __init__(self, descriptor: int, path: str) -> None:
         super().__init__(descriptor, "rb", closefd=False)
@@ -321,11 +321,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link that leads nowhere: opening it says so, and only it is skipped
+        return False  # a dangling link: opening it reports that, and only it is skipped
 
 
 def _dummy_path(path: str, root: Path) -> Path:
-    """Locate a path: from the current folder where that is inside the root, otherwise inside the root."""
+    """Locate a path relative to the current folder if that is inside the root, otherwise relative to the root."""
     from_here = Path(path)
     resolved_root = os.path.realpath(root)
     if from_here.is_absolute() or _resolves_below(from_here, resolved_root):
@@ -338,11 +338,11 @@ def _resolves_below(path: Path, folder: str) -> bool:
     try:
         return Path(os.path.realpath(path)).is_relative_to(folder)
     except ValueError:
-        return False  # a name that no file can have; opening it says so
+        return False  # an impossible name; opening it reports that
 
 
 def map_error(error: OSError, named: str) -> IngestError:
-    """Map the error of a file operation to a source's."""
+    """Map the error of a file operation to an error of a source."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
         return SourceNotFoundError(named)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -363,15 +363,15 @@ def described(path: str, status: os.stat_result, location: str | None = None) ->
 
 
 def _is_inside(folder: str, resolved: str) -> bool:
-    """Return True if a path is a folder or below it; both as `realpath` gives them."""
+    """Return True if a path is a folder or below it; both must be resolved with `realpath`."""
     return resolved == folder or resolved.startswith(os.path.join(folder, ""))  # noqa: PTH118 - text, for each file
 
 
 def require_path(named: str) -> str:
-    """Return the path if it may be resolved: the cost of that is bounded.
+    """Return the path if its length bounds the cost of resolving it.
 
     Raises:
-        ForbiddenPathError: a URL, or longer than a path can be.
+        ForbiddenPathError: the path is a URL, or too long.
     """
     if len(named.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES or named.count("/") > MAX_PATH_PARTS:
         raise ForbiddenPathError(
@@ -387,7 +387,7 @@ def _path_of(descriptor: int) -> str:
     link = f"/proc/self/fd/{descriptor}"
     if os.path.exists(link):  # noqa: PTH110 - pathlib would add an object per file
         return os.readlink(link)  # noqa: PTH115
-    import fcntl  # only where there is no /proc (macOS)
+    import fcntl  # only without /proc (macOS)
 
     getpath = 50  # F_GETPATH
     return fcntl.fcntl(descriptor, getpath, bytes(1024)).rstrip(b"\x00").decode("utf-8", "surrogateescape")

@@ -2,9 +2,9 @@
 
 A job's `source_config`: `path` (`https://<host>/<workspace>/<item>.Lakehouse/Files/x`, the same with two GUIDs,
 `abfss://`, or `<workspace>/<item>.Lakehouse/Files/x` at the configured endpoint) and `credentials` (a SAS or an account
-key; without them the settings' own, or azure-identity's default). Whichever it is, it is used for the accounts that the
-credentials list as their `hosts`, or for those that a setting names, and for no other. A location by its names and by
-its GUIDs counts as two: the service does not say which name a GUID has.
+key; without them the settings' own, or azure-identity's default). Each of them is used only for the accounts that the
+credentials list as their `hosts`, or that a setting names. A location by names and the same one by GUIDs count as two:
+the service does not reveal the name of a GUID.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from ingest_project.sources.registry import SourceContext, require_for_host
 
 
 def open_onelake(source_config: Mapping[str, Any], context: SourceContext) -> OneLakeSource:
-    """Make the source of one folder of a file system.
+    """Create the source for one folder of a file system.
 
     Raises:
-        UnknownCredentialsError: it names credentials that are not stored.
-        PermanentError: its credentials are for something else.
+        UnknownCredentialsError: the credentials are not stored.
+        PermanentError: the credentials are for another service.
     """
     credential = context.credential(source_config)
     if credential is not None and not (credential.sas_token or credential.account_key):
@@ -66,10 +66,10 @@ class OneLakeSource:
     """One folder.
 
     Args:
-        path: as the job names it.
-        options: identity and time-outs.
-        context: lists the accounts that a setting names.
-        credential: the stored one that the job names; None where the settings' own is used.
+        path: path from the job.
+        options: identity and timeouts.
+        context: settings with the allowed accounts.
+        credential: the job's stored credential; None to use the settings' own.
     """
 
     path: str
@@ -79,20 +79,20 @@ class OneLakeSource:
 
     @property
     def limits(self) -> SourceLimits:
-        """Limits of time and entries."""
+        """Return the limits of time and entries."""
         return self.context.limits
 
     @property
     def location(self) -> str:
-        """The folder's full address."""
+        """Return the folder's full address."""
         return self.canonical_location(self.path)
 
     def address(self, path: str) -> OneLakeAddress:
-        """Return the location that a path names.
+        """Return the location for a path.
 
         Raises:
-            PermanentError: it is not an address.
-            ForbiddenPathError: our credential may not be sent to it.
+            PermanentError: the path is not an address.
+            ForbiddenPathError: our credential may not be sent to this address.
         """
         address = self._parsed(path)
         if self.credential is not None and self.credential.hosts:
@@ -111,7 +111,7 @@ class OneLakeSource:
         try:
             return self._parsed(path).url
         except PermanentError:
-            # A path that no file can have still needs a stable name in reports.
+            # Even an impossible path needs a stable name in reports.
             return f"onelake:{printable_url(path)}"
 
     def _parsed(self, path: str) -> OneLakeAddress:
@@ -122,14 +122,14 @@ class OneLakeSource:
             raise PermanentError(str(error)) from error
 
     def require_allowed(self, path: str) -> None:
-        """Refuse a host that our credential may not be sent to, and a path outside of the source's own file system."""
+        """Refuse a host to which our credential may not be sent, and a path outside the source's file system."""
         found = self.address(path)
         own = self.address(self.path) if self.path else found
         if (found.account_url, found.file_system) != (own.account_url, own.file_system):
             raise ForbiddenPathError(found.url, "it is not in the file system that its source names.")
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """List pages of 5,000: all below the folder at once where the pattern has `**`, level by level if not."""
+        """List pages of 5,000 entries: the whole tree if the pattern has `**`, otherwise level by level."""
         parsed = Pattern.parse(pattern)
         root = self.address(self.path)
         waiting, budget = [root], ListingBudget(self.limits, self.location)
@@ -143,7 +143,7 @@ class OneLakeSource:
                     waiting.append(root.child(relative))
 
     def stat(self, path: str) -> SourceFile:
-        """Return what the service reports about the present file."""
+        """Return the service's current description of the file."""
         address = self.address(path)
         in_time = deadline_in_force(Deadline(self.limits.page_time))
         with _mapped_errors(address.url), onelake_errors(address.url), in_time:
@@ -160,9 +160,9 @@ class OneLakeSource:
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """Open a file, all of one version; the SDK requests a part that was cut off again."""
+        """Open one version of a file; the SDK requests an incomplete part again."""
         address = self.address(path)
-        # Around the whole block: failures while reading are mapped like failures to open.
+        # Cover the whole block, so that failures while reading are mapped like failures to open.
         with _mapped_errors(address.url), open_file(self._files(address), address) as file:
             yield cast("BinaryIO", io.BufferedReader(PacedReader(cast("BinaryIO", file), self.limits, address.url)))
 
@@ -200,7 +200,7 @@ def allowed_accounts(context: SourceContext) -> tuple[AllowedAccount, ...]:
     """Return the accounts that the settings list, or name as a store, a table or a source.
 
     Raises:
-        SettingsError: an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS, or INGEST_ONELAKE_ENDPOINT, is not an account.
+        SettingsError: INGEST_ONELAKE_ENDPOINT, or an entry of INGEST_ONELAKE_ALLOWED_ACCOUNTS, is not an account.
     """
     settings = context.settings
     configured = [source.source_config for source in settings.sources.values()]
@@ -231,6 +231,6 @@ def _mapped_errors(location: str) -> Iterator[None]:
 
 
 def _below(path: str, root: OneLakeAddress) -> str:
-    """Return the path of a file below the root, counted in levels: the service may answer with the item's GUID."""
+    """Return the path below the root by counting levels, because the service may answer with the item's GUID."""
     levels = len(root.path.split("/")) if root.path else 0
     return "/".join(path.split("/")[levels:])

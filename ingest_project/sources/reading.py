@@ -1,8 +1,8 @@
-"""Limits of time and entries of one source, and reading files within them.
+"""Limits of time and entries of one source, and resumable reading of files within them.
 
-The time-out of each read ends silence. A server that sends a byte now and then is never silent: so every answer has a
-total time as well, every file a minimum speed, and every listing a total time and a number of entries. Reading a file
-resumes where it stopped when its connection breaks, as long as it is the same version.
+The timeout of each read bounds silence. A server that occasionally sends a byte is never silent, so every answer also
+has a total time, every file a minimum speed, and every listing a total time and a maximum number of entries. If the
+connection breaks, reading resumes at the same position, as long as the file has the same version.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SourceLimits:
     """Limits of one source.
 
     Args:
-        timeout_seconds: without a byte.
-        max_entries: most entries of one listing, all folders and pages together.
+        timeout_seconds: longest silence of a server.
+        max_entries: maximum number of entries of one listing, including all folders and pages.
         max_listing_seconds: longest time of one listing.
     """
 
@@ -50,22 +50,22 @@ class SourceLimits:
 
     @classmethod
     def of(cls, settings: PollingSettings) -> SourceLimits:
-        """Take the limits from the settings."""
+        """Create the limits from the settings."""
         return cls(settings.source_timeout_seconds, settings.max_listing_entries, settings.max_listing_seconds)
 
     @property
     def answer_time(self) -> timedelta:
-        """Total time of an answer without a body."""
+        """Return the total time of an answer without a body."""
         return timedelta(seconds=2 * self.timeout_seconds)
 
     @property
     def page_time(self) -> timedelta:
-        """Total time of one page of a listing."""
+        """Return the total time of one page of a listing."""
         return timedelta(seconds=10 * self.timeout_seconds)
 
     @property
     def attempts_time(self) -> timedelta:
-        """Total time of an answer that a client library requests several times, its pauses included."""
+        """Return the total time of a request that a client library retries, including its pauses."""
         return self.page_time + _RETRY_PAUSES
 
 
@@ -73,8 +73,8 @@ class ListingBudget:
     """Remaining entries and time of one listing.
 
     Args:
-        limits: at its beginning.
-        location: for messages.
+        limits: limits of the whole listing.
+        location: location of the listing for messages.
     """
 
     def __init__(self, limits: SourceLimits, location: str) -> None:
@@ -84,7 +84,7 @@ class ListingBudget:
         self._until = time.monotonic() + limits.max_listing_seconds
 
     def count(self, entries: int = 1) -> None:
-        """Count entries that were read, taken or not.
+        """Count entries that were read, whether accepted or not.
 
         Raises:
             PermanentError: the limit of entries is exceeded.
@@ -105,7 +105,7 @@ class ListingBudget:
             yield entry
 
     def counted_in_time(self, entries: Iterator[Item]) -> Iterator[Item]:
-        """Yield the same entries and count them; each request for more has the time of a page."""
+        """Yield the same entries and count them; each request for more is bounded by the time of a page."""
         while True:
             with deadline_in_force(Deadline(self.page_time())):
                 try:
@@ -116,7 +116,7 @@ class ListingBudget:
             yield entry
 
     def seconds_left(self) -> float:
-        """Return the time that is left, more than zero.
+        """Return the seconds left, more than zero.
 
         Raises:
             SourceUnreachableError: the time limit is exceeded.
@@ -130,12 +130,12 @@ class ListingBudget:
         return left
 
     def page_time(self) -> timedelta:
-        """Return the time for the next page, at most what is left of the whole."""
+        """Return the time for the next page, at most the rest of the listing's time."""
         return min(self._limits.page_time, timedelta(seconds=self.seconds_left()))
 
 
 class OpenedFile(Protocol):
-    """A file that is read from some position to its end."""
+    """A file that is being read from a position to its end."""
 
     size_bytes: int | None
     modified_at: datetime | None
@@ -152,11 +152,11 @@ class OpenedFile(Protocol):
 
 
 class Pace:
-    """Measures the speed of reading piece by piece.
+    """Enforces a minimum speed while a file is read piece by piece.
 
     Args:
-        limits: their time-out decides how long the server may be slower.
-        location: for messages.
+        limits: limits whose timeout is the time for which the server may be slower.
+        location: location of the file for messages.
     """
 
     def __init__(self, limits: SourceLimits, location: str) -> None:
@@ -166,7 +166,7 @@ class Pace:
         self._bytes = 0
 
     def timed(self, read: Callable[[], bytes]) -> bytes:
-        """Read one piece; the time that the caller takes in between does not count.
+        """Read one piece; the caller's time between two pieces does not count.
 
         Raises:
             SourceUnreachableError: the server is slower than the minimum speed.
@@ -188,12 +188,12 @@ class Pace:
 
 @contextmanager
 def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits: SourceLimits) -> Iterator[BinaryIO]:
-    """Open a buffered file whose cut connection is replaced, up to three times without a byte in between.
+    """Open a buffered file that reconnects after a break, up to three times without a byte in between.
 
     Args:
-        open_at: opens the file at a position, on its own connection.
-        location: location of the file, for messages.
-        limits: limits of its source; they hold over all connections together.
+        open_at: opens the file at a position, on a new connection.
+        location: location of the file for messages.
+        limits: limits of its source, which apply to all connections together.
     """
     raw = _ResumedFile(open_at, location, Pace(limits, location))
     with io.BufferedReader(raw, buffer_size=_BUFFER_BYTES) as file:
@@ -202,18 +202,18 @@ def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits:
 
 
 def skip_bytes(file: OpenedFile, count: int, pace: Pace) -> None:
-    """Read and discard `count` bytes: for servers that cannot start in the middle."""
+    """Read and discard `count` bytes, for servers that cannot start at a position."""
     while count and (block := pace.timed(partial(file.read, min(count, _BUFFER_BYTES)))):
         count -= len(block)
 
 
 class PacedReader(BlockReader):
-    """A file that a client library reads, held to the minimum speed.
+    """A file read by a client library, with an enforced minimum speed.
 
     Args:
-        file: closed by its opener.
+        file: the file, which its opener closes.
         limits: limits of its source.
-        location: for messages.
+        location: location of the file for messages.
     """
 
     def __init__(self, file: BinaryIO, limits: SourceLimits, location: str) -> None:

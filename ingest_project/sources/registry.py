@@ -1,6 +1,6 @@
-"""Kinds of source by name, and the settings and shared clients that a source is opened with.
+"""Kinds of source by name, and the settings and shared clients for opening sources.
 
-Another package adds one by an entry point in the group `ingest_project.sources`; its name is the `source_type`, its
+Another package adds a kind by an entry point in the group `ingest_project.sources`; its name is the `source_type`, its
 value a `SourceFactory`:
 
     [project.entry-points."ingest_project.sources"]
@@ -34,37 +34,37 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SourceContext:
-    """Settings and shared clients of the sources of one process; a client is made when a source first needs it.
+    """Settings and shared clients of one process's sources; a client is created at its first use.
 
     Args:
-        settings: of this process.
+        settings: settings of this process.
     """
 
     settings: Settings
 
     @property
     def polling(self) -> PollingSettings:
-        """Limits and allowed locations of sources."""
+        """Return the limits and allowed locations of sources."""
         return self.settings.polling
 
     @property
     def credentials(self) -> Mapping[str, Credential]:
-        """The stored credentials by name."""
+        """Return the stored credentials by name."""
         return self.settings.credentials
 
     @property
     def limits(self) -> SourceLimits:
-        """Limits of time and entries of one source."""
+        """Return the limits of time and entries of one source."""
         return SourceLimits.of(self.polling)
 
     @cached_property
     def host_lists(self) -> HostLists:
-        """Hosts that no client contacts, and internal ones that each may contact."""
+        """Return the lists of denied hosts and of allowed internal hosts."""
         return host_lists(self.settings)
 
     @cached_property
     def web(self) -> WebClient:
-        """The client of web hosts, shared by all listings.
+        """Return the client for web hosts, shared by all listings.
 
         Raises:
             SettingsError: a host pattern or credential is malformed.
@@ -73,10 +73,10 @@ class SourceContext:
         return web_client(self.settings, polling.source_connections, polling.source_connections_per_host)
 
     def credential(self, source_config: Mapping[str, Any]) -> Credential | None:
-        """Return the stored credential that a job names; None when it names none.
+        """Return the stored credential that a job names; None if it names none.
 
         Raises:
-            UnknownCredentialsError: no credential of that name is stored.
+            UnknownCredentialsError: no credential with that name is stored.
         """
         name = source_config.get("credentials")
         if name is None:
@@ -109,7 +109,7 @@ def require_for_host(credential: Credential, host: str, port: int, location: str
 
 
 MISTAKES_SHOWN = 5
-# Parts of an address up to the bucket, or up to the container of an account.
+# Number of parts of an address up to the bucket, or up to the container of an account.
 ROOT_PARTS = {"s3": 3, "onelake": 4}
 
 # Besides source_type, path and credentials.
@@ -142,16 +142,16 @@ SOURCES: plugins.Plugins[SourceFactory] = plugins.Plugins(
 
 
 def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Source:
-    """Make the source of a polling job's or file event's `source_config`. Nothing is connected to yet.
+    """Create the source for a polling job's or file event's `source_config`, without connecting.
 
     Args:
-        source_config: `source_type`, `path`, and what that type needs; `credentials` names a stored one.
+        source_config: `source_type`, `path`, and the options of that type; `credentials` names a stored credential.
         context: settings and shared clients.
 
     Raises:
-        UnknownCredentialsError: the config names credentials that are not stored.
-        PermanentError: the source_type is unknown (the message lists the known ones), or the config lacks something,
-            carries a secret, or names what is not allowed.
+        UnknownCredentialsError: the credentials are not stored.
+        PermanentError: the source_type is unknown (the message lists the known ones), or the config is incomplete,
+            contains a secret, or names a forbidden location.
     """
     # A file event carries a config as well.
     if problem := secret_problem(source_config):
@@ -161,7 +161,7 @@ def open_source(source_config: Mapping[str, Any], context: SourceContext) -> Sou
     try:
         return factory(source_config, context)
     except ValidationError as error:
-        # A source of another package checks its options with its own model.
+        # A source of another package validates its options with its own model.
         wrong = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:MISTAKES_SHOWN]
         )
@@ -188,7 +188,7 @@ def require_known_options(source_config: Mapping[str, Any]) -> None:
 
 
 class _Match(NamedTuple):
-    """A configured source that may read a file; `covers` is the length of its folder, or 0 for a file outside of it."""
+    """A configured source that may read a file; `covers` is the length of its folder, or 0 for a file outside it."""
 
     covers: int
     name: str
@@ -198,9 +198,9 @@ class _Match(NamedTuple):
 def with_source(event: FileEvent, context: SourceContext) -> FileEvent:
     """Return a notification's event with the `source_config` that reads its file.
 
-    A notification names neither credentials nor an endpoint, and anyone may have sent it. Its object is read as the
-    settings read its bucket or container: by the configured source there, by stored credentials that list it, or by
-    the settings' own identity. Each source itself refuses an object that no setting allows. A file in the folder of a
+    A notification contains neither credentials nor an endpoint, and anyone may have sent it. The settings determine
+    how its bucket or container is read: by a configured source, with stored credentials that list it, or with the
+    settings' own identity. Each source refuses an object that no setting allows. A file in the folder of a
     configured source also gets that source's name as its job, and its metadata.
     """
     found = max(_configured(event, context), key=lambda match: match.covers, default=None)
@@ -222,7 +222,7 @@ def _configured(event: FileEvent, context: SourceContext) -> Iterator[_Match]:
         try:
             source = open_source(configured.source_config, context)
         except PermanentError as error:
-            # It fails when it is listed, and does not stop all others; its files are not recognised as its own.
+            # An invalid source fails when it is listed, and must not affect the others; here it has no files.
             logger.warning("source_not_usable", source=name, reason=str(error))
             continue
         with suppress(PermanentError):
@@ -233,7 +233,7 @@ def _configured(event: FileEvent, context: SourceContext) -> Iterator[_Match]:
 
 
 def _credentials(event: FileEvent, root: str, context: SourceContext) -> Iterator[str]:
-    """Yield the names of the stored credentials that list the file's bucket or account."""
+    """Yield the names of stored credentials that list the file's bucket or account."""
     for name, credential in context.credentials.items():
         if not (credential.buckets if event.source_type == "s3" else credential.hosts):
             continue

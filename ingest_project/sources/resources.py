@@ -1,4 +1,4 @@
-"""Resources of the capabilities that read sources: their shared clients, and the datasets that files belong to."""
+"""Resources of capabilities that read sources: shared clients, and the datasets of files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class SourceResources(Runtime):
 
     @cached_property
     def source_context(self) -> SourceContext:
-        """Settings and shared clients of sources."""
+        """Return the settings and shared clients of sources."""
         return SourceContext(self.settings)
 
     @cached_property
     def datasets(self) -> Declarations:
-        """The declared datasets, and the shipped one."""
+        """Return the declared datasets, and the shipped one."""
         return load_declarations(self.settings)
 
     def open_source(self, source_config: Mapping[str, Any]) -> Source:
-        """Make the source of a job's or file event's `source_config`, see `registry.open_source`."""
+        """Create the source for a job's or file event's `source_config`, see `registry.open_source`."""
         return open_source(source_config, self.source_context)
 
     def open_listed(self, source_config: Mapping[str, Any]) -> Source:

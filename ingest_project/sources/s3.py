@@ -1,14 +1,14 @@
-"""Objects in S3, `source_type` s3: Amazon's, or another server's that speaks its protocol.
+"""Objects in S3, `source_type` s3: at Amazon or another server with the same protocol.
 
 A job's `source_config`: `path` (`s3://bucket/prefix`, or a prefix together with `bucket`), `credentials`,
 `endpoint_url`, `region`, `requester_pays`. S3 has no folders: a prefix without any key is an empty listing.
 
-A job is an untrusted message: an endpoint and a bucket that it names must be known, and a credential goes only to the
-endpoints that it lists. Without a credential of its own, another endpoint is contacted anonymously.
+A job is an untrusted message: its endpoint and bucket must be listed in settings, and a credential is sent only to the
+endpoints that it lists. An endpoint without its own credential is contacted anonymously.
 
-botocore resolves names by urllib3, unchecked, each time it connects, and follows every redirect. It reads every answer
-but a file's into memory, however long it is and however slowly it comes. Here its pools make connections that keep to
-the deadline in force and, given a connector, go to the address that was checked.
+botocore resolves names with urllib3, unchecked, each time it connects, and follows every redirect. It reads every
+answer except a file's into memory, without bounds of size and time. Here its pools open connections that enforce the
+current deadline and, given a connector, go to the address that was checked.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ _ARCHIVED = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
 def open_s3(source_config: Mapping[str, Any], context: SourceContext) -> S3Source:
-    """Make the source of the objects of one bucket whose keys start with a prefix.
+    """Create the source for the objects of one bucket whose keys start with a prefix.
 
     Raises:
-        UnknownCredentialsError: it names credentials that are not stored.
-        PermanentError: it names no bucket, or two.
-        ForbiddenPathError, AddressRejectedError: the bucket or the endpoint is not one that jobs may name.
+        UnknownCredentialsError: the credentials are not stored.
+        PermanentError: the config names no bucket, or two.
+        ForbiddenPathError, AddressRejectedError: jobs may not name this bucket or endpoint.
     """
     credential = context.credential(source_config)
     account = _account_of(source_config, credential, context)
@@ -107,7 +107,7 @@ class Bucket:
 
     Args:
         account: endpoint and keys.
-        name: of the bucket, or an access point's.
+        name: name of the bucket or access point.
     """
 
     account: S3Account
@@ -121,10 +121,10 @@ class Bucket:
         return f"s3+{self.account.endpoint_url.rstrip('/')}/{self.name}"
 
     def key(self, path: str) -> str:
-        """Return the key that a path names: `s3://bucket/key`, or the key alone.
+        """Return the key of a path, which is `s3://bucket/key` or only the key.
 
         Raises:
-            ForbiddenPathError: another bucket, or no object can have such a key.
+            ForbiddenPathError: the path names another bucket, or the key is impossible.
         """
         key = path
         if path.startswith(_SCHEME):
@@ -136,7 +136,7 @@ class Bucket:
         return key
 
     def path(self, key: str) -> str:
-        """Return the path of a key, as messages carry it."""
+        """Return the path of a key for messages."""
         return f"{_SCHEME}{self.name}/{key}"
 
 
@@ -145,10 +145,10 @@ class S3Source:
     """One prefix of a bucket.
 
     Args:
-        prefix: as the job names it.
+        prefix: prefix from the job.
         bucket: the bucket.
-        lists: hosts that are not contacted, and internal ones that may be.
-        limits: of time and entries.
+        lists: denied hosts, and allowed internal hosts.
+        limits: limits of time and entries.
         requester_pays: accept the costs of requests and transfer, which the bucket's owner does not pay.
     """
 
@@ -168,16 +168,16 @@ class S3Source:
         try:
             key = self.bucket.key(path)
         except ForbiddenPathError:
-            # A path that no object can have still needs a stable name in reports.
+            # Even an impossible path needs a stable name in reports.
             key = path
         return f"{self.bucket.location}/{quote(key, safe=_SAFE_IN_KEY, errors='replace')}"
 
     def require_allowed(self, path: str) -> None:
-        """Refuse another bucket than the source's, and a key that no object can have."""
+        """Refuse another bucket than the source's, and an impossible key."""
         self.bucket.key(path)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
-        """List pages of 1,000 keys: all below a prefix at once where the pattern has `**`, level by level if not."""
+        """List pages of 1,000 keys: all keys with the prefix if the pattern has `**`, otherwise level by level."""
         parsed = Pattern.parse(pattern)
         prefix = self.bucket.key(self.prefix).rstrip("/")
         root = f"{prefix}/" if prefix else ""
@@ -197,7 +197,7 @@ class S3Source:
                         waiting.append(below)
 
     def stat(self, path: str) -> SourceFile:
-        """Return what S3 reports about the present object."""
+        """Return S3's current description of the object."""
         key = self.bucket.key(path)
         with s3_errors(self.canonical_location(path)), deadline_in_force(Deadline(self.limits.attempts_time)):
             found = self._client.head_object(Bucket=self.bucket.name, Key=key, **self._payer)
@@ -210,7 +210,7 @@ class S3Source:
             )
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """Open an object, all of one version; a cut connection is replaced and the reading resumes."""
+        """Open one version of an object; reading resumes on a new connection if the connection breaks."""
         key, location = self.bucket.key(path), self.canonical_location(path)
         reader = _ObjectReader(self._client, self.bucket.name, key, location, self._payer, self.limits)
         return resumed_reading(reader.opened, location, self.limits)
@@ -238,7 +238,7 @@ class S3Source:
     def _entry(self, found: ListedObject, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # Some tools mark a folder by an empty object whose key ends with a slash.
+        # Some tools represent a folder by an empty object whose key ends with a slash.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")
@@ -273,7 +273,7 @@ class _ObjectReader:
         """Open the object at this position.
 
         Raises:
-            SourceChangedError: the object has another version now. Also raises the other errors of a source.
+            SourceChangedError: the object now has another version. Also raises the other errors of a source.
         """
         wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
         if offset:
@@ -295,7 +295,7 @@ class _ObjectReader:
 
 @dataclass
 class _OpenedObject:
-    """One answer of S3 that is being read."""
+    """A response of S3 during reading."""
 
     body: StreamingBody
     location: str
@@ -305,7 +305,7 @@ class _OpenedObject:
 
     def read(self, size: int) -> bytes:
         """Read some of the next bytes; empty at the end."""
-        # The body is read until all of this is there: at the minimum speed it arrives in time.
+        # A read waits for the whole size: at the minimum speed, this size arrives in time.
         with s3_errors(self.location), deadline_in_force(Deadline(self.limits.answer_time)):
             return self.body.read(min(size, READ_BYTES))
 
@@ -315,14 +315,14 @@ class _OpenedObject:
 
 
 def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> tuple[str, str]:
-    """Return the endpoint's origin and the bucket that a `source_config` names.
+    """Return the endpoint's origin and the bucket in a `source_config`.
 
     Args:
-        source_config: of an s3 source.
-        account: of jobs that name no endpoint.
+        source_config: config of an s3 source.
+        account: account for jobs without an endpoint.
 
     Raises:
-        PermanentError: it names none, or two, or something else as an endpoint.
+        PermanentError: the config names no bucket or two, or its endpoint is invalid.
     """
     endpoint = _named_endpoint(source_config) or account.endpoint or AMAZON
     return endpoint.origin, _bucket_of(source_config)
@@ -339,7 +339,7 @@ def _configured_buckets(context: SourceContext) -> frozenset[tuple[str, str]]:
     """Return the buckets of configured sources, which jobs may name as well."""
     named = set()
     for source in context.settings.sources.values():
-        # A source that names no bucket fails when it is listed; it does not stop all others.
+        # A source without a bucket fails when it is listed, and must not affect the others.
         with suppress(PermanentError):
             if source.source_config["source_type"] == "s3":
                 named.add(_named_bucket(source.source_config, _default_account(context)))
@@ -349,7 +349,7 @@ def _configured_buckets(context: SourceContext) -> frozenset[tuple[str, str]]:
 def _require_allowed_bucket(
     source_config: Mapping[str, Any], credential: Credential | None, context: SourceContext
 ) -> None:
-    """Refuse a bucket that only the message names."""
+    """Refuse a bucket that no setting names."""
     bucket = _bucket_of(source_config)
     own = credential.buckets if credential is not None else []
     if own and not _matches(bucket, own):
@@ -418,7 +418,7 @@ def _named_endpoint(source_config: Mapping[str, Any]) -> WebAddress | None:
 def _account_at(
     endpoint: WebAddress, region: str | None, credential: Credential | None, context: SourceContext
 ) -> S3Account:
-    """Return the anonymous account at an endpoint of a job; refuse one that only the message names."""
+    """Return the anonymous account for a job's endpoint; refuse an endpoint that no setting names."""
     listed = list(context.polling.allowed_source_hosts)
     if credential is not None:
         require_for_host(credential, endpoint.host, endpoint.port, endpoint.origin)
@@ -432,12 +432,12 @@ def _account_at(
         )
     internal_allowed = any(pattern.is_specific for pattern in patterns)
     account = S3Account(endpoint.origin, region, unsigned=True, from_job=True, internal_allowed=internal_allowed)
-    # An endpoint that is an address and no name is refused when the message arrives.
+    # Check an endpoint with an IP address immediately, so that a forbidden one is refused when the message arrives.
     context.host_lists.rules_for((endpoint.host, endpoint.port), internal_allowed=internal_allowed).check(endpoint.url)
     return account
 
 
-# A thousand keys of a thousand bytes, each of them percent-encoded, are under 4 MiB.
+# A thousand keys of a thousand bytes each, percent-encoded, take less than 4 MiB.
 MAX_ANSWER_BYTES = 8 * 1024**2
 _PIECE_BYTES = 64 * 1024
 _ROOT = b"ListBucketResult"
@@ -447,11 +447,11 @@ _REGION_HEADER = "x-amz-bucket-region"
 
 
 def bound(client: S3Client, connector: Connector | None) -> S3Client:
-    """Bound the answers of a client, and have its connections made by the connector where there is one.
+    """Bound the answers of a client, and let the connector, if given, open its connections.
 
     Args:
-        client: not used yet; without a proxy where there is a connector.
-        connector: None for an endpoint of the settings.
+        client: unused client; without a proxy if there is a connector.
+        connector: opens the connections; None for an endpoint of the settings.
     """
     session = client._endpoint.http_session  # type: ignore[attr-defined] # noqa: SLF001 - no public access exists
     manager = session._manager  # noqa: SLF001 - see above
@@ -486,13 +486,13 @@ def _pools(pool_class: type, connection_class: type, connector: Connector | None
 
 
 def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: object) -> Any:  # noqa: ANN401 - botocore's
-    """Send a request instead of botocore, and read the answer up to its limit."""
+    """Send a request in place of botocore, and read the answer up to its limit."""
     is_file, request.stream_output = request.stream_output, True
     location = str(request.url).partition("?")[0]
     try:
         response: Any = session.send(request)
     except HTTPClientError as error:
-        # botocore would retry a refused host.
+        # Otherwise botocore would retry a refused host.
         rejected = error.kwargs.get("error")
         if isinstance(rejected, AddressRejectedError):
             raise rejected from None
@@ -500,14 +500,14 @@ def _send(session: Any, request: AWSPreparedRequest, event_name: str = "", **_: 
     leads_on = response.status_code in REDIRECTS and _REGION_HEADER not in response.headers
     if leads_on and event_name.endswith("HeadBucket"):
         response.raw.close()
-        # botocore finds a bucket's region by this request, and would follow redirects without limit.
+        # botocore determines a bucket's region by this request, and would follow redirects without limit.
         raise SourceAccessDeniedError(location, "it redirects to another server without naming its region")
     if is_file and response.status_code < _ERRORS:
         return response
     body = _body(response.raw, location)
     if event_name.endswith("ListObjectsV2") and response.status_code < _ERRORS and _ROOT not in body[:_ROOT_WITHIN]:
         raise UnreadableListingError(location, "it answers with something that is no listing of a bucket")
-    # botocore keeps its body here, and does not read it again.
+    # botocore caches the body here, and does not read it again.
     response._content = body  # noqa: SLF001
     return response
 
@@ -527,7 +527,7 @@ def _body(raw: HTTPResponse, location: str) -> bytes:
 
 
 AMAZON = parse_url("https://s3.amazonaws.com")
-# Regions come from messages and a client takes megabytes, so their number is bounded.
+# Messages name regions, and each client takes megabytes, so the number of clients is bounded.
 KEPT_CLIENTS = 32
 _RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
@@ -538,12 +538,12 @@ _LONGEST_CAUSE = 200
 
 @dataclass(frozen=True)
 class S3Account(S3Options):
-    """An endpoint of S3 and our keys. A value of None comes from boto3's own configuration.
+    """An S3 endpoint and our keys. boto3's own configuration replaces a None.
 
     Args:
         unsigned: send requests anonymously.
-        from_job: the endpoint comes from a job, and the client may connect to nothing else; False: from the settings.
-        internal_allowed: a setting names this host, so that it may have an internal address.
+        from_job: True if the endpoint comes from a job, so that the client may connect to no other host.
+        internal_allowed: True if a setting names this host, so that it may have an internal address.
     """
 
     unsigned: bool = False
@@ -552,11 +552,11 @@ class S3Account(S3Options):
 
     @property
     def endpoint(self) -> WebAddress | None:
-        """The address of the server; None for Amazon's."""
+        """Return the address of the server; None for Amazon's."""
         return parse_url(self.endpoint_url) if self.endpoint_url else None
 
     def rules(self, lists: HostLists) -> HostRules | None:
-        """Return the rules that its client connects by; None for an endpoint of the settings."""
+        """Return the rules for its client's connections; None for an endpoint of the settings."""
         endpoint = self.endpoint
         if not self.from_job or endpoint is None:
             return None
@@ -565,19 +565,19 @@ class S3Account(S3Options):
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def account_client(account: S3Account, timeout_seconds: float, lists: HostLists) -> S3Client:
-    """Return the client of an account, whose connections equal accounts share.
+    """Return the client for an account; equal accounts share its connections.
 
     Args:
-        account: where, and with which keys.
-        timeout_seconds: how long a server may be silent.
-        lists: hosts that are not contacted, and internal ones that may be.
+        account: endpoint and keys.
+        timeout_seconds: longest silence of a server.
+        lists: denied hosts, and allowed internal hosts.
     """
     rules = account.rules(lists)
     client = s3_client(
         account,
         timeout_seconds,
         unsigned=account.unsigned,
-        # A proxy would resolve the name itself. An endpoint of the settings is reached as they say.
+        # A proxy would resolve the name itself, so use one only for an endpoint of the settings.
         proxied=rules is None,
     )
     return bound(client, Connector(rules) if rules else None)
@@ -585,16 +585,16 @@ def account_client(account: S3Account, timeout_seconds: float, lists: HostLists)
 
 @contextmanager
 def s3_errors(location: str) -> Iterator[None]:
-    """Map a failure inside the block to a source's error.
+    """Map a failure inside the block to an error of a source.
 
     Args:
-        location: of the bucket or object, for messages.
+        location: location of the bucket or object for messages.
 
     Raises:
-        SourceNotFoundError: no such bucket or object.
-        SourceAccessDeniedError: no or wrong credentials, a missing right, an archived object, another region.
-        SourceChangedError: the object is not the version that was requested.
-        SourceUnreachableError: no response, a cut one, or a transient error.
+        SourceNotFoundError: the bucket or object does not exist.
+        SourceAccessDeniedError: no or wrong credentials, a missing permission, an archived object, another region.
+        SourceChangedError: the object does not have the requested version.
+        SourceUnreachableError: no response, an incomplete one, or a transient error.
         UnreadableListingError: a response with an impossible number or time.
     """
     try:

@@ -1,11 +1,11 @@
 """Resolve the file server that a job names, and pool connections to it.
 
-Hosts come from messages, so a message alone never makes this system connect anywhere: the stored credential that is
-used or a setting must list the host, and a credential goes only to the hosts that it lists.
+Messages name hosts, but a message alone never makes this system connect to one: the stored credential or a setting must
+list the host, and a credential is sent only to the hosts that it lists.
 
-Pooled connections let a batch of a thousand files log in a few times. Each process has one pool per set of limits, and
-its threads share it. A connection has one user at a time. The next lease closes connections whose idle time has
-expired, and the end of the process closes all.
+With pooled connections, a batch of a thousand files needs only a few logins. Each process has one pool per set of
+limits, shared by its threads. A connection has one user at a time. The next lease closes connections whose idle time
+has expired, and the end of the process closes all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ingest_project.sources.registry import SourceContext, patterns_for
 
 _SOURCE_HOSTS = "INGEST_ALLOWED_SOURCE_HOSTS"
 _MAX_USERNAME_LENGTH = 255
-# Characters of host names, and no control characters, which would end an FTP command and begin another.
+# Characters that a user name keeps unencoded in an address.
 _SAFE_IN_USERNAME = "@!$&'()*+,;="
 
 
@@ -49,12 +49,12 @@ class Server:
     """One account on one server.
 
     Args:
-        scheme: `ftp` or `sftp`; part of the address, whatever protects the connection.
+        scheme: `ftp` or `sftp`; part of the address, also with TLS.
         host: canonical name or address.
-        username: empty for anonymous access.
-        refusal: why it may not be contacted; empty if it may.
-        internal_allowed: a setting names this host, so that it may have an internal address.
-        lists: hosts that no client contacts, and internal ones that each may contact.
+        username: user name; empty for anonymous access.
+        refusal: why the server may not be contacted; empty if it may.
+        internal_allowed: True if a setting names this host, so that it may have an internal address.
+        lists: denied hosts, and allowed internal hosts.
     """
 
     scheme: str
@@ -72,10 +72,10 @@ class Server:
         return f"{self.scheme}://{user}{host_and_port(self.host, self.port)}"
 
     def connect(self, timeout_seconds: float) -> socket.socket:
-        """Connect to this host, at an address that it may have.
+        """Connect to this host, at an allowed address.
 
         Raises:
-            ForbiddenPathError: one of its addresses is denied, or internal and no setting names the host.
+            ForbiddenPathError: one of its addresses is denied, or internal although no setting names the host.
             SourceUnreachableError: its name cannot be resolved, or it does not answer.
         """
         rules = self.lists.rules_for((self.host, self.port), internal_allowed=self.internal_allowed)
@@ -88,7 +88,7 @@ class Server:
             raise SourceUnreachableError(self.location, f"its name cannot be resolved ({error})") from error
         except OSError as error:
             raise SourceUnreachableError(self.location, error) from error
-        # A transfer of hours leaves the control connection silent; firewalls forget silent connections.
+        # The control connection is silent during a long transfer, and firewalls drop silent connections.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
@@ -96,11 +96,11 @@ class Server:
 def server_of(
     scheme: str, source_config: Mapping[str, Any], default_port: int, context: SourceContext
 ) -> tuple[Server, Credential | None]:
-    """Read the server of a job's `source_config`: `host`, `port`, `credentials`, and `username` or the credential's.
+    """Parse the server in a job's `source_config`: `host`, `port`, `credentials`, and `username` or the credential's.
 
     Raises:
-        UnknownCredentialsError: it names credentials that are not stored.
-        PermanentError: a part is missing or malformed, or the job names another user than the credential.
+        UnknownCredentialsError: the credentials are not stored.
+        PermanentError: a part is missing or malformed, or the job's user differs from the credential's.
         SettingsError: an entry of a list of hosts is not a host pattern.
     """
     credential = context.credential(source_config)
@@ -132,7 +132,7 @@ def _host(text: str, scheme: str) -> str:
 
 
 def _port(value: object) -> int:
-    # Python refuses to write out an integer of many thousand digits.
+    # Python refuses to convert an integer of many thousand digits to text.
     text = "" if isinstance(value, int) and value > MAX_PORT else str(value)
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PORT)) and 0 < int(text) <= MAX_PORT):
         raise PermanentError(f"port must be a number from 1 to {MAX_PORT}, not {text[:20]!r}.")
@@ -150,17 +150,17 @@ def _username(stated: str, credential: Credential | None) -> str:
     return username
 
 
-# A connection that was idle for less is not probed: a probe costs as much as most commands.
+# Do not probe a connection that was idle for less: a probe costs as much as most commands.
 TRUSTED_IDLE_SECONDS = 5.0
 
 
 class PooledConnection(Protocol):
-    """A connection as the pool sees it."""
+    """The interface of connections that the pool needs."""
 
     usable: bool
 
     def answers(self) -> bool:
-        """Return True while the server still answers."""
+        """Return True if the server still answers."""
 
     def close(self) -> None:
         """Close the connection; never raises."""
@@ -172,7 +172,7 @@ T = TypeVar("T")
 
 
 class Login(Protocol[C_co]):
-    """Account of a server, and how to connect to it; equal logins share their connections."""
+    """An account on a server, which can connect; equal logins share their connections."""
 
     def __hash__(self) -> int: ...
 
@@ -181,7 +181,7 @@ class Login(Protocol[C_co]):
         """Server and user, for messages."""
 
     def connect(self) -> C_co:
-        """Open a new connection, logged in.
+        """Open a new connection and log in.
 
         Raises:
             SourceUnreachableError: the server does not answer. Also raises the permanent errors of a source.
@@ -204,8 +204,8 @@ class PoolLimits:
     """Limits of one pool.
 
     Args:
-        total: connections open in this process.
-        per_server: connections open to one server as one user.
+        total: maximum number of open connections in this process.
+        per_server: maximum number of open connections to one server as one user.
         idle_seconds: time after which an unused connection is closed.
         wait_seconds: longest wait for a free connection.
     """
@@ -217,7 +217,7 @@ class PoolLimits:
 
 
 class Lease(Generic[C]):
-    """A connection in use; `release`, or the end of the `with`, returns it to the pool, or closes a broken one."""
+    """A connection in use; `release`, or the end of the `with` block, returns it to the pool or closes a broken one."""
 
     def __init__(self, pool: ConnectionPool, login: Login[C], connection: C, *, reused: bool) -> None:
         self._pool = pool
@@ -246,7 +246,7 @@ class _Idle:
 
 
 class ConnectionPool:
-    """The connections of this process.
+    """A pool of this process's connections.
 
     Args:
         limits: limits of this pool.
@@ -260,11 +260,11 @@ class ConnectionPool:
         """Lease an idle connection that answers, or a new one.
 
         Raises:
-            SourceUnreachableError: no connection became free in time, or none can be made.
+            SourceUnreachableError: no connection became free in time, or a new one cannot be opened.
         """
         while (idle := self._take_idle(login)) is not None:
             if time.monotonic() - idle.since < TRUSTED_IDLE_SECONDS or idle.connection.answers():
-                # Connections under a login were made by an equal login.
+                # Connections stored under a login were opened by an equal login.
                 return Lease(self, login, idle.connection, reused=True)  # type: ignore[arg-type]
             idle.connection.usable = False
             self._return(login, idle.connection)
@@ -275,9 +275,9 @@ class ConnectionPool:
             raise
 
     def begin(self, login: Login[C], operation: Callable[[C], T]) -> tuple[Lease[C], T]:
-        """Run an operation and keep its connection leased for the operations that follow.
+        """Run an operation and keep its connection leased for further operations.
 
-        If a pooled connection turns out to be dead, the operation runs again on a new one.
+        If a pooled connection turns out to be dead, run the operation again on a new one.
         """
         while True:
             lease = self.lease(login)
@@ -293,20 +293,20 @@ class ConnectionPool:
                 raise
 
     def call(self, login: Login[C], operation: Callable[[C], T]) -> T:
-        """Run an operation as `begin` does, and return the connection."""
+        """Run an operation like `begin`, and return the connection to the pool."""
         lease, result = self.begin(login, operation)
         lease.release()
         return result
 
     def close_idle(self, login: Login[PooledConnection] | None = None) -> None:
-        """Close the connections that are not in use, of one login or of all."""
+        """Close unused connections, of one login or of all."""
         with self._changed:
             logins = list(self._idle) if login is None else [login]
             closing = [self._drop_oldest(one) for one in logins for _ in range(len(self._idle.get(one, ())))]
         _close(closing)
 
     def _take_idle(self, login: Login[PooledConnection]) -> _Idle | None:
-        """Return an idle connection; None permits the caller to make one."""
+        """Return an idle connection; None permits the caller to open one."""
         closing: list[PooledConnection] = []
         until = time.monotonic() + self._limits.wait_seconds
         try:
@@ -338,7 +338,7 @@ class ConnectionPool:
             connection.close()
 
     def _evict_for(self, wanted: Login[PooledConnection]) -> list[PooledConnection]:
-        """Drop the connection that was idle longest if the process has reached its limit."""
+        """Evict the connection that was idle longest if the process has reached its limit."""
         idle = [login for login, connections in self._idle.items() if connections]
         full = self._open.total() >= self._limits.total
         if not full or not idle or self._open[wanted] >= self._limits.per_server:
@@ -354,7 +354,7 @@ class ConnectionPool:
         ]
 
     def _drop_oldest(self, login: Login[PooledConnection]) -> PooledConnection:
-        """Forget the connection that was idle longest; the caller closes it."""
+        """Remove the connection that was idle longest from the pool; the caller closes it."""
         self._open[login] -= 1
         return self._idle[login].popleft().connection
 

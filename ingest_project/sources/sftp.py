@@ -1,9 +1,9 @@
 """Files on SFTP servers, `source_type` sftp.
 
-A job's `source_config`: `host`, `port`, `path`, `credentials`, `username` where the credentials name none, `encoding`
-of file names (utf-8). Only the credentials are used to log in: no agent, and no keys of the user of this process.
+A job's `source_config`: `host`, `port`, `path`, `credentials`, `username` if the credentials have none, `encoding` of
+file names (utf-8). Only the credentials are used to log in: no agent, and no keys of this process's user.
 
-paramiko speaks SSH; `sftp_protocol` makes the few SFTP requests that a source needs, over one of its channels.
+paramiko implements SSH; `sftp_protocol` sends the few SFTP requests that a source needs over one of its channels.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ KEEPALIVE_SECONDS = 30
 MAX_EMPTY_PAGES = 100
 _KNOWN_HOSTS_FILE = "INGEST_SFTP_KNOWN_HOSTS"
 _FINGERPRINT = "SHA256:"
-# An RSA key has several signature algorithms.
+# An RSA key can sign with either of these algorithms.
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 _KEY_KINDS: tuple[tuple[type, type[paramiko.PKey]], ...] = (
     (Ed25519PrivateKey, paramiko.Ed25519Key),
@@ -74,10 +74,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def open_sftp(source_config: Mapping[str, Any], context: SourceContext) -> FileServerSource:
-    """Make the source of one folder of an SFTP server.
+    """Create the source for one folder of an SFTP server.
 
     Raises:
-        UnknownCredentialsError, PermanentError: the config names no such credentials, or makes no sense.
+        UnknownCredentialsError, PermanentError: the credentials do not exist, or the config is invalid.
     """
     server, credential = server_of("sftp", source_config, DEFAULT_PORT, context)
     if credential is None or not server.username:
@@ -100,8 +100,8 @@ class HostKeys:
     """Trusted host keys of one server.
 
     Args:
-        pinned: fingerprints as OpenSSH prints them; if any are set, only these count.
-        known_hosts_file: in OpenSSH's format; None without such a file.
+        pinned: fingerprints in OpenSSH's format; if any are set, only these are trusted.
+        known_hosts_file: file in OpenSSH's format; None without such a file.
     """
 
     pinned: frozenset[str]
@@ -109,10 +109,10 @@ class HostKeys:
 
     @classmethod
     def of(cls, fingerprints: list[str], known_hosts_file: Path | None) -> HostKeys:
-        """Read the fingerprints of a credential.
+        """Create the host keys from a credential's fingerprints.
 
         Raises:
-            SettingsError: one of them is not a fingerprint.
+            SettingsError: an entry is not a fingerprint.
         """
         for fingerprint in fingerprints:
             if not fingerprint.startswith(_FINGERPRINT):
@@ -132,7 +132,7 @@ class HostKeys:
         """Refuse an unknown host key; the error explains how to store it.
 
         Raises:
-            SourceAccessDeniedError: it is not known, or has changed.
+            SourceAccessDeniedError: the key is not known, or has changed.
         """
         shown = key.fingerprint
         if self.pinned:
@@ -162,8 +162,8 @@ class SftpLogin:
     """Account of an SFTP server; equal logins share their connections.
 
     Args:
-        password: also sent after the key to servers that want both.
-        private_key_file: in any format of OpenSSH's.
+        password: password; also sent after the key to servers that require both.
+        private_key_file: private key in any of OpenSSH's formats.
         limits: limits of time and entries.
     """
 
@@ -184,7 +184,7 @@ class SftpLogin:
 
         Raises:
             SourceUnreachableError: the server does not answer.
-            SourceAccessDeniedError: the host key is not known, or the login is refused.
+            SourceAccessDeniedError: the host key is unknown, or the login is refused.
             SettingsError: the private key cannot be used.
         """
         return logged_in(self._connect, self.password)
@@ -234,7 +234,7 @@ class SftpConnection:
 
     Args:
         transport: the SSH connection.
-        login: location and limits.
+        login: login with location and limits.
     """
 
     def __init__(self, transport: paramiko.Transport, login: SftpLogin) -> None:
@@ -244,17 +244,17 @@ class SftpConnection:
         self._client = SftpClient(transport, login.limits)
 
     def answers(self) -> bool:
-        """Return True while the connection is open; keepalive notices a server that has gone."""
+        """Return True while the connection is open; keepalive detects a vanished server."""
         return self._transport.is_active()
 
     def entries(self, folder: bytes) -> Generator[Entry]:
-        """List a folder, a page of the server's size at a time."""
+        """List a folder, in pages of the server's size."""
         with self.errors(folder):
             handle = self._client.open_folder(folder)
         return self._pages(handle, folder)
 
     def described(self, path: bytes) -> Entry:
-        """Describe what is at a path, links followed."""
+        """Describe the file or folder at a path, following links."""
         with self.errors(path):
             return _entry(path, self._client.stat(path))
 
@@ -275,14 +275,14 @@ class SftpConnection:
 
     def close_handle(self, handle: bytes) -> None:
         """Close a file or folder; a failure only ends the connection."""
-        # On a broken connection, closing would wait for a response that never comes.
+        # On a broken connection, closing would wait for a response that never arrives.
         if self.usable:
             with contextlib.suppress(IngestError), self.errors(b""):
                 self._client.close_handle(handle)
 
     @contextmanager
     def errors(self, path: bytes) -> Iterator[None]:
-        """Begin an operation and map its errors; only a refusal leaves the connection usable."""
+        """Begin an operation and map its errors; the connection stays usable only after a refusal."""
         self._client.begin_operation()
         try:
             yield
@@ -315,15 +315,15 @@ class SftpConnection:
 
 
 class SftpFile:
-    """An opened file, read to the size that it had when it was opened.
+    """An open file, read up to its size at the time of opening.
 
     Args:
-        connection: the connection that opened the file.
-        client: the client of that connection.
-        path: for messages.
+        connection: connection of the file.
+        client: client of that connection.
+        path: path for messages.
         handle: handle of the file.
-        found: the file as it was when it was opened.
-        offset: first position.
+        found: description of the file when it was opened.
+        offset: first position to read.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - called once
@@ -352,7 +352,7 @@ class SftpFile:
 
 
 def map_error(error: SftpStatusError, location: str) -> IngestError:
-    """Map a refusal to a source's error."""
+    """Map a refusal to an error of a source."""
     if error.code == NO_SUCH_FILE:
         return SourceNotFoundError(location)
     if error.code == PERMISSION_DENIED:
@@ -362,7 +362,7 @@ def map_error(error: SftpStatusError, location: str) -> IngestError:
 
 @contextmanager
 def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[None]:
-    """Close the connection if the login takes longer: some waits of paramiko have no time-out."""
+    """Close the connection if the login takes longer: some of paramiko's waits have no timeout."""
     timer = threading.Timer(time.total_seconds(), transport.close)
     timer.daemon = True
     timer.start()
@@ -373,10 +373,10 @@ def _closed_after(transport: paramiko.Transport, time: timedelta) -> Iterator[No
 
 
 def private_key(file: Path, passphrase: SecretStr | None) -> paramiko.PKey:
-    """Read a key as OpenSSH or OpenSSL writes it.
+    """Read a key in a format of OpenSSH or OpenSSL.
 
-    cryptography reads it and paramiko gets it in a plain form: its own reader rejects some files that OpenSSH accepts,
-    by the values of their last bytes.
+    cryptography parses the file and passes it to paramiko in a plain form: paramiko's own parser rejects some files
+    that OpenSSH accepts, depending on their last bytes.
 
     Raises:
         SettingsError: the file is missing, not a key of a supported kind, or needs another passphrase.
@@ -403,13 +403,13 @@ def _entry(name: bytes, attributes: Attributes) -> Entry:
         return Entry(name, "unknown")
     kind = _kind(attributes.mode)
     modified_at = None if attributes.modified_at is None else _EPOCH + timedelta(seconds=attributes.modified_at)
-    # The attributes of a link are those of the link itself.
+    # A listing has the attributes of a link itself, not of its target.
     return Entry(name, kind, attributes.size_bytes, modified_at, exact=kind == "file")
 
 
 def _kind(mode: int | None) -> Kind:
     if mode is None or stat.S_ISLNK(mode):
-        return "link"  # without a mode, `described` says what it is
+        return "link"  # without a mode, `described` determines the kind
     if stat.S_ISDIR(mode):
         return "folder"
     return "file" if stat.S_ISREG(mode) else "other"

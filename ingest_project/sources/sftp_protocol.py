@@ -18,7 +18,7 @@ from ingest_project.platform.http.pinned_transport import Deadline, DeadlineSock
 from ingest_project.sources.reading import SourceLimits
 
 MAX_BANNER_BYTES = 64 * 1024
-# The protocol demands 35,000 bytes; channels here take 32 KiB at a time.
+# The protocol requires support for 35,000 bytes; the channels here transfer 32 KiB at a time.
 MAX_SSH_PACKET_BYTES = 1024**2
 MAX_PACKET_BYTES = 4 * 1024**2
 REQUEST_BYTES = 32 * 1024
@@ -30,7 +30,7 @@ _VERSION, _STATUS, _HANDLE, _DATA, _NAME, _ATTRS = 2, 101, 102, 103, 104, 105
 _PROTOCOL_VERSION, _FLAG_READ, _NO_ATTRIBUTES = 3, 1, 0
 _OK, _EOF, NO_SUCH_FILE, PERMISSION_DENIED = 0, 1, 2, 3
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _EXTENDED = 0x1, 0x2, 0x4, 0x8, 0x80000000
-# Two empty strings and no attributes; two empty strings.
+# Smallest size of an entry: two empty strings and no attributes; of an extended attribute: two empty strings.
 _SMALLEST_NAME, _SMALLEST_EXTENSION = 12, 8
 
 
@@ -38,8 +38,8 @@ class SftpStatusError(Exception):
     """The server refused a request.
 
     Args:
-        code: code of the protocol.
-        message: the server's own.
+        code: status code of the protocol.
+        message: the server's message.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -49,7 +49,7 @@ class SftpStatusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """Attributes of a file; None where the server does not state one.
+    """Attributes of a file; None for those that the server does not report.
 
     Args:
         modified_at: seconds since 1970, UTC.
@@ -64,14 +64,14 @@ class SftpClient:
     """The requests of a source, over one channel.
 
     Args:
-        transport: logged in.
+        transport: logged-in connection.
         limits: limits of time.
     """
 
     def __init__(self, transport: paramiko.Transport, limits: SourceLimits) -> None:
         self._limits = limits
         self._last_id = 0
-        # Requests whose responses are no longer awaited.
+        # Ids of requests whose responses are ignored.
         self._abandoned: set[int] = set()
         self.begin_operation()
         self._channel = transport.open_session(timeout=limits.timeout_seconds)
@@ -82,7 +82,7 @@ class SftpClient:
             raise paramiko.SSHException("no SFTP server answers")
 
     def begin_operation(self) -> None:
-        """Bound the time of everything that is received from now on."""
+        """Start a new deadline for all further responses."""
         self._deadline = Deadline(self._limits.answer_time)
 
     def open_folder(self, path: bytes) -> bytes:
@@ -99,11 +99,11 @@ class SftpClient:
         self._request(_CLOSE, _string(handle), _STATUS)
 
     def stat(self, path: bytes) -> Attributes:
-        """Return the attributes of a path, links followed."""
+        """Return the attributes of a path, following links."""
         return parse_attributes(self._request(_STAT, _string(path), _ATTRS))
 
     def stat_handle(self, handle: bytes) -> Attributes:
-        """Return the attributes of an opened file."""
+        """Return the attributes of an open file."""
         return parse_attributes(self._request(_FSTAT, _string(handle), _ATTRS))
 
     def next_page(self, handle: bytes) -> list[tuple[bytes, Attributes]] | None:
@@ -116,7 +116,7 @@ class SftpClient:
             raise
 
     def blocks(self, handle: bytes, offset: int, end: int) -> Generator[bytes]:
-        """Yield a file from a position to its size, with several requests in flight; ends early if it was cut."""
+        """Yield a file from a position to its size, with several requests in flight; end early if it was truncated."""
         waiting: deque[tuple[int, int]] = deque()
         answers: dict[int, bytes] = {}
         try:
@@ -192,11 +192,11 @@ class PacketReader:
     """The rest of a packet.
 
     Args:
-        packet: all of it.
+        packet: the whole packet.
         position: position of the next byte.
 
     Raises:
-        paramiko.SSHException: by every method, where the packet ends before that.
+        paramiko.SSHException: from every method, if the packet ends too early.
     """
 
     def __init__(self, packet: bytes, position: int = 0) -> None:
@@ -208,11 +208,11 @@ class PacketReader:
         return int.from_bytes(self._take(length), "big")
 
     def string(self) -> bytes:
-        """Read a length and as many bytes."""
+        """Read a length and that number of bytes."""
         return self._take(self.number(4))
 
     def count(self, smallest: int) -> int:
-        """Read the number of items that follow; none is shorter than `smallest` bytes."""
+        """Read the number of following items, each of at least `smallest` bytes."""
         count = self.number(4)
         if count * smallest > len(self._packet) - self._position:
             raise paramiko.SSHException(f"a packet of {len(self._packet)} bytes claims to hold {count} entries")
@@ -252,7 +252,7 @@ def parse_attributes(packet: PacketReader) -> Attributes:
 
 
 class BoundedSocket(DeadlineSocket):
-    """The socket of an SSH connection: paramiko would read a banner without end and a packet of any size."""
+    """The socket of an SSH connection with bounded reads: paramiko itself bounds neither a banner nor a packet."""
 
     def __init__(self, connection: socket.socket) -> None:
         timeout = connection.gettimeout()

@@ -1,8 +1,8 @@
-"""Contract suites of readers, sources, stores, decoders and alert channels, for packages that bring their own.
+"""Contract test suites for packages with their own readers, sources, stores, decoders or alert channels.
 
-Each is a class of tests for pytest: subclass it in a module of tests, under a name that begins with `Test`, and
-override its fixtures. The shipped parts pass the same suites. Only this package imports pytest; nothing else imports
-this package.
+Each suite is a pytest class: subclass it in a test module, under a name that begins with `Test`, and override its
+fixtures. The shipped parts pass the same suites. Only this package imports pytest, and no other module imports this
+package.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Contract of every alert channel: each alert arrives, and a failure is raised without the secret of an address."""
+"""Contract of every alert channel: each alert arrives, and errors do not contain the secret of an address."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class AlertChannelContract:
 
     @pytest.fixture
     def channel(self) -> AlertChannel:
-        """The value of the entry point."""
+        """Return the value of the entry point."""
         raise NotImplementedError("Override the fixture `channel`.")
 
     @pytest.fixture
     def settings(self) -> Settings:
-        """Settings under which alerts arrive."""
+        """Return settings with which alerts arrive."""
         raise NotImplementedError("Override the fixture `settings`.")
 
     @pytest.fixture
     def received(self) -> Callable[[], str]:
-        """Return everything that arrived, as one text."""
+        """Return a function that returns everything that arrived, as one text."""
         raise NotImplementedError("Override the fixture `received`.")
 
     @pytest.fixture
     def unreachable(self) -> Settings:
-        """Settings under which nothing can arrive."""
+        """Return settings with which no alert can arrive."""
         raise NotImplementedError("Override the fixture `unreachable`.")
 
     def test_every_alert_arrives(self, channel: AlertChannel, settings: Settings, received: Callable[[], str]) -> None:

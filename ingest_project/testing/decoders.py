@@ -1,4 +1,4 @@
-"""Contract of every decoder of stream messages: values by column, and a refusal for what cannot be read."""
+"""Contract of every decoder of stream messages: values by column, and a refusal of unreadable messages."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ def message(value: bytes, offset: int = 0) -> ConsumerRecord:
 
 
 class DecoderContract:
-    """Override the fixtures `factory` and `encode`, and `settings` where the decoder needs some."""
+    """Override the fixtures `factory` and `encode`, and `settings` if the decoder needs some."""
 
     @pytest.fixture
     def factory(self) -> DecoderFactory:
-        """The value of the entry point."""
+        """Return the value of the entry point."""
         raise NotImplementedError("Override the fixture `factory`.")
 
     @pytest.fixture
     def encode(self) -> Callable[[Mapping[str, object]], bytes]:
-        """Return how a producer writes a record of a text `name`, an integer `count` and maybe a text `more`."""
+        """Return a function that encodes a record of a text `name`, an integer `count` and maybe a text `more`."""
         raise NotImplementedError("Override the fixture `encode`.")
 
     @pytest.fixture
     def settings(self) -> Settings:
-        """Of the process."""
+        """Return the settings of the process."""
         return Settings()
 
     @pytest.fixture
     def decoder(self, factory: DecoderFactory, settings: Settings) -> Decoder:
-        """The decoder of a stream with the columns `name` and `count`."""
+        """Return the decoder of a stream with the columns `name` and `count`."""
         return factory(COLUMNS, settings)
 
     @pytest.fixture
     def messages(self, encode: Callable[[Mapping[str, object]], bytes]) -> Sequence[ConsumerRecord]:
-        """Messages that can be read."""
+        """Return readable messages."""
         return [message(encode(record), offset) for offset, record in enumerate(RECORDS)]
 
     def test_messages_become_columns_in_their_order(self, decoder: Decoder, messages: Sequence[ConsumerRecord]) -> None:

@@ -1,4 +1,4 @@
-"""Contract of every reader: rows as text under their line, what is missing or unknown, and damage with a reason."""
+"""Contract of every reader: rows as text with line numbers, missing and unknown columns, reasons for damage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGED = 60
 
 
 def target(*columns: str, required: Sequence[str] = (), keep_unknown: bool = False) -> Target:
-    """Return a target of some columns, which a file has under their own names."""
+    """Return a target with these columns, which a file has under the same names."""
     return Target(columns, frozenset(required), keep_unknown)
 
 
@@ -41,22 +41,22 @@ class ReaderContract:
 
     @pytest.fixture
     def reader(self) -> Reader:
-        """The reader."""
+        """Return the reader."""
         raise NotImplementedError("Override the fixture `reader`.")
 
     @pytest.fixture
     def write(self) -> Callable[[Path, Rows], None]:
-        """Return how to write a file: a row for each mapping of column name to text, all with the same columns."""
+        """Return a function that writes a file with one row per mapping of column names to texts."""
         raise NotImplementedError("Override the fixture `write`.")
 
     @pytest.fixture
     def profile(self) -> ReaderProfile:
-        """The profile that reads such a file, with the columns found by their names."""
+        """Return the profile for such a file, which finds columns by name."""
         return ReaderProfile.model_validate({"name": "contract", "dataset": "contract"})
 
     @pytest.fixture
     def chunks_of(self, reader: Reader, profile: ReaderProfile, tmp_path: Path) -> Callable[[Target], list[RowsChunk]]:
-        """Return how to read the file `tmp_path / "file"`."""
+        """Return a function that reads the file `tmp_path / "file"`."""
         return lambda wanted: list(reader.read(tmp_path / "file", profile, ReadLimits(), "file", wanted))
 
     def test_rows_come_as_text_in_order_under_increasing_line_numbers(

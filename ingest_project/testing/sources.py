@@ -1,4 +1,4 @@
-"""Contract of every source: what it lists, describes and reads, and what it refuses."""
+"""Contract of every source: it lists, describes and reads files, and refuses forbidden paths."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ingest_project.sources import Skipped, Source, SourceFile
 
 
 class SourceBackend(ABC):
-    """A location that a source lists, and that the suite can write to."""
+    """A location that the source lists and the suite can write to."""
 
     has_folders = True
     """False where an empty folder cannot be distinguished from a missing one, as in a store of keys."""
 
     @abstractmethod
     def open(self, below: str = "") -> Source:
-        """Return the source, or the one of a folder inside of it, whose name ends with a slash."""
+        """Return the source, or the source of a subfolder, whose name ends with a slash."""
 
     @abstractmethod
     def put(self, name: str, content: bytes) -> None:
-        """Write or replace a file, with its folders. Each write has another time of modification."""
+        """Write or replace a file and create its folders. Each write has another modification time."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -32,12 +32,12 @@ class SourceBackend(ABC):
 
     @abstractmethod
     def path(self, name: str) -> str:
-        """Return the path of a file, as a listing gives it."""
+        """Return the path of a file as in a listing."""
 
     @property
     @abstractmethod
     def outside(self) -> str:
-        """Return a path that the source must refuse without contacting anything."""
+        """Return a path that the source must refuse without connecting."""
 
 
 def _taken(backend: SourceBackend, pattern: str = "*") -> dict[str, SourceFile]:
@@ -53,7 +53,7 @@ class SourceContract:
 
     @pytest.fixture
     def backend(self) -> Iterator[SourceBackend]:
-        """An empty location."""
+        """Yield an empty location."""
         raise NotImplementedError("Override the fixture `backend`.")
 
     def test_files_of_any_name_are_listed_described_and_read(self, backend: SourceBackend) -> None:

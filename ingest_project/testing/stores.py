@@ -1,4 +1,4 @@
-"""Contract of every object store: whole objects, replaced in one step, and one winner of many writers."""
+"""Contract of every object store: whole objects, atomic replacement, and one winner among concurrent writers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingest_project.core.errors import ForbiddenPathError, SourceChangedError, S
 from ingest_project.core.local_files import FileFingerprint, LocalFile
 from ingest_project.platform.object_store.store import MayReplace, ObjectStore, StoredObject, kept_metadata
 
-# A few of them make a large object.
+# A few of these make a large object.
 CHUNK_BYTES = 64 * 1024
 NAME = "claims/2026/t1/a.pdf"
 CONTENTS = {
@@ -33,7 +33,7 @@ def digest(content: bytes) -> str:
 
 
 def local_file(folder: Path, content: bytes) -> LocalFile:
-    """Write a file of its own with some bytes."""
+    """Write a new file with these bytes."""
     path = folder / f"download-{digest(content)[:8]}-{time.monotonic_ns()}"
     path.write_bytes(content)
     return LocalFile(path, len(content), digest(content))
@@ -48,7 +48,7 @@ def put(  # noqa: PLR0913 - as the store itself
     metadata: Mapping[str, str] | None = None,
     may_replace: MayReplace | None = None,
 ) -> StoredObject:
-    """Store some bytes by way of a local file of their own."""
+    """Store these bytes through a new local file."""
     return store.put(name, local_file(folder, content), metadata=metadata, may_replace=may_replace)
 
 
@@ -75,16 +75,16 @@ def refuse(present: StoredObject) -> bool:
 
 
 class StoreContract:
-    """Override the fixtures `store` and, where the objects can be listed, `names`."""
+    """Override the fixtures `store` and, if the objects can be listed, `names`."""
 
     @pytest.fixture
     def store(self) -> ObjectStore:
-        """An empty store."""
+        """Return an empty store."""
         raise NotImplementedError("Override the fixture `store`.")
 
     @pytest.fixture
     def names(self) -> Callable[[], Sequence[str]]:
-        """Return the names of all objects, temporary ones too; without it, what is left behind is not tested."""
+        """Return the names of all objects, including temporary ones; without it, leftovers are not tested."""
         return list
 
     @SIZES
@@ -220,7 +220,7 @@ class StoreContract:
         kept, changed = (local_file(tmp_path, content).path for _ in range(2))
         fingerprints = [FileFingerprint.of(path.stat()) for path in (kept, changed)]
         changed.write_bytes(bytes(len(content)))
-        # Within one tick of the file system's clock two writes have the same time.
+        # Two writes within one tick of the file system's clock have the same time.
         os.utime(changed, ns=(0, fingerprints[1].modified_ns + 1))
         store.put("a", LocalFile(kept, len(content), digest(content), fingerprints[0]), metadata=METADATA)
         assert read(store, "a") == content
@@ -255,6 +255,6 @@ class StoreContract:
     def test_the_scratch_folder_takes_files_that_are_to_be_stored(self, store: ObjectStore) -> None:
         file = local_file(store.scratch, b"x")
         store.put(NAME, file)
-        # A remote store copies it, and its scratch folder is that of the machine.
+        # A remote store copies the file, and its scratch folder is the machine's.
         file.path.unlink(missing_ok=True)
         assert read(store) == b"x"
