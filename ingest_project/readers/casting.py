@@ -17,12 +17,15 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from ingest_project.contracts.columns import FAULT_OF
-from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT, TEXT
-from ingest_project.readers.profile_parts import NumberLayout, TimestampLayout, offset_of
+from ingest_project.readers.cells import DATE, INEXACT, MAX_NUMBER_LENGTH, NUMBER, PERCENT, TEXT
+from ingest_project.readers.profile_parts import NumberLayout, Scale, TimestampLayout, offset_of
 from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 MOMENT = pl.Datetime("us", "UTC")
+# Of a number without an exponent: the digits after the last mark.
+FRACTION = "[.,]([0-9]+)$"
+FLOAT_DIGITS = 15
 # The layouts for which Polars has a parser of its own, ten times faster than the general one, with the shape it must
 # have: that parser accepts `24-1-5` and the 60th second as well.
 PLAIN_ISO_SHAPES = {
@@ -222,13 +225,8 @@ def parse_numbers(texts: pl.Series, layout: NumberLayout) -> pl.Series:
     if layout.decimal == "." and layout.thousands is None:
         # Polars reads exactly this shape, in ASCII digits.
         return _without_lost(texts, texts.cast(pl.Float64, strict=False))
-    plain = pl.col("text")
-    if layout.thousands is not None:
-        plain = plain.str.replace_all(f"[{re.escape(ALIKE.get(layout.thousands, layout.thousands))}]", "")
-    number = pl.when(pl.col("text").str.contains(_pattern(layout))).then(
-        plain.str.replace(layout.decimal, ".", literal=True).cast(pl.Float64, strict=False)
-    )
-    return _without_lost(texts, texts.to_frame("text").select(number.alias("text")).to_series())
+    plain = plain_numbers(kept(texts, texts.str.contains(_pattern(layout))), None, layout)
+    return _without_lost(texts, plain.cast(pl.Float64, strict=False))
 
 
 def _without_lost(texts: pl.Series, numbers: pl.Series) -> pl.Series:
@@ -250,6 +248,14 @@ def _pattern(layout: NumberLayout) -> str:
     return rf"^[+-]?(?:{'|'.join(shapes)})$"
 
 
+def plain_numbers(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout) -> pl.Series:
+    """Write numbers with a decimal point and no other mark; see `numbers_of_cells`."""
+    marks = ALIKE.get(layout.thousands or "", layout.thousands or "")
+    plain = texts.str.replace_all(f"[{re.escape(marks)}]", "") if marks else texts
+    plain = plain.str.replace(layout.decimal, ".", literal=True)
+    return plain if kinds is None else plain.zip_with((kinds == TEXT).fill_null(value=True), texts)
+
+
 def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout) -> pl.Series:
     """Return the numbers in cells; null for every other cell.
 
@@ -265,6 +271,21 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     # Number cells are written in the notation of Python; those of JSON may be too small for a float.
     plain = kept(texts, is_number)
     return _without_lost(plain, plain.cast(pl.Float64, strict=False)).zip_with(is_number, from_text)
+
+
+def scaled_numbers(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout, conversion: Scale) -> pl.Series:
+    """Convert the numbers in cells, see `numbers_of_cells`; returns them with a decimal point, null for other cells."""
+    fraction = texts.str.extract(FRACTION, 1).str.len_chars().fill_null(0)
+    places = kept(fraction, ~texts.str.contains("[eE]").fill_null(value=True))
+    values = conversion.apply(numbers_of_cells(texts, kinds, layout), places)
+    scaled = values.cast(pl.String).str.strip_suffix(".0")
+    # A float has not all the digits of such a number, which a decimal keeps.
+    is_long = values.is_not_null() & texts.str.len_bytes().is_between(FLOAT_DIGITS, MAX_NUMBER_LENGTH, closed="right")
+    if not (conversion.keeps_decimals and is_long.any()):
+        return scaled
+    plain = plain_numbers(texts, kinds, layout)
+    exact = {text: conversion.exactly(text) for text in plain.filter(is_long).unique()}
+    return plain.replace(exact).zip_with(is_long, scaled)
 
 
 def without_null_numbers(table: pl.DataFrame, columns: Iterable[str], profile: ReaderProfile) -> pl.DataFrame:

@@ -17,7 +17,7 @@ import polars as pl
 from ingest_project.core.errors import LimitExceededError, SettingsError
 from ingest_project.core.settings import FileIngestSettings
 from ingest_project.readers import READINGS, RESCUED, Target
-from ingest_project.readers.casting import KIND_OF, kept, matched_name, numbers_of_cells, without_null_numbers
+from ingest_project.readers.casting import KIND_OF, kept, matched_name, scaled_numbers, without_null_numbers
 from ingest_project.readers.cells import DATE, DURATION, INEXACT, NUMBER, PERCENT, TEXT
 from ingest_project.readers.formats.csv_text import CANDIDATE_DELIMITERS, INVALID_BYTE
 from ingest_project.readers.matching import FIRST_CELL, Layout, SameProfile, Surroundings, match_columns
@@ -108,16 +108,12 @@ def to_rows(table: pl.DataFrame, layout: Layout) -> pl.DataFrame:
         table = table.hstack([pl.Series(RESCUED, [None], pl.String).new_from_index(0, table.height)])
     if not layout.quantities:
         return _ordered(table, layout.constants, layout.target)
-    parts = [
-        _ordered(
-            table.filter(pl.col(name).is_not_null()).rename(
-                {name: "value", KIND_OF(name): KIND_OF("value")}, strict=False
-            ),
-            {**layout.constants, "sensor_type": quantity.sensor_type, "unit": quantity.to or quantity.unit},
-            layout.target,
-        )
-        for name, quantity in layout.quantities.items()
-    ]
+    parts = []
+    for name, quantity in layout.quantities.items():
+        names = {name: "value", KIND_OF(name): KIND_OF("value")}
+        rows = table.filter(pl.col(name).is_not_null()).rename(names, strict=False)
+        constants = {**layout.constants, "sensor_type": quantity.sensor_type, "unit": quantity.to or quantity.unit}
+        parts.append(_ordered(rows, constants, layout.target))
     return pl.concat(parts).sort("line_number", maintain_order=True)
 
 
@@ -285,12 +281,8 @@ def _without_footer(tables: Iterator[TableChunk], begins: str, delimiter: str | 
     marks = " \t" if delimiter == WHITESPACE else delimiter or "".join(CANDIDATE_DELIMITERS)
     raw_cell = pl.col("raw_text").str.extract(rf'^[ \t]*"?([^"{re.escape(marks)}]*)', 1)
     for table in tables:
-        cells = pl.concat(
-            [
-                table.columns.select("line_number", pl.col(FIRST_CELL)),
-                table.malformed.select("line_number", raw_cell.alias(FIRST_CELL)),
-            ]
-        )
+        bad = table.malformed.select("line_number", raw_cell.alias(FIRST_CELL))
+        cells = pl.concat([table.columns.select("line_number", FIRST_CELL), bad])
         footer = cells.filter(pl.col(FIRST_CELL).str.contains(begins))["line_number"]
         if len(footer):
             yield table.where(pl.col("line_number") < footer.min())
@@ -298,8 +290,6 @@ def _without_footer(tables: Iterator[TableChunk], begins: str, delimiter: str | 
         yield table
 
 
-# Of a number without an exponent: the digits after the last mark.
-FRACTION = "[.,]([0-9]+)$"
 Step = tuple[str, Callable[[pl.Series], pl.Series]]
 
 
@@ -354,11 +344,8 @@ def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl
 
 def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout) -> pl.DataFrame:
     kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
-    fraction = cells[name].str.extract(FRACTION, 1).str.len_chars().fill_null(0)
-    places = kept(fraction, ~cells[name].str.contains("[eE]").fill_null(value=True))
-    values = conversion.apply(numbers_of_cells(cells[name], kinds, numbers), places)
-    is_number = values.is_not_null()
-    texts = values.cast(pl.String).str.strip_suffix(".0")
+    texts = scaled_numbers(cells[name], kinds, numbers, conversion)
+    is_number = texts.is_not_null()
     if kinds is None:
         texts = texts.str.replace(".", numbers.decimal, literal=True)
         return cells.with_columns(texts.zip_with(is_number, cells[name]).alias(name))
@@ -465,10 +452,7 @@ def _words(texts: pl.Series, rule: CellRule) -> pl.Series:
 def _number_in(texts: pl.Series, numbers: NumberLayout, kinds: pl.Series | None) -> pl.Series:
     """Return the one number in each text; null for a text with no number or several."""
     found = texts.str.extract_all(_number_pattern(numbers))
-    single = pl.DataFrame({"found": found}).select(
-        pl.when(pl.col("found").list.len() == 1).then(pl.col("found").list.first())
-    )
-    only = single.to_series()
+    only = kept(found.list.first(), found.list.len() == 1)
     if kinds is None:
         return only
     return texts.zip_with(kinds.is_in([NUMBER, PERCENT, INEXACT]).fill_null(value=False), only)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from datetime import UTC, datetime
+from decimal import Context, Decimal
 from encodings.aliases import aliases
 from fractions import Fraction
 from functools import cached_property
@@ -35,6 +36,11 @@ class Scale(NamedTuple):
     def keeps_decimals(self) -> bool:
         """True if the result of every decimal number is a decimal number: no third or ninth of it."""
         return all(10**18 % part.denominator == 0 for part in (self.factor, self.addend))
+
+    def exactly(self, number: str) -> str:
+        """Convert one decimal number without rounding, where that keeps decimals; returns all digits of the result."""
+        found = Fraction(Decimal(number)) * self.factor + self.addend
+        return format(Context(prec=1_000).divide(Decimal(found.numerator), Decimal(found.denominator)), "f")
 
     def apply(self, numbers: pl.Series, places: pl.Series | None = None) -> pl.Series:
         """Convert a column of floats.

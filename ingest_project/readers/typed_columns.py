@@ -22,6 +22,7 @@ from ingest_project.readers.casting import (
     kept,
     moments_of_cells,
     numbers_of_cells,
+    plain_numbers,
     text_cells,
 )
 from ingest_project.readers.cells import (
@@ -174,10 +175,7 @@ def _shaped(texts: pl.Series, layout: NumberLayout, fraction: str) -> pl.Series:
     # No group is longer or shorter than three digits, no grouped number begins with a zero, and one mark is used.
     shapes = [f"[0-9]*{fraction}{exponent}"]
     shapes += [f"[1-9][0-9]{{0,2}}(?:{re.escape(mark)}[0-9]{{3}})+{fraction}" for mark in marks]
-    plain = kept(texts, texts.str.contains(f"^[+-]?(?:{'|'.join(shapes)})$"))
-    if marks:
-        plain = plain.str.replace_all(f"[{re.escape(marks)}]", "")
-    return plain.str.replace(",", ".", literal=True) if layout.decimal == "," else plain
+    return plain_numbers(kept(texts, texts.str.contains(f"^[+-]?(?:{'|'.join(shapes)})$")), None, layout)
 
 
 def _without_exponents(numbers: pl.Series) -> pl.Series:

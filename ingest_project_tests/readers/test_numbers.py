@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest_project.readers.casting import numbers_of_cells, parse_numbers
-from ingest_project.readers.profile_parts import NumberLayout
+from ingest_project.readers.casting import numbers_of_cells, parse_numbers, scaled_numbers
+from ingest_project.readers.cells import NUMBER, TEXT
+from ingest_project.readers.profile_parts import NumberLayout, Scale
 from ingest_project_tests.fuzz import examples
 
 LAYOUTS = [
@@ -35,6 +37,22 @@ def test_a_number_written_in_a_locale_is_read_in_it(layout: NumberLayout, value:
     text = f"{value:,.4f}" if grouped and layout.thousands else f"{value:.4f}"
     written = "".join({",": layout.thousands or "", ".": layout.decimal}.get(c, c) for c in text)
     assert number(written, layout) == float(value)
+
+
+@given(Layouts, st.decimals(-(10**25), 10**25, places=4), st.booleans(), st.sampled_from([NUMBER, TEXT, None]))
+@settings(deadline=None)
+def test_a_scaled_number_has_all_its_digits(
+    layout: NumberLayout,
+    value: Decimal,
+    grouped: bool,  # noqa: FBT001 - drawn
+    kind: str | None,
+) -> None:
+    written = f"{value:,.4f}" if grouped and layout.thousands and kind != NUMBER else f"{value:.4f}"
+    if kind != NUMBER:
+        written = "".join({",": layout.thousands or "", ".": layout.decimal}.get(c, c) for c in written)
+    kinds = None if kind is None else pl.Series([kind])
+    (found,) = scaled_numbers(pl.Series([written]), kinds, layout, Scale(Fraction(1, 100)))
+    assert Fraction(found) == Fraction(value) / 100
 
 
 @given(
