@@ -191,7 +191,7 @@ def store_and_die(folder: str, step: str, call: str) -> None:
         return result
 
     setattr(sink, step, deadly)
-    store_stream(services, services.activity_positions, sink, run_id="killed")
+    store_stream(services, sink.stream.positions, sink, run_id="killed")
 
 
 @pytest.mark.parametrize(
