@@ -188,7 +188,7 @@ def reason_of(check: pa.Check | str, column: str | None, index: int) -> str:
 
 def _rules(schema: pa.DataFrameSchema, present: Container[str]) -> list[pa.Check]:
     """Return the checks that judge each row on its own, for rows with these columns; see `row_check`."""
-    return [*filter(_is_row_check, schema.checks), *_missing(schema, present), *_unreadable(schema, present)]
+    return [*filter(_is_row_check, schema.checks), *_missing_checks(schema, present), *_fault_checks(schema, present)]
 
 
 def _reporting_schema(schema: pa.DataFrameSchema, rows: pl.DataFrame, rules: Sequence[pa.Check]) -> pa.DataFrameSchema:
@@ -256,7 +256,7 @@ def _brief(check: pa.Check) -> pa.Check:
     return check
 
 
-def _missing(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
+def _missing_checks(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
         if column.required and not column.nullable:
             is_given = pl.col(name).is_not_null()
@@ -266,7 +266,7 @@ def _missing(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa
             yield row_check(f"{name}_missing", is_given)
 
 
-def _unreadable(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
+def _fault_checks(schema: pa.DataFrameSchema, present: Container[str]) -> Iterator[pa.Check]:
     for name, column in schema.columns.items():
         if TEXT_OF(name) in present:
             is_json = (column.metadata or {}).get("type") == "json"

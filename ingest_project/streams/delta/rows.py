@@ -90,7 +90,7 @@ def position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[
         "kafka_topic_id": _repeat(topic_id, count),
         "kafka_partition": pa.array(np.fromiter(map(attrgetter("partition"), messages), np.int32, count)),
         "kafka_offset": pa.array(np.fromiter(map(attrgetter("offset"), messages), np.int64, count)),
-        "kafka_timestamp": pa.array(_write_times(messages), pa.timestamp("ms", tz="UTC")).cast(INSTANT),
+        "kafka_timestamp": pa.array(_timestamps_of(messages), pa.timestamp("ms", tz="UTC")).cast(INSTANT),
     }
 
 
@@ -98,7 +98,7 @@ def _repeat(text: str, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(text, pa.string()), count)
 
 
-def _write_times(messages: Sequence[ConsumerRecord]) -> Sequence[int | None]:
+def _timestamps_of(messages: Sequence[ConsumerRecord]) -> Sequence[int | None]:
     """Return when messages were written, in milliseconds since 1970; None outside the calendar."""
     written = list(map(attrgetter("timestamp_ms"), messages))
     if None not in written and written and min(written) >= 0 and max(written) <= LAST_MILLISECOND:
