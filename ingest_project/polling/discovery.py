@@ -290,7 +290,9 @@ def _by_message_id(
         except Exception as error:
             if not is_item_fault(error):
                 raise
-            logger.warning("file_not_announced", path=storable(file.path), reason=reason_of(error), exc_info=error)
+            logger.warning(
+                "file_not_announced", path=without_query(storable(file.path)), reason=reason_of(error), exc_info=error
+            )
             refused.append((file, f"It cannot be announced: {type(error).__name__}."))
         else:
             found[f"{topic_id}/{key}"] = file
