@@ -25,7 +25,6 @@ from ingest_project.readers.time_formats import moments, time_format
 MOMENT = pl.Datetime("us", "UTC")
 # Of a number without an exponent: the digits after the last mark.
 FRACTION = "[.,]([0-9]+)$"
-FLOAT_DIGITS = 15
 # The layouts for which Polars has a parser of its own, ten times faster than the general one, with the shape it must
 # have: that parser accepts `24-1-5` and the 60th second as well.
 PLAIN_ISO_SHAPES = {
@@ -252,7 +251,7 @@ def plain_numbers(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayou
     """Write numbers with a decimal point and no other mark; see `numbers_of_cells`."""
     marks = ALIKE.get(layout.thousands or "", layout.thousands or "")
     plain = texts.str.replace_all(f"[{re.escape(marks)}]", "") if marks else texts
-    plain = plain.str.replace(layout.decimal, ".", literal=True)
+    plain = plain if layout.decimal == "." else plain.str.replace(layout.decimal, ".", literal=True)
     return plain if kinds is None else plain.zip_with((kinds == TEXT).fill_null(value=True), texts)
 
 
@@ -273,19 +272,23 @@ def numbers_of_cells(texts: pl.Series, kinds: pl.Series | None, layout: NumberLa
     return _without_lost(plain, plain.cast(pl.Float64, strict=False)).zip_with(is_number, from_text)
 
 
-def scaled_numbers(texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout, conversion: Scale) -> pl.Series:
-    """Convert the numbers in cells, see `numbers_of_cells`; returns them with a decimal point, null for other cells."""
+def scaled_numbers(
+    texts: pl.Series, kinds: pl.Series | None, layout: NumberLayout, conversion: Scale, *, exact: bool
+) -> pl.Series:
+    """Convert the numbers in cells, see `numbers_of_cells`.
+
+    Returns:
+        them with a decimal point, null for other cells: `exact` with all digits, also those that a float does not keep.
+    """
     fraction = texts.str.extract(FRACTION, 1).str.len_chars().fill_null(0)
     places = kept(fraction, ~texts.str.contains("[eE]").fill_null(value=True))
     values = conversion.apply(numbers_of_cells(texts, kinds, layout), places)
     scaled = values.cast(pl.String).str.strip_suffix(".0")
-    # A float has not all the digits of such a number, which a decimal keeps.
-    is_long = values.is_not_null() & texts.str.len_bytes().is_between(FLOAT_DIGITS, MAX_NUMBER_LENGTH, closed="right")
-    if not (conversion.keeps_decimals and is_long.any()):
+    is_long = values.is_not_null() & texts.str.len_bytes().is_between(15, MAX_NUMBER_LENGTH, closed="right")
+    if not (exact and conversion.keeps_decimals and is_long.any()):
         return scaled
     plain = plain_numbers(texts, kinds, layout)
-    exact = {text: conversion.exactly(text) for text in plain.filter(is_long).unique()}
-    return plain.replace(exact).zip_with(is_long, scaled)
+    return plain.replace(conversion.exactly(plain.filter(is_long).unique())).zip_with(is_long, scaled)
 
 
 def without_null_numbers(table: pl.DataFrame, columns: Iterable[str], profile: ReaderProfile) -> pl.DataFrame:

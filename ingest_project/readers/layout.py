@@ -336,15 +336,16 @@ def converted(cells: pl.DataFrame, layout: Layout, profile: ReaderProfile) -> pl
     """Scale numbers and convert their units; a text that is no number stays as it is, to be rejected later."""
     for name, _, rule in _rules(layout, profile):
         if rule.conversion is not None and name in cells.columns:
-            cells = _scaled(cells, name, rule.conversion, profile.numbers)
+            cells = _scaled(cells, name, rule.conversion, profile.numbers, exact=layout.target != READINGS)
     if profile.sensor_types and "sensor_type" in cells.columns:
         cells = _by_sensor_type(cells, profile)
     return cells
 
 
-def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout) -> pl.DataFrame:
+def _scaled(cells: pl.DataFrame, name: str, conversion: Scale, numbers: NumberLayout, *, exact: bool) -> pl.DataFrame:
+    """Scale a column: `exact` for one that may be decimal, while a reading is a float, which has no more digits."""
     kinds = cells[KIND_OF(name)] if KIND_OF(name) in cells.columns else None
-    texts = scaled_numbers(cells[name], kinds, numbers, conversion)
+    texts = scaled_numbers(cells[name], kinds, numbers, conversion, exact=exact)
     is_number = texts.is_not_null()
     if kinds is None:
         texts = texts.str.replace(".", numbers.decimal, literal=True)
@@ -365,7 +366,8 @@ def _by_sensor_type(cells: pl.DataFrame, profile: ReaderProfile) -> pl.DataFrame
         rows = cells.with_row_index("position").filter((numbers == number).fill_null(value=False))
         unit = pl.lit(quantity.to or quantity.unit, pl.String) if quantity.unit else own
         rows = rows.with_columns(pl.lit(quantity.sensor_type).alias("sensor_type"), unit.alias("unit"))
-        parts.append(_scaled(rows, "value", quantity.conversion, profile.numbers) if quantity.conversion else rows)
+        scale = quantity.conversion
+        parts.append(_scaled(rows, "value", scale, profile.numbers, exact=False) if scale else rows)
     rest = cells.with_row_index("position").filter(numbers.is_null()).with_columns(own.alias("unit"))
     found = pl.concat([*parts, rest]).sort("position").drop("position")
     return found.with_columns(pl.lit(TEXT).alias(name) for name in kinds)

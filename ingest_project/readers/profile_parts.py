@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from encodings.aliases import aliases
@@ -37,10 +38,11 @@ class Scale(NamedTuple):
         """True if the result of every decimal number is a decimal number: no third or ninth of it."""
         return all(10**18 % part.denominator == 0 for part in (self.factor, self.addend))
 
-    def exactly(self, number: str) -> str:
-        """Convert one decimal number without rounding, where that keeps decimals; returns all digits of the result."""
-        found = Fraction(Decimal(number)) * self.factor + self.addend
-        return format(Context(prec=1_000).divide(Decimal(found.numerator), Decimal(found.denominator)), "f")
+    def exactly(self, numbers: Iterable[str]) -> dict[str, str]:
+        """Convert decimal numbers without rounding, where that keeps decimals; returns all digits of each result."""
+        context = Context(prec=1_000)
+        factor, addend = (context.divide(part.numerator, part.denominator) for part in (self.factor, self.addend))
+        return {number: format(context.fma(Decimal(number), factor, addend), "f") for number in numbers}
 
     def apply(self, numbers: pl.Series, places: pl.Series | None = None) -> pl.Series:
         """Convert a column of floats.

@@ -51,7 +51,7 @@ def test_a_scaled_number_has_all_its_digits(
     if kind != NUMBER:
         written = "".join({",": layout.thousands or "", ".": layout.decimal}.get(c, c) for c in written)
     kinds = None if kind is None else pl.Series([kind])
-    (found,) = scaled_numbers(pl.Series([written]), kinds, layout, Scale(Fraction(1, 100)))
+    (found,) = scaled_numbers(pl.Series([written]), kinds, layout, Scale(Fraction(1, 100)), exact=True)
     assert Fraction(found) == Fraction(value) / 100
 
 

@@ -41,7 +41,7 @@ from ingest_project.readers.cells import (
 BLOCK_BYTES = 1024**2
 # Bytes that occur in sheets with formulas or errors, and rarely in others.
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
-# A cell whose type says so, up to that.
+# The beginning of a cell whose type is that of errors, up to the type.
 ERROR_CELL = re.compile(rb"""(<(?:\w+:)?c\s[^<>]*?\bt=["'])e(?=["'])""")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
@@ -306,9 +306,7 @@ class _SheetParser:
         if len(corners) != 2 or None in corners:  # noqa: PLR2004 - the two corners of a range
             return
         if len(self._ranges) == MAX_RANGES:
-            raise ContentRejectedError(
-                "limit_exceeded", f"The sheet has over {MAX_RANGES} ranges of a formula", "cells"
-            )
+            raise ContentRejectedError("limit_exceeded", f"Over {MAX_RANGES} ranges of one formula", "cells")
         (first, last) = ((int(match[2]) - 1, _column(match[1])) for match in corners if match)
         self._ranges.append((*first, *last))
 
