@@ -173,11 +173,9 @@ def _fill_gaps() -> None:
             pool, last = id(FILLING[-1]) // POOL_BYTES, pool
             in_pool = in_pool + 1 if pool == last else 1
     library = ctypes.CDLL(None)
-    # GNU's: another C library may not take gaps first.
-    if not hasattr(library, "malloc_trim"):
-        return
     library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
-    library.malloc_trim(0)
+    # GNU's alone has it.
+    getattr(library, "malloc_trim", int)(0)
     end = library.sbrk(0)
     for power in range(16, 3, -1):
         while 0 < library.malloc(ctypes.c_size_t(1 << power)) < end:
@@ -188,8 +186,7 @@ def _unmap_files() -> None:
     """Give back the pages of programs and libraries that this process has used; who needs one gets it again."""
     library = ctypes.CDLL(None)
     for start, end in UNCHANGED_MAPPING.findall(Path("/proc/self/smaps").read_text("utf-8")):
-        first, last = int(start, 16), int(end, 16)
-        library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
+        library.madvise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(int(end, 16) - int(start, 16)), MADV_DONTNEED)
 
 
 def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
