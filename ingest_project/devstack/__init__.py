@@ -59,9 +59,10 @@ class ServiceFailedError(IngestError):
         self.tail = tail
         super().__init__(f"{name} {what}. Its log is {log_path}" + (f" and ends with:\n{tail}" if tail else "."))
 
-    def repeated(self, times: int) -> ServiceFailedError:
+    def repeated(self) -> ServiceFailedError:
         """Return the error of a part whose restarts failed as well."""
-        return ServiceFailedError(self.name, f"{self.what}, {times} times in a short while", self.log_path, self.tail)
+        what = f"{self.what}, {1 + len(PAUSES_SECONDS)} times in a short while"
+        return ServiceFailedError(self.name, what, self.log_path, self.tail)
 
 
 class Restarts:
@@ -80,10 +81,6 @@ class Restarts:
         recent = [at for at in self._ends[name] if now - at < REMEMBERED_SECONDS]
         self._ends[name] = [*recent, now]
         return PAUSES_SECONDS[len(recent)] if len(recent) < len(PAUSES_SECONDS) else None
-
-    def ends(self, name: str) -> int:
-        """Return how often a part has ended recently."""
-        return len(self._ends[name])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """Run Dagster's code server, daemon and webserver as parts of the stack, and send GraphQL requests to the webserver.
 
+    python -m ingest_project.devstack.dagster_processes MONITOR_PORT --host 127.0.0.1 --port 3000 …
+
+is the webserver with the monitor in the same process. Deployed, each has its own.
+
 The code server loads the definitions and starts the runs; the daemon and the webserver reach it through a socket that a
 workspace file names. All three start concurrently, because none needs the others for its start.
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,6 +24,8 @@ import requests
 import yaml
 
 from ingest_project.core.errors import PermanentError
+from ingest_project.core.logging import configure_logging, log_ignored
+from ingest_project.core.settings import load_settings
 from ingest_project.devstack import HOST, Child, Command, python_module, start
 from ingest_project.devstack.state_folder import socket_folder
 from ingest_project.platform.dagster.code_server import HEAVY_MODULES
@@ -31,30 +38,13 @@ REQUEST_SECONDS = 10.0
 POLL_SECONDS = 0.2
 # Time in which runs that got the stop signal write their last events, before the code server ends.
 CODE_SERVER_GRACE_SECONDS = 10.0
-# Modules for the launcher: the imports of run workers, and those that at least two of code server, daemon, webserver
-# # and monitor share.
+# Modules for the launcher: the imports of run workers, and the slow ones of code server, daemon and webserver.
 SHARED_MODULES = (
     *HEAVY_MODULES,
     "dagster._cli",
-    "dagster._core.execution.run_cancellation_thread",
-    "dagster._core.execution.run_metrics_thread",
-    "dagster._daemon.controller",
-    "dagster._daemon.sensor",
     "dagster._grpc.server_watcher",
-    "dagster_postgres",
-    "ingest_project.operations.alerts.watch",
-    "ingest_project.operations.monitor",
-    "ingest_project.operations.snapshot",
-    "ingest_project.platform.dagster.asset_events",
-    "ingest_project.platform.dagster.event_text",
-    "ingest_project.platform.dagster.instance",
-    "ingest_project.platform.dagster.lineage",
-    "ingest_project.platform.dagster.run_records",
-    "ingest_project.platform.work_queue.sensor",
-    "starlette.applications",
     "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
-    "uvicorn.main",
     "uvicorn.protocols.websockets.auto",
 )
 # Errors of `query_webserver` while the webserver does not listen yet, or cannot answer completely.
@@ -143,10 +133,12 @@ def daemon_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
     return _server(DAEMON, "ingest_project.operations.daemon", arguments, environ)
 
 
-def webserver_command(home: DagsterHome, environ: Mapping[str, str]) -> Command:
-    """Return the command of the UI."""
+def webserver_command(home: DagsterHome, environ: Mapping[str, str], monitor_port: int | None) -> Command:
+    """Return the command of the UI, and of the monitor where that has a port."""
     arguments = ["--host", HOST, "--port", str(home.port), "--workspace", str(home.workspace)]
-    return _server("webserver", "ingest_project.platform.dagster.webserver", arguments, environ)
+    alone = "ingest_project.platform.dagster.webserver"
+    module, own = (alone, []) if monitor_port is None else (__name__, [str(monitor_port)])
+    return _server("webserver", module, [*own, *arguments], environ)
 
 
 def wait_for_code_server(home: DagsterHome, code_server: Child) -> None:
@@ -218,3 +210,19 @@ def _configuration() -> Path:
         if path.exists():
             return path
     raise PermanentError(f"dagster.yaml is neither in {package} nor next to it. Install the package again.")
+
+
+def main(monitor_port: str, *arguments: str) -> Any:  # noqa: ANN401 - never returns: it ends the process
+    """Serve the monitor and Dagster's UI until stopped, in one process: what both import is in memory once."""
+    from ingest_project.operations.dashboard import serving  # imports Dagster
+    from ingest_project.platform.dagster import webserver  # likewise
+
+    loaded = load_settings()
+    configure_logging(loaded.settings.logging)
+    log_ignored(loaded.ignored)
+    with serving(loaded.settings, int(monitor_port)):
+        return webserver.main([*arguments])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -36,7 +36,6 @@ from ingest_project.devstack import (
     listener_on,
     port_is_free,
     postgres,
-    python_module,
     start,
 )
 from ingest_project.devstack.launcher import Launcher
@@ -86,7 +85,7 @@ class Stack:
         home: Dagster's home; None without Dagster.
         children: processes in the order of their start.
         addresses: addresses of the started services, by setting.
-        launcher: launcher of Dagster and the monitor; None without either.
+        launcher: launcher of Dagster's processes; None without Dagster.
         restarts: counts the ends of the parts.
     """
 
@@ -171,7 +170,7 @@ def running_stack(
         loaded: settings as loaded, including the state folder.
         report: called with each step.
         dagster: also start the code server, the daemon and the webserver.
-        monitor: also start the monitor.
+        monitor: also serve the monitor, in the process of the webserver.
         definitions_module: module that the code server loads.
 
     Raises:
@@ -190,7 +189,7 @@ def running_stack(
             on_exit.enter_context(exclusive(state_dir))
             port = choose_port(loaded, "The UI", "dagster.webserver_port", report) if dagster else None
             stack.monitor_port = choose_port(loaded, "The monitor", "monitor.port", report) if monitor else None
-            if dagster or monitor:
+            if dagster:
                 # The launcher imports while broker and database start.
                 stack.launcher = on_exit.enter_context(closing(_launcher(stack)))
             on_exit.callback(_stop, stack)
@@ -201,7 +200,7 @@ def running_stack(
             on_exit.enter_context(announced(state_dir, stack.addresses))
             if port is not None:
                 stack.home = dagster_processes.prepare_home(state_dir, definitions_module, port)
-            _start_dependents(stack)
+                _start_dagster(stack, stack.home)
         yield stack
 
 
@@ -334,16 +333,6 @@ def _note_broker(stack: Stack, child: Child) -> None:
     stack.addresses["kafka.generation"] = str(uuid.uuid4())
 
 
-def _start_dependents(stack: Stack) -> None:
-    """Start Dagster and the monitor, which use broker and database, if they belong to the stack."""
-    if stack.home is not None:
-        _start_dagster(stack, stack.home)
-    if stack.monitor_port is not None:
-        arguments = ["ingest_project.cli.main", "monitor", "--host", HOST, "--port", str(stack.monitor_port)]
-        # Do not wait for the monitor: no other part needs it.
-        stack.children.append(stack.start(python_module("monitor", arguments, _environment(stack))))
-
-
 def _environment(stack: Stack) -> dict[str, str]:
     own = {"DAGSTER_HOME": str(stack.home.folder)} if stack.home else {}
     if stack.monitor_url and not stack.settings.monitor.url:
@@ -361,7 +350,7 @@ def _start_dagster(stack: Stack, home: dagster_processes.DagsterHome) -> None:
         dagster_processes.migrate_storage(home, environ, stack.log_folder)
     code_server = stack.start(dagster_processes.code_server_command(home, environ))
     stack.children.append(code_server)
-    webserver = stack.start(dagster_processes.webserver_command(home, environ))
+    webserver = stack.start(dagster_processes.webserver_command(home, environ, stack.monitor_port))
     stack.children.append(webserver)
     # A daemon that does not find the code server retries only after a minute.
     dagster_processes.wait_for_code_server(home, code_server)
@@ -382,7 +371,7 @@ def _restart(stack: Stack, ended: Child) -> None:
         _wait_for_space(stack, ended.name)
         pause = stack.restarts.pause_after_end(ended.name, time.monotonic())
         if pause is None:
-            raise failure.repeated(stack.restarts.ends(ended.name))
+            raise failure.repeated()
         stack.report(
             f"The {ended.name} ended and is started again in {pause:g} s. See {ended.log_path}", StepState.NOTE
         )
@@ -435,7 +424,8 @@ def _start_broker_again(stack: Stack, ended: Child) -> None:
         stack.loaded = with_addresses(stack.loaded, stack.addresses)
         announce(stack.state_dir, stack.addresses)
         stack.report("The messages in the broker are lost; topics are read from their new beginning", StepState.NOTE)
-    _start_dependents(stack)
+    if stack.home is not None:
+        _start_dagster(stack, stack.home)
 
 
 def _start_code_server_again(stack: Stack, home: dagster_processes.DagsterHome, ended: Child) -> None:

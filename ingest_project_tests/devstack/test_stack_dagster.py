@@ -83,12 +83,15 @@ def test_a_run_ends_with_all_guards_killed_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_and_the_sensors_tick(tmp_path: Path) -> None:
+def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_with_the_monitor_and_the_sensors_tick(
+    tmp_path: Path,
+) -> None:
     notes: list[str] = []
-    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), "INGEST_WEBSERVER_PORT": "0"}, tmp_path)
+    ports = {"INGEST_WEBSERVER_PORT": "0", "INGEST_MONITOR_PORT": "0"}
+    loaded = load_settings({"INGEST_STATE_DIR": str(tmp_path / "state"), **ports}, tmp_path)
     with (
         pytest.MonkeyPatch.context() as environment,
-        running_stack(loaded, lambda step, _state: notes.append(step), definitions_module=TINY) as stack,
+        running_stack(loaded, lambda step, _state: notes.append(step), monitor=True, definitions_module=TINY) as stack,
     ):
         environment.setenv("TINY_STARTED", str(tmp_path / "started"))
         for name in ("webserver", "daemon", "code server", "broker"):
@@ -99,6 +102,8 @@ def test_whichever_part_of_dagster_or_broker_is_killed_runs_again_and_the_sensor
             assert stack.home is not None
             webserver = next(child for child in stack.children if child.name == "webserver")
             wait_until_ready(stack.home, webserver, stack.children)
+            with urllib.request.urlopen(f"{stack.monitor_url}/healthz", timeout=10) as answer:  # noqa: S310 - loopback
+                assert answer.read() == b"ok\n"
             assert any(f"The {name} ended and is started again" in note for note in notes)
     assert wait_until_nothing_is_left(tmp_path / "state") == {}
 

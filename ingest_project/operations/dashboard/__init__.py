@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,6 +29,7 @@ from ingest_project.operations.alerts.watch import AlertWatch, Watcher
 from ingest_project.operations.dashboard import actions, dead_letters, items
 from ingest_project.operations.dashboard.auth import Gate, Guarded, problem
 from ingest_project.operations.dashboard.data import WINDOWS, Histories, dashboard
+from ingest_project.operations.dashboard.limits import server_config
 from ingest_project.operations.dashboard.oidc import SignInPages
 from ingest_project.operations.dashboard.rendering import Console, page_file, render
 from ingest_project.operations.metrics import CONTENT_TYPE_LATEST, exposition
@@ -94,21 +100,36 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
         SettingsError: the monitor would be open to others without a token, the port is in use, or an address or a rule
             of alerts is invalid.
     """
-    import uvicorn  # only this command serves
-
-    from ingest_project.operations.dashboard.limits import server_config
-
     require_protection(settings, host, insecure=insecure)
+    server = _server(settings, local_only=is_loopback(host) and not _is_protected(settings))
+    shown = f"[{host}]" if ":" in host else host
+    with _listen(host, port) as listener:
+        started(f"http://{shown}:{listener.getsockname()[1]}/")
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(settings: Settings, port: int) -> Iterator[None]:
+    """Serve this machine alone, from a thread, until the `with` block ends; should it end before, end the process.
+
+    Raises:
+        SettingsError: the port is taken, or an alert's address or rule is wrong.
+    """
+    server, stopped = _server(settings, local_only=not _is_protected(settings)), threading.Event()
+    with _listen("127.0.0.1", port) as listener, ThreadPoolExecutor(1, "monitor") as thread:
+        served = thread.submit(server.run, sockets=[listener])
+        served.add_done_callback(lambda _: stopped.is_set() or os.kill(os.getpid(), signal.SIGTERM))  # type: ignore[func-returns-value]
+        try:
+            yield
+        finally:
+            stopped.set()
+            server.should_exit = True
+
+
+def _server(settings: Settings, *, local_only: bool) -> uvicorn.Server:
     require_usable(settings)
     require_known_names(SystemResources(settings))
-    app = monitor_app(settings, local_only=is_loopback(host) and not _is_protected(settings))
-    listener = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    started(f"http://{shown}:{listener.getsockname()[1]}/")
-    try:
-        uvicorn.Server(server_config(app)).run(sockets=[listener])
-    finally:
-        listener.close()
+    return uvicorn.Server(server_config(monitor_app(settings, local_only=local_only)))
 
 
 def file_problem(request: Request, error: Exception) -> Response:
