@@ -43,7 +43,6 @@ SHARED_MODULES = (
     *HEAVY_MODULES,
     "dagster._cli",
     "dagster._grpc.server_watcher",
-    "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
     "uvicorn.protocols.websockets.auto",
 )

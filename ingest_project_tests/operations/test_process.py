@@ -20,6 +20,23 @@ import pytest
 TOKEN = "a-token-of-this-test"  # noqa: S105 - of no use elsewhere
 START_SECONDS, END_SECONDS = 120, 60
 ANNOUNCED = re.compile(r"The monitor is at (http://127\.0\.0\.1:\d+/) ")
+# As part of another server's process, which ends in good order at a stop signal.
+BESIDE = """
+import signal, sys, time
+import uvicorn
+from ingest_project.core.settings import current_settings
+from ingest_project.devstack import free_port
+from ingest_project.operations.dashboard import serving
+
+def fail(server, sockets):
+    raise RuntimeError("the server failed")
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if sys.argv[1] == "failing":
+    uvicorn.Server.run = fail
+with serving(current_settings(), free_port()):
+    time.sleep(float(sys.argv[2]))
+"""
 
 
 @pytest.fixture
@@ -88,3 +105,20 @@ def test_it_starts_answers_clients_that_know_the_token_and_ends_leaving_nothing(
     with pytest.raises(OSError, match="refused"):
         status_of(f"{address}healthz")
     assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize(("server", "seconds", "code"), [("failing", 60, 1), ("serving", 0, 0)])
+def test_beside_another_server_it_ends_with_it_and_ends_it_where_it_fails(
+    server: str, seconds: int, code: int, sqlite_url: str, tmp_path: Path
+) -> None:
+    environ = {**os.environ, "DATABASE_URL": sqlite_url, "INGEST_CONFIG_DIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", BESIDE, server, str(seconds)],
+        env={**environ, "INGEST_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=END_SECONDS + START_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert ("the server failed" in ended.stderr) == bool(code)

@@ -114,16 +114,18 @@ def serving(settings: Settings, port: int) -> Iterator[None]:
 
     Raises:
         SettingsError: the port is taken, or an alert's address or rule is wrong.
+        Exception: the server failed; at the end of the block.
     """
     server, stopped = _server(settings, local_only=not _is_protected(settings)), threading.Event()
     with _listen("127.0.0.1", port) as listener, ThreadPoolExecutor(1, "monitor") as thread:
         served = thread.submit(server.run, sockets=[listener])
-        served.add_done_callback(lambda _: stopped.is_set() or os.kill(os.getpid(), signal.SIGTERM))  # type: ignore[func-returns-value]
         try:
+            served.add_done_callback(lambda _: stopped.is_set() or os.kill(os.getpid(), signal.SIGTERM))  # type: ignore[func-returns-value]
             yield
         finally:
             stopped.set()
             server.should_exit = True
+            served.result()
 
 
 def _server(settings: Settings, *, local_only: bool) -> uvicorn.Server:
