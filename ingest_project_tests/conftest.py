@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 FIXTURES = (
     "ingest_project_tests.browser.fixtures",
     "ingest_project_tests.services.alert_receivers",
+    "ingest_project_tests.services.compiled_statements",
     "ingest_project_tests.services.identity",
     "ingest_project_tests.services.kusto_server",
     "ingest_project_tests.services.postgres",
