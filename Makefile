@@ -32,7 +32,8 @@ $(INSTALLER): requirements/lock.txt | $(BIN)/python
 $(VENV)/.runtime-installed: requirements/runtime.txt pyproject.toml | $(INSTALLER)
 	@echo "Installing the pinned packages into $(VENV) (once; about a minute) ..."
 	@$(call install,runtime)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(INSTALLER) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . 2> $(VENV)/uv.log \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev-installed: requirements/dev.txt $(VENV)/.runtime-installed
