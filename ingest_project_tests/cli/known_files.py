@@ -105,30 +105,7 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
             transaction.put_metrics(_metrics(file_key))
         if refused:
             transaction.append_quarantined(_refused(file_key, refused))
-        transaction.finish_files(
-            pl.DataFrame(
-                [
-                    {
-                        "file_key": file_key,
-                        "state": state.value,
-                        "reason": reason,
-                        "error_class": "FileRejectedError" if reason else None,
-                        "run_id": "run-1",
-                        "sha256": SHA256,
-                        "landed_bytes": 5_213,
-                        "profile": "canonical",
-                        "duplicate_of": None,
-                        "replaced_by": None,
-                        "rows_read": accepted + len(refused),
-                        "rows_accepted": accepted,
-                        "rows_quarantined": len(refused),
-                        "rule_counts": json.dumps(dict(rules or {})),
-                        "drifted": None,
-                    }
-                ],
-                schema=FINISHED_SCHEMA,
-            )
-        )
+        transaction.finish_files(_outcome(file_key, state, reason, rules or {}, (accepted, len(refused))))
     if reported:
         services.files.mark_reported([file_key], datetime.now(UTC))
 
@@ -138,6 +115,29 @@ def job_arrives(services: SystemResources, job_key: str) -> None:
     job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
     intake = KafkaPosition("polling-queue", 0, 0, "g", ARRIVED)
     services.polling_jobs.record([JobArrival(job_key, job, intake)], ARRIVED)
+
+
+def _outcome(
+    file_key: str, state: FileState, reason: str | None, rules: Mapping[str, int], rows: tuple[int, int]
+) -> pl.DataFrame:
+    """Return a file's outcome as a run stores it; `rows` are the numbers of accepted and of refused ones."""
+    accepted, refused = rows
+    outcome = {
+        **dict.fromkeys(FINISHED_SCHEMA),
+        "file_key": file_key,
+        "state": state.value,
+        "reason": reason,
+        "error_class": "FileRejectedError" if reason else None,
+        "run_id": "run-1",
+        "sha256": SHA256,
+        "landed_bytes": 5_213,
+        "profile": "canonical",
+        "rows_read": accepted + refused,
+        "rows_accepted": accepted,
+        "rows_quarantined": refused,
+        "rule_counts": json.dumps(dict(rules)),
+    }
+    return pl.DataFrame([outcome], schema=FINISHED_SCHEMA)
 
 
 def _readings(file_key: str) -> pl.DataFrame:

@@ -28,11 +28,9 @@ AIR_QUALITY = (
 )
 
 
-def test_beijing_prsa_and_uci_air_quality_are_stored_as_they_are_published(
-    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
-) -> None:
+def _declare_beijing(folder: Path) -> None:
     beijing = declare(
-        tmp_path,
+        folder,
         "beijing",
         columns=[
             {"name": "station", "type": "text", "required": True},
@@ -53,8 +51,11 @@ def test_beijing_prsa_and_uci_air_quality_are_stored_as_they_are_published(
     )
     # A column called No, as people write it.
     beijing.write_text(beijing.read_text().replace("'No'", "No"))
+
+
+def _declare_air_quality(folder: Path) -> None:
     declare(
-        tmp_path,
+        folder,
         "air_quality",
         columns=[
             {"name": "observed_at", "type": "timestamp", "required": True},
@@ -72,6 +73,13 @@ def test_beijing_prsa_and_uci_air_quality_are_stored_as_they_are_published(
             "nulls": ["", "-200"],
         },
     )
+
+
+def test_beijing_prsa_and_uci_air_quality_are_stored_as_they_are_published(
+    kafka_server: Server, postgres_url: str, instance: DagsterInstance, tmp_path: Path
+) -> None:
+    _declare_beijing(tmp_path)
+    _declare_air_quality(tmp_path)
     system = opened(settings_of(kafka_server, postgres_url, tmp_path), instance, tmp_path)
     system.send_files(system.write("PRSA_Data_Aotizhongxin_20130301-20170228.csv", PRSA))
     system.send_files(system.write("AirQualityUCI.csv", AIR_QUALITY))
