@@ -60,8 +60,6 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> Read:
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": brokers,
         "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": topic,
-        # It has all processors to itself.
-        "INGEST_USER_ACTIVITY_MAX_PARALLEL_BATCHES": "1",
         "DATABASE_URL": f"sqlite:///{folder / 'warehouse.db'}",
         "INGEST_STATE_DIR": str(folder),
     }

@@ -141,7 +141,8 @@ class UserActivitySettings(Section):
         table_url: folder, s3:// or OneLake address of the Delta table of events; empty: delta/ in the state folder.
         range_messages: events of one commit.
         batch_messages: offsets in one run.
-        max_parallel_batches: runs over events side by side, each with partitions of its own.
+        max_parallel_batches: runs over events side by side, each with partitions of its own and its share of the
+            processors.
         hourly_refresh_seconds: pause between two computations of the same hour's statistics while its events keep
             arriving.
         max_unfinished_seconds: events that wait to be stored for longer fail the check no_gap_in_offsets.
@@ -152,7 +153,7 @@ class UserActivitySettings(Section):
     table_url: Annotated[StoreAddress, Env("INGEST_USER_ACTIVITY_TABLE_URL")] = ""
     range_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_RANGE_MESSAGES")] = Field(50_000, gt=0)
     batch_messages: Annotated[int, Env("INGEST_USER_ACTIVITY_BATCH_MESSAGES")] = Field(4_000_000, gt=0)
-    max_parallel_batches: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_PARALLEL_BATCHES")] = Field(2, gt=0)
+    max_parallel_batches: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_PARALLEL_BATCHES")] = Field(1, gt=0)
     hourly_refresh_seconds: Annotated[int, Env("INGEST_USER_ACTIVITY_HOURLY_REFRESH_SECONDS")] = Field(60, ge=0)
     max_unfinished_seconds: Annotated[int, Env("INGEST_USER_ACTIVITY_MAX_UNFINISHED_SECONDS")] = Field(900, gt=0)
     max_implausible_share: Annotated[float, Env("INGEST_USER_ACTIVITY_MAX_IMPLAUSIBLE_SHARE")] = Field(0.01, ge=0, le=1)
