@@ -32,6 +32,7 @@ from ingest_project.operations.snapshot import (
 from ingest_project.operations.topics import BrokerPoll
 from ingest_project.platform.capability import PurgeStep
 from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule
+from ingest_project.platform.dagster.control import is_backfilling
 from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import fetch, reading, writing
@@ -152,7 +153,7 @@ def _partition_steps(engine: sa.Engine, instance: dg.DagsterInstance, cutoff: da
 def _partitions(
     engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, partitions: str, cutoff: datetime
 ) -> PurgeStep:
-    known = list(instance.get_dynamic_partitions(partitions))
+    known = [] if is_backfilling(instance) else list(instance.get_dynamic_partitions(partitions))
     expired: set[str] = set()
     with reading(engine) as connection:
         for part in in_parts(known):

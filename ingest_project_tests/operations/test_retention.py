@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from dagster._core.execution.backfill import BulkActionStatus
+
 from ingest_project.file_ingest.catalog import FILES
+from ingest_project.file_ingest.definitions import with_services
 from ingest_project.operations.definitions import plan_purge
 from ingest_project.platform.capability import PurgeStep
+from ingest_project.platform.dagster.control import launch_backfill
 from ingest_project_tests.journeys.system import RAW, System, readings
 
 LATER = timedelta(days=1_000)
@@ -38,6 +42,18 @@ def test_partitions_and_bytes_of_ingested_files_go_and_those_of_refused_and_wait
     assert again["partitions of files"].number == again["landed contents"].number == 0
     assert system.execute("file_batch", request).success
     assert system.states() == {"good.csv": "ingested", "bad.csv": "quarantined", "waits.csv": "ingested"}
+
+
+def test_partitions_stay_while_a_backfill_is_unfinished_and_go_after_it(system: System) -> None:
+    system.send_files(system.write("good.csv", readings()))
+    system.drive()
+    key, wanted = system.file("good.csv").file_key, with_services(system.services)
+    launch_backfill(system.instance, "0123abcd", wanted, {RAW: [key]}, title="Again", description="because", tags={})
+    assert in_a_thousand_days(system)["partitions of files"].number == 0
+
+    (backfill,) = system.instance.get_backfills()
+    system.instance.update_backfill(backfill.with_status(BulkActionStatus.CANCELED))  # type: ignore[no-untyped-call]
+    assert in_a_thousand_days(system)["partitions of files"].examples == [key]
 
 
 def test_a_run_stays_as_long_as_something_it_worked_on_is_not_long_done(system: System) -> None:

@@ -132,5 +132,10 @@ def partitions_in_backfills(instance: DagsterInstance, definitions: dg.Definitio
     return keys
 
 
+def is_backfilling(instance: DagsterInstance) -> bool:
+    """Tell whether any backfill is unfinished: Dagster fails the whole of it once one of its partitions is gone."""
+    return bool(instance.get_backfills(filters=BulkActionsFilter(statuses=UNFINISHED), limit=1))
+
+
 def _states(instance: DagsterInstance) -> Sequence[InstigatorState]:
     return instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
