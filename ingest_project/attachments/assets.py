@@ -113,7 +113,7 @@ def extract(
         for start in range(0, len(keys), EVENTS_AT_A_TIME):
             part = keys[start : start + EVENTS_AT_A_TIME]
             records = services.attachment_events.begin(part, context.run.run_id, datetime.now(UTC))
-            traced = ((one.event_key, one.intake.context, {"trace_id": one.trace_id}) for one in records)
+            traced = ((one.event_key, one.kafka_position.context, {"trace_id": one.trace_id}) for one in records)
             with tracing.items("extract attachments", traced):
                 _extract(context, services, records, paths, batch_id)
             touched.update(record.hour for record in records)
@@ -264,7 +264,7 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
 def _item(record: AttachmentRecord) -> Item:
     known = {"trace_id": record.trace_id, "domain": record.domain, "attempt": record.attempt, "replays": record.replays}
     address = printable_url(record.attachment_url)
-    return record.attachment_key, record.intake.context, {**known, "attachment_url": address}
+    return record.attachment_key, record.kafka_position.context, {**known, "attachment_url": address}
 
 
 def _results(

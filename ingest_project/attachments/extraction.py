@@ -102,7 +102,7 @@ def tasks_of(record: EventRecord, paths: AddressPaths, destinations: Destination
     """
     event = decode_attachment_event(record.body.encode())
     declared, refused = named_in(event, paths)
-    occurred_at = event.occurred_at or record.intake.at or _NEVER
+    occurred_at = event.occurred_at or record.kafka_position.at or _NEVER
     names = distinct_names(declared)
     tasks = [_arrival(record, event, one, destinations, names[one.url], occurred_at=occurred_at) for one in declared]
     return tasks + [_refused_arrival(record, event, one, destinations, occurred_at) for one in refused]
@@ -144,7 +144,7 @@ def _arrival(  # noqa: PLR0913 - a task is made of all of them
         content_type=declared.content_type,
     )
     key = attachment_key(event.trace_id, declared.url)
-    return TaskArrival(key, task, encode(task).decode(), record.intake, event_key=record.event_key)
+    return TaskArrival(key, task, encode(task).decode(), record.kafka_position, event_key=record.event_key)
 
 
 def _refused_arrival(

@@ -50,7 +50,7 @@ class TaskArrival(NamedTuple):
     attachment_key: str
     task: DownloadTask
     raw: str
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
     due_at: datetime | None = None
     event_key: str | None = None
     max_replays: int = 0
@@ -480,11 +480,11 @@ class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
     domain: str
     event_type: str
     body: str
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
 
     def own_columns(self, now: datetime) -> Mapping[str, Any]:  # noqa: ARG002 - no column of an event depends on the time
         """Return the columns that only events have."""
-        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "intake"}
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "kafka_position"}
 
 
 class EventRecord(QueueEntry, frozen=True, kw_only=True):

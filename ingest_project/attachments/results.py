@@ -327,12 +327,12 @@ def _first_failed_at(record: AttachmentRecord, outcome: AttemptResult) -> dateti
 
 def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerRecord:
     """Return the original task, with the error in its headers."""
-    intake = record.intake
+    kafka_position = record.kafka_position
     original = ConsumerRecord(
-        topic=intake.topic,
-        partition=intake.partition,
-        offset=intake.offset,
-        timestamp_ms=int(intake.at.timestamp() * 1_000) if intake.at else None,
+        topic=kafka_position.topic,
+        partition=kafka_position.partition,
+        offset=kafka_position.offset,
+        timestamp_ms=int(kafka_position.at.timestamp() * 1_000) if kafka_position.at else None,
         key=record.attachment_key.encode(),
         value=record.task.encode(),
         headers=(
@@ -346,7 +346,7 @@ def _dead_task(record: AttachmentRecord, outcome: AttemptResult) -> ProducerReco
         reason=outcome.result.error or "",
         first_failed_at=_first_failed_at(record, outcome),
         last_failed_at=outcome.result.completed_at,
-        topic_id=intake.topic_id,
+        topic_id=kafka_position.topic_id,
         attempt=outcome.result.attempt,
         trace_id=record.trace_id,
     )

@@ -48,7 +48,7 @@ from ingest_project.platform.kafka.publisher import publish_once
 from ingest_project.platform.kafka.reader import TopicReader
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue, dead_letter_message
 from ingest_project.platform.work_queue.queue import Due
-from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, batches_of_due, queue_sensor, split_evenly
+from ingest_project.platform.work_queue.sensor import Feed, QueueSensor, batches_of_due, queue_sensor, split_evenly
 
 EVENTS = "attachment_events"
 # One attachment may kill its run: each lost run makes the next ones smaller by this factor, until the attachment is
@@ -88,7 +88,7 @@ def attachment_events_sensor(job_name: str) -> dg.SensorDefinition:
             batch_entries=batch_events,
             max_batches=2 * parallel,
             retries=settings.retries,
-            intakes=[Intake(queue, lambda arrived: [event_arrival(one, datetime.now(UTC)) for one in arrived])],
+            feeds=[Feed(queue, lambda arrived: [event_arrival(one, datetime.now(UTC)) for one in arrived])],
             # Events are shown under the hour in which they arrived.
             has_partitions=False,
             runs_have_partitions=False,
@@ -118,7 +118,7 @@ def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefi
             batch_entries=settings.batch_downloads,
             max_batches=2 * settings.max_parallel_batches,
             retries=services.settings.retries.model_copy(update={"max_attempts": NEVER}),
-            intakes=[_tasks(services, topic) for topic in topics_of(services, queue_name)],
+            feeds=[_tasks(services, topic) for topic in topics_of(services, queue_name)],
             # Not even a run over a single one: see `attachments.definitions`.
             runs_have_partitions=False,
         )
@@ -149,15 +149,15 @@ def topics_of(services: AttachmentResources, queue_name: str) -> Sequence[str]:
 
 def event_arrival(arrived: ConsumedMessage[AttachmentEvent], now: datetime) -> EventArrival:
     """Return an event as the queue keeps it, under a key made of its position: read again, it is the same event."""
-    event, intake = arrived.message, arrived.intake
+    event, kafka_position = arrived.message, arrived.kafka_position
     return EventArrival(
-        event_key=digest_of(*intake.position),
-        hour=hour_of_arrival(intake.at, now),
+        event_key=digest_of(*kafka_position.position),
+        hour=hour_of_arrival(kafka_position.at, now),
         trace_id=event.trace_id,
         domain=event.domain,
         event_type=event.event_type,
         body=(arrived.received.value or b"").decode("utf-8", "replace"),
-        intake=intake,
+        kafka_position=kafka_position,
     )
 
 
@@ -172,7 +172,7 @@ def task_arrival(arrived: ConsumedMessage[DownloadTask], services: AttachmentRes
         attachment_key=attachment_key(task.trace_id, task.attachment_url),
         task=task,
         raw=(received.value or b"").decode("utf-8", "replace"),
-        intake=arrived.intake,
+        kafka_position=arrived.kafka_position,
         due_at=due_at(received.header(DUE_HEADER), settings.retry_delays, datetime.now(UTC)),
         max_replays=0 if received.header(ORIGIN_HEADER) == ORIGIN else settings.max_replays,
     )
@@ -207,7 +207,7 @@ def cut_downloads(due: Sequence[Due], settings: AttachmentSettings) -> list[list
     return batches
 
 
-def _tasks(services: AttachmentResources, topic: str) -> Intake[DownloadTask]:
+def _tasks(services: AttachmentResources, topic: str) -> Feed[DownloadTask]:
     settings = services.settings
     waits = topic == settings.topics.downloads_pending
     queue = Queue(
@@ -217,7 +217,7 @@ def _tasks(services: AttachmentResources, topic: str) -> Intake[DownloadTask]:
         max_messages=settings.attachments.tick_max_messages,
         wait_seconds=settings.file_ingest.tick_wait_seconds if waits else 0,
     )
-    return Intake(queue, lambda arrived: [task_arrival(one, services) for one in arrived])
+    return Feed(queue, lambda arrived: [task_arrival(one, services) for one in arrived])
 
 
 def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], services: AttachmentResources) -> str:
@@ -225,7 +225,7 @@ def _destination(task: DownloadTask, arrived: ConsumedMessage[DownloadTask], ser
         domain=task.domain,
         trace_id=task.trace_id,
         file_name=chosen_file_name(task.file_name, None, task.attachment_url),
-        occurred_at=as_utc(task.occurred_at or arrived.intake.at or UNKNOWN_TIME),
+        occurred_at=as_utc(task.occurred_at or arrived.kafka_position.at or UNKNOWN_TIME),
         attachment_url=task.attachment_url,
         event_type=task.event_type,
     )

@@ -190,7 +190,7 @@ def _land(
 
 def _item(record: FileRecord) -> Item:
     known = {"trace_id": record.event.trace_id, "job_id": record.event.job_id, "dataset": record.dataset}
-    return record.file_key, record.intake.context, known
+    return record.file_key, record.kafka_position.context, known
 
 
 def _log(result: FileResult) -> None:

@@ -81,7 +81,7 @@ class FileArrival(NamedTuple):
     location: str
     event: FileEvent
     profile: str
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
     pinned: bool = True
     dataset: str = SENSOR_READINGS
 
@@ -91,9 +91,9 @@ class FileArrival(NamedTuple):
         A clock that is ahead must not make a version the newest for years: no announcement is later than its arrival,
         and no version later than its announcement.
         """
-        announced_at = min(as_utc(self.event.discovered_at or self.intake.at or now), now)
+        announced_at = min(as_utc(self.event.discovered_at or self.kafka_position.at or now), now)
         version_at = min(as_utc(self.event.modified_at or announced_at), announced_at)
-        return VersionOrder(version_at, announced_at, *self.intake.position[:3], self.file_key)
+        return VersionOrder(version_at, announced_at, *self.kafka_position.position[:3], self.file_key)
 
     def own_columns(self, now: datetime) -> dict[str, Any]:
         """Return the columns that only files have."""
@@ -164,7 +164,7 @@ class FileRecord(QueueEntry, frozen=True, kw_only=True):
     @property
     def order(self) -> VersionOrder:
         """Its order among the versions of its location."""
-        return VersionOrder(self.version_at, self.announced_at, *self.intake.position[:3], self.file_key)
+        return VersionOrder(self.version_at, self.announced_at, *self.kafka_position.position[:3], self.file_key)
 
     @classmethod
     def composed_fields(cls, row: Row) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _correction(record: FileRecord, sha256: str, size_bytes: int, now: datetime)
     uploaded = {"etag": f"{UPLOADED}{sha256}", "size_bytes": size_bytes, "modified_at": now, "discovered_at": now}
     event = msgspec.structs.replace(record.event, event_id=uuid.uuid4().hex, **uploaded)
     key = file_key(record.location, event.file_name, version_of_event(event), record.profile, record.dataset)
-    return FileArrival(key, record.location, event, record.profile, record.intake, dataset=record.dataset)
+    return FileArrival(key, record.location, event, record.profile, record.kafka_position, dataset=record.dataset)
 
 
 class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
@@ -289,7 +289,9 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         event, key = record.event, self.key_by(record, profile)
         named = msgspec.structs.replace(event, metadata={**event.metadata, "format": profile})
         row = self._row(
-            FileArrival(key, record.location, named, profile, record.intake, pinned=False, dataset=record.dataset),
+            FileArrival(
+                key, record.location, named, profile, record.kafka_position, pinned=False, dataset=record.dataset
+            ),
             now,
         )
         row |= {"version_at": now, "announced_at": now, "sha256": record.sha256, "landed_bytes": record.landed_bytes}
@@ -398,7 +400,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             if any(_is_earlier_reading(o, arrival, now) for o in self._entries(connection, standing).values()):
                 again = super()._as_new(now) | {name: own[name] for name in ANNOUNCED_COLUMNS}
                 # It counts from the message that announces it now.
-                again |= {**arrival.intake.columns(), "updated_at": now, "reopened_at": None}
+                again |= {**arrival.kafka_position.columns(), "updated_at": now, "reopened_at": None}
                 reopened |= self._update(connection, [key], again)
         return reopened
 

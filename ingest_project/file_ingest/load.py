@@ -551,7 +551,7 @@ def reason_note(result: FileResult, run_id: str) -> dict[str, Any]:
         "rows_read": result.rows_read,
         "rows_bad": result.rows_quarantined,
         "sample": [dict(row) for row in result.sample],
-        "kafka": str(record.intake),
+        "kafka": str(record.kafka_position),
         "trace_id": record.event.trace_id,
         "job_id": record.event.job_id,
         "run_id": run_id,

@@ -277,7 +277,7 @@ def metrics_metadata(result: FileResult) -> dict[str, Any]:
 def raw_file_metadata(result: FileResult) -> dict[str, Any]:
     """Return source, size and digest of a file's bytes, or why they were not landed."""
     record = result.record
-    metadata: dict[str, Any] = {"source": without_query(record.location), "kafka_position": str(record.intake)}
+    metadata: dict[str, Any] = {"source": without_query(record.location), "kafka_position": str(record.kafka_position)}
     if result.landed is None:
         return {**metadata, "size_bytes": 0, **_reason(result)}
     metadata |= {"size_bytes": result.landed.size_bytes, "sha256": result.landed.sha256}
@@ -425,7 +425,7 @@ def _reason(result: FileResult) -> dict[str, str]:
 
 def _seconds_from_event(result: FileResult) -> dict[str, float]:
     """Return the seconds since the Kafka message; negative where the clock of its producer is ahead."""
-    event_at = result.record.intake.at
+    event_at = result.record.kafka_position.at
     return {"seconds_from_event": round((datetime.now(UTC) - event_at).total_seconds(), 3)} if event_at else {}
 
 

@@ -41,7 +41,7 @@ from ingest_project.platform.dagster.asset_events import report_failed
 from ingest_project.platform.errors import is_item_fault, reason_of
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import KafkaPosition
-from ingest_project.platform.work_queue.sensor import Intake, QueueSensor, Route, batches_of_due, queue_sensor
+from ingest_project.platform.work_queue.sensor import Feed, QueueSensor, Route, batches_of_due, queue_sensor
 from ingest_project.sources import Source, SourceFile
 from ingest_project.sources.registry import SourceContext, with_source
 
@@ -162,7 +162,7 @@ def file_events_sensor(
             batch_entries=settings.batch_files,
             max_batches=2 * settings.max_parallel_batches,
             retries=services.settings.retries,
-            intakes=[FileEvents(services, jobs).intake(topic)],
+            feeds=[FileEvents(services, jobs).feed(topic)],
             on_failed=partial(_report_failed, context.instance, services),
             routes=routes,
         )
@@ -207,7 +207,7 @@ class FileEvents:
     datasets: Collection[str]
     versions: dict[KafkaPosition, Sequence[FileEvent]] = field(default_factory=dict)
 
-    def intake(self, topic: str) -> Intake[Announcement]:
+    def feed(self, topic: str) -> Feed[Announcement]:
         """Return how a tick consumes a topic."""
         settings = self.services.settings.file_ingest
         queue = Queue(
@@ -218,7 +218,7 @@ class FileEvents:
             wait_seconds=settings.tick_wait_seconds,
             partly_refused=lambda announcement: announcement.error,
         )
-        return Intake(queue, self.arrivals)
+        return Feed(queue, self.arrivals)
 
     def decode(self, raw: bytes | None) -> Announcement:
         """Decode a file event, or the notification of an object store.
@@ -234,15 +234,19 @@ class FileEvents:
 
     def arrivals(self, arrived: Sequence[ConsumedMessage[Announcement]]) -> list[FileArrival]:
         """Return the files of consumed messages as the queue keeps them, and count the records that announce none."""
-        self.services.files.count_ignored((one.intake, one.message.ignored) for one in arrived if one.message.ignored)
-        files = {one.intake: one.message.files for one in arrived}
-        unresolved = [intake for intake in files if intake not in self.versions]
-        resolved = iter(with_versions([file for intake in unresolved for file in files[intake]]))
-        self.versions.update((intake, [next(resolved) for _ in files[intake]]) for intake in unresolved)
+        self.services.files.count_ignored(
+            (one.kafka_position, one.message.ignored) for one in arrived if one.message.ignored
+        )
+        files = {one.kafka_position: one.message.files for one in arrived}
+        unresolved = [kafka_position for kafka_position in files if kafka_position not in self.versions]
+        resolved = iter(with_versions([file for kafka_position in unresolved for file in files[kafka_position]]))
+        self.versions.update(
+            (kafka_position, [next(resolved) for _ in files[kafka_position]]) for kafka_position in unresolved
+        )
         return [
             file_arrival(one, file, event)
             for one in arrived
-            for file, event in zip(files[one.intake], self.versions[one.intake], strict=True)
+            for file, event in zip(files[one.kafka_position], self.versions[one.kafka_position], strict=True)
         ]
 
     @property
@@ -340,7 +344,7 @@ def file_arrival(arrived: ConsumedMessage[Announcement], announced: Announced, e
         location=location,
         event=event if event.trace_id is not None else replaced(event, trace_id=arrived.trace_id),
         profile=announced.profile,
-        intake=arrived.intake,
+        kafka_position=arrived.kafka_position,
         pinned=announced.names_its_version,
         dataset=announced.dataset,
     )
@@ -353,5 +357,5 @@ def _report_failed(instance: dg.DagsterInstance, services: FileIngestResources, 
         try:
             report_failed(instance, contract_result(result, assets_of(record.dataset)), record.file_key)
         except Exception:
-            # The queue knows; what the UI does not accept of one file must not stop the intake of all.
+            # The queue knows; what the UI does not accept of one file must not stop the consumption of all.
             logger.exception("file_not_reported", partition_key=record.file_key)

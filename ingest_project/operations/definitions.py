@@ -19,7 +19,7 @@ from ingest_project.file_ingest import definitions as file_ingest
 from ingest_project.operations import CAPABILITIES, SystemResources
 from ingest_project.operations.alerts import channels
 from ingest_project.operations.alerts.conditions import ALERTS_SENSOR
-from ingest_project.operations.alerts.facts import IntakePoll, read_failures
+from ingest_project.operations.alerts.facts import FileFactsPoll, read_failures
 from ingest_project.operations.alerts.watch import AlertWatch
 from ingest_project.operations.snapshot import (
     SENSOR_DAEMON,
@@ -99,7 +99,7 @@ def _snapshot_for_alerts(services: SystemResources, records: RunRecords) -> Syst
         dagster=dagster,
         disk=sample_of(services.fullest_disk),
         failures=sample_of(lambda: read_failures(records, services.settings, now)),
-        intake=sample_of(_intake_poll(services)),
+        file_facts=sample_of(_file_facts_poll(services)),
     )
 
 
@@ -110,8 +110,8 @@ def _broker_poll(services: SystemResources) -> BrokerPoll:
 
 
 @cache
-def _intake_poll(services: SystemResources) -> IntakePoll:
-    return IntakePoll(services)
+def _file_facts_poll(services: SystemResources) -> FileFactsPoll:
+    return FileFactsPoll(services)
 
 
 alerts = dg.Definitions(sensors=[alerts_sensor])

@@ -21,7 +21,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.warehouse.baselines import SourceReport
 from ingest_project.operations import SystemResources
 from ingest_project.operations.actions import ACTIONS
-from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, read_failures
+from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts, FileFactsPoll, read_failures
 from ingest_project.operations.alerts.incidents import AlertState, AlertStores
 from ingest_project.operations.pausing import Pause
 from ingest_project.operations.snapshot import (
@@ -173,7 +173,7 @@ class Monitor:
         self.failures: Poller[DagsterFailures] = Poller(
             "failures", lambda: read_failures(failures, settings, datetime.now(UTC)), pause
         )
-        self.intake: Poller[Intake] = Poller("intake", IntakePoll(services), pause)
+        self.file_facts: Poller[FileFacts] = Poller("file_facts", FileFactsPoll(services), pause)
         self.alert_stores = AlertStores(services.settings)
         self.alerts: Poller[AlertState] = Poller("alerts", self.alert_stores.read, seconds, seen)
         # Users may add and remove declared datasets and streams while the monitor runs.
@@ -181,7 +181,7 @@ class Monitor:
         self._pollers: tuple[Poller[Any], ...] = (
             declarations,
             *(self.warehouse, self.broker, self.dagster, self.tables, self.disk),
-            *(self.failures, self.intake, self.alerts, self.sources),
+            *(self.failures, self.file_facts, self.alerts, self.sources),
         )
 
     def snapshot(self) -> SystemSnapshot:
@@ -197,7 +197,7 @@ class Monitor:
             unshared_stores=self.services.unshared_stores,
             sources=self.sources.sample,
             failures=self.failures.sample,
-            intake=self.intake.sample,
+            file_facts=self.file_facts.sample,
             alerts=self.alerts.sample,
         )
 

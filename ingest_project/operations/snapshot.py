@@ -21,7 +21,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.warehouse.baselines import SourceReport, report_sources
 from ingest_project.operations import CAPABILITIES, RunningTotals, Series, SystemResources
-from ingest_project.operations.alerts.facts import DagsterFailures, Intake
+from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
 from ingest_project.operations.pausing import Pause, read_pauses
 from ingest_project.operations.topics import (
@@ -153,7 +153,7 @@ class SystemSnapshot:
         disk: the fullest disk of this machine.
         unshared_stores: the problem with stores that runs elsewhere do not share; None without one.
         sources: sources of files, with their last file compared to the usual values; unusual ones first.
-        failures, intake: further facts for alerts.
+        failures, file_facts: further facts for alerts.
         alerts: open incidents, and channels that fail.
     """
 
@@ -167,7 +167,7 @@ class SystemSnapshot:
     unshared_stores: str | None = None
     sources: Sample[tuple[SourceReport, ...]] = Sample()
     failures: Sample[DagsterFailures] = Sample()
-    intake: Sample[Intake] = Sample()
+    file_facts: Sample[FileFacts] = Sample()
     alerts: Sample[AlertState] = Sample()
 
     @property
@@ -211,7 +211,7 @@ class SystemSnapshot:
     def problems(self) -> list[str]:
         """Return one sentence for each unreadable part, each failing sensor, and a nearly full disk."""
         problems = [lag.problem for lag in self.topics if lag.problem]
-        samples = (*self.parts.values(), self.failures, self.intake)
+        samples = (*self.parts.values(), self.failures, self.file_facts)
         problems += [sample.problem for sample in samples if sample.problem]
         if self.disk.present and self.disk.present.is_nearly_full:
             problems.append(str(self.disk.present))

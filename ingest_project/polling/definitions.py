@@ -35,7 +35,7 @@ from ingest_project.platform.errors import error_class_of, is_item_fault, reason
 from ingest_project.platform.http import printable_url, without_query
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
-from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Intake, QueueSensor, keys_of_run, queue_sensor
+from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Feed, QueueSensor, keys_of_run, queue_sensor
 from ingest_project.polling.discovery import Discovery, PollingResources, discover
 from ingest_project.polling.job_queue import STANDING, JobArrival, JobRecord
 
@@ -97,7 +97,7 @@ def discovered_files(
 def _begin_and_poll(context: dg.AssetExecutionContext, services: PollingResources, key: str) -> None:
     for record in services.polling_jobs.begin([key], context.run.run_id, datetime.now(UTC)):
         known = {"trace_id": record.job.trace_id, "job_id": record.job.job_id, "source_type": record.job.source_type}
-        item = (key, record.intake.context, known)
+        item = (key, record.kafka_position.context, known)
         with bound(trace_id=record.job.trace_id), tracing.items("poll source", [item]):
             _poll(context, services, record)
 
@@ -144,7 +144,7 @@ def _metadata(record: JobRecord, discovery: Discovery) -> dict[str, object]:
         "source": without_query(record.job.path),
         "source_uri": discovery.location,
         "pattern": record.job.file_pattern,
-        "asked_by": "its interval" if record.standing else str(record.intake),
+        "asked_by": "its interval" if record.standing else str(record.kafka_position),
         **({"files": dg.MetadataValue.table(shown)} if shown else {}),
     }
 
@@ -213,12 +213,12 @@ def standing_job(name: str, source: ConfiguredSource, every_seconds: float, now:
 def job_arrival(arrived: ConsumedMessage[PollingJob]) -> JobArrival:
     """Return a job as the queue keeps it; one without a trace id gets one."""
     job = arrived.message
-    key = job_key(job.job_id, arrived.intake.position)
+    key = job_key(job.job_id, arrived.kafka_position.position)
     # Made of the position: read again after a crash, the same request has the same trace.
     trace_id = job.trace_id or str(
         job.metadata.get("trace_id") or arrived.trace_id or uuid.uuid5(uuid.NAMESPACE_URL, key)
     )
-    return JobArrival(key, replace(job, trace_id=trace_id), arrived.intake)
+    return JobArrival(key, replace(job, trace_id=trace_id), arrived.kafka_position)
 
 
 def cut_jobs(due: Sequence[Due]) -> list[list[str]]:
@@ -237,11 +237,11 @@ def _job_sensor(services: PollingResources, queue_name: str) -> QueueSensor:
         batch_entries=JOBS_PER_RUN,
         max_batches=BATCHES_IN_FLIGHT,
         retries=services.settings.retries,
-        intakes=() if queue_name == STANDING else (_polling_queue(services),),
+        feeds=() if queue_name == STANDING else (_polling_queue(services),),
     )
 
 
-def _polling_queue(services: PollingResources) -> Intake[PollingJob]:
+def _polling_queue(services: PollingResources) -> Feed[PollingJob]:
     settings = services.settings
 
     def decode(raw: bytes | None) -> PollingJob:
@@ -256,7 +256,7 @@ def _polling_queue(services: PollingResources) -> Intake[PollingJob]:
         max_messages=settings.polling.max_jobs_per_tick,
         wait_seconds=settings.file_ingest.tick_wait_seconds,
     )
-    return Intake(queue, lambda arrived: [job_arrival(one) for one in arrived])
+    return Feed(queue, lambda arrived: [job_arrival(one) for one in arrived])
 
 
 GROUP = "polling"

@@ -51,7 +51,7 @@ class JobArrival(NamedTuple):
 
     job_key: str
     job: PollingJob
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
 
     def own_columns(self, now: datetime) -> dict[str, Any]:  # noqa: ARG002 - no column of a job depends on the time
         """Return the columns that only jobs have."""
@@ -86,7 +86,7 @@ class JobRecord(QueueEntry, frozen=True, kw_only=True):
     @property
     def standing(self) -> bool:
         """True when it is repeated at every interval, without a message."""
-        return self.intake.topic == STANDING
+        return self.kafka_position.topic == STANDING
 
     @classmethod
     def composed_fields(cls, row: Row) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
             for arrival in ordered:
                 again = self._row(arrival, now) | {"run_id": None, "batch_id": None}
                 del again["created_at"]
-                has_begun = sa.or_(offset < arrival.intake.offset, offset > ahead)
+                has_begun = sa.or_(offset < arrival.kafka_position.offset, offset > ahead)
                 pending |= self._update(connection, [arrival.job_key], again, has_begun, finished)
         return tuple(sorted(pending))
 

@@ -23,12 +23,14 @@ def task(url: str = URL, trace_id: str = "trace") -> DownloadTask:
 
 def arrival(key: str, offset: int = 0, *, event: str | None = None, repeat: bool = False) -> TaskArrival:
     one = task(f"{URL}?{key}")
-    intake = KafkaPosition("downloads.pending", 0, offset, "g1", NOW)
-    return TaskArrival(key, one, encode(one).decode(), intake, event_key=event, max_replays=MANY if repeat else 0)
+    kafka_position = KafkaPosition("downloads.pending", 0, offset, "g1", NOW)
+    return TaskArrival(
+        key, one, encode(one).decode(), kafka_position, event_key=event, max_replays=MANY if repeat else 0
+    )
 
 
 def event(key: str, offset: int = 0) -> EventArrival:
-    intake = KafkaPosition("events.raw", 0, offset, "g1", NOW)
+    kafka_position = KafkaPosition("events.raw", 0, offset, "g1", NOW)
     return EventArrival(
         event_key=key,
         hour="2026-01-15-10:00",
@@ -36,14 +38,14 @@ def event(key: str, offset: int = 0) -> EventArrival:
         domain="claims",
         event_type="",
         body='{"trace_id": "t"}',
-        intake=intake,
+        kafka_position=kafka_position,
     )
 
 
 def record(key: str, url: str = URL) -> AttachmentRecord:
     return AttachmentRecord(
         attachment_key=key, trace_id="trace", domain="claims", attachment_url=url, task=encode(task(url)).decode(),
-        destination_path="claims/a.pdf", event_key=None, intake=KafkaPosition("t", 0, 0, "g1", NOW),
+        destination_path="claims/a.pdf", event_key=None, kafka_position=KafkaPosition("t", 0, 0, "g1", NOW),
         queue_name=PENDING_QUEUE,
         state=AttachmentState.DOWNLOADING, attempts=1, attempt=1, replays=0, reason=None, error_class=None,
         batch_id=None, run_id=None, next_attempt_at=NOW, first_failed_at=None, http_status=None, size_bytes=None,

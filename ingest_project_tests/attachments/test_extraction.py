@@ -24,7 +24,7 @@ PATHS = AddressPaths({"claims": ["$.docs[*].href"], "*": ["$..scan", "$.list[?(@
 def record_of(body: bytes) -> EventRecord:
     return EventRecord(
         event_key="e", hour="2026-01-15-10:00", trace_id="t", domain="d", event_type="", state=JobState.RUNNING,
-        attempts=1, body=body.decode("utf-8", "replace"), intake=KafkaPosition("events.raw", 0, 1, "g", NOW),
+        attempts=1, body=body.decode("utf-8", "replace"), kafka_position=KafkaPosition("events.raw", 0, 1, "g", NOW),
         reason=None, error_class=None, batch_id=None, run_id=None, next_attempt_at=NOW, created_at=NOW, updated_at=NOW,
         started_at=None, finished_at=None,
     )  # fmt: skip

@@ -63,7 +63,7 @@ def test_a_task_comes_back_as_it_was_sent(queue: AttachmentQueue) -> None:
     assert queue.record([arrival("a", 9)], NOW).known == ("a",)
     record = queue.get("a")
     assert record is not None
-    assert (record.task, record.this_task, record.intake) == (sent.raw, sent.task, sent.intake)
+    assert (record.task, record.this_task, record.kafka_position) == (sent.raw, sent.task, sent.kafka_position)
 
 
 def test_an_attachment_belongs_to_the_event_that_named_it_first(queue: AttachmentQueue) -> None:

@@ -41,7 +41,7 @@ def arrive(services: SystemResources, *file_keys: str) -> None:
                 trace_id=f"trace-of-{key}",
             ),
             profile="canonical",
-            intake=KafkaPosition(TOPIC, 2, 41, "g", ARRIVED),
+            kafka_position=KafkaPosition(TOPIC, 2, 41, "g", ARRIVED),
         )
         for key in file_keys
     ]
@@ -113,8 +113,8 @@ def finish(  # noqa: PLR0913 - one for each thing that may be wrong with a file
 def job_arrives(services: SystemResources, job_key: str) -> None:
     """A polling job is pending."""
     job = PollingJob(job_id=job_key, source_config={"source_type": "dummy", "path": "./dummy_data"})
-    intake = KafkaPosition("polling-queue", 0, 0, "g", ARRIVED)
-    services.polling_jobs.record([JobArrival(job_key, job, intake)], ARRIVED)
+    kafka_position = KafkaPosition("polling-queue", 0, 0, "g", ARRIVED)
+    services.polling_jobs.record([JobArrival(job_key, job, kafka_position)], ARRIVED)
 
 
 def _outcome(

@@ -49,7 +49,7 @@ def test_a_file_comes_back_with_its_event_and_its_kafka_position(queue: FileQueu
     record = queue.get("a.csv~1")
     assert record is not None
     assert record.event == msgspec.structs.replace(sent.event, file_type="csv")
-    assert record.intake == sent.intake
+    assert record.kafka_position == sent.kafka_position
     assert (record.state, record.attempts, record.created_at, record.location) == ("pending", 0, NOW, sent.location)
     assert b'"file_path":"/in/a.csv~1"' in encode(record)
 

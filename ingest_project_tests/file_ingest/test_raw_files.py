@@ -89,9 +89,9 @@ def record_of(file: SourceFile, *, pinned: bool) -> FileRecord:
     event = FileEvent(file_path=file.path, file_name=file.name, event_id="e")
     if pinned:
         event = replace(event, size_bytes=file.size_bytes, modified_at=file.modified_at, etag=file.etag)
-    intake = KafkaPosition("file-event-queue", 0, 0, "g", NOW)
+    kafka_position = KafkaPosition("file-event-queue", 0, 0, "g", NOW)
     queue = FileQueue(engine)
-    queue.record([FileArrival("a", "at", event, "canonical", intake, pinned)], NOW)
+    queue.record([FileArrival("a", "at", event, "canonical", kafka_position, pinned)], NOW)
     record = queue.get("a")
     engine.dispose()
     assert record is not None

@@ -76,7 +76,7 @@ def test_the_example_files_end_as_their_names_say(system: System) -> None:
             "devices": len({metric.device_id for metric in measured}),
             "sensor_types": len({metric.sensor_type for metric in measured}),
         }
-        assert system.metadata(RAW, keys[name])["kafka_position"] == str(file.intake)
+        assert system.metadata(RAW, keys[name])["kafka_position"] == str(file.kafka_position)
     for name in refused | {twin.event.file_name}:
         assert stored[keys[name]] == (0, 0, 0), name
     for name in refused:

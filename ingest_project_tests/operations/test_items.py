@@ -65,7 +65,7 @@ def test_every_item_is_found_by_its_ids_and_has_a_page_with_its_rows_reasons_byt
 
 def require_page_of_a_file_by_every_id(landed: System, site: str) -> None:
     record = landed.files()["clean.csv"]
-    intake, digest = record.intake, record.file_key.rpartition("~")[2]
+    kafka_position, digest = record.kafka_position, record.file_key.rpartition("~")[2]
     ids = (
         *(
             record.file_key,
@@ -76,15 +76,22 @@ def require_page_of_a_file_by_every_id(landed: System, site: str) -> None:
             str(record.sha256),
             record.event.file_path,
         ),
-        *(f"{intake.topic}/{intake.partition}/{intake.offset}", f"{intake.topic}:{intake.partition}:{intake.offset}"),
-        *(f"{intake.topic} {intake.partition} {intake.offset}", str(intake), f"  {record.file_key} "),
+        *(
+            f"{kafka_position.topic}/{kafka_position.partition}/{kafka_position.offset}",
+            f"{kafka_position.topic}:{kafka_position.partition}:{kafka_position.offset}",
+        ),
+        *(
+            f"{kafka_position.topic} {kafka_position.partition} {kafka_position.offset}",
+            str(kafka_position),
+            f"  {record.file_key} ",
+        ),
     )
     page = f"{site}/items/file/{quote(record.file_key, safe='~')}"
     for text in ids:
         answer = requests.get(f"{site}/search", params={"q": text}, timeout=20)
         assert answer.url == page, text
     shown = answer.text
-    for part in (record.file_key, TRACE, "ingested", intake.topic, "Reader profile", "arrived"):
+    for part in (record.file_key, TRACE, "ingested", kafka_position.topic, "Reader profile", "arrived"):
         assert part in shown
     assert "/runs/" in shown
     assert "assets/validated_sensor_data?view=partitions&amp;partition=" in shown

@@ -33,7 +33,12 @@ def test_a_job_comes_back_as_it_was_sent(queue: JobQueue) -> None:
     assert queue.record([sent], LATER) == Recorded(known=("a",))
     record = queue.get("a")
     assert record is not None
-    assert (record.job, record.intake, record.state, record.created_at) == (sent.job, sent.intake, "pending", NOW)
+    assert (record.job, record.kafka_position, record.state, record.created_at) == (
+        sent.job,
+        sent.kafka_position,
+        "pending",
+        NOW,
+    )
     assert queue.get("b") is None
 
 

@@ -105,7 +105,7 @@ def test_a_message_without_a_context_begins_a_trace_under_its_own_trace_id(
     spans.flush(WAIT)
     (consumed,) = [one for one in collector.named(" process") if one.attributes.get("ingest.trace_id") == own]
     assert (consumed.trace, consumed.parent) == (own.replace("-", ""), "")
-    assert system.file("own.csv").intake.context == f"00-{consumed.trace}-{consumed.id}-01"
+    assert system.file("own.csv").kafka_position.context == f"00-{consumed.trace}-{consumed.id}-01"
     assert trace_ids_of(f"00-{consumed.trace}-{consumed.id}-01")[1:] == (consumed.trace, own)
 
 
@@ -164,7 +164,7 @@ def test_where_nothing_is_exported_a_senders_trace_passes_through(system: System
     system.drive()
     (event,) = system.on_topic(topics.file_event_queue)
     assert (event.header("traceparent"), event.header("tracestate")) == (TRACEPARENT.encode(), b"vendor=1")
-    assert system.file("f.csv").intake.context == f"{TRACEPARENT} vendor=1"
+    assert system.file("f.csv").kafka_position.context == f"{TRACEPARENT} vendor=1"
     # Under either form of its id, an operator finds the entries.
     assert context_prefix(TRACEPARENT) == f"00-{TRACE}-"
 

@@ -116,8 +116,10 @@ class _View:
 
     def _declared_owner(self, facets: Mapping[str, str]) -> str | None:
         """Return the owner of a subject: the first one with an address, of its owners and those of all assets."""
-        intake = self.snapshot.intake.value
-        declared = [owner for facet in facets.items() for owner in (intake.owners.get(facet, ()) if intake else ())]
+        file_facts = self.snapshot.file_facts.value
+        declared = [
+            owner for facet in facets.items() for owner in (file_facts.owners.get(facet, ()) if file_facts else ())
+        ]
         candidates = [*declared, *self.settings.dagster.asset_owners]
         names = [name for owner in candidates for name in (owner, owner.removeprefix("team:"))]
         return next((name for name in names if name in self.settings.alerts.owners), next(iter(declared), None))
@@ -316,11 +318,11 @@ def _dead_letters(view: _View) -> Iterator[Finding]:
 
 
 def _quarantine(view: _View) -> Iterator[Finding]:
-    intake = _present(view.snapshot.intake)
-    for dataset, source in {origin for by_origin in intake.refusals.values() for origin in by_origin}:
+    file_facts = _present(view.snapshot.file_facts)
+    for dataset, source in {origin for by_origin in file_facts.refusals.values() for origin in by_origin}:
         subject = _of_files("quarantine", dataset=dataset, source=source)
         policy = view.policy(subject)
-        refusals = intake.refusals.get(policy.window_seconds or 0, {}).get((dataset, source))
+        refusals = file_facts.refusals.get(policy.window_seconds or 0, {}).get((dataset, source))
         if refusals is None or not refusals.share or refusals.share < (policy.threshold or 0):
             continue
         summary = (
@@ -375,7 +377,7 @@ def _freshness(view: _View) -> Iterator[Finding]:
             topics = [lag.topic for lag in _present(view.snapshot.broker).topics]
             last |= {("", "", one): view.history.changed_at(f"end/{one}") for one in matching(topics, rule.topic)}
             continue
-        arrivals = _present(view.snapshot.intake).arrivals
+        arrivals = _present(view.snapshot.file_facts).arrivals
         for dataset in matching({one for one, _ in arrivals}, rule.dataset) or [""]:
             for source in matching({one for _, one in arrivals if one}, rule.source) or [""]:
                 times = [

@@ -68,7 +68,7 @@ class Refusals(msgspec.Struct, frozen=True, kw_only=True):
         return max(of_files, self.quarantined_rows / self.rows if self.rows else 0.0)
 
 
-class Intake(msgspec.Struct, frozen=True, kw_only=True):
+class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Results and arrivals of files.
 
     Args:
@@ -101,7 +101,7 @@ def read_failures(records: RunRecords, settings: Settings, now: datetime) -> Dag
     )
 
 
-class IntakePoll:
+class FileFactsPoll:
     """Reads the results of files; reads arrivals since the last poll.
 
     Args:
@@ -113,7 +113,7 @@ class IntakePoll:
         self._arrivals: dict[Origin, datetime] = {}
         self._read_until: datetime | None = None
 
-    def __call__(self) -> Intake:
+    def __call__(self) -> FileFacts:
         """Read results and arrivals once.
 
         Raises:
@@ -128,7 +128,7 @@ class IntakePoll:
             }
             if any(settings.alerts.rules_for("freshness")):
                 self._read_arrivals(connection, source, now)
-        return Intake(refusals=refusals, arrivals=dict(self._arrivals), owners=dict(_owners(self._services)))
+        return FileFacts(refusals=refusals, arrivals=dict(self._arrivals), owners=dict(_owners(self._services)))
 
     def _read_arrivals(self, connection: sa.Connection, source: sa.ColumnElement[str], now: datetime) -> None:
         columns = files.c

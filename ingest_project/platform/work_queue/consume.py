@@ -58,13 +58,13 @@ class ConsumedMessage(Generic[Message]):
     """One decoded message, its Kafka position, and the record that it was read from."""
 
     message: Message
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
     received: ConsumerRecord
 
     @property
     def trace_id(self) -> str | None:
         """Return the trace id from its headers, or of the trace that began when it was consumed."""
-        return trace_id_in((*self.received.headers, *headers_of(self.intake.context)))
+        return trace_id_in((*self.received.headers, *headers_of(self.kafka_position.context)))
 
 
 @dataclass(frozen=True)
@@ -309,8 +309,8 @@ def _decode(
                 message = queue.decode(received.value)
                 context = tracing.receive(received, getattr(message, "trace_id", None))
                 place = (received.topic, received.partition, received.offset, topic_id)
-                intake = KafkaPosition(*place, received.timestamp, context)
-                arrived.append(ConsumedMessage(message, intake, received))
+                kafka_position = KafkaPosition(*place, received.timestamp, context)
+                arrived.append(ConsumedMessage(message, kafka_position, received))
             except SERVICES:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever one message causes is that message's

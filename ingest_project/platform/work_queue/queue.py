@@ -95,7 +95,7 @@ class QueueArrival(Protocol):
     """An entry as read from Kafka. It also has the table's key, as an attribute with the key column's name."""
 
     @property
-    def intake(self) -> KafkaPosition:
+    def kafka_position(self) -> KafkaPosition:
         """Return the position of the message."""
         ...
 
@@ -115,7 +115,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     states: ClassVar[type[StrEnum]] = JobState
 
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
     state: StrEnum
     attempts: int
     reason: str | None
@@ -137,7 +137,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def composed_fields(cls, row: Row) -> dict[str, Any]:
         """Return the fields that are built from columns."""
-        return {"intake": KafkaPosition.of(row), "state": cls.states(row["state"])}
+        return {"kafka_position": KafkaPosition.of(row), "state": cls.states(row["state"])}
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -502,7 +502,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def _row(self, arrival: Arrival, now: datetime) -> dict[str, Any]:
         work = {"state": PENDING, "attempts": 0, "next_attempt_at": now, "created_at": now, "updated_at": now}
         key = {self._key.name: self.key_of(arrival)}
-        return {**key, **arrival.intake.columns(), **work, **arrival.own_columns(now)}
+        return {**key, **arrival.kafka_position.columns(), **work, **arrival.own_columns(now)}
 
     def _insert(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
         return insert_missing(connection, self._table, rows, self._key)
@@ -556,7 +556,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         unsaved: list[str] = []
         for part in in_parts(list(known)):
             rows = connection.execute(sa.select(self._key, *position).where(self._key.in_(part), requested))
-            unsaved += [key for key, *found in rows if tuple(found) == known[key].intake.position]
+            unsaved += [key for key, *found in rows if tuple(found) == known[key].kafka_position.position]
         change = {"state": PENDING, "batch_id": None, "next_attempt_at": now, "updated_at": now}
         return self._update(connection, unsaved, {**change, "attempts": columns.attempts - 1}, requested)
 

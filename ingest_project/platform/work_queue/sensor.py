@@ -152,7 +152,7 @@ Message = TypeVar("Message")
 
 
 @dataclass(frozen=True)
-class Intake(Generic[Message]):
+class Feed(Generic[Message]):
     """A topic that fills a work queue.
 
     Args:
@@ -183,7 +183,7 @@ class QueueSensor:
         batch_entries: maximum number of entries of one batch.
         max_batches: maximum number of batches in flight.
         retries: settings of how long a run may take to appear, and of the delays after a lost run.
-        intakes: topics that fill the queue.
+        feeds: topics that fill the queue.
         has_partitions: True if each entry is a dynamic partition.
         runs_have_partitions: True if a run of a single entry is a partitioned run.
         on_failed: called with the keys of lost entries that have no attempts left.
@@ -197,7 +197,7 @@ class QueueSensor:
     batch_entries: int
     max_batches: int
     retries: RetrySettings
-    intakes: Sequence[Intake[Any]] = field(default=())
+    feeds: Sequence[Feed[Any]] = field(default=())
     has_partitions: bool = True
     runs_have_partitions: bool = True
     on_failed: Callable[[Sequence[str]], object] | None = None
@@ -205,7 +205,7 @@ class QueueSensor:
 
     def tick(self, context: dg.SensorEvaluationContext, services: Runtime) -> dg.SensorResult:
         """Consume new messages, requeue the entries of lost runs, and request runs of due entries."""
-        cursor = self._consume(context, services) if self.intakes else None
+        cursor = self._consume(context, services) if self.feeds else None
         failed = requeue_orphaned(context.instance, self.queue, self.queue_name, self.retries)
         if failed and self.on_failed:
             self.on_failed(failed)
@@ -255,10 +255,10 @@ class QueueSensor:
 
     def _consume(self, context: dg.SensorEvaluationContext, services: Runtime) -> str:
         cursors = self._cursors(context.cursor)
-        for intake in self.intakes:
-            saved = Positions.from_cursor(cursors.get(intake.topic.topic))
-            positions = consume(services, intake.topic, saved, self._storing(context.instance, intake))
-            cursors[intake.topic.topic] = positions.to_cursor()
+        for feed in self.feeds:
+            saved = Positions.from_cursor(cursors.get(feed.topic.topic))
+            positions = consume(services, feed.topic, saved, self._storing(context.instance, feed))
+            cursors[feed.topic.topic] = positions.to_cursor()
         return msgspec.json.encode(cursors).decode()
 
     def _cursors(self, text: str | None) -> dict[str, str]:
@@ -267,12 +267,12 @@ class QueueSensor:
             return msgspec.json.decode(text, type=dict[str, str]) if text else {}
         except msgspec.MsgspecError:
             # A cursor of a sensor with one topic, or an invalid one, which `Positions.from_cursor` reports.
-            return {self.intakes[0].topic.topic: text or ""}
+            return {self.feeds[0].topic.topic: text or ""}
 
     def _storing(
-        self, instance: dg.DagsterInstance, intake: Intake[Message]
+        self, instance: dg.DagsterInstance, feed: Feed[Message]
     ) -> Callable[[Sequence[ConsumedMessage[Message]]], object]:
-        return lambda arrived: self.record(instance, intake.arrivals(arrived))
+        return lambda arrived: self.record(instance, feed.arrivals(arrived))
 
 
 def queue_sensor(

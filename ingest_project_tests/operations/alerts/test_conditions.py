@@ -25,7 +25,7 @@ from ingest_project.operations.alerts.conditions import (
     history_seconds,
     require_known_names,
 )
-from ingest_project.operations.alerts.facts import DagsterFailures, Intake, IntakePoll, Refusals
+from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts, FileFactsPoll, Refusals
 from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState
 from ingest_project.operations.topics import BrokerState, DeadLetters, StalledTopic, TopicLag
@@ -58,7 +58,7 @@ def snapshot(settings: Settings | None = None, **parts: Any) -> SystemSnapshot: 
         "dagster": dagster(),
         "disk": Sample(Disk(Path("/data"), 2, 1), NOW),
         "failures": Sample(DagsterFailures(), NOW),
-        "intake": Sample(Intake(), NOW),
+        "file_facts": Sample(FileFacts(), NOW),
         "sources": Sample((), NOW),
     }
     return SystemSnapshot(settings=settings or settings_of(), at=NOW, **{**whole, **parts})
@@ -78,7 +78,7 @@ def test_a_system_that_is_well_has_no_findings_and_every_condition_is_assessed()
 
 def test_parts_that_are_away_are_found_and_what_they_hide_is_not_assessed() -> None:
     away: Sample[Any] = Sample(problem="timed out")
-    result = found(snapshot(broker=away, warehouse=away, dagster=away, failures=away, intake=away, sources=away))
+    result = found(snapshot(broker=away, warehouse=away, dagster=away, failures=away, file_facts=away, sources=away))
     assert [(one.name, one.policy.severity) for one in result.findings] == [
         ("part_away/broker", "critical"),
         ("part_away/warehouse", "critical"),
@@ -159,7 +159,7 @@ def test_a_share_in_quarantine_is_judged_by_dataset_and_source_and_goes_to_the_o
             ("other", ""): Refusals(files=10, rows=900, quarantined_rows=3),
         }
     }
-    intake = Sample(Intake(refusals=refusals, owners={("dataset", "orders"): ("team:data",)}), NOW)
+    file_facts = Sample(FileFacts(refusals=refusals, owners={("dataset", "orders"): ("team:data",)}), NOW)
     owners = {"data": ["json://h"], "partners": ["json://h"]}
     rules = [
         {"condition": "quarantine", "source": "s*", "threshold": "10%", "owner": "partners", "severity": "critical"}
@@ -167,7 +167,7 @@ def test_a_share_in_quarantine_is_judged_by_dataset_and_source_and_goes_to_the_o
     settings = settings_of(owners=owners, rules=rules).model_copy(
         update={"monitor": Settings().monitor.model_copy(update={"url": "https://ops/"})}
     )
-    by_name = {one.name: one for one in found(snapshot(settings, intake=intake)).findings}
+    by_name = {one.name: one for one in found(snapshot(settings, file_facts=file_facts)).findings}
     assert {name: (one.owner, one.policy.severity) for name, one in by_name.items()} == {
         "quarantine/orders": ("data", "warning"),
         "quarantine/orders/sftp": ("partners", "critical"),
@@ -237,11 +237,11 @@ def test_a_dataset_source_or_topic_of_which_nothing_arrives_is_found() -> None:
         ("x", "sftp2"): NOW - MINUTE,
     }
     topics = BrokerState((TopicLag(topic="clicks", sensor="s", waiting=0, next_offsets={0: 3, 1: 4}),))
-    one = snapshot(settings, intake=Sample(Intake(arrivals=arrivals), NOW), broker=Sample(topics, NOW))
+    one = snapshot(settings, file_facts=Sample(FileFacts(arrivals=arrivals), NOW), broker=Sample(topics, NOW))
     assert gauges(one)["end/clicks"] == 7
     steps = {"end/clicks": [(NOW - 11 * MINUTE, 7.0)], "expected/never/": [(NOW - 61 * MINUTE, 0.0)]}
     assert names(one, steps) == ["freshness/clicks", "freshness/never", "freshness/sftp1"]
-    later = snapshot(settings, intake=Sample(Intake(arrivals={("orders", ""): NOW - 121 * MINUTE}), NOW))
+    later = snapshot(settings, file_facts=Sample(FileFacts(arrivals={("orders", ""): NOW - 121 * MINUTE}), NOW))
     (finding,) = found(later).findings
     assert finding.summary == "Nothing of the dataset orders has arrived for 2 h 1 min."
 
@@ -264,29 +264,29 @@ def test_the_share_and_the_arrivals_are_read_from_the_files(database_url: str, t
     with writing(services.engine) as connection:
         for row in rows:
             connection.execute(files.insert().values(row))
-    poll = IntakePoll(services)
-    intake = poll()
+    poll = FileFactsPoll(services)
+    file_facts = poll()
     readings = "sensor_readings"
-    assert intake.refusals[600.0][readings, "sftp"] == Refusals(
+    assert file_facts.refusals[600.0][readings, "sftp"] == Refusals(
         files=2,
         refused_files=1,
         rows=100,
         quarantined_rows=40,
-        examples=intake.refusals[600.0][readings, "sftp"].examples,
+        examples=file_facts.refusals[600.0][readings, "sftp"].examples,
     )
-    assert sorted(intake.refusals[600.0][readings, "sftp"].examples) == [
+    assert sorted(file_facts.refusals[600.0][readings, "sftp"].examples) == [
         ("a", "40 rows in quarantine"),
         ("b", "no header"),
     ]
-    assert intake.refusals[600.0][readings, ""].share == 0
-    assert intake.refusals[1_800.0][readings, "sftp"].files == 3
+    assert file_facts.refusals[600.0][readings, ""].share == 0
+    assert file_facts.refusals[1_800.0][readings, "sftp"].files == 3
     with writing(services.engine) as connection:
         connection.execute(files.insert().values(file_row("e", "pending", now + MINUTE, job_id="sftp")))
     assert poll().arrivals[readings, "sftp"] == now + MINUTE
     services.engine.dispose()
     # Without the name of any source.
     services = SystemResources(settings.model_copy(update={"alerts": settings_of(rules=rules[1:]).alerts}))
-    assert IntakePoll(services)().refusals[600.0][readings, ""].refused_files == 1
+    assert FileFactsPoll(services)().refusals[600.0][readings, ""].refused_files == 1
     services.engine.dispose()
 
 

@@ -18,7 +18,7 @@ from ingest_project.core.settings import Settings
 from ingest_project.file_ingest.tables import files
 from ingest_project.operations import SystemResources
 from ingest_project.operations.alerts import AlertDeliveryError, require_usable, watch
-from ingest_project.operations.alerts.facts import DagsterFailures, Intake
+from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts
 from ingest_project.operations.alerts.incidents import alert_leases
 from ingest_project.operations.alerts.watch import AlertWatch
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState, take_snapshot
@@ -70,7 +70,7 @@ def step(one: AlertWatch, *jobs: str, away: bool = False) -> bool:
         dagster=Sample(dagster, now),
         disk=Sample(Disk(Path("/"), 2, 1), now),
         failures=Sample(failures, now),
-        intake=Sample(Intake(), now),
+        file_facts=Sample(FileFacts(), now),
     )
     leads = one.step(snapshot)
     if leads:

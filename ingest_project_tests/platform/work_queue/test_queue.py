@@ -38,7 +38,7 @@ class Thing(NamedTuple):
     """Work of a capability without code of its own."""
 
     thing_key: str
-    intake: KafkaPosition
+    kafka_position: KafkaPosition
 
     def own_columns(self, _now: datetime) -> dict[str, Any]:
         """What only things have."""
