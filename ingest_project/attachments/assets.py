@@ -50,7 +50,7 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import topic_key
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.kafka.consumer import Headers
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.tracing import Item
@@ -263,7 +263,7 @@ def download(context: Context, services: AttachmentResources, keys: Sequence[str
 
 def _item(record: AttachmentRecord) -> Item:
     known = {"trace_id": record.trace_id, "domain": record.domain, "attempt": record.attempt, "replays": record.replays}
-    address = printable_url(record.attachment_url)
+    address = redacted_url(record.attachment_url)
     return record.attachment_key, record.kafka_position.context, {**known, "attachment_url": address}
 
 

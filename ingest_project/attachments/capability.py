@@ -53,7 +53,7 @@ from ingest_project.platform.capability import (
 from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import in_parts
 from ingest_project.platform.delta import TableFigures
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.items import (
     Content,
     ItemRef,
@@ -424,7 +424,7 @@ def _attachment_view(
         facts={
             "Domain": row["domain"],
             # A signed address is a secret as long as it is valid.
-            "Address": printable_url(row["attachment_url"]),
+            "Address": redacted_url(row["attachment_url"]),
             "Event": ItemRef("event", row["event_key"]) if row["event_key"] else None,
             "Attempt": attempts,
             "First failure": row["first_failed_at"],

@@ -36,7 +36,7 @@ from ingest_project.platform.dagster.catalog import (
     topic,
     topic_key,
 )
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.work_queue.queue import JobState
 
 ATTACHMENTS_FRESHNESS = freshness_within(48)
@@ -115,7 +115,7 @@ def _event_source(settings: Settings) -> list[dg.AssetSpec]:
                 description="The Eventhouse database that is polled for new events.",
                 group_name=GROUP,
                 kinds={"kusto"},
-                metadata={"dagster/uri": printable_url(eventhouse.address)} if eventhouse.address else {},
+                metadata={"dagster/uri": redacted_url(eventhouse.address)} if eventhouse.address else {},
             )
         ]
     if settings.attachments.event_source == "eventhub":
@@ -153,7 +153,7 @@ def stored_metadata(outcome: AttemptResult) -> dict[str, Any]:
         "content_type": outcome.content_type,
         "stored_at": result.onelake_path,
         "dagster/uri": result.onelake_path,
-        "source": printable_url(result.attachment_url),
+        "source": redacted_url(result.attachment_url),
         "trace_id": result.trace_id,
         "domain": outcome.domain,
         "attempt": result.attempt,
@@ -181,7 +181,7 @@ def stored_result(outcome: AttemptResult) -> CheckResult:
         description=f"{result.error} {follows}",
         metadata={
             "attachment": outcome.attachment_key,
-            "source": printable_url(result.attachment_url),
+            "source": redacted_url(result.attachment_url),
             "error_class": result.error_class or "",
             "http_status": result.http_status or 0,
             "attempt": result.attempt,

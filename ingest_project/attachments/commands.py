@@ -40,7 +40,7 @@ from ingest_project.platform.actions import (
     print_performed,
     time_of,
 )
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.items import ItemRef, ItemView, print_item
 
 MAX_SHOWN_REASON = 120
@@ -199,9 +199,9 @@ def _view_of(services: AttachmentResources, key: str) -> ItemView:
 def _without_secrets(record: AttachmentRecord) -> AttachmentRecord:
     """Return the record with its address, in the task as well, as it may be printed."""
     task = record.this_task
-    task = msgspec.structs.replace(task, attachment_url=printable_url(task.attachment_url))
+    task = msgspec.structs.replace(task, attachment_url=redacted_url(task.attachment_url))
     return msgspec.structs.replace(
-        record, attachment_url=printable_url(record.attachment_url), task=encode(task).decode()
+        record, attachment_url=redacted_url(record.attachment_url), task=encode(task).decode()
     )
 
 

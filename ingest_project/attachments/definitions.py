@@ -28,7 +28,7 @@ from ingest_project.attachments.sensors import attachment_events_sensor, downloa
 from ingest_project.core.settings import Settings
 from ingest_project.platform.dagster.catalog import DagsterParts, running_schedule, topic_uri
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.work_queue.sensor import ONELAKE_POOL, batch_of_run
 
 # No upload takes a day.
@@ -141,6 +141,6 @@ def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
     """Return what Dagster loads of attachments."""
     locations = {
         catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
-        catalog.ONELAKE_ATTACHMENTS: printable_url(settings.attachments_url),
+        catalog.ONELAKE_ATTACHMENTS: redacted_url(settings.attachments_url),
     }
     return {"attachments": DagsterParts(attachments, catalog.external_assets, catalog.STORED, locations)}

@@ -39,7 +39,7 @@ from ingest_project.core.console import AsJson, complain, counted, counts, print
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.platform import tracing
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.queue import JobState
@@ -215,7 +215,7 @@ def send_attachment_event(  # noqa: PLR0913 - one for each part of the message
     settings = load_settings().settings
     sent = deliver(Runtime(settings), settings.topics.events_raw, event.trace_id, raw, event.trace_id)
     # The payload may contain signed addresses anywhere.
-    shown = msgspec.structs.replace(event, attachments=[printable_url(one) for one in urls or ()], payload=None)
+    shown = msgspec.structs.replace(event, attachments=[redacted_url(one) for one in urls or ()], payload=None)
     sent = msgspec.structs.replace(sent, message=shown)
     print_sent(sent, f"an event of {domain} with {counted(len(event.attachments), 'attachment')}", as_json=as_json)
 
@@ -255,9 +255,9 @@ def send_download_task(  # noqa: PLR0913 - one for each part of the message
     settings = load_settings().settings
     key = attachment_key(task.trace_id, url)
     sent = deliver(Runtime(settings), settings.topics.downloads_pending, key, raw, task.trace_id)
-    shown = msgspec.structs.replace(task, attachment_url=printable_url(url))
+    shown = msgspec.structs.replace(task, attachment_url=redacted_url(url))
     sent = msgspec.structs.replace(sent, message=shown)
-    print_sent(sent, f"the task to download {printable_url(url)}, attachment {key}", as_json=as_json)
+    print_sent(sent, f"the task to download {redacted_url(url)}, attachment {key}", as_json=as_json)
 
 
 def file_event(path: str, settings: Settings, metadata: dict[str, Any], trace_id: str) -> FileEvent:

@@ -405,7 +405,7 @@ class AddressRejectedError(PermanentError):
     """A web address that this system may not contact.
 
     Args:
-        url: address without secrets, see `printable_url`.
+        url: address without secrets, see `redacted_url`.
         rule: why it is rejected.
         setting: setting that could allow it; None if there is none.
     """

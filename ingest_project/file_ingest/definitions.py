@@ -48,7 +48,7 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import DagsterParts, DeltaTable, SqlTable, StoredTable, running_schedule
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summary
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.tracing import Item
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, DATABASE_POOL, keys_of_run
 from ingest_project.readers.datasets import Declarations, load_declarations
@@ -310,5 +310,5 @@ def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
     """Return what Dagster loads of file ingest."""
     declarations = load_declarations(settings)
     stored = {key: table for one in declarations.values() for key, table in stored_of(one, settings).items()}
-    landed = dict.fromkeys((assets_of(name).raw_files for name in declarations), printable_url(settings.landing_url))
+    landed = dict.fromkeys((assets_of(name).raw_files for name in declarations), redacted_url(settings.landing_url))
     return {"file_ingest": DagsterParts(definitions_of(declarations), external_assets, stored, landed)}

@@ -32,7 +32,7 @@ from ingest_project.platform.dagster.asset_events import (
 )
 from ingest_project.platform.dagster.catalog import DagsterParts, freshness_within, topic, topic_key, topic_uri
 from ingest_project.platform.errors import error_class_of, is_item_fault, reason_of, traceback_of
-from ingest_project.platform.http import printable_url, without_query
+from ingest_project.platform.http import redacted_url, without_query
 from ingest_project.platform.work_queue.consume import ConsumedMessage, Queue
 from ingest_project.platform.work_queue.queue import Due, KafkaPosition
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG, Feed, QueueSensor, keys_of_run, queue_sensor
@@ -300,7 +300,7 @@ def external_assets(settings: Settings) -> list[dg.AssetSpec]:
 
 def _source(name: str, source: ConfiguredSource) -> dg.AssetSpec:
     config = source.source_config
-    address = {field: printable_url(str(config[field])) for field in ADDRESS_FIELDS if config.get(field)}
+    address = {field: redacted_url(str(config[field])) for field in ADDRESS_FIELDS if config.get(field)}
     return dg.AssetSpec(
         dg.AssetKey(["source", NOT_IN_A_KEY.sub("_", name)]),
         description=f"The configured source {name}.",

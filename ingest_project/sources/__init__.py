@@ -117,7 +117,7 @@ class Source(Protocol):
         """
 
 
-def printable(text: str) -> str:
+def sanitized(text: str) -> str:
     """Shorten an untrusted text for messages and replace unprintable characters."""
     shown = text[:_PRINTED_LENGTH].encode("utf-8", "replace").decode()
     return "".join(char if char.isprintable() else "\ufffd" for char in shown)
@@ -228,7 +228,7 @@ def only_accepted(
     """
     for entry in entries:
         reason = refusal_of(entry) if isinstance(entry, SourceFile) else ""
-        yield Skipped(printable(entry.path), reason) if reason else entry
+        yield Skipped(sanitized(entry.path), reason) if reason else entry
 
 
 def count_reason(counts: MutableMapping[str, int], reason: str) -> None:

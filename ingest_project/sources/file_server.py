@@ -18,7 +18,7 @@ from ingest_project.core.errors import (
     SourceUnreachableError,
     UnreadableListingError,
 )
-from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, refusal, sanitized
 from ingest_project.sources.reading import ListingBudget, OpenedFile, SourceLimits, resumed_reading
 from ingest_project.sources.registry import SourceContext
 from ingest_project.sources.servers import ConnectionPool, Lease, Login, PooledConnection, PoolLimits, Server, pool_of
@@ -333,10 +333,10 @@ class _Walk:
         name = self._names.name(entry.name)
         relative = folder.relative + name
         if entry.kind == "unknown":
-            yield Skipped(printable(name), "A line of the listing that is not understood, or has an impossible value.")
+            yield Skipped(sanitized(name), "A line of the listing that is not understood, or has an impossible value.")
         elif not is_requestable(entry.name):
             if name not in ("", ".", ".."):
-                yield Skipped(printable(relative), "Its name has characters that cannot be requested.")
+                yield Skipped(sanitized(relative), "Its name has characters that cannot be requested.")
         elif entry.kind == "folder":
             yield from self._folder(entry, folder, name)
         elif self._pattern.matches(relative):

@@ -48,7 +48,7 @@ from ingest_project.platform.http.response import (
     parse_date,
     whole_number,
 )
-from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, refusal, sanitized
 from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
 from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
 from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading, skip_bytes
@@ -96,7 +96,7 @@ def describe(web: WebClient, url: str, name: str, limits: SourceLimits) -> Sourc
     Raises:
         SourceNotFoundError, SourceAccessDeniedError, SourceUnreachableError, ForbiddenPathError: see `web_errors`.
     """
-    with web_errors(web.check(url).printable):
+    with web_errors(web.check(url).redacted):
         with web.get(url, Deadline(limits.answer_time), method="HEAD", accept=(200, *_WITHOUT_HEAD)) as answer:
             if answer.status == HTTPStatus.OK:
                 return _file(url, name, answer.headers, answer.content_length)
@@ -305,7 +305,7 @@ class HttpSource:
     @property
     def location(self) -> str:
         """Return the listing's address without its query, which may be a signature."""
-        return self._printable(self.listing)
+        return self._redacted(self.listing)
 
     def canonical_location(self, path: str) -> str:
         """Return the canonical address including its query: another query means another file."""
@@ -320,10 +320,10 @@ class HttpSource:
         address = self.checked(path)
         if self.listing and not self.may_hold(address, self.checked(self.listing)):
             raise ForbiddenPathError(
-                address.printable, 'it is outside of the listing\'s folder. Say "elsewhere": true in source_config.'
+                address.redacted, 'it is outside of the listing\'s folder. Say "elsewhere": true in source_config.'
             )
         if self.credential is not None:
-            require_for_host(self.credential, address.host, address.port, address.printable)
+            require_for_host(self.credential, address.host, address.port, address.redacted)
 
     def list_files(self, pattern: str) -> Iterator[SourceFile | Skipped]:
         """Yield the listing's links as they are read, and those of subfolders that the pattern reaches."""
@@ -338,7 +338,7 @@ class HttpSource:
                 return self._with_version(file)
             except SourceUnreachableError as error:
                 walk.failures.append(error)
-                return Skipped(self._printable(file.path), "Its server does not answer for it.")
+                return Skipped(self._redacted(file.path), "Its server does not answer for it.")
 
         with ThreadPoolExecutor(self.concurrency, "http-versions") as pool:
             try:
@@ -357,7 +357,7 @@ class HttpSource:
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Open one version of a file; reading resumes on a new connection if the connection breaks."""
         self.require_allowed(path)
-        location = self._printable(path)
+        location = self._redacted(path)
         return resumed_reading(WebFileReader(self.web, path, location, self.limits).opened, location, self.limits)
 
     def checked(self, url: str) -> WebAddress:
@@ -379,14 +379,14 @@ class HttpSource:
         try:
             found = describe(self.web, file.path, file.name, self.limits)
         except SourceNotFoundError:
-            return Skipped(self._printable(file.path), "It was removed while the listing was read.")
+            return Skipped(self._redacted(file.path), "It was removed while the listing was read.")
         except (SourceAccessDeniedError, ForbiddenPathError) as error:
-            return Skipped(self._printable(file.path), f"No access: {error.reason.rstrip('.')}.")
+            return Skipped(self._redacted(file.path), f"No access: {error.reason.rstrip('.')}.")
         return found if found.size_bytes is not None else structs.replace(found, size_bytes=file.size_bytes)
 
-    def _printable(self, url: str) -> str:
+    def _redacted(self, url: str) -> str:
         try:
-            return self.web.check(url).printable
+            return self.web.check(url).redacted
         except AddressRejectedError as error:
             return error.url
 
@@ -437,7 +437,7 @@ class _Walk:
                 if not folder.relative:
                     raise
                 visible = not isinstance(error, SourceNotFoundError)
-                yield Skipped(folder.address.printable, _SKIPPED_FOLDER[type(error)], visible=visible)
+                yield Skipped(folder.address.redacted, _SKIPPED_FOLDER[type(error)], visible=visible)
             except SourceUnreachableError as error:
                 if not folder.relative:
                     raise
@@ -445,7 +445,7 @@ class _Walk:
             else:
                 doubt = doubt or found
         if doubt and not self._files:
-            raise UnreadableListingError(self._root.printable, doubt)
+            raise UnreadableListingError(self._root.redacted, doubt)
 
     def _list(self, folder: _Folder) -> Generator[_Found, None, str]:
         """List one folder; return why its page may not be a listing; empty if it certainly is one.
@@ -473,7 +473,7 @@ class _Walk:
         if not doubt or self._files > files_before:
             return ""
         if folder.relative:
-            raise UnreadableListingError(folder.address.printable, doubt)
+            raise UnreadableListingError(folder.address.redacted, doubt)
         return doubt
 
     def _link(self, target: WebAddress, link: Link, folder: _Folder) -> Iterator[_Found]:
@@ -485,7 +485,7 @@ class _Walk:
             if self._pattern.matches(relative):
                 yield self._file(target, name, link, allowed=allowed)
         elif name.startswith("."):
-            yield Skipped(target.printable, "A hidden folder.", visible=False)
+            yield Skipped(target.redacted, "A hidden folder.", visible=False)
         elif (
             _is_below(target, folder.address)
             and self._pattern.may_match_below(relative)
@@ -496,10 +496,10 @@ class _Walk:
             self._waiting.append(_Folder(target, f"{relative}/"))
 
     def _file(self, address: WebAddress, name: str, link: Link, *, allowed: bool) -> _Found:
-        if (skipped := refusal(address.printable, name)) is not None:
+        if (skipped := refusal(address.redacted, name)) is not None:
             return skipped
         if not allowed:
-            return Skipped(address.printable, "A link that leads out of the listing's folder.")
+            return Skipped(address.redacted, "A link that leads out of the listing's folder.")
         etag = link.etag if link.modified_at is None else strong_etag(link.etag)
         return SourceFile(address.url, name, link.size_bytes, link.modified_at, etag), link.has_version
 
@@ -517,12 +517,12 @@ class _Walk:
                 raise
             size = copy.tell()
             copy.seek(0)
-            return address, *read_page(copy, size, headers, address.printable)
+            return address, *read_page(copy, size, headers, address.redacted)
 
     def _copy(self, requested: WebAddress, copy: IO[bytes]) -> tuple[WebAddress, Mapping[str, str]]:
         deadline = Deadline(self._budget.page_time())
-        with web_errors(requested.printable), self._source.web.get(requested.url, deadline) as answer:
-            location = answer.address.printable
+        with web_errors(requested.redacted), self._source.web.get(requested.url, deadline) as answer:
+            location = answer.address.redacted
             pieces = decoded_body(answer, decoder_of(answer, location))
             pace = Pace(self._source.limits, location)
             while piece := pace.timed(lambda: next(pieces, b"")):
@@ -536,10 +536,10 @@ class _Walk:
         if self._source.may_hold(address, self._root):
             return
         if folder.relative:
-            raise SourceAccessDeniedError(address.printable, "it leads out of the listing's folder")
+            raise SourceAccessDeniedError(address.redacted, "it leads out of the listing's folder")
         raise ForbiddenPathError(
-            self._root.printable,
-            f"it redirects to {address.printable}, outside of its folder. Name that address as the path, or say "
+            self._root.redacted,
+            f"it redirects to {address.redacted}, outside of its folder. Name that address as the path, or say "
             '"elsewhere": true in source_config.',
         )
 
@@ -549,10 +549,10 @@ class _Walk:
         try:
             return entry, self._source.web.check(urljoin(base, entry.target))
         except AddressRejectedError as error:
-            shown = printable(entry.target.partition("?")[0])
+            shown = sanitized(entry.target.partition("?")[0])
             return Skipped(shown, f"A link that may not be followed: {error.rule}.", visible="://" in entry.target)
         except ValueError:
-            return Skipped(printable(entry.target), "A link that is no address.")
+            return Skipped(sanitized(entry.target), "A link that is no address.")
 
     def _is_new(self, target: WebAddress) -> bool:
         digest = blake2b(target.url.encode(), digest_size=16).digest()
@@ -596,10 +596,10 @@ def _doubt_about(facts: PageFacts, address: WebAddress) -> str:
         UnreadableListingError: the page is not a listing.
     """
     if facts.unusable and not facts.links:
-        raise UnreadableListingError(address.printable, f"it answers with {facts.seen}, none of which is understood")
+        raise UnreadableListingError(address.redacted, f"it answers with {facts.seen}, none of which is understood")
     doubt = "" if facts.recognised else f"it answers with {facts.seen}, which is no index of a folder"
     if doubt and not facts.links:
-        raise UnreadableListingError(address.printable, doubt)
+        raise UnreadableListingError(address.redacted, doubt)
     return doubt
 
 
@@ -608,7 +608,7 @@ def _base(facts: PageFacts, address: WebAddress) -> str:
     try:
         return urljoin(address.url, facts.base or "")
     except ValueError:
-        raise UnreadableListingError(address.printable, "the base of its links is no address") from None
+        raise UnreadableListingError(address.redacted, "the base of its links is no address") from None
 
 
 def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], seen: set[str]) -> None:
@@ -617,9 +617,9 @@ def _add_page(target: WebAddress, page: WebAddress, pages: deque[WebAddress], se
         return
     seen.add(target.url)
     if target.origin != page.origin:
-        raise UnreadableListingError(page.printable, f"its next page is on another host ({target.printable})")
+        raise UnreadableListingError(page.redacted, f"its next page is on another host ({target.redacted})")
     if len(seen) > MAX_PAGES:
-        raise UnreadableListingError(page.printable, f"it has more than {MAX_PAGES} pages")
+        raise UnreadableListingError(page.redacted, f"it has more than {MAX_PAGES} pages")
     pages.append(target)
 
 

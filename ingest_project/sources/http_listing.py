@@ -21,7 +21,7 @@ from requests.utils import parse_header_links
 
 from ingest_project.core.errors import SourceAccessDeniedError, UnreadableListingError
 from ingest_project.platform.confined import KILLED, OUT_OF_MEMORY, ProcessLimits, run_confined
-from ingest_project.sources import printable
+from ingest_project.sources import sanitized
 from ingest_project.sources.http_parsers import (
     Link,
     NotAListingError,
@@ -114,7 +114,7 @@ def missing_pages(headers: Mapping[str, str]) -> str | None:
     if next(next_links(headers), None) is not None:
         return None
     if headers.get(_NEXT_PAGE, "").strip():
-        return f"it is one page of several ({_NEXT_PAGE}: {printable(headers[_NEXT_PAGE])[:20]})"
+        return f"it is one page of several ({_NEXT_PAGE}: {sanitized(headers[_NEXT_PAGE])[:20]})"
     page, pages = headers.get(_PAGE, "1").strip(), headers.get(_PAGES, "").strip()
     if _is_number(page) and _is_number(pages) and int(page) < int(pages):
         return f"it is page {page} of {pages}, and no header gives the address of the next one"
@@ -154,7 +154,7 @@ def _page_entries(body: bytes, content_type: str, facts: PageFacts) -> Iterator[
         return html_links(body, _charset(content_type), facts)
     if media_type in _KNOWN_TYPES:
         return text_links(body, facts)
-    raise NotAListingError(f"Content-Type {printable(media_type)[:60]!r}")
+    raise NotAListingError(f"Content-Type {sanitized(media_type)[:60]!r}")
 
 
 def _counted(entries: Iterator[Link | Unusable], facts: PageFacts) -> Iterator[Link | Unusable]:
@@ -174,9 +174,9 @@ def _require_html(body: bytes, beginning: bytes, media_type: str) -> None:
     if root in ("listbucketresult", "listallmybucketsresult"):
         raise NotAListingError("the XML of an S3 bucket; read it with source_type s3 and endpoint_url")
     if root != "html" and ("xml" in media_type or beginning.startswith(b"<?xml")):
-        raise NotAListingError(f"XML whose root is {printable(root)!r}")
+        raise NotAListingError(f"XML whose root is {sanitized(root)!r}")
     if media_type not in _KNOWN_TYPES and "xml" not in media_type:
-        raise NotAListingError(f"Content-Type {printable(media_type)[:60]!r}")
+        raise NotAListingError(f"Content-Type {sanitized(media_type)[:60]!r}")
 
 
 def _charset(content_type: str) -> str:
@@ -188,7 +188,7 @@ def _charset(content_type: str) -> str:
     except (LookupError, ValueError):
         name = ""
     if name not in _CHARSETS:
-        raise NotAListingError(f"text in the charset {printable(stated)[:_LONGEST_CHARSET]!r}, which is not supported")
+        raise NotAListingError(f"text in the charset {sanitized(stated)[:_LONGEST_CHARSET]!r}, which is not supported")
     return name
 
 

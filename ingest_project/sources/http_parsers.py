@@ -36,7 +36,7 @@ import msgspec
 
 from ingest_project.contracts import plainly
 from ingest_project.core.items import as_utc
-from ingest_project.sources import MAX_SIZE_BYTES, printable
+from ingest_project.sources import MAX_SIZE_BYTES, sanitized
 
 MAX_TARGET_LENGTH = 8_192
 MAX_JSON_BYTES = 64 * 1024**2
@@ -216,7 +216,7 @@ def _links_of(  # noqa: PLR0913, PLR0917 - one element of the page
 def _link(href: bytes, charset: str, text: str, *, is_next: bool) -> Iterator[Link | Unusable]:
     target = _value(href, charset)
     if target is None:
-        yield Unusable(printable(href[:MAX_TARGET_LENGTH].decode("latin-1")), "A link that cannot be read.")
+        yield Unusable(sanitized(href[:MAX_TARGET_LENGTH].decode("latin-1")), "A link that cannot be read.")
     elif target.startswith("?"):
         # `?C=M;O=A` sorts an Apache index.
         if is_next or is_page_query(target[1:]):
@@ -241,9 +241,9 @@ def _value(raw: bytes, charset: str) -> str | None:
 def _text(raw: bytes, charset: str) -> str:
     text = raw[:_LONGEST_TEXT].decode(charset, "replace")
     try:
-        return printable(" ".join(html.unescape(text).split()))
+        return sanitized(" ".join(html.unescape(text).split()))
     except ValueError:
-        return printable(text)
+        return sanitized(text)
 
 
 def _elements(body: bytes) -> Iterator[tuple[bytes, dict[bytes, bytes], bytes]]:
@@ -351,11 +351,11 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     except msgspec.ValidationError as error:
         # Refuse unknown fields: one of them may mean that this is one page of several.
         raise NotAListingError(
-            f"JSON that is no list of files ({printable(plainly(error))}); its fields are 'files' and, for the address "
+            f"JSON that is no list of files ({sanitized(plainly(error))}); its fields are 'files' and, for the address "
             "of a further page, 'next'"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise NotAListingError(f"not the JSON it seems to be ({printable(str(error))[:100]})") from error
+        raise NotAListingError(f"not the JSON it seems to be ({sanitized(str(error))[:100]})") from error
     listing = _JsonListing(found) if isinstance(found, list) else found
     facts.seen, facts.recognised = f"JSON with {len(listing.files)} entries", True
     yield from map(_json_entry, listing.files)
@@ -382,7 +382,7 @@ def _json_entry(entry: object) -> Link | Unusable:
 
 def _shown(entry: object) -> str:
     names = (entry.get(name) for name in ("url", "path", "name")) if isinstance(entry, dict) else (entry,)
-    return printable(next((name for name in names if isinstance(name, str)), f"({type(entry).__name__})"))
+    return sanitized(next((name for name in names if isinstance(name, str)), f"({type(entry).__name__})"))
 
 
 def _file_named(text: str) -> _JsonFile:
@@ -441,7 +441,7 @@ def _text_link(line: bytes) -> Link | Unusable:
         and _names_a_file(text)
     ):
         return Link(text)
-    return Unusable(printable(text), "A line that is no address of a file or folder.")
+    return Unusable(sanitized(text), "A line that is no address of a file or folder.")
 
 
 def _names_a_file(text: str) -> bool:

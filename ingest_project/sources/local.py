@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import Buffer
 
 from ingest_project.core.errors import ForbiddenPathError, IngestError, SourceNotFoundError, SourceUnreachableError
-from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, refusal, sanitized
 from ingest_project.sources.reading import ListingBudget, SourceLimits
 from ingest_project.sources.registry import SourceContext
 
@@ -251,11 +251,11 @@ class LocalSource:
         if not pattern.may_match_below(relative):
             return
         if entry.name.startswith("."):
-            yield Skipped(printable(self._full(relative)), "A hidden folder.", visible=False)
+            yield Skipped(sanitized(self._full(relative)), "A hidden folder.", visible=False)
         elif relative.count("/") >= MAX_DEPTH:
-            yield Skipped(printable(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
+            yield Skipped(sanitized(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
         elif entry.is_symlink():
-            yield Skipped(printable(self._full(relative)), "A symbolic link to a folder; links are not followed.")
+            yield Skipped(sanitized(self._full(relative)), "A symbolic link to a folder; links are not followed.")
         else:
             yield from self._subfolder(entry.name, folder, relative, pattern, budget)
 
@@ -267,7 +267,7 @@ class LocalSource:
         except FileNotFoundError:
             return  # removed during the walk
         except PermissionError:
-            yield Skipped(printable(self._full(relative)), "A folder that this process may not read.")
+            yield Skipped(sanitized(self._full(relative)), "A folder that this process may not read.")
             return
         try:
             yield from self._walk(opened, f"{relative}/", pattern, budget)

@@ -40,9 +40,9 @@ from ingest_project.platform.azure import (
     safe_path,
 )
 from ingest_project.platform.azure.client import Listed, list_folder, onelake_errors, open_file, shared_file_system
-from ingest_project.platform.http import parse_url, printable_url
+from ingest_project.platform.http import parse_url, redacted_url
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
-from ingest_project.sources import Pattern, Skipped, SourceFile, printable, refusal
+from ingest_project.sources import Pattern, Skipped, SourceFile, refusal, sanitized
 from ingest_project.sources.reading import ListingBudget, PacedReader, SourceLimits
 from ingest_project.sources.registry import SourceContext, require_for_host
 
@@ -112,7 +112,7 @@ class OneLakeSource:
             return self._parsed(path).url
         except PermanentError:
             # Even an impossible path needs a stable name in reports.
-            return f"onelake:{printable_url(path)}"
+            return f"onelake:{redacted_url(path)}"
 
     def _parsed(self, path: str) -> OneLakeAddress:
         try:
@@ -189,7 +189,7 @@ class OneLakeSource:
                 file = SourceFile(path, name, found.size_bytes, found.modified_at, found.etag or None, location=path)
                 yield refusal(path, name, found.size_bytes) or file
             return
-        yield Skipped(printable(relative), "Its name cannot be requested.")
+        yield Skipped(sanitized(relative), "Its name cannot be requested.")
 
     def _files(self, address: OneLakeAddress) -> FileSystemClient:
         return shared_file_system(address.account_url, address.file_system, self.options)

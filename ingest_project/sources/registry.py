@@ -26,7 +26,7 @@ from ingest_project.core.settings import ConfiguredSource, Credential, PollingSe
 from ingest_project.core.yaml_models import nearest_or_known
 from ingest_project.platform.http.client import WebClient, web_client
 from ingest_project.platform.http.host_policy import HostLists, HostPattern, host_lists
-from ingest_project.sources import Source, printable
+from ingest_project.sources import Source, sanitized
 from ingest_project.sources.reading import SourceLimits
 
 logger = get_logger(__name__)
@@ -182,7 +182,7 @@ def require_known_options(source_config: Mapping[str, Any]) -> None:
     for name, value in source_config.items():
         if name not in known:
             hint = nearest_or_known(name, known)
-            raise PermanentError(f"source_config of {source_type!r} has an unknown {printable(name)!r}{hint}")
+            raise PermanentError(f"source_config of {source_type!r} has an unknown {sanitized(name)!r}{hint}")
         if name in _SWITCHES and value not in (True, False, "true", "false"):
             raise PermanentError(f"{name} of source_config must be true or false.")
 

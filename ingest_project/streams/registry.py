@@ -147,12 +147,12 @@ def _registry(settings: SchemaRegistrySettings, hosts: HostLists) -> Registry:
     secret = settings.token or settings.password
     if secret and address.scheme != "https" and not settings.plain_http:
         raise SettingsError(
-            f"The credentials of the schema registry {address.printable} would be sent without TLS. Use https, or set"
+            f"The credentials of the schema registry {address.redacted} would be sent without TLS. Use https, or set"
             " INGEST_SCHEMA_REGISTRY_PLAIN_HTTP."
         )
     client = SchemaRegistryClient(_configuration(settings))
     _opened.append(client)
-    return Registry(client, address.printable)
+    return Registry(client, address.redacted)
 
 
 def _configuration(settings: SchemaRegistrySettings) -> dict[str, Any]:

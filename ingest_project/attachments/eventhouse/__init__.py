@@ -16,7 +16,7 @@ from ingest_project.core.settings import EventhouseSettings
 from ingest_project.platform.http import (
     DEFAULT_PORTS,
     MalformedAddressError,
-    printable_url,
+    redacted_url,
     split_address,
     split_server,
 )
@@ -212,4 +212,4 @@ def _matches(host: str, port: int, patterns: Iterable[str]) -> bool:
 
 def _shown(address: str) -> str:
     """Return the address without a possible password before an @ or key behind a question mark."""
-    return repr(printable_url(address).partition("?")[0][:200])
+    return repr(redacted_url(address).partition("?")[0][:200])

@@ -32,7 +32,7 @@ from ingest_project.platform.http import (
     Address,
     MalformedAddressError,
     host_and_port,
-    printable_url,
+    redacted_url,
     split_address,
     split_server,
 )
@@ -147,7 +147,7 @@ def parse_address(text: str, endpoint: str = DEFAULT_ENDPOINT) -> OneLakeAddress
     account = account_url(endpoint)
     if "://" not in text:
         return _address(account, text.strip("/"), text[:PRINTED_LENGTH])
-    shown = printable_url(text)
+    shown = redacted_url(text)
     try:
         parts = split_address(text, SCHEMES, with_user=text.lower().startswith("abfs"))
     except MalformedAddressError as error:
@@ -173,7 +173,7 @@ def account_url(endpoint: str) -> str:
     try:
         parts = split_server(endpoint, tuple(DEFAULT_PORTS))
     except MalformedAddressError as error:
-        shown = printable_url(endpoint)
+        shown = redacted_url(endpoint)
         raise SettingsError(f"INGEST_ONELAKE_ENDPOINT={shown} is no account: {error.reason}.") from None
     return _server(parts.scheme, parts)
 

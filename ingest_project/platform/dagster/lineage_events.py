@@ -30,7 +30,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings, current_settings
 from ingest_project.platform.dagster.catalog import DeltaTable, SqlTable, StoredTable
 from ingest_project.platform.dagster.lineage import Catalog, Checked, Columns, Dataset, RunLineage, inputs_of
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.object_store.store import location_of
 from ingest_project.platform.runtime import Runtime
 
@@ -179,7 +179,7 @@ def of_address(address: str, columns: Columns = ()) -> Dataset | None:
     if scheme == "local" or "://" not in address or scheme == "file":
         path = rest if scheme == "local" else str(location_of(address))
         return _named(naming.LocalFileSystem(path), columns) if path.startswith("/") else None
-    parts = urlsplit(printable_url(address).removesuffix("?…"))
+    parts = urlsplit(redacted_url(address).removesuffix("?…"))
     if scheme == "kafka":
         host, _, port = parts.netloc.split(",")[0].rpartition(":")
         return _named(naming.Kafka(host or port, port if host else "9092", parts.path.strip("/")), columns)

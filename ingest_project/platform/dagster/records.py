@@ -10,7 +10,7 @@ import msgspec
 from ingest_project.core.errors import TransientError
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import Settings
-from ingest_project.platform.database import open_engine, printable
+from ingest_project.platform.database import open_engine, redacted
 from ingest_project.platform.errors import first_line_of, map_error
 
 
@@ -40,7 +40,7 @@ def require_records(settings: Settings) -> None:
     except Exception as error:
         if map_error(error, "") is None:
             raise
-        raise DagsterRecordsUnavailableError(printable(engine.url), first_line_of(error)) from error
+        raise DagsterRecordsUnavailableError(redacted(engine.url), first_line_of(error)) from error
     finally:
         engine.dispose()
 

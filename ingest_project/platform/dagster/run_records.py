@@ -58,7 +58,7 @@ from ingest_project.platform.dagster.records import (
     RunsInFlight,
     SensorOnRecord,
 )
-from ingest_project.platform.database import open_engine, printable, reading
+from ingest_project.platform.database import open_engine, reading, redacted
 from ingest_project.platform.errors import first_line_of
 
 MAX_REASON = 300
@@ -178,7 +178,7 @@ class DagsterRecords(RunRecords):
 
     @property
     def _address(self) -> str:
-        return printable(self._url.get_secret_value()) if self._url else str(self._folder)
+        return redacted(self._url.get_secret_value()) if self._url else str(self._folder)
 
     @property
     def _folder(self) -> Path:

@@ -131,7 +131,7 @@ def database_address(database_url: str) -> URL:
     return url
 
 
-def printable(database_url: str | URL) -> str:
+def redacted(database_url: str | URL) -> str:
     """Return the address without the password, for messages."""
     try:
         url = make_url(database_url)
@@ -152,7 +152,7 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        failure = map_error(error, printable(database_url))
+        failure = map_error(error, redacted(database_url))
         if failure is None:
             raise
         raise failure from error
@@ -234,7 +234,7 @@ def exclusive(engine: sa.Engine, name: str, wait_seconds: float = 60.0, *, once:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise TransactionConflictError(printable(engine.url), f"the lock {name} was not released") from None
+            raise TransactionConflictError(redacted(engine.url), f"the lock {name} was not released") from None
         try:
             yield
         finally:
@@ -288,7 +288,7 @@ def folder_of(url: URL) -> Iterator[None]:
     except OSError as error:
         remedy = "Check that this user may make the folder of the file, or correct DATABASE_URL."
         cause = f"{error.strerror}: {error.filename}"
-        raise DatabaseUnavailableError(printable(url), cause, remedy, "cannot be opened") from error
+        raise DatabaseUnavailableError(redacted(url), cause, remedy, "cannot be opened") from error
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

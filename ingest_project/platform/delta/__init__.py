@@ -26,7 +26,7 @@ from ingest_project.core.errors import (
 from ingest_project.core.secrets import SecretReference, text_of
 from ingest_project.core.settings import Settings
 from ingest_project.platform.azure import OneLakeCredential, onelake_options
-from ingest_project.platform.http import MalformedAddressError, host_and_port, printable_url, split_address
+from ingest_project.platform.http import MalformedAddressError, host_and_port, redacted_url, split_address
 from ingest_project.platform.object_store.store import Bucket, S3Options, location_of, s3_options
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
@@ -107,7 +107,7 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SettingsError(f"{printable_url(url)} is no address: {error}.") from None
+        raise SettingsError(f"{redacted_url(url)} is no address: {error}.") from None
     if parts.scheme in AZURE_SCHEMES or (parts.scheme == "https" and ".dfs." in parts.netloc):
         return DeltaLocation(_abfss(url), credentials)
     if parts.scheme not in ("", "file", "s3"):
@@ -184,13 +184,13 @@ def _abfss(url: str) -> str:
     except MalformedAddressError as error:
         reason = error.reason
     if reason:
-        raise SettingsError(f"{printable_url(url)} names no table: {reason}.")
+        raise SettingsError(f"{redacted_url(url)} names no table: {reason}.")
     scheme, filesystem, path = parts.scheme, parts.user, parts.path.strip("/")
     if scheme == "https":
         scheme, (filesystem, _, path) = "abfss", unquote(parts.path).strip("/").partition("/")
     if not filesystem or "/" in filesystem or not path:
         raise SettingsError(
-            f"{printable_url(url)} names no table: abfss://<file system>@<account>.dfs.<domain>/<path> or "
+            f"{redacted_url(url)} names no table: abfss://<file system>@<account>.dfs.<domain>/<path> or "
             "https://<account>.dfs.<domain>/<file system>/<path> is expected."
         )
     return f"{scheme}://{filesystem}@{host_and_port(parts.host, parts.port)}/{path}"

@@ -118,9 +118,9 @@ class WebAddress:
         return host_and_port(self.host, None if self.port == DEFAULT_PORTS[self.scheme] else self.port)
 
     @cached_property
-    def printable(self) -> str:
+    def redacted(self) -> str:
         """Return the address without its query, which may contain a signature."""
-        return printable_url(self.url)
+        return redacted_url(self.url)
 
 
 def split_address(text: str, schemes: Sequence[str], *, with_user: bool = False) -> Address:
@@ -224,7 +224,7 @@ def parse_url(url: str) -> WebAddress:
         reason = error.reason
     else:
         return _web_address(parts)
-    raise AddressRejectedError(printable_url(url), reason)
+    raise AddressRejectedError(redacted_url(url), reason)
 
 
 def _web_address(parts: Address) -> WebAddress:
@@ -240,7 +240,7 @@ def canonical_host(host: str) -> str | None:
         return None
 
 
-def printable_url(url: str) -> str:
+def redacted_url(url: str) -> str:
     """Return an address for logs and messages, without user, query and fragment, which may be secrets."""
     text = url[:MAX_ADDRESS_LENGTH]
     query = "?…" if "?" in text else ""

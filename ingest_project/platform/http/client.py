@@ -321,7 +321,7 @@ class WebClient:
                     response.discard()
                 address = self._next_hop(address, location)
         raise DownloadRejectedError(
-            address.printable, f"more than {self._max_redirects} redirects (limit: {REDIRECT_SETTING})"
+            address.redacted, f"more than {self._max_redirects} redirects (limit: {REDIRECT_SETTING})"
         )
 
     @contextmanager
@@ -341,9 +341,9 @@ class WebClient:
             with deadline_in_force(until_headers):
                 response = self._send(method, address, headers)
         except InvalidURL:
-            failure: Exception = AddressRejectedError(address.printable, "requests does not accept it as an address")
+            failure: Exception = AddressRejectedError(address.redacted, "requests does not accept it as an address")
         except (RequestException, HTTPError, OSError) as error:
-            failure = map_error(error, address.printable, until_headers)
+            failure = map_error(error, address.redacted, until_headers)
         else:
             return WebResponse(address, response.status_code, response.headers, response.raw, deadline)
         # Raise outside the handler: exceptions of requests quote the address with its query, and must not be chained.
@@ -380,7 +380,7 @@ class WebClient:
         if response.status not in accept:
             response.discard()
             retry_after = self._hosts.bounded(parse_retry_after(response.headers.get("Retry-After")))
-            raise map_status(response.status, response.address.printable, retry_after)
+            raise map_status(response.status, response.address.redacted, retry_after)
 
     def _next_hop(self, address: WebAddress, location: str) -> WebAddress:
         with contextlib.suppress(UnicodeError):
@@ -389,10 +389,10 @@ class WebClient:
         try:
             url = urljoin(address.url, location)
         except ValueError:
-            raise AddressRejectedError(address.printable, "it redirects to something that is not an address") from None
+            raise AddressRejectedError(address.redacted, "it redirects to something that is not an address") from None
         target = self._rules.check(url)
         if address.scheme == "https" and target.scheme == "http":
-            raise AddressRejectedError(target.printable, "a redirect leads from https to http")
+            raise AddressRejectedError(target.redacted, "a redirect leads from https to http")
         return target
 
 

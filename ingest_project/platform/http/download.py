@@ -33,7 +33,7 @@ from ingest_project.core.errors import (
 )
 from ingest_project.core.local_files import FileFingerprint, write_all
 from ingest_project.core.settings import DownloadSettings
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.http.client import WebClient
 from ingest_project.platform.http.file_names import (
     SNIFFED_BYTES,
@@ -220,7 +220,7 @@ class PartFile:
             except BlockingIOError:
                 os.close(descriptor)
                 reason = "another download to the same file is under way"
-                raise DownloadFailedError(printable_url(self._url), reason) from None
+                raise DownloadFailedError(redacted_url(self._url), reason) from None
             except FileNotFoundError:
                 pass
             os.close(descriptor)
@@ -394,9 +394,9 @@ class Downloader:
 
     def _published(self, request: DownloadRequest, to: Path, part: PartFile, answer: WebResponse) -> Downloaded:
         is_intact = bool(request.checksum) or shows(part.head, _announced(request))
-        require_readable(part.undecoded, is_intact=is_intact, printable=answer.address.printable)
+        require_readable(part.undecoded, is_intact=is_intact, redacted=answer.address.redacted)
         found = require_announced(
-            part.head, _announced(request), answer.headers.get("Content-Type"), answer.address.printable
+            part.head, _announced(request), answer.headers.get("Content-Type"), answer.address.redacted
         )
         fingerprint = part.publish()
         return Downloaded(
@@ -406,7 +406,7 @@ class Downloader:
             content_type=found,
             file_name=_file_name(request, answer),
             http_status=answer.status,
-            url=answer.address.printable,
+            url=answer.address.redacted,
             resumed=part.resumed,
             fingerprint=fingerprint,
         )
@@ -417,7 +417,7 @@ class Downloader:
             return
         if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
             part.start_over()
-            raise DownloadFailedError(answer.address.printable, "the server did not resume the same file", cut=True)
+            raise DownloadFailedError(answer.address.redacted, "the server did not resume the same file", cut=True)
         part.start_over(answer)
 
     def _require_size(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
@@ -428,12 +428,12 @@ class Downloader:
         if request.expected_size is None or answer.content_length is None or part.resumed:
             return
         if announced != request.expected_size and not codings_in(answer.headers.get("Content-Encoding")):
-            raise _wrong_size(answer.address.printable, announced, request.expected_size)
+            raise _wrong_size(answer.address.redacted, announced, request.expected_size)
 
     def _receive(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
         encoding = self._encoding(request, answer)
         decoder = self._decoder(encoding, answer)
-        pace = _Pace(self._limits, answer.address.printable)
+        pace = _Pace(self._limits, answer.address.redacted)
         part.undecoded = None if decoder else encoding
         for chunk in answer.chunks():
             if decoder and not part.size and contradicts(encoding or "", chunk):
@@ -447,12 +447,12 @@ class Downloader:
             decoder.finish()
         if part.missing_bytes > 0:
             raise DownloadFailedError(
-                answer.address.printable, f"it was cut short, {part.missing_bytes} bytes are missing", cut=True
+                answer.address.redacted, f"it was cut short, {part.missing_bytes} bytes are missing", cut=True
             )
         if part.missing_bytes < 0:
             part.start_over()
             raise DownloadFailedError(
-                answer.address.printable, "the resumed file is longer than its first answer said", cut=True
+                answer.address.redacted, "the resumed file is longer than its first answer said", cut=True
             )
 
     def _encoding(self, request: DownloadRequest, answer: WebResponse) -> str | None:
@@ -465,43 +465,41 @@ class Downloader:
         if encoding not in SUPPORTED:
             return None
         limits = self._limits
-        return Decoder(encoding, limits.max_expansion, EXPANSION_SETTING, answer.address.printable)
+        return Decoder(encoding, limits.max_expansion, EXPANSION_SETTING, answer.address.redacted)
 
     def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: WebResponse) -> None:
-        printable = answer.address.printable
+        redacted = answer.address.redacted
         if not part.size:
-            raise DownloadRejectedError(printable, "the file is empty", answer.status)
+            raise DownloadRejectedError(redacted, "the file is empty", answer.status)
         if answer.ends_with_connection and part.size < (request.expected_size or 0):
-            raise DownloadFailedError(printable, f"it was cut short after {part.size} bytes", cut=True)
+            raise DownloadFailedError(redacted, f"it was cut short after {part.size} bytes", cut=True)
         wrong: FileRejectedError | None = None
         if request.expected_size not in (None, part.size):
-            wrong = _wrong_size(printable, part.size, request.expected_size)
+            wrong = _wrong_size(redacted, part.size, request.expected_size)
         elif checksum.value and checksum.value != part.checksum:
             wrong = FileRejectedError(
-                "wrong_checksum", f"{printable} has {checksum.algorithm} {part.checksum}, not {checksum.value}"
+                "wrong_checksum", f"{redacted} has {checksum.algorithm} {part.checksum}, not {checksum.value}"
             )
         if wrong and part.resumed:
             # The parts may belong to different versions, whatever the server declared.
             part.start_over()
-            raise DownloadFailedError(
-                printable, f"the resumed file is not what was announced: {wrong.detail}", cut=True
-            )
+            raise DownloadFailedError(redacted, f"the resumed file is not what was announced: {wrong.detail}", cut=True)
         if wrong:
             raise wrong
 
     def _too_large(self, answer: WebResponse, size: int) -> LimitExceededError:
         return LimitExceededError(
             SIZE_SETTING,
-            f"{answer.address.printable} has {size} bytes or more, at most {self._limits.max_bytes} are downloaded",
+            f"{answer.address.redacted} has {size} bytes or more, at most {self._limits.max_bytes} are downloaded",
         )
 
 
 class _Pace:
     """Aborts a download whose server is too slow."""
 
-    def __init__(self, limits: DownloadSettings, printable: str) -> None:
+    def __init__(self, limits: DownloadSettings, redacted: str) -> None:
         self._least = limits.min_bytes_per_second
-        self._printable = printable
+        self._redacted = redacted
         self._received = 0
         self._since = time.monotonic()
 
@@ -513,7 +511,7 @@ class _Pace:
             return
         if self._received < self._least * passed:
             raise DownloadFailedError(
-                self._printable,
+                self._redacted,
                 f"the server sends less than {self._least} bytes a second ({self._received} in {passed:.0f} s)",
             )
         self._received, self._since = 0, time.monotonic()
@@ -539,7 +537,7 @@ class _Checksum:
         if name.replace("-", "") not in ("", algorithm) or not re.fullmatch(r"[0-9a-f]+", value) or not algorithm:
             raise FileRejectedError(
                 "unknown_checksum",
-                f"{printable_url(request.url)} has a checksum that is not md5, sha1, sha256 or sha512 in hexadecimal",
+                f"{redacted_url(request.url)} has a checksum that is not md5, sha1, sha256 or sha512 in hexadecimal",
             )
         return cls(algorithm, value)
 
@@ -553,5 +551,5 @@ def _file_name(request: DownloadRequest, answer: WebResponse) -> str:
     return chosen_file_name(request.file_name, answer.headers.get("Content-Disposition"), answer.address.target)
 
 
-def _wrong_size(printable: str, size: int, expected: int | None) -> FileRejectedError:
-    return FileRejectedError("wrong_size", f"{printable} has {size} bytes, {expected} were announced")
+def _wrong_size(redacted: str, size: int, expected: int | None) -> FileRejectedError:
+    return FileRejectedError("wrong_size", f"{redacted} has {size} bytes, {expected} were announced")

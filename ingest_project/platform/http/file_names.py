@@ -170,14 +170,14 @@ def announced_type(declared: str | None, file_name: str | None) -> str | None:
     return "application/gzip" if encoding else guess
 
 
-def require_announced(head: bytes, announced: str | None, header: str | None, printable: str) -> str:
+def require_announced(head: bytes, announced: str | None, header: str | None, redacted: str) -> str:
     """Return the media type of a file; refuse a file that is not of the announced kind.
 
     Args:
         head: first bytes of the file, up to SNIFFED_BYTES.
         announced: see `announced_type`.
         header: the server's Content-Type.
-        printable: the address, without secrets.
+        redacted: the address, without secrets.
 
     Returns:
         the detected type, or the announced one if the bytes are ambiguous.
@@ -187,7 +187,7 @@ def require_announced(head: bytes, announced: str | None, header: str | None, pr
     """
     found = sniff(head)
     if announced and _contradicts(found, announced, bare_type(header)):
-        raise FileRejectedError("wrong_content_type", f"{printable} was announced as {announced} but is {found}")
+        raise FileRejectedError("wrong_content_type", f"{redacted} was announced as {announced} but is {found}")
     for candidate in (announced, bare_type(header)):
         if candidate and candidate != UNKNOWN and _could_be(found, candidate):
             return candidate

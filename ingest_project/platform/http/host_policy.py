@@ -155,41 +155,41 @@ class HostRules:
             AddressRejectedError: a rule refuses it; names the rule, and the setting that could allow it.
         """
         address = parse_url(url)
-        self.check_name(address.host, address.port, address.printable)
+        self.check_name(address.host, address.port, address.redacted)
         literal = parse_address(address.host)
         if literal is not None:
-            self.check_address(address.host, literal, address.port, address.printable)
+            self.check_address(address.host, literal, address.port, address.redacted)
         return address
 
-    def check_name(self, host: str, port: int, printable: str) -> None:
+    def check_name(self, host: str, port: int, redacted: str) -> None:
         """Check a host by its name.
 
         Raises:
             AddressRejectedError: the host is denied, or not among the allowed ones.
         """
         if any(pattern.matches_name(host, port) for pattern in self._denied):
-            raise AddressRejectedError(printable, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
+            raise AddressRejectedError(redacted, f"{host} is on the list of denied hosts ({DENIED_HOSTS})")
         if not self._allows_networks and not self._allows_name(host, port):
-            raise AddressRejectedError(printable, f"{host} is not on the list of allowed hosts", self._allowed_setting)
+            raise AddressRejectedError(redacted, f"{host} is not on the list of allowed hosts", self._allowed_setting)
 
-    def check_address(self, host: str, address: IpAddress, port: int, printable: str) -> None:
+    def check_address(self, host: str, address: IpAddress, port: int, redacted: str) -> None:
         """Check one address of a host. Only an address that passes may be connected to.
 
         Raises:
             AddressRejectedError: the address is denied, not among the allowed ones, or internal.
         """
         if any(pattern.matches_address(address, port) for pattern in self._denied):
-            raise AddressRejectedError(printable, f"{address} is in a denied network ({DENIED_HOSTS})")
+            raise AddressRejectedError(redacted, f"{address} is in a denied network ({DENIED_HOSTS})")
         if not self._allows_name(host, port) and not _match_address(self._allowed, address, port):
             raise AddressRejectedError(
-                printable, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting
+                redacted, f"{host} ({address}) is not on the list of allowed hosts", self._allowed_setting
             )
         kind = why_internal(address)
         if kind is None or _match_address(self._internal, address, port):
             return
         if not any(pattern.matches_name(host, port) for pattern in self._internal):
             known_as = f"{host} is" if host == str(address) else f"{host} has the address {address}, which is"
-            raise AddressRejectedError(printable, f"{known_as} internal ({kind})", INTERNAL_HOSTS)
+            raise AddressRejectedError(redacted, f"{known_as} internal ({kind})", INTERNAL_HOSTS)
 
     def _allows_name(self, host: str, port: int) -> bool:
         return not self._allowed or any(pattern.matches_name(host, port) for pattern in self._allowed)

@@ -34,7 +34,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from ingest_project.core.errors import AddressRejectedError
-from ingest_project.platform.http import WebAddress, parse_url, printable_url, split_address
+from ingest_project.platform.http import WebAddress, parse_url, redacted_url, split_address
 from ingest_project.platform.http.host_policy import HostLists, HostRules, IpAddress, parse_address
 
 _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
@@ -363,4 +363,4 @@ def require_origin(url: str, origins: frozenset[str]) -> None:
         AddressRejectedError: the address is of another server, or ambiguous.
     """
     if parse_url(url).origin not in origins:
-        raise AddressRejectedError(printable_url(url), "its server is not the one that this client is for")
+        raise AddressRejectedError(redacted_url(url), "its server is not the one that this client is for")

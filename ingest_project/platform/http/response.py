@@ -97,7 +97,7 @@ class WebResponse:
             while chunk := read(CHUNK_BYTES, decode_content=False):
                 yield chunk
         except (RequestException, HTTPError, OSError) as error:
-            failure = map_error(error, self.address.printable, self.deadline)
+            failure = map_error(error, self.address.redacted, self.deadline)
         else:
             return
         raise failure
@@ -121,15 +121,15 @@ class Decoder:
         encoding: gzip or deflate.
         max_expansion: limit of output bytes per input byte.
         setting: name of the setting with this limit.
-        printable: address without secrets.
+        redacted: address without secrets.
     """
 
-    def __init__(self, encoding: str, max_expansion: float, setting: str, printable: str) -> None:
+    def __init__(self, encoding: str, max_expansion: float, setting: str, redacted: str) -> None:
         self._gzip = encoding != "deflate"
         self._stream = zlib.decompressobj(_GZIP) if self._gzip else None
         self._max_expansion = max_expansion
         self._setting = setting
-        self._printable = printable
+        self._redacted = redacted
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -147,7 +147,7 @@ class Decoder:
                 piece = stream.decompress(data, CHUNK_BYTES)
             except zlib.error as error:
                 raise FileRejectedError(
-                    "bad_encoding", f"{self._printable} is not the {self._name} it claims to be"
+                    "bad_encoding", f"{self._redacted} is not the {self._name} it claims to be"
                 ) from error
             self._bytes_out += len(piece)
             self._require_bounded()
@@ -163,7 +163,7 @@ class Decoder:
             DownloadFailedError: the compressed content ends early.
         """
         if self._bytes_in and (self._stream is None or not self._stream.eof):
-            raise DownloadFailedError(self._printable, "its compressed content ends in the middle", cut=True)
+            raise DownloadFailedError(self._redacted, "its compressed content ends in the middle", cut=True)
 
     def _next_member(self, data: bytes) -> bytes:
         """Return the rest to decode: gzip members may follow each other; other bytes after a member are ignored."""
@@ -176,7 +176,7 @@ class Decoder:
         if self._bytes_out > _ALWAYS_ALLOWED_BYTES and self._bytes_out > self._bytes_in * self._max_expansion:
             raise LimitExceededError(
                 self._setting,
-                f"{self._printable} expands more than {self._max_expansion:g} times: "
+                f"{self._redacted} expands more than {self._max_expansion:g} times: "
                 f"{self._bytes_in} bytes to {self._bytes_out} and on",
             )
 
@@ -196,7 +196,7 @@ def codings_in(header: str | None) -> str | None:
     return ", ".join(codings)[:_SHOWN_LENGTH] or None
 
 
-def content_encoding_of(header: str | None, printable: str) -> str | None:
+def content_encoding_of(header: str | None, redacted: str) -> str | None:
     """Return the encoding to decode; None without one.
 
     Raises:
@@ -204,7 +204,7 @@ def content_encoding_of(header: str | None, printable: str) -> str | None:
     """
     encoding = codings_in(header)
     if encoding not in SUPPORTED:
-        require_readable(encoding, is_intact=False, printable=printable)
+        require_readable(encoding, is_intact=False, redacted=redacted)
     return encoding
 
 
@@ -213,13 +213,13 @@ def contradicts(encoding: str, first: bytes) -> bool:
     return encoding.endswith("gzip") and not _GZIP_MAGIC.startswith(first[: len(_GZIP_MAGIC)])
 
 
-def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -> None:
+def require_readable(encoding: str | None, *, is_intact: bool, redacted: str) -> None:
     """Refuse a file that was written without decoding although it may be encoded.
 
     Args:
         encoding: encoding that was not decoded; None without one.
         is_intact: True if the bytes are known to be the file's own.
-        printable: address without secrets.
+        redacted: address without secrets.
 
     Raises:
         FileRejectedError: the bytes may still be encoded.
@@ -227,7 +227,7 @@ def require_readable(encoding: str | None, *, is_intact: bool, printable: str) -
     if encoding and not is_intact:
         raise FileRejectedError(
             "unsupported_encoding",
-            f"{printable} is sent as Content-Encoding {encoding!r} although identity was requested, and nothing shows "
+            f"{redacted} is sent as Content-Encoding {encoding!r} although identity was requested, and nothing shows "
             "that its bytes are the file's own; gzip and deflate can be read",
         )
 
@@ -264,38 +264,38 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> timedel
 
 
 def map_status(
-    status: int, printable: str, retry_after: timedelta | None
+    status: int, redacted: str, retry_after: timedelta | None
 ) -> DownloadFailedError | DownloadRejectedError:
     """Return the error for an unexpected status.
 
     Args:
         status: HTTP status.
-        printable: address without secrets.
+        redacted: address without secrets.
         retry_after: pause that the server requested.
     """
     reason = f"the server answered {status} {_phrase(status)}".rstrip()
     if status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return DownloadFailedError(printable, reason, status, retry_after)
-    return DownloadRejectedError(printable, reason, status)
+        return DownloadFailedError(redacted, reason, status, retry_after)
+    return DownloadRejectedError(redacted, reason, status)
 
 
-def map_error(error: BaseException, printable: str, deadline: Deadline) -> DownloadFailedError:
+def map_error(error: BaseException, redacted: str, deadline: Deadline) -> DownloadFailedError:
     """Map the exception of a request to our error, with a reason that quotes no address.
 
     Args:
         error: exception of the request.
-        printable: address without secrets.
+        redacted: address without secrets.
         deadline: deadline of the request; if it has passed, that is the reason.
     """
     try:
         deadline.seconds_left()
     except TimeoutError as passed:
-        return DownloadFailedError(printable, passed)
+        return DownloadFailedError(redacted, passed)
     root = _root(error)
     cut = isinstance(root, (IncompleteRead, ProtocolError, ConnectionError)) and not isinstance(
         root, NewConnectionError
     )
-    return DownloadFailedError(printable, _sentence(root), cut=cut)
+    return DownloadFailedError(redacted, _sentence(root), cut=cut)
 
 
 def _root(error: BaseException) -> BaseException:

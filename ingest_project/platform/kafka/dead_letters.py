@@ -32,7 +32,7 @@ from ingest_project.contracts.files import SECRET_NAMES
 from ingest_project.core.items import as_utc
 from ingest_project.platform.database import fetch, writing
 from ingest_project.platform.database.sql import UtcTime, insert_missing, metadata
-from ingest_project.platform.http import printable_url
+from ingest_project.platform.http import redacted_url
 from ingest_project.platform.items import Position
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.kafka.offsets import Positions
@@ -327,7 +327,7 @@ def shown_text(content: bytes | None, length: int = MAX_HEADER_BYTES) -> str | N
     if content is None:
         return None
     text = _NAMED_SECRET.sub(r"\1…", as_text(content[: 4 * length + LONGEST_SECRET_BYTES]) or "")
-    return _ADDRESS.sub(lambda found: printable_url(found[0].replace("\\/", "/")), text)[:length]
+    return _ADDRESS.sub(lambda found: redacted_url(found[0].replace("\\/", "/")), text)[:length]
 
 
 class SkippedOffsets(msgspec.Struct, frozen=True, kw_only=True):

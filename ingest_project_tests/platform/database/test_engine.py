@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
-from ingest_project.platform.database import open_engine, printable, reading, writing
+from ingest_project.platform.database import open_engine, reading, redacted, writing
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
@@ -54,8 +54,8 @@ def test_a_database_that_is_away_is_named_without_its_password() -> None:
 
 
 def test_the_password_is_never_in_a_printed_address() -> None:
-    assert printable("postgresql://u:secret@h/d?password=secret") == "postgresql://u:***@h/d"
-    assert printable("no address: secret") == "(not a URL)"
+    assert redacted("postgresql://u:secret@h/d?password=secret") == "postgresql://u:***@h/d"
+    assert redacted("no address: secret") == "(not a URL)"
 
 
 def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_as_it_is(

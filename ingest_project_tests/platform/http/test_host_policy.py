@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.core.errors import AddressRejectedError, SettingsError
-from ingest_project.platform.http import parse_url, printable_url
+from ingest_project.platform.http import parse_url, redacted_url
 from ingest_project.platform.http.host_policy import HostRules, parse_address, why_internal
 
 INTERNAL = (
@@ -243,4 +243,4 @@ def test_a_malformed_pattern_is_an_error_of_the_settings(pattern: str) -> None:
     ],
 )
 def test_a_printed_address_carries_no_secret_and_no_control_character(url: str, printed: str) -> None:
-    assert printable_url(url) == printed
+    assert redacted_url(url) == printed
