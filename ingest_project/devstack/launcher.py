@@ -39,10 +39,11 @@ ON_LINUX = sys.platform == "linux"
 ANSWER_SECONDS = 60.0
 LARGEST_REQUEST_BYTES = 1 << 20
 MADV_DONTNEED = 4
-# Of a file, read-only, and with no page that was written to before, such as one of the addresses of functions.
+# Read-only mappings of files without a page that the loader has written to, e.g. with addresses of functions.
 UNCHANGED_MAPPING = re.compile(r"^(\w+)-(\w+) r-.p .*/.*\n(?:\w+: .*\n)*?Anonymous: +0 kB$", re.MULTILINE)
+# Size of a pool of CPython's allocator.
 POOL_BYTES = 16_384
-# Four times what there are; it ends where an interpreter allocates otherwise.
+# Four times the usual number; it bounds the search in an interpreter with another allocator.
 MOST_GAPS = 16_000
 FILLING: list[bytes] = []
 # By the first 15 characters of their names; OpenBLAS names its threads after the program.
@@ -162,9 +163,10 @@ def _require_safe_forks() -> None:
 
 
 def _fill_gaps() -> None:
-    """Fill the gaps between what the imports allocated: with something of its own in one, a part copies that page.
+    """Allocate the gaps that imports left in the heaps of Python and C: a part that writes to one copies a shared page.
 
-    Allocators take gaps first: Python's, for up to 512 bytes, until it begins a pool, and C's until its heap grows.
+    Both allocators fill gaps first: Python's (objects of up to 512 bytes) before it starts a pool, C's before its heap
+    grows.
     """
     for size in range(48, 513, 16):
         in_pool = pool = 0
@@ -174,7 +176,7 @@ def _fill_gaps() -> None:
             in_pool = in_pool + 1 if pool == last else 1
     library = ctypes.CDLL(None)
     library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
-    # GNU's alone has it.
+    # Only the GNU library has it.
     getattr(library, "malloc_trim", int)(0)
     end = library.sbrk(0)
     for power in range(16, 3, -1):
@@ -183,7 +185,7 @@ def _fill_gaps() -> None:
 
 
 def _unmap_files() -> None:
-    """Give back the pages of programs and libraries that this process has used; who needs one gets it again."""
+    """Release the pages of programs and libraries that this process has used; the kernel reloads those still needed."""
     library = ctypes.CDLL(None)
     for start, end in UNCHANGED_MAPPING.findall(Path("/proc/self/smaps").read_text("utf-8")):
         library.madvise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(int(end, 16) - int(start, 16)), MADV_DONTNEED)

@@ -110,11 +110,11 @@ def serve(settings: Settings, host: str, port: int, started: Callable[[str], Non
 
 @contextmanager
 def serving(settings: Settings, port: int) -> Iterator[None]:
-    """Serve this machine alone, from a thread, until the `with` block ends; should it end before, end the process.
+    """Serve only this machine, in a thread, until the `with` block ends. If the server ends before, end the process.
 
     Raises:
-        SettingsError: the port is taken, or an alert's address or rule is wrong.
-        Exception: the server failed; at the end of the block.
+        SettingsError: the port is in use, or an address or a rule of alerts is invalid.
+        Exception: the server failed; raised at the end of the block.
     """
     server, stopped = _server(settings, local_only=not _is_protected(settings)), threading.Event()
     with _listen("127.0.0.1", port) as listener, ThreadPoolExecutor(1, "monitor") as thread:
