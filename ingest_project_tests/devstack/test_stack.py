@@ -132,6 +132,10 @@ def test_killing_the_guards_as_well_leaves_no_process(state_dir: Path) -> None:
 
 def test_a_database_server_that_was_left_running_is_taken_over(state_dir: Path, tmp_path: Path) -> None:
     data = state_dir / "postgres"
+    if not data.exists():
+        # No test before this one has made the database in this process.
+        with running_stack(settings_of(state_dir, tmp_path), silent, dagster=False):
+            pass
     run_as = postgres.server_user(data)
     sockets = state_dir / "pg"
     command = Command(
