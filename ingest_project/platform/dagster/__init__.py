@@ -26,7 +26,8 @@ fail where it does not.
   `dagster-daemon run`, each message seen up to four seconds later.
 - `quiet_sensors.py`: `is_under_min_interval` and `SensorLaunchContext` of the loop over the sensors, which it finds by
   name; `core_loop` of `SensorDaemon` and `QueuedRunCoordinatorDaemon`, which the controller creates by name; the tag of
-  a sensor's runs (test_quiet_sensors, test_internals). Without it: sensors tick at their intervals.
+  a sensor's runs; the table of sensors' switches (test_quiet_sensors, test_internals). Without it: sensors tick at
+  their intervals.
 - `daemon.py`, the queued runs: that the run queue's daemon checks each queued run with a `TagConcurrencyLimitsCounter`,
   which it finds by name; the asset graph of a workspace (test_held_runs, test_killed_daemon). Without it: a paused
   capability launches the runs that are queued.

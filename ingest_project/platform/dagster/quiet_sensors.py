@@ -7,7 +7,8 @@ has a due entry, or a long interval is over. A sensor that does not rest yet als
 arrives on a topic that is watched again. A sensor's tick function, its switch in the UI and the record of its ticks are
 unchanged; without this module sensors tick at their intervals.
 
-A tick that has requested a run also wakes the run queue, which otherwise checks every second.
+A sensor that is switched on or off, in the UI or by a command, wakes the loop over the sensors within a second. A tick
+that has requested a run also wakes the run queue, which otherwise checks every second.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import dagster as dg
+import sqlalchemy as sa
 from dagster import DagsterInstance
 from dagster._core.remote_representation.external import RemoteSensor
 from dagster._core.scheduler.instigation import InstigatorState, TickStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.schedules.schema import InstigatorsTable
+from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 from dagster._daemon import controller, sensor
 from dagster._daemon.daemon import DaemonIterator, SensorDaemon, SpanMarker
@@ -239,8 +243,8 @@ def install(quiet: QuietSensors) -> None:
         """Evaluates sensors at its interval, and as soon as one has work."""
 
         def core_loop(self, workspace_process_context: Any, shutdown_event: Any) -> DaemonIterator:  # noqa: ANN401 - Dagster's
-            alarm.shutdown, waiting = shutdown_event, cast("Any", alarm)
-            yield from super().core_loop(workspace_process_context, waiting)
+            alarm.instance, alarm.shutdown = workspace_process_context.instance, shutdown_event
+            yield from super().core_loop(workspace_process_context, cast("Any", alarm))
 
     class PromptRunQueue(QueuedRunCoordinatorDaemon):
         """Checks the run queue at its interval, and as soon as a tick has requested a run."""
@@ -269,15 +273,34 @@ class _Alarm:
     def __init__(self, event: threading.Event) -> None:
         self._event = event
         self.shutdown = threading.Event()
+        self.instance: DagsterInstance | None = None
         self.longest_seconds = 0.0
+        self._switches = frozenset[tuple[str, str]]()
 
     def wait(self, seconds: float) -> None:
         until = time.monotonic() + max(seconds, self.longest_seconds)
         while (left := until - time.monotonic()) > 0 and not self.shutdown.is_set():
-            if self._event.wait(min(left, WAIT_SECONDS)):
+            if self._event.wait(min(left, WAIT_SECONDS)) or self._is_switched():
                 break
         self._event.clear()
         self.longest_seconds = RARE_SECONDS
+
+    def _is_switched(self) -> bool:
+        """Return True if a sensor was switched on or off since the last call."""
+        before, self._switches = self._switches, _switches(self.instance)
+        return before != self._switches
+
+
+def _switches(instance: DagsterInstance | None) -> frozenset[tuple[str, str]]:
+    """Return the id and the state of each sensor and schedule on record; none if the database is away."""
+    storage = instance and instance.schedule_storage
+    if not isinstance(storage, SqlScheduleStorage):
+        return frozenset()
+    try:
+        rows = storage.execute(sa.select(InstigatorsTable.c.selector_id, InstigatorsTable.c.status))
+    except Exception:  # noqa: BLE001 - the next round over the sensors reports it
+        return frozenset()
+    return frozenset((row.selector_id, row.status) for row in rows)
 
 
 def _was_turned_on(state: InstigatorState) -> bool:

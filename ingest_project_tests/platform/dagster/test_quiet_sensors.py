@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from threading import Event, Thread
+
 import pytest
+from dagster import DagsterInstance
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 
 from ingest_project.platform.dagster import quiet_sensors
 from ingest_project.platform.dagster.quiet_sensors import QuietSensors
@@ -108,3 +118,25 @@ def test_a_sensor_that_reads_no_topic_rests_until_it_is_woken(clock: Clock) -> N
     assert quiet.rests("counter")
     quiet.wake(["counter"])
     assert not quiet.rests("counter")
+
+
+def test_a_sensor_that_is_switched_on_ends_the_wait_between_two_rounds(
+    dagster_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quiet_sensors, "WAIT_SECONDS", 0.1)
+    origin = RemoteInstigatorOrigin(
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("ingest"), "__repository__"), "s"
+    )
+    sensor = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.STOPPED)
+    dagster_instance.add_instigator_state(sensor)
+    alarm = quiet_sensors._Alarm(Event())
+    alarm.instance = dagster_instance
+    alarm.wait(30.0)
+    alarm.longest_seconds = 30.0
+    waiting = Thread(target=alarm.wait, args=(0.0,), daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive(), "nothing was switched"
+    dagster_instance.update_instigator_state(sensor.with_status(InstigatorStatus.RUNNING))
+    waiting.join(10.0)
+    assert not waiting.is_alive()
