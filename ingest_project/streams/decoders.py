@@ -31,7 +31,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.values import json_of
+from ingest_project.streams.values import MAX_SHOWN, json_of, vanished_numbers
 
 logger = get_logger(__name__)
 
@@ -228,6 +228,7 @@ class JsonDecoder:
         self._tree = tree_of(columns)
         self._names = SingleNames(_objects(self._tree))
         self._kept = [number for number, column in enumerate(columns) if column.kind == "json"]
+        self._numbers = [number for number, column in enumerate(columns) if column.kind in {"integer", "number"}]
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
         self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
@@ -243,8 +244,17 @@ class JsonDecoder:
         found = structs_of(messages, self._decoder.decode, self._with_unknown, self._payload_of)
         columns, names = self._shape.values(found.structs)
         decoded = Decoded(found.kept, columns, found.unknown, found.refused, is_typed=True)
-        wrong = self._names.problems(found.payloads, names, [columns[number] for number in self._kept], found.unknown)
+        wrong: dict[int, Refusal] = {
+            row: UnreadableMessageError(f"Not a message of this stream: {number[:MAX_SHOWN]} is too close to zero.")
+            for row, number in vanished_numbers(found.payloads, self._zeros(columns)).items()
+        }
+        wrong |= self._names.problems(found.payloads, names, [columns[number] for number in self._kept], found.unknown)
         return decoded.without(wrong) if wrong else decoded
+
+    def _zeros(self, columns: Sequence[Sequence[Any]]) -> set[int]:
+        """Return the messages with a number that is zero."""
+        zeros = (columns[number] for number in self._numbers if 0 in columns[number])
+        return {row for column in zeros for row, value in enumerate(column) if value == 0}
 
     def _with_unknown(self, raw: bytes) -> tuple[msgspec.Struct, bytes | None]:
         """Decode a message, and return the fields that no column names as JSON."""

@@ -7,6 +7,7 @@ find those that are not.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -54,6 +55,9 @@ MAX_EPOCH_DIGITS = 30
 FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
 WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 MAX_SHOWN = 40
+# What a message with a number that is too close to zero for a float has, and few others: a small exponent, or zeros.
+TINY = re.compile(rb"[eE]-0*[1-9][0-9]{2}|\.0{300}")
+NOT_ZERO = re.compile(r"-?[0.]*[1-9]")
 # From here on, a float may stand for several whole numbers.
 INEXACT_FROM = 2**53
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,6 +127,23 @@ def raw_texts(values: Sequence[msgspec.Raw]) -> pa.LargeBinaryArray:
     # One copy of all bytes; an object for each value would take three times as long.
     buffers = [pa.array(is_there).buffers()[1], pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers, len(missing))
+
+
+def vanished_numbers(payloads: Sequence[bytes], zeros: Iterable[int]) -> dict[int, str]:
+    """Find the messages with a number, such as 1e-400, that reading makes zero, and return the number of each.
+
+    Args:
+        payloads: JSON.
+        zeros: the messages of which a number was read as zero.
+    """
+    found: dict[int, str] = {}
+    for row in zeros:
+        if TINY.search(payloads[row]):
+            numbers: list[str] = []
+            json.loads(payloads[row], parse_float=numbers.append)
+            vanished = (text for text in numbers if float(text) == 0 and NOT_ZERO.match(text))
+            found.update((row, text) for text in vanished)
+    return found
 
 
 def instants(texts: Sequence[str | None], path: str, problems: dict[int, str]) -> pa.Array:
@@ -252,7 +273,8 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise TypeError
     found = float(value)
-    if found - found != 0 or (isinstance(value, int) and found != value):
+    is_rounded_away = found - found != 0 or (found == 0 and value != 0)
+    if is_rounded_away or (isinstance(value, int) and found != value):
         raise ValueError
     return found
 

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -42,7 +43,7 @@ from ingest_project.streams.delta.rows import (
     table_schema,
 )
 from ingest_project.streams.hours import DAY, FIRST_HOUR
-from ingest_project.streams.values import INSTANT, converted, instants, raw_texts
+from ingest_project.streams.values import INSTANT, MAX_SHOWN, converted, instants, raw_texts, vanished_numbers
 
 TO_TEXT = partial(pa.array, type=pa.string())
 TEXTS = ("event_id", "request_id", "event_type", "user_id", "session_id", "page_url")
@@ -106,6 +107,9 @@ def _event_rows(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows
     columns["trace_id"] = _traces(kept, events, columns["request_id"])
     columns[DAY] = days_of(columns["timestamp"], columns["kafka_timestamp"], FIRST_HOUR)
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    zeros = np.flatnonzero(pc.equal(columns["processing_info"].field("processing_ms"), 0.0).fill_null(False))
+    for row, number in vanished_numbers(found.payloads, zeros.tolist()).items():
+        unreadable.setdefault(row, f"{number[:MAX_SHOWN]} is too close to zero")
     wrong = NAMES.problems(found.payloads, names, [values["event_data"]], found.unknown)
     problems = {row: f"{why}." for row, why in unreadable.items()} | {row: str(error) for row, error in wrong.items()}
     if problems:

@@ -211,6 +211,19 @@ def test_a_value_that_is_not_of_its_column_refuses_its_message_alone(field: str,
         assert reason in refused[1]
 
 
+def test_a_number_too_close_to_zero_for_a_float_is_refused_and_never_zero() -> None:
+    good = as_json({**RECORD, "placed_at": "2026-01-15T10:30:45Z", "weight": 0.5})
+    numbers = (b"1e-400", b"-0.00001E-0320", b"0." + b"0" * 400 + b"1", b"0e-400", b"-0." + b"0" * 400, b"5e-324")
+    rows, refused = decoded(contract("json"), *received(*(good.replace(b"0.5", one) for one in numbers)))
+    assert list(refused) == [0, 1, 2]
+    assert "1e-400 is too close to zero" in refused[0]
+    assert [row["weight"] for row in rows] == [0.0, 0.0, 5e-324]
+    quantity = as_json({**RECORD, "placed_at": "2026-01-15T10:30:45Z", "quantity": 0.5}).replace(b"0.5", b"1e-400")
+    assert "1e-400 is too close to zero" in decoded(contract("json"), *received(quantity))[1][0]
+    column = StreamColumn(name="weight", type="number")
+    assert array_of(column, [Decimal("1e-400"), Decimal(0)])[1].keys() == {0}
+
+
 @settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.none() | MOMENTS, max_size=6))
 def test_times_of_any_zone_are_the_moments_that_each_of_them_is(moments: list[datetime | None]) -> None:

@@ -44,6 +44,7 @@ REFUSED = {
     "year 10000": (encoded(event("p", timestamp="10000-01-01T00:00:00Z")), "timestamp must be a time"),
     "1e400": (written("processing_info", b'{"processing_ms": 1e400}'), "too large to be read"),
     "400 digits": (written("processing_info", b'{"processing_ms": ' + b"9" * 400 + b"}"), "too large to be read"),
+    "1e-400": (written("processing_info", b'{"processing_ms": 1e-400}'), "1e-400 is too close to zero"),
     "lone surrogate": (written("user_id", b'"\\ud800"'), "half of a surrogate pair"),
     "bad UTF-8": (written("user_id", b'"\xff"'), "Not UTF-8"),
     "bad UTF-8 inside": (written("event_data", b'{"a": "\xff"}'), "Not UTF-8"),
@@ -61,6 +62,7 @@ TAKEN = {
     "NUL": encoded(event("p", user_id="a\0b", session_id="\0")),
     "long user": encoded(event("p", user_id="u" * 500_000)),
     "big number": written("processing_info", b'{"processing_ms": ' + str(10**30).encode() + b"}"),
+    "zero, and a small one in the data": written("event_data", b'{"a": -0.0e-400, "b": 1e-300}'),
     "nested a little": nested(500),
     "explicit nulls": encoded(
         {"event_id": "p", "event_type": "t", "timestamp": "2026-01-15T10:00:00Z", "colour": None}
