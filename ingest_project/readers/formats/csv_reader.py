@@ -519,7 +519,8 @@ def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.In
     included = sorted({*dialect.wanted.values(), *range(dialect.width, len(names))})
     quoted = len(index.quotes) > 0
     nulls = ["", *dialect.nulls]
-    table = csv.read_csv(
+    # `read_csv` would start a thread for each file.
+    reader = csv.open_csv(
         pa.BufferReader(index.text),
         csv.ReadOptions(use_threads=False, column_names=names, block_size=len(index.text) + 1),
         csv.ParseOptions(
@@ -537,7 +538,8 @@ def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.In
             check_utf8=False,
         ),
     )
-    cells = {position: pl.Series(values=column) for position, column in zip(included, table.columns, strict=True)}
+    columns = reader.read_all().columns
+    cells = {position: pl.Series(values=column) for position, column in zip(included, columns, strict=True)}
     to_trim = _characters_to_trim(index.text, dialect.delimiter)
     return {position: _trimmed(column, to_trim, nulls) for position, column in cells.items()} if to_trim else cells
 
