@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.file_ingest.aggregation import NONE_SHARED, aggregate_files, instants_by_file
+from ingest_project.file_ingest.aggregation import NONE_SHARED, instants_by_file
 from ingest_project.file_ingest.catalog import QUARANTINED_FILES, RAW_FILES, SENSOR_ASSETS, DatasetAssets, assets_of
 from ingest_project.file_ingest.contract import NO_DRIFT, Contract, drift_of
 from ingest_project.file_ingest.declared import contract_of
@@ -102,9 +101,7 @@ def columns_of_landed(services: FileIngestResources, file_key: str, contract: Co
 
 def instants_of_stored(services: FileIngestResources, file_key: str) -> CheckResult:
     """Return the result of `one_reading_an_instant` for one file, by its stored readings."""
-    key = pl.lit(file_key).alias("file_key")
-    parts = [aggregate_files(part.with_columns(key))[1] for part in services.warehouse.rows_of(file_key)]
-    found = instants_by_file(pl.concat(parts)) if parts else {}
+    found = instants_by_file(services.warehouse.shared_instants(file_key))
     return instants_result(found.get(file_key, NONE_SHARED), SENSOR_ASSETS)
 
 

@@ -18,7 +18,7 @@ from ingest_project.sources.resources import SourceResources
 def open_warehouse(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> SqlWarehouse:
     """Return the warehouse at a SQLAlchemy URL; nothing is connected yet.
 
-    PostgreSQL is loaded by binary COPY; every other database by ordinary inserts.
+    PostgreSQL is loaded by binary COPY, SQLite by ordinary inserts.
 
     Raises:
         SettingsError: the URL is empty or cannot be understood.

@@ -37,6 +37,7 @@ from ingest_project.file_ingest.warehouse.sql import (
     WAS_DUPLICATE,
     DatasetTables,
     Frames,
+    Schema,
     SqlWarehouse,
     fitted,
 )
@@ -50,6 +51,13 @@ LOCK_FILES = """
     WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
 # Users name tables, and a name may be a word of SQL.
 DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
+
+# JSON, which frames have as text, and numbers for which Arrow has no type.
+READ_AS_TEXT = frozenset({pl.String, pl.Decimal})
+READ_BY_INDEX = "SET LOCAL enable_seqscan = off"
+# COPY takes no parameters.
+NAME_FILE = "SELECT set_config('ingest.file_key', $1, true)"
+READ_ROWS = "SELECT {columns} FROM \"{table}\" WHERE file_key = current_setting('ingest.file_key')"
 
 CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
@@ -151,16 +159,20 @@ class PostgresWarehouse(SqlWarehouse):
             DatabaseUnavailableError: also when the answer to the commit was lost; running it again is safe.
             TransactionConflictError: a deadlock or a lock that was not released in time; run it again.
         """
+        with (
+            self._connected() as connection,
+            self._outside() as outside,
+            contextlib.closing(PostgresTransaction(connection, str(self._url), self._tables, outside)) as opened,
+        ):
+            yield opened
+            if outside is not None and (version := outside.commit()) is not None:
+                opened.record_version(sorted(outside.file_keys), version)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
         with database_errors(self._url), contextlib.closing(self._pool.connect()) as connection:
             try:
-                driver = cast("Connection", connection.driver_connection)
-                with (
-                    self._outside() as outside,
-                    contextlib.closing(PostgresTransaction(driver, str(self._url), self._tables, outside)) as opened,
-                ):
-                    yield opened
-                    if outside is not None and (version := outside.commit()) is not None:
-                        opened.record_version(sorted(outside.file_keys), version)
+                yield cast("Connection", connection.driver_connection)
                 connection.commit()
             except BaseException:
                 try:
@@ -168,6 +180,18 @@ class PostgresWarehouse(SqlWarehouse):
                 except adbc_driver_manager.Error:
                     connection.invalidate()
                 raise
+
+    def _stored_rows(self, table: sa.Table, schema: Schema, file_key: str) -> Iterator[pl.DataFrame]:
+        """See `SqlWarehouse`. Read by binary COPY: the driver holds one batch of 16 MiB."""
+        names = [f'"{name}"' + "::text" * (kind.base_type() in READ_AS_TEXT) for name, kind in schema.items()]
+        with self._connected() as connection, connection.cursor() as rows:
+            with _statement_cursor(connection) as cursor:
+                cursor.execute(READ_BY_INDEX)
+                cursor.execute(NAME_FILE, (file_key,))
+                cursor.fetchall()
+            rows.execute(READ_ROWS.format(columns=", ".join(names), table=table.name))
+            for batch in rows.fetch_record_batch():
+                yield fitted(pl.DataFrame(batch), schema)
 
     def close(self) -> None:
         """Close the idle connections. The warehouse opens new ones when it is used again."""
@@ -240,7 +264,7 @@ class PostgresTransaction(Frames):
             self._outside.replace(set(keys).difference(unstored))
         elif stored and self._tables.rows is not None:
             # Without statistics the planner would read the whole table instead of its index.
-            self._run("SET LOCAL enable_seqscan = off")
+            self._run(READ_BY_INDEX)
             self._run(DELETE_ROWS.format(table=self._tables.rows.name), sorted(stored))
             self._run("SET LOCAL enable_seqscan = on")
 

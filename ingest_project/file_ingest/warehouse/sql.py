@@ -1,4 +1,4 @@
-"""The warehouse on any database that SQLAlchemy reaches, SQLite first, and the queries that all databases share.
+"""The warehouse on SQLite, and the queries that it shares with PostgreSQL.
 
 Frames are fitted to their tables here: exactly the columns of the table, in order and type, without NUL in any text.
 """
@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.logging import get_logger
+from ingest_project.file_ingest.aggregation import NO_INSTANTS
 from ingest_project.file_ingest.tables import (
     KEPT,
     aggregated_metrics,
@@ -70,14 +71,9 @@ QUARANTINED: Schema = {
     "reasons": pl.List(pl.String),
 }
 METRICS: Schema = {
-    "file_key": pl.String,
-    "device_id": pl.String,
-    "sensor_type": pl.String,
-    "min": pl.Float64,
-    "max": pl.Float64,
-    "mean": pl.Float64,
+    **dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String),
+    **dict.fromkeys(("min", "max", "mean", "stddev"), pl.Float64),
     "count": pl.Int64,
-    "stddev": pl.Float64,
 }
 CLAIMS: Schema = {"file_key": pl.String, "sha256": pl.String, "meaning": pl.String}
 # Of versions that were not known until they were read.
@@ -89,20 +85,9 @@ VERSIONS: Schema = {
     "version_at": pl.Datetime("us", "UTC"),
 }
 FINISHED: Schema = {
-    "file_key": pl.String,
-    "state": pl.String,
-    "reason": pl.String,
-    "error_class": pl.String,
-    "run_id": pl.String,
-    "sha256": pl.String,
-    "landed_bytes": pl.Int64,
-    "profile": pl.String,
-    "duplicate_of": pl.String,
-    "replaced_by": pl.String,
-    "rows_read": pl.Int64,
-    "rows_accepted": pl.Int64,
-    "rows_quarantined": pl.Int64,
-    "rule_counts": pl.String,
+    **dict.fromkeys(("file_key", "state", "reason", "error_class", "run_id", "sha256", "profile"), pl.String),
+    **dict.fromkeys(("duplicate_of", "replaced_by", "rule_counts"), pl.String),
+    **dict.fromkeys(("landed_bytes", "rows_read", "rows_accepted", "rows_quarantined"), pl.Int64),
     "drifted": pl.Boolean,
 }
 
@@ -197,13 +182,12 @@ class SqlWarehouse:
                 counts[found][0] = number
         with self._by_index() as connection:
             for position, table in enumerate((self._tables.rows, quarantined_rows, self._tables.metrics)):
-                for part in in_parts(file_keys):
-                    if table is None:
-                        continue
+                if table is not None:
                     key = table.c.file_key
-                    query = sa.select(key, sa.func.count()).where(key.in_(part)).group_by(key)
-                    for found, number in connection.execute(query):
-                        counts[found][position] = number
+                    for part in in_parts(file_keys):
+                        query = sa.select(key, sa.func.count()).where(key.in_(part)).group_by(key)
+                        for found, number in connection.execute(query):
+                            counts[found][position] = number
         return {key: StoredCounts(*numbers) for key, numbers in counts.items()}
 
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
@@ -214,11 +198,24 @@ class SqlWarehouse:
                 yield from self._tables.elsewhere.rows_of(file_key)
             return
         schema = {name: dtype for name, dtype in self._tables.row_schema.items() if name != "file_key"}
+        yield from self._stored_rows(table, schema, file_key)
+
+    def _stored_rows(self, table: sa.Table, schema: Schema, file_key: str) -> Iterator[pl.DataFrame]:
+        """Yield these columns of the file's rows in a table."""
         query = sa.select(*(_as_read(table.c[name]) for name in schema)).where(table.c.file_key == file_key)
         with self._by_index() as connection:
             rows = connection.execution_options(stream_results=True).execute(query)
             for part in rows.partitions(ROWS_READ_AT_A_TIME):
                 yield pl.DataFrame(list(map(tuple, part)), schema=schema, orient="row")
+
+    def shared_instants(self, file_key: str) -> pl.DataFrame:
+        """Find the instants of a file's readings with several, see `aggregation.aggregate_files`."""
+        names = ("file_key", "device_id", "sensor_type", "timestamp")
+        columns, readings = [raw_sensor_data.c[name] for name in names], sa.func.count()
+        query = sa.select(*columns, readings).where(raw_sensor_data.c.file_key == file_key)
+        with self._by_index() as connection:
+            rows = connection.execute(query.group_by(*columns).having(readings > 1))
+            return pl.DataFrame(list(map(tuple, rows)), schema=NO_INSTANTS.schema, orient="row")
 
     def page_of(self, file_key: str, first: int, limit: int) -> RowPage:
         """Return so many of the file's stored rows after the first so many, in the order of their lines."""
@@ -306,14 +303,9 @@ class SqlWarehouse:
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100, first: int = 0) -> tuple[QuarantinedRow, ...]:
         """Return so many of the file's rejected rows after the first so many, in the order of their lines."""
-        table = quarantined_rows
-        query = (
-            sa.select(table.c.line_number, table.c.raw_text, table.c.reasons)
-            .where(table.c.file_key == file_key)
-            .order_by(table.c.line_number)
-            .offset(first)
-            .limit(limit)
-        )
+        c = quarantined_rows.c
+        query = sa.select(c.line_number, c.raw_text, c.reasons).where(c.file_key == file_key)
+        query = query.order_by(c.line_number).offset(first).limit(limit)
         with reading(self._engine) as connection:
             return tuple(QuarantinedRow(line, text, tuple(why)) for line, text, why in connection.execute(query))
 
@@ -505,17 +497,11 @@ class SqlTransaction(Frames):
         return reopened
 
     def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
-        if self._connection.dialect.name == "sqlite":
-            # Straight to the driver: converting values one by one takes ten times as long as storing them.
-            placeholders = ", ".join("?" * len(frame.columns))
-            names = ", ".join(f'"{name}"' for name in frame.columns)
-            for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
-                self._connection.exec_driver_sql(
-                    f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})', cast("Any", part.rows())
-                )
-            return
-        for part in frame.iter_slices(ROWS_AT_A_TIME):
-            self._connection.execute(sa.insert(table), part.to_dicts())
+        # Straight to the driver: converting values one by one takes ten times as long as storing them.
+        placeholders, names = ", ".join("?" * len(frame.columns)), ", ".join(f'"{name}"' for name in frame.columns)
+        statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})'
+        for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
+            self._connection.exec_driver_sql(statement, cast("Any", part.rows()))
 
 
 def _as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:

@@ -7,6 +7,7 @@ import math
 import polars as pl
 import pytest
 import sqlalchemy as sa
+from polars.testing import assert_frame_equal
 
 from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.file_ingest.resources import open_warehouse
@@ -45,6 +46,24 @@ def test_readings_come_back_as_they_were(warehouse: SqlWarehouse, database_url: 
     assert [row.line_number for row in rows] == [2, 3, 4, 5]
     assert rows[0].timestamp.isoformat() == "2026-01-15T10:30:00+00:00"
     assert (rows[0].device_id, rows[0].sensor_type, rows[0].file_key) == ("gerät 7", "température", "ü~1")
+
+
+def test_the_rows_of_one_file_are_read_in_the_types_they_were_stored_in(warehouse: SqlWarehouse) -> None:
+    key = "it's 100% \\ü~1"
+    rows = readings(key, [0.1 + 0.2, -1e308]).with_columns(unit=pl.lit(None, pl.String))
+    store(warehouse, rows, readings("other", [3]))
+    (found,) = warehouse.rows_of(key)
+    assert_frame_equal(found.sort("line_number").drop("rescued_data"), rows.drop("file_key"))
+    assert list(warehouse.rows_of("unknown")) == []
+
+
+def test_an_instant_is_shared_however_far_its_readings_are_apart(warehouse: SqlWarehouse) -> None:
+    first, second = readings("a", range(10)), readings("a", range(10), device="device-2")
+    store(warehouse, first, second, first.head(1), readings("b", [1]))
+    shared = warehouse.shared_instants("a")
+    assert shared.select("device_id", "readings").rows() == [("device-1", 2)]
+    assert shared["timestamp"].to_list() == first["timestamp"].head(1).to_list()
+    assert warehouse.shared_instants("b").is_empty()
 
 
 def test_a_unit_may_be_missing_in_every_row(warehouse: SqlWarehouse) -> None:
