@@ -16,7 +16,7 @@
     │   ├── DownloadRejectedError       a web server's answer will be the same again: 404, 403, an empty body
     │   ├── QueryRejectedError          Eventhouse rejects a query: not KQL it can run, not allowed, or not to be paged
     │   ├── SchemaConflictError         rows do not fit their table
-    │   ├── TableUnusableError          a table or column is missing, or the right to write it
+    │   ├── TableUnusableError          a table or column is missing, or the right to write it, or a rule of it refuses
     │   ├── MessageTooLargeError        the broker rejects a message for its size
     │   ├── SkippedByOperatorError      an operator skipped a message
     │   └── UnexpectedError             a defect of ours that one file caused; the log has its traceback
@@ -199,7 +199,7 @@ class SchemaConflictError(PermanentError):
 
 
 class TableUnusableError(PermanentError):
-    """A table or column is missing in the database, or the privilege to write it.
+    """A table or column is missing in the database, or the privilege to write it, or a rule there refuses the rows.
 
     Args:
         cause: the database's reason.
@@ -208,7 +208,8 @@ class TableUnusableError(PermanentError):
     def __init__(self, cause: object) -> None:
         reason = " ".join(str(cause).split())[:300]
         super().__init__(
-            f"The database refuses to store: {reason}. Correct its tables, or the rights of our user there."
+            f"The database refuses to store: {reason}. Correct its tables (columns, constraints, triggers), or the"
+            " rights of our user there."
         )
 
 

@@ -193,11 +193,8 @@ def _rows_add_up(assets: DatasetAssets) -> dg.AssetChecksDefinition:
             "rows_stored": stored.rows,
             "quarantined_rows_stored": stored.quarantined,
         }
-        passed = (
-            recorded.read == recorded.accepted + recorded.quarantined
-            and recorded.accepted == stored.rows
-            and recorded.quarantined == stored.quarantined
-        )
+        counts = (recorded.read, recorded.accepted, recorded.quarantined)
+        passed = counts == (stored.rows + stored.quarantined, stored.rows, stored.quarantined)
         return WholeAssetResult(passed=passed, metadata=metadata)
 
     return check
@@ -206,34 +203,23 @@ def _rows_add_up(assets: DatasetAssets) -> dg.AssetChecksDefinition:
 def checks_of_dataset(dataset: str) -> list[dg.AssetChecksDefinition]:
     """Return the checks of one dataset: one of all its rows, and four of each file."""
     assets = assets_of(dataset)
-    return [
-        _rows_add_up(assets),
-        _file_check(
-            assets,
-            CONTRACT_HOLDS,
+    of_files: dict[str, tuple[str, ResultsOf]] = {
+        CONTRACT_HOLDS: (
             "The stored rows of the file follow every rule of the contract, and none of its rows was rejected.",
             _each(contract_of_stored),
         ),
-        _file_check(
-            assets,
-            FILE_ACCEPTED,
-            "The file was ingested. Assets that depend on its rows wait for this.",
-            _accepted,
-            blocking=True,
-        ),
-        _file_check(
-            assets,
-            assets.columns_check,
+        FILE_ACCEPTED: ("The file was ingested. Assets that depend on its rows wait for this.", _accepted),
+        assets.columns_check: (
             "The file has the columns that its dataset or reader profile names, of their types, and no other.",
             _each(columns_of_landed),
         ),
-        _file_check(
-            assets,
-            WITHIN_BASELINE,
+        WITHIN_BASELINE: (
             "Rows, rejected share, nulls and lateness of the file are usual for its source in recent weeks.",
             _within_baseline,
         ),
-    ]
+    }
+    checks = [_file_check(assets, name, *what, blocking=name == FILE_ACCEPTED) for name, what in of_files.items()]
+    return [_rows_add_up(assets), *checks]
 
 
 one_reading_an_instant = _file_check(

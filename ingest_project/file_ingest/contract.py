@@ -30,6 +30,7 @@ from ingest_project.file_ingest.aggregation import aggregate_files
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.sensor_readings import SensorTypes, ValidationRules, validate
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables
+from ingest_project.platform.database.declared_tables import require_types
 from ingest_project.readers import READINGS, Target
 from ingest_project.readers.casting import cast
 from ingest_project.readers.layout import ReadLimits, RowsChunk
@@ -179,9 +180,9 @@ class Contract(ABC):
         """Create the tables of the dataset, or add what is new to them; migrations make those of the shipped one.
 
         Raises:
-            SchemaConflictError: a change would lose data.
+            SchemaConflictError: a change would lose data, or a column has another type.
         """
-        del engine
+        require_types(engine, *self.tables.stored)
         return self.tables
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:

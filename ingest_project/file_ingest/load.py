@@ -58,7 +58,7 @@ from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow,
 from ingest_project.file_ingest.warehouse.baselines import sample_order_of
 from ingest_project.file_ingest.warehouse.sql import CLAIMS, FINISHED, STATISTICS, VERSIONS
 from ingest_project.platform.database import reading
-from ingest_project.platform.errors import sqlstate, storable
+from ingest_project.platform.errors import first_line_of, storable
 from ingest_project.platform.http import without_query
 from ingest_project.platform.object_store.content_store import LandingStore, QuarantineStore
 
@@ -66,7 +66,6 @@ logger = get_logger(__name__)
 # A run waits for the end of a short outage; after a longer one its files are claimed again later.
 STORE_ATTEMPTS = 3
 STORE_WAIT_SECONDS, MAX_STORE_WAIT_SECONDS = 0.5, 2.0
-UNIQUE_VIOLATION = "23505"
 MAX_CONSECUTIVE_FAILURES = 3
 KEYS_AT_A_TIME = 500
 MAX_SHOWN_KEY = 200
@@ -235,9 +234,10 @@ def append_accepted(transaction: WarehouseTransaction, rows: pl.DataFrame, table
     try:
         transaction.append_rows(rows)
     except Exception as error:
-        broken = getattr(error, "orig", None) or error
-        is_unique = sqlstate(broken) == UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(broken)
-        if table is None or not is_unique:
+        reason = first_line_of(error)
+        keys = [str(index.name) for index in table.indexes if index.unique] if table is not None else []
+        # SQLite names the columns and not the index.
+        if table is None or not any(text in reason for text in (*keys, "UNIQUE constraint failed")):
             raise
         raise StoredKeyError(rows, table) from error
 

@@ -43,7 +43,7 @@ from ingest_project.file_ingest.warehouse.baselines import (
     source_of,
 )
 from ingest_project.platform.dagster.asset_events import CheckResult, PartitionEvents
-from ingest_project.platform.errors import sqlstate
+from ingest_project.platform.errors import first_line_of, sqlstate
 from ingest_project.platform.http import without_query
 from ingest_project.platform.object_store.content_store import Landed
 
@@ -56,8 +56,11 @@ MAX_RAW_TEXT_SHOWN = 200
 PANIC = "PanicException"
 TRACEBACK_FRAMES = 12
 MAX_TRACEBACK_LENGTH = 4_000
-# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission.
-SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26")
+# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission, a
+# further column that must not be null.
+SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26", "23502")
+# Of constraints and triggers. Declared keys apart, people have added them: no row of ours breaks one.
+REFUSED_BY_A_RULE = ("23", "P0")
 # Shortages that one file may cause; another file, or the same one later, may succeed.
 SHORTAGES = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
@@ -164,8 +167,8 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
         return cause
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
         return WorkerExhaustedError(doing, cause)
-    if is_schema_error(cause):
-        return TableUnusableError(getattr(cause, "orig", None) or cause)
+    if is_schema_error(cause) or sqlstate(getattr(cause, "orig", None) or cause).startswith(REFUSED_BY_A_RULE):
+        return TableUnusableError(first_line_of(cause))
     if isinstance(cause, Exception) or type(cause).__name__ == PANIC:
         return UnexpectedError(doing, cause)
     raise cause

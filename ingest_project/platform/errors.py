@@ -239,7 +239,8 @@ def _map_sqlite_error(error: sqlite3.OperationalError, address: str) -> IngestEr
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # After what ADBC's driver puts before the server's message.
+    lines = [line.strip() for line in str(error).rpartition("PGRES_FATAL_ERROR ")[2].splitlines() if line.strip()]
     # A host with several addresses has a line for each; the server's own message is more useful than those about
     # addresses that did not answer.
     return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)

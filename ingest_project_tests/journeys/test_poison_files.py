@@ -133,12 +133,12 @@ STEPS = [
         FileState.FAILED,
         "index out of bounds",
     ),
-    ("storing readings", refusing("raw_sensor_data", "device_id <> 'poison'"), FileState.FAILED, "no_poison"),
-    ("storing metrics", refusing("aggregated_metrics", "device_id <> 'poison'"), FileState.FAILED, "no_poison"),
+    ("storing readings", refusing("raw_sensor_data", "device_id <> 'poison'"), FileState.PENDING, "no_poison"),
+    ("storing metrics", refusing("aggregated_metrics", "device_id <> 'poison'"), FileState.PENDING, "no_poison"),
     (
         "finishing",
         refusing("files", f"file_name <> '{POISON}' OR state <> 'ingested'"),
-        FileState.FAILED,
+        FileState.PENDING,
         "no_poison",
     ),
     ("storing, a lost connection", killing_its_connection, FileState.PENDING, "terminat"),
@@ -186,6 +186,42 @@ def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a
         assert shown[poisoned.file_key] == "FAILED"
     if step == "reporting":
         assert "no poison here" in str(system.metadata(VALIDATED, poisoned.file_key))
+
+
+TABLE = "ALTER TABLE raw_sensor_data"
+REFUSE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'site closed'; END $$;
+    CREATE TRIGGER refusing BEFORE INSERT ON raw_sensor_data FOR EACH ROW EXECUTE FUNCTION refuse()"""
+# What a person may do to our tables, how it is undone, and what the reason says.
+RULES = {
+    "column": (f"{TABLE} ADD COLUMN site TEXT NOT NULL", f"{TABLE} DROP COLUMN site", 'value in column "site"'),
+    "constraint": (f"{TABLE} ADD CONSTRAINT most CHECK (value < -999)", f"{TABLE} DROP CONSTRAINT most", '"most"'),
+    "index": ("CREATE UNIQUE INDEX single ON raw_sensor_data (unit)", "DROP INDEX single", '"single"'),
+    "trigger": (REFUSE, "DROP TRIGGER refusing ON raw_sensor_data", "site closed"),
+    # As wide as a double: its bytes would be stored as another number.
+    "type": (f"{TABLE} ALTER value TYPE BIGINT", f"{TABLE} ALTER value TYPE DOUBLE PRECISION", "it is BIGINT, not"),
+}
+
+
+@pytest.mark.parametrize(("rule", "undone", "reason"), RULES.values(), ids=RULES)
+def test_files_that_a_rule_of_the_tables_refuses_wait_until_it_is_gone(
+    system: System, rule: str, undone: str, reason: str
+) -> None:
+    system.settings = changed(system.settings, "retries", max_attempts=2)
+    system.restart()
+    url = system.settings.warehouse.database_url.get_secret_value()
+    execute(url, rule)
+    system.send_files(*(system.write(f"{name}.csv", readings(2, name)) for name in "ab"))
+    for _ in range(4):
+        for request in system.requests():
+            assert not system.execute("file_batch", request).success
+    assert system.states() == {"a.csv": "pending", "b.csv": "pending"}
+    assert reason in str(system.file("a.csv").reason)
+    assert "Failing row" not in str(system.file("a.csv").reason)
+    execute(url, undone)
+    system.drive()
+    assert system.states() == {"a.csv": "ingested", "b.csv": "ingested"}
+    assert system.check("rows_add_up").passed
 
 
 def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: pytest.MonkeyPatch) -> None:

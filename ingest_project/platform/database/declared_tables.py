@@ -170,6 +170,21 @@ def columns_of_table(engine: sa.Engine, table: str) -> dict[str, str]:
         return {one["name"]: one["type"].compile(engine.dialect) for one in inspector.get_columns(table)}
 
 
+def require_types(engine: sa.Engine, *tables: sa.Table) -> None:
+    """Require that the columns of tables, as far as they exist, have the types that rows are written in.
+
+    Raises:
+        SchemaConflictError: one has another type, in which the bytes of a value may be another value.
+    """
+    for table in tables:
+        present = columns_of_table(engine, table.name)
+        for column in table.columns:
+            wanted = column.type.compile(engine.dialect)
+            if (held := present.get(column.name, wanted)) != wanted:
+                remedy = f'ALTER TABLE {table.name} ALTER COLUMN "{column.name}" TYPE {wanted} USING ...'
+                raise SchemaConflictError(table.name, column.name, f"it is {held}, not {wanted}. Convert it: {remedy}")
+
+
 class _Changes:
     """The statements that change a table to match its declaration; see `DeclaredTables`."""
 

@@ -217,7 +217,7 @@ def test_any_text_is_a_partition_and_comes_back_as_it_was(
 NEWER = HEADER + "ZZZ,2026-01-15T10:00:00Z,1,,,,\n"
 COMMITS_FAIL = """
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN RAISE EXCEPTION 'nothing is ingested here'; END $$;
+        $$ BEGIN RAISE EXCEPTION 'nothing is ingested here' USING ERRCODE = '22000'; END $$;
     CREATE CONSTRAINT TRIGGER refused AFTER UPDATE ON files DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW WHEN (NEW.state = 'ingested') EXECUTE FUNCTION refuse()"""
 
