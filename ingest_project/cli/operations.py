@@ -33,6 +33,8 @@ from ingest_project.platform.capability import OldestEntry
 from ingest_project.platform.dagster.records import RunRecords
 
 PAUSE_SECONDS = 0.5
+# A person waits for the answer, which names who has locked what.
+LOCK_TIMEOUT_SECONDS = 5
 # Without a terminal, unchanged progress is repeated at this interval.
 REPEAT_SECONDS = 30.0
 
@@ -111,6 +113,7 @@ def status(
 
     settings = load_settings().settings
     services, records = SystemResources(settings), DagsterRecords(settings)
+    services.lock_timeout_seconds = LOCK_TIMEOUT_SECONDS
     if wait_until_idle is None:
         snapshot = take_snapshot(services, records)
     else:
@@ -127,11 +130,7 @@ def status(
         raise typer.Exit(1)
 
 
-def wait_for_idle(
-    services: SystemResources,
-    records: RunRecords,
-    seconds: float,
-) -> SystemSnapshot:
+def wait_for_idle(services: SystemResources, records: RunRecords, seconds: float) -> SystemSnapshot:
     """Take snapshots until the system is idle or the time is over, and print unfinished work on stderr.
 
     Args:

@@ -24,13 +24,7 @@ from ingest_project.operations import CAPABILITIES, RunningTotals, Series, Syste
 from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts
 from ingest_project.operations.alerts.incidents import AlertState, read_alerts
 from ingest_project.operations.pausing import Pause, read_pauses
-from ingest_project.operations.topics import (
-    BrokerState,
-    LagMeter,
-    TopicLag,
-    dead_letters_on,
-    topics_of_dead_letters,
-)
+from ingest_project.operations.topics import BrokerState, LagMeter, TopicLag, dead_letters_on, topics_of_dead_letters
 from ingest_project.platform.actions import ActionRecord, interrupted_actions
 from ingest_project.platform.capability import ConsumedTopic, Failure, OldestEntry, QueueState, RetryTier, WorkState
 from ingest_project.platform.dagster.records import FailingTicks, RunOnRecord, RunRecords, RunsInFlight, SensorOnRecord

@@ -25,7 +25,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import BackpressureSettings, Settings
 from ingest_project.core.yaml_models import yaml_content
 from ingest_project.platform.azure import is_address
-from ingest_project.platform.database import migrate, open_engine, writing
+from ingest_project.platform.database import LOCK_TIMEOUT_SECONDS, migrate, open_engine, writing
 from ingest_project.platform.kafka.dead_letters import SkippedOffsetStore
 from ingest_project.platform.kafka.producer import TopicWriter
 from ingest_project.platform.kafka.publisher import MessageOutbox
@@ -53,7 +53,12 @@ class Runtime:
 
     Args:
         settings: settings of all services.
+
+    Attributes:
+        lock_timeout_seconds: longest wait for a lock of the warehouse; set it before the engine is opened.
     """
+
+    lock_timeout_seconds = LOCK_TIMEOUT_SECONDS
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -123,7 +128,8 @@ class Runtime:
         Raises:
             DatabaseUnavailableError: DATABASE_URL is not set, or the database does not answer.
         """
-        engine = open_engine(self.database_url, self.settings.warehouse.connect_timeout_seconds)
+        timeouts = (self.settings.warehouse.connect_timeout_seconds, self.lock_timeout_seconds)
+        engine = open_engine(self.database_url, *timeouts)
         migrate(engine)
         return engine
 

@@ -170,7 +170,7 @@ class PostgresWarehouse(SqlWarehouse):
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        with database_errors(self._url), contextlib.closing(self._pool.connect()) as connection:
+        with database_errors(self._url, self._engine), contextlib.closing(self._pool.connect()) as connection:
             try:
                 yield cast("Connection", connection.driver_connection)
                 connection.commit()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,27 +23,38 @@ import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off s
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.secrets import SecretReference, renewed, text_of
-from ingest_project.platform.errors import is_refused_login, map_error
+from ingest_project.platform.errors import first_line_of, is_refused_login, map_error
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
 POSTGRES_DRIVER = "postgresql+psycopg2"
 # A lock that is held this long belongs to a stuck writer: a retryable error is better than a run that hangs.
 LOCK_TIMEOUT_SECONDS = 60
 # Whatever a role or a database has as its own: fewer digits than a double has would be other readings.
-SESSION = f"-c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC -c extra_float_digits=1"
+SESSION = "-c timezone=UTC -c extra_float_digits=1 -c lock_timeout="
+LOCK_HOLDERS = sa.text("""
+    SELECT string_agg(format('process %s of %s (%s) has locked %s for %s s', pid, usename, program, tables, age), '; ')
+    FROM (SELECT a.pid, a.usename, a.application_name AS program, string_agg(DISTINCT c.relname, ', ') AS tables,
+            round(extract(epoch FROM now() - a.xact_start)) AS age
+        FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN pg_class c ON c.oid = l.relation
+        WHERE l.granted AND a.datname = current_database() AND a.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+            AND c.relnamespace <> 'pg_catalog'::regnamespace AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+        GROUP BY a.pid, a.usename, a.application_name, a.xact_start ORDER BY a.xact_start LIMIT 3) AS holders""")
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 BEGIN_OPTION = "ingest_sqlite_begin"
 
 Connected = TypeVar("Connected")
 
 
-def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> sa.Engine:
+def open_engine(
+    database_url: str | SecretStr, connect_timeout_seconds: float = 10, lock_timeout_seconds: int = LOCK_TIMEOUT_SECONDS
+) -> sa.Engine:
     """Create an engine for the work queues and the generic warehouse, without connecting.
 
     Args:
-        database_url: any SQLAlchemy URL; `postgresql://` means psycopg2, `sqlite:////absolute/path` a file. Each new
+        database_url: `postgresql://`, which means psycopg2, or `sqlite:////absolute/path` for a file. Each new
             connection reads a reference to a secret again.
         connect_timeout_seconds: timeout of one connection attempt.
+        lock_timeout_seconds: longest wait for a lock of PostgreSQL.
 
     Raises:
         SettingsError: the URL is empty or malformed.
@@ -51,9 +62,7 @@ def open_engine(database_url: str | SecretStr, connect_timeout_seconds: float = 
     url = database_address(text_of(database_url))
     if url.get_backend_name() == "sqlite":
         return _sqlite_engine(url)
-    arguments: dict[str, Any] = {}
-    if url.get_backend_name() == "postgresql":
-        arguments = postgres_options(url, connect_timeout_seconds)
+    arguments = postgres_options(url, connect_timeout_seconds, lock_timeout_seconds)
     # Otherwise SQLAlchemy queries each new connection for a type that no table here has.
     options = {"use_native_hstore": False} if url.drivername == POSTGRES_DRIVER else {}
     engine = sa.create_engine(
@@ -95,7 +104,9 @@ def with_present_secret(database_url: str | SecretStr, connect: Callable[[str], 
     return connect(text_of(database_url))
 
 
-def postgres_options(url: URL, connect_timeout_seconds: float) -> dict[str, Any]:
+def postgres_options(
+    url: URL, connect_timeout_seconds: float, lock_timeout_seconds: int = LOCK_TIMEOUT_SECONDS
+) -> dict[str, Any]:
     """Return the connection options, as libpq names them, of every PostgreSQL session of this project.
 
     Those that the address names are left to it; settings of the session that it has come after ours, and count.
@@ -109,7 +120,7 @@ def postgres_options(url: URL, connect_timeout_seconds: float) -> dict[str, Any]
         "keepalives_interval": 10,
         "keepalives_count": 3,
     }
-    settings = " ".join((SESSION, *url.normalized_query.get("options", ())))
+    settings = " ".join((f"{SESSION}{lock_timeout_seconds}s", *url.normalized_query.get("options", ())))
     return {name: value for name, value in ours.items() if name not in url.query} | {"options": settings}
 
 
@@ -142,8 +153,8 @@ def redacted(database_url: str | URL) -> str:
 
 
 @contextmanager
-def database_errors(database_url: str | URL) -> Iterator[None]:
-    """Map a driver's failure to an error of this project.
+def database_errors(database_url: str | URL, engine: sa.Engine | None = None) -> Iterator[None]:
+    """Map a driver's failure to an error of this project; with an engine, a conflict names who holds locks.
 
     Raises:
         DatabaseUnavailableError: no connection, a broken one, or the server shuts down.
@@ -155,7 +166,18 @@ def database_errors(database_url: str | URL) -> Iterator[None]:
         failure = map_error(error, redacted(database_url))
         if failure is None:
             raise
+        if engine is not None and isinstance(failure, TransactionConflictError) and (holders := _lock_holders(engine)):
+            failure = TransactionConflictError(failure.address, f"{first_line_of(error)}: {holders}")
         raise failure from error
+
+
+def _lock_holders(engine: sa.Engine) -> str | None:
+    """Return who has written to or locked tables, the longest transactions first; None if nobody has now."""
+    if engine.dialect.name == "postgresql":
+        with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
+            holders: str | None = connection.scalar(LOCK_HOLDERS)
+            return holders
+    return None
 
 
 @contextmanager
@@ -165,7 +187,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     Raises:
         DatabaseUnavailableError: see `database_errors`.
     """
-    with database_errors(engine.url), engine.connect() as connection:
+    with database_errors(engine.url, engine), engine.connect() as connection:
         yield connection
 
 
@@ -202,7 +224,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     Raises:
         DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
     """
-    with database_errors(engine.url), engine.connect() as connection:
+    with database_errors(engine.url, engine), engine.connect() as connection:
         # A SQLite transaction that starts with a read does not wait for another writer: its first write would fail.
         writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
         with writer.begin():

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from ingest_project.core.errors import TransactionConflictError
-from ingest_project.platform.database import exclusive, open_engine
+from ingest_project.platform.database import exclusive, open_engine, reading
 
 HOLD = """
 import sys
@@ -63,3 +63,19 @@ def test_a_lock_comes_free_when_what_was_done_under_it_failed(engine: sa.Engine)
         raise ZeroDivisionError
     with exclusive(engine, "one", wait_seconds=LONG_SECONDS):
         pass
+
+
+def test_who_waits_for_a_locked_table_is_told_who_has_locked_it(postgres_url: str) -> None:
+    holder, waiting = open_engine(postgres_url), open_engine(postgres_url, lock_timeout_seconds=1)
+    with holder.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE files, contents IN ACCESS EXCLUSIVE MODE")
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with (
+            pytest.raises(
+                TransactionConflictError, match=rf"process {pid} of \w+ \(\w+\) has locked contents, files for"
+            ),
+            reading(waiting) as reader,
+        ):
+            reader.exec_driver_sql("SELECT 1 FROM files")
+    holder.dispose()
+    waiting.dispose()

@@ -260,22 +260,9 @@ _table(
     *_required(sa.Text, "reason"),
     *_required(UtcTime, "found_at"),
 )
-_table(
-    "metric_minutes",
-    *_key(sa.BigInteger, "minute"),
-    *_key(sa.Text, "name", "labels"),
-    *_required(Double, "value"),
-)
-_table(
-    "metric_progress",
-    *_key(sa.Text, "source"),
-    *_required(UtcTime, "counted_until"),
-)
-_table(
-    "metric_totals",
-    *_key(sa.Text, "name", "labels"),
-    *_required(Double, "value"),
-)
+_table("metric_minutes", *_key(sa.BigInteger, "minute"), *_key(sa.Text, "name", "labels"), *_required(Double, "value"))
+_table("metric_progress", *_key(sa.Text, "source"), *_required(UtcTime, "counted_until"))
+_table("metric_totals", *_key(sa.Text, "name", "labels"), *_required(Double, "value"))
 _table(
     "opportunities",
     *_key(sa.Text, "event_id"),
