@@ -19,12 +19,7 @@ import numpy as np
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
-from ingest_project.file_ingest.aggregation import (
-    NO_SUMMARIES,
-    NONE_SHARED,
-    counts_by_file,
-    instants_by_file,
-)
+from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, counts_by_file, instants_by_file
 from ingest_project.file_ingest.contract import Contract, drift_of, location_of
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.result import FileResult, result_of_error
@@ -350,10 +345,7 @@ def _quarantined_rows(chunks: Sequence[tuple[str, ReaderProfile, RowsChunk]], re
     ]
     parts.extend(
         chunk.malformed.select(
-            pl.lit(file_key).alias("file_key"),
-            "line_number",
-            "raw_text",
-            pl.concat_list("reason").alias("reasons"),
+            pl.lit(file_key).alias("file_key"), "line_number", "raw_text", pl.concat_list("reason").alias("reasons")
         )
         for file_key, _, chunk in chunks
         if chunk.malformed.height

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +46,10 @@ BATCHES_WHILE_SLOW = 1
 LOCAL_LAUNCHERS = ("ingest_project.", "dagster.", "dagster._core.")
 # An empty transaction, which PostgreSQL must write and flush like any other.
 COMMITTED = "SELECT pg_logical_emit_message(true, 'ingest_project', '')"
+
+
+# Quota and period, in microseconds, of the two versions of control groups.
+CPU_LIMITS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 
 class Runtime:
@@ -291,6 +297,23 @@ def _commit(engine: sa.Engine) -> float:
     with writing(engine) as connection:
         connection.execute(sa.text(COMMITTED if connection.dialect.name == "postgresql" else "SELECT 1"))
     return time.monotonic() - began
+
+
+def processors(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processors this process may use: those it is bound to, within the quota of its container.
+
+    Rounded down: whoever exceeds a quota is stopped for the rest of the period.
+
+    Args:
+        groups: folder of the container's control group.
+    """
+    found = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for names in CPU_LIMITS:
+        # A file is missing, or says "max".
+        with suppress(OSError, ValueError):
+            quota, period = (int(one) for name in names for one in (groups / name).read_text().split())
+            found = min(found, max(1, quota // period)) if quota > 0 else found
+    return found
 
 
 def _local_folders(urls: Sequence[str]) -> Iterator[Path]:

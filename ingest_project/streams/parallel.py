@@ -27,6 +27,7 @@ from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.secrets import SecretReference
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform import tracing
+from ingest_project.platform.runtime import processors
 
 # Further ones would wait for the parent, which stores what they decode.
 MAX_PROCESSES = 4
@@ -53,7 +54,7 @@ def processes_of(runs: int, kafka: KafkaSettings) -> int:
     fetches = kafka.sasl_mechanism == "OAUTHBEARER" or isinstance(kafka.sasl_password, SecretReference)
     if fetches or tracing.is_on() or sys.platform != "linux":
         return 1
-    return max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)) // runs))
+    return max(1, min(MAX_PROCESSES, processors() // runs))
 
 
 def split(waiting: Mapping[int, int], most: int, worth_splitting: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.operations.monitor import Monitor, readiness
 from ingest_project.operations.snapshot import SystemSnapshot
-from ingest_project.platform.runtime import Capacity, Disk, available_slots, launcher_module
+from ingest_project.platform.runtime import Capacity, Disk, available_slots, launcher_module, processors
 from ingest_project_tests.journeys.system import (
     FILE_EVENTS,
     POLLING,
@@ -193,3 +193,23 @@ def quiet_files(system: System) -> list[FileRecord]:
 def with_room_for_nothing(settings: Settings) -> Settings:
     """Settings that want more room than any disk has."""
     return changed(settings, "backpressure", min_free_disk_bytes=2**62)
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_processors_of_a_container_are_those_of_its_quota(
+    tmp_path: Path, files: dict[str, str], most: int | None
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert processors(tmp_path) == (most or len(os.sched_getaffinity(0)))

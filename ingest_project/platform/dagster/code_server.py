@@ -73,7 +73,9 @@ def share_cores(parallel_runs: int) -> None:
     Args:
         parallel_runs: number of run workers that are busy at a time. A POLARS_MAX_THREADS that is set takes precedence.
     """
-    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) // parallel_runs)))
+    from ingest_project.platform.runtime import processors  # slow, like all that `warm_workers` imports
+
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, processors() // parallel_runs)))
 
 
 def warm_workers() -> None:
