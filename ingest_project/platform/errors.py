@@ -105,6 +105,10 @@ SERVICES = (BrokerUnavailableError, DatabaseUnavailableError, StoreUnavailableEr
 # This process or its disk lacks a resource.
 SHORTAGES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 LONGEST_REASON = 2_000
+# ADBC's driver puts its own text, and the statement, before the server's message.
+BEFORE_MESSAGE = re.compile(
+    r"\A[A-Z_]+: \[libpq\] (?:[^\n]*?PGRES_FATAL_ERROR |Failed to execute query '.*?': (?=\S+:  ))", re.DOTALL
+)
 
 
 def map_error(error: Exception, address: str) -> IngestError | None:
@@ -239,8 +243,7 @@ def _map_sqlite_error(error: sqlite3.OperationalError, address: str) -> IngestEr
 
 
 def _first_line(error: BaseException) -> str:
-    # After what ADBC's driver puts before the server's message.
-    lines = [line.strip() for line in str(error).rpartition("PGRES_FATAL_ERROR ")[2].splitlines() if line.strip()]
+    lines = [line.strip() for line in BEFORE_MESSAGE.sub("", str(error), 1).splitlines() if line.strip()]
     # A host with several addresses has a line for each; the server's own message is more useful than those about
     # addresses that did not answer.
     return next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
