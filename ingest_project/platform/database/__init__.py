@@ -121,7 +121,9 @@ def postgres_options(
         "keepalives_count": 3,
     }
     settings = " ".join((f"{SESSION}{lock_timeout_seconds}s", *url.normalized_query.get("options", ())))
-    return {name: value for name, value in ours.items() if name not in url.query} | {"options": settings}
+    given = {name: value for name, value in ours.items() if name not in url.query}
+    # Rows are sent as UTF-8: under another encoding of the role or the database, other letters would be stored.
+    return given | {"options": settings, "client_encoding": "utf8"}
 
 
 def database_address(database_url: str) -> URL:

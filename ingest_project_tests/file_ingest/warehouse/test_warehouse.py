@@ -57,6 +57,21 @@ def test_the_rows_of_one_file_are_read_in_the_types_they_were_stored_in(warehous
     assert list(warehouse.rows_of("unknown")) == []
 
 
+def test_letters_stay_the_same_whatever_encoding_sessions_have(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    warehouse = open_warehouse(postgres_url)
+    store(warehouse, readings("ü~1", [1], device="gerät 温度"))
+    warehouse.close()
+    monkeypatch.delenv("PGCLIENTENCODING")
+    engine = open_engine(postgres_url)
+    with reading(engine) as connection:
+        names = connection.execute(sa.select(raw_sensor_data.c.device_id, raw_sensor_data.c.file_key)).one()
+    engine.dispose()
+    assert names == ("gerät 温度", "ü~1")
+
+
 def test_an_instant_is_shared_however_far_its_readings_are_apart(warehouse: SqlWarehouse) -> None:
     first, second = readings("a", range(10)), readings("a", range(10), device="device-2")
     store(warehouse, first, second, first.head(1), readings("b", [1]))
