@@ -29,13 +29,7 @@ from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, delta_store
 from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Schema, SqlWarehouse
 from ingest_project.platform.database import open_engine
-from ingest_project.platform.database.declared_tables import (
-    DeclaredTables,
-    TableKind,
-    View,
-    columns_of_table,
-    sql_type,
-)
+from ingest_project.platform.database.declared_tables import DeclaredTables, TableKind, View, columns_of_table, sql_type
 from ingest_project.platform.database.sql import Double, Json
 from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import matched_name

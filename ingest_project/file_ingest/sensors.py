@@ -20,13 +20,7 @@ from typing import NamedTuple
 import dagster as dg
 from msgspec.structs import replace as replaced
 
-from ingest_project.contracts.files import (
-    SENSOR_READINGS,
-    FileEvent,
-    decode_file_event,
-    file_key,
-    version_of_event,
-)
+from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, decode_file_event, file_key, version_of_event
 from ingest_project.contracts.storage_events import Ignored, StorageNotification, decode_storage_notification
 from ingest_project.core.errors import IngestError, TransientError, UnreadableMessageError
 from ingest_project.core.logging import get_logger

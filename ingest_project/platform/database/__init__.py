@@ -23,7 +23,7 @@ import ingest_project.core.logging  # noqa: F401 - keeps stamina's retries off s
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.secrets import SecretReference, renewed, text_of
-from ingest_project.platform.errors import first_line_of, is_refused_login, map_error
+from ingest_project.platform.errors import first_line_of, is_refused_login, map_error, sqlstate
 
 # SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3, which is not installed.
 POSTGRES_DRIVER = "postgresql+psycopg2"
@@ -346,6 +346,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 # instead of importing Alembic; a test compares the two.
 HEAD = "0009"
 REVISIONS = frozenset({"0003", "0004", "0005", "0006", "0007", "0008", HEAD})
+# A right is missing (also of a table's owner), or the schema.
+NOWHERE_TO_CREATE = ("42501", "3F000")
 # Key of the advisory lock: any number that no other program uses in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 
@@ -366,12 +368,25 @@ def migrate(engine: sa.Engine) -> None:
             f" version, which knows {HEAD}. Use a new database, or drop all tables:"
             ' ingest psql -c "DROP SCHEMA public CASCADE; CREATE SCHEMA public".'
         )
-    with writing(engine) as connection:
+    with _rights_to_migrate(engine), writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             # Wait for another process's migration without limit: lock_timeout is for ordinary writers.
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
         _upgrade(connection)
+
+
+@contextmanager
+def _rights_to_migrate(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.ProgrammingError as error:
+        if sqlstate(error.orig or error) not in NOWHERE_TO_CREATE:
+            raise
+        raise SettingsError(
+            f"The tables in {redacted(engine.url)} cannot be made or upgraded: {first_line_of(error)}. Let the user of"
+            " DATABASE_URL own them and create in their schema, which search_path must name."
+        ) from error
 
 
 def schema_version(engine: sa.Engine) -> str | None:

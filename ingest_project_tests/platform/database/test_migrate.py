@@ -132,3 +132,16 @@ def test_tables_of_an_unknown_revision_are_refused_with_the_way_out(database_url
         migrate(engine)
     assert "files" in sa.inspect(engine).get_table_names()
     engine.dispose()
+
+
+def test_a_schema_that_is_missing_or_closed_is_named_with_what_to_do(empty_postgres_url: str) -> None:
+    for options, reason in (
+        ("-csearch_path=nowhere", "no schema has been selected to create in"),
+        ("-crole=pg_monitor", "permission denied for schema public"),
+    ):
+        engine = open_engine(
+            sa.make_url(empty_postgres_url).set(query={"options": options}).render_as_string(hide_password=False)
+        )
+        with pytest.raises(SettingsError, match=rf"cannot be made or upgraded: .*{reason}\. Let the user"):
+            migrate(engine)
+        engine.dispose()
