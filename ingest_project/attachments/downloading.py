@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 
 # Results are recorded and published in groups: a transaction and an acknowledgement each cost more than a download.
 GROUP_SECONDS = 1.0
-# Most unrecorded results for each worker, and most bytes in the cache besides running downloads.
+# Maximum of unrecorded results for each worker, and of bytes in the cache without those of running downloads.
 RESULTS_PER_WORKER = 16
 MAX_UNSTORED_BYTES = 1024**3
 # Fields of a result that are unknown after a failure.

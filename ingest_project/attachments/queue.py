@@ -42,7 +42,7 @@ class TaskArrival(NamedTuple):
     Args:
         attachment_key: partition key, see `contracts.attachments.attachment_key`.
         raw: the task as it came, JSON.
-        due_at: not to be tried before; None: at once.
+        due_at: earliest time of the next attempt; None: immediately.
         event_key: the event it was found in; None over Kafka.
         max_replays: where the attachment had failed, this task replays it at most this number of times; 0: never.
     """

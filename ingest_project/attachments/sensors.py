@@ -179,7 +179,7 @@ def task_arrival(arrived: ConsumedMessage[DownloadTask], services: AttachmentRes
 
 
 def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> datetime | None:
-    """Return the time at which a task is due, no later than a retry of ours may be; None: at once.
+    """Return the time at which a task is due, no later than a retry of ours may be; None: immediately.
 
     A time that has passed counts as none: it would put the task before those that wait longest.
 

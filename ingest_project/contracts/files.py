@@ -30,7 +30,7 @@ from ingest_project.core.items import key_of
 INGESTIBLE_TYPES = ("csv", "xlsx", "xls")
 # The shipped dataset. It takes every file that belongs to no declared one.
 SENSOR_READINGS = "sensor_readings"
-# What a declared dataset may take, besides the types of readers that other packages bring.
+# File types that a declared dataset may have, in addition to those of readers of other packages.
 SHIPPED_TYPES = (*INGESTIBLE_TYPES, "tsv", "psv", "txt", "dat", "json", "jsonl", "ndjson", "parquet", "zip")
 COMPRESSED_TYPES = ("gz", "bz2", "xz", "zst")
 MAX_PATH_BYTES = 4_096

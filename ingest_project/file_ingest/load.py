@@ -9,7 +9,7 @@ the transaction that stores a version, while no other transaction decides about 
 version are removed in the transaction that adds the newer one's; an older version that comes later is read, and not
 stored.
 
-A transaction that fails is bisected down to the file that it fails for: the others are stored at once. Only while the
+A transaction that fails is bisected down to the file that causes it: the others are stored immediately. Only while the
 database does not answer are all of them retried later.
 
 The quarantine store keeps the bytes of a file that is rejected as a whole, next to a JSON with the reason; single

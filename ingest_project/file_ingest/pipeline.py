@@ -166,7 +166,7 @@ def prepare(records: Sequence[FileRecord], services: FileIngestResources, contra
 
 
 def check_each(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Check many small files at once; if that fails, bisect to find the files that fail, and check the others."""
+    """Check many small files together; if that fails, bisect to find the files that fail, and check the others."""
     groups: list[CheckedGroup] = []
 
     def check(part: Sequence[OpenedFile]) -> None:

@@ -74,7 +74,7 @@ class FileResult:
         state: final state; pending if it will be retried.
         landed: its bytes in the landing store, if they were landed.
         profile: name of the reader profile.
-        meaning: hash of what determines, besides its bytes, which rows it holds.
+        meaning: hash of everything but its bytes that determines its rows.
         rows_read: readings found in the file, bad ones too.
         rows_quarantined: readings of it that broke a rule.
         summaries: counts of its metrics.

@@ -48,7 +48,7 @@ class OpenedFile:
         record: its queue entry.
         landed: its bytes in the landing store.
         profile: reader profile of the file.
-        meaning: hash of what determines, besides its bytes, which rows it holds.
+        meaning: hash of everything but its bytes that determines its rows.
         first: its first chunk.
         rest: the other chunks; keeps the file open until `resources` are closed.
         resources: closes what reading needed.
@@ -217,7 +217,7 @@ class Findings:
 
 
 def check_group(files: Sequence[OpenedFile], contract: Contract) -> CheckedGroup:
-    """Check the rows of several small files at once; no files make an empty group."""
+    """Check the rows of several small files together; no files make an empty group."""
     if not files:
         tables = contract.tables
         schemas = (tables.row_schema, QUARANTINED, tables.metric_schema)

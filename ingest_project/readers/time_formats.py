@@ -185,7 +185,7 @@ def _directive(name: str | None) -> Directive:
         raise ValueError("it has a % without a directive")
     if name not in DIRECTIVES:
         remedy = REMEDIES.get(name)
-        raise ValueError(f"%{name} is not supported" + (f"; {remedy}" if remedy else ", it is none of strptime's"))
+        raise ValueError(f"%{name} is not supported" + (f"; {remedy}" if remedy else ", strptime does not have it"))
     return DIRECTIVES[name]
 
 

@@ -76,7 +76,7 @@ class DeltaRows(NamedTuple):
     Args:
         topic: topic of their messages.
         name: name of the table.
-        ids: columns by which a row is found, besides its trace; they have Bloom filters.
+        ids: columns other than the trace by which a row is found; they have Bloom filters.
         open: opens the table.
         shown: further columns that its history shows.
     """

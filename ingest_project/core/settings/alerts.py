@@ -358,7 +358,7 @@ class AlertSettings(Section):
             matching one first; in a variable as JSON.
         quiet_hours: hours such as 22:00-06:00 Europe/Oslo in which only critical alerts are sent; by severity as a
             mapping, in a variable as JSON.
-        reminder_hours: repeat the message of an open incident after so many hours; empty: never.
+        reminder_hours: hours after which the message of an open incident is repeated; empty: never.
         resolve_after_seconds: how long an incident must be gone before it is over; longer for one that comes back.
         every_seconds: how often conditions are assessed.
         failures_in_a_row: consecutive failed ticks of a sensor or schedule that make an incident.

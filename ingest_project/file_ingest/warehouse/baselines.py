@@ -417,7 +417,7 @@ def _each_of(
     chosen: Callable[[sa.Select[Any]], sa.Select[Any]],
     limit: int,
 ) -> Iterator[FileStatistics]:
-    """Yield at most so many chosen files of each source."""
+    """Yield at most `limit` chosen files of each source."""
     columns = file_statistics.c
     for part in in_parts(sorted(sources), SOURCES_A_STATEMENT):
         selects = [

@@ -109,7 +109,7 @@ class DeltaRows:
                 yield pl.DataFrame(pl.from_arrow(batch))
 
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> list[tuple[Any, ...]]:
-        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+        """Return up to `limit` stored rows of the file after the first `first`, in the order of their lines."""
         table = self.store.opened()
         present = set() if table is None else {one.name for one in table.schema().fields}
         columns = ", ".join(f'"{name}"' if name in present else f'NULL AS "{name}"' for name in names)

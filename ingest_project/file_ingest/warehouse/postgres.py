@@ -136,7 +136,7 @@ PIN_VERSIONS = """
 
 
 class PostgresWarehouse(SqlWarehouse):
-    """See `SqlWarehouse`. Threads may use it at once; each transaction then has its own connection."""
+    """See `SqlWarehouse`. Several threads may use it; each transaction has its own connection."""
 
     def __init__(self, database_url: str | SecretStr, connect_timeout_seconds: float = 10) -> None:
         super().__init__(database_url, connect_timeout_seconds)

@@ -218,7 +218,7 @@ class SqlWarehouse:
             return pl.DataFrame(list(map(tuple, rows)), schema=NO_INSTANTS.schema, orient="row")
 
     def page_of(self, file_key: str, first: int, limit: int) -> RowPage:
-        """Return so many of the file's stored rows after the first so many, in the order of their lines."""
+        """Return up to `limit` stored rows of the file after the first `first`, in the order of their lines."""
         names = tuple(name for name in self._tables.row_schema if name != "file_key")
         table = self._tables.rows
         if table is None:
@@ -302,7 +302,7 @@ class SqlWarehouse:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def quarantined_rows_of(self, file_key: str, limit: int = 100, first: int = 0) -> tuple[QuarantinedRow, ...]:
-        """Return so many of the file's rejected rows after the first so many, in the order of their lines."""
+        """Return up to `limit` rejected rows of the file after the first `first`, in the order of their lines."""
         c = quarantined_rows.c
         query = sa.select(c.line_number, c.raw_text, c.reasons).where(c.file_key == file_key)
         query = query.order_by(c.line_number).offset(first).limit(limit)

@@ -96,7 +96,7 @@ def find_table(grid: Grid) -> Table:
     """
     rows = grid.rows
     if not rows:
-        raise FileRejectedError("no_rows", "The file has no line besides comments: there is nothing to guess.")
+        raise FileRejectedError("no_rows", "The file has only comments: there is nothing to guess.")
     width = _width(rows)
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
     first, header_rows = _beginning(rows, width, typed)

@@ -250,7 +250,7 @@ class _Fit(NamedTuple):
 
     Args:
         width: the commonest number of cells.
-        number: lines that have it, of so many `compared`.
+        number: lines that have it, of the `compared` ones.
         typed: share of the cells that are a number or a time.
         undivided: share of the cells that hold another delimiter.
         from_first: True if the first line has this width.

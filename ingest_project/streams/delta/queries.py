@@ -62,7 +62,7 @@ def rows_by_hour(store: DeltaStore, offsets: OffsetRange, time_column: str = "ti
 
 
 def stored_offsets(store: DeltaStore, offsets: OffsetRange) -> list[int]:
-    """Return those of some offsets that have a row, in order. All of them are in memory at once.
+    """Return those of some offsets that have a row, in order. All of them are in memory together.
 
     Raises:
         StoreUnavailableError: the store does not answer or refused.

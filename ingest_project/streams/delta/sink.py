@@ -1,9 +1,9 @@
 """A Delta table as the sink of a stream.
 
 Every commit carries the position to which it brings the table in its partition, and is made only where the table is
-just before it: killed, repeated or run twice at once, the same rows are there. What is no row is published as a dead
-letter before the commit that passes it. The row of `sink_positions` and the marks of changed hours follow each commit
-in their own transaction; after a kill in between, the next run finds the table ahead and enters them.
+just before it: killed, repeated or run twice at the same time, it stores the same rows. A message without a row is
+published as a dead letter before the commit that passes it. The row of `sink_positions` and the marks of changed hours
+follow each commit in their own transaction; after a kill in between, the next run finds the table ahead and adds them.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class DeltaStream:
         commit_messages: most messages of one commit.
         processes: in how many processes `decode` may be called, see `parallel`.
         first_hour: an earlier time is no partition.
-        evolved: returns the columns of text that the table has besides these.
+        evolved: returns the further columns of text of the table.
     """
 
     services: Runtime
