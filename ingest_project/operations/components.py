@@ -13,12 +13,7 @@ from pydantic import BaseModel
 
 from ingest_project.core.settings import current_settings
 from ingest_project.file_ingest.checks import checks_of_dataset
-from ingest_project.file_ingest.definitions import (
-    HOURLY_MAINTENANCE,
-    assets_of_dataset,
-    batch_job,
-    dataset_maintenance,
-)
+from ingest_project.file_ingest.definitions import HOURLY_MAINTENANCE, assets_of_dataset, batch_job, dataset_maintenance
 from ingest_project.file_ingest.sensors import file_events_sensor
 from ingest_project.operations import SystemResources
 from ingest_project.operations.definitions import retention
@@ -184,8 +179,7 @@ class TopicStream(_Declared[StreamDeclaration]):
         del context
         topics = topics_of(self.declaration, current_settings())
         return dg.Definitions.merge(
-            definitions_of_stream(self.declaration),
-            dg.Definitions(assets=topics, resources={"services": _services()}),
+            definitions_of_stream(self.declaration), dg.Definitions(assets=topics, resources={"services": _services()})
         )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -52,6 +54,8 @@ LOCK_FILES = """
 # Users name tables, and a name may be a word of SQL.
 DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
 
+# Of PostgreSQL's message; that of a statement_timeout has the same code.
+CANCELLED = frozenset({"user", "request"})
 # JSON, which frames have as text, and numbers for which Arrow has no type.
 READ_AS_TEXT = frozenset({pl.String, pl.Decimal})
 READ_BY_INDEX = "SET LOCAL enable_seqscan = off"
@@ -174,11 +178,12 @@ class PostgresWarehouse(SqlWarehouse):
             try:
                 yield cast("Connection", connection.driver_connection)
                 connection.commit()
-            except BaseException:
+            except BaseException as error:
                 try:
                     connection.rollback()
                 except adbc_driver_manager.Error:
                     connection.invalidate()
+                _pass_interrupt_on(error)
                 raise
 
     def _stored_rows(self, table: sa.Table, schema: Schema, file_key: str) -> Iterator[pl.DataFrame]:
@@ -337,6 +342,16 @@ def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
     address = url.set(drivername="postgresql", query={}).render_as_string(hide_password=False)
     # libpq takes %20 for a space, and + for a plus.
     return f"{address}?{urlencode(options, doseq=True, quote_via=quote)}"
+
+
+def _pass_interrupt_on(error: BaseException) -> None:
+    """Send this process the SIGINT again that made the driver cancel a statement.
+
+    In the main thread the driver takes it away from Python during a statement: the run would go on with its next file.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and isinstance(error, adbc_driver_manager.Error) and CANCELLED.issubset(str(error).split()):
+        signal.raise_signal(signal.SIGINT)
 
 
 def _require_alive(connection: Connection, *_: object) -> None:

@@ -48,12 +48,7 @@ AS_ONE_TYPE: tuple[tuple[Callable[[pa.DataType], bool], pa.DataType], ...] = (
     (pa.types.is_binary_view, pa.binary()),
     (pa.types.is_fixed_size_binary, pa.binary()),
 )
-LIST_LIKE = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_list_view,
-    pa.types.is_fixed_size_list,
-)
+LIST_LIKE = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_fixed_size_list)
 # These operations keep every row. Any other one, including an unknown one, may remove rows.
 ONLY_ADDS = frozenset({"WRITE", "STREAMING UPDATE"})
 KEEPS_ROWS = frozenset(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -187,3 +189,27 @@ def test_a_deadlock_is_a_conflict_that_may_be_tried_again(postgres_warehouse: Sq
         outcomes = list(pool.map(lock, "ab", "ba"))
     assert sorted(outcomes) == ["TransactionConflictError", "stored"]
     store(postgres_warehouse, "a", range(2))
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from ingest_project.file_ingest.resources import open_warehouse
+class Interrupted(BaseException): pass
+def interrupt(*_): raise Interrupted
+signal.signal(signal.SIGINT, interrupt)
+try:
+    with open_warehouse(sys.argv[1]).transaction() as transaction:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        transaction.lock_locations(["held"], wait=True)
+except Interrupted:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_that_cancels_a_statement_ends_the_run_and_not_the_file_alone(postgres_url: str) -> None:
+    with open_warehouse(postgres_url).transaction() as transaction:
+        transaction.lock_locations(["held"], wait=True)
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, postgres_url], capture_output=True, text=True, timeout=50, check=False
+        )
+    assert done.stdout == "interrupted\n", done.stderr
