@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ingest_project.core.local_files import owner_only
+from ingest_project.core.settings import build_model
 from ingest_project.devstack import ForkedGuard, process_guard
 
 ON_LINUX = sys.platform == "linux"
@@ -111,15 +112,13 @@ class Launcher:
             self._requests = None
 
 
-def main() -> int:
+def main() -> None:
     """Serve requests until the stack closes the connection; in a forked part, run the part."""
-    request = serve(sys.argv[1:])
-    if request is None:
-        return 0
+    if (request := serve(sys.argv[1:])) is None:
+        return
     arguments = request["spec"]["arguments"]
     sys.orig_argv, sys.argv = arguments, arguments[2:]
     runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)
-    return 0
 
 
 def serve(modules: Sequence[str]) -> dict[str, Any] | None:
@@ -127,8 +126,13 @@ def serve(modules: Sequence[str]) -> dict[str, Any] | None:
     # Standard input is the connection; every fork gets its own standard input.
     connection = socket.socket(fileno=os.dup(0))
     gc.disable()
+    # Where hypothesis is installed, pandera would import it, and with it pytest; no part makes test data.
+    vars(sys)["modules"]["hypothesis"] = None
     for module in modules:
         import_module(module)
+    del sys.modules["hypothesis"]
+    # A part that built it would inspect signatures, which counts a reference to every module: 10 MB of shared pages.
+    build_model()
     _require_safe_forks()
     # The collector does not write to frozen objects, so their memory stays shared.
     gc.collect()
@@ -143,21 +147,19 @@ def serve(modules: Sequence[str]) -> dict[str, Any] | None:
         content, descriptors, _, _ = socket.recv_fds(connection, LARGEST_REQUEST_BYTES, 2)
         if not content:
             return None
-        guard = os.fork()
-        if guard == 0:
+        if (guard := os.fork()) == 0:
             connection.close()
             request: dict[str, Any] = json.loads(content)
-            if _guard(request, descriptors):
-                return request
+            _guard(request, descriptors)
+            return request
         for descriptor in descriptors:
             os.close(descriptor)
         connection.send(str(guard).encode())
 
 
 def _require_safe_forks() -> None:
-    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    own = Path("/proc/self/comm").read_text("utf-8").strip()
-    unsafe = {name for name in names if name not in (*HARMLESS_THREADS, own)}
+    names = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    unsafe = names - {*HARMLESS_THREADS, Path("/proc/self/comm").read_text("utf-8").strip()}
     if unsafe or threading.active_count() > 1:
         sys.exit(f"Parts are started as new interpreters: the imports started threads ({', '.join(unsafe)}).")
 
@@ -191,8 +193,8 @@ def _unmap_files() -> None:
         library.madvise(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(int(end, 16) - int(start, 16)), MADV_DONTNEED)
 
 
-def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
-    """Turn this fork into a guard, which never returns; return True in its part."""
+def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> None:
+    """Turn this fork into a guard, which never returns, and return in its part."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for descriptor, number in zip((*descriptors, descriptors[-1]), (0, 1, 2), strict=True):
         os.dup2(descriptor, number)
@@ -208,14 +210,12 @@ def _guard(request: dict[str, Any], descriptors: Sequence[int]) -> bool:
         os._exit(0)
     show_as(spec["arguments"])
     gc.enable()
-    return True
 
 
 def show_as(arguments: Sequence[str]) -> None:
     """Make `ps` show a command line for this process, cut to the length of its original one."""
     # Addresses of the first and last byte of the command line: fields 48 and 49 in proc(5).
-    fields = Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()
-    start, end = int(fields[45]), int(fields[46])
+    start, end = map(int, Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[45:47])
     text = b"\0".join(map(os.fsencode, arguments))[: max(0, end - start - 1)]
     if start and text:
         ctypes.memset(start, 0, end - start)
@@ -223,4 +223,4 @@ def show_as(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

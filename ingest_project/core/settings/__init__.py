@@ -274,6 +274,11 @@ def current_settings() -> Settings:
     return load_settings().settings
 
 
+def build_model() -> None:
+    """Build the validation of all settings, which the first `load_settings` of a process does otherwise."""
+    _SettingsInForce.model_rebuild()
+
+
 def embedded_services(state_dir: Path) -> dict[str, object]:
     """Return the addresses of the services that `ingest dev` runs on this machine, by setting; empty if none runs."""
     try:
@@ -400,7 +405,7 @@ class _EmbeddedServices(_Layer, InitSettingsSource):
     origin = Origin.EMBEDDED
 
     def values_by_path(self) -> Mapping[str, object]:
-        return embedded_services(Path(self.current_state.get("state_dir", Settings().state_dir)))
+        return embedded_services(Path(self.current_state.get("state_dir", Settings.model_fields["state_dir"].default)))
 
 
 def _yaml_tree(path: Path) -> dict[str, Any]:
