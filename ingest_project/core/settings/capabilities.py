@@ -83,7 +83,7 @@ class FileIngestSettings(Section):
         max_parquet_seconds: CPU time of the process that opens a Parquet file.
         max_json_depth: rows of JSON with more nested objects and lists are quarantined.
         max_expanded_bytes: compressed files and archives that expand to more are quarantined.
-        max_expansion_ratio: what expands to more than 16 MiB and this many times its size is quarantined.
+        max_expansion_ratio: files that expand to more than 16 MiB and this many times their size are quarantined.
         max_archive_members: archives with more files are quarantined.
         max_archive_depth: containers within containers, such as a gzip file in a zip archive.
         batch_files: files in one batch run.
@@ -91,10 +91,10 @@ class FileIngestSettings(Section):
         tick_max_messages: file events taken from Kafka in one sensor tick.
         tick_wait_seconds: how long a tick waits for a first message on a quiet topic.
         max_waiting_seconds: a file unfinished for longer fails the check nothing_waits_too_long.
-        max_quarantine_share: share of recently finished files in quarantine that fails the check.
-        baseline_weeks: files of so many weeks are what is usual for their source.
-        baseline_min_files: files of a source that are known before one is compared with them.
-        baseline_width: standard deviations from the median that are usual.
+        max_quarantine_share: a larger share of quarantined files among recently finished ones fails the check.
+        baseline_weeks: weeks of a source's files with which each new file is compared.
+        baseline_min_files: earlier files that a source must have before a file is compared with them.
+        baseline_width: number of standard deviations from the median that count as usual.
     """
 
     profiles: Annotated[PathList, Env("INGEST_READER_PROFILES")] = Field(default_factory=list)
@@ -227,7 +227,7 @@ class ConfiguredSource(Section):
         source_config: Source_type, path, credentials and the like, as a polling job has.
         file_pattern: glob that file names must match.
         priority: high goes before normal before low.
-        metadata: carried along to every file; format: a profile.
+        metadata: copied to each file's event; its format names a reader profile.
         every_seconds: how often it is polled automatically; empty: only by polling jobs.
     """
 
@@ -301,7 +301,7 @@ class EventHubsSettings(Section):
 
     Args:
         connection_string: Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…
-        namespace: without a connection string: the namespace, entered with azure-identity.
+        namespace: namespace to log in to with azure-identity, if there is no connection string.
         topic: the event hub to read.
     """
 
@@ -318,12 +318,12 @@ class DownloadSettings(Section):
         denied_hosts: hosts that jobs and events may never name, even if another setting allows them.
         allowed_internal_hosts: hosts, addresses or CIDRs inside this network that jobs and events may name.
         max_bytes: larger attachments are refused.
-        max_expansion: bytes of content for one byte sent, where a server compresses.
-        max_seconds: one download, continuations included.
+        max_expansion: most bytes that one byte of a compressed answer may expand to.
+        max_seconds: longest time of one download, continuations included.
         min_bytes_per_second: a slower download is aborted.
         connect_timeout_seconds: how long a connection may take.
         read_timeout_seconds: how long a server may be silent.
-        max_redirects: hops that are followed.
+        max_redirects: redirects that one download may follow.
         concurrency: downloads at a time in one run.
         concurrency_per_host: of those, from one host.
         failures_to_pause: consecutive failures after which a host is not contacted for a while.
@@ -365,8 +365,8 @@ class AttachmentSettings(Section):
         batch_downloads: downloads in one run.
         max_parallel_batches: attachment runs in flight at a time.
         tick_max_messages: messages taken from a topic in one sensor tick.
-        max_overdue_seconds: a retry unserved for longer after its time fails the check nothing_overdue.
-        max_dead_share: share of recently finished attachments that are dead which fails the check.
+        max_overdue_seconds: a retry that has not begun so long after its due time fails the check nothing_overdue.
+        max_dead_share: a larger share of dead attachments among recently finished ones fails the check.
     """
 
     event_source: Annotated[Literal["", "eventhouse", "eventhub"], Env("EVENT_SOURCE")] = ""
