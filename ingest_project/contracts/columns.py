@@ -42,7 +42,7 @@ ANY_TYPE_OF_STREAM = rf"^({'|'.join((*TYPES, STRUCT, ANY_DECIMAL))})$"
 # The most digits that Arrow, Delta and Polars store in 128 bits.
 MAX_DIGITS = 38
 ORDERED = ("integer", "number", "decimal", "date", "timestamp")
-# Columns of the engine, and the one in which pandera returns the outcome of a check.
+# Names of the engine's columns, and of the column in which pandera returns the outcome of a check.
 OWN_NAMES = frozenset({"file_key", "file_index", "line_number", "rescued_data", "check_output"})
 
 # Name of the column with the text that a typed column was parsed from: no declared column can have it.
@@ -53,7 +53,7 @@ FAULT_OF = "{}:fault".format
 NUMBER_FAULTS = ("out_of_range", "too_many_decimals")
 WRITTEN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 INTEGERS = range(-(2**63), 2**63)
-# By their names, with their remedies.
+# Faults of clock times, by name, with their remedies.
 CLOCK_FAULTS = {
     "ambiguous_time": "Clocks passed some times twice: set timestamps.ambiguous of the reader to earliest or latest.",
     "skipped_time": "Clocks skipped some times: is timestamps.zone of the reader the right one?",

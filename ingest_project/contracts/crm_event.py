@@ -96,12 +96,12 @@ EVENTS: Mapping[CrmKind, type[CrmEvent]] = {CrmKind.OPPORTUNITY: Opportunity, Cr
 FIELDS = {kind: msgspec.structs.fields(event) for kind, event in EVENTS.items()}
 COMMON_FIELDS = tuple(field.name for field in msgspec.structs.fields(CrmEvent) if field.required)
 META_FIELDS = Meta.__struct_fields__
-# The fields by which the kinds are told apart.
+# Required fields that only one kind has: they distinguish the kinds.
 OWN_FIELDS = {
     kind: tuple(field.name for field in fields if field.required and field.name not in COMMON_FIELDS)
     for kind, fields in FIELDS.items()
 }
-# Those that may be left out, with what is there then.
+# Optional fields with their defaults.
 OPTIONAL_FIELDS = {
     kind: {field.name: field.default for field in fields if not field.required} for kind, fields in FIELDS.items()
 }

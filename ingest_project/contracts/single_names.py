@@ -1,6 +1,6 @@
 """Refuse a message with a JSON object that has a name twice: parsers differ in which value they take; msgspec the last.
 
-This holds at any depth, also inside of what is kept as it was sent: its readers would have to guess.
+This holds at any depth, also inside values that are stored as sent: their readers would have to guess.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Texts = Sequence[bytes | msgspec.Raw]
 BLOCK_MESSAGES = 256
 COLON, QUOTE = b':"'
 BACKSLASH = b"\\"
-# Escapes of a quote, a colon, and what is less than a quote and no control: in a text that is written again they may
-# look like the end of a name, and before did not.
+# Escapes of a quote, a colon, and printable characters below the quote: written out unescaped, they may look like the
+# end of a name, although the sent text did not.
 LIKE_A_NAME = re.compile(rb"\\u00(?:2[0-2]|3[aA])")
 _encoder = msgspec.json.Encoder()
 _flat = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])

@@ -113,7 +113,7 @@ class _AzureEvent(msgspec.Struct, rename="camel"):
     data: _Blob
     id: str = ""
     event_time: datetime | None = None
-    # CloudEvents call it so.
+    # The name of `event_time` in CloudEvents.
     time: datetime | None = None
 
 
@@ -155,11 +155,11 @@ def _named_records(content: object) -> list[tuple[str, Any]] | None:
     found: list[tuple[str, Any]] | None = None
     match content:
         case {"Records": [_, *_] as records} if any(isinstance(_name_of(record), str) for record in records):
-            # Other services and anyone's own messages use the same key, without names of events.
+            # Other services and applications use the same key in messages without event names.
             found = [(str(_name_of(record) or ""), record) for record in records]
         case {"EventName": str(name), "Key": str(key)}:
             bucket, _, key = key.partition("/")
-            # MinIO writes the key as it is here, and percent-encoded in its records.
+            # MinIO writes the key literally here, and percent-encoded in its records.
             found = [(name, {"detail": {"bucket": {"name": bucket}, "object": {"key": key}}})]
         case {"Event": "s3:TestEvent" as name} | {
             "Type": ("SubscriptionConfirmation" | "UnsubscribeConfirmation") as name,
@@ -184,7 +184,7 @@ def _name_of(record: object) -> object:
 
 
 def _add(notification: StorageNotification, which: str, name: str, record: Any) -> None:  # noqa: ANN401 - see `_json`
-    """Add what one record announces."""
+    """Add the file that one record announces."""
     try:
         found = _file_of(name, record)
     except (msgspec.ValidationError, UnreadableMessageError, ValueError) as error:
@@ -226,7 +226,7 @@ def _s3_file(
     bucket: str, key: str, found: _Object | _BridgeObject, event_id: str, at: datetime | None
 ) -> FileEvent | Ignored:
     if key.endswith("/"):
-        # Some tools mark a folder so; the object is empty.
+        # Some tools mark a folder by such an empty object.
         return Ignored.FOLDER
     version = found.version_id if found.version_id != NO_VERSION else None
     return checked(

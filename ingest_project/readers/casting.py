@@ -23,10 +23,10 @@ from ingest_project.readers.profiles import ReaderProfile
 from ingest_project.readers.time_formats import moments, time_format
 
 MOMENT = pl.Datetime("us", "UTC")
-# Of a number without an exponent: the digits after the last mark.
+# The digits after the last mark of a number without an exponent.
 FRACTION = "[.,]([0-9]+)$"
-# The layouts for which Polars has a parser of its own, ten times faster than the general one, with the shape it must
-# have: that parser accepts `24-1-5` and the 60th second as well.
+# The layouts for which Polars has a special parser, ten times faster than the general one, each with the shape that a
+# text must have: the parser alone would also accept `24-1-5` and the 60th second.
 PLAIN_ISO_SHAPES = {
     "%Y-%m-%dT%H:%M:%SZ": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]Z$",
     "%Y-%m-%dT%H:%M:%S": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]$",

@@ -15,12 +15,12 @@ from decimal import Decimal
 from math import isnan
 from typing import Any, NamedTuple
 
-# The kinds of cells; a percentage is a number shown in per cent, a duration also a clock time without a day, and a
-# formula one that was never calculated.
+# The kinds of cells: a percentage is a number that is shown in per cent, a duration includes clock times without a
+# day, and a formula is one that was never calculated.
 TEXT, NUMBER, PERCENT, DATE, DURATION, BOOLEAN, ERROR, FORMULA = "snpdtbef"
-# A number with more digits than workbooks keep: the nearest one is known.
+# A number with more digits than workbooks keep: the cell holds the nearest one.
 INEXACT = "i"
-# Of JSON and Parquet only: an object or a list, as JSON.
+# An object or a list, as JSON; only in JSON and Parquet files.
 NESTED = "j"
 
 # Above this a float does not represent every integer.

@@ -31,7 +31,7 @@ Declaration = TypeVar("Declaration", bound=BaseModel)
 COMPONENT = "ingest_project.FileDataset"
 COMPONENTS = (COMPONENT, "ingest_project.TopicStream", "ingest_project.Maintenance")
 DECLARATION_FILES = ("defs.yaml", "defs.yml")
-# Those that any component of Dagster has.
+# Top-level keys of every Dagster component.
 TOP_NAMES = ("type", "attributes", "template_vars_module", "requirements", "post_processing")
 
 
@@ -58,7 +58,7 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         self.broken = tuple(broken)
         self._usable = {SENSOR_READINGS: SHIPPED} | {declaration.name: declaration for declaration in usable}
         candidates: Sequence[DatasetDeclaration | BrokenDeclaration] = (*self._usable.values(), *self.broken)
-        # Those that files belong to by their job or path: every file of a listing is compared with them.
+        # Declarations that claim files by job or path: every listed file is compared with each of them.
         self._claiming = [one for one in candidates if one.jobs or one.paths]
 
     def __getitem__(self, name: str) -> DatasetDeclaration:

@@ -25,7 +25,7 @@ from ingest_project.readers.reading import READERS
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 TABLE = r"^[a-z_][a-z0-9_]{0,59}$"
-# Names of which a job, an operation or assets exist already.
+# Names that are taken by a job, an operation or assets.
 TAKEN_NAMES = frozenset(
     {
         *("attachment_events", "attachments", "crm", "downloads", "file", "file_ingest", "files", "kafka", "polling"),

@@ -409,7 +409,7 @@ def _read(cells: pl.DataFrame, name: str, rule: CellRule, profile: ReaderProfile
         failed = found.is_null() & texts.is_not_null()
         reasons = pl.Series([reason]).new_from_index(0, len(texts)).zip_with(failed, reasons)
         texts = found
-    # What means "missing" may be a part of the cell. json_path gives "" where its path leads nowhere.
+    # A text that means "missing" may be a part of the cell. json_path returns "" for a path without a value.
     texts = kept(texts, ~texts.is_in(["", *profile.nulls, *rule.nulls])).alias(name)
     if rule.append:
         texts = (texts + rule.append).alias(name)

@@ -36,7 +36,7 @@ from ingest_project.readers.profile_parts import (
 
 DEFAULT_NULLS = ("", "NA", "N/A", "n/a", "null", "NULL", "None")
 EXPRESSION = re.compile(r"/(.+)/", re.DOTALL)
-# What a wide file's quantities fill.
+# Columns of a reading that the quantities of a wide file fill.
 QUANTITY_COLUMNS = ("sensor_type", "value", "unit")
 
 Location = tuple[str | int, ...]

@@ -233,7 +233,7 @@ def _timestamps(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Ser
 
 
 def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
-    # Those that are no text have been parsed before.
+    # Cells that are not texts have been parsed before.
     pairs = zip(cells.texts, cells.written, strict=True)
     valid = [text is None or (_is_json(text) and _has_single_names(written or "")) for text, written in pairs]
     return cells.texts if all(valid) else kept(cells.texts, pl.Series(valid))

@@ -33,7 +33,7 @@ from ingest_project.core.logging import printable
 from ingest_project.readers.layout import ReadLimits
 
 PIECE_BYTES = 1024**2
-# Below this, rows that repeat may compress as well as they like.
+# Files that expand to less have no limit of their expansion ratio: repeated rows compress well.
 SMALL_BYTES = 16 * 1024**2
 # An entry of a zip archive's directory is rarely longer than a few hundred bytes.
 DIRECTORY_ENTRY_BYTES = 1024
@@ -46,12 +46,12 @@ STARTS = (
     (re.compile(rb"\x1f\x8b\x08"), "gzip"),
     (re.compile(rb"BZh[1-9](?:1AY&SY|\x17\x72\x45\x38\x50\x90)"), "bzip2"),
     (re.compile(rb"\xfd7zXZ\0"), "xz"),
-    # A frame, or one to be skipped, with which pzstd begins.
+    # A frame, or a skippable frame, with which pzstd begins its files.
     (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), "zstd"),
     (re.compile(rb"PK(?:\x03\x04|\x05\x06)"), "zip"),
 )
 START_BYTES = 16
-# What follows the four letters of Parquet tells it from a csv file whose first column is PAR1.
+# The fifth byte distinguishes Parquet from a csv file whose first column is named PAR1.
 PARQUET_START, OLE_START = b"PAR1\x15", b"\xd0\xcf\x11\xe0"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WORKBOOK_PART = "[Content_Types].xml"
@@ -106,7 +106,7 @@ def files_inside(
 
 @dataclass
 class _Expansion:
-    """The expansion of one file, with what it has taken of its limits."""
+    """The expansion of one file, with the bytes and members that count towards its limits."""
 
     folder: Path
     limits: ReadLimits
@@ -122,7 +122,7 @@ class _Expansion:
             yield _plain(file)
             return
         if depth == self.limits.max_archive_depth:
-            raise LimitExceededError("INGEST_MAX_ARCHIVE_DEPTH", f"More than {depth} containers are within each other")
+            raise LimitExceededError("INGEST_MAX_ARCHIVE_DEPTH", f"More than {depth} containers are nested")
         inside = self._members(file) if is_archive else self._content(file, container)
         for contained in inside:
             try:
@@ -257,7 +257,7 @@ def _shown(name: str) -> str:
 
 
 def _parts(name: str) -> list[str]:
-    # Some programs of Windows write its separator.
+    # Some Windows programs write backslashes as separators.
     return name.replace("\\", "/").split("/")
 
 

@@ -116,7 +116,7 @@ def _lines(blocks: Iterable[tuple[bytes, bool]], max_row_bytes: int) -> Iterator
         if final and carry:
             texts.append(carry)
         if skipping and texts:
-            # The rest of a line that was too long.
+            # The rest of an overlong line.
             texts[0], skipping = b"", False
         yield Lines(number, texts)
         number += len(texts)
@@ -233,12 +233,12 @@ def without_headers(tables: Iterator[TableChunk], header: Header, layout: Layout
     """Reject the records that repeat the header, as in files that were put together: as texts they would be rows."""
     written = {name: header.names[index] for name, index in layout.wanted.items()}
     for table in tables:
-        # In a single column it may be a value.
+        # In a file with a single column, the header's text may also be a value.
         found = table.columns if len(written) > 1 else table.columns.clear()
         for name, text in written.items():
             if not found.height:
                 break
-            # A look at a column takes a fraction of the time of a filter, and the first one as a rule ends it.
+            # Comparing a column takes a fraction of the time of a filter, and usually the first column decides.
             same = found[name] == text
             found = found.filter(same) if same.any() else found.clear()
         if found.height:

@@ -30,7 +30,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# What is no rows of text, by the pattern of its first bytes.
+# Formats that are not rows of text, by the pattern of their first bytes.
 OTHER_KINDS = (
     (rb"PK\x03\x04", "a zip archive or a workbook"),
     (rb"\xd0\xcf\x11\xe0", "an old Office document"),
@@ -89,7 +89,7 @@ def require_text(start: bytes) -> None:
 
 
 def kind_of(start: bytes) -> str | None:
-    """Return what a file is by its first bytes, for messages; None for other bytes than the known ones and text."""
+    """Name the format of a file by its first bytes, for messages; None if they are neither text nor a known format."""
     is_text = not re.search(rb"[\x00-\x08\x0e-\x1f]", start) or start.startswith(
         (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     )

@@ -41,7 +41,7 @@ from ingest_project.readers.cells import (
 BLOCK_BYTES = 1024**2
 # Bytes that occur in sheets with formulas or errors, and rarely in others.
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
-# The beginning of a cell whose type is that of errors, up to the type.
+# The beginning of an error cell, up to its type.
 ERROR_CELL = re.compile(rb"""(<(?:\w+:)?c\s[^<>]*?\bt=["'])e(?=["'])""")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
@@ -51,15 +51,15 @@ ZERO = re.compile(r"[+-]?(?:0+\.?0*|\.0+)(?:[eE][+-]?[0-9]+)?")
 TRUE = {"1", "true"}
 FALSE = {"0", "false"}
 
-# Of xls.
+# Record types of xls.
 FORMULA_RECORDS = {0x0006, 0x0206, 0x0406}
 BEGIN_RECORDS = {0x0009, 0x0209, 0x0409, 0x0809}
 END_RECORD = 0x000A
-# The whole sheet is not calculated yet.
+# Record of a sheet that has not been calculated.
 UNCALCULATED_RECORD = 0x005E
 FORMULA_START = struct.Struct("<HHH8sH")
 RECORD_START = struct.Struct("<HH")
-# The bit of a formula that is to be calculated when the workbook is opened.
+# Flag of a formula that must be calculated when the workbook is opened.
 ON_LOAD = 0x0002
 ELAPSED = re.compile(r"\[(?:h+|m+|s+)\]", re.IGNORECASE)
 EPOCHS = (datetime(1899, 12, 30), datetime(1904, 1, 1))  # noqa: DTZ001 - cells of a workbook have no zone

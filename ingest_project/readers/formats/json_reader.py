@@ -34,7 +34,7 @@ MAX_RECORDS = 50_000
 SPACE = re.compile(r"[ \t\r\n]*+")
 BLANKS = b" \t\r"
 MISSING = object()
-# Of one character, as RFC 4627 tells encodings apart.
+# Bytes of one character: RFC 4627 distinguishes encodings by the first four bytes.
 UTF_32_BYTES = 4
 
 JsonPath = tuple[str | int, ...]
@@ -335,7 +335,7 @@ def _without(value: dict[str, Any], path: JsonPath) -> dict[str, Any]:
     step, *rest = path
     inner = value.get(step) if isinstance(step, str) else None
     if rest and not (isinstance(inner, dict) and isinstance(rest[0], str)):
-        # A list is kept whole: its other values would move.
+        # A list is kept whole: without one value, the others would change their indexes.
         return value
     left = _without(inner, tuple(rest)) if rest and isinstance(inner, dict) else {}
     kept = {name: one for name, one in value.items() if name != step}

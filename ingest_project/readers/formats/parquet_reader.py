@@ -25,7 +25,7 @@ from ingest_project.readers.matching import Layout
 from ingest_project.readers.profiles import ReaderProfile
 
 HEAD_BYTES = 512
-# Bytes that are no text, times that are none, and either inside of a nested value.
+# Kinds of columns that may contain bytes that are not text, or times outside the calendar.
 MAY_BE_UNREADABLE = (TEXT, DATE, NESTED)
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 CONFINEMENT = Confinement(

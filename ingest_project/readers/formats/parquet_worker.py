@@ -21,9 +21,9 @@ BUFFER_BYTES = 1024**2
 MAX_BATCH_ROWS, MAX_BATCH_CELLS = 20_000, 200_000
 DETAIL_SHOWN = 200
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# Kind of a column of floats: each of its cells is a number, or one whose digits a float does not keep.
+# Kind of a column of floats: each cell is a number, exact or with more digits than a float keeps.
 FLOAT = "r"
-# Begins a cell with bytes that are no text: PostgreSQL's notation behind a character that no table stores.
+# Prefix of a cell with bytes that are not text: a character that no table stores, then PostgreSQL's notation.
 NO_TEXT = "\0\\x"
 
 
@@ -35,7 +35,7 @@ def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> 
     """
     # Memory of Arrow's other pools is reserved ahead, and the address space is limited.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
-    # Arrow imports it where it is there: half of the time that a small file takes, for nothing that is used here.
+    # Arrow imports NumPy if it is installed, which takes half the time of a small file; nothing here uses it.
     sys.modules.setdefault("numpy", None)  # type: ignore[arg-type]
     import pyarrow as pa  # with the limits in force
     from pyarrow import parquet
@@ -139,7 +139,7 @@ def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
     if types.is_timestamp(kind):
         texts = compute.replace_substring(values.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
         texts = compute.binary_join_element_wise(texts, "" if kind.tz is None else "Z", "")
-        # Arrow says so of what is no year.
+        # Arrow writes a text that begins with `<` for a time outside the calendar.
         impossible = compute.starts_with(texts, "<")
         return compute.if_else(impossible, f"{NO_TEXT} out of range", texts).cast(pa.large_string())
     if types.is_floating(kind):

@@ -181,7 +181,7 @@ PART_NAMES = {
     "%j": r"(?i)#?(?:(?:julian|year)[ _]?day|day[ _]?of[ _]?year|doy|jday|jd|ddd|days?)",
     "%-H%M": r"(?i)#?(?:hh?:?mm|hrmn|hours?[ _/]?min(?:ute)?s?|time|clock)",
 }
-# What the columns of a time can be, the most complete first.
+# Combinations of columns that form a time, the most complete first.
 PARTS_TOGETHER = tuple(
     tuple(each.split())
     for each in (
@@ -368,7 +368,7 @@ def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[str, tuple[int,
 
 
 MAX_FIELDS = 500
-# No column is wanted, so that every field is kept as an unknown one.
+# A target without columns, so that every field is kept as an unknown one.
 EVERYTHING = Target(columns=(), required=frozenset(), keep_unknown=True)
 
 

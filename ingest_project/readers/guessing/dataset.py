@@ -25,13 +25,13 @@ MONEY = re.compile(
 KEYS = re.compile(r"(?i)(?:^|[_ ])(?:id|uuid|guid|key|no|nr|number|code|sku)$|id$")
 DECIMAL = r"^[+-]?[0-9]*(?:[.,' ][0-9]{3})*[.,]([0-9]+)$"
 WHOLE = r"^[+-]?(?:0|[1-9][0-9]*)$"
-# Of identifiers, telephone numbers and codes: measurements have a mark or a sign where they have an exponent.
+# Identifiers, telephone numbers and codes. A measurement with an exponent also has a decimal mark or a sign.
 CODE = r"^[+-]?0[0-9]|^\+[0-9]{8,}$|^[0-9]+[eE][0-9]+$"
 JSON_TEXT = r"^\s*(?:\{.*\}|\[.*\])\s*$"
 MONEY_PLACES = 4
 FEW_VALUES = 8
 MAX_NAME = 48
-# Some damaged values do not decide the type of a column.
+# Share of values that must be of a type: a few damaged ones do not change the type of a column.
 TYPED_SHARE = 0.95
 HALF = 0.5
 LEAST_DIGITS = 12

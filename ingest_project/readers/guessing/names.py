@@ -11,7 +11,7 @@ from ingest_project.readers.profile_parts import first_group
 from ingest_project.readers.units import is_unit
 
 SHORTEST_SUFFIX = 2
-# Spellings of units, without case, brackets and blanks, and the one that readings get.
+# Spellings of units (case-folded, without brackets and blanks), and the spelling that readings get.
 UNITS = {
     **dict.fromkeys(("°c", "℃", "degc", "celsius", "c", "ºc", "gradc", "grdc"), "°C"),
     **dict.fromkeys(("°f", "degf", "fahrenheit", "f", "ºf"), "°F"),
@@ -30,10 +30,10 @@ UNITS = {
     **dict.fromkeys(("w/m2", "w/m^2"), "W/m²"),
     "us/cm": "µS/cm",
 }
-# Those that readings get as they are written here.
+# Units whose spelling here is the one that readings get.
 COMMON = "Pa kPa bar psi mmHg inHg ppm ppb lux lx rpm mm cm km kg g m L s ° mV A mA W kW Wh kWh Hz kHz mph mm/h dB dBA"
 UNITS |= {unit.casefold(): unit for unit in (*COMMON.split(), "dB(A)", "W/m²", "µS/cm")}
-# Words, without case, and the known sensor type they mean where they are all of a name.
+# Whole names (case-folded), and the known sensor type that they mean.
 TYPES = {
     **dict.fromkeys(("temp", "temperature", "temperatur", "t", "ta", "tair", "airtemp", "airtc"), "temperature"),
     **dict.fromkeys(("airtemperature", "lufttemperatur", "outsidetemp", "temperature2m", "tempavg"), "temperature"),
@@ -50,7 +50,7 @@ TYPES = {
     **dict.fromkeys(("current", "strom"), "current"),
     **dict.fromkeys(("flowrate", "flow"), "flow_rate"),
 }
-# Texts in brackets that say how a number was made, and units that are also such words or letters.
+# Bracketed texts that name an aggregation, and units that may also be such a word or a letter.
 STATISTICS = frozenset({"min", "max", "avg", "mean", "std", "sum", "count", "total", "raw"})
 DOUBTFUL_UNITS = frozenset({"min", "count", "in", "at", "a", "day", "point"})
 COMPOUND = re.compile(r"[/·*^²³⁻¹]")

@@ -21,9 +21,9 @@ MIN_GROUPS = 2
 MIN_NAMES = 3
 # A year or a date, which may be the name of a column.
 DATED = re.compile(r"(?:19|20)[0-9]{2}(?:[-/.][0-9]{1,2}.*)?|[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:19|20)[0-9]{2}.*")
-# Longer names are no names, and YAML takes none over 1,024 characters.
+# A longer text is not a name, and YAML accepts keys of up to 1,024 characters only.
 MAX_NAME = 200
-# What data loggers write below their header apart from units: time stamp, record number, and how a value was made.
+# Texts that data loggers write below their header besides units: time stamp, record number, aggregation.
 PROCESSING = frozenset({"ts", "rn", "avg", "smp", "min", "max", "tot", "std", "sample", "wvc", "unitless", "none"})
 
 

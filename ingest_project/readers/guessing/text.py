@@ -30,7 +30,7 @@ UTF_16_NULS = 0.2
 MAX_CONTROLS = 0.005
 # Signs of units and western letters, which Windows-1252 and Latin-1 write with the same bytes.
 WESTERN = frozenset("°²³µ±·äöüßÄÖÜéèêëàâáçñåøæÅØÆÉíóúôîïãõ€“”\u00a0\u00d7\u2013\u2019")
-# What Cyrillic text in a wrong encoding has: capital letters inside of words, and other signs.
+# Signs of Cyrillic text in a wrong encoding: capital letters inside words, and characters of other scripts.
 NOT_CYRILLIC = re.compile("[\\u0430-\\u0451][\\u0401-\\u042f]|[^\\0-\\x7f\\u0401-\\u0451]")
 
 
@@ -131,7 +131,7 @@ def _invalid_in_utf_8(part: bytes) -> int:
 def _single_byte_encoding(text: bytes) -> Encoding:
     signs = bytes(set(text)).translate(None, bytes(range(0x80)))
     high = set(signs.decode("cp1252", "replace"))
-    # As letters of DOS these are often between others; as quotes they are never.
+    # In a DOS encoding these bytes are letters and often stand between letters; quotes never do.
     if high <= WESTERN and not re.search(rb"[A-Za-z][\x84\x93\x94][a-z]", text):
         letters = "".join(sorted(high))
         return Encoding("cp1252", f"not UTF-8; its letters beyond ASCII would be {letters} in Windows-1252")
@@ -270,7 +270,7 @@ class _Fit(NamedTuple):
     @property
     def score(self) -> float:
         fit = self.share * (0.3 + 0.7 * self.typed) * (1 - self.undivided) if self.width > 1 else 0.0
-        # Of a short file, a header that another delimiter divides counts as much as its records.
+        # In a short file, a header that another delimiter divides counts as much as the records.
         return fit if self.from_first else fit * LATER_DISCOUNT
 
     @property
