@@ -14,7 +14,7 @@ import polars as pl
 EXAMPLES = 2
 # The squares of smaller deviations lose digits, or are zero.
 LEAST_DEVIATION = 1e-145
-# Of columns that a declaration cannot have.
+# Column names that a declaration cannot have.
 SCALE, WHOLE_MEAN = "scale of group", "mean of whole"
 NO_INSTANTS = pl.DataFrame(
     schema=dict.fromkeys(("file_key", "device_id", "sensor_type"), pl.String)
@@ -193,7 +193,7 @@ def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     share = count / count.sum().over(keys)
     with_mean = together.with_columns((mean * share).sum().over(keys).alias(WHOLE_MEAN))
     degrees = pl.max_horizontal(count.sum() - 1, pl.lit(1))
-    # Halves, and their squares in units of the greatest: deviations of values near 1e308 would overflow.
+    # Halve the deviations and scale them by the greatest: squares of values near 1e308 would overflow.
     within = pl.col("stddev").fill_null(0.0) / 2 * ((count - 1) / degrees).sqrt()
     between = (mean / 2 - pl.col(WHOLE_MEAN) / 2) * (count / degrees).sqrt()
     unit = pl.max_horizontal(within.max(), between.abs().max())

@@ -124,7 +124,7 @@ def _found_by(search: Search) -> Iterator[sa.ColumnElement[bool]]:
         return
     yield columns.event_id == text
     yield columns.sha256 == text.lower()
-    # Servers quote it, people seldom do.
+    # Servers put ETags in quotes, people rarely do.
     yield columns.etag.in_({text, text.strip('"'), f'"{text}"'})
     if search.name != text:
         is_there = sa.or_(
@@ -163,7 +163,7 @@ def file_amounts(row: sa.RowMapping) -> Iterator[Amount]:
     yield Amount(FILES, (state,), 1)
     yield Amount(DATASET_FILES, (row["dataset"], state), 1)
     if state == FileState.REPLACED:
-        # It was counted when it was stored, if it ever was.
+        # A stored file was counted when it was stored.
         return
     yield Amount(LANDED_BYTES, (), row["landed_bytes"] or 0)
     if state == FileState.INGESTED:

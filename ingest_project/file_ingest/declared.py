@@ -39,23 +39,23 @@ from ingest_project.readers.matching import column_name, spelling_of
 from ingest_project.readers.profiles import Profiles, ReaderProfile, load_profiles
 from ingest_project.readers.typed_columns import cast_columns
 
-# The place of a row, and the undeclared columns of its file.
+# The row's file and line, and its undeclared columns.
 ENGINE_COLUMNS: Schema = {"file_key": pl.String, "line_number": pl.Int64, RESCUED: pl.String}
 SUMMARY_SCHEMA: Schema = dict.fromkeys(SUMMARY_COLUMNS, pl.Float64) | {"count": pl.Int64}
 TABLES = TableKind(proof="file_key", setting="target.table")
 # Columns that drift may add to one table; any further one stays in rescued_data.
 MAX_EVOLVED_COLUMNS = 200
 LONGEST_NAME = 63
-# Name of a further column of one name, see `readers.matching`.
+# Name of a repeated column, such as `Temp [2]`: see `readers.matching`.
 REPEATED = re.compile(r"(.+) \[[0-9]+\]'*", re.DOTALL)
-# A partition is a folder whose name has 255 bytes, that of the column included; other characters than these take three.
+# A partition is a folder, whose name with the column's has up to 255 bytes; characters other than these take three.
 MAX_PARTITION_BYTES, AS_THEY_ARE = 190, r"[A-Za-z0-9_.\-]"
-# PostgreSQL's index takes no entry of more than 2,704 bytes, those of numbers and times included.
+# An entry of a PostgreSQL index has at most 2,704 bytes, including those of numbers and times.
 MAX_KEY_BYTES = 2_400
-# Delta reads it as null.
+# Delta reads this partition value as null.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-# PostgreSQL refuses a whole statement where one product leaves the range of a double. What is below the least here
-# counts as zero; a group with a figure above the most has no mean, or no deviation, rather than a wrong one.
+# PostgreSQL refuses a whole statement where one product leaves the range of a double. Values below LEAST
+# count as zero; a group with a figure above the maximum has no mean or deviation instead of a wrong one.
 LEAST, MOST_TO_SUM, MOST_TO_SQUARE = "1e-150", "1e290", "1e145"
 
 
@@ -151,7 +151,7 @@ class DeclaredContract(Contract):
     def prepare_tables(self, engine: sa.Engine) -> DatasetTables:
         """Create the tables, or add what is new to them; see `declared_tables`."""
         tables = self.tables
-        # A store that is away is each file's to report, as of any other.
+        # Each file reports an unavailable store itself.
         with suppress(StoreUnavailableError):
             self.undeclared.update(self._columns_outside())
         self._in_database(tables).ensure(engine)
@@ -197,7 +197,7 @@ class DeclaredContract(Contract):
             return rows
         of_files = [names_of_columns(own, columns) for own in names]
         texts = rows[RESCUED].to_list()
-        # As they are written: a float would change 0.10, and every integer above 2^53.
+        # Keep numbers as written: a float would change 0.10 and integers above 2^53.
         members = [{} if text is None else msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in texts]
         pairs = [(one, of_files[index]) for one, index in zip(members, rows["file_index"], strict=True)]
         moved = [
@@ -230,7 +230,7 @@ class DeclaredContract(Contract):
         for name in sorted(names):
             column = column_name(name)
             usable = column and len(column) <= LONGEST_NAME and column not in taken and not column.startswith("kafka_")
-            # Letters that no column can have are lost in its name: names that differ in these are no spellings of one.
+            # A column's name drops characters that it cannot have; names that differ in those are different columns.
             if usable and forms.setdefault(column, spelling_of(name)) == spelling_of(name):
                 found[name] = column
         # Of the same table as when this run began: the rows of a group and its tables must have the same columns.

@@ -195,7 +195,7 @@ class AwaitingFiles(NamedTuple):
     def __str__(self) -> str:
         """Describe it in a few sentences."""
         wait = "file waits" if self.files == 1 else "files wait"
-        remedy = "Nothing is lost: it goes on by itself once that is fixed."
+        remedy = "Nothing is lost: ingestion continues automatically once that is fixed."
         return f"{self.files:,} {wait} in the dataset {self.dataset}. {self.reason} {remedy}"
 
 
@@ -399,7 +399,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             standing = sa.select(files).where(files.c.location_key == own["location_key"], files.c.stands)
             if any(_is_earlier_reading(o, arrival, now) for o in self._entries(connection, standing).values()):
                 again = super()._as_new(now) | {name: own[name] for name in ANNOUNCED_COLUMNS}
-                # It counts from the message that announces it now.
+                # Its Kafka position and age are those of the message that announces it now.
                 again |= {**arrival.kafka_position.columns(), "updated_at": now, "reopened_at": None}
                 reopened |= self._update(connection, [key], again)
         return reopened

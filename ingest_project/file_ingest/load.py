@@ -451,7 +451,7 @@ def _finished(result: FileResult, run_id: str) -> Mapping[str, object]:
         "reason": result.reason and storable(result.reason),
         "error_class": result.error_class,
         "run_id": run_id,
-        # What an earlier attempt landed is still there: read where the source is gone, and purged in its time.
+        # Bytes that an earlier attempt landed are still there: used if the source is gone, and purged by retention.
         "sha256": result.landed.sha256 if result.landed else result.record.sha256,
         "landed_bytes": result.landed.size_bytes if result.landed else result.record.landed_bytes,
         "profile": result.profile or result.record.profile,
@@ -494,7 +494,7 @@ def quarantine_rejected(results: Sequence[FileResult], services: FileIngestResou
         if result.state is not FileState.QUARANTINED:
             kept.append(result)
             continue
-        # A store that does not answer is not tried for each file: every request may last until its time-out.
+        # Do not try an unavailable store for each file: every request may last until its timeout.
         if failure is None or consecutive_failures < MAX_CONSECUTIVE_FAILURES:
             failure = None
             try:
@@ -516,7 +516,7 @@ def quarantine_file(result: FileResult, landing: LandingStore, quarantine: Quara
     """Store a rejected file's bytes and the reason; return the result with the location of the bytes."""
     note = reason_note(result, run_id)
     if result.landed is None:
-        # It was rejected for its size, before a byte of it was copied: only the reason is kept.
+        # The file was rejected for its size before the copy, so that only the reason is kept.
         quarantine.put(result.record.file_key, b"", note)
         return result
     with landing.local_path(result.landed.sha256) as path:

@@ -69,7 +69,7 @@ GROUP_FILES = 128
 # Groups grow to that size by doubling: storing starts as soon as a few files are read, not after the first hundred.
 FIRST_GROUP_FILES = 16
 GROUP_BYTES = 16 * 1024**2
-# Of a large file, checked and stored at a time: of each call, half the cost would not depend on the rows of one chunk.
+# Chunks of a large file to check and store in one call: with a single chunk, half the cost would be the call's own.
 CHUNKS_AT_A_TIME, ROWS_AT_A_TIME = 4, 100_000
 
 

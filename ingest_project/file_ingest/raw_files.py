@@ -91,7 +91,7 @@ def _copy_found(record: FileRecord, found: SourceFile, source: Source, services:
     with source.open(path) as stream:
         pieces = _pieces_up_to(stream, limit)
         landed = services.landing.land(pieces, expected_size=found.size_bytes, location=without_query(record.location))
-    # What is written over while it is sent arrives as parts of two versions. What is gone by now counts as it came.
+    # A file that is overwritten during the read arrives as parts of two versions. One that is gone is accepted.
     with suppress(SourceNotFoundError):
         if source.stat(path) != found:
             raise SourceChangedError(without_query(record.location), "it was replaced while it was read")
@@ -157,7 +157,7 @@ def versions_apart(event: FileEvent, found: SourceFile) -> tuple[str, str]:
     """Describe the version that was announced and the one that was found, so that the two differ."""
     versions = [version_of(one.etag, one.size_bytes, one.modified_at) for one in (event, found)]
     if versions[0] == versions[1]:
-        # A server may send something else under the same etag.
+        # Some servers keep the ETag when the content changes.
         versions = [version_of(None, one.size_bytes, one.modified_at) for one in (event, found)]
     return versions[0], versions[1]
 

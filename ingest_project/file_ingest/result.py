@@ -56,10 +56,10 @@ MAX_RAW_TEXT_SHOWN = 200
 PANIC = "PanicException"
 TRACEBACK_FRAMES = 12
 MAX_TRACEBACK_LENGTH = 4_000
-# PostgreSQL's classes of errors that are about tables and rights and never about rows: no table, no permission, a
-# further column that must not be null.
+# PostgreSQL's error codes about tables and privileges, never about rows: no table, no permission, a further NOT NULL
+# column.
 SCHEMA_ERRORS = ("42", "3D", "3F", "0A", "25", "26", "23502")
-# Of constraints and triggers. Declared keys apart, people have added them: no row of ours breaks one.
+# PostgreSQL's error classes of constraints and triggers. Except for declared keys, people have added these.
 REFUSED_BY_A_RULE = ("23", "P0")
 # Shortages that one file may cause; another file, or the same one later, may succeed.
 SHORTAGES = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})

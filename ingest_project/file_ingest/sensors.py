@@ -314,7 +314,7 @@ def announcement_of(
     total = len(files) + len(reasons)
     rejected = f"{len(reasons)} of {total} objects are not ingested. " if total > 1 else ""
     unreadable = UnreadableMessageError(rejected + " ".join(reasons))
-    # A message that is decoded is stored: only then its ignored records are counted.
+    # With ignored records, do not raise: they are counted only for messages that are decoded and stored.
     if not files and not ignored:
         raise unreadable
     return Announcement(files, unreadable, ignored)
@@ -351,5 +351,5 @@ def _report_failed(instance: dg.DagsterInstance, services: FileIngestResources, 
         try:
             report_failed(instance, contract_result(result, assets_of(record.dataset)), record.file_key)
         except Exception:
-            # The queue knows; what the UI does not accept of one file must not stop the consumption of all.
+            # The queue has the result: if the UI rejects the report of one file, consumption must continue.
             logger.exception("file_not_reported", partition_key=record.file_key)

@@ -33,10 +33,10 @@ from ingest_project.readers.reading import read_chunks
 
 SAMPLE_ROWS = 5
 PREVIEW_ROWS = 3
-# Text of the largest file that is checked in one piece; in memory it takes some times as much.
+# Largest file that is checked in one piece, in bytes of text; it needs several times as much memory.
 WHOLE_FILE_BYTES = 256 * 1024**2
 METRICS_SHOWN = 5
-# A declaration with more columns has no baseline of the nulls in the others.
+# Columns whose nulls have a baseline; further ones have none.
 MAX_NULL_COLUMNS = 100
 
 
@@ -245,7 +245,7 @@ def nulls_by_file(accepted: pl.DataFrame) -> dict[str, dict[str, int]]:
     Args:
         accepted: rows of many files, with their `file_key`.
     """
-    # Known without a look at the rows; what drift has rescued is absent as a rule.
+    # Polars knows null counts without reading rows. `rescued_data` is left out: it is null in most rows.
     names = [name for name in accepted.columns if name != RESCUED and accepted[name].null_count()][:MAX_NULL_COLUMNS]
     if not names:
         return {}

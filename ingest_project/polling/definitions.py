@@ -105,7 +105,7 @@ def _begin_and_poll(context: dg.AssetExecutionContext, services: PollingResource
 def _poll(context: dg.AssetExecutionContext, services: PollingResources, record: JobRecord) -> None:
     discovery = discover(services, record)
     now, jobs = datetime.now(UTC), services.polling_jobs
-    # A standing job's count is of all its intervals, and what an earlier one announced was announced before.
+    # A standing job's count covers all its intervals: files that earlier ones announced count as announced before.
     earlier = 0 if record.standing else record.files_published or 0
     skipped = discovery.not_announced(earlier)
     if discovery.ready_at is not None and record.attempts < services.settings.retries.max_attempts:
@@ -115,7 +115,7 @@ def _poll(context: dg.AssetExecutionContext, services: PollingResources, record:
         return
     done = jobs.finish_listing(record.job_key, discovery.found, skipped, now)
     if discovery.announced or not record.standing or BATCH_ID_TAG not in context.run.tags:
-        # A standing job that found nothing new leaves no event, unless a person ran it: they would be thousands a day.
+        # Do not report a standing job that found nothing new, unless a person ran it: that would be thousands a day.
         with tracing.step("report", [record.job_key]):
             report(context, [PartitionEvents(record.job_key, {DISCOVERED_FILES: _metadata(done, discovery)})])
     jobs.mark_reported([record.job_key], now)
@@ -195,7 +195,7 @@ def standing_tick(
 
 def standing_job(name: str, source: ConfiguredSource, every_seconds: float, now: datetime) -> JobArrival:
     """Return a configured source's job for the interval that `now` is in."""
-    # Its beginning, and not a number of it: an interval of another length must still come after the last one.
+    # Use the interval's start, not its number, so that intervals of another length still come after the last one.
     interval = int(now.timestamp() // every_seconds * every_seconds)
     key = job_key(name, (STANDING, NO_PARTITION, 0, ""))
     job = PollingJob(
@@ -204,17 +204,17 @@ def standing_job(name: str, source: ConfiguredSource, every_seconds: float, now:
         file_pattern=source.file_pattern,
         priority=source.priority,
         metadata=dict(source.metadata),
-        # Made of the interval: entered again after a crash, the same listing has the same trace.
+        # Derived from the interval, so that a job that is entered again after a crash keeps its trace.
         trace_id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{key}/{interval}")),
     )
     return JobArrival(key, job, KafkaPosition(STANDING, NO_PARTITION, interval, at=now))
 
 
 def job_arrival(arrived: ConsumedMessage[PollingJob]) -> JobArrival:
-    """Return a job as the queue keeps it; one without a trace id gets one."""
+    """Return the queue entry of a job, with a trace id."""
     job = arrived.message
     key = job_key(job.job_id, arrived.kafka_position.position)
-    # Made of the position: read again after a crash, the same request has the same trace.
+    # Derived from the position, so that a message that is read again after a crash keeps its trace.
     trace_id = job.trace_id or str(
         job.metadata.get("trace_id") or arrived.trace_id or uuid.uuid5(uuid.NAMESPACE_URL, key)
     )

@@ -205,7 +205,7 @@ def prepare(
         files: a page of them.
         outbox: record of published announcements.
     """
-    # What was announced on a topic that is gone has to be announced again: nothing else records it.
+    # The id of a page includes the topic's: announcements of a deleted topic are lost and must be published again.
     topic_id = _topic_id(services, services.settings.topics.file_event_queue)
     page_id = _page_id(services, topic_id, source, record, files)
     if page_id is not None and not outbox.unsent([page_id]):
@@ -318,7 +318,7 @@ def _message(record: JobRecord, event: FileEvent, file: SourceFile, message_id: 
         etag=file.etag,
     )
     headers = tracing.message_headers(event.trace_id, record.job_key)
-    # What its consumer would refuse is refused here, where its job says so.
+    # Reject here what the consumer would reject, so that the job reports it.
     return ProducerRecord(encode(checked(announced)), key=message_id.rpartition("/")[2].encode(), headers=headers)
 
 

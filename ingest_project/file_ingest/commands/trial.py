@@ -108,7 +108,7 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
     trial = Trial(file=str(path), profile=profile.name, dataset=contract.name)
     # Profiles may take columns from the folders above, as they do of a file that is ingested.
     name = file_name or str(path.absolute())
-    # Text may be compressed under the name of plain text: it has no layout before it is read.
+    # The name may not show that the text is compressed; then the layout is unknown until the text is read.
     with suppress(FileRejectedError):
         trial.layout = ", ".join(_layout(path, profile, contract))
     try:

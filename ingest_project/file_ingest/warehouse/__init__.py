@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import polars as pl
 
-# Of versions that a newer one replaces; a version that is leased finds its successor when it is stored.
+# States of versions that a newer one may replace. A leased version finds its successor when it is stored.
 REPLACEABLE_STATES = ("ingested", "quarantined", "duplicate", "failed")
 
 

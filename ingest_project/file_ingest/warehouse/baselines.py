@@ -34,7 +34,7 @@ from ingest_project.platform.errors import storable
 WITHIN_BASELINE = "within_baseline"
 # Enough for a median that is off by a tenth of the spread.
 SAMPLE_FILES = 256
-# A lasting change is usual after half a week, where so many files of the last week are in the sample.
+# A lasting change counts as usual after half a week, if the sample has this many files of the last week.
 RECENT, RECENT_FILES = timedelta(days=7), 30
 # The MAD of a normal distribution times this is its standard deviation.
 TO_DEVIATION = 1.4826

@@ -45,18 +45,18 @@ from ingest_project.file_ingest.warehouse.sql import (
 )
 from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
 
-# A content can change its owner between the failed claim and the reading of its owner.
+# The owner of a content may change between a failed claim and the query for the owner.
 CLAIM_TRIES = 5
 
 LOCK_FILES = """
     SELECT file_key, COALESCE(rows_accepted, 0) > 0 FROM files
     WHERE file_key = ANY($1::text[]) ORDER BY file_key FOR UPDATE"""
-# Users name tables, and a name may be a word of SQL.
+# Quote the name: users choose it, and it may be a keyword of SQL.
 DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
 
-# Of PostgreSQL's message; that of a statement_timeout has the same code.
+# Words of PostgreSQL's message about a cancelled query; one about a statement_timeout has the same code.
 CANCELLED = frozenset({"user", "request"})
-# JSON, which frames have as text, and numbers for which Arrow has no type.
+# Types to read as text: JSON is text in frames, and Arrow has no type for PostgreSQL's numbers.
 READ_AS_TEXT = frozenset({pl.String, pl.Decimal})
 READ_BY_INDEX = "SET LOCAL enable_seqscan = off"
 # COPY takes no parameters.
@@ -112,7 +112,7 @@ PUT_STATISTICS = f"""
         rows_quarantined bigint, null_counts text, lateness_seconds double precision)
     ON CONFLICT (file_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)}"""
 
-# Of locations, not of rows: the rows of a version that a long transaction stores stay free for the sensors.
+# Lock locations instead of rows: sensors must be able to update a version that a long transaction is storing.
 TRY_LOCK_LOCATIONS = """
     SELECT location_key FROM unnest($1::text[]) AS location_key
     WHERE pg_try_advisory_xact_lock(hashtextextended(location_key, 0))"""
@@ -151,7 +151,7 @@ class PostgresWarehouse(SqlWarehouse):
                 database_url, lambda url: dbapi.connect(_libpq_address(url, connect_timeout_seconds))
             )
 
-        # Every transaction ends with a commit or a rollback of its own.
+        # Every transaction ends with an explicit commit or rollback.
         self._pool = sa.QueuePool(connect, max_overflow=-1, reset_on_return=None)
         sa.event.listen(self._pool, "checkout", _require_alive)
 

@@ -49,7 +49,7 @@ logger = get_logger(__name__)
 
 ROWS_READ_AT_A_TIME = 50_000
 ROWS_AT_A_TIME = 20_000
-# A page reads as far as twice its place, as most rows of a file are accepted, and so much further.
+# A page reads lines up to twice its last row number plus this: most rows of a file are accepted.
 LINES_BEYOND = 1_000
 
 Schema = Mapping[str, pl.DataType | type[pl.DataType]]
@@ -76,7 +76,7 @@ METRICS: Schema = {
     "count": pl.Int64,
 }
 CLAIMS: Schema = {"file_key": pl.String, "sha256": pl.String, "meaning": pl.String}
-# Of versions that were not known until they were read.
+# Facts about versions that were unknown until the file was read.
 VERSIONS: Schema = {
     "file_key": pl.String,
     "size_bytes": pl.Int64,
@@ -91,7 +91,7 @@ FINISHED: Schema = {
     "drifted": pl.Boolean,
 }
 
-# Of ingested files; `null_counts` is JSON.
+# Statistics of ingested files; `null_counts` is JSON.
 STATISTICS: Schema = {
     "file_key": pl.String,
     "dataset": pl.String,
@@ -103,12 +103,12 @@ STATISTICS: Schema = {
     "null_counts": pl.String,
     "lateness_seconds": pl.Float64,
 }
-# A file that is ingested again keeps when it arrived, and how late it was.
+# Columns to update when a file is ingested again; its arrival and lateness do not change.
 RENEWED = ("rows_read", "rows_quarantined", "null_counts")
 
-# Of files that a run may have begun to store, and did not finish.
+# States of files that a run may have begun to store without finishing.
 UNRECORDED_STATES = ("pending", "failed")
-# Around the key of the file that a duplicate was one of, until it is ingested itself.
+# Reason of a former duplicate, around the key of the original, until it is ingested itself.
 WAS_DUPLICATE, NO_MORE = "It was a duplicate of ", ", which does not represent it any more. It is ingested itself."
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
@@ -228,7 +228,7 @@ class SqlWarehouse:
         query = sa.select(*(_as_read(table.c[name]) for name in names)).where(table.c.file_key == file_key)
         query = query.order_by(table.c.line_number).offset(first).limit(limit + 1)
         with self._by_index() as connection:
-            # Nearly always far enough, and the rest of a large file is not read.
+            # This nearly always suffices, without reading the rest of a large file.
             found = connection.execute(query.where(table.c.line_number <= 2 * (first + limit) + LINES_BEYOND)).all()
             if len(found) <= limit:
                 found = connection.execute(query).all()
@@ -258,7 +258,7 @@ class SqlWarehouse:
             kept = {row.file_key: row.delta_version for row in found if row.stands}
             changed, version = elsewhere.changed_since(kept) if kept else (set[str](), None)
             if not written and not changed:
-                # They need not be searched again before this version.
+                # The next search can start at this version.
                 _record_version(connection, kept, version)
                 return ()
             current = sa.select(c.file_key).where(
@@ -423,7 +423,7 @@ class SqlTransaction(Frames):
             self._outside.replace(set(file_keys).difference(unstored))
         for part in in_parts(sorted(set(file_keys))):
             chosen = files_table.c.file_key.in_(part)
-            # Written to itself: a lock in every dialect, and SQLite has its lock already.
+            # Update a column to its own value: that locks the row in every dialect; SQLite has its lock already.
             self._connection.execute(sa.update(files_table).where(chosen).values(state=files_table.c.state))
             for table in (quarantined_rows, *self._tables.stored):
                 self._connection.execute(sa.delete(table).where(table.c.file_key.in_(part)))
@@ -497,7 +497,7 @@ class SqlTransaction(Frames):
         return reopened
 
     def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
-        # Straight to the driver: converting values one by one takes ten times as long as storing them.
+        # Bypass SQLAlchemy: its conversion of each value takes ten times as long as storing it.
         placeholders, names = ", ".join("?" * len(frame.columns)), ", ".join(f'"{name}"' for name in frame.columns)
         statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})'
         for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
