@@ -59,7 +59,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
             "attempt": self.result.attempt,
             "domain": self.domain,
             "event_type": self.event_type,
-            # Everything that is needed to publish it again.
+            # All fields that a repeated publication needs.
             "result": {**own["result"], **rest},
             "completed_at": self.result.completed_at,
             "run_id": run_id,

@@ -300,7 +300,7 @@ class Attachments(Capability[AttachmentResources]):
         pending = pending_at(services.engine, now)
         due = sum(one.due for one in pending)
         later = [one for one in pending if one.waiting > one.due]
-        # Read at two moments: what was pending at the second one counts.
+        # The two queries ran at different times: use the pending entries of the second one.
         counts = {**downloads.counts, "pending": sum(one.waiting for one in pending)}
         return WorkState(
             queues=(events, msgspec.structs.replace(downloads, counts=counts, due=due)),
@@ -357,7 +357,7 @@ def retry_tiers(pending: Sequence[Pending], topics: Sequence[str]) -> tuple[Retr
     waiting: list[list[Pending]] = [[] for _ in topics]
     for one in pending:
         if one.queue_name == RETRY_QUEUE:
-            # Attempt 2 comes after the first topic; what has more attempts than there are topics waits in the last one.
+            # Attempt 2 follows the first retry topic; with more attempts than topics, tasks wait in the last one.
             waiting[min(max(one.attempt - 2, 0), last)].append(one)
     return tuple(
         RetryTier(

@@ -72,7 +72,7 @@ STORED: dict[dg.AssetKey, StoredTable] = {
 }
 EVENTHOUSE = dg.AssetKey("eventhouse")
 EVENT_HUBS = dg.AssetKey("event_hubs")
-# Retry topics lead back to the downloads, which a graph without circles cannot show.
+# Retry topics lead back to the downloads: an acyclic graph cannot show that.
 WRITTEN_BY_DOWNLOADS = (
     *("downloads_cached", "downloads_results", "downloads_dlq"),
     *(f"downloads_retry_{minutes}m" for minutes in (5, 10, 20, 40)),

@@ -200,8 +200,8 @@ def commit_lost(services: AttachmentResources) -> int:
 
 
 def _number_next_commit(services: AttachmentResources, chosen: Sequence[AttemptResult] | None = None) -> int:
-    # Above the table's own number: it takes no number twice, and would have none of the rows of a work queue that was
-    # restored from a backup, or is new.
+    # Continue after the table's own number: it refuses used numbers, and so would lose the rows of a work queue that is
+    # new or was restored from a backup.
     reached = services.attachment_results.committed_version(APPLICATION_ID) or 0
     return services.outcomes.number_next_commit(chosen, reached=reached)
 
@@ -267,7 +267,7 @@ class _Committing:
             with tracing.step("commit", (outcome.attachment_key for outcome in part)):
                 table.append(results_table(part), app_id=APPLICATION_ID, version=number)
         except Exception as error:
-            # Where the store answers it says whether the commit has landed while its answer was lost.
+            # If only the answer was lost, the table has the commit.
             if not self._may_be_row_fault(error) or (table.committed_version(APPLICATION_ID) or 0) >= number:
                 raise
             outcomes.withdraw_commits(number)

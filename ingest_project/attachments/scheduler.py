@@ -94,7 +94,7 @@ class DownloadScheduler(Generic[Job]):
                 self._held[share] -= 1
             self._unfinished += 1
             self._unstored_bytes += unstored_bytes
-            # Two: the slot that is free again, and the one that the host got in addition.
+            # Wake two threads: one for the freed slot, one for the slot that the host gained.
             self._changed.notify(2)
 
     def processed(self, results: int, stored_bytes: int = 0) -> None:
@@ -123,7 +123,7 @@ class DownloadScheduler(Generic[Job]):
         if self._unfinished >= self._max_unfinished or self._unstored_bytes >= self._max_unstored_bytes:
             return None
         now = time.monotonic()
-        # Only a host that holds slots can have none left: a few, however many wait.
+        # Only hosts that hold slots can be full: these are few, even if many hosts wait.
         full = {host for host in self._begun if not self._has_slot(host, now)}
         if self._waiting_of_host.keys() <= full:
             return None
@@ -137,7 +137,7 @@ class DownloadScheduler(Generic[Job]):
         return None
 
     def _by_share(self, names: Iterable[str], *above: str) -> Iterator[str]:
-        """Yield names, those that hold the fewest slots first; of thousands, only the few that hold any are sorted."""
+        """Yield names, those with the fewest slots first. Sorts only the few names that hold any."""
         holding: list[tuple[int, str]] = []
         for name in names:
             if slots := self._held[*above, name]:

@@ -119,7 +119,7 @@ def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefi
             max_batches=2 * settings.max_parallel_batches,
             retries=services.settings.retries.model_copy(update={"max_attempts": NEVER}),
             feeds=[_tasks(services, topic) for topic in topics_of(services, queue_name)],
-            # Not even a run over a single one: see `attachments.definitions`.
+            # Even a run over a single attachment has no partition: see `attachments.definitions`.
             runs_have_partitions=False,
         )
         return downloads.tick(context, services)
@@ -129,7 +129,7 @@ def downloads_sensor(name: str, queue_name: str, job_name: str) -> dg.SensorDefi
         job_name,
         f"Requests runs over downloads that are {'due again' if queue_name == RETRY_QUEUE else 'new'}.",
         tick,
-        # Those that wait for a first message inside the tick take longer than a second anyway.
+        # Ticks that wait for a first message take longer than a second anyway.
         every_seconds=UNHURRIED_SECONDS if queue_name == RETRY_QUEUE else 1,
     )
 

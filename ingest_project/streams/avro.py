@@ -27,7 +27,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.registry import Registry, Schemas, reason_of
 from ingest_project.streams.values import exact_decimal
 
-# Takes bytes and where a value begins in them; returns the value, and where the next one begins.
+# Takes bytes and the position of a value; returns the value and the position of the next one.
 Read = Callable[[bytes, int], tuple[Any, int]]
 
 REASONS: dict[type[Exception], str] = {
@@ -38,7 +38,7 @@ REASONS: dict[type[Exception], str] = {
 }
 LONGEST_SHIFT = 63
 MORE = 0x80
-# Of a number in its first byte: more follow, or it is negative.
+# Bits of a number's first byte: further bytes follow, or the number is negative.
 BEYOND_ONE_BYTE = MORE | 1
 INT = 2**31
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -213,7 +213,7 @@ def _enum(data: bytes, at: int, symbols: Sequence[str]) -> tuple[str, int]:
 
 def _union(branches: Sequence[_Type]) -> _Type:
     reads = [branch.read for branch in branches]
-    # By the byte that an index is written as; a longer one is as good.
+    # Branches by the single byte of their index; an index may also be written with more bytes.
     by_byte = {2 * index: read for index, read in enumerate(reads[: MORE // 2])}
 
     def read(data: bytes, at: int) -> tuple[Any, int]:

@@ -77,7 +77,7 @@ class Streams(Capability[StreamResources]):
         lost = Counter[str]()
         for stream in services.streams:
             lost[stream.topic] += sum(one.messages for one in stream.positions.lost())
-        # After the positions: messages that were stored meanwhile have marked their hours before.
+        # Read hours after positions: messages that are stored in between have marked their hours by then.
         pause = timedelta(seconds=services.settings.user_activity.hourly_refresh_seconds)
         hours = len(services.user_activity.hours.due(datetime.now(UTC), pause, MAX_HOURS))
         return WorkState(

@@ -34,7 +34,7 @@ from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
 from ingest_project.streams.user_activity import definitions as user_activity
 from ingest_project.streams.user_activity.stream import user_activity_stream
 
-# Counting all that ever arrived would take longer each time, and hide what is wrong now.
+# Offsets to check: checking all would take longer each time, and hide current faults.
 LAST_OFFSETS = 100_000
 
 

@@ -42,7 +42,7 @@ JSON_TYPES: Mapping[str, Any] = {
     "text": str | None,
     "integer": int | None,
     "number": float | None,
-    # In its digits, which Python would also read where they are no JSON.
+    # The raw digits: Python would also read digits that are not valid JSON.
     "decimal": Raw,
     "boolean": bool | None,
     "date": str | None,
@@ -232,7 +232,7 @@ class JsonDecoder:
         self._shape = _Shape(self._tree, columns)
         self._decoder = msgspec.json.Decoder(self._shape.struct)
         self._lenient_decoder = msgspec.json.Decoder(_Shape(self._tree, columns, forbid_unknown_fields=False).struct)
-        # The number 5.0 is a whole one; `values` refuses those that are not.
+        # 5.0 is an integer in JSON Schema; `values` rejects numbers with a fraction.
         types = {**JSON_TYPES, "integer": int | float | None}
         self._number_decoder = msgspec.json.Decoder(
             _Shape(self._tree, columns, types, forbid_unknown_fields=False).struct

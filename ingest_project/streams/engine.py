@@ -50,13 +50,13 @@ logger = get_logger(__name__)
 
 
 CHUNK_BYTES = 16 * 1024**2
-# Fewer are decoded sooner than a process of their own has started.
+# Fewer chunks are decoded faster than a further process starts.
 CHUNKS_PER_PROCESS = 5
 MAX_SHOWN = 20
 # One failure may be transient; after this many in a row a person should look.
 MAX_FAILURES = 3
 RECENT = timedelta(hours=24)
-# None of these concerns one partition only.
+# Errors that concern all partitions.
 SERVICES_AWAY = (BrokerUnavailableError, DatabaseUnavailableError)
 
 Rows = TypeVar("Rows")

@@ -53,7 +53,7 @@ def _move_back(services: StreamResources, positions: StreamPositions) -> dict[in
         return {}
     for partition, one in positions.begin(backlog, datetime.now(UTC)).items():
         start = backlog.log_starts[partition]
-        # Counts go with the offsets: messages that are stored again are counted again.
+        # Remove the counts with the offsets: messages that are stored again are counted again.
         positions.restart(one, start, start, {})
     return {partition: end - backlog.log_starts[partition] for partition, end in sorted(backlog.ends.items())}
 
@@ -80,7 +80,7 @@ def _sensor_stopped(settings: Settings, sensor: str, positions: StreamPositions)
             yield
             return
         stopped = running_sensors(instance, [sensor])
-        # No sensor has ever ticked where this fails, so that none is running.
+        # If this fails, no sensor has ever ticked, so that none is running.
         with suppress(DagsterRecordsUnavailableError):
             stop_sensors(instance, stopped)
         stack.callback(start_sensors, instance, stopped)

@@ -17,12 +17,12 @@ from ingest_project.platform.database import fetch, reading, writing
 from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata, partial_index
 from ingest_project.streams.positions import OffsetRange, joined
 
-# Of all streams: an earlier time is no partition.
+# First hourly partition of all streams; earlier times have none.
 FIRST_HOUR = datetime(2024, 1, 1, tzinfo=UTC)
 HOURLY_SENSOR = "user_activity_hourly_sensor"
 # Column with the day of a row, `yyyy-mm-dd`, by which a Delta table is partitioned.
 DAY = "event_day"
-# A late event widens the offsets of its hour within one piece only.
+# Offsets in one piece: a late event widens the span of its hour within one piece only.
 PIECE_OFFSETS = 1_000_000
 
 stream_hours = sa.Table(
@@ -53,7 +53,7 @@ stream_hour_spans = sa.Table(
     # Number of the piece of 1,000,000 offsets.
     Col("piece", sa.BigInteger, primary_key=True, autoincrement=False),
     Col("first_offset", sa.BigInteger, nullable=False),
-    # Of the first message that is not in it.
+    # Offset after the last message of the span.
     Col("end_offset", sa.BigInteger, nullable=False),
     sa.Index("stream_hour_spans_by_offset", "stream", "topic", "topic_id", "partition", "end_offset"),
 )

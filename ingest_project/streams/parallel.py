@@ -29,15 +29,15 @@ from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform import tracing
 from ingest_project.platform.runtime import processors
 
-# Further ones would wait for the parent, which stores what they decode.
+# More processes would wait for the parent, which stores the decoded messages.
 MAX_PROCESSES = 4
-# A broker that does not answer is given up long before.
+# Reading from a broker that does not answer fails long before this.
 SILENCE_SECONDS = 600.0
 PR_SET_PDEATHSIG = 1
 SIZE_BYTES = 8
 
 Share = TypeVar("Share")
-# By the file descriptor that the parent reads.
+# Child processes by the pipe that the parent reads.
 Children = dict[Any, tuple[IO[bytes], ForkProcess]]
 
 

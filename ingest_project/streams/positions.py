@@ -37,7 +37,7 @@ def _partition_columns() -> list[Col[Any]]:
     return [
         Col("stream", sa.Text, primary_key=True),
         Col("topic", sa.Text, primary_key=True),
-        # Where the broker names none: `unnamed-1`, and the next number once a log ends before what was stored.
+        # `unnamed-1` if the broker has no topic ids, and the next number once a log ends before the stored offsets.
         Col("topic_id", sa.Text, primary_key=True),
         Col("partition", sa.Integer, primary_key=True, autoincrement=False),
     ]
@@ -49,13 +49,13 @@ sink_positions = sa.Table(
     *_partition_columns(),
     # 0 for the first topic of this name, one more each time it was created again.
     Col("epoch", sa.Integer, nullable=False),
-    # Where reading began.
+    # Offset at which reading began.
     Col("first_offset", sa.BigInteger, nullable=False),
-    # Of the first message that is not stored.
+    # Offset of the first message that is not stored.
     Col("next_offset", sa.BigInteger, nullable=False),
-    # Number of messages so far by outcome.
+    # Total number of messages by outcome.
     Col("outcome", Json, nullable=False),
-    # Histograms so far: a running total by the names of metric and bucket, `metric_bucket/5` and `metric_sum`.
+    # Histograms: running totals by metric and bucket, such as `metric_bucket/5` and `metric_sum`.
     Col("seconds", Json, nullable=False, server_default="{}"),
     # When the position moved last.
     Col("updated_at", UtcTime, nullable=False),
@@ -73,7 +73,7 @@ lost_offsets = sa.Table(
     metadata,
     *_partition_columns(),
     Col("first_offset", sa.BigInteger, primary_key=True, autoincrement=False),
-    # Of the first message that is not lost.
+    # Offset after the last lost message.
     Col("end_offset", sa.BigInteger, nullable=False),
     # An upper bound: a compacted or transactional topic has offsets without a message.
     Col("messages", sa.BigInteger, nullable=False),

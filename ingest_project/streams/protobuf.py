@@ -32,10 +32,10 @@ from ingest_project.streams.values import exact_decimal
 SHIPPED = re.compile(r"(google|confluent)(/[a-z_]+)+\.proto")
 PACKAGES = {"google": "google", "confluent": "confluent_kafka.schema_registry.confluent"}
 WRAPPERS = re.compile(r"google\.protobuf\.(\w+)Value")
-# No import is called so.
+# A file name that no import has.
 OWN_FILE = "ingest/schema-of-message.proto"
 MORE = 0x80
-# What fields of 32 bits may be on the wire, where every number has 64; a negative one all of them.
+# Values that 32-bit fields may have on the wire, where numbers have 64 bits; negative ones are sign-extended.
 NOT_NEGATIVE, NEGATIVE = range(2**31), range(2**64 - 2**31, 2**64)
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: (NOT_NEGATIVE, NEGATIVE),
@@ -144,7 +144,7 @@ def _require_single(payload: bytes, kind: Descriptor) -> None:
         if field.message_type is not None and isinstance(one.data, bytes):
             _require_single(one.data, field.message_type)
             if field.message_type.GetOptions().map_entry:
-                # A key that is not there is the empty one.
+                # A missing key is the empty one.
                 key = next((part.data for part in _wire_fields(one.data) if part.field_number == 1), None) or None
                 if (field.name, key) in keys:
                     raise ValueError(f"{field.name} has a key twice")
@@ -196,7 +196,7 @@ def _field(message: Message, field: FieldDescriptor) -> Any:  # noqa: ANN401 - a
     value = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         of_value = field.message_type.fields_by_name["value"]
-        # Protobuf has the entries in another order in every process.
+        # Protobuf orders the entries differently in each process.
         return {str(key): _value(one, of_value) for key, one in sorted(value.items())}
     if field.is_repeated:
         return [_value(one, field) for one in value]

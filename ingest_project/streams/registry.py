@@ -37,11 +37,11 @@ from ingest_project.platform.http.host_policy import HostLists, host_lists
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 
 NOT_FOUND = 404
-# Of an answer that is not a registry's.
+# Error code of an answer that does not come from a registry.
 NO_ERROR_CODE = -1
-# Registries number schemas by 32 bits with a sign.
+# Registries number schemas by signed 32-bit integers.
 LAST_ID = 2**31 - 1
-# The id of a schema, and the indexes of a nested message of Protobuf.
+# Size limit of a schema id and the indexes of a nested Protobuf message.
 MAX_FRAME_BYTES = 1024
 RETRIES, FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 2, 200, 1_000
 
@@ -61,7 +61,7 @@ class Registry:
 
     def __init__(self, client: SchemaRegistryClient, url: str) -> None:
         self.client, self._url = client, url
-        # A message may name any id: those that are not there are asked for once as well.
+        # A message may name any id: remember unknown ids, so that each is requested once.
         self._missing: set[object] = set()
 
     def schema_of(self, schema_id: SchemaId, form: str | None = None) -> Schema:
@@ -91,14 +91,14 @@ class Registry:
         try:
             found = fetch()
         except SchemaRegistryError as error:
-            # What a proxy answers that does not reach the registry says nothing of a schema.
+            # A proxy's own 404 says nothing about a schema: only the registry sends an error code.
             if error.http_status_code == NOT_FOUND and (error.error_code or NO_ERROR_CODE) != NO_ERROR_CODE:
                 raise UnreadableMessageError(f"The schema registry: {error.error_message}.") from error
             raise SchemaRegistryUnavailableError(self._url, f"{error}") from error
         except (httpx.HTTPError, ValueError, TypeError, KeyError) as error:
             raise SchemaRegistryUnavailableError(self._url, f"{type(error).__name__}: {error}") from error
         if not found.schema_str:
-            # Else it would be kept.
+            # The client would keep this answer in its cache.
             self.client.clear_caches()  # type: ignore[no-untyped-call]
             raise SchemaRegistryUnavailableError(self._url, "it answers without a schema")
         return found
@@ -195,7 +195,7 @@ def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, bytes]:
     """
     schema_id, value = SchemaId(schema_type), message.value or b""
     try:
-        # Only its beginning, as a number that goes on for a megabyte would take minutes to read.
+        # Parse only the beginning: an encoded number of a megabyte would take minutes.
         begun = dual_schema_id_deserializer(value[:MAX_FRAME_BYTES], _context(message), schema_id)
     except (SerializationError, struct.error, EOFError, ValueError, TypeError) as error:
         why = "it has too few bytes" if isinstance(error, struct.error | EOFError) else str(error)
@@ -238,7 +238,7 @@ class Schemas(Generic[Parsed]):
             self._known[named, indexes] = self._parsed(self._registry.schema_of(schema_id, self._form), named, indexes)
         found = self._known[named, indexes]
         if isinstance(found, UnreadableMessageError):
-            # It would get longer by each place that it is raised at.
+            # Each raise of a cached exception would extend its traceback.
             raise found.with_traceback(None)
         return found, f"{KINDS[self._type]} schema {named}", payload
 

@@ -130,13 +130,13 @@ def tick(
     if backlog is None:
         return dg.SkipReason(f"Topic {positions.topic} does not exist{' any more' if positions.current() else ' yet'}.")
     if saved is not None:
-        # Only now that the broker has answered: a commit to a broker that is away blocks the process.
+        # Commit only after the broker has answered: with an unavailable broker, the commit blocks the process.
         services.reader.commit(positions.topic, _stored_by_all(services, positions, saved))
     for notice in backlog.notices:
         logger.warning("topic_notice", topic=positions.topic, notice=notice)
     current = positions.begin(backlog, datetime.now(UTC))
     seen = Positions(backlog.topic_id, {partition: one.next_offset for partition, one in current.items()})
-    # An attempt that is not settled may have left hours unreported, or a table that is not repaired.
+    # An unfinished attempt may have left hours unreported or the table unrepaired.
     behind = [one for one in current.values() if one.attempts or one.next_offset < backlog.ends[one.partition]]
     requests, reason = (
         _requests(context.instance, services, positions, stream, behind, backlog.ends) if behind else ([], None)
@@ -194,7 +194,7 @@ def _request(
     offsets = sum(bounds[str(one.partition)] - one.next_offset for one in share)
     batch_id = digest_of(*((str(one), one.topic_id, one.next_offset, one.attempts) for one in share))
     tags = batch_tags(positions.stream, batch_id, max(0, offsets)) | {PARTITIONS_TAG: ",".join(bounds)}
-    # Without a run key: what a run that failed has left is requested again.
+    # Use no run key, so that the rest of a failed run is requested again.
     return dg.RunRequest(run_config={"ops": {stream.op_name: {"config": {"end_offsets": bounds}}}}, tags=tags)
 
 
@@ -237,7 +237,7 @@ def gap_check(
     wrong = bool(health.failing or health.late or is_wrong)
     return WholeAssetResult(
         passed=not (wrong or health.lost),
-        # What retention has removed cannot be recovered: it is worth a warning only.
+        # Messages that retention removed cannot be recovered: only warn.
         severity=dg.AssetCheckSeverity.ERROR if wrong else dg.AssetCheckSeverity.WARN,
         metadata={**health.metadata(), **(more or {})},
     )

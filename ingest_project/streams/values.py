@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from ingest_project.contracts.columns import Column, StreamColumn
 
 INSTANT = pa.timestamp("us", tz="UTC")
-# What Arrow and msgspec read alike. Anything else, the ends of the calendar included, is left to msgspec.
+# Texts that Arrow and msgspec read alike. msgspec reads all others, including those at the ends of the calendar.
 PLAIN_INSTANT = r"^[1-8]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 PLAIN_DATE = r"^[1-9]\d{3}-\d\d-\d\d$"
 ARROW_TYPES = {
@@ -38,24 +38,24 @@ ARROW_TYPES = {
 WRITTEN = {"timestamp": (PLAIN_INSTANT, INSTANT), "date": (PLAIN_DATE, pa.date32())}
 MAX_DECIMAL_BYTES = 16
 EXACT = Context(prec=200)
-# As in files, also in texts.
+# Numbers as in files; texts of numbers have the same form.
 NUMBER = re.compile(r"[+-]?([0-9]{1,60}(\.[0-9]{0,60})?|\.[0-9]{1,60})([eE][+-]?[0-9]{1,4})?")
-# msgspec would round them, and the last instant of a day be in the next one.
+# msgspec would round these digits, which moves the last instant of a day to the next day.
 BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
-# What msgspec needs, and texts of times in files may leave out: seconds, and the minutes of an offset.
+# msgspec requires seconds and the minutes of an offset, which times in files may omit.
 NO_SECONDS = re.compile(r"^([0-9-]{10}[Tt ][0-9]{2}:[0-9]{2})(?=[Zz+-]|$)")
 NO_OFFSET_MINUTES = re.compile(r"(:[0-9]{2}(?:\.[0-9]+)?[+-][0-9]{2})$")
-# Numbers, and texts of them, that Arrow reads as they are.
+# Numbers, and texts of numbers, that Arrow reads without a conversion.
 PLAIN_DIGITS = 19
 PLAIN_DECIMAL = rf"-?\d{{1,{PLAIN_DIGITS}}}(\.\d{{1,{PLAIN_DIGITS - 1}}})?"
 PLAIN_NUMBER = rf'^({PLAIN_DECIMAL}|"{PLAIN_DECIMAL}")$'
-# By how many digits the point moves to make microseconds.
+# Digits by which the decimal point moves to convert to microseconds.
 EPOCHS = {"seconds": 6, "milliseconds": 3, "microseconds": 0, "nanoseconds": -3}
 MAX_EPOCH_DIGITS = 30
 FIRST_MICROSECOND, LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999
 WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 MAX_SHOWN = 40
-# What a message with a number that is too close to zero for a float has, and few others: a small exponent, or zeros.
+# Signs of a number too close to zero for a float, rare in other messages: a small exponent, or many zeros.
 TINY = re.compile(rb"[eE]-0*[1-9][0-9]{2}|\.0{300}")
 NOT_ZERO = re.compile(r"-?[0.]*[1-9]")
 # From here on, a float may stand for several whole numbers.
@@ -74,7 +74,7 @@ PLAIN: dict[str, frozenset[type]] = {
     "date": frozenset({date, NOTHING}),
     "timestamp": frozenset({datetime, NOTHING}),
 }
-# Of times that Arrow takes for the same moment as `_timestamp`.
+# Zones of times that Arrow converts to the same moment as `_timestamp`.
 PLAIN_ZONES = (UTC, None)
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -315,7 +315,7 @@ def _microseconds(value: object, shift: int) -> int:
         raise ValueError
     if not isinstance(value, str | int | float | Decimal):
         raise TypeError
-    # The shortest digits that mean a float: it was made of them.
+    # `str` gives the shortest digits of a float, which are those it was parsed from.
     number = Decimal(str(value))
     if not number.is_finite() or number.adjusted() > MAX_EPOCH_DIGITS:
         raise ValueError
@@ -329,9 +329,9 @@ def _json_texts(values: Sequence[Any]) -> pa.Array:
 
 
 def json_of(value: object) -> bytes:
-    """Return a value as JSON; a number that JSON has not is its name, as in the JSON of Protobuf."""
+    """Return a value as JSON; NaN and infinities become their names, as in Protobuf's JSON."""
     found = _encoder.encode(value)
-    # What is encoded as null may have been such a number.
+    # The encoder writes such numbers as null.
     return _encoder.encode(_with_names(value)) if b"null" in found else found
 
 

@@ -76,7 +76,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
     payloads: list[bytes] = []
     values = [message.value or b"" for message in messages]
     payload_of = _payload_of if any(map(needs_change, values)) else VALUE
-    # Each is tried as the kind that it looks like; what it is, is decided by what is in it.
+    # Try each message first as the kind that it resembles; its fields decide its kind.
     looks = [b'"stage"' in value for value in values]
     for kind, part in (
         (CrmKind.OPPORTUNITY, list(compress(messages, looks))),

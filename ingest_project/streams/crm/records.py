@@ -23,16 +23,16 @@ def _origin() -> list[Col[Any]]:
     """Return the columns that identify the version of a record, and the message that brought it."""
     return [
         Col("last_modified", UtcTime, nullable=False),
-        # Of the whole message.
+        # Digest of the whole message.
         Col("content_sha256", sa.Text, nullable=False),
         Col("kafka_topic", sa.Text, nullable=False),
         Col("kafka_topic_id", sa.Text, nullable=False),
         Col("kafka_partition", sa.Integer, nullable=False),
         Col("kafka_offset", sa.BigInteger, nullable=False),
         Col("stored_at", UtcTime, nullable=False),
-        # Number of the topic among those of the same name: of two versions of one moment the later one stays.
+        # Number of the topic among those of the same name: of two simultaneous versions, the later topic's stays.
         Col("kafka_epoch", sa.Integer, nullable=False, server_default="0"),
-        # Of the message that brought this version, where its headers name one.
+        # Trace id of the message that brought this version, if its headers have one.
         Col("trace_id", sa.Text, index=True),
     ]
 
@@ -45,7 +45,7 @@ def _described() -> list[Col[Any]]:
         Col("source", sa.Text),
         Col("tags", Json),
         Col("notes", sa.Text),
-        # Whole, as it came; the columns above are taken from it.
+        # The complete object as sent; the columns above are extracted from it.
         Col("meta_data", Json, nullable=False),
         # Fields that the contract does not know, by name.
         Col("other_fields", Json),
@@ -83,7 +83,7 @@ projects = sa.Table(
 unidentified_messages = sa.Table(
     "unidentified_messages",
     metadata,
-    # Its position, as people write it.
+    # Its position as text, such as `topic/0/42`.
     Col("message_id", sa.Text, primary_key=True),
     Col("kafka_topic", sa.Text, nullable=False),
     Col("kafka_topic_id", sa.Text, nullable=False),
@@ -95,7 +95,7 @@ unidentified_messages = sa.Table(
     Col("headers", Json),
     # The bytes as they were sent; null for a message without any.
     Col("payload", sa.LargeBinary),
-    # The same where it is UTF-8, NUL characters replaced.
+    # The payload as text if it is UTF-8, with NUL characters replaced.
     Col("payload_text", sa.Text),
     Col("size_bytes", sa.BigInteger, nullable=False),
     Col("reason", sa.Text, nullable=False),

@@ -129,7 +129,7 @@ def crm_stream(settings: Settings) -> Crm:
     return Crm(
         name="crm",
         topic=settings.topics.sales_events,
-        # Those of both kinds that make a version of a record; amounts have more digits than a declared decimal.
+        # The columns of both kinds that identify a version. Amounts have more digits than a declared decimal.
         columns=(
             StreamColumn(name="event_id", type="text", required=True),
             StreamColumn(name="last_modified", type="timestamp", required=True, path="$.meta_data.last_modified"),
@@ -203,7 +203,7 @@ def retry(engine: sa.Engine, message_ids: Sequence[str] | None = None) -> RetryR
 def _keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime, log: Path) -> None:
     new = keep(connection, messages, now)
     if new:
-        # One line, however many: each has its row, and its line in the log of its own.
+        # Log one line in total: each message has its own row, and its own line in the log of unidentified messages.
         logger.warning(
             "messages_unidentified", messages=len(new), first=str(new[0].position), reason_of_first=new[0].reason
         )

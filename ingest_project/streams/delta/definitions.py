@@ -56,7 +56,7 @@ from ingest_project.streams.sensor import (
 )
 
 AHEAD = timedelta(minutes=5)
-# Going through all that were ever stored would take longer each time.
+# Offsets to check: checking all stored ones would take longer each time.
 LAST_OFFSETS = 1_000_000
 MAX_HOURS = 10_000
 # Fewer messages than this are stored sooner than a second run has started.
@@ -64,7 +64,7 @@ WORTH_SPLITTING = 100_000
 
 logger = get_logger(__name__)
 
-# The present hour is a partition too, so that new arrivals are visible.
+# The current hour is a partition too, so that new arrivals are visible.
 hourly_partitions = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR, end_offset=1)
 
 
@@ -200,7 +200,7 @@ def store_messages(context: Context, services: Runtime, parts: DeltaParts, confi
     """Store messages up to the offsets of the configuration, or all, and report the hours that changed.
 
     Raises:
-        Failure: not all of them are stored; what is left is requested again.
+        Failure: not all of them are stored; the next tick requests the rest again.
     """
     keep_connections_open(context.instance)
     stream = parts.open(services)

@@ -107,7 +107,7 @@ def rows_with(
     if table is None:
         return []
     session = look_ups(table)
-    # One query each: with OR between them no filter counts.
+    # Use one query for each column: with OR, no Bloom filter would apply.
     for column in columns:
         query = f'SELECT {named} FROM events WHERE "{column}" IN ({", ".join(map(_text, values))}) LIMIT {limit}'
         for batch in query_version(store, table, query, session):
@@ -174,13 +174,13 @@ def _replace(
         return None
     schema, batches = rows()
     with delta_errors(store.location):
-        # Raises where a batch cannot be had: nothing is committed then.
+        # If reading a batch fails, this raises and commits nothing.
         write_deltalake(
             table,
             pa.RecordBatchReader.from_batches(schema, batches),
             mode="overwrite",
             predicate=condition,
-            # The table may be older than a column of ours, or have one of another program's.
+            # The table may lack a newer column of ours, or have a column of another program.
             schema_mode="merge",
             writer_properties=store.writer_properties(ROWS_OF_GROUP),
         )

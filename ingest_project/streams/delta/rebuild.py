@@ -94,14 +94,14 @@ def read_again_from_beginning(stream: DeltaStream) -> dict[int, int]:
             app_id, start = stream.app_id_of(one.topic_partition), backlog.log_starts[partition]
             reached = store.committed_version(app_id)
             if reached is None:
-                # A run that is storing the partition meets this position, and leaves it to the next one.
+                # A run that is storing the partition conflicts with this position, and leaves the rest to the next run.
                 store.append(stream.no_rows(), app_id=app_id, version=start, after=None)
             for piece in OffsetRange(*one.topic_partition, start, reached or start).pieces(OFFSETS_AT_A_TIME):
                 hours = _replace(stream, piece, None)
                 with writing(stream.services.engine) as connection:
                     count_changes(connection, stream.name, hours, datetime.now(UTC))
                     add_spans(connection, stream.name, piece, hours)
-            # What is replaced was counted when it was stored first.
+            # Replaced messages were counted when they were first stored.
             next_offset, outcome = (start, {}) if reached is None else (one.next_offset, one.outcome)
             positions.restart(one, min(start, one.first_offset), next_offset, outcome)
             found[partition] = backlog.ends[partition] - start

@@ -232,7 +232,7 @@ def _append(stream: DeltaStream, piece: OffsetRange, table: pa.Table) -> pa.Tabl
     """Commit rows; returns those that are in the table then."""
     store, app_id = stream.store, f"{stream.app_id_of(piece.topic_partition)}/recovered"
     hours, before = stream.hours_of(table), store.committed_version(app_id)
-    # Before and after: killed in between, the hours are nevertheless counted again.
+    # Mark the hours before and after the commit, so that they are counted again even after a kill in between.
     stream.hours.touch(hours, datetime.now(UTC))
     target = AppendTarget(piece.topic_partition, app_id, before, lambda row: (before or 0) + row)
     done = append_bisecting(stream, with_few_days(table), target)

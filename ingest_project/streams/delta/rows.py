@@ -22,9 +22,9 @@ from ingest_project.streams.values import INSTANT, arrow_type
 
 logger = get_logger(__name__)
 
-# The clock of a sender may be wrong; a day ahead of when the broker got the message is no partition of its own.
+# A sender's clock may be wrong: a time further ahead of the broker's gets no partition of its own.
 MAX_AHEAD = timedelta(days=1)
-# Each day of a commit is a file, and senders choose the days.
+# A commit writes a file for each day, and senders choose the days.
 MAX_DAYS_PER_COMMIT = 32
 LAST_MILLISECOND = 253_402_300_799_999
 

@@ -16,7 +16,7 @@ from ingest_project.streams.delta.rows import StreamRows, hours_in
 from ingest_project.streams.hours import FIRST_HOUR, StreamHours
 from ingest_project.streams.positions import StreamPositions, TopicPartition
 
-# What is decoded at a time: the messages of a chunk are objects, those of a commit columns.
+# Messages to decode at a time: a chunk holds them as objects, a commit as columns.
 CHUNK_MESSAGES = 10_000
 LOCK_WAIT_SECONDS = 900.0
 

@@ -43,7 +43,7 @@ TABLES = TableKind(proof="kafka_offset", setting="sink.table")
 
 # Headers that name the schema of a key and of a value, as Confluent's serializers write them.
 KEY_SCHEMA, VALUE_SCHEMA = "__key_schema_id", "__value_schema_id"
-# What a tombstone is stored with.
+# Columns that are stored for a tombstone.
 POSITION = (*KAFKA_ORDER, "kafka_timestamp", "trace_id")
 
 
@@ -123,7 +123,7 @@ class DeclaredTable:
 
         refused += decode_apart(messages, decode_part)
         self._dead_letter(refused, position)
-        # A part that evolved a column has it, and the parts before it have not.
+        # Only the part that evolved a column and later parts have it.
         return KeyedRows(messages, _together(rows), _together(deleted), len(refused))
 
     def refused(self, message: ConsumerRecord, position: SinkPosition, error: Exception) -> KeyedRows:

@@ -28,9 +28,9 @@ from ingest_project.streams.positions import PositionConflictError, SinkPosition
 logger = get_logger(__name__)
 
 CHUNK_MESSAGES = 5_000
-# A run that waits longer only holds a slot that others could use: a tick requests the rest again, minutes later.
+# A run that waits longer would only occupy a slot: a tick requests the rest again minutes later.
 PATIENCE_SECONDS = 60.0
-# PostgreSQL's classes of codes for a value it does not take: malformed, against a rule, beyond a limit of its own.
+# PostgreSQL's error classes of refused values: malformed, against a constraint, beyond a limit of the server.
 REFUSALS = ("22", "23", "54")
 
 

@@ -17,11 +17,11 @@ from ingest_project.platform.database.sql import ExactDecimal, UtcTime
 
 # PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
 ROWS_AT_A_TIME = 5_000
-# So many rows are worth a temporary table.
+# From this number of rows on, COPY into a temporary table is faster.
 COPIED_ROWS = 500
 MAY_COPY = "may_copy_rows"
 COPY_CHARACTERS = 1024**2
-# As both PostgreSQL and its JSON functions read a time.
+# A format that both PostgreSQL and its JSON functions read.
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%.6f+00:00"
 # Orders versions of one moment: the epoch of the topic, then its name and id, partition and offset.
 KAFKA_ORDER = ("kafka_epoch", "kafka_topic", "kafka_topic_id", "kafka_partition", "kafka_offset")
@@ -75,7 +75,7 @@ def _copy_rows(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -
     if not connection.info[MAY_COPY]:
         return None
     name, listed = f"pg_temp.incoming_{digest_of(table.name, rows.columns)}", ", ".join(map(_quoted, rows.columns))
-    # Without the rules of the table, which are applied to what is stored.
+    # The temporary table has no constraints: those of the table apply when the rows are stored.
     connection.exec_driver_sql(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {name.removeprefix('pg_temp.')} ON COMMIT DELETE ROWS"
         f" AS SELECT {listed} FROM {_quoted(table.name)} WITH NO DATA"

@@ -91,7 +91,7 @@ def compute_statistics(context: Context, services: StreamResources, hours: Seque
             try:
                 _count_hour(context, services, hour)
             except Exception as error:
-                # One file of the table may be gone or broken; of a store that is away all are.
+                # A single failure may be a missing or damaged file; an unavailable store fails all hours.
                 many = len(failures) >= MAX_STORE_FAILURES
                 if isinstance(error, TransientError) and (many or not isinstance(error, StoreUnavailableError)):
                     raise
@@ -162,7 +162,7 @@ def hourly_tick(context: dg.SensorEvaluationContext, services: StreamResources) 
 
 def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
     partitions = [hour_key(one.hour) for one in hours]
-    # Without a run key: an hour whose counting failed is requested again.
+    # Use no run key, so that an hour whose counting failed is requested again.
     tags = batch_tags(HOURLY, digest_of(repr(hours)), len(hours))
     return dg.RunRequest(run_config={"ops": {HOURLY_OP: {"config": {"hours": partitions}}}}, tags=tags)
 

@@ -178,7 +178,7 @@ def _column(values: list[Any], convert: Callable[[list[Any]], pa.Array]) -> tupl
     try:
         return convert(values), 1
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # A value is UNSET: to look for it in columns that have none would cost as much as the conversion.
+        # A value is UNSET. Searching every column for UNSET first would cost as much as the conversion.
         return convert(given(values)), present(values)
 
 
