@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,7 +25,6 @@ from ingest_project.contracts.attachments import KEY_HASH_LENGTH
 from ingest_project.core.console import moment
 from ingest_project.platform.actions import (
     Action,
-    ActionRecord,
     ActionRefusedError,
     ActionRequest,
     Outcome,
@@ -125,10 +124,6 @@ def _replay(services: AttachmentResources, request: ActionRequest, keys: Sequenc
     return Outcome(done, detail=detail, in_progress=taken(keys, done))
 
 
-def _acted_on(services: AttachmentResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
-    return reopened_since(services.engine, COLUMNS.attachment_key, keys, record.started_at)
-
-
 def _rate(services: AttachmentResources, request: ActionRequest) -> float:
     text = request.value(RATE.name)
     try:
@@ -149,7 +144,9 @@ REPLAY = Action(
     parameters=(*(one.parameter for one in FILTERS), STATE, RATE),
     select=_select,
     apply=_replay,
-    acted_on=_acted_on,
+    acted_on=lambda services, record, keys: reopened_since(
+        services.engine, COLUMNS.attachment_key, keys, record.started_at
+    ),
     kind="attachment",
 )
 

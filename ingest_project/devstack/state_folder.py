@@ -107,13 +107,13 @@ def prepare(folder: Path) -> None:
 
 def _reason(path: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{_file_on_the_way_to(path)} is a file"
+        return f"{_file_in_path(path)} is a file"
     if isinstance(error, PermissionError):
         return f"{_name_of(os.geteuid())} may not use {path}{_owner_of(path)}"
     return f"{path}: {error.strerror or error}"
 
 
-def _file_on_the_way_to(path: Path) -> Path:
+def _file_in_path(path: Path) -> Path:
     return next((one for one in (*reversed(path.parents), path) if one.exists() and not one.is_dir()), path)
 
 

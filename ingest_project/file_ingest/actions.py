@@ -249,10 +249,6 @@ def _upload(services: FileIngestResources, request: ActionRequest, keys: Sequenc
     return Outcome((key,), detail=detail, created={key: new_key})
 
 
-def _corrected(services: FileIngestResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
-    return reopened_since(services.engine, COLUMNS.corrects, keys, record.started_at)
-
-
 UPLOAD = Action(
     name="upload-corrected-file",
     title="Upload a corrected file",
@@ -265,7 +261,7 @@ UPLOAD = Action(
     ),
     select=_select_corrected,
     apply=_upload,
-    acted_on=_corrected,
+    acted_on=lambda services, record, keys: reopened_since(services.engine, COLUMNS.corrects, keys, record.started_at),
     kind="file",
 )
 

@@ -244,12 +244,12 @@ class FileEvents:
         ]
 
     @property
-    def _takes_all(self) -> bool:
+    def _accepts_all(self) -> bool:
         """True for the sensor that consumes every message which no other Dagster project takes."""
         return SENSOR_READINGS in self.datasets
 
     def _announced(self, event: FileEvent) -> list[Announced]:
-        if not (self._takes_all or self._belongs(event)):
+        if not (self._accepts_all or self._belongs(event)):
             return []
         dataset = self.services.datasets.require_accepted(event)
         source = source_of(event, self.services)
@@ -270,10 +270,10 @@ class FileEvents:
             if notification is None:
                 raise error
         except UnreadableMessageError:
-            if self._takes_all:
+            if self._accepts_all:
                 raise
             return Announcement([])
-        known = notification if self._takes_all else StorageNotification(notification.files)
+        known = notification if self._accepts_all else StorageNotification(notification.files)
         return announcement_of(known, self.services.source_context, self._announced)
 
 

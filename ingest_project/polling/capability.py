@@ -5,14 +5,14 @@ The capability, as definitions, operations and commands see it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
 
-from ingest_project.platform.actions import Action, ActionRecord, ActionRequest, Outcome, Parameter, Selection
+from ingest_project.platform.actions import Action, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import IN_PROGRESS as WORKED_ON
 from ingest_project.platform.capability import (
     Amount,
@@ -71,10 +71,6 @@ def _run_again(services: PollingResources, _request: ActionRequest, keys: Sequen
     return Outcome(done, in_progress=taken(keys, done))
 
 
-def _acted_on(services: PollingResources, record: ActionRecord, keys: Sequence[str]) -> Collection[str]:
-    return reopened_since(services.engine, polling_jobs.c.job_key, keys, record.started_at)
-
-
 RERUN = Action(
     name="rerun-polling-jobs",
     title="Run polling jobs again",
@@ -84,7 +80,9 @@ RERUN = Action(
     parameters=(*(one.parameter for one in FILTERS), STATE),
     select=_select,
     apply=_run_again,
-    acted_on=_acted_on,
+    acted_on=lambda services, record, keys: reopened_since(
+        services.engine, polling_jobs.c.job_key, keys, record.started_at
+    ),
     kind="polling_job",
 )
 

@@ -47,14 +47,14 @@ class SourceFile(msgspec.Struct, frozen=True, gc=False):
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields but `location`."""
-        return isinstance(other, SourceFile) and self._said == other._said
+        return isinstance(other, SourceFile) and self._compared == other._compared
 
     def __hash__(self) -> int:
         """Hash all fields but `location`."""
-        return hash(self._said)
+        return hash(self._compared)
 
     @property
-    def _said(self) -> tuple[object, ...]:
+    def _compared(self) -> tuple[object, ...]:
         return self.path, self.name, self.size_bytes, self.modified_at, self.etag
 
 

@@ -253,7 +253,7 @@ class StreamPositions:
         """
         values = {"first_offset": first, "next_offset": next_offset, "outcome": outcome}
         with writing(self._engine) as connection:
-            connection.execute(sa.update(sink_positions).where(_is(position)).values(values))
+            connection.execute(sa.update(sink_positions).where(_row_at(position)).values(values))
 
     def begin_again(self, now: datetime) -> list[SinkPosition]:
         """Move partitions back to where reading began, as the table of their rows is gone; returns those that moved.
@@ -275,7 +275,7 @@ class StreamPositions:
         columns = sink_positions.c
         with writing(self._engine) as connection:
             for one in positions:
-                statement = sa.update(sink_positions).where(_is(one))
+                statement = sa.update(sink_positions).where(_row_at(one))
                 connection.execute(statement.values(run_id=run_id, attempts=columns.attempts + 1))
 
     def release(self, positions: Iterable[SinkPosition], run_id: str, *, is_stored: bool) -> None:
@@ -284,7 +284,7 @@ class StreamPositions:
         with writing(self._engine) as connection:
             for one in positions:
                 held = sink_positions.c.run_id == run_id
-                connection.execute(sa.update(sink_positions).where(_is(one), held).values(run_id=None, **success))
+                connection.execute(sa.update(sink_positions).where(_row_at(one), held).values(run_id=None, **success))
 
     def fail(
         self, failures: Iterable[tuple[SinkPosition, str]], run_id: str, retries: RetrySettings, now: datetime
@@ -293,7 +293,7 @@ class StreamPositions:
         columns = sink_positions.c
         with writing(self._engine) as connection:
             for one, reason in failures:
-                held = sa.and_(_is(one), columns.run_id == run_id)
+                held = sa.and_(_row_at(one), columns.run_id == run_id)
                 attempts = connection.execute(sa.select(columns.attempts).where(held)).scalar()
                 if attempts is not None:
                     pause = retries.delay(max(1, attempts))
@@ -366,7 +366,7 @@ def move(  # noqa: PLR0913 - the position and all that moves with it
     )
     statement = (
         sa.update(sink_positions)
-        .where(_is(position), columns.next_offset == position.next_offset)
+        .where(_row_at(position), columns.next_offset == position.next_offset)
         .values(next_offset=to, outcome=moved.outcome, seconds=moved.seconds, updated_at=now)
         .values(attempts=sa.case((columns.attempts > 1, 1), else_=columns.attempts))
     )
@@ -475,7 +475,7 @@ def _present_topic(known: Sequence[SinkPosition], backlog: Backlog) -> tuple[str
     return backlog.topic_id or f"{UNNAMED_TOPIC_ID}{last.epoch + 2}", last.epoch + 1
 
 
-def _is(position: SinkPosition) -> sa.ColumnElement[bool]:
+def _row_at(position: SinkPosition) -> sa.ColumnElement[bool]:
     columns = sink_positions.c
     values = (position.stream, position.topic, position.topic_id, position.partition)
     return sa.and_(*(columns[name] == value for name, value in zip(PARTITION_KEY, values, strict=True)))

@@ -100,7 +100,7 @@ class DomainQuery(Declared):
 
     @field_validator("steps")
     @classmethod
-    def _goes_on_from_the_table(cls, steps: str) -> str:
+    def _continues_the_table(cls, steps: str) -> str:
         steps = steps.strip()
         if steps and not steps.startswith("|"):
             raise ValueError("steps continue from the table's rows and begin with '|'")

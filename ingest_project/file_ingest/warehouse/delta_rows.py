@@ -65,7 +65,7 @@ class DeltaRows:
     def counts(self, file_keys: Sequence[str] | None) -> dict[str, int]:
         """Count the stored rows of each of these files, or of all; files without rows are left out."""
         found: dict[str, int] = {}
-        for where in ["true"] if file_keys is None else map(_is_of, in_parts(file_keys)):
+        for where in ["true"] if file_keys is None else map(_rows_of, in_parts(file_keys)):
             query = f"SELECT file_key, COUNT(*) AS number FROM events WHERE {where} GROUP BY file_key"
             for batch in query_events(self.store, query):
                 found |= {row["file_key"]: row["number"] for row in batch.to_pylist()}
@@ -73,7 +73,7 @@ class DeltaRows:
 
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
         """Yield the file's stored rows in parts of bounded size, in no particular order."""
-        for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([file_key])}"):
+        for batch in query_events(self.store, f"SELECT * FROM events WHERE {_rows_of([file_key])}"):
             yield pl.DataFrame(pl.from_arrow(batch)).drop("file_key")
 
     def rows_before(self, file_keys: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -82,7 +82,7 @@ class DeltaRows:
         Retention may have removed them: then nothing is yielded for the file.
         """
         for key in file_keys:
-            query, found = f"SELECT * FROM events WHERE {_is_of([key])}", False
+            query, found = f"SELECT * FROM events WHERE {_rows_of([key])}", False
             # A commit that was tried again names the file as well, and had nothing left to delete.
             for version in self.store.versions_before(_literal(key)):
                 for batch in query_events(self.store, query, version):
@@ -105,7 +105,7 @@ class DeltaRows:
     def rows_at(self, versions: Mapping[str, int]) -> Iterator[pl.DataFrame]:
         """Yield the rows that these files had in a version of each."""
         for key, version in versions.items():
-            for batch in query_events(self.store, f"SELECT * FROM events WHERE {_is_of([key])}", version):
+            for batch in query_events(self.store, f"SELECT * FROM events WHERE {_rows_of([key])}", version):
                 yield pl.DataFrame(pl.from_arrow(batch))
 
     def page_of(self, file_key: str, names: Sequence[str], first: int, limit: int) -> list[tuple[Any, ...]]:
@@ -113,7 +113,7 @@ class DeltaRows:
         table = self.store.opened()
         present = set() if table is None else {one.name for one in table.schema().fields}
         columns = ", ".join(f'"{name}"' if name in present else f'NULL AS "{name}"' for name in names)
-        query = f"SELECT {columns} FROM events WHERE {_is_of([file_key])} ORDER BY line_number"
+        query = f"SELECT {columns} FROM events WHERE {_rows_of([file_key])} ORDER BY line_number"
         batches = query_events(self.store, f"{query} LIMIT {limit} OFFSET {first}")
         return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
 
@@ -150,7 +150,7 @@ class DeltaSession:
     def commit(self) -> int | None:
         """Write all changes in one commit; returns its version, None without any."""
         # What is written must match the predicate.
-        where = _is_of([*self.file_keys]) if self._replaced else ""
+        where = _rows_of([*self.file_keys]) if self._replaced else ""
         if self._writer is None:
             return self.store.delete(where) if where else None
         self._writer.close()
@@ -170,7 +170,7 @@ def _as_delta(rows: pl.DataFrame, url: str) -> pa.Table:
     return ready_to_append(table, delta_schema(table.schema, url))
 
 
-def _is_of(file_keys: Sequence[str]) -> str:
+def _rows_of(file_keys: Sequence[str]) -> str:
     keys = ", ".join(map(_literal, sorted(set(file_keys))))
     return f"file_key IN ({keys})" if keys else "false"
 

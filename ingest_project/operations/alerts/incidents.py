@@ -318,7 +318,7 @@ class IncidentBook:
             self._set(incident_id, gone_at=gone_at)
         else:
             self._set(incident_id, state=RESOLVED, gone_at=gone_at, resolved_at=self.now)
-            self._queue(incident_id, row["severity"], "resolved", self._told(incident_id))
+            self._queue(incident_id, row["severity"], "resolved", self._notified(incident_id))
             old = sa.select(incidents.c.incident_id).where(incidents.c.resolved_at < self.now - KEPT)
             self.connection.execute(sa.delete(alert_messages).where(alert_messages.c.incident_id.in_(old)))
             self.connection.execute(sa.delete(incidents).where(incidents.c.resolved_at < self.now - KEPT))
@@ -352,7 +352,7 @@ class IncidentBook:
         doubled = max(shortest, COMEBACK_SECONDS) * 2.0 ** min(comebacks - 1, 10)
         return min(doubled, max(LONGEST_QUIET_SECONDS, shortest)) if comebacks else shortest
 
-    def _told(self, incident_id: str) -> list[str]:
+    def _notified(self, incident_id: str) -> list[str]:
         """Return the channels that were notified of an incident; drop messages that quiet hours have delayed."""
         columns = alert_messages.c
         of_incident = columns.incident_id == incident_id

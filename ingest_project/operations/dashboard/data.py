@@ -310,12 +310,12 @@ def _run(run: RunOnRecord, site: str) -> dict[str, object]:
         "job": run.job,
         "status": run.status.lower(),
         "since": run.since,
-        "what": " ".join(_what(run.tags)),
+        "what": " ".join(_work_of(run.tags)),
         "url": f"{site}/runs/{quote(run.run_id)}",
     }
 
 
-def _what(tags: Mapping[str, str]) -> Iterator[str]:
+def _work_of(tags: Mapping[str, str]) -> Iterator[str]:
     """Yield descriptions of a run's work, from its tags."""
     if partition := tags.get("dagster/partition"):
         yield partition

@@ -212,7 +212,7 @@ class Provider:
         return claims
 
     def _viewer(self, claims: dict[str, Any]) -> Viewer:
-        who = set(_who(claims, self._settings.groups_claim))
+        who = set(_identities(claims, self._settings.groups_claim))
         mail = next((one for one in sorted(who) if "@" in one), "")
         name = printable((mail or str(claims["sub"]))[:MAX_NAME_CHARACTERS])
         for role, admitted in ((Role.OPERATOR, self._settings.operators), (Role.VIEWER, self._settings.viewers)):
@@ -240,14 +240,16 @@ class Provider:
         issuer = self._settings.issuer
         found = self._asked(client, "GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
-            raise self._away(f"it calls itself {str(found.get('issuer'))[:MAX_NAME_CHARACTERS]!r}, not {issuer!r}")
+            raise self._unavailable(
+                f"it calls itself {str(found.get('issuer'))[:MAX_NAME_CHARACTERS]!r}, not {issuer!r}"
+            )
         return found
 
     def _endpoint(self, metadata: dict[str, Any], name: str) -> str:
         address = str(metadata.get(name, ""))
         parts = urlsplit(address)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-            raise self._away(f"its {name} is not an https address")
+            raise self._unavailable(f"its {name} is not an https address")
         return address
 
     def _asked(self, client: requests.Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
@@ -262,7 +264,7 @@ class Provider:
             with client.request(method, address, headers=headers, **options) as answer:
                 content = _bounded(answer)
         except (requests.RequestException, TimeoutError) as error:
-            raise self._away(type(error).__name__) from error
+            raise self._unavailable(type(error).__name__) from error
         try:
             found = msgspec.json.decode(content, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -270,10 +272,10 @@ class Provider:
         if answer.status_code != 200 or not found:  # noqa: PLR2004 - OK
             code = found.get("error")
             detail = f": {code[:MAX_NAME_CHARACTERS]}" if isinstance(code, str) else ""
-            raise self._away(f"HTTP {answer.status_code} of {urlsplit(address).path}{detail}")
+            raise self._unavailable(f"HTTP {answer.status_code} of {urlsplit(address).path}{detail}")
         return found
 
-    def _away(self, reason: str) -> HTTPException:
+    def _unavailable(self, reason: str) -> HTTPException:
         logger.warning("monitor_provider_failed", provider=self.host, error=reason)
         return HTTPException(
             502, f"The sign-in provider {self.host} does not answer as it should ({printable(reason)})."
@@ -289,7 +291,7 @@ def _bounded(answer: requests.Response) -> bytes:
     return bytes(content)
 
 
-def _who(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
+def _identities(claims: dict[str, Any], groups_claim: str) -> Iterator[str]:
     """Yield a person's verified mail address and their groups, except groups that look like an address."""
     mail, verified = claims.get("email"), claims.get("email_verified")
     # Some providers send the text instead of the boolean.

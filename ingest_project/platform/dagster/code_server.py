@@ -179,10 +179,10 @@ def prepare() -> None:
     _workers_parent = os.getpid()
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=_in_a_worker)
+    os.register_at_fork(after_in_child=_set_up_worker)
 
 
-def _in_a_worker() -> None:
+def _set_up_worker() -> None:
     # Forks of a worker call this too. If a thread forked them, the kernel would kill them when that thread ends.
     if os.getppid() == _workers_parent:
         end_with_parent()

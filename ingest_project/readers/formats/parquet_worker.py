@@ -49,7 +49,7 @@ def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> 
         if len(schema) > max_columns:
             detail = f"The file has {len(schema)} columns, over {max_columns}"
             raise ContentRejectedError("limit_exceeded", detail, "columns")
-        paths = [path for path in paths if path not in schema.names and _leads_somewhere(schema, path)]
+        paths = [path for path in paths if path not in schema.names and _path_exists(schema, path)]
         names = [*schema.names, *paths]
         kinds = [_kind(field.type) for field in schema] + [_kind(_type_at(schema, path)) for path in paths]
         described = {"names": json.dumps(names), "kinds": "".join(kinds)}
@@ -76,7 +76,7 @@ def _batches(file: Any, columns: int) -> Iterator[Any]:  # noqa: ANN401 - pyarro
         yield from file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
 
 
-def _leads_somewhere(schema: Any, path: str) -> bool:  # noqa: ANN401 - as above
+def _path_exists(schema: Any, path: str) -> bool:  # noqa: ANN401 - as above
     try:
         _type_at(schema, path)
     except KeyError:

@@ -384,10 +384,10 @@ def _write_columns(draft: Draft, found: Found, roles: Roles, times: TimeGuess) -
         column = columns.all[index]
         doubt = "no name says so: is this the device?" if role == "device_id" and roles.doubtful_device else ""
         doubt = _word_question(column, columns) if role == "value" else doubt
-        draft.add(column.selector, role, _said_of(column, columns, role), question=doubt, depth=1)
+        draft.add(column.selector, role, _evidence_of(column, columns, role), question=doubt, depth=1)
 
 
-def _said_of(column: Column, columns: Columns, role: str) -> str:
+def _evidence_of(column: Column, columns: Columns, role: str) -> str:
     if role == "value":
         return _said_of_numbers(column, columns)
     distinct = column.present.unique(maintain_order=True)

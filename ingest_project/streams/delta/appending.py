@@ -120,13 +120,13 @@ class _Append:
         try:
             self.commit(first, count, next_row)
         except Exception as error:
-            if not self._is_a_rows_fault(error, count):
+            if not self._is_row_fault(error, count):
                 raise
             if count > 1:
                 raise _RefusedRowsError from error
             self._single(first)
 
-    def _is_a_rows_fault(self, error: Exception, count: int) -> bool:
+    def _is_row_fault(self, error: Exception, count: int) -> bool:
         """Blame a row only if the table takes a commit without these rows: its store may be away."""
         if not may_be_a_rows_fault(error):
             return False
