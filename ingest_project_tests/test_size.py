@@ -13,7 +13,7 @@ MAX_LINES = 50_339
 MAX_MODULES = 20
 
 
-def test_no_folder_has_more_modules_than_one_can_overlook() -> None:
+def test_no_folder_has_more_modules_than_fit_on_one_screen() -> None:
     too_many = {folder.name: len(folder.modules) for folder in folders() if len(folder.modules) > MAX_MODULES}
     assert too_many == {}
 
@@ -28,7 +28,7 @@ def test_the_package_does_not_grow() -> None:
     assert sum(folder.lines for folder in found) <= MAX_LINES
 
 
-def test_blank_lines_comments_and_docstrings_are_no_code() -> None:
+def test_blank_lines_comments_and_docstrings_do_not_count_as_code() -> None:
     source = """'Doc'
 
 # Comment

@@ -90,7 +90,7 @@ def test_what_cannot_be_an_event_is_refused(message: object, reason: str) -> Non
 @pytest.mark.parametrize(
     "raw", [None, b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a":' * 100_000, b" " * (MAX_MESSAGE_BYTES + 1), b"NaN"]
 )
-def test_what_is_no_json_is_refused_in_one_sentence(raw: bytes | None) -> None:
+def test_invalid_json_is_refused_in_one_sentence(raw: bytes | None) -> None:
     assert refused(raw).endswith(".")
 
 

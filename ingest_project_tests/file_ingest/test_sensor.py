@@ -30,7 +30,7 @@ from ingest_project_tests.journeys.system import (
 from ingest_project_tests.services.kafka import OwnServer, Server
 
 
-def test_what_is_no_file_event_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(
+def test_a_message_that_is_not_a_file_event_is_a_dead_letter_with_its_reason_and_intake_continues(
     system: System, tmp_path: Path
 ) -> None:
     good = system.write("good.csv", readings())

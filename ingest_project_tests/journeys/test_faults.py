@@ -39,7 +39,7 @@ def assert_all_stored_once(system: System, count: int = 3) -> None:
     assert list(system.checks().values()) == ["SUCCEEDED"] * count
 
 
-def test_a_database_connection_cut_in_the_middle_of_storing_is_made_anew(
+def test_a_database_connection_cut_while_storing_is_reopened(
     impatient: System, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ingest_project.file_ingest.warehouse.postgres import PostgresTransaction  # loads the driver

@@ -103,7 +103,9 @@ def test_a_person_gets_the_role_of_the_list_they_are_in(
         {"sub": "person-3", "groups": {"ops": True}},
     ],
 )
-def test_whoever_is_in_neither_list_is_told_so(site: str, provider: OidcProvider, claims: dict[str, Any]) -> None:
+def test_a_person_in_neither_list_is_refused_with_that_reason(
+    site: str, provider: OidcProvider, claims: dict[str, Any]
+) -> None:
     provider.claims = claims
     with requests.Session() as person:
         answer = sign_in(person, site)

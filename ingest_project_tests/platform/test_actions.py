@@ -115,7 +115,7 @@ def test_a_request_that_is_sent_twice_acts_once(services: Runtime) -> None:
     assert len(action_records(services.engine)) == 1
 
 
-def test_of_people_who_do_the_same_at_once_one_does_it_and_the_others_are_told(services: Runtime) -> None:
+def test_of_simultaneous_equal_actions_one_is_performed_and_the_others_say_so(services: Runtime) -> None:
     painting, everybody = Painting(), Barrier(3)
 
     def select(_services: Runtime, _request: ActionRequest) -> Selection:
@@ -145,7 +145,7 @@ def test_of_people_who_do_the_same_at_once_one_does_it_and_the_others_are_told(s
     assert records == [*[("not done", "Somebody has painted.")] * 2, ("partly done", "Two coats.")]
 
 
-def test_whoever_waits_too_long_for_another_action_is_told_and_changes_nothing(
+def test_an_action_that_waits_too_long_for_another_one_is_refused_and_changes_nothing(
     services: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actions, "TURN_SECONDS", 0.05)

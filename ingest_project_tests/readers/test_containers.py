@@ -114,7 +114,7 @@ def test_the_shipped_dataset_takes_no_compressed_file_under_a_plain_name(tmp_pat
         (b"<?xml version='1.0'?>", "an HTML or XML document"),
     ],
 )
-def test_what_is_no_text_is_named(content: bytes, kind: str, tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_named(content: bytes, kind: str, tmp_path: Path) -> None:
     with pytest.raises(FileRejectedError, match=f"The file is {kind}, not rows of text"):
         read_text(tmp_path, content)
 

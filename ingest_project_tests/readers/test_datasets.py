@@ -201,7 +201,7 @@ def test_a_dataset_that_is_not_declared_is_refused_with_the_nearest_name() -> No
         Declarations().require_accepted(event)
 
 
-def test_options_that_are_all_comments_are_none(tmp_path: Path) -> None:
+def test_options_with_only_comments_count_as_absent(tmp_path: Path) -> None:
     path = tmp_path / "d" / "defs.yaml"
     path.parent.mkdir()
     path.write_text(

@@ -129,7 +129,9 @@ def test_a_sheet_without_cells_is_refused(tmp_path: Path) -> None:
         ("book.xls", b"<html><table></table></html>", "not an xls workbook, but an HTML"),
     ],
 )
-def test_what_is_no_workbook_is_refused_with_a_sentence(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_workbook_is_refused_with_a_sentence(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     refusal = refused(path, name.rpartition(".")[2])

@@ -202,7 +202,7 @@ def test_a_page_that_expands_beyond_the_memory_is_refused(tmp_path: Path) -> Non
         (b"a,b\n1,2\n", "not a Parquet file"),
     ],
 )
-def test_what_is_no_parquet_is_rejected(tmp_path: Path, content: bytes, match: str) -> None:
+def test_a_file_that_is_not_parquet_is_rejected(tmp_path: Path, content: bytes, match: str) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(FileRejectedError, match=match):
         list(read_chunks(tmp_path / "a.parquet", "parquet", profile(), ReadLimits(), None, target("a")))

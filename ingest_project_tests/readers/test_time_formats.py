@@ -181,7 +181,7 @@ def test_two_digit_years_are_read_where_a_format_says_so_and_as_posix_counts_the
         "10:30:45",
     ],
 )
-def test_moments_that_no_clock_shows_are_none(text: str) -> None:
+def test_impossible_times_are_null(text: str) -> None:
     assert moments([text], "iso8601") == [None]
 
 

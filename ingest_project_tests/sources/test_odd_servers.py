@@ -230,7 +230,7 @@ def test_a_size_that_no_file_can_have_refuses_that_entry_alone() -> None:
 
 
 @pytest.mark.parametrize("behave", [silent, drip, flood_of_one_line], ids=lambda behave: behave.__name__)
-def test_what_is_no_ssh_server_is_given_up(behave: Callable[[socket.socket], None]) -> None:
+def test_connecting_to_a_server_that_does_not_speak_ssh_fails(behave: Callable[[socket.socket], None]) -> None:
     with RawServer(behave) as odd:
         started = time.monotonic()
         with pytest.raises(SourceUnreachableError):

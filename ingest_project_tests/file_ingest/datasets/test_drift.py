@@ -86,7 +86,7 @@ def newest(system: DatasetSystem, check: str) -> AssetCheckEvaluation:
     return record.event.dagster_event.asset_check_evaluation_data
 
 
-def test_rescue_keeps_unknown_columns_beside_the_row(system: Make) -> None:
+def test_rescue_keeps_unknown_columns_in_rescued_data(system: Make) -> None:
     weather = system()
     weather.send_files(weather_file(weather, content=OTHER))
     weather.run_due()

@@ -101,7 +101,7 @@ def test_a_percent_encoded_parent_is_refused_as_well() -> None:
         f"https://onelake.dfs.fabric.microsoft.com/{WORKSPACE}/lake.Lakehouse/Files",
     ],
 )
-def test_what_is_no_address_is_refused_with_an_example_or_the_reason(text: str) -> None:
+def test_an_invalid_address_is_refused_with_an_example_or_the_reason(text: str) -> None:
     with pytest.raises(SettingsError, match=r"Example|GUID"):
         parse_address(text)
 

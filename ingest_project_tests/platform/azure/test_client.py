@@ -297,5 +297,7 @@ def test_importing_the_package_does_not_load_the_sdk(loaded_definitions: LoadedD
         ({}, None),
     ],
 )
-def test_a_pause_is_a_number_or_a_date_and_anything_else_is_none(header: dict[str, str], seconds: float | None) -> None:
+def test_a_pause_is_a_number_or_a_date_and_any_other_value_is_ignored(
+    header: dict[str, str], seconds: float | None
+) -> None:
     assert retry_after_seconds(header) == seconds

@@ -49,7 +49,7 @@ def test_an_entry_is_an_account_or_a_workspace(entry: str, address: str, *, allo
         "analytics",
     ],
 )
-def test_what_is_no_account_is_an_error_of_the_settings(entry: str) -> None:
+def test_an_invalid_account_is_a_settings_error(entry: str) -> None:
     with pytest.raises(SettingsError, match="INGEST_ONELAKE_ALLOWED_ACCOUNTS"):
         AllowedAccount.parse(entry)
     with pytest.raises(SettingsError):

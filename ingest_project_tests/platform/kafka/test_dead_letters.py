@@ -99,7 +99,7 @@ def test_what_is_shown_of_a_letter_has_no_secret(value: bytes | None, shown: str
     assert shown_text(value, 59) == (shown and shown[:59])
 
 
-def test_the_time_of_a_sender_that_counts_seconds_is_none() -> None:
+def test_a_timestamp_in_seconds_instead_of_milliseconds_is_ignored() -> None:
     times = [1_700_000_000, 1_700_000_000_000, 1_700_000_000_000_000, 0, -1, None]
     records = [ConsumerRecord("t", 0, 1, time, None, None, ()) for time in times]
     stated = [record.timestamp for record in records]

@@ -19,7 +19,7 @@ def outbox(database_url: str) -> Iterator[MessageOutbox]:
     engine.dispose()
 
 
-def test_what_nobody_sent_is_unsent_in_order(outbox: MessageOutbox) -> None:
+def test_unsent_messages_are_returned_in_order(outbox: MessageOutbox) -> None:
     assert outbox.unsent(["b", "a"]) == ["b", "a"]
     outbox.record_intent("topic", ["a", "b"], {0: 5})
     assert outbox.unsent(["b", "a"]) == ["b", "a"]

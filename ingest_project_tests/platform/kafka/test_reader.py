@@ -54,7 +54,7 @@ def test_what_was_written_is_read_with_key_headers_and_time(
     assert before - 1 <= message.timestamp.timestamp() <= time.time() + 1
 
 
-def test_an_offset_that_is_none_counts_as_no_answer(
+def test_an_invalid_offset_counts_as_no_answer(
     embedded_server: Server, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded_server.create_topic(topic, 2)

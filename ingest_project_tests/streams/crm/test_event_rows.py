@@ -210,7 +210,7 @@ def test_nul_characters_become_a_character_that_every_database_keeps() -> None:
     ],
     ids=lambda raw: str(raw)[:12],
 )
-def test_what_is_no_json_object_is_refused(raw: bytes | None) -> None:
+def test_json_that_is_not_an_object_is_refused(raw: bytes | None) -> None:
     refused(raw)
 
 

@@ -195,7 +195,7 @@ def test_hours_are_those_that_have_a_partition_now_or_soon() -> None:
     assert hours_in(table.slice(0, 0), "timestamp", FIRST_HOUR) == {}
 
 
-def test_a_time_of_the_broker_outside_the_calendar_is_none() -> None:
+def test_a_broker_time_outside_the_calendar_is_null() -> None:
     messages = [
         ConsumerRecord("t", 0, offset, moment, None, encoded(event()), ())
         for offset, moment in enumerate([-1, 2**62, None, 0])

@@ -82,7 +82,7 @@ def test_with_a_corrupted_table_an_event_s_page_says_so_and_shows_its_message(ac
     assert "user_activity_events" in problem
 
 
-def test_what_is_no_event_goes_to_the_dead_letters_once_as_it_was_sent(activity: ActivitySystem) -> None:
+def test_a_message_that_is_not_an_event_becomes_one_dead_letter_with_its_bytes(activity: ActivitySystem) -> None:
     bad = [
         b"\xff\x00",
         None,
