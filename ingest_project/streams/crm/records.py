@@ -83,7 +83,7 @@ projects = sa.Table(
 unidentified_messages = sa.Table(
     "unidentified_messages",
     metadata,
-    # Its position as text, such as `topic/0/42`.
+    # Its position as text, such as `sales_events-0-42`, and `~` with the topic's id if it has one.
     Col("message_id", sa.Text, primary_key=True),
     Col("kafka_topic", sa.Text, nullable=False),
     Col("kafka_topic_id", sa.Text, nullable=False),
