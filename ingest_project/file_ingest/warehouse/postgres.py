@@ -10,6 +10,7 @@ import contextlib
 import json
 import signal
 import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -154,6 +155,8 @@ class PostgresWarehouse(SqlWarehouse):
         # Every transaction ends with an explicit commit or rollback.
         self._pool = sa.QueuePool(connect, max_overflow=-1, reset_on_return=None)
         sa.event.listen(self._pool, "checkout", _require_alive)
+        # The driver warns about a connection that is left open.
+        weakref.finalize(self, self._pool.dispose).atexit = False
 
     @contextmanager
     def transaction(self) -> Iterator[WarehouseTransaction]:
@@ -202,7 +205,6 @@ class PostgresWarehouse(SqlWarehouse):
         """Close the idle connections. The warehouse opens new ones when it is used again."""
         super().close()
         self._pool.dispose()
-        self._pool = self._pool.recreate()
 
 
 class PostgresTransaction(Frames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -52,6 +53,14 @@ def store(warehouse: SqlWarehouse, file_key: str, values: range) -> None:
 def cut_everybody_off(server: PostgresServer, url: str) -> None:
     name = url.rpartition("/")[2]
     server.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
+def test_a_warehouse_that_nobody_closed_leaves_no_connection_open(postgres_url: str) -> None:
+    """The driver warns about one, and a warning fails the test in which Python finds it."""
+    warehouse = open_warehouse(postgres_url)
+    assert list(warehouse.rows_of("a.csv~1")) == []
+    del warehouse
+    gc.collect()
 
 
 def test_a_process_killed_in_the_middle_leaves_the_file_as_it_was(
