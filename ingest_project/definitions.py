@@ -71,10 +71,7 @@ def definitions(settings: Settings, parts_by_name: Mapping[str, DagsterParts] | 
         jobs=own.jobs,
         schedules=own.schedules,
         sensors=[*(own.sensors or ()), *lost_run_sensors()],
-        resources={
-            "services": SystemResources(settings),
-            IO_MANAGER_KEY: _reader_of(stored, settings),
-        },
+        resources={"services": SystemResources(settings), IO_MANAGER_KEY: _reader_of(stored, settings)},
         executor=run_executor(catalog),
     )
 

@@ -369,12 +369,7 @@ MESSAGES = (
             "budget": 150000.0,
             "account_id": "acc_987654321",
             "owner_id": "usr_456789123",
-            "meta_data": {
-                "source": "HubSpot",
-                "last_modified": "2026-03-24T20:45:00Z",
-                "tags": ["cloud"],
-                "notes": "",
-            },
+            "meta_data": {"source": "HubSpot", "last_modified": "2026-03-24T20:45:00Z", "tags": ["cloud"], "notes": ""},
         },
     ),
 )

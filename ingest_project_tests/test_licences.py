@@ -8,18 +8,7 @@ from pathlib import Path
 from ingest_project_tests.licences import INTRODUCTION, licences, locked_packages
 
 PAGE = Path(__file__).parents[1] / "docs" / "licences.md"
-PERMISSIVE = {
-    "0BSD",
-    "Apache-2.0",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "CC0-1.0",
-    "ISC",
-    "MIT",
-    "MIT-0",
-    "PSF-2.0",
-    "Zlib",
-}
+PERMISSIVE = {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "PSF-2.0", "Zlib"}
 # They ask for the source of changes to the package itself, which nobody here makes.
 FOR_THE_PACKAGE_ALONE = {"MPL-2.0": None, "LGPL-2.1": {"paramiko"}, "LGPL-3.0-or-later": {"psycopg2-binary"}}
 

@@ -123,11 +123,7 @@ def source_configs() -> dict[str, dict[str, Any]]:
         "sftp": {"source_type": "sftp", "host": "127.0.0.1", "port": 9, "path": "/in", **with_all},
         "http": {"source_type": "http", "path": f"http://{NOWHERE}/in/", **with_all},
         "s3": {"source_type": "s3", "bucket": "bucket", "path": "in", "endpoint_url": f"http://{NOWHERE}", **with_all},
-        "onelake": {
-            "source_type": "onelake",
-            "path": "ws/lake.Lakehouse/Files/in",
-            "credentials": "sas",
-        },
+        "onelake": {"source_type": "onelake", "path": "ws/lake.Lakehouse/Files/in", "credentials": "sas"},
     }
 
 

@@ -23,14 +23,7 @@ from ingest_project.attachments.tables import (
 )
 from ingest_project.contracts.attachments import KEY_HASH_LENGTH
 from ingest_project.core.console import moment
-from ingest_project.platform.actions import (
-    Action,
-    ActionRefusedError,
-    ActionRequest,
-    Outcome,
-    Parameter,
-    Selection,
-)
+from ingest_project.platform.actions import Action, ActionRefusedError, ActionRequest, Outcome, Parameter, Selection
 from ingest_project.platform.capability import (
     Amount,
     Capability,

@@ -230,8 +230,7 @@ def attachment_stored(
     partitions = partitions_of_run(context)
     known = {one.attachment_key: one for one in services.attachments.get_many(partitions)}
     return report_each(
-        context,
-        {key: stored_bytes_match(services, known[key]) if key in known else unknown for key in partitions},
+        context, {key: stored_bytes_match(services, known[key]) if key in known else unknown for key in partitions}
     )
 
 

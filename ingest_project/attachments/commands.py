@@ -68,8 +68,7 @@ def _moment(text: str | None) -> str | None:
 
 
 Since = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", callback=_moment, help="Failed then or later: 2026-01-15T10:30 (UTC), 2h."),
+    str | None, typer.Option(metavar="TIME", callback=_moment, help="Failed then or later: 2026-01-15T10:30 (UTC), 2h.")
 ]
 Until = Annotated[
     str | None, typer.Option(metavar="TIME", callback=_moment, help="Failed before: a time, or how long ago.")

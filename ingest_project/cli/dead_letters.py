@@ -57,8 +57,7 @@ app = typer.Typer(help="Dead letters and dead attachments: show the reasons, and
 topics_app = typer.Typer(help="Skip messages that block a topic.", no_args_is_help=True)
 
 TopicOrLocation = Annotated[
-    str,
-    typer.Argument(metavar="TOPIC", help="Topic of dead letters, or the location of one: TOPIC/PARTITION/OFFSET."),
+    str, typer.Argument(metavar="TOPIC", help="Topic of dead letters, or the location of one: TOPIC/PARTITION/OFFSET.")
 ]
 Letters = Annotated[
     list[str] | None, typer.Option(metavar="TOPIC/PARTITION/OFFSET", help="Only this one; may be given again.")
@@ -83,8 +82,7 @@ Topic = Annotated[
     ),
 ]
 LocationOrKey = Annotated[
-    str,
-    typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="Location of a letter, or key of an attachment."),
+    str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET|KEY", help="Location of a letter, or key of an attachment.")
 ]
 Partition = Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="Of the topic.")]
 Offset = Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="Offset of the first message to skip.")]

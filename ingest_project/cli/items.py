@@ -8,16 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ingest_project.core.console import (
-    AsJson,
-    Rows,
-    add_row,
-    complain,
-    print_json,
-    show,
-    show_list,
-    table,
-)
+from ingest_project.core.console import AsJson, Rows, add_row, complain, print_json, show, show_list, table
 from ingest_project.core.errors import PermanentError
 from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
@@ -26,10 +17,7 @@ from ingest_project.platform.items import KINDS, Content, ItemRef, print_item, t
 
 NOT_FOUND = 1
 BROKER_SECONDS = 3.0
-Text = Annotated[
-    list[str],
-    typer.Argument(metavar="TEXT", help=f"Id to search for: {SEARCHED}."),
-]
+Text = Annotated[list[str], typer.Argument(metavar="TEXT", help=f"Id to search for: {SEARCHED}.")]
 
 
 def find_items(text: Text, *, as_json: AsJson = False) -> None:

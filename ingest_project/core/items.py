@@ -117,9 +117,7 @@ def rarely_collected() -> Iterator[None]:
 
 
 def store_bisecting(
-    items: Sequence[Item],
-    store: Callable[[Sequence[Item]], object],
-    is_item_fault: Callable[[Exception], bool],
+    items: Sequence[Item], store: Callable[[Sequence[Item]], object], is_item_fault: Callable[[Exception], bool]
 ) -> list[tuple[Item, Exception]]:
     """Store all items in one call; if that fails, store the halves, down to single items.
 

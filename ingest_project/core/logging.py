@@ -185,8 +185,7 @@ def _formatter(shared: list[structlog.typing.Processor], *, as_json: bool) -> lo
         else [_printable_values, structlog.dev.ConsoleRenderer(colors=False)]
     )
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers]
     )
 
 

@@ -88,11 +88,7 @@ AsWritten.yaml_implicit_resolvers = {
 AsWritten.add_implicit_resolver(BOOLEAN_TAG, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
-def yaml_content(
-    path: Path,
-    kind: str,
-    loader: type[yaml.SafeLoader] = yaml.SafeLoader,
-) -> Any:  # noqa: ANN401 - a YAML file may contain anything
+def yaml_content(path: Path, kind: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:  # noqa: ANN401 - a YAML file may contain anything
     """Return the content of one file.
 
     Args:

@@ -272,10 +272,7 @@ def definitions_of(declarations: Declarations) -> dg.Definitions:
         assets=[*map(assets_of_dataset, declarations.values())],
         asset_checks=[*CHECKS, *(check for one in declarations.declared for check in checks_of_dataset(one.name))],
         jobs=[*jobs.values(), file_checks, *([dataset_maintenance] if maintenance else [])],
-        schedules=[
-            *maintenance,
-            running_schedule("file_checks_every_quarter_hour", file_checks, "*/15 * * * *"),
-        ],
+        schedules=[*maintenance, running_schedule("file_checks_every_quarter_hour", file_checks, "*/15 * * * *")],
         sensors=[
             file_events_sensor("file_event_queue_sensor", lambda topics: topics.file_event_queue, jobs),
             file_events_sensor("file_events_sensor", lambda topics: topics.file_events, jobs),

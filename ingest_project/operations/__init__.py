@@ -48,10 +48,7 @@ metric_minutes = sa.Table(
 )
 # Time up to which each source has been counted.
 metric_progress = sa.Table(
-    "metric_progress",
-    metadata,
-    Col("source", sa.Text, primary_key=True),
-    Col("counted_until", UtcTime, nullable=False),
+    "metric_progress", metadata, Col("source", sa.Text, primary_key=True), Col("counted_until", UtcTime, nullable=False)
 )
 # Capabilities that an operator has paused.
 paused_capabilities = sa.Table(

@@ -236,6 +236,5 @@ def retention_job() -> None:
 
 
 retention = dg.Definitions(
-    jobs=[retention_job],
-    schedules=[running_schedule("retention_every_night", retention_job, "40 2 * * *")],
+    jobs=[retention_job], schedules=[running_schedule("retention_every_night", retention_job, "40 2 * * *")]
 )

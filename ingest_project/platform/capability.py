@@ -481,9 +481,7 @@ def kafka_position(row: sa.RowMapping | Mapping[str, Any]) -> str:
 
 
 def counted_by_state(
-    queue: QueueView,
-    columns: tuple[sa.Column[Any], ...],
-    amounts: Callable[[sa.RowMapping], Iterator[Amount]],
+    queue: QueueView, columns: tuple[sa.Column[Any], ...], amounts: Callable[[sa.RowMapping], Iterator[Amount]]
 ) -> tuple[CountedTable, ...]:
     """Return a `CountedTable` for each final state of a work queue, so that an index finds the new rows.
 

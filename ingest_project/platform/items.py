@@ -20,17 +20,7 @@ import msgspec
 import sqlalchemy as sa
 from rich.table import Table
 
-from ingest_project.core.console import (
-    add_row,
-    complain,
-    data_text,
-    print_json,
-    say,
-    show,
-    show_facts,
-    stdout,
-    table,
-)
+from ingest_project.core.console import add_row, complain, data_text, print_json, say, show, show_facts, stdout, table
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading
 from ingest_project.platform.database.sql import primary_key

@@ -426,12 +426,7 @@ def _received(message: ConsumerRecord, context: str | None, trace_id: str | None
 
 
 def _message_span(  # noqa: PLR0913, PLR0917 - the parts of a span
-    topic: str,
-    operation: str,
-    kind: SpanKind,
-    context: str | None,
-    trace_id: str | None,
-    links: Sequence[str] = (),
+    topic: str, operation: str, kind: SpanKind, context: str | None, trace_id: str | None, links: Sequence[str] = ()
 ) -> Span:
     attributes = {
         "messaging.system": "kafka",

@@ -112,8 +112,7 @@ class AllowedRoots:
         """
         if status.st_nlink > 1 and not self.hard_links:
             raise ForbiddenPathError(
-                named,
-                f"it has {status.st_nlink} names (hard links), some may be elsewhere. {_HARD_LINKS} allows it.",
+                named, f"it has {status.st_nlink} names (hard links), some may be elsewhere. {_HARD_LINKS} allows it."
             )
 
     @contextmanager

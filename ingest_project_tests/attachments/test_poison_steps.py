@@ -157,10 +157,7 @@ def test_an_event_that_nothing_can_be_taken_out_of_fails_alone(
 
 
 def test_a_message_that_the_broker_does_not_take_costs_the_others_nothing(
-    attachment_system: AttachmentSystem,
-    http_server: HttpServer,
-    kafka_server: Server,
-    monkeypatch: pytest.MonkeyPatch,
+    attachment_system: AttachmentSystem, http_server: HttpServer, kafka_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not isinstance(kafka_server, KafkaServer):
         pytest.skip("the embedded broker takes messages of any size")

@@ -151,9 +151,7 @@ def test_a_replay_resets_the_attempts_leaves_an_audit_and_is_limited(queue: Atta
     assert queue.replay(["a", "b"], "anna", 1, per_second=2, now=LATER) == ()
 
 
-def test_a_failed_task_of_another_producer_is_replayed_and_our_own_is_not(
-    queue: AttachmentQueue,
-) -> None:
+def test_a_failed_task_of_another_producer_is_replayed_and_our_own_is_not(queue: AttachmentQueue) -> None:
     begun(queue, "a")
     queue.finish_attempts([dead("a")], "run", NOW)
     assert queue.record([arrival("a", 7)], LATER).known == ("a",)
@@ -216,9 +214,7 @@ def test_an_end_without_its_outcome_is_noticed(queue: AttachmentQueue) -> None:
     assert queue.ends_without_outcome() == 0
 
 
-def test_queries_of_the_sensors_use_an_index_among_ten_thousand_waiting_entries(
-    postgres_url: str,
-) -> None:
+def test_queries_of_the_sensors_use_an_index_among_ten_thousand_waiting_entries(postgres_url: str) -> None:
     engine = open_engine(postgres_url)
     queue, outcomes = AttachmentQueue(engine), AttemptResults(engine)
     asleep = [arrival(str(n), n)._replace(due_at=LATER) for n in range(10_000)]

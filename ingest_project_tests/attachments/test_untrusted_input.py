@@ -80,8 +80,7 @@ def test_no_task_is_due_later_than_a_retry_of_ours_may_be(header: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    "header",
-    [None, b"", b"soon", b"\xff", b"1" * 5_000, b"0001-01-01T00:00:00+14:00", b"0001-01-01", b"-1", b"1e9"],
+    "header", [None, b"", b"soon", b"\xff", b"1" * 5_000, b"0001-01-01T00:00:00+14:00", b"0001-01-01", b"-1", b"1e9"]
 )
 def test_an_invalid_or_past_due_time_means_now(header: bytes | None) -> None:
     assert due_at(header, DELAYS, NOW) is None

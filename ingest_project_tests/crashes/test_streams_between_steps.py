@@ -199,9 +199,7 @@ KILL_POINTS = [
 
 
 @pytest.mark.parametrize(
-    ("stream", "point"),
-    KILL_POINTS,
-    ids=[f"{stream.name}: {point.step}" for stream, point in KILL_POINTS],
+    ("stream", "point"), KILL_POINTS, ids=[f"{stream.name}: {point.step}" for stream, point in KILL_POINTS]
 )
 def test_killed_after_a_step_and_run_again_each_offset_is_there_exactly_once(  # noqa: PLR0913, PLR0917 - fixtures
     stream: Stream,

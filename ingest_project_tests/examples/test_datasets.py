@@ -21,15 +21,8 @@ from ingest_project_tests.journeys.system import POLLING
 
 WAY = "ingest_project_tests.examples.system:ExampleSystem.drive"
 ASSETS = ("raw_files", "validated", "quarantined_files", "metrics")
-STATES = {
-    "BGO_2026-01-15.csv": "ingested",
-    "OSL_2026-01-15.csv": "ingested",
-    "TRD_2026-01-15.csv": "quarantined",
-}
-ORDER_STATES = {
-    "orders-2026-01-15.jsonl": "ingested",
-    "orders-2026-01-16.jsonl": "ingested",
-}
+STATES = {"BGO_2026-01-15.csv": "ingested", "OSL_2026-01-15.csv": "ingested", "TRD_2026-01-15.csv": "quarantined"}
+ORDER_STATES = {"orders-2026-01-15.jsonl": "ingested", "orders-2026-01-16.jsonl": "ingested"}
 
 
 def send_weather(system: ExampleSystem) -> None:

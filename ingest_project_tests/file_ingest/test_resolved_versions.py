@@ -64,7 +64,7 @@ def test_a_silent_server_is_skipped_and_the_others_are_queried(
     silent = {"source_type": "ftp", "host": "127.0.0.1", "port": silent_port, "path": "/", "credentials": "store"}
     begun_at = time.monotonic()
     found = with_versions(
-        [*(announced(f"/{n}.csv", tls="none", **silent) for n in range(20)), announced(tmp_path / "a.csv")],
+        [*(announced(f"/{n}.csv", tls="none", **silent) for n in range(20)), announced(tmp_path / "a.csv")]
     )
     assert time.monotonic() - begun_at < LONG_SECONDS / 2
     assert [event.size_bytes for event in found] == [None] * 20 + [5]

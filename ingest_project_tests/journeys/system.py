@@ -97,8 +97,7 @@ class System:
     def _open(self) -> None:
         self.services = _Resources(self.settings)
         self.definitions = dg.Definitions.merge(
-            self._definitions(),
-            dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor),
+            self._definitions(), dg.Definitions(resources={"services": self.services}, executor=dg.in_process_executor)
         )
 
     def _definitions(self) -> dg.Definitions:

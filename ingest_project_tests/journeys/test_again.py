@@ -71,9 +71,7 @@ def test_a_changed_file_is_a_file_of_its_own_and_the_announced_version_is_not_ta
     assert system.checks()[superseded.file_key] == "FAILED"
 
 
-def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_batch_is_stored(
-    system: System,
-) -> None:
+def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_batch_is_stored(system: System) -> None:
     gone, here = system.write("gone.csv", readings(3)), system.write("here.csv", readings(4))
     system.send_files(gone, here)
     gone.unlink()

@@ -105,9 +105,7 @@ CASES = {
     "f07_xlsx_formula_zero": Case(None, [], {"value_not_calculated": 4, "too_many_bad_rows": 1}),
     "f10_bom_mid": Case(None, each_at(TEN, range(4), "dev-h", (20.1, 20.2, 20.3, 20.4)), {}),
     "f11_dup_by_name": Case(
-        "f11",
-        [(MIDNIGHT + timedelta(hours=hour), f"fridge-{n}", 4.0) for hour in range(3) for n in (1, 2)],
-        {},
+        "f11", [(MIDNIGHT + timedelta(hours=hour), f"fridge-{n}", 4.0) for hour in range(3) for n in (1, 2)], {}
     ),
 }
 # Where most rows of a file may be bad.

@@ -135,12 +135,7 @@ STEPS = [
     ),
     ("storing readings", refusing("raw_sensor_data", "device_id <> 'poison'"), FileState.PENDING, "no_poison"),
     ("storing metrics", refusing("aggregated_metrics", "device_id <> 'poison'"), FileState.PENDING, "no_poison"),
-    (
-        "finishing",
-        refusing("files", f"file_name <> '{POISON}' OR state <> 'ingested'"),
-        FileState.PENDING,
-        "no_poison",
-    ),
+    ("finishing", refusing("files", f"file_name <> '{POISON}' OR state <> 'ingested'"), FileState.PENDING, "no_poison"),
     ("storing, a lost connection", killing_its_connection, FileState.PENDING, "terminat"),
     ("quarantining", unkept, FileState.PENDING, "cannot be used"),
     ("reporting", not_shown, FileState.INGESTED, ""),

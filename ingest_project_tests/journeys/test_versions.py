@@ -166,11 +166,7 @@ def test_a_newer_version_that_is_refused_leaves_the_older_one_counting(system: S
     path.write_text(readings(4))
     system.send_files(path)
     system.drive()
-    assert [record.state for record in versions(system)] == [
-        FileState.REPLACED,
-        FileState.REPLACED,
-        FileState.INGESTED,
-    ]
+    assert [record.state for record in versions(system)] == [FileState.REPLACED, FileState.REPLACED, FileState.INGESTED]
     assert counted(system) == 4
 
 

@@ -99,10 +99,7 @@ def test_with_an_operator_token_only_reading_requires_it_too(
         assert requests.get(f"{site}/readyz", timeout=5).status_code == 401
         assert requests.get(
             f"{site}/readyz", headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=15
-        ).status_code in {
-            200,
-            503,
-        }
+        ).status_code in {200, 503}
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])

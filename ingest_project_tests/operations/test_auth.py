@@ -11,14 +11,7 @@ import requests
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.operations.dashboard import require_protection
-from ingest_project.operations.dashboard.auth import (
-    COOKIE,
-    MAX_SESSIONS,
-    SESSION_SECONDS,
-    Gate,
-    Role,
-    Viewer,
-)
+from ingest_project.operations.dashboard.auth import COOKIE, MAX_SESSIONS, SESSION_SECONDS, Gate, Role, Viewer
 from ingest_project.operations.dashboard.limits import (
     FREE_FAILURES,
     LONGEST_PAUSE_SECONDS,

@@ -63,9 +63,7 @@ def enter_tick(instance: DagsterInstance, state: InstigatorState, at: datetime) 
     )
 
 
-def test_sensors_and_schedules_whose_last_tick_lies_in_the_future_go_on_from_now(
-    any_instance: DagsterInstance,
-) -> None:
+def test_sensors_and_schedules_whose_last_tick_lies_in_the_future_go_on_from_now(any_instance: DagsterInstance) -> None:
     sensor = instigator("sensor", SensorInstigatorData(AHEAD.timestamp(), "key", 1, "cursor", AHEAD.timestamp()))
     right = instigator("right", SensorInstigatorData(NOW.timestamp() - 3, None, 1, "other"))
     often = instigator("often", ScheduleInstigatorData("*/5 * * * *", 1.0, AHEAD.timestamp()))

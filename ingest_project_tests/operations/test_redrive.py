@@ -64,12 +64,7 @@ def put(services: SystemResources, *messages: ConsumerRecord, reason: str = "not
 
 
 def redrive(
-    services: SystemResources,
-    topic: str,
-    more: Mapping[str, str] | None = None,
-    *,
-    limit: int = 100,
-    dry: bool = False,
+    services: SystemResources, topic: str, more: Mapping[str, str] | None = None, *, limit: int = 100, dry: bool = False
 ) -> Performed:
     request = ActionRequest(
         parameters={"topic": topic} | dict(more or {}), limit=limit, reason="fixed", who="test", dry_run=dry

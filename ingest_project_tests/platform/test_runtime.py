@@ -19,15 +19,7 @@ from ingest_project.operations import SystemResources
 from ingest_project.operations.monitor import Monitor, readiness
 from ingest_project.operations.snapshot import SystemSnapshot
 from ingest_project.platform.runtime import Capacity, Disk, available_slots, launcher_module, processors
-from ingest_project_tests.journeys.system import (
-    FILE_EVENTS,
-    POLLING,
-    SENSORS,
-    System,
-    changed,
-    file_event,
-    readings,
-)
+from ingest_project_tests.journeys.system import FILE_EVENTS, POLLING, SENSORS, System, changed, file_event, readings
 from ingest_project_tests.services.postgres import PostgresServer
 from ingest_project_tests.services.slow_network import slow_way
 

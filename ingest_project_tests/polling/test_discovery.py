@@ -77,10 +77,7 @@ def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_patte
     record = only_job(system)
     assert (record.state, record.files_found, announced(system)) == (JobState.DONE, 0, 0)
     refused = "Only csv, xlsx, xls are ingested, not 'txt'."
-    assert record.skipped == {
-        refused: 1,
-        "In a folder that the pattern '*' does not reach; '**/*' takes it.": 3,
-    }
+    assert record.skipped == {refused: 1, "In a folder that the pattern '*' does not reach; '**/*' takes it.": 3}
 
 
 def test_found_files_are_published_or_skipped(system: System) -> None:

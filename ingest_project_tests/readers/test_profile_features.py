@@ -264,10 +264,7 @@ def test_columns_between_runs_of_white_space(tmp_path: Path, chunk_bytes: int) -
     assert outcome.malformed == [(6, "b  2  ", "too_few_cells"), (8, "d 4 x y", "too_many_cells")]
     assert [
         text.strip() for chunk in outcome.chunks for text in chunk.raw_text(chunk.rows["line_number"].to_list())
-    ] == [
-        "a \t 1.5   x",
-        "c NA x",
-    ]
+    ] == ["a \t 1.5   x", "c NA x"]
 
 
 def test_cells_at_fixed_positions_of_a_line(tmp_path: Path) -> None:

@@ -19,11 +19,7 @@ from ingest_project_tests.services.shared import made_once
 
 OVERRIDES = {
     "storage": {
-        "custom": {
-            "module": "ingest_project.platform.dagster.instance",
-            "class": "InstanceStorage",
-            "config": {},
-        }
+        "custom": {"module": "ingest_project.platform.dagster.instance", "class": "InstanceStorage", "config": {}}
     },
     # Two processes for each run would follow its output.
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},

@@ -206,10 +206,7 @@ _REFUSALS: dict[Fault | None, tuple[int, object]] = {
         _one_api_error("TooManyRequests", "The request is denied due to throttling", permanent=False),
     ),
     Fault.UNAVAILABLE: (503, {"message": "Service Unavailable"}),
-    Fault.FORBIDDEN: (
-        403,
-        _one_api_error("Forbidden", "'app' is not authorized to read", permanent=True),
-    ),
+    Fault.FORBIDDEN: (403, _one_api_error("Forbidden", "'app' is not authorized to read", permanent=True)),
     Fault.UNAUTHORIZED: (401, {}),
     Fault.NOT_JSON: (200, b"<html><body>Sign in, please</body></html>"),
     Fault.REDIRECT: (302, {"message": "Found"}),

@@ -189,9 +189,7 @@ def test_an_endpoint_of_a_job_does_not_reach_an_internal_address_that_no_setting
     assert listener.connections == 0
 
 
-def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_not(
-    s3_options: S3Options,
-) -> None:
+def test_an_endpoint_that_a_setting_names_may_be_internal_and_a_denied_one_may_not(s3_options: S3Options) -> None:
     backend = S3Backend(s3_options, "named-endpoint")
     backend.put("a.csv", b"x")
     server = (s3_options.endpoint_url or "").removeprefix("http://")

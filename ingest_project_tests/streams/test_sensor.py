@@ -80,10 +80,7 @@ def ends(result: dg.SensorResult) -> list[dict[str, int]]:
 
 
 def test_ticks_outlive_an_unavailable_broker_and_continue_when_it_is_back(
-    services: StreamResources,
-    positions: StreamPositions,
-    instance: dg.DagsterInstance,
-    embedded_broker: FaultyBroker,
+    services: StreamResources, positions: StreamPositions, instance: dg.DagsterInstance, embedded_broker: FaultyBroker
 ) -> None:
     send(services, b"one")
     first = ticked(services, positions, instance)

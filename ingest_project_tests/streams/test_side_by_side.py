@@ -120,11 +120,7 @@ def test_two_processes_count_and_store_each_crm_message_once(
 
     system.drive()
     assert len(system.rows(opportunities)) == MESSAGES
-    assert system.outcome == {
-        "opportunity_messages": MESSAGES,
-        "opportunity_rows_changed": MESSAGES,
-        "unidentified": 1,
-    }
+    assert system.outcome == {"opportunity_messages": MESSAGES, "opportunity_rows_changed": MESSAGES, "unidentified": 1}
     assert system.passed(*CHECKS) == [True, True]
     system.close()
 

@@ -189,10 +189,7 @@ def test_a_collector_that_is_away_or_slow_neither_fails_nor_delays_the_work(
 def test_headers_that_are_no_context_begin_a_new_one() -> None:
     valid = (("Traceparent", TRACEPARENT.encode()), ("tracestate", b"a=1, b=2"))
     assert context_in(valid) == f"{TRACEPARENT} a=1,b=2"
-    assert headers_of(context_in(valid)) == (
-        ("traceparent", TRACEPARENT.encode()),
-        ("tracestate", b"a=1,b=2"),
-    )
+    assert headers_of(context_in(valid)) == (("traceparent", TRACEPARENT.encode()), ("tracestate", b"a=1,b=2"))
     for value in (
         b"",
         None,

@@ -164,10 +164,7 @@ class _Headers(io.FileIO):
 def _members(descriptor: int, location: str) -> Iterator[tarfile.TarInfo]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        with (
-            _Headers(os.dup(descriptor)) as file,
-            tarfile.open(fileobj=cast("BinaryIO", file), mode="r:") as archive,
-        ):
+        with _Headers(os.dup(descriptor)) as file, tarfile.open(fileobj=cast("BinaryIO", file), mode="r:") as archive:
             while (member := archive.next()) is not None:
                 # Its own list of members would grow with the archive.
                 archive.members = []  # type: ignore[attr-defined]

@@ -13,13 +13,7 @@ from typing import Any, Protocol
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.settings import EventhouseSettings
-from ingest_project.platform.http import (
-    DEFAULT_PORTS,
-    MalformedAddressError,
-    redacted_url,
-    split_address,
-    split_server,
-)
+from ingest_project.platform.http import DEFAULT_PORTS, MalformedAddressError, redacted_url, split_address, split_server
 from ingest_project.platform.http.host_policy import ANY_HOST, HostPattern
 
 TRUSTED_HOSTS = (

@@ -21,12 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-)
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
 
 from ingest_project.core.errors import SettingsError
 from ingest_project.core.secrets import FILE, SecretReference, file_text, holds_secrets, is_in_vault, is_secret, set_ttl

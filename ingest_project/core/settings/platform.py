@@ -68,9 +68,7 @@ class KafkaSettings(Section):
     bootstrap_servers: Annotated[str, Env("KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BROKERS")] = ""
     group_id: Annotated[str, Env("KAFKA_GROUP_ID")] = "ingest-project"
     auto_offset_reset: Annotated[
-        Literal["earliest", "latest"],
-        BeforeValidator(_lower),
-        Env("AUTO_OFFSET_RESET", "KAFKA_AUTO_OFFSET_RESET"),
+        Literal["earliest", "latest"], BeforeValidator(_lower), Env("AUTO_OFFSET_RESET", "KAFKA_AUTO_OFFSET_RESET")
     ] = "earliest"
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Env("KAFKA_SECURITY_PROTOCOL")
@@ -159,12 +157,7 @@ class TopicSettings(Section):
     @property
     def downloads_retry(self) -> tuple[str, ...]:
         """Return the retry topics, shortest delay first."""
-        return (
-            self.downloads_retry_5m,
-            self.downloads_retry_10m,
-            self.downloads_retry_20m,
-            self.downloads_retry_40m,
-        )
+        return (self.downloads_retry_5m, self.downloads_retry_10m, self.downloads_retry_20m, self.downloads_retry_40m)
 
     @property
     def dead_letters(self) -> tuple[str, ...]:

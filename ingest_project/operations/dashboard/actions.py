@@ -297,11 +297,7 @@ def _refused(
 
 
 def _form(
-    request: Request,
-    action: Action[SystemResources],
-    values: dict[str, str],
-    problem: str = "",
-    status: int = 200,
+    request: Request, action: Action[SystemResources], values: dict[str, str], problem: str = "", status: int = 200
 ) -> Response:
     has_file = any(parameter.kind == "file" for parameter in action.parameters)
     times = {one.name for one in action.parameters if one.kind == "time"}

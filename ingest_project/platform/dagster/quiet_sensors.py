@@ -158,10 +158,7 @@ class QuietSensors:
 
 
 def watch_topics(
-    quiet: QuietSensors,
-    kafka: KafkaSettings,
-    topics: Collection[str],
-    work: Callable[[], Collection[str]],
+    quiet: QuietSensors, kafka: KafkaSettings, topics: Collection[str], work: Callable[[], Collection[str]]
 ) -> None:
     """Wake sensors as messages arrive on the topics of one cluster; never returns.
 

@@ -15,14 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import sqlalchemy as sa
-from dagster import (
-    AssetKey,
-    DagsterEventType,
-    DagsterInstance,
-    DagsterRunStatus,
-    RunRecord,
-    RunsFilter,
-)
+from dagster import AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.events import JobFailureData
 from dagster._core.execution.plan.objects import StepFailureData

@@ -165,11 +165,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def newest_letters(
-    reader: RangeReader,
-    topic: str,
-    limit: int,
-    wanted: Callable[[ConsumerRecord], bool],
-    since: datetime = BEGINNING,
+    reader: RangeReader, topic: str, limit: int, wanted: Callable[[ConsumerRecord], bool], since: datetime = BEGINNING
 ) -> Iterator[tuple[ConsumerRecord, str]]:
     """Yield the newest letters of each partition of a topic, each with the topic's id; none if there is no topic.
 

@@ -54,11 +54,7 @@ def is_pattern(text: str) -> bool:
 
 
 def select_entries(
-    engine: sa.Engine,
-    key: sa.Column[str],
-    filters: Sequence[Filter],
-    request: ActionRequest,
-    states: Sequence[str],
+    engine: sa.Engine, key: sa.Column[str], filters: Sequence[Filter], request: ActionRequest, states: Sequence[str]
 ) -> Selection:
     """Select entries of a work queue, least recently changed first.
 

@@ -16,12 +16,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from ingest_project.core.settings import Settings, load_settings
 from ingest_project.file_ingest.capability import FileIngest
-from ingest_project.file_ingest.declared import (
-    DeclaredContract,
-    refused_by_tables,
-    tables_of,
-    with_columns,
-)
+from ingest_project.file_ingest.declared import DeclaredContract, refused_by_tables, tables_of, with_columns
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse.delta_rows import delta_store
 from ingest_project.platform.database import open_engine, reading, writing
@@ -381,9 +376,7 @@ def test_a_new_column_that_the_table_has_of_another_type_stays_in_rescued_data(s
     weather.run_due()
     with writing(weather.services.engine) as connection:
         connection.exec_driver_sql("ALTER TABLE weather ADD COLUMN gust DOUBLE PRECISION")
-    weather.send_files(
-        weather_file(weather, "b.csv", "station,observed_at,Gust,Calm\nBBB,2026-01-15T10:00:00Z,3,4\n"),
-    )
+    weather.send_files(weather_file(weather, "b.csv", "station,observed_at,Gust,Calm\nBBB,2026-01-15T10:00:00Z,3,4\n"))
     weather.run_due()
     assert weather.rows("SELECT gust, calm, rescued_data FROM weather WHERE file_key LIKE 'b.csv%'") == [
         (None, "4", {"Gust": "3"})

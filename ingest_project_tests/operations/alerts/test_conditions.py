@@ -18,13 +18,7 @@ from ingest_project.core.settings.alerts import CONDITIONS, QuietHours
 from ingest_project.file_ingest.tables import files
 from ingest_project.file_ingest.warehouse.baselines import Judgement, SourceReport, Usual, Verdict
 from ingest_project.operations import SystemResources
-from ingest_project.operations.alerts.conditions import (
-    Assessment,
-    assess,
-    gauges,
-    history_seconds,
-    require_known_names,
-)
+from ingest_project.operations.alerts.conditions import Assessment, assess, gauges, history_seconds, require_known_names
 from ingest_project.operations.alerts.facts import DagsterFailures, FileFacts, FileFactsPoll, Refusals
 from ingest_project.operations.alerts.incidents import History
 from ingest_project.operations.snapshot import DagsterState, Sample, SystemSnapshot, WarehouseState

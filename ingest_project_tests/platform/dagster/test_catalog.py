@@ -114,12 +114,7 @@ def test_a_shape_that_rows_cannot_have_is_refused_by_name(system: System) -> Non
 
 def test_money_stays_exact(system: System) -> None:
     _ = system.services.engine
-    given: Mapping[str, Any] = {
-        "kafka_topic": "t",
-        "kafka_topic_id": "g",
-        "kafka_partition": 0,
-        "meta_data": {"a": 1},
-    }
+    given: Mapping[str, Any] = {"kafka_topic": "t", "kafka_topic_id": "g", "kafka_partition": 0, "meta_data": {"a": 1}}
     amounts = [Decimal("0.1"), Decimal("12345678901234567890.123456"), None]
     with system.services.engine.begin() as connection:
         for number, amount in enumerate(amounts):

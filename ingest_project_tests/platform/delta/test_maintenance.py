@@ -12,12 +12,7 @@ import pytest
 from deltalake.exceptions import CommitFailedError
 
 from ingest_project.core.settings import DeltaSettings
-from ingest_project.platform.delta.maintenance import (
-    Maintenance,
-    _claimed,
-    optimize_and_vacuum,
-    summary,
-)
+from ingest_project.platform.delta.maintenance import Maintenance, _claimed, optimize_and_vacuum, summary
 from ingest_project.platform.delta.table import Committed, DeltaStore
 from ingest_project_tests.platform.delta.delta_log_reader import live_files, rows_of
 from ingest_project_tests.platform.delta.test_append import numbers, store_at, together

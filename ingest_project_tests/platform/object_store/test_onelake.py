@@ -177,8 +177,7 @@ def test_a_killed_uploader_leaves_nothing_under_the_final_name_and_its_rest_is_s
     sas = dfs.options.credential.sas
     assert sas
     process = subprocess.Popen(
-        [sys.executable, "-c", FILL, dfs_url, dfs.url, sas.get_secret_value(), str(local)],
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", FILL, dfs_url, dfs.url, sas.get_secret_value(), str(local)], stdout=subprocess.PIPE
     )
     assert process.stdout
     process.stdout.readline()

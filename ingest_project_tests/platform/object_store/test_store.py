@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest_project.core.errors import (
-    ForbiddenPathError,
-    PermanentError,
-    SettingsError,
-    StoreUnavailableError,
-)
+from ingest_project.core.errors import ForbiddenPathError, PermanentError, SettingsError, StoreUnavailableError
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import PART_BYTES
 from ingest_project.platform.object_store.store import ObjectStore, S3Options, kept_metadata, location_of

@@ -158,8 +158,7 @@ def model(events: Sequence[Placed]) -> dict[str, tuple[str, Decimal, int, int, i
     found = {}
     messages = [(json.loads(one.raw, parse_float=Decimal), one) for one in events]
     for message, place in sorted(
-        messages,
-        key=lambda one: (one[0]["meta_data"]["last_modified"], one[1].epoch, one[1].partition, one[1].offset),
+        messages, key=lambda one: (one[0]["meta_data"]["last_modified"], one[1].epoch, one[1].partition, one[1].offset)
     ):
         kept = (message["stage"], Decimal(message["amount"]), place.epoch, place.partition, place.offset)
         found[message["event_id"]] = kept

@@ -21,10 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),
 ]
 
-NAMES = {
-    "delta": {"orders_batch", "orders_checks", "orders_maintenance"},
-    "sql": {"orders_batch", "orders_checks"},
-}
+NAMES = {"delta": {"orders_batch", "orders_checks", "orders_maintenance"}, "sql": {"orders_batch", "orders_checks"}}
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -22,11 +22,7 @@ def event(event_id: str = "e1", **more: object) -> dict[str, Any]:
         "page_url": "https://example.com",
         "event_data": {"button_clicked": "submit", "form_data": {"field1": "value1"}},
         "client_info": {"user_agent": "Mozilla/5.0", "screen_resolution": "1920x1080", "language": "en-US"},
-        "service_info": {
-            "service_name": "ingestion-service",
-            "service_version": "1.0.0",
-            "environment": "development",
-        },
+        "service_info": {"service_name": "ingestion-service", "service_version": "1.0.0", "environment": "development"},
         "processing_info": {
             "received_at": f"{HOUR}:30:45.100Z",
             "processed_at": f"{HOUR}:30:45.105Z",

@@ -86,9 +86,7 @@ def test_a_column_of_another_type_is_said_by_name_and_nothing_is_lost(activity: 
     assert [row["event_id"] for row in activity.rows()] == ["e0", "e1"]
 
 
-def test_a_table_with_an_unsupported_writer_feature_is_reported_and_nothing_is_lost(
-    activity: ActivitySystem,
-) -> None:
+def test_a_table_with_an_unsupported_writer_feature_is_reported_and_nothing_is_lost(activity: ActivitySystem) -> None:
     activity.put(event("e0"))
     activity.drive()
     before = foreign.table_of(activity.services).version()
