@@ -137,7 +137,7 @@ STEPS = [
     ("storing metrics", refusing("aggregated_metrics", "device_id <> 'poison'"), FileState.PENDING, "no_poison"),
     ("finishing", refusing("files", f"file_name <> '{POISON}' OR state <> 'ingested'"), FileState.PENDING, "no_poison"),
     ("storing, a lost connection", killing_its_connection, FileState.PENDING, "terminat"),
-    ("quarantining", unkept, FileState.PENDING, "cannot be used"),
+    ("quarantining", unkept, FileState.FAILED, "another file or folder has that name"),
     ("reporting", not_shown, FileState.INGESTED, ""),
 ]
 
