@@ -47,7 +47,7 @@ from ingest_project.sources.ftp_protocol import (
     parse_time,
     reply_code,
 )
-from ingest_project.sources.reading import Pace, SourceLimits, skip_bytes
+from ingest_project.sources.reading import SourceLimits, pace_of, skip_bytes
 from ingest_project.sources.registry import SourceContext
 from ingest_project.sources.servers import Server, logged_in, server_of
 
@@ -215,7 +215,7 @@ class FtpConnection:
             connection, count = self._retrieve(path, offset)
         file = FtpFile(self, connection, found, path)
         try:
-            skip_bytes(file, count, Pace(self._limits, self._at(path)))
+            skip_bytes(file, count, pace_of(self._limits, self._at(path)))
         except BaseException:
             file.close()
             raise
@@ -283,7 +283,7 @@ class FtpConnection:
     def _listing(self, command: str) -> IO[bytes]:
         spool = tempfile.SpooledTemporaryFile(LISTING_BYTES_IN_MEMORY)  # noqa: SIM115 - `_parsed` closes it
         try:
-            pace, until = Pace(self._limits, self._location), Deadline(self._limits.page_time)
+            pace, until = pace_of(self._limits, self._location), Deadline(self._limits.page_time)
             with self._control.transfercmd(command) as connection:
                 while block := pace.timed(partial(connection.recv, READ_BYTES)):
                     until.seconds_left()

@@ -51,7 +51,7 @@ from ingest_project.platform.http.response import (
 from ingest_project.sources import MAX_DEPTH, Pattern, Skipped, SourceFile, refusal, sanitized
 from ingest_project.sources.http_listing import MAX_PAGE_BYTES, read_page
 from ingest_project.sources.http_parsers import Link, PageFacts, Unusable, is_page_query
-from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading, skip_bytes
+from ingest_project.sources.reading import ListingBudget, SourceLimits, pace_of, resumed_reading, skip_bytes
 from ingest_project.sources.registry import SourceContext, require_for_host
 
 MAX_EXPANSION = 100.0
@@ -171,7 +171,7 @@ class WebFileReader:
         size = _total(answer.headers) if resumed else answer.content_length
         file = OpenedWebFile(decoded_body(answer, decoder), stack, self, None if decoder else size)
         # A server that cannot resume sends the whole file again: skip the known bytes.
-        skip_bytes(file, 0 if resumed else offset, Pace(self.limits, self.location))
+        skip_bytes(file, 0 if resumed else offset, pace_of(self.limits, self.location))
         return file
 
 
@@ -524,7 +524,7 @@ class _Walk:
         with web_errors(requested.redacted), self._source.web.get(requested.url, deadline) as answer:
             location = answer.address.redacted
             pieces = decoded_body(answer, decoder_of(answer, location))
-            pace = Pace(self._source.limits, location)
+            pace = pace_of(self._source.limits, location)
             while piece := pace.timed(lambda: next(pieces, b"")):
                 copy.write(piece)
                 if copy.tell() > MAX_PAGE_BYTES:

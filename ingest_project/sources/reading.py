@@ -22,6 +22,7 @@ from ingest_project.core.errors import PermanentError, SourceChangedError, Sourc
 from ingest_project.core.local_files import BlockReader
 from ingest_project.core.settings import PollingSettings
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
+from ingest_project.platform.http.response import Pace
 
 MIN_BYTES_PER_SECOND = 1_024
 Item = TypeVar("Item")
@@ -151,39 +152,10 @@ class OpenedFile(Protocol):
         """Stop reading and release the connection; never raises."""
 
 
-class Pace:
-    """Enforces a minimum speed while a file is read piece by piece.
-
-    Args:
-        limits: limits whose timeout is the time for which the server may be slower.
-        location: location of the file for messages.
-    """
-
-    def __init__(self, limits: SourceLimits, location: str) -> None:
-        self._interval = 2 * limits.timeout_seconds
-        self._location = location
-        self._seconds = 0.0
-        self._bytes = 0
-
-    def timed(self, read: Callable[[], bytes]) -> bytes:
-        """Read one piece; the caller's time between two pieces does not count.
-
-        Raises:
-            SourceUnreachableError: the server is slower than the minimum speed.
-        """
-        before = time.monotonic()
-        piece = read()
-        self._seconds += time.monotonic() - before
-        self._bytes += len(piece)
-        if self._seconds >= self._interval and piece:
-            if self._bytes < MIN_BYTES_PER_SECOND * self._seconds:
-                raise SourceUnreachableError(
-                    self._location,
-                    f"it is too slow: {self._bytes} bytes in {self._seconds:.0f} s, under {MIN_BYTES_PER_SECOND} "
-                    "bytes a second",
-                )
-            self._seconds, self._bytes = 0.0, 0
-        return piece
+def pace_of(limits: SourceLimits, location: str) -> Pace:
+    """Return the check of the minimum speed of one file or page, whose error is SourceUnreachableError."""
+    failure = partial(SourceUnreachableError, location)
+    return Pace(MIN_BYTES_PER_SECOND, 2 * limits.timeout_seconds, failure)
 
 
 @contextmanager
@@ -195,7 +167,7 @@ def resumed_reading(open_at: Callable[[int], OpenedFile], location: str, limits:
         location: location of the file for messages.
         limits: limits of its source, which apply to all connections together.
     """
-    raw = _ResumedFile(open_at, location, Pace(limits, location))
+    raw = _ResumedFile(open_at, location, pace_of(limits, location))
     with io.BufferedReader(raw, buffer_size=_BUFFER_BYTES) as file:
         # typeshed's BufferedReader is generic; to a caller it is a BinaryIO.
         yield cast("BinaryIO", file)
@@ -219,7 +191,7 @@ class PacedReader(BlockReader):
     def __init__(self, file: BinaryIO, limits: SourceLimits, location: str) -> None:
         self._file = file
         self._limits = limits
-        self._pace = Pace(limits, location)
+        self._pace = pace_of(limits, location)
 
     def next_block(self, size: int) -> bytes:
         """Return the next bytes, within the time of a page."""

@@ -69,7 +69,7 @@ from ingest_project.platform.http.response import REDIRECTS
 from ingest_project.platform.object_store.s3 import ListedObject, ListingPage, S3Client, s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Pattern, Skipped, SourceFile, refusal
-from ingest_project.sources.reading import ListingBudget, Pace, SourceLimits, resumed_reading, skip_bytes
+from ingest_project.sources.reading import ListingBudget, SourceLimits, pace_of, resumed_reading, skip_bytes
 from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
 
 LONGEST_KEY_BYTES = 1_024
@@ -289,7 +289,7 @@ class _ObjectReader:
         if found != self.etag or (is_part and not answer["ContentRange"].startswith(f"bytes {offset}-")):
             file.close()
             raise SourceChangedError(self.location, "it answers with another version or part than was requested")
-        skip_bytes(file, 0 if is_part else offset, Pace(self.limits, self.location))
+        skip_bytes(file, 0 if is_part else offset, pace_of(self.limits, self.location))
         return file
 
 

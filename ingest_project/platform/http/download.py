@@ -16,11 +16,12 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 
@@ -47,9 +48,11 @@ from ingest_project.platform.http.pinned_transport import Deadline
 from ingest_project.platform.http.response import (
     SUPPORTED,
     Decoder,
+    Pace,
     WebResponse,
     codings_in,
     contradicts,
+    map_status,
     parse_date,
     require_readable,
 )
@@ -389,7 +392,7 @@ class Downloader:
         self, request: DownloadRequest, part: PartFile, deadline: Deadline, *, forgive_breaks: bool
     ) -> AbstractContextManager[WebResponse]:
         wanted = part.range_headers
-        accept = (200, _PARTIAL, _RANGE_NOT_SATISFIABLE) if wanted else (200,)
+        accept = (200, _PARTIAL, _RANGE_NOT_SATISFIABLE) if wanted else (200, _PARTIAL)
         return self._client.get(request.url, deadline, headers=wanted, accept=accept, forgive_breaks=forgive_breaks)
 
     def _published(self, request: DownloadRequest, to: Path, part: PartFile, answer: WebResponse) -> Downloaded:
@@ -413,12 +416,16 @@ class Downloader:
 
     def _append_or_restart(self, answer: WebResponse, part: PartFile) -> None:
         """Append the body to the received bytes, or start over."""
-        if answer.status == _PARTIAL and part.continued_by(answer):
+        asked = bool(part.range_headers)
+        if answer.status == _PARTIAL and asked and part.continued_by(answer):
             return
-        if answer.status in (_PARTIAL, _RANGE_NOT_SATISFIABLE):
-            part.start_over()
-            raise DownloadFailedError(answer.address.redacted, "the server did not resume the same file", cut=True)
-        part.start_over(answer)
+        if answer.status == HTTPStatus.OK or _is_whole(answer):
+            part.start_over(answer)
+            return
+        if not asked:
+            raise map_status(answer.status, answer.address.redacted, None)
+        part.start_over()
+        raise DownloadFailedError(answer.address.redacted, "the server did not resume the same file", cut=True)
 
     def _require_size(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
         """Refuse a file by its announced size before reading it."""
@@ -431,18 +438,19 @@ class Downloader:
             raise _wrong_size(answer.address.redacted, announced, request.expected_size)
 
     def _receive(self, request: DownloadRequest, answer: WebResponse, part: PartFile) -> None:
-        encoding = self._encoding(request, answer)
-        decoder = self._decoder(encoding, answer)
-        pace = _Pace(self._limits, answer.address.redacted)
+        encoding, limits, redacted = self._encoding(request, answer), self._limits, answer.address.redacted
+        known = encoding if encoding in SUPPORTED else None
+        decoder = Decoder(known, limits.max_expansion, EXPANSION_SETTING, redacted) if known else None
+        pace = Pace(limits.min_bytes_per_second, PACE_WINDOW_SECONDS, partial(DownloadFailedError, redacted))
         part.undecoded = None if decoder else encoding
-        for chunk in answer.chunks():
-            if decoder and not part.size and contradicts(encoding or "", chunk):
+        pieces = answer.chunks()
+        while chunk := pace.timed(partial(next, pieces, b"")):
+            if decoder and not part.size and contradicts(known or "", chunk):
                 decoder, part.undecoded = None, encoding
             for data in decoder.decoded(chunk) if decoder else (chunk,):
                 part.write(data)
-                if part.size > self._limits.max_bytes:
+                if part.size > limits.max_bytes:
                     raise self._too_large(answer, part.size)
-            pace.require(len(chunk))
         if decoder:
             decoder.finish()
         if part.missing_bytes > 0:
@@ -460,12 +468,6 @@ class Downloader:
         # Some servers send a .tar.gz as "a tar in gzip encoding": keep its bytes, as browsers do.
         is_the_file = encoding in ("gzip", "x-gzip") and _announced(request) == "application/gzip"
         return None if is_the_file else encoding
-
-    def _decoder(self, encoding: str | None, answer: WebResponse) -> Decoder | None:
-        if encoding not in SUPPORTED:
-            return None
-        limits = self._limits
-        return Decoder(encoding, limits.max_expansion, EXPANSION_SETTING, answer.address.redacted)
 
     def _verify(self, request: DownloadRequest, part: PartFile, checksum: _Checksum, answer: WebResponse) -> None:
         redacted = answer.address.redacted
@@ -494,29 +496,6 @@ class Downloader:
         )
 
 
-class _Pace:
-    """Aborts a download whose server is too slow."""
-
-    def __init__(self, limits: DownloadSettings, redacted: str) -> None:
-        self._least = limits.min_bytes_per_second
-        self._redacted = redacted
-        self._received = 0
-        self._since = time.monotonic()
-
-    def require(self, received: int) -> None:
-        """Count received bytes; raise DownloadFailedError if they arrive too slowly."""
-        self._received += received
-        passed = time.monotonic() - self._since
-        if passed < PACE_WINDOW_SECONDS:
-            return
-        if self._received < self._least * passed:
-            raise DownloadFailedError(
-                self._redacted,
-                f"the server sends less than {self._least} bytes a second ({self._received} in {passed:.0f} s)",
-            )
-        self._received, self._since = 0, time.monotonic()
-
-
 @dataclass(frozen=True)
 class _Checksum:
     algorithm: str
@@ -540,6 +519,12 @@ class _Checksum:
                 f"{redacted_url(request.url)} has a checksum that is not md5, sha1, sha256 or sha512 in hexadecimal",
             )
         return cls(algorithm, value)
+
+
+def _is_whole(answer: WebResponse) -> bool:
+    """Return True for a 206 with all bytes: caches and file servers send one also without a request for a range."""
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    return answer.status == _PARTIAL and found is not None and (found[1], found[3]) == ("0", str(int(found[2]) + 1))
 
 
 def _announced(request: DownloadRequest) -> str | None:

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import lru_cache
+from http import HTTPStatus
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +214,16 @@ def new_connection(connection: HTTPConnection, connector: Connector) -> socket.s
         raise NewConnectionError(connection, f"no connection to {connection.host}: {error}") from error
 
 
+class _FinalResponse(HTTPResponse):
+    """A response after the interim ones, such as 103 Early Hints: http.client skips only 100."""
+
+    def begin(self) -> None:
+        super().begin()
+        while HTTPStatus.PROCESSING <= self.status < HTTPStatus.OK:
+            self.headers = None  # type: ignore[assignment]  # http.client reads the next response only without headers
+            super().begin()
+
+
 class PinnedHTTPConnection(HTTPConnection):
     """A urllib3 connection to an address that a connector has checked.
 
@@ -220,6 +232,8 @@ class PinnedHTTPConnection(HTTPConnection):
         connector: opens the socket; None for a server that may have any address.
         kwargs: arguments of urllib3.
     """
+
+    response_class = _FinalResponse
 
     def __init__(self, *args: Any, connector: Connector | None, **kwargs: Any) -> None:  # noqa: ANN401 - urllib3's own
         super().__init__(*args, **kwargs)

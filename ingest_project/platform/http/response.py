@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -43,8 +44,8 @@ SUPPORTED = frozenset({"gzip", "x-gzip", "deflate"})
 _UNREADABLE = frozenset(
     {"br", "zstd", "compress", "x-compress", "bzip2", "x-bzip2", "xz", "lzma", "exi", "pack200-gzip", "dcb", "dcz"}
 )
-# 202: still being prepared. 425: too early. 429: too many requests.
-_TRANSIENT = frozenset({202, 408, 425, 429})
+# 202: still being prepared. 423: locked by a writer. 425: too early. 429: too many requests.
+_TRANSIENT = frozenset({202, 408, 423, 425, 429})
 # A body of at most this size usually arrives with the headers; reading it keeps the connection reusable.
 _SMALL_BYTES = 64 * 1024
 _PATIENCE = timedelta(seconds=1)
@@ -183,6 +184,35 @@ class Decoder:
     @property
     def _name(self) -> str:
         return "gzip" if self._gzip else "deflate"
+
+
+class Pace:
+    """Enforces a minimum speed while a body is read piece by piece.
+
+    Args:
+        least: least bytes a second.
+        seconds: time for which the server may be slower.
+        failure: makes the error from its reason.
+    """
+
+    def __init__(self, least: float, seconds: float, failure: Callable[[str], Exception]) -> None:
+        self._least = least
+        self._interval = seconds
+        self._failure = failure
+        self._seconds, self._bytes = 0.0, 0
+
+    def timed(self, read: Callable[[], bytes]) -> bytes:
+        """Read one piece, or raise the failure; the caller's time between two pieces does not count."""
+        before = time.monotonic()
+        piece = read()
+        self._seconds += time.monotonic() - before
+        self._bytes += len(piece)
+        if self._seconds >= self._interval and piece:
+            if self._bytes < self._least * self._seconds:
+                speed = f"{self._bytes} bytes in {self._seconds:.0f} s, under {self._least:g} bytes a second"
+                raise self._failure(f"it is too slow: {speed}")
+            self._seconds, self._bytes = 0.0, 0
+        return piece
 
 
 def codings_in(header: str | None) -> str | None:

@@ -125,7 +125,7 @@ def test_a_status_that_stays_is_refused(http_server: HttpServer, downloader: Dow
     assert _left(to) == []
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [408, 423, 425, 429, 500, 503])
 def test_a_status_that_passes_fails_for_now(
     http_server: HttpServer, downloader: Downloader, to: Path, status: int
 ) -> None:
@@ -170,7 +170,7 @@ def _short_pace_window(monkeypatch: pytest.MonkeyPatch) -> None:
     ("path", "seconds", "reason"),
     [
         ("/slow/headers", {"total": 1.0}, "not finished within 1 s"),
-        ("/slow/body/a.pdf", {}, "less than 1000 bytes a second"),
+        ("/slow/body/a.pdf", {}, "under 1000 bytes a second"),
         ("/silent", {"read": 0.5}, "stopped sending"),
         ("/stalled/a.pdf", {"read": 0.5}, "stopped sending"),
     ],
@@ -347,6 +347,46 @@ def test_a_second_half_that_is_longer_than_what_is_missing_is_not_taken(download
     assert seen == [False, True, False]
     assert downloaded.size_bytes == len(content)
     assert to.read_bytes() == content
+
+
+def _answering(*answers: bytes) -> RawServer:
+    """A server that gives each of its connections the next answer."""
+    left = list(answers)
+
+    def serve(connection: socket.socket) -> None:
+        request(connection)
+        connection.sendall(left.pop(0))
+
+    return RawServer(serve)
+
+
+_INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        _INTERIM + b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + _INTERIM + b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-4/5",
+    ],
+)
+def test_a_complete_file_is_taken_after_interim_responses_and_as_an_unrequested_range(
+    downloader: Downloader, to: Path, head: bytes
+) -> None:
+    with _answering(head + b"\r\nContent-Length: 5\r\n\r\nbytes") as server:
+        downloaded = downloader.download(DownloadRequest(f"{server.url}a.txt"), to)
+    assert (to.read_bytes(), downloaded.resumed) == (b"bytes", False)
+
+
+@pytest.mark.parametrize("content_range", ["bytes 0-4/9", "bytes 4-8/9", "bytes 0-4/*", "5", ""])
+def test_an_unrequested_part_of_a_file_is_refused(downloader: Downloader, to: Path, content_range: str) -> None:
+    head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: {content_range}\r\nContent-Length: 5\r\n\r\n"
+    with _answering(head.encode() + b"bytes") as server:
+        failure = _failure(downloader, DownloadRequest(f"{server.url}a.txt"), to)
+    assert isinstance(failure, DownloadRejectedError)
+    assert "the server answered 206 Partial Content" in str(failure)
+    assert _left(to) == []
 
 
 def test_a_body_without_a_length_is_known_to_be_cut_by_the_announced_size(
