@@ -70,10 +70,13 @@ TYPED: list[tuple[pa.Array, list[str | None], str]] = [
     (pa.array([[1, None], None]), ["[1,null]", None], "j"),
     (
         pa.array([{"x": Decimal("1.10"), "at": datetime(2024, 1, 1, tzinfo=UTC), "raw": b"\xff", "f": float("nan")}]),
-        ['{"x":1.10,"at":"2024-01-01T00:00:00+00:00","raw":"\\\\xff","f":"NaN"}'],
+        ['{"x":1.10,"at":"2024-01-01T00:00:00.000000Z","raw":"\\\\xff","f":"NaN"}'],
         "j",
     ),
-    (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), ['[["k",1]]'], "j"),
+    (pa.array([[("k", 1), ("k", None)], None], pa.map_(pa.string(), pa.int32())), ['[["k",1],["k",null]]', None], "j"),
+    (pa.array([[0.1, 16777216.0], []], pa.list_(pa.float32())), ["[0.1,16777216]", "[]"], "j"),
+    (pa.array([[1], None], pa.list_(pa.time64("ns"))), ['["00:00:00.000000001"]', None], "j"),
+    (pa.array([[[2**64 - 1], None]], pa.list_(pa.list_(pa.uint64(), 1))), ["[[18446744073709551615],null]"], "j"),
 ]
 
 
@@ -156,6 +159,17 @@ def test_bytes_that_are_no_text_reject_their_row_where_a_column_is_declared_and_
     ]
     assert json.loads(chunk.rows["rescued_data"][0]) == {"b": r"\xfe"}
     assert json.loads(chunk.raw_text([2])[0]) == {"a": r"\xff00", "b": "y", "n": r"\xff"}
+
+
+def test_a_time_that_no_day_has_rejects_its_row_also_inside_of_a_list(tmp_path: Path) -> None:
+    late = pa.array([86_400_000_000, 1]).view(pa.time64("us"))
+    nested = pa.ListArray.from_arrays([0, 1, 2], late)
+    (chunk,) = read(tmp_path, {"late": late, "nested": nested})
+    declared = [Column(name="late", type="text"), Column(name="nested", type="json")]
+    assert cast_columns(chunk.rows, declared, profile()).select("late", "nested").rows() == [
+        (None, None),
+        ("00:00:00.000001", '["00:00:00.000001"]'),
+    ]
 
 
 def test_a_uuid_is_the_text_of_it(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from ingest_project.platform.confined import ContentRejectedError, convert_file
@@ -25,6 +26,8 @@ TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 FLOAT = "r"
 # Prefix of a cell with bytes that are not text: a character that no table stores, then PostgreSQL's notation.
 NO_TEXT = "\0\\x"
+OUT_OF_RANGE = f"{NO_TEXT} out of range"
+NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
 
 
 def convert(file: str, rows: str, *, paths: Sequence[str], max_columns: int) -> None:
@@ -136,18 +139,21 @@ def _texts(values: Any) -> Any:  # noqa: ANN401 - as above
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
     kind = values.type
-    if types.is_timestamp(kind):
-        texts = compute.replace_substring(values.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
-        texts = compute.binary_join_element_wise(texts, "" if kind.tz is None else "Z", "")
-        # Arrow writes a text that begins with `<` for a time outside the calendar.
+    if types.is_timestamp(kind) or types.is_time(kind):
+        zone = "Z" if types.is_timestamp(kind) and kind.tz else ""
+        plain = values.cast(pa.timestamp(kind.unit)) if zone else values
+        texts = compute.replace_substring(plain.cast(pa.string()), " ", "T")
+        # Arrow writes a text that begins with `<` for a time outside the calendar or the day.
         impossible = compute.starts_with(texts, "<")
-        return compute.if_else(impossible, f"{NO_TEXT} out of range", texts).cast(pa.large_string())
+        texts = compute.binary_join_element_wise(texts, zone, "")
+        return compute.if_else(impossible, OUT_OF_RANGE, texts).cast(pa.large_string())
     if types.is_floating(kind):
         values = _floats(values)
     if types.is_duration(kind):
         return pa.array(_durations(values), pa.large_string())
-    if types.is_nested(kind) or types.is_interval(kind):
-        return pa.array(_nested(_python_values(values)), pa.large_string())
+    if types.is_nested(kind):
+        found = (None if text == "null" else OUT_OF_RANGE if "\0" in text else text for text in _json_texts(values))
+        return pa.array(found, pa.large_string())
     try:
         return values.cast(pa.large_string())
     except pa.ArrowInvalid:
@@ -174,17 +180,48 @@ def _text_or_bytes(value: bytes | None) -> str | None:
     return NO_TEXT + value.hex() if text is None else text
 
 
-def _nested(values: Iterable[Any]) -> list[str | None]:
-    return [None if value is None else value if isinstance(value, str) else json_of(value) for value in values]
+def _json_texts(values: Any) -> list[str]:  # noqa: ANN401 - as above
+    """Return each value as JSON, its parts as in columns of their own; a time out of range leaves a NUL in it."""
+    import pyarrow as pa  # as above
+    from pyarrow import types
+
+    kind = values.type
+    if isinstance(values, pa.ExtensionArray) and kind != pa.uuid():
+        return _json_texts(values.storage)
+    if not types.is_nested(kind):
+        # Bytes that are no text are kept in hexadecimal digits.
+        return [_json_of(text, _kind(kind), is_time=types.is_temporal(kind)) for text in _texts(values).to_pylist()]
+    if types.is_struct(kind):
+        found = _objects(values, [field.name for field in kind])
+    else:
+        parts = [one.values if one.is_valid else () for one in values]
+        inside = [part for part in parts if len(part)]
+        texts = iter(_inner_texts(pa.concat_arrays(inside), is_map=types.is_map(kind)) if inside else ())
+        found = [f"[{','.join(islice(texts, len(part)))}]" for part in parts]
+    return [text if valid else "null" for text, valid in zip(found, values.is_valid().to_pylist(), strict=True)]
 
 
-def _python_values(values: Any) -> Iterator[Any]:  # noqa: ANN401 - as above
-    """Yield nested values; for one with a time that Python does not have, a text that no type takes."""
-    for value in values:
-        try:
-            yield value.as_py()
-        except (ValueError, OverflowError) as error:
-            yield f"{NO_TEXT} {error}"
+def _json_of(text: str | None, kind: str, *, is_time: bool) -> str:
+    if text is None or kind in {NUMBER, BOOLEAN}:
+        return text or "null"
+    if kind == FLOAT:
+        return NOT_FINITE.get(text, text)
+    return text if is_time and text.startswith(NO_TEXT) else json_of(text.removeprefix("\0"))
+
+
+def _objects(values: Any, names: Sequence[str]) -> list[str]:  # noqa: ANN401 - as above
+    columns = [_json_texts(column) for column in values.flatten()]
+    counts = [names[:index].count(name) + 1 for index, name in enumerate(names)]
+    keys = [json_of(name if n == 1 else f"{name} [{n}]") for name, n in zip(names, counts, strict=True)]
+    rows = zip(*columns, strict=True) if columns else ((),) * len(values)
+    return ["{" + ",".join(map("{}:{}".format, keys, row)) + "}" for row in rows]
+
+
+def _inner_texts(values: Any, *, is_map: bool) -> list[str]:  # noqa: ANN401 - as above
+    """Return the elements of lists; the entries of maps as pairs, because a map may have a key twice."""
+    if not is_map:
+        return _json_texts(values)
+    return [f"[{key},{value}]" for key, value in zip(*map(_json_texts, values.flatten()), strict=True)]
 
 
 def _durations(values: Any) -> list[str | None]:  # noqa: ANN401 - as above
