@@ -80,7 +80,8 @@ class ReaderProfile(Declared):
         skip_rows: conditions on rows to leave out.
         footer: rows at the end to leave out.
         members: of an archive, the pattern of the files to read, such as `produkt_*.txt`, in any case; all if empty.
-        sheet: name or index of the sheet in a workbook; a pattern such as `*` reads all sheets that match.
+        sheet: name of the sheet in a workbook, or its index among the visible ones; a pattern such as `*` reads all of
+            these that match.
         columns: column of the file to column of the dataset. Columns of a declared dataset that are not named here are
             found under their own names.
         joined: column of the dataset to columns of the file whose texts are joined by a space.

@@ -12,6 +12,7 @@ from typing import Any
 import openpyxl
 import pytest
 import xlwt
+from openpyxl.styles import Font
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.readers.layout import ReadLimits
@@ -102,6 +103,47 @@ def test_the_profile_names_the_sheet_and_the_rows_above_the_header(tmp_path: Pat
     missing = refused(path, profile=named.model_copy(update={"sheet": "Elsewhere"}))
     assert missing.rule == "missing_sheet"
     assert "'Readings'" in missing.detail
+
+
+def in_sheets(folder: Path, file_type: str, hidden: int) -> Path:
+    """Write a workbook with one reading in each of three sheets; the sheets at the beginning are hidden, or very."""
+    path = folder / f"sheets.{file_type}"
+    book: Any = openpyxl.Workbook() if file_type == "xlsx" else xlwt.Workbook()
+    for number in range(3):
+        if file_type == "xlsx":
+            sheet = book.create_sheet(f"S{number}", number)
+            sheet.sheet_state = ("hidden", "veryHidden")[number] if number < hidden else "visible"
+        else:
+            sheet = book.add_sheet(f"S{number}")
+            sheet.visibility = number + 1 if number < hidden else 0
+        reading = ["2024-01-15T10:30:45", f"d{number}", "t", "1", "C"]
+        for row, cells in enumerate([NAMES, reading]):
+            for column, text in enumerate(cells):
+                if file_type == "xlsx":
+                    sheet.cell(row + 1, column + 1, text)
+                else:
+                    sheet.write(row, column, text)
+    book.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("file_type", ["xlsx", "xls"])
+def test_a_hidden_sheet_is_read_only_by_its_name(tmp_path: Path, file_type: str) -> None:
+    path = in_sheets(tmp_path, file_type, hidden=2)
+    chosen: list[tuple[int | str, list[str]]] = [(0, ["d2"]), ("S[02]", ["d2"]), ("S1", ["d1"])]
+    for sheet, devices in chosen:
+        profile = CANONICAL.model_copy(update={"sheet": sheet})
+        assert read(path, profile, file_type).rows["device_id"].to_list() == devices
+    missing = refused(path, file_type, profile=CANONICAL.model_copy(update={"sheet": 3}))
+    assert "it has 'S0' (hidden), 'S1' (hidden), 'S2'" in missing.detail
+
+
+def test_a_chart_is_no_sheet_with_rows(tmp_path: Path) -> None:
+    path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
+    workbook = openpyxl.load_workbook(path)
+    workbook.create_chartsheet("Chart", 0)
+    workbook.save(path)
+    assert read(path, CANONICAL, "xlsx").rows["line_number"].to_list() == [2]
 
 
 def test_an_empty_first_row_is_no_header(tmp_path: Path) -> None:
@@ -196,12 +238,16 @@ def test_more_cells_memory_time_or_bytes_than_allowed_name_the_limit(tmp_path: P
         assert refusal.limit == name
 
 
-def test_a_cell_at_the_far_corner_is_refused_with_the_limit_that_it_may_exceed(tmp_path: Path) -> None:
-    path = xlsx(tmp_path, [NAMES])
+def test_a_cell_at_the_far_corner_is_refused_with_the_limit_unless_it_has_only_a_format(tmp_path: Path) -> None:
+    path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
     workbook = openpyxl.load_workbook(path)
-    workbook.worksheets[0]["XFD1048576"] = "far"
+    far = workbook.worksheets[0]["XFD1048576"]
+    far.font = Font(bold=True)
     workbook.save(path)
-    assert "INGEST_MAX_EXCEL_MEMORY_BYTES" in refused(path).detail
+    assert read(path, CANONICAL, "xlsx").rows["line_number"].to_list() == [2]
+    far.value = "far"
+    workbook.save(path)
+    assert refused(path).detail == ("The sheet has 17179869184 cells, over 20000000 (limit: INGEST_MAX_EXCEL_CELLS)")
 
 
 def test_a_worker_killed_in_the_middle_is_a_refused_file_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
 import xlrd
-from python_calamine import CalamineError, CalamineWorkbook
+from python_calamine import CalamineError, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from ingest_project.platform.confined import ContentRejectedError
 from ingest_project.readers.cells import (
@@ -43,6 +43,8 @@ BLOCK_BYTES = 1024**2
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
 # The beginning of an error cell, up to its type.
 ERROR_CELL = re.compile(rb"""(<(?:\w+:)?c\s[^<>]*?\bt=["'])e(?=["'])""")
+# The last cell of a sheet, as it says itself.
+DIMENSION = re.compile(rb"""<(?:\w+:)?dimension\s[^<>]*?\bref=["'][A-Z0-9]*:?([A-Z]{1,3})([0-9]{1,7})["']""")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200
 MAX_RANGES = 1_000
@@ -73,14 +75,16 @@ def xlsx_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]
         ContentRejectedError: a sheet does not exist, or they have more cells than allowed.
     """
     with CalamineWorkbook.from_path(path) as workbook:
-        for name in chosen_sheets(workbook.sheet_names, sheet):
+        tables = [one for one in workbook.sheets_metadata if one.typ == SheetTypeEnum.WorkSheet]
+        shown = {one.name: one.visible == SheetVisibleEnum.Visible for one in tables}
+        for name in chosen_sheets(shown, sheet):
+            with zipfile.ZipFile(path) as archive:
+                marks = Marks(archive, name, max_cells)
             try:
                 values = workbook.get_sheet_by_name(name)
             except CalamineError:
                 values = CalamineWorkbook.from_filelike(_without_errors(path)).get_sheet_by_name(name)
             max_cells = require_cells(values.total_height * values.total_width, max_cells)
-            with zipfile.ZipFile(path) as archive:
-                marks = Marks(archive, name)
             rows = enumerate(values.to_python(skip_empty_area=False))
             yield Sheet(name, ([marks.cell(row, i, value) for i, value in enumerate(cells)] for row, cells in rows))
 
@@ -95,25 +99,31 @@ def _without_errors(path: Path) -> io.BytesIO:
     return copy
 
 
-def chosen_sheets(names: list[str], sheet: int | str) -> list[str]:
+def chosen_sheets(sheets: Mapping[str, bool], sheet: int | str) -> list[str]:
     """Return the names of the sheets that a profile selects, by name, by number, or by a pattern such as `*`.
+
+    Args:
+        sheets: name of each, in order, and whether people see it: a hidden one is read only by its name.
+        sheet: the selection.
 
     Raises:
         ContentRejectedError: the workbook has no such sheet, or too many.
     """
-    if not names:
+    if not sheets:
         raise ContentRejectedError("unreadable_container", "The workbook has no sheet that can be read.")
+    shown = [name for name, is_shown in sheets.items() if is_shown]
     if isinstance(sheet, int):
-        chosen = names[sheet : sheet + 1] if sheet >= 0 else []
+        chosen = shown[sheet : sheet + 1] if sheet >= 0 else []
     else:
         # No name of a sheet may contain the signs of a pattern.
-        chosen = [name for name in names if name == sheet or fnmatchcase(name, sheet)]
+        chosen = [sheet] if sheet in sheets else [name for name in shown if fnmatchcase(name, sheet)]
     if len(chosen) > MAX_SHEETS:
         raise ContentRejectedError("limit_exceeded", f"The workbook has more than {MAX_SHEETS} such sheets", "cells")
     if chosen:
         return chosen
-    shown = ", ".join(repr(str(name)[:40]) for name in names[:12])
-    raise ContentRejectedError("missing_sheet", f"The workbook has no sheet {sheet!r}; it has {shown}.")
+    listed = [repr(str(name)[:40]) + ("" if is_shown else " (hidden)") for name, is_shown in sheets.items()]
+    said = f"The workbook has no sheet {sheet!r}; it has {', '.join(listed[:12])}."
+    raise ContentRejectedError("missing_sheet", said)
 
 
 def require_cells(cells: int, limit: int) -> int:
@@ -128,9 +138,13 @@ def require_cells(cells: int, limit: int) -> int:
 
 
 class Marks:
-    """Errors, uncalculated formulas and number styles of single cells of a sheet."""
+    """Errors, uncalculated formulas and number styles of single cells of a sheet.
 
-    def __init__(self, archive: zipfile.ZipFile, sheet: str) -> None:
+    Raises:
+        ContentRejectedError: its cells span more than `max_cells`, which the reading library would reserve.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, sheet: str, max_cells: int) -> None:
         self._archive = archive
         self._parts = {name.lower(): name for name in archive.namelist()}
         self._special: dict[tuple[int, int], Cell] = {}
@@ -139,10 +153,11 @@ class Marks:
         root = self._tree(workbook)
         part = self._sheet_part(root, workbook, sheet)
         styles = self._number_styles(self._target(workbook, "styles"))
-        if styles or self._has_signs(part):
+        if styles or self._has_signs(part) or self._may_span(part, max_cells):
+            parser = _SheetParser(self._special, self._styles, styles, awaits_calculation=_awaits_calculation(root))
             with archive.open(part) as file:
-                awaits = _awaits_calculation(root)
-                _SheetParser(self._special, self._styles, styles, awaits_calculation=awaits).parse(file)
+                parser.parse(file)
+            require_cells(parser.height * parser.width, max_cells)
 
     def cell(self, row: int, column: int, value: object) -> Cell:
         """Return the cell at this position, counted from 0."""
@@ -193,6 +208,12 @@ class Marks:
                 found[str(index)] = style
         return found
 
+    def _may_span(self, part: str, max_cells: int) -> bool:
+        """Return True if a sheet says that it has more cells; it may count cells that have a format and no value."""
+        with self._archive.open(part) as file:
+            corner = DIMENSION.search(file.read(BLOCK_BYTES))
+        return corner is not None and _column(corner[1].decode()) * int(corner[2]) >= max_cells
+
     def _has_signs(self, part: str) -> bool:
         tail = b""
         with self._archive.open(part) as file:
@@ -230,6 +251,7 @@ class _SheetParser:
         self._special, self._styled, self._styles = special, styled, styles
         self._awaits_calculation = awaits_calculation
         self._row, self._column = -1, -1
+        self.height = self.width = 0
         self._type: str | None = None
         self._is_formula = self._has_value = False
         self._text: dict[str, str] = {}
@@ -258,6 +280,8 @@ class _SheetParser:
                 self._remember_range(attributes.get("ref", ""))
         elif name == "v":
             self._inside, self._has_value = name, True
+        elif name == "is":
+            self._has_value = True
         elif name == "row":
             number = attributes.get("r", "")
             self._row = int(number) - 1 if number.isdecimal() else self._row + 1
@@ -288,6 +312,8 @@ class _SheetParser:
 
     def _finish_cell(self) -> None:
         position = (self._row, self._column)
+        if self._has_value:
+            self.height, self.width = max(self.height, self._row + 1), max(self.width, self._column + 1)
         if self._type == "e":
             self._special[position] = Cell(ERROR, self._text["v"] or "#ERROR")
         elif (self._is_formula or (self._ranges and self._in_range())) and not self._is_calculated():
@@ -327,7 +353,8 @@ def xls_sheets(path: Path, sheet: int | str, max_cells: int) -> Iterator[Sheet]:
     """Yield the chosen sheets; see `xlsx_sheets`."""
     with xlrd.open_workbook(str(path), on_demand=True, formatting_info=True) as book:
         formats = _Formats(book)
-        for name in chosen_sheets(book.sheet_names(), sheet):
+        visible = (one == 0 for one in book._sheet_visibility)  # noqa: SLF001 - else every sheet would be read
+        for name in chosen_sheets(dict(zip(book.sheet_names(), visible, strict=True)), sheet):
             found = book.sheet_by_name(name)
             max_cells = require_cells(found.nrows * found.ncols, max_cells)
             yield Sheet(name, _xls_rows(book, found, formats))
