@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NEEDED_IN_MEMORY_BYTES = 3 * 1024**3
 
 
 def cache_folder() -> Path:
@@ -14,6 +17,19 @@ def cache_folder() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ingest_project"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def folder_in_memory() -> str | None:
+    """Return the folder for servers that write thousands of files, None where there is none or it has little room.
+
+    On a disk, a copy of a database takes ten times the processor time.
+    """
+    folder = "/dev/shm"  # noqa: S108 - each server makes a folder of its own there
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return None
+    return folder if free > NEEDED_IN_MEMORY_BYTES and os.access(folder, os.W_OK) else None
 
 
 @contextmanager

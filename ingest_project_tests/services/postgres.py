@@ -29,7 +29,7 @@ from psycopg2.extensions import connection, cursor
 from ingest_project.devstack import RunAs, free_port, process_guard
 from ingest_project.devstack.postgres import server_user
 from ingest_project.platform.database import migrate, open_engine
-from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
+from ingest_project_tests.services.first_use import cache_folder, folder_in_memory, one_at_a_time
 from ingest_project_tests.services.shared import made_once, shared_server
 
 # Becomes another user and then the command that follows.
@@ -41,7 +41,7 @@ process_guard.drop_privileges(json.loads(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])
 """
 START_TIMEOUT_SECONDS = 30.0
-SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=300", "autovacuum=off", "max_wal_size=4GB")
+SERVER_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=300", "autovacuum=off", "max_wal_size=1GB")
 DISCONNECT_OTHERS = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -211,7 +211,7 @@ class PostgresProcess(PostgresServer):
     """
 
     def __init__(self) -> None:
-        super().__init__(tempfile.mkdtemp(prefix="ingest-pg-"), free_port())
+        super().__init__(tempfile.mkdtemp(prefix="ingest-pg-", dir=folder_in_memory()), free_port())
         self._binaries = postgres_binaries()
         user = server_user(self.data)
         self._as_user = _prefix(user)
