@@ -119,7 +119,7 @@ CASES: list[tuple[str, str, bytes, str, list[Any], object]] = [
         "f.parquet",
         columnar(pa.list_(pa.timestamp("us")), [[0], [2**62]], pa.list_(pa.int64())),
         "json",
-        ['["1970-01-01T00:00:00"]'],
+        ['["1970-01-01T00:00:00.000000"]'],
         {"b_not_json": 1},
     ),
     (
