@@ -6,6 +6,7 @@ import socket
 import socketserver
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock, Thread
 from typing import Self
@@ -153,7 +154,9 @@ class HttpServer(socketserver.ThreadingTCPServer):
         self._thread.join()
         with self._lock:
             for connection in self._connections:
-                connection.shutdown(socket.SHUT_RDWR)
+                # A client may have left a moment ago.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
 
