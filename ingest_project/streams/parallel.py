@@ -1,8 +1,8 @@
 """Decode a large backlog in child processes, each with partitions of its own: one process decodes on one processor.
 
 A child is a fork that reads Kafka over connections of its own and decodes, nothing else: database, Delta table and
-Polars do not work in a fork. It sends each batch through a pipe and waits until the parent takes it, so that a child
-holds no more than one batch. Whatever is stored or published, the parent stores or publishes.
+Polars do not work in a fork. It passes each batch on in shared memory and waits until the parent takes it, so that a
+child holds no more than one batch. Whatever is stored or published, the parent stores or publishes.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import gc
 import os
 import pickle
 import signal
+import socket
 import sys
 import warnings
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
-from typing import IO, Any, TypeVar
-
-import pyarrow as pa
+from typing import Any, TypeVar
 
 from ingest_project.core.errors import IngestError, TransientError
 from ingest_project.core.secrets import SecretReference
@@ -34,11 +34,13 @@ MAX_PROCESSES = 4
 # Reading from a broker that does not answer fails long before this.
 SILENCE_SECONDS = 600.0
 PR_SET_PDEATHSIG = 1
+# In bytes, as Arrow recommends for buffers.
+ALIGNMENT = 64
 SIZE_BYTES = 8
 
 Share = TypeVar("Share")
-# Child processes by the pipe that the parent reads.
-Children = dict[Any, tuple[IO[bytes], ForkProcess]]
+# Child processes by the parent's connection to them.
+Children = dict[Any, ForkProcess]
 
 
 class DecodingStoppedError(TransientError):
@@ -88,20 +90,20 @@ def forked(shares: Sequence[Share], make: Callable[[Share], Iterable[Any]]) -> I
     children: Children = {}
     try:
         for share in shares:
-            reading, writing = os.pipe()
-            with os.fdopen(writing, "wb") as sending:
+            receiving, sending = socket.socketpair()
+            with sending:
                 child = ForkProcess(target=_send_all, args=(sending, make, share, os.getpid()), daemon=True)
                 child.start()
-            children[reading] = os.fdopen(reading, "rb"), child
+            children[receiving] = child
         yield _received(dict(children))
     finally:
-        for pipe, child in children.values():
+        for connection, child in children.items():
             child.kill()
             child.join()
-            pipe.close()
+            connection.close()
 
 
-def _send_all(pipe: IO[bytes], make: Callable[[Share], Iterable[Any]], share: Share, parent: int) -> None:
+def _send_all(parent_socket: socket.socket, make: Callable[[Share], Iterable[Any]], share: Share, parent: int) -> None:
     """In a child: end with the parent's thread, and leave what belongs to the parent alone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
@@ -111,16 +113,24 @@ def _send_all(pipe: IO[bytes], make: Callable[[Share], Iterable[Any]], share: Sh
     # Closing a client of Kafka waits for its threads, which are not in the fork.
     gc.freeze()
     for item in make(share):
-        _send(pipe, item)
+        _send(parent_socket, item)
 
 
-def _send(pipe: IO[bytes], item: object) -> None:
-    """Write an item: the number and the sizes of its parts, its pickle, and the columns that the pickle refers to."""
+def _send(connection: socket.socket, item: object) -> None:
+    """Pass an item on in shared memory: its pickle, the columns that the pickle refers to, and the place of each."""
     columns: list[pickle.PickleBuffer] = []
-    parts = [memoryview(pickle.dumps(item, 5, buffer_callback=columns.append)), *(one.raw() for one in columns)]
-    pipe.write(array("q", [len(parts), *map(len, parts)]))
-    pipe.writelines(parts)
-    pipe.flush()
+    places = array("q")
+    with os.fdopen(os.memfd_create("batch"), "wb") as memory:
+        for part in (
+            memoryview(pickle.dumps(item, 5, buffer_callback=columns.append)),
+            *(one.raw() for one in columns),
+        ):
+            places.extend((memory.seek(-memory.tell() % ALIGNMENT, os.SEEK_CUR), len(part)))
+            memory.write(part)
+        memory.write(places)
+        memory.flush()
+        socket.send_fds(connection, [len(places).to_bytes(SIZE_BYTES, sys.byteorder)], [memory.fileno()])
+    connection.recv(1)
 
 
 def _received(children: Children) -> Generator[Any, None, None]:
@@ -128,11 +138,11 @@ def _received(children: Children) -> Generator[Any, None, None]:
         ready = wait(list(children), SILENCE_SECONDS)
         if not ready:
             raise DecodingStoppedError(f"No process that decodes messages has sent any for {SILENCE_SECONDS:g} s.")
-        for pipe, child in [children[one] for one in ready]:
+        for connection in ready:
             try:
-                item = _receive(pipe)
-            except EOFError:
-                del children[pipe.fileno()]
+                item = _receive(connection)
+            except (EOFError, ConnectionError):
+                child = children.pop(connection)
                 child.join()
                 if child.exitcode:
                     reason = f"A process that decoded messages ended early, with exit code {child.exitcode}"
@@ -143,16 +153,14 @@ def _received(children: Children) -> Generator[Any, None, None]:
                 yield item
 
 
-def _receive(pipe: IO[bytes]) -> object:
-    """Read an item; EOFError where no whole one comes any more."""
-    number = int.from_bytes(_read(pipe, SIZE_BYTES), sys.byteorder)
-    sizes = memoryview(_read(pipe, number * SIZE_BYTES)).cast("B").cast("q")
-    item, *columns = [_read(pipe, size) for size in sizes]
-    return pickle.loads(item, buffers=columns)  # noqa: S301 - of our own process
-
-
-def _read(pipe: Any, size: int) -> Any:  # noqa: ANN401 - a reader with `readinto`, and a buffer of Arrow
-    found = pa.allocate_buffer(size)
-    if size and pipe.readinto(found) < size:
+def _receive(connection: Any) -> object:  # noqa: ANN401 - a socket
+    """Take an item; EOFError where none comes any more."""
+    count, descriptors, *_ = socket.recv_fds(connection, SIZE_BYTES, 1)
+    if not descriptors:
         raise EOFError
-    return found
+    memory = memoryview(mmap(descriptors[0], 0, access=ACCESS_READ))
+    os.close(descriptors[0])
+    connection.send(b" ")
+    places = memory[-int.from_bytes(count, sys.byteorder) * SIZE_BYTES :].cast("q").tolist()
+    item, *columns = [memory[first : first + size] for first, size in zip(places[::2], places[1::2], strict=True)]
+    return pickle.loads(item, buffers=columns)  # noqa: S301 - of our own process
