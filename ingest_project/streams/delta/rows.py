@@ -18,7 +18,7 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.hours import DAY, hours_between
-from ingest_project.streams.values import INSTANT, arrow_type
+from ingest_project.streams.values import BEGINNING, INSTANT, arrow_type
 
 logger = get_logger(__name__)
 
@@ -27,6 +27,7 @@ MAX_AHEAD = timedelta(days=1)
 # A commit writes a file for each day, and senders choose the days.
 MAX_DAYS_PER_COMMIT = 32
 LAST_MILLISECOND = 253_402_300_799_999
+HOUR_MICROSECONDS = 3_600_000_000
 
 POSITION_FIELDS = [
     ("kafka_topic", pa.string()),
@@ -146,8 +147,11 @@ def with_few_days(table: pa.Table) -> pa.Table:
 
 def hours_in(table: pa.Table, time_column: str, first: datetime) -> dict[datetime, int]:
     """Count the rows of each hour that is, or soon will be, a partition."""
-    counts = pc.value_counts(pc.floor_temporal(table[time_column].combine_chunks(), unit="hour"))
-    found = {count["values"].astimezone(UTC): count["counts"] for count in counts.to_pylist() if count["values"]}
+    moments = table[time_column].drop_null().cast(pa.int64()).to_numpy()
+    # Whole numbers: Arrow's own rounding looks the time zone up for each row.
+    hours, counts = np.unique(moments // HOUR_MICROSECONDS, return_counts=True)
+    numbered = zip(hours.tolist(), counts.tolist(), strict=True)
+    found = {BEGINNING + timedelta(hours=hour): count for hour, count in numbered}
     return {hour: found[hour] for hour in hours_between(found, first, datetime.now(UTC) + MAX_AHEAD)}
 
 
