@@ -34,6 +34,7 @@ from examples.demo.report import (
     show_report,
 )
 from examples.demo.streams import DemoStreams, streaming
+from ingest_project.core.console import escape_unencodable
 
 GENEROUS_SECONDS = 300.0
 # They check everything at once; their schedule would run them only at the next quarter of an hour.
@@ -46,6 +47,7 @@ FINISHED = ("ingested", "quarantined", "duplicate", "failed")
 
 def main() -> None:
     """Run the demo as the only command of this process."""
+    escape_unencodable()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:]))

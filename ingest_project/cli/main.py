@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest_project.core import plugins
-from ingest_project.core.console import AsJson, add_row, complain, print_json
+from ingest_project.core.console import AsJson, add_row, complain, escape_unencodable, print_json
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
@@ -112,6 +112,7 @@ def main() -> None:
 def run_process(command: Callable[[], int]) -> None:
     """Run a command and exit this process with its exit code."""
     keep_files_private()
+    escape_unencodable()
     threading.excepthook = _show_defect_of_thread
     code: int | None = None
 

@@ -8,10 +8,14 @@ Commands that take the key of one entry also accept a prefix of it, see `find_by
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import json
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
 from typing import Annotated, Protocol, TypeVar
 
 import typer
@@ -34,6 +38,14 @@ MIN_SIMILARITY = 0.4
 EXACT_DIGITS = 15
 Record_co = TypeVar("Record_co", covariant=True)
 Record = TypeVar("Record")
+
+
+def escape_unencodable() -> None:
+    """Print a character that the encoding of this process's output lacks, as Latin-1 lacks most, as JSON escapes it."""
+    codecs.register_error("json", _json_escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="json")
 
 
 def stdout() -> Console:
@@ -224,6 +236,11 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNBOUNDED_WIDTH
     return console
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - of an output
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 class UnknownKeyError(PermanentError):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,16 @@ def test_messages_of_the_kafka_library_are_not_printed_next_to_the_error_of_a_co
     program = "from ingest_project.platform.kafka import LIBRARY_LOGGER; LIBRARY_LOGGER.warning('REQTMOUT')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+def test_characters_that_the_encoding_of_the_terminal_lacks_are_printed_as_escapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(printed, encoding="latin-1", write_through=True))
+    output.escape_unencodable()
+    output.say("wird gelöscht … 東京")
+    output.print_json({"name": "Zürich 東京 😀"})
+    text = printed.getvalue().decode("latin-1")
+    assert text.startswith("wird gelöscht \\u2026 \\u6771\\u4eac\n")
+    assert json.loads(text.partition("\n")[2]) == {"name": "Zürich 東京 😀"}
