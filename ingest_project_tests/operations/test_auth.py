@@ -171,7 +171,7 @@ def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused_with_the_remedy(w
 
 
 def test_a_monitor_without_a_token_opens_with_none() -> None:
-    assert not Gate("").opens_with("")
+    assert not Gate("").try_token("", "127.0.0.1")
 
 
 def test_a_form_that_is_too_large_is_refused(locked: str) -> None:

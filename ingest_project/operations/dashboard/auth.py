@@ -175,16 +175,8 @@ class Gate:
         """Return True if at least one token is configured."""
         return bool(self._tokens)
 
-    def opens_with(self, token: str) -> Viewer | None:
-        """Return the viewer of a token, in constant time for wrong tokens."""
-        digest, found = _digest(token), None
-        for known, viewer in self._tokens:
-            if secrets.compare_digest(digest, _digest(text_of(known))):
-                found = viewer
-        return found
-
     def try_token(self, token: str, address: str, now: float | None = None) -> Viewer | None:
-        """Check a token from a client's address.
+        """Return the viewer of a token from a client's address, in constant time for wrong tokens.
 
         Raises:
             HTTPException: 429: the address has to wait, so the token was not checked.
@@ -192,7 +184,10 @@ class Gate:
         now = time.monotonic() if now is None else now
         if wait := self._limits.wait_seconds(address, now):
             raise too_many(wait, "Too many wrong tokens.")
-        viewer = self.opens_with(token)
+        digest, viewer = _digest(token), None
+        for known, its_viewer in self._tokens:
+            if secrets.compare_digest(digest, _digest(text_of(known))):
+                viewer = its_viewer
         if viewer:
             self._limits.succeeded(address)
         else:

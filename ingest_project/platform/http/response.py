@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.client import responses
 
 from requests.exceptions import RequestException, SSLError
 from urllib3 import HTTPResponse
@@ -303,7 +304,8 @@ def map_status(
         redacted: address without secrets.
         retry_after: pause that the server requested.
     """
-    reason = f"the server answered {status} {_phrase(status)}".rstrip()
+    # The standard phrase instead of the server's own text, which is untrusted.
+    reason = f"the server answered {status} {responses.get(status, '')}".rstrip()
     if status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return DownloadFailedError(redacted, reason, status, retry_after)
     return DownloadRejectedError(redacted, reason, status)
@@ -369,11 +371,3 @@ def _tls_words(root: BaseException) -> str:
     with contextlib.suppress(AttributeError):
         return str(getattr(root, "verify_message", None) or root.reason)  # type: ignore[attr-defined]
     return type(root).__name__
-
-
-def _phrase(status: int) -> str:
-    # The standard phrase instead of the server's own text, which is untrusted.
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
