@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from ingest_project.contracts.columns import linear
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.errors import FileRejectedError, SettingsError
 from ingest_project.core.logging import get_logger
@@ -29,7 +30,6 @@ from ingest_project.readers.profile_parts import (
     SkippedRows,
     TimestampLayout,
     known_encoding,
-    linear,
     plain_delimiter,
     short_nulls,
 )
@@ -231,8 +231,11 @@ class ReaderProfile(Declared):
             yield ("delimiter",), "a file of fixed width has no delimiter"
         for part in ("columns", "quantities", "ignored"):
             for name in getattr(self, part):
-                if (match := EXPRESSION.fullmatch(name)) and (problem := _pattern_problem(match[1])):
-                    yield (part, name), f"{name}: {problem}"
+                if match := EXPRESSION.fullmatch(name):
+                    try:
+                        linear(match[1])
+                    except ValueError as error:
+                        yield (part, name), str(error)
         for name, positions in self.fixed_width.items():
             first, last = map(int, positions.split("-"))
             if last < first:
@@ -269,14 +272,6 @@ class ProfileError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{'.'.join(map(str, location))}: {problem}" for location, problem in problems))
-
-
-def _pattern_problem(pattern: str) -> str:
-    try:
-        linear(pattern)
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 logger = get_logger(__name__)

@@ -62,7 +62,7 @@ def test_a_users_profile_replaces_a_shipped_one(tmp_path: Path) -> None:
         (('delimiter: ";"', "encoding: utf-88"), "'utf-88' is no known text encoding"),
         (('delimiter: ";"', "from_file_name: {device_id: '('}"), "not a regular expression"),
         (('delimiter: ";"', "from_file_name: {device_id: 'a(b)'}"), "more than one source"),
-        (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "looks ahead"),
+        (('delimiter: ";"', "from_file_name: {device_id: '(a)(?=b)'}"), "look-ahead and look-behind, is not supported"),
         (('delimiter: ";"', "nulls: [not available at all]"), "longer than 12 bytes"),
         (('decimal: ","', "decimal: x"), "line 8:"),
         ((OWN, "a: 2026-13-45"), "is not YAML"),
