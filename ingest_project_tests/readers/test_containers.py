@@ -8,7 +8,9 @@ import io
 import lzma
 import random
 import struct
+import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -267,6 +269,32 @@ def test_what_expands_beyond_a_limit_is_refused(tmp_path: Path, ending: str) -> 
     error = rejected(tmp_path, "x.csv", content, ReadLimits(max_expanded_bytes=1024**2))
     assert isinstance(error, LimitExceededError)
     assert error.limit == "INGEST_MAX_EXPANDED_BYTES"
+
+
+def test_a_file_of_an_archive_is_expanded_in_pieces_whatever_compresses_it(tmp_path: Path) -> None:
+    # A thousand bytes that expand to half a gigabyte.
+    content = zipped({"a.csv": bytes(512 * 1024**2)}, zipfile.ZIP_BZIP2)
+    error, grown = with_peak_memory(lambda: rejected(tmp_path, "x.zip", content))
+    assert isinstance(error, LimitExceededError)
+    assert error.limit == "INGEST_MAX_EXPANSION_RATIO"
+    assert grown < 100 * 1024**2
+
+
+def test_a_file_of_an_archive_must_have_its_checksum_whatever_compresses_it(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        content = zipped({"a.csv": CSV}, method)
+        checksum = struct.pack("<L", zlib.crc32(CSV))
+        assert content.count(checksum) == 2
+        error = rejected(tmp_path, "x.zip", content.replace(checksum, b"abcd"))
+        assert (error.rule, "Bad CRC-32" in error.detail) == ("unreadable_container", True)
+
+
+@pytest.mark.parametrize("ending", ["bz2", "xz"])
+def test_a_file_of_many_streams_takes_linear_time(tmp_path: Path, ending: str) -> None:
+    empty = COMPRESSIONS[ending](b"")
+    began = time.process_time()
+    assert rows_of(tmp_path, f"x.csv.{ending}", empty * (1024**2 // len(empty)) + COMPRESSIONS[ending](CSV)) == ROWS
+    assert time.process_time() - began < 0.4
 
 
 def test_archives_have_limits_of_files_and_depth(tmp_path: Path) -> None:

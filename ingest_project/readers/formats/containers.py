@@ -19,11 +19,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from io import SEEK_SET, FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -33,6 +34,8 @@ from ingest_project.core.logging import printable
 from ingest_project.readers.layout import ReadLimits
 
 PIECE_BYTES = 1024**2
+# The end of each stream of bzip2 and xz copies the rest of its block, and a file may be millions of empty streams.
+BLOCK_BYTES = 16 * 1024
 # Files that expand to less have no limit of their expansion ratio: repeated rows compress well.
 SMALL_BYTES = 16 * 1024**2
 # An entry of a zip archive's directory is rarely longer than a few hundred bytes.
@@ -140,17 +143,16 @@ class _Expansion:
             return WORKBOOK_PART in archive.NameToInfo
 
     def _content(self, file: Contained, container: str) -> Iterator[Contained]:
-        with _damage(f"The {container} file"):
-            target = self._expanded(DECOMPRESSORS[container](file.path), file.path.stat().st_size)
+        with _damage(f"The {container} file"), file.path.open("rb") as content:
+            target = self._expanded(DECOMPRESSORS[container](content), file.path.stat().st_size)
         yield file._replace(path=target)
 
     def _members(self, archive_file: Contained) -> Iterator[Contained]:
         with _opened_archive(archive_file.path, self.limits) as archive:
             for member in self._checked(archive):
                 name = "/".join(filter(None, (archive_file.member, _shown(member.filename))))
-                with _damage(f"The file {name} in the archive"), archive.open(member) as content:
-                    pieces = iter(lambda content=content: content.read(PIECE_BYTES), b"")  # type: ignore[misc]
-                    target = self._expanded(pieces, member.compress_size)
+                with _damage(f"The file {name} in the archive"):
+                    target = self._expanded(_member_pieces(archive, member), member.compress_size)
                 own = _parts(member.filename)[-1]
                 yield _named(target, file_type_of(own), own)._replace(member=name, left_out=tuple(self.left_out))
 
@@ -335,44 +337,56 @@ def _damage(what: str) -> Iterator[None]:
         raise _unreadable(f"{what} {detail}.") from None
 
 
-def _gzip(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) as file:
-        yield from iter(lambda: file.read(PIECE_BYTES), b"")
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the content of a file of an archive.
+
+    zipfile expands all that it has read of bzip2 at once, which is gigabytes for a few kilobytes: here it reads such a
+    file as if it were stored.
+    """
+    if member.compress_type != zipfile.ZIP_BZIP2:
+        with archive.open(member) as file:
+            yield from _pieces(file.read)
+        return
+    stored, checksum = copy(member), 0
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
+    # The checksum is of the content.
+    del stored.CRC
+    with archive.open(stored) as file:
+        for piece in DECOMPRESSORS["bzip2"](file):
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+    if checksum != member.CRC:
+        raise zipfile.BadZipFile("Bad CRC-32")
 
 
-def _zstd(path: Path) -> Iterator[bytes]:
-    with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as file:
-        yield from iter(lambda: file.read(PIECE_BYTES), b"")
-
-
-def _bzip2(path: Path) -> Iterator[bytes]:
-    return _streams(path, bz2.BZ2Decompressor, b"")
-
-
-def _xz(path: Path) -> Iterator[bytes]:
-    return _streams(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES), b"\0")
-
-
-DECOMPRESSORS: dict[str, Callable[[Path], Iterator[bytes]]] = {"gzip": _gzip, "bzip2": _bzip2, "xz": _xz, "zstd": _zstd}
+def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    return iter(lambda: read(PIECE_BYTES), b"")
 
 
 def _streams(
-    path: Path, make: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor], padding: bytes
+    file: IO[bytes], make: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor], padding: bytes
 ) -> Iterator[bytes]:
     """Decompress all streams of a file, one after the other; what follows the last one is an error.
 
     The file classes of the standard library leave out what follows, and do not limit the memory of xz.
     """
-    with path.open("rb") as file:
-        block = file.read(PIECE_BYTES)
-        while block:
-            decompressor = make()
-            while not decompressor.eof:
-                if decompressor.needs_input and not block and not (block := file.read(PIECE_BYTES)):
-                    raise EOFError
-                yield decompressor.decompress(block, PIECE_BYTES)
-                block = b""
-            block = decompressor.unused_data
-            while padding and not (block := block.lstrip(padding)) and (block := file.read(PIECE_BYTES)):
-                pass
-            block = block or file.read(PIECE_BYTES)
+    block = file.read(BLOCK_BYTES)
+    while block:
+        decompressor = make()
+        while not decompressor.eof:
+            if decompressor.needs_input and not block and not (block := file.read(BLOCK_BYTES)):
+                raise EOFError
+            yield decompressor.decompress(block, PIECE_BYTES)
+            block = b""
+        block = decompressor.unused_data
+        while padding and not (block := block.lstrip(padding)) and (block := file.read(BLOCK_BYTES)):
+            pass
+        block = block or file.read(BLOCK_BYTES)
+
+
+DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {
+    "gzip": lambda file: _pieces(gzip.GzipFile(fileobj=file).read),
+    "bzip2": lambda file: _streams(file, bz2.BZ2Decompressor, b""),
+    "xz": lambda file: _streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES), b"\0"),
+    "zstd": lambda file: _pieces(pa.CompressedInputStream(file, "zstd").read),
+}
