@@ -5,8 +5,8 @@ fastavro reads the schemas. The bytes are read here: its reader takes what is no
 map has twice. Here every byte must be used, and each value be of its type.
 
 What would take unbounded memory or time is refused: a schema that contains itself, as a few bytes could nest it
-deeply; a list whose items have no bytes, as a few could announce any number of them; and a decimal of more than 16
-bytes, as a long one costs minutes.
+deeply; records and lists of more values than bytes, as a few could announce any number of them; and a decimal of more
+than 16 bytes, as a long one costs minutes.
 """
 
 from __future__ import annotations
@@ -41,16 +41,25 @@ MORE = 0x80
 # Bits of a number's first byte: further bytes follow, or the number is negative.
 BEYOND_ONE_BYTE = MORE | 1
 INT = 2**31
+# Limits of the values without bytes of one record, and of an item of a list for each of its bytes.
+MAX_FREE, MAX_FREE_PER_BYTE = 10_000, 8
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOCAL_EPOCH = EPOCH.replace(tzinfo=None)
 DAY = timedelta(days=1)
 
 
 class _Type(NamedTuple):
-    """How values of a type are read, and the least number of bytes that one takes."""
+    """How values of a type are read.
+
+    Args:
+        read: function that reads one.
+        least_bytes: the least number of bytes that one takes.
+        free: how many values one may have beyond one for each of its bytes; items of lists and maps are left out.
+    """
 
     read: Read
     least_bytes: int
+    free: int = 0
 
 
 class AvroRecords:
@@ -136,7 +145,7 @@ class _Types:
         if schema["type"] == "enum":
             return _Type(partial(_enum, symbols=schema["symbols"]), 1)
         if schema["type"] == "fixed":
-            return _converted(schema, _Type(partial(_fixed, size=schema["size"]), schema["size"]))
+            return _converted(schema, _Type(partial(_fixed, size=schema["size"]), schema["size"], not schema["size"]))
         return _record([(field["name"], self.of(field["type"])) for field in schema["fields"]])
 
 
@@ -195,11 +204,6 @@ def _boolean(data: bytes, at: int) -> tuple[bool, int]:
     return data[at] == 1, at + 1
 
 
-def _null(data: bytes, at: int) -> tuple[None, int]:
-    del data
-    return None, at
-
-
 def _unpacked(data: bytes, at: int, kind: struct.Struct) -> tuple[float, int]:
     return kind.unpack_from(data, at)[0], at + kind.size
 
@@ -225,13 +229,17 @@ def _union(branches: Sequence[_Type]) -> _Type:
             raise ValueError(f"{index} is no index of a union of {len(reads)} types")
         return reads[index](data, at)
 
-    return _Type(read, 1 + min((branch.least_bytes for branch in branches), default=0))
+    free = max((branch.free for branch in branches), default=0)
+    return _Type(read, 1 + min((branch.least_bytes for branch in branches), default=0), max(0, free - 1))
 
 
 def _record(fields: Sequence[tuple[str, _Type]]) -> _Type:
     if len(dict(fields)) < len(fields):
         raise UnreadableMessageError("Its Avro schema has a record with a field twice.")
     reads = [(name, kind.read) for name, kind in fields]
+    free = 1 + sum(kind.free for _, kind in fields)
+    if free > MAX_FREE:
+        raise UnreadableMessageError(f"Its Avro schema has a record of more than {MAX_FREE:,} values without bytes.")
 
     def read(data: bytes, at: int) -> tuple[dict[str, Any], int]:
         record = {}
@@ -239,12 +247,11 @@ def _record(fields: Sequence[tuple[str, _Type]]) -> _Type:
             record[name], at = read_field(data, at)
         return record, at
 
-    return _Type(read, sum(kind.least_bytes for _, kind in fields))
+    return _Type(read, sum(kind.least_bytes for _, kind in fields), free)
 
 
 def _array(items: _Type) -> _Type:
-    if not items.least_bytes:
-        raise UnreadableMessageError("Its Avro schema has a list of values without bytes, which is not supported.")
+    _require_bytes(items.free, items.least_bytes)
 
     def read(data: bytes, at: int) -> tuple[list[Any], int]:
         found: list[Any] = []
@@ -259,7 +266,17 @@ def _array(items: _Type) -> _Type:
     return _Type(read, 1)
 
 
+def _require_bytes(free: int, least_bytes: int) -> None:
+    if free > MAX_FREE_PER_BYTE * least_bytes:
+        raise UnreadableMessageError(
+            "Its Avro schema has a list or map of values without bytes, which is not supported."
+        )
+
+
 def _map(values: _Type) -> _Type:
+    # A key takes a byte.
+    _require_bytes(values.free, values.least_bytes + 1)
+
     def read(data: bytes, at: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
 
@@ -305,7 +322,7 @@ def _converted(schema: Mapping[str, Any], kind: _Type) -> _Type:
         value, at = kind.read(data, at)
         return convert(value), at
 
-    return _Type(read, kind.least_bytes)
+    return kind._replace(read=read)
 
 
 def _clock(after_midnight: timedelta) -> time:
@@ -323,7 +340,7 @@ def _uuid(text: str) -> UUID:
 
 
 PRIMITIVES = {
-    "null": _Type(_null, 0),
+    "null": _Type(lambda _data, at: (None, at), 0, 1),
     "boolean": _Type(_boolean, 1),
     "int": _Type(_int, 1),
     "long": _Type(_long, 1),

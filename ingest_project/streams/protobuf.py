@@ -35,6 +35,8 @@ WRAPPERS = re.compile(r"google\.protobuf\.(\w+)Value")
 # A file name that no import has.
 OWN_FILE = "ingest/schema-of-message.proto"
 MORE = 0x80
+# A value of a record takes a hundred bytes of memory and more.
+MAX_FIELDS = 1_000_000
 # Values that 32-bit fields may have on the wire, where numbers have 64 bits; negative ones are sign-extended.
 NOT_NEGATIVE, NEGATIVE = range(2**31), range(2**64 - 2**31, 2**64)
 NUMBERS = {
@@ -68,7 +70,7 @@ class ProtobufRecords:
                 raise ValueError(f"it lacks {', '.join(found.FindInitializationErrors())}")  # noqa: TRY301 - as others
             if found.SerializeToString(deterministic=True) != payload:
                 _require_single(payload, found.DESCRIPTOR)
-            return _record(found)
+            return _Reading().record(found)
         except (DecodeError, json_format.Error, ValueError, OverflowError, RecursionError) as error:
             raise UnreadableMessageError(f"Not of its {named}: {reason_of(error)}.") from error
 
@@ -133,7 +135,7 @@ def _require_single(payload: bytes, kind: Descriptor) -> None:
     for one in _wire_fields(payload):
         field = kind.fields_by_number.get(one.field_number)
         if field is None:
-            # `_record` refuses it.
+            # `_Reading` refuses it.
             continue
         if not field.is_repeated:
             place = field.containing_oneof or field
@@ -185,46 +187,55 @@ def _require_known(message: Message) -> None:
         raise ValueError(f"it has fields that {message.DESCRIPTOR.name} does not have, or such values of an enum")
 
 
-def _record(message: Message) -> dict[str, Any]:
-    _require_known(message)
-    return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
+class _Reading:
+    """The reading of one message, with the fields that count towards the limit.
 
+    A message without a value has two bytes inside another one, and becomes a record of all its fields.
+    """
 
-def _field(message: Message, field: FieldDescriptor) -> Any:  # noqa: ANN401 - any value
-    if field.has_presence and not message.HasField(field.name):
-        return None
-    value = getattr(message, field.name)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        of_value = field.message_type.fields_by_name["value"]
-        # Protobuf orders the entries differently in each process.
-        return {str(key): _value(one, of_value) for key, one in sorted(value.items())}
-    if field.is_repeated:
-        return [_value(one, field) for one in value]
-    return _value(value, field)
+    _fields = 0
 
+    def record(self, message: Message) -> dict[str, Any]:
+        _require_known(message)
+        fields = message.DESCRIPTOR.fields
+        self._fields += len(fields)
+        if self._fields > MAX_FIELDS:
+            raise ValueError(f"with the fields that it leaves out, it has more than {MAX_FIELDS:,}")
+        return {field.name: self._field(message, field) for field in fields}
 
-def _value(value: Any, field: FieldDescriptor) -> Any:  # noqa: ANN401 - any value
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        if known is None:
-            raise ValueError(f"{field.name} is {value}, which {field.enum_type.name} does not have")
-        return known.name
-    return value if field.message_type is None else _nested(value, field.message_type)
+    def _field(self, message: Message, field: FieldDescriptor) -> Any:  # noqa: ANN401 - any value
+        if field.has_presence and not message.HasField(field.name):
+            return None
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            of_value = field.message_type.fields_by_name["value"]
+            # Protobuf orders the entries differently in each process.
+            return {str(key): self._value(one, of_value) for key, one in sorted(value.items())}
+        if field.is_repeated:
+            return [self._value(one, field) for one in value]
+        return self._value(value, field)
 
+    def _value(self, value: Any, field: FieldDescriptor) -> Any:  # noqa: ANN401 - any value
+        if field.enum_type is not None:
+            known = field.enum_type.values_by_number.get(value)
+            if known is None:
+                raise ValueError(f"{field.name} is {value}, which {field.enum_type.name} does not have")
+            return known.name
+        return value if field.message_type is None else self._nested(value, field.message_type)
 
-def _nested(value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
-    """Return a nested message: the well-known ones as the values that they stand for."""
-    name = kind.full_name
-    _require_known(value)
-    if name == "google.protobuf.Timestamp":
-        # Nanoseconds are cut to microseconds, the finest that any table here has.
-        return value.ToDatetime(tzinfo=UTC)
-    if name == "google.protobuf.Duration":
-        return value.ToJsonString()
-    if name == "google.type.Date" and value.year and value.month and value.day:
-        return date(value.year, value.month, value.day)
-    if name == "confluent.type.Decimal":
-        return exact_decimal(value.value, value.scale)
-    if name in JSON_LIKE:
-        return json.loads(json_format.MessageToJson(value, sort_keys=True, indent=None))
-    return value.value if WRAPPERS.fullmatch(name) else _record(value)
+    def _nested(self, value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
+        """Return a nested message: the well-known ones as the values that they stand for."""
+        name = kind.full_name
+        _require_known(value)
+        if name == "google.protobuf.Timestamp":
+            # Nanoseconds are cut to microseconds, the finest that any table here has.
+            return value.ToDatetime(tzinfo=UTC)
+        if name == "google.protobuf.Duration":
+            return value.ToJsonString()
+        if name == "google.type.Date" and value.year and value.month and value.day:
+            return date(value.year, value.month, value.day)
+        if name == "confluent.type.Decimal":
+            return exact_decimal(value.value, value.scale)
+        if name in JSON_LIKE:
+            return json.loads(json_format.MessageToJson(value, sort_keys=True, indent=None))
+        return value.value if WRAPPERS.fullmatch(name) else self.record(value)

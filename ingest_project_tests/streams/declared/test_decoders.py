@@ -29,6 +29,7 @@ from ingest_project.streams.registry import forget_registries, registry_of
 from ingest_project.streams.values import array_of
 from ingest_project_tests.fuzz import examples
 from ingest_project_tests.services.http_exchange import Answer
+from ingest_project_tests.services.memory import with_peak_memory
 from ingest_project_tests.services.schema_registry import BASIC_USER, TOKEN, SchemaRegistry
 from ingest_project_tests.streams.declared import messages
 from ingest_project_tests.streams.declared.messages import TOPIC, framed, received
@@ -715,6 +716,24 @@ def test_protobuf_that_sets_a_field_twice_or_beyond_its_bits_is_refused(registry
         assert reason in refused[at], (reason, refused.get(at))
 
 
+def test_protobuf_messages_that_become_far_more_fields_than_bytes_are_refused(registry: SchemaRegistry) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="p.proto", package="p", syntax="proto3")
+    message = file.message_type.add(name="P")
+    item = message.nested_type.add(name="Item")
+    for number in range(1, 51):
+        item.field.add(name=f"f{number}", number=number, type=FIELD.TYPE_INT32, label=FIELD.LABEL_OPTIONAL)
+    kind = {"type": FIELD.TYPE_MESSAGE, "label": FIELD.LABEL_REPEATED, "type_name": ".p.P.Item"}
+    message.field.add(name="items", number=1, **kind)
+    schema = registry.register("p", base64.b64encode(file.SerializeToString()).decode(), "PROTOBUF")
+    made = contract("protobuf", settings_of(registry), columns=[{"name": "items", "type": "json"}])
+    few, many = (framed(schema, b"\0" + b"\x0a\0" * count) for count in (19_000, 500_000))
+    rows, grown = with_peak_memory(lambda: made.rows_of(received(*[few] * 8, many)))
+    assert len(json.loads(rows.table["items"][0].as_py())) == 19_000
+    ((_, reason),) = rows.refused
+    assert "with the fields that it leaves out, it has more than 1,000,000" in str(reason)
+    assert grown < 400 * 1024**2
+
+
 def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: SchemaRegistry) -> None:
     itself = {"type": "record", "name": "N", "fields": [{"name": "n", "type": ["null", "N"]}]}
     nothing = {"type": "record", "name": "L", "fields": [{"name": "l", "type": {"type": "array", "items": "null"}}]}
@@ -724,12 +743,24 @@ def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: Sche
     plain = [{"name": "amount", "type": "bytes"} if one["name"] == "amount" else one for one in AVRO["fields"]]
     long = framed(registry.register("c", AVRO), messages.encoded_avro({**AVRO, "fields": plain}, digits))
     began = time.process_time()
-    rows, refused = decoded(contract("avro", settings_of(registry)), *received(deep, many, long))
+    twice: Any = "null"
+    for depth in range(40):
+        fields = [{"name": "a", "type": twice}, {"name": "b", "type": f"R{depth - 1}" if depth else "null"}]
+        twice = {"type": "record", "name": f"R{depth}", "fields": fields}
+    doubling = framed(registry.register("d", twice), b"")
+    wide = {"type": "record", "name": "W", "fields": [{"name": f"f{one}", "type": "null"} for one in range(100)]}
+    items = {"type": "array", "items": ["null", wide]}
+    list_ = {"type": "record", "name": "L", "fields": [{"name": "l", "type": items}]}
+    sparse = framed(registry.register("e", list_), b"\xc0\x9a\x0c" + b"\x02" * 100_000 + b"\x00")
+    found = received(deep, many, long, doubling, sparse)
+    rows, refused = decoded(contract("avro", settings_of(registry)), *found)
     assert time.process_time() - began < 5
     assert rows == []
     assert "contains itself" in refused[0]
-    assert "values without bytes" in refused[1]
+    assert "list or map of values without bytes" in refused[1]
     assert "at most 16 are read" in refused[2]
+    assert "record of more than 10,000 values without bytes" in refused[3]
+    assert "list or map of values without bytes" in refused[4]
 
 
 def test_a_decimal_beyond_its_precision_is_not_rounded(registry: SchemaRegistry) -> None:
