@@ -66,13 +66,12 @@ from ingest_project.platform.http.pinned_transport import (
     deadline_in_force,
 )
 from ingest_project.platform.http.response import REDIRECTS
-from ingest_project.platform.object_store.s3 import ListedObject, ListingPage, S3Client, s3_client
+from ingest_project.platform.object_store.s3 import MAX_KEY_BYTES, ListedObject, ListingPage, S3Client, s3_client
 from ingest_project.platform.object_store.store import S3Options
 from ingest_project.sources import Pattern, Skipped, SourceFile, refusal
 from ingest_project.sources.reading import ListingBudget, SourceLimits, pace_of, resumed_reading, skip_bytes
 from ingest_project.sources.registry import SourceContext, patterns_for, require_for_host
 
-LONGEST_KEY_BYTES = 1_024
 READ_BYTES = 64 * 1024
 _SCHEME = "s3://"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
@@ -131,8 +130,8 @@ class Bucket:
             bucket, _, key = path.removeprefix(_SCHEME).partition("/")
             if bucket != self.name:
                 raise ForbiddenPathError(path, f"it is not in the bucket {self.name} that its source names.")
-        if "\x00" in key or len(key.encode("utf-8", "replace")) > LONGEST_KEY_BYTES:
-            raise ForbiddenPathError(path[:200], f"a key has at most {LONGEST_KEY_BYTES} bytes, none of them NUL.")
+        if "\x00" in key or len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
+            raise ForbiddenPathError(path[:200], f"a key has at most {MAX_KEY_BYTES} bytes, none of them NUL.")
         return key
 
     def path(self, key: str) -> str:
@@ -206,7 +205,7 @@ class S3Source:
                 name=key.rpartition("/")[2],
                 size_bytes=found["ContentLength"],
                 modified_at=found["LastModified"],
-                etag=found["ETag"].strip('"'),
+                etag=_etag(found),
             )
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
@@ -251,7 +250,7 @@ class S3Source:
             name=name,
             size_bytes=found["Size"],
             modified_at=as_utc(found["LastModified"]),
-            etag=found["ETag"].strip('"'),
+            etag=_etag(found),
             location=self.canonical_location(path),
         )
 
@@ -266,7 +265,7 @@ class _ObjectReader:
     location: str
     payer: dict[str, Any]
     limits: SourceLimits
-    etag: str | None = field(default=None, init=False)
+    version: str | datetime | None = field(default=None, init=False)
     size_bytes: int = field(default=0, init=False)
 
     def opened(self, offset: int) -> _OpenedObject:
@@ -275,18 +274,19 @@ class _ObjectReader:
         Raises:
             SourceChangedError: the object now has another version. Also raises the other errors of a source.
         """
-        wanted: dict[str, Any] = {"IfMatch": self.etag} if self.etag else {}
+        wanted: dict[str, Any] = {"IfMatch": self.version} if isinstance(self.version, str) else {}
         if offset:
             wanted["Range"] = f"bytes={offset}-"
         # This time includes the SDK's own retries.
         with s3_errors(self.location), deadline_in_force(Deadline(self.limits.attempts_time)):
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, **wanted, **self.payer)
-            if self.etag is None:
-                self.etag, self.size_bytes = answer["ETag"], answer["ContentLength"]
+            found = answer.get("ETag") or answer["LastModified"]
+            if self.version is None:
+                self.version, self.size_bytes = found, answer["ContentLength"]
             file = _OpenedObject(answer["Body"], self.location, self.size_bytes, answer["LastModified"], self.limits)
         # Not every server knows conditions and ranges.
-        found, is_part = answer["ETag"], "ContentRange" in answer
-        if found != self.etag or (is_part and not answer["ContentRange"].startswith(f"bytes {offset}-")):
+        is_part = "ContentRange" in answer
+        if found != self.version or (is_part and not answer["ContentRange"].startswith(f"bytes {offset}-")):
             file.close()
             raise SourceChangedError(self.location, "it answers with another version or part than was requested")
         skip_bytes(file, 0 if is_part else offset, pace_of(self.limits, self.location))
@@ -312,6 +312,11 @@ class _OpenedObject:
     def close(self) -> None:
         """Stop reading."""
         self.body.close()
+
+
+def _etag(found: Mapping[str, Any]) -> str | None:
+    """Return the ETag of an answer or of a listed object; None from a server without them."""
+    return found.get("ETag", "").strip('"') or None
 
 
 def _named_bucket(source_config: Mapping[str, Any], account: S3Account) -> tuple[str, str]:

@@ -75,6 +75,17 @@ def test_an_empty_bucket_is_empty_and_a_listing_is_listed() -> None:
         assert (file.name, file.size_bytes) == ("a.csv", 3)
 
 
+def test_a_server_without_etags_is_listed_by_size_and_time() -> None:
+    listed = key("in/a.csv").replace('<ETag>"1"</ETag>', "")
+    described = Answer(headers={"Last-Modified": "Thu, 15 Jan 2026 10:30:45 GMT"}, body_size=3)
+    with answering(lambda asked: bucket(listed) if "list-type" in asked.query else described) as server:
+        opened = source(server.url, source_timeout_seconds=10)
+        (file,) = opened.list_files("*")
+        assert file == opened.stat("s3://bucket/in/a.csv")
+    assert isinstance(file, SourceFile)
+    assert (file.size_bytes, file.etag) == (3, None)
+
+
 def test_a_listing_that_goes_on_for_ever_reaches_the_limit_of_entries() -> None:
     pages = 0
 
@@ -122,21 +133,24 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(head: bytes) -> None:
         ("bytes 4-9/10", '"1"', False),
         # It does not know conditions, and sends another version.
         ("bytes 5-9/10", '"2"', False),
+        # It does not know ETags.
+        ("bytes 5-9/10", None, True),
     ],
 )
 def test_a_server_that_resumes_with_something_else_mixes_no_two_parts(
-    resumed: str | None, etag: str, *, whole: bool
+    resumed: str | None, etag: str | None, *, whole: bool
 ) -> None:
     content = b"0123456789"
     head = "HTTP/1.1 200 OK\r\nLast-Modified: Thu, 15 Jan 2026 10:30:45 GMT\r\n"
+    first, second = ('ETag: "1"\r\n', f"ETag: {etag}\r\n") if etag else ("", "")
 
     def serve(connection: socket.socket) -> None:
         if b"range:" not in request(connection).lower():
-            connection.sendall(f'{head}ETag: "1"\r\nContent-Length: 10\r\n\r\n'.encode() + content[:5])
+            connection.sendall(f"{head}{first}Content-Length: 10\r\n\r\n".encode() + content[:5])
             return
         body = content[int(resumed[6]) :] if resumed else content
         stated = f"Content-Range: {resumed}\r\n" if resumed else ""
-        connection.sendall(f"{head}ETag: {etag}\r\n{stated}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(f"{head}{second}{stated}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     with RawServer(serve) as server:
         opened = source(server.url, source_timeout_seconds=10).open("s3://bucket/in/a.csv")

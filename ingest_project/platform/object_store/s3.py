@@ -24,9 +24,8 @@ from botocore.config import Config
 from botocore.credentials import CredentialProvider, CredentialResolver, Credentials, ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
-from dagster_aws.s3 import S3Resource
 
-from ingest_project.core.errors import SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.errors import ForbiddenPathError, SettingsError, SourceNotFoundError, StoreUnavailableError
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.platform.object_store.store import (
@@ -60,6 +59,7 @@ TIMEOUT_SECONDS = 20.0
 MAX_ATTEMPTS = 4
 # S3 accepts at most 10,000 parts of at least 5 MiB: objects of up to 80 GB.
 PART_BYTES = 8 * 1024**2
+MAX_KEY_BYTES = 1_024
 # S3 accepts 2 KB of metadata, names included.
 MAX_METADATA_BYTES = 1_800
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -78,43 +78,6 @@ class _SharedLoader(Loader):
 _LOADER = _SharedLoader([str(Path(boto3.__file__).parent / "data")])
 
 
-class BoundedS3Resource(S3Resource):
-    """dagster-aws's S3Resource with a timeout and an option to ignore proxies, which it does not support.
-
-    Args:
-        max_attempts: maximum number of attempts, including the first one.
-        timeout_seconds: longest silence of a server in each attempt; boto3's own is a minute.
-        proxied: use the environment's proxies.
-    """
-
-    max_attempts: int = MAX_ATTEMPTS
-    timeout_seconds: float = TIMEOUT_SECONDS
-    proxied: bool = True
-
-    def get_client(self, session: botocore.session.Session | None = None) -> S3Client:
-        """Return a client with these options, and with the session's credentials if it has some."""
-        # Use path style for servers other than Amazon's, which rarely have a host name for every bucket.
-        style: Literal["path", "auto"] = "path" if self.endpoint_url else "auto"
-        return boto3.Session(botocore_session=session or _session(self.profile_name)).client(
-            "s3",
-            region_name=self.region_name,
-            use_ssl=self.use_ssl,
-            verify=self.verify,
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.aws_access_key_id,
-            aws_secret_access_key=self.aws_secret_access_key,
-            aws_session_token=self.aws_session_token,
-            config=Config(
-                connect_timeout=self.timeout_seconds,
-                read_timeout=self.timeout_seconds,
-                retries={"mode": "standard", "total_max_attempts": self.max_attempts},
-                s3={"addressing_style": style},
-                signature_version=UNSIGNED if self.use_unsigned_session else None,
-                proxies=None if self.proxied else {},
-            ),
-        )
-
-
 def s3_client(
     options: S3Options, timeout_seconds: float = TIMEOUT_SECONDS, *, unsigned: bool = False, proxied: bool = True
 ) -> S3Client:
@@ -122,7 +85,7 @@ def s3_client(
 
     Args:
         options: endpoint, region and keys.
-        timeout_seconds: longest silence of a server.
+        timeout_seconds: longest silence of a server in each attempt; boto3's own is a minute.
         unsigned: send no credential.
         proxied: use the environment's proxies.
     """
@@ -130,29 +93,31 @@ def s3_client(
     key: _PresentKey | None = None
     if isinstance(secret, SecretReference) and key_id is not None and not unsigned:
         key = _PresentKey(key_id, secret)
-    resource = BoundedS3Resource(
-        use_unsigned_session=unsigned,
+    session = botocore.session.Session()
+    session.register_component("data_loader", _LOADER)
+    if key:
+        session.register_component("credential_provider", CredentialResolver([_KeyProvider(key)]))
+    # Use path style for servers other than Amazon's, which rarely have a host name for every bucket.
+    style: Literal["path", "auto"] = "path" if options.endpoint_url else "auto"
+    client = boto3.Session(botocore_session=session).client(
+        "s3",
         region_name=options.region,
         endpoint_url=options.endpoint_url,
         aws_access_key_id=None if key else key_id,
         aws_secret_access_key=None if key or secret is None else text_of(secret),
-        timeout_seconds=timeout_seconds,
-        proxied=proxied,
+        config=Config(
+            connect_timeout=timeout_seconds,
+            read_timeout=timeout_seconds,
+            retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+            s3={"addressing_style": style},
+            signature_version=UNSIGNED if unsigned else None,
+            proxies=None if proxied else {},
+        ),
     )
-    if key is None:
-        return resource.get_client()
-    session = _session()
-    session.register_component("credential_provider", CredentialResolver([_KeyProvider(key)]))
-    client = resource.get_client(session)
-    events: Any = client.meta.events
-    events.register_first("needs-retry.s3", key.try_again)
+    if key:
+        events: Any = client.meta.events
+        events.register_first("needs-retry.s3", key.try_again)
     return client
-
-
-def _session(profile: str | None = None) -> botocore.session.Session:
-    session = botocore.session.Session(profile=profile)
-    session.register_component("data_loader", _LOADER)
-    return session
 
 
 class _PresentKey(Credentials):
@@ -337,7 +302,10 @@ class S3Store:
             raise
 
     def _key(self, name: str) -> str:
-        return self._bucket.prefix + require_safe_name(name)
+        key = self._bucket.prefix + require_safe_name(name)
+        if len(key.encode()) > MAX_KEY_BYTES:
+            raise ForbiddenPathError(name[:200], f"its key in the bucket has more than {MAX_KEY_BYTES} bytes.")
+        return key
 
 
 def _unchanged(present: StoredObject | None) -> _Args:

@@ -43,6 +43,13 @@ def test_a_file_of_several_parts_of_s3_comes_back_unchanged(s3_url: str, s3_opti
     assert store.remove_orphaned(timedelta(seconds=-5)) == 0
 
 
+def test_a_name_too_long_for_s3_is_refused_for_good(s3_url: str, s3_options: S3Options, tmp_path: Path) -> None:
+    store, name = open_store(s3_url, s3_options), "/".join(["ü" * 100] * 6)
+    for may_replace in (None, refuse):
+        with pytest.raises(ForbiddenPathError, match="more than 1024 bytes"):
+            put(store, tmp_path, b"1", name, may_replace=may_replace)
+
+
 def test_metadata_names_that_no_header_can_carry_are_refused() -> None:
     with pytest.raises(PermanentError, match="metadata"):
         kept_metadata({"bad\r\nname": "1"})
