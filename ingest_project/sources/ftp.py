@@ -304,7 +304,13 @@ class FtpConnection:
     @staticmethod
     def _parsed(spool: IO[bytes], parse: Callable[[bytes], Entry | None]) -> Generator[Entry]:
         with spool:
+            head = spool.read(MAX_LINE_BYTES)
+            # Where lines end as the protocol requires, a line feed alone is a character of a name.
+            ending = b"\r\n" if head.count(b"\r\n") > head.count(b"\n") // 2 else b"\n"
+            spool.seek(0)
             while line := spool.readline(MAX_LINE_BYTES):
+                while not line.endswith(ending) and (more := spool.readline(MAX_LINE_BYTES - len(line))):
+                    line += more
                 if (entry := parse(line.rstrip(b"\r\n"))) is not None:
                     yield entry
 

@@ -34,7 +34,8 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import msgspec
 
-from ingest_project.contracts import plainly
+from ingest_project.contracts import plainly, require_single_names
+from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.core.items import as_utc
 from ingest_project.sources import MAX_SIZE_BYTES, sanitized
 
@@ -348,13 +349,14 @@ def json_links(body: bytes, facts: PageFacts) -> Iterator[Link | Unusable]:
     try:
         # Use `json`, because msgspec refuses the whole page if one name is not valid Unicode.
         found = msgspec.convert(json.loads(body.decode("utf-8-sig")), _JsonListing | list[object])
+        require_single_names(body)
     except msgspec.ValidationError as error:
         # Refuse unknown fields: one of them may mean that this is one page of several.
         raise NotAListingError(
             f"JSON that is no list of files ({sanitized(plainly(error))}); its fields are 'files' and, for the address "
             "of a further page, 'next'"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, UnreadableMessageError) as error:
         raise NotAListingError(f"not the JSON it seems to be ({sanitized(str(error))[:100]})") from error
     listing = _JsonListing(found) if isinstance(found, list) else found
     facts.seen, facts.recognised = f"JSON with {len(listing.files)} entries", True

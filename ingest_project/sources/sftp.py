@@ -239,13 +239,14 @@ class SftpConnection:
 
     def __init__(self, transport: paramiko.Transport, login: SftpLogin) -> None:
         self.usable = True
+        self._doubtful = False
         self._transport = transport
         self._location = login.location
         self._client = SftpClient(transport, login.limits)
 
     def answers(self) -> bool:
-        """Return True while the connection is open; keepalive detects a vanished server."""
-        return self._transport.is_active()
+        """Return True while the connection is open and has not failed; keepalive detects a vanished server."""
+        return self._transport.is_active() and not self._doubtful
 
     def entries(self, folder: bytes) -> Generator[Entry]:
         """List a folder, in pages of the server's size."""
@@ -282,13 +283,14 @@ class SftpConnection:
 
     @contextmanager
     def errors(self, path: bytes) -> Iterator[None]:
-        """Begin an operation and map its errors; the connection stays usable only after a refusal."""
+        """Begin an operation and map its errors; the connection stays usable if the server answered with a status."""
         self._client.begin_operation()
         try:
             yield
         except SftpStatusError as error:
             mapped = map_error(error, self._at(path))
-            self.usable = self.usable and isinstance(mapped, PermanentError)
+            # This may be the session's failure instead of the file's.
+            self._doubtful |= not isinstance(mapped, PermanentError)
             raise mapped from error
         except (OSError, paramiko.SSHException, EOFError) as error:
             self.usable = False

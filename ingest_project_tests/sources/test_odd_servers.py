@@ -108,6 +108,17 @@ def test_an_impossible_size_or_time_of_mlsd_refuses_that_entry_alone() -> None:
         assert len(skipped(opened)) == 3
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_a_name_with_a_line_feed_names_no_other_file(end: bytes) -> None:
+    lines = [b"type=file;size=%d;modify=20260115103045; %b" % one for one in ((5, b"a.csv"), (9, b"b.csv\nc.csv"))]
+    with RawServer(speaking(end.join(lines) + end, WITH_MLSD)) as odd:
+        found = list(source(odd.port).list_files("*"))
+    # A server that ends its lines against the protocol leaves a line that is not understood.
+    expected = ["/a.csv", "b.csv\ufffdc.csv"] if end == b"\r\n" else ["/a.csv", "/b.csv", "c.csv"]
+    assert [entry.path for entry in found] == expected
+    assert isinstance(found[-1], Skipped)
+
+
 def test_folders_that_lead_back_to_themselves_come_to_an_end() -> None:
     with RawServer(speaking(b"drwxr-xr-x 2 o g 0 Jan 15 10:30 again\r\n" + LINE)) as odd:
         found = list(source(odd.port, PollingSettings(source_timeout_seconds=10)).list_files("**/*.csv"))
@@ -214,6 +225,27 @@ def test_an_sftp_listing_without_an_end_reaches_the_limit_of_entries() -> None:
         servers = PollingSettings(source_timeout_seconds=5, max_listing_entries=2_000)
         with pytest.raises(PermanentError, match="more than 2000 entries"):
             list(source(odd.port, servers, odd.fingerprint).list_files("*"))
+
+
+def test_a_file_that_sftp_cannot_describe_is_a_failure_once_all_others_are_listed() -> None:
+    ended = number(1) + string(b"") + string(b"")
+    pages = [names(entry(b"loop.csv"), entry(b"a.csv"))]
+    failures = [number(4) + string(b"Failure") + string(b"")]
+
+    def readdir(request: bytes) -> bytes:
+        return packet(odd_sftp.NAME, request + pages.pop()) if pages else packet(odd_sftp.STATUS, request + ended)
+
+    def answer(kind: int, request: bytes) -> bytes | None:
+        if kind == odd_sftp.STAT and failures:
+            return packet(odd_sftp.STATUS, request + failures.pop())
+        return answering(readdir)(kind, request)
+
+    with OddSftpServer(answer=answer) as odd:
+        found = list[str]()
+        entries = source(odd.port, PollingSettings(source_timeout_seconds=5), odd.fingerprint).list_files("*")
+        with pytest.raises(SourceUnreachableError, match="Failure"):
+            found.extend(entry.path for entry in entries)
+    assert found == ["/loop.csv", "/a.csv"]
 
 
 def test_a_size_that_no_file_can_have_refuses_that_entry_alone() -> None:
