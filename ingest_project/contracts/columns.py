@@ -58,14 +58,15 @@ CLOCK_FAULTS = {
     "ambiguous_time": "Clocks passed some times twice: set timestamps.ambiguous of the reader to earliest or latest.",
     "skipped_time": "Clocks skipped some times: is timestamps.zone of the reader the right one?",
 }
+ENDS = "Rows end in a delimiter that the header does not have: set trailing_delimiter of the reader to true."
 OWNER = re.compile(r"team:\S[^\r\n]*|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 PATH_IN_MESSAGE = re.compile(r"\$(\.[A-Za-z_][A-Za-z0-9_-]*)+")
 
 
-def clock_remedies(rules: Iterable[str]) -> list[str]:
-    """Return the remedies for broken rules about clock times that a zone passes twice or skips."""
-    names = tuple(rules)
-    return [remedy for fault, remedy in CLOCK_FAULTS.items() if any(name.endswith(f"_{fault}") for name in names)]
+def remedies_of(rules: Iterable[str]) -> list[str]:
+    """Return the remedies for broken rules that a setting of the reader mends."""
+    names, remedies = tuple(rules), {**CLOCK_FAULTS, "trailing_delimiter": ENDS}
+    return [remedy for fault, remedy in remedies.items() if any(name.endswith(fault) for name in names)]
 
 
 def number_fault(text: str, column: Column) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import polars as pl
 import sqlalchemy as sa
 
-from ingest_project.contracts.columns import clock_remedies
+from ingest_project.contracts.columns import remedies_of
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.contracts.validation import ValidatedRows
 from ingest_project.core.errors import FileRejectedError
@@ -250,7 +250,7 @@ class Contract(ABC):
                 f"{rows_rejected} of {rows_read} rows are bad ({share:.0%}; {self.share_setting} allows {limit:.0%})"
             )
             commonest = ", ".join(f"{rule} {count}" for rule, count in Counter(rules).most_common(SHOWN_RULES))
-            raise FileRejectedError("too_many_bad_rows", " ".join([f"{detail}: {commonest}.", *clock_remedies(rules)]))
+            raise FileRejectedError("too_many_bad_rows", " ".join([f"{detail}: {commonest}.", *remedies_of(rules)]))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import dagster as dg
 
-from ingest_project.contracts.columns import clock_remedies
+from ingest_project.contracts.columns import remedies_of
 from ingest_project.contracts.files import SENSOR_READINGS
 from ingest_project.core.console import data_text
 from ingest_project.core.errors import (
@@ -355,7 +355,7 @@ def file_accepted(assets: DatasetAssets, file_key: str, state: FileState, reason
 
 def rows_quarantined_reason(rows_rejected: int, rows_read: int, rules: Mapping[str, int]) -> str:
     """Return the reason of a file that was accepted without some of its rows, which broke these rules."""
-    return " ".join([f"{rows_rejected:,} of {rows_read:,} rows are in quarantine.", *clock_remedies(rules)])
+    return " ".join([f"{rows_rejected:,} of {rows_read:,} rows are in quarantine.", *remedies_of(rules)])
 
 
 def broken_contract(  # noqa: PLR0913, PLR0917 - the counts of one file

@@ -36,7 +36,7 @@ ASPECTS = {
     "ids": ("device_id_", "sensor_type_"),
     "ranges": ("value_out_of_range",),
     "numbers": ("value_", "unit_"),
-    "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells"),
+    "columns": ("missing_column", "duplicate_column", "too_few_cells", "too_many_cells", "trailing_delimiter"),
 }
 COLUMN_TYPES = {
     "timestamp": UTC_MICROSECONDS,

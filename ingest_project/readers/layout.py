@@ -201,8 +201,9 @@ class Malformed(NamedTuple):
     Args:
         line_number: physical line it starts on, the first line of the file is 1.
         raw_text: its text, shortened visibly when it is over 64 KiB.
-        reason: `too_few_cells`, `too_many_cells`, `unbalanced_quote`, `row_too_long`, `nul_byte`,
-            `invalid_bytes` (not in the file's encoding), or `repeated_header`.
+        reason: `too_few_cells`, `too_many_cells`, `trailing_delimiter` (one more cell, which is empty),
+            `unbalanced_quote`, `row_too_long`, `nul_byte`, `invalid_bytes` (not in the file's encoding), or
+            `repeated_header`.
     """
 
     line_number: int

@@ -77,9 +77,12 @@ class ReaderProfile(Declared):
         skip_lines: lines (in a workbook, rows) above the header.
         skip_below_header: rows between the header and the data, such as units.
         comment: beginning of lines that are left out, wherever they are.
+        trailing_delimiter: True if records end in a delimiter that their header does not have; one there is no column.
         skip_rows: conditions on rows to leave out.
         footer: rows at the end to leave out.
         members: of an archive, the pattern of the files to read, such as `produkt_*.txt`, in any case; all if empty.
+        rows: of a JSON document, the names that lead to the list of its rows, as in `result.items`; empty where the
+            document itself is the list, or each line a row.
         sheet: name of the sheet in a workbook, or its index among the visible ones; a pattern such as `*` reads all of
             these that match.
         columns: column of the file to column of the dataset. Columns of a declared dataset that are not named here are
@@ -113,9 +116,11 @@ class ReaderProfile(Declared):
     skip_lines: int = Field(0, ge=0, le=1_000)
     skip_below_header: int = Field(0, ge=0, le=100)
     comment: str | None = Field(None, min_length=1, max_length=10, pattern=r"^[^\s\"]")
+    trailing_delimiter: bool = False
     skip_rows: tuple[SkippedRows, ...] = ()
     footer: Footer = Footer()
     members: str = Field("", max_length=200)
+    rows: str = ""
     sheet: int | str = 0
     columns: dict[str, str] = Field(default_factory=dict)
     joined: dict[str, Annotated[tuple[str, ...], Field(min_length=2, max_length=10)]] = Field(default_factory=dict)

@@ -197,7 +197,16 @@ def test_a_column_without_a_name_that_holds_something_is_no_spare_one(tmp_path: 
     assert [(line, reason) for line, _, reason in outcome.malformed] == [(2, "too_many_cells"), (3, "too_many_cells")]
     assert outcome.rows["line_number"].to_list() == [4]
     beyond = read_text(tmp_path, HEADER + ROW.replace("\n", ",\n") + ROW)
-    assert [reason for _, _, reason in beyond.malformed] == ["too_many_cells"]
+    assert [reason for _, _, reason in beyond.malformed] == ["trailing_delimiter"]
+
+
+@pytest.mark.parametrize("last", ["", '"x"\n'])
+def test_rows_may_end_in_a_delimiter_where_the_profile_says_so(tmp_path: Path, last: str) -> None:
+    ended = CANONICAL.model_copy(update={"trailing_delimiter": True})
+    outcome = read_text(tmp_path, HEADER + ROW.replace("\n", ",\n") + ROW.replace("\n", ",x\n") + last, ended)
+    assert outcome.rows["value"].to_list() == ["21.5"]
+    assert outcome.malformed[0][2] == "too_many_cells"
+    assert read_text(tmp_path, HEADER + ROW, ended).malformed == []
 
 
 @pytest.mark.parametrize("unseen", ["\ufeff", "\u00a0", "\u200b", "\u2060", "\u202e", "\x0b", "\u3000", "\U000e0020"])

@@ -378,11 +378,28 @@ def test_the_encoding_of_a_short_file_is_right_and_a_question_where_others_fit(
     assert (found.name, found.sure) == (named, named == "cp1252")
 
 
-def test_the_names_above_records_that_end_in_a_delimiter_are_proposed(tmp_path: Path) -> None:
-    draft = dataset_of("id;name;n\n1;a;2;\n2;b;3;\n", tmp_path)
-    attributes = yaml.safe_load(draft.text())["attributes"]
-    assert attributes["reader"]["columns"] == {"1": "id", "2": "name", "3": "n", "4": "column_4"}
-    assert any("does line 1 name the columns?" in question for question in draft.questions)
+def test_a_delimiter_at_the_end_of_all_records_is_proposed(tmp_path: Path) -> None:
+    attributes = yaml.safe_load(dataset_of("id;name;n\n1;a;2;\n2;b;3;\n", tmp_path).text())["attributes"]
+    assert attributes["reader"]["trailing_delimiter"] is True
+    assert [column["name"] for column in attributes["columns"]] == ["id", "name", "n"]
+
+
+@pytest.mark.parametrize(
+    ("document", "rows", "asked"),
+    [
+        ('{"status": "ok", "page": {"next": null, "data": [{"a": 1}, {"a": 2}]}, "codes": [1]}', "page.data", "a row?"),
+        ('{"type": "FeatureCollection", "features": [{"properties": {"a": 1}}]}', "features", "a row?"),
+        ('{"data": [{"a": 1}], "errors": [{"b": 1}]}', None, "are the objects in data or errors the rows?"),
+        ('{"data": [{"a": 1}]}\n{"data": [{"a": 2}]}', None, ""),
+    ],
+)
+def test_the_list_of_rows_in_a_json_document_is_proposed(
+    document: str, rows: str | None, asked: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "sample.json").write_text(document)
+    draft = guess_dataset(look_at(path, "json", ReadLimits()), path.name, "json", "own")
+    assert (yaml.safe_load(draft.text())["attributes"]["reader"] or {}).get("rows") == rows
+    assert asked in " ".join(draft.questions)
 
 
 def test_where_all_is_text_the_header_is_a_question(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_array_has_a_row_for_each_object_by_its_number(tmp_path: Path) -> Non
         ('[{"device": "a"},', "the array has no end"),
         ("[", "the array has no end"),
         ('[{"device": "a"}, {"dev', "Line 1: Unterminated string"),
-        ('[{"device": "a"}]\n\n[', "Line 3: something follows the array"),
+        ('[{"device": "a"}]\n\n[', "Line 3: something follows the document"),
         ('[{"device": "a",\n}]', "Line 2: Expecting property name"),
         ("[,]", "a value is missing"),
         ('{\n"device": "a"\n', "Line 3: Expecting"),
@@ -157,6 +157,36 @@ def test_broken_syntax_of_an_array_rejects_the_file_with_the_line(tmp_path: Path
         with pytest.raises(FileRejectedError, match="unreadable_json") as caught:
             read(tmp_path, content, limits=ReadLimits(chunk_bytes=chunk_bytes))
         assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize("chunk_bytes", [3, 1024**2])
+def test_the_rows_of_a_document_are_in_the_list_that_the_profile_names(tmp_path: Path, chunk_bytes: int) -> None:
+    rows = '[{"device": "a"}, 5, {"device": "b"}]'
+    content = f'{{"n": 2, "data": {{"items": {rows}, "of": "x"}}, "items": [{{"device": "c"}}]}}\n'
+    limits = ReadLimits(chunk_bytes=chunk_bytes)
+    outcome = read(tmp_path, content, profile(rows="data.items"), limits=limits)
+    assert outcome.rows.select("line_number", "device").rows() == [(1, "a"), (3, "b")]
+    assert reasons(outcome) == {2: "not_an_object"}
+
+
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        ('{"items": [{"device": "a"}]}', "no lists are called 'data'"),
+        ('{"data": 5}', "no lists are called 'data'"),
+        ('{"data": [{"device": "a"}], "data": []}', "2 lists are called 'data'"),
+        ('{"data": [{"device": "a"}]', "a comma is missing"),
+        ('{"data": [{"device": "a"}],}', "a name is missing"),
+        ('{"data": [{"device": "a"}', "the array has no end"),
+        ('{"data": [{"device": "a"}]} {}', "something follows the document"),
+        ('{"data" [{"device": "a"}]}', "a colon is missing"),
+        ('[{"device": "a"}]', "an object is missing"),
+    ],
+)
+def test_a_document_without_the_list_of_its_rows_is_rejected(tmp_path: Path, content: str, detail: str) -> None:
+    with pytest.raises(FileRejectedError, match="unreadable_json") as caught:
+        read(tmp_path, content, profile(rows="data"))
+    assert detail in caught.value.detail
 
 
 def test_objects_over_several_lines_follow_each_other(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from ingest_project.contracts.columns import clock_remedies
+from ingest_project.contracts.columns import remedies_of
 from ingest_project.contracts.files import SENSOR_READINGS, file_type_of, is_readable
 from ingest_project.core.console import add_row, counted, counts, data_text, say, shortened, show, show_facts, table
 from ingest_project.core.errors import FileRejectedError, SettingsError
@@ -118,7 +118,7 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
         contract.require_acceptable(trial.rows_read, trial.rows_rejected, trial.rules)
     except FileRejectedError as error:
         trial.refusal = str(error)
-    trial.remedies = clock_remedies(trial.rules)
+    trial.remedies = remedies_of(trial.rules)
     return trial
 
 

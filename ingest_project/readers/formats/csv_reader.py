@@ -215,7 +215,9 @@ class CsvReader:
             tables = LineSplitter(layout, len(names), profile, limits.max_row_bytes).split(lines)
         else:
             header, text, final = find_header(blocks, header_search(SameProfile(profile), target, limits.max_row_bytes))
-            header = header.without_spare_columns() if profile.header else header.as_first_record()
+            if profile.header or profile.trailing_delimiter:
+                header = header.without_spare_columns()
+            header = header if profile.header else header.as_first_record()
             above = text[: header.own_start].decode("utf-8", "replace")
             layout = layout_of(header.names, profile, limits, Surroundings(file_name, above), target)
             rest = chain([(text[header.start :], final)], blocks)
@@ -293,7 +295,8 @@ def dialect_of(header: Header, layout: Layout, profile: ReaderProfile, limits: R
     nulls = frozenset(profile.nulls)
     comment = (profile.comment or "").encode()
     width = len(header.names)
-    return Dialect(header.delimiter, width, layout.wanted, nulls, limits.max_row_bytes, header.spare, comment)
+    spare = header.spare or int(profile.trailing_delimiter)
+    return Dialect(header.delimiter, width, layout.wanted, nulls, limits.max_row_bytes, spare, comment)
 
 
 def split_blocks(blocks: Iterable[tuple[bytes, bool]], dialect: Dialect, line_number: int) -> Iterator[TableChunk]:
@@ -379,10 +382,17 @@ def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
     """Return why a record with these cells is no row of its table; None for a valid row."""
     if b"\0" in raw:
         return "invalid_bytes" if INVALID_BYTE.encode() in raw else "nul_byte"
-    if len(cells) < dialect.width:
+    fits = dialect.width <= len(cells) <= dialect.width + dialect.spare
+    if fits and not any(cell.strip(BLANKS) for cell in cells[dialect.width :]):
+        return None
+    return _fault_of_width(raw, len(cells), dialect)
+
+
+def _fault_of_width(raw: bytes, cells: int, dialect: Dialect) -> str:
+    if cells < dialect.width:
         return "too_few_cells"
-    spare = cells[dialect.width :]
-    return "too_many_cells" if len(spare) > dialect.spare or any(cell.strip(BLANKS) for cell in spare) else None
+    ends = raw.rstrip(BLANKS).endswith(dialect.delimiter.encode())
+    return "trailing_delimiter" if ends and cells == dialect.width + 1 else "too_many_cells"
 
 
 @dataclass(frozen=True)
@@ -496,7 +506,7 @@ def read_regular(text: bytes, dialect: Dialect, line_number: int, *, final: bool
         Malformed(
             int(index.line_numbers[row.number - 1]),
             shortened(row.text.encode()),
-            "too_few_cells" if row.actual_columns < dialect.width else "too_many_cells",
+            _fault_of_width(row.text.encode(), row.actual_columns, dialect),
         )
         for row in irregular
         if not is_blank(row.text.encode(), dialect.delimiter)

@@ -1,4 +1,4 @@
-"""JSON to rows: an object a line, an array of objects, or objects over several lines that follow each other.
+"""JSON to rows: an object a line, an array of objects, alone or in a document, or objects over several lines in a row.
 
 A row's column is a field of its object; a profile reaches into nested ones by `payload.temperature`, or by a JSONPath
 of names and indexes. A line that is no JSON costs its line; what breaks the syntax of an array rejects the file,
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import chain
@@ -31,6 +33,8 @@ from ingest_project.readers.matching import Layout
 from ingest_project.readers.profiles import ReaderProfile
 
 MAX_RECORDS = 50_000
+# Names above a list of rows, which the path of a profile separates by points.
+MAX_PATH = 5
 SPACE = re.compile(r"[ \t\r\n]*+")
 BLANKS = b" \t\r"
 MISSING = object()
@@ -64,7 +68,7 @@ class JsonReader:
     ) -> Iterator[RowsChunk]:
         """Read one file; line numbers are physical lines, in an array the numbers of its values."""
         rows = _Rows(profile, limits, file_name, target)
-        for records in _chunks(_records(path, profile.encoding, limits), limits.chunk_bytes):
+        for records in _chunks(_records(path, profile, limits), limits.chunk_bytes):
             yield rows.chunk(records)
 
 
@@ -84,8 +88,8 @@ def _chunks(records: Iterable[Record], chunk_bytes: int) -> Iterator[list[Record
         yield chunk
 
 
-def _records(path: Path, encoding: str, limits: ReadLimits) -> Iterator[Record]:
-    blocks = text_blocks(path, encoding, limits.chunk_bytes)
+def _records(path: Path, profile: ReaderProfile, limits: ReadLimits) -> Iterator[Record]:
+    blocks = text_blocks(path, profile.encoding, limits.chunk_bytes)
     parser = JsonParser(limits.max_json_depth)
     number = 1
     for block, final in blocks:
@@ -95,8 +99,8 @@ def _records(path: Path, encoding: str, limits: ReadLimits) -> Iterator[Record]:
         if start:
             number += block.count(b"\n", 0, len(block) - len(start))
             rest = chain([(start, final)], blocks)
-            if start[:1] == b"[":
-                return _array(_Values(rest, parser, limits, number))
+            if profile.rows or start[:1] == b"[":
+                return _document(_Values(rest, parser, limits, number), profile.rows)
             line = start.partition(b"\n")[0]
             if line.strip() == b"{" or _has_several(line, parser):
                 return _objects(_Values(rest, parser, limits, number))
@@ -170,6 +174,12 @@ class _Values:
         """Go on behind the character that `sign` returned."""
         self._at += 1
 
+    def expect(self, sign: str, problem: str) -> None:
+        """Go on behind this character, or reject the file."""
+        if self.sign() != sign:
+            self.reject(problem)
+        self.skip()
+
     def value(self, number: int) -> Record:
         """Return the value that begins at `sign`."""
         while True:
@@ -221,9 +231,63 @@ class _Values:
         return True
 
 
-def _array(values: _Values) -> Iterator[Record]:
-    values.sign()
+def _document(values: _Values, rows: str) -> Iterator[Record]:
+    """Yield the values of a list: the document itself, or the one in it that is called `rows`."""
+    if rows:
+        found = 0
+        for path, records in _lists_in(values):
+            if path == rows:
+                found += 1
+                yield from records
+        if found != 1:
+            values.reject(f"{found or 'no'} lists are called {rows!r}, in which the profile looks for rows")
+    else:
+        yield from _array(values)
+    if values.sign():
+        values.reject("something follows the document")
+
+
+def lists_of_objects(path: Path, limits: ReadLimits) -> list[str]:
+    """Return the paths of the lists of objects in a file that is one object; none for any other file."""
+    values = _Values(text_blocks(path, "utf-8", limits.chunk_bytes), JsonParser(limits.max_json_depth), limits, 1)
+    with suppress(FileRejectedError):
+        found = [path for path, records in _lists_in(values) if any(isinstance(one.value, dict) for one in records)]
+        return [] if values.sign() else found
+    return []
+
+
+def _lists_in(values: _Values, above: str = "") -> Iterator[tuple[str, Iterator[Record]]]:
+    """Yield each list in an object, and in objects inside of it, with its path; other values are read over."""
+    for name in _names(values):
+        sign = values.sign()
+        if sign == "[":
+            records = _array(values)
+            yield above + name, records
+            deque(records, maxlen=0)
+        elif sign == "{" and above.count(".") < MAX_PATH:
+            yield from _lists_in(values, f"{above}{name}.")
+        else:
+            values.value(0)
+
+
+def _names(values: _Values) -> Iterator[str]:
+    """Yield the name of each field of an object; its value is to be read before the next."""
+    values.expect("{", "an object is missing")
+    sign = values.sign()
+    while sign != "}":
+        if values.sign() != '"':
+            values.reject("a name is missing")
+        name = str(values.value(0).value)
+        values.expect(":", "a colon is missing")
+        yield name
+        sign = values.sign()
+        if sign != "}":
+            values.expect(",", "a comma is missing")
     values.skip()
+
+
+def _array(values: _Values) -> Iterator[Record]:
+    values.expect("[", "a list is missing")
     number = 0
     while (sign := values.sign()) != "]" or number:
         if sign in {"", "]", ","}:
@@ -236,8 +300,6 @@ def _array(values: _Values) -> Iterator[Record]:
             values.reject("a comma is missing" if sign else "the array has no end")
         values.skip()
     values.skip()
-    if values.sign():
-        values.reject("something follows the array")
 
 
 def _objects(values: _Values) -> Iterator[Record]:

@@ -372,18 +372,19 @@ MAX_FIELDS = 500
 EVERYTHING = Target(columns=(), required=frozenset(), keep_unknown=True)
 
 
-def read_records(path: Path, file_type: str, limits: ReadLimits) -> Grid:
-    """Return the records of a file below a row of the paths of all their fields.
+def read_records(path: Path, file_type: str, limits: ReadLimits, rows: str) -> Grid:
+    """Return the records of a file, in the list that `rows` names, below a row of the paths of all their fields.
 
     Raises:
         FileRejectedError: it cannot be read, or has no records.
     """
-    records = list(islice(_records(path, file_type, limits), MAX_ROWS))
+    profile = ReaderProfile(name="guess", dataset="guess", rows=rows)
+    records = list(islice(_records(path, file_type, limits, profile), MAX_ROWS))
     names = list(dict.fromkeys(name for _, fields in records for name in fields))[:MAX_FIELDS]
     if not names:
         raise FileRejectedError("no_rows", "The file has no record with a field.")
-    rows = [Row(line, [fields.get(name, "") for name in names]) for line, fields in records]
-    return Grid([Row(0, names), *rows], [], None, f"{len(records):,} records", labels=tuple(_labels(names)))
+    cells = [Row(line, [fields.get(name, "") for name in names]) for line, fields in records]
+    return Grid([Row(0, names), *cells], [], None, f"{len(records):,} records", labels=tuple(_labels(names)))
 
 
 def _labels(names: Sequence[str]) -> Iterator[str]:
@@ -393,8 +394,9 @@ def _labels(names: Sequence[str]) -> Iterator[str]:
         yield part if last.count(part) == 1 else name
 
 
-def _records(path: Path, file_type: str, limits: ReadLimits) -> Iterator[tuple[int, dict[str, str]]]:
-    profile = ReaderProfile(name="guess", dataset="guess")
+def _records(
+    path: Path, file_type: str, limits: ReadLimits, profile: ReaderProfile
+) -> Iterator[tuple[int, dict[str, str]]]:
     with closing(read_chunks(path, file_type, profile, limits, path.name, EVERYTHING)) as chunks:  # type: ignore[type-var]
         for chunk in chunks:
             for line, text in chunk.rows.select("line_number", RESCUED).iter_rows():

@@ -20,6 +20,7 @@ import yaml
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
 from ingest_project.core.logging import printable
 from ingest_project.readers.formats.containers import Contained, files_inside
+from ingest_project.readers.formats.json_reader import lists_of_objects
 from ingest_project.readers.guessing.columns import Column, Columns, find_columns, read_records
 from ingest_project.readers.guessing.names import (
     NameGuess,
@@ -255,13 +256,14 @@ def _dumped(value: object, style: str | None = None) -> str:
 
 
 class Found(NamedTuple):
-    """Everything that was guessed of a file."""
+    """Everything that was guessed of a file; `lists` are the paths of those in a JSON document that may be its rows."""
 
     encoding: Encoding | None
     grid: Grid
     table: Table
     columns: Columns
     sheet: int | str = 0
+    lists: Sequence[str] = ()
 
 
 def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
@@ -281,11 +283,12 @@ def look_at(path: Path, file_type: str, limits: ReadLimits) -> Found:
 
 
 def _look_at(file: Contained, limits: ReadLimits) -> Found:
-    encoding, sheet = None, 0
+    encoding, sheet, lists = None, 0, list[str]()
     if file.file_type in {"xlsx", "xls"}:
         sheet, grid = read_sheets(file.path, file.file_type, limits)
     elif file.file_type in {"json", "jsonl", "ndjson", "parquet"}:
-        grid = read_records(file.path, file.file_type, limits)
+        lists = [] if file.file_type == "parquet" else lists_of_objects(file.path, limits)
+        grid = read_records(file.path, file.file_type, limits, lists[0] if len(lists) == 1 else "")
     else:
         sample = take_sample(file.path)
         encoding = guess_encoding(sample)
@@ -293,7 +296,7 @@ def _look_at(file: Contained, limits: ReadLimits) -> Found:
     table = find_table(grid)
     if (width := len(table.names)) > limits.max_columns:
         raise LimitExceededError("INGEST_MAX_COLUMNS", f"The file has {width} columns, over {limits.max_columns}")
-    return Found(encoding, grid, table, find_columns(table, grid.delimiter), sheet)
+    return Found(encoding, grid, table, find_columns(table, grid.delimiter), sheet, lists)
 
 
 def guess_profile(found: Found, file_name: str, name: str, types: Mapping[str, KnownType]) -> Draft:
@@ -335,6 +338,10 @@ def write_text_layout(draft: Draft, found: Found) -> None:
         draft.add("encoding", encoding.name, encoding.why, question=question)
     if found.sheet or (encoding is None and grid.question):
         draft.add("sheet", found.sheet, grid.why, question=grid.question)
+    if len(found.lists) == 1:
+        draft.add("rows", found.lists[0], question="is each object of this list a row? What is beside it is left out")
+    elif found.lists:
+        draft.note("", f"are the objects in {' or '.join(found.lists)} the rows? Then add its name as `rows`")
     if grid.widths:
         _write_widths(draft, grid, table)
     elif grid.delimiter is not None:
@@ -356,6 +363,8 @@ def _write_header(draft: Draft, table: Table) -> None:
         draft.add("header_rows", 2, "names repeat or are empty in the second row, and the first tells them apart")
     if table.skip_below:
         draft.add("skip_below_header", table.skip_below, "rows of units and the like")
+    if table.trailing_delimiter:
+        draft.add("trailing_delimiter", value=True, comment="all records end in a delimiter, and the header does not")
     if table.footer:
         draft.add("footer", {"rows": len(table.footer)}, f"the last rows, from line {table.footer[0].line}")
 

@@ -44,6 +44,7 @@ class Table:
         above: the lines above the header, as they are written.
         notes: sentence on what each guess rests on, by the guess.
         question: about the header, where the file does not decide which row it is.
+        trailing_delimiter: True if records end in a delimiter, and the header does not.
     """
 
     names: list[str]
@@ -58,6 +59,7 @@ class Table:
     above: tuple[str, ...]
     notes: dict[str, str]
     question: str = ""
+    trailing_delimiter: bool = False
 
     @property
     def selectors(self) -> list[str]:
@@ -94,10 +96,14 @@ def find_table(grid: Grid) -> Table:
     Raises:
         FileRejectedError: `no_rows` for a grid without any record.
     """
-    rows = grid.rows
-    if not rows:
+    if not grid.rows:
         raise FileRejectedError("no_rows", "The file has only comments: there is nothing to guess.")
-    width = _width(rows)
+    width = _width(grid.rows)
+    if trailing := _have_trailing_delimiter(grid, width):
+        width -= 1
+        cut, last = ([row._replace(cells=row.cells[:width]) for row in part] for part in (grid.rows, grid.last_rows))
+        grid = grid._replace(rows=cut, last_rows=last)
+    rows = grid.rows
     typed = _typed_columns([row for row in rows[len(rows) // 2 :] if len(row.cells) == width], width)
     first, header_rows = _beginning(rows, width, typed)
     header, groups, below = _parts_of_header(header_rows)
@@ -130,7 +136,15 @@ def find_table(grid: Grid) -> Table:
         above=above,
         notes=_notes(header, header_rows, typed, width),
         question="" if groups or grid.widths else _question(rows, first, header_rows, header, typed),
+        trailing_delimiter=trailing,
     )
+
+
+def _have_trailing_delimiter(grid: Grid, width: int) -> bool:
+    """Return True if the last cell of all records is empty, and the header lacks it."""
+    before = next((row for row in grid.rows if len(row.cells) >= width - 1), grid.rows[0])
+    records = [row for row in (*grid.rows, *grid.last_rows) if len(row.cells) >= width]
+    return grid.delimiter is not None and len(before.cells) == width - 1 and not any(row.cells[-1] for row in records)
 
 
 def _beginning(rows: Sequence[Row], width: int, typed: Sequence[int]) -> tuple[int, list[Row]]:
