@@ -43,7 +43,7 @@ from ingest_project.platform.capability import (
     rows_where,
 )
 from ingest_project.platform.database import fetch, reading, writing
-from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.database.sql import rows_in
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.http import redacted_url
 from ingest_project.platform.items import (
@@ -98,12 +98,10 @@ def _select(services: AttachmentResources, request: ActionRequest) -> Selection:
     state = request.value(STATE.name) or AttachmentState.FAILED.value
     selection = select_entries(services.engine, COLUMNS.attachment_key, FILTERS, request, (state,))
     most = services.settings.attachments.max_replays
-    exhausted: dict[str, str] = {}
+    query = sa.select(COLUMNS.attachment_key).where(COLUMNS.replays >= most)
+    reason = f"it has been replayed {most} times (INGEST_MAX_REPLAYS)"
     with reading(services.engine) as connection:
-        for part in in_parts(selection.keys):
-            query = sa.select(COLUMNS.attachment_key).where(COLUMNS.attachment_key.in_(part), COLUMNS.replays >= most)
-            reason = f"it has been replayed {most} times (INGEST_MAX_REPLAYS)"
-            exhausted |= dict.fromkeys(connection.execute(query).scalars(), reason)
+        exhausted = {row[0]: reason for row in rows_in(connection, query, COLUMNS.attachment_key, selection.keys)}
     keys = tuple(key for key in selection.keys if key not in exhausted)
     return selection._replace(keys=keys, refused={**selection.refused, **exhausted})
 

@@ -24,7 +24,7 @@ from ingest_project.attachments.tables import (
 from ingest_project.contracts import decode
 from ingest_project.contracts.attachments import DownloadStatus, DownloadTask
 from ingest_project.platform.database import fetch, writing
-from ingest_project.platform.database.sql import in_parts, update_each
+from ingest_project.platform.database.sql import in_parts, rows_in, update_each
 from ingest_project.platform.work_queue.queue import JobState, KafkaPosition, QueueEntry, QueueTable, WorkQueue
 
 # The two parts of the queue: first attempts, and later ones.
@@ -179,15 +179,12 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         never_tried = sa.and_(COLUMNS.state == AttachmentState.PENDING, COLUMNS.first_failed_at.is_(None))
         is_later = sa.or_(COLUMNS.next_attempt_at > now, COLUMNS.attempt > 1)
         due_now = {"next_attempt_at": now, "attempt": 1, "queue_name": PENDING_QUEUE, "updated_at": now}
-        owners: dict[str, str] = {}
+        query = sa.select(COLUMNS.attachment_key, COLUMNS.event_key)
         with writing(self._engine) as connection:
             new = self._insert(connection, rows)
             self._update(connection, sorted(first.keys() - new), due_now, never_tried, is_later)
-            for part in in_parts(sorted(first)):
-                query = sa.select(COLUMNS.attachment_key, COLUMNS.event_key)
-                found = connection.execute(query.where(COLUMNS.attachment_key.in_(part)))
-                owners.update((key, event_key or "") for key, event_key in found)
-        return owners
+            found = rows_in(connection, query, COLUMNS.attachment_key, sorted(first))
+            return {key: event_key or "" for key, event_key in found}
 
     def finish_attempts(
         self, results: Sequence[AttemptResult], run_id: str, now: datetime
@@ -340,8 +337,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
                 "earlier_error_class": error_class,
                 "earlier_reason": reason,
             }
-            for part in in_parts(keys)
-            for key, replays, error_class, reason in connection.execute(query.where(COLUMNS.attachment_key.in_(part)))
+            for key, replays, error_class, reason in rows_in(connection, query, COLUMNS.attachment_key, keys)
         ]
         if not audit:
             return set()
@@ -353,12 +349,9 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
     @staticmethod
     def _present_attempts(connection: sa.Connection, keys: Sequence[str]) -> set[Identity]:
         """Return the attempt that each attachment is at, locked until the end of the transaction."""
-        query = sa.select(COLUMNS.attachment_key, COLUMNS.replays, COLUMNS.attempt).with_for_update()
-        present: set[Identity] = set()
-        for part in in_parts(keys):
-            ordered = query.where(COLUMNS.attachment_key.in_(part)).order_by(COLUMNS.attachment_key)
-            present.update((row[0], row[1], row[2]) for row in connection.execute(ordered))
-        return present
+        key = COLUMNS.attachment_key
+        query = sa.select(key, COLUMNS.replays, COLUMNS.attempt).with_for_update().order_by(key)
+        return {(row[0], row[1], row[2]) for row in rows_in(connection, query, key, keys)}
 
 
 def next_attempt_at(

@@ -36,7 +36,7 @@ from ingest_project.platform.dagster.control import is_backfilling
 from ingest_project.platform.dagster.records import RunRecords
 from ingest_project.platform.dagster.run_records import DagsterRecords
 from ingest_project.platform.database import fetch, reading, writing
-from ingest_project.platform.database.sql import in_parts
+from ingest_project.platform.database.sql import rows_in
 from ingest_project.platform.items import QueueView
 from ingest_project.platform.kafka.publisher import SENT, outbox
 from ingest_project.platform.work_queue.sensor import BATCH_TAG
@@ -154,11 +154,9 @@ def _partitions(
     engine: sa.Engine, instance: dg.DagsterInstance, queue: QueueView, partitions: str, cutoff: datetime
 ) -> PurgeStep:
     known = [] if is_backfilling(instance) else list(instance.get_dynamic_partitions(partitions))
-    expired: set[str] = set()
+    query = sa.select(queue.key).where(queue.has_expired(cutoff))
     with reading(engine) as connection:
-        for part in in_parts(known):
-            query = sa.select(queue.key).where(queue.key.in_(part), queue.has_expired(cutoff))
-            expired.update(connection.execute(query).scalars())
+        expired = {row[0] for row in rows_in(connection, query, queue.key, known)}
     keys = [key for key in known if key in expired][:MAX_PARTITIONS]
 
     def remove() -> None:
@@ -195,9 +193,8 @@ def _needed_runs(engine: sa.Engine, run_ids: Sequence[str], cutoff: datetime) ->
     with reading(engine) as connection:
         for queue in _partitioned_queues():
             run_id = queue.table.c.run_id
-            for part in in_parts(run_ids):
-                query = sa.select(run_id).where(run_id.in_(part), ~queue.has_expired(cutoff)).distinct()
-                needed.update(connection.execute(query).scalars())
+            query = sa.select(run_id).where(~queue.has_expired(cutoff)).distinct()
+            needed.update(row[0] for row in rows_in(connection, query, run_id, run_ids))
     return needed
 
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 
 from ingest_project.platform.database import fetch, reading, writing
-from ingest_project.platform.database.sql import UtcTime, in_parts, insert_into, metadata, partial_index
+from ingest_project.platform.database.sql import UtcTime, insert_into, metadata, partial_index, rows_in
 from ingest_project.streams.positions import OffsetRange, joined
 
 # First hourly partition of all streams; earlier times have none.
@@ -106,15 +106,10 @@ class StreamHours:
 
     def changes(self, chosen: Sequence[datetime]) -> dict[datetime, int]:
         """Return how often each hour has changed so far; 0 where it never did."""
-        counts = dict.fromkeys(chosen, 0)
+        columns = stream_hours.c
+        query = sa.select(columns.hour, columns.changes).where(columns.stream == self.stream)
         with reading(self._engine) as connection:
-            for part in in_parts(chosen):
-                columns = stream_hours.c
-                query = sa.select(columns.hour, columns.changes).where(
-                    columns.stream == self.stream, columns.hour.in_(part)
-                )
-                counts.update((row.hour, row.changes) for row in connection.execute(query))
-        return counts
+            return dict.fromkeys(chosen, 0) | dict(map(tuple, rows_in(connection, query, columns.hour, chosen)))
 
     def unreported(self, first: datetime, until: datetime, limit: int) -> dict[datetime, int]:
         """Return hours that changed since they were reported to Dagster, with the number of their changes."""

@@ -27,7 +27,7 @@ from ingest_project.core.settings.capabilities import FileIngestSettings
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.tables import file_statistics
 from ingest_project.platform.database import reading
-from ingest_project.platform.database.sql import contains, in_parts
+from ingest_project.platform.database.sql import contains, in_parts, rows_in
 from ingest_project.platform.errors import storable
 
 # Name of the check.
@@ -339,12 +339,11 @@ def read_baselines(
 
 def read_statistics(engine: sa.Engine, file_keys: Collection[str]) -> dict[str, FileStatistics]:
     """Return what is recorded of files, by key; nothing of those that are not ingested."""
-    found: dict[str, FileStatistics] = {}
+    query, key = sa.select(*_columns()), file_statistics.c.file_key
     with reading(engine) as connection:
-        for part in in_parts(sorted(file_keys)):
-            query = sa.select(*_columns()).where(file_statistics.c.file_key.in_(part))
-            found |= {row["file_key"]: FileStatistics(**row) for row in connection.execute(query).mappings()}
-    return found
+        return {
+            row.file_key: FileStatistics(**row._asdict()) for row in rows_in(connection, query, key, sorted(file_keys))
+        }
 
 
 def report_sources(

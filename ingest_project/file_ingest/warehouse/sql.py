@@ -41,7 +41,7 @@ from ingest_project.file_ingest.warehouse import (
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, DeltaSession
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
-from ingest_project.platform.database.sql import in_parts, insert_into
+from ingest_project.platform.database.sql import in_parts, insert_into, rows_in
 from ingest_project.platform.items import RowPage
 from ingest_project.readers import RESCUED
 
@@ -184,10 +184,9 @@ class SqlWarehouse:
             for position, table in enumerate((self._tables.rows, quarantined_rows, self._tables.metrics)):
                 if table is not None:
                     key = table.c.file_key
-                    for part in in_parts(file_keys):
-                        query = sa.select(key, sa.func.count()).where(key.in_(part)).group_by(key)
-                        for found, number in connection.execute(query):
-                            counts[found][position] = number
+                    query = sa.select(key, sa.func.count()).group_by(key)
+                    for found, number in rows_in(connection, query, key, file_keys):
+                        counts[found][position] = number
         return {key: StoredCounts(*numbers) for key, numbers in counts.items()}
 
     def rows_of(self, file_key: str) -> Iterator[pl.DataFrame]:
@@ -379,13 +378,9 @@ class SqlTransaction(Frames):
         c = files_table.c
         columns = (c.location_key, c.state, c.stands, c.version_at, c.announced_at)
         position = (c.kafka_topic, c.kafka_partition, c.kafka_offset, c.file_key)
-        found: list[VersionRow] = []
-        for part in in_parts(sorted(set(location_keys))):
-            chosen = sa.and_(c.location_key.in_(part), sa.literal_column("state <> 'replaced'", sa.Boolean))
-            found += [
-                VersionRow(*row) for row in self._connection.execute(sa.select(*columns, *position).where(chosen))
-            ]
-        return found
+        query = sa.select(*columns, *position).where(sa.literal_column("state <> 'replaced'", sa.Boolean))
+        found = rows_in(self._connection, query, c.location_key, sorted(set(location_keys)))
+        return [VersionRow(*row) for row in found]
 
     def replace_versions(self, successors: Mapping[str, str], run_id: str) -> tuple[str, ...]:
         """Mark versions as replaced, those that are leased only as not current; return the replaced ones."""

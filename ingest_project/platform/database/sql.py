@@ -240,6 +240,14 @@ def in_parts(keys: Sequence[Key], size: int = KEYS_AT_A_TIME) -> Iterator[Sequen
         yield keys[start : start + size]
 
 
+def rows_in(
+    connection: sa.Connection, query: sa.Select[Any], column: sa.ColumnElement[Key], keys: Sequence[Key]
+) -> Iterator[sa.Row[*tuple[Any, ...]]]:
+    """Yield the rows of a query whose column has one of these keys, however many keys there are."""
+    for part in in_parts(keys):
+        yield from connection.execute(query.where(column.in_(part)))
+
+
 def contains(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
     """Match rows in which any column contains the text, ignoring case; wildcards are escaped."""
     return sa.or_(*(column.icontains(text, autoescape=True) for column in columns))

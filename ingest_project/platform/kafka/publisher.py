@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingest_project.core.errors import TransientError
 from ingest_project.platform.database import fetch, reading, writing
-from ingest_project.platform.database.sql import Json, UtcTime, in_parts, insert_missing, metadata
+from ingest_project.platform.database.sql import Json, UtcTime, in_parts, insert_missing, metadata, rows_in
 from ingest_project.platform.kafka.offsets import Positions
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import TopicReader
@@ -215,11 +215,9 @@ class MessageOutbox:
         if self._engine.dialect.name == "postgresql":
             # Query the missing ids, usually few, with one array parameter; `IN` would send and return thousands.
             return list(fetch(self._engine, _UNSENT, {"message_ids": list(message_ids)}).scalars())
-        sent: set[str] = set()
+        query = sa.select(outbox.c.message_id).where(outbox.c.state == SENT)
         with reading(self._engine) as connection:
-            for part in in_parts(message_ids):
-                query = sa.select(outbox.c.message_id).where(outbox.c.message_id.in_(part), outbox.c.state == SENT)
-                sent.update(connection.execute(query).scalars())
+            sent = {row[0] for row in rows_in(connection, query, outbox.c.message_id, message_ids)}
         return [message_id for message_id in message_ids if message_id not in sent]
 
     def record_intent(self, topic: str, message_ids: Sequence[str], since: Mapping[int, int]) -> StillOwns:

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform.database import fetch, reading, writing
-from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, update_each
+from ingest_project.platform.database.sql import contains, in_parts, insert_missing, primary_key, rows_in, update_each
 
 PENDING = "pending"
 REQUESTED = "requested"
@@ -510,10 +510,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
     def _select_keys(
         self, connection: sa.Connection, keys: Sequence[str], *conditions: sa.ColumnElement[bool]
     ) -> set[str]:
-        found: set[str] = set()
-        for part in in_parts(keys):
-            found.update(connection.execute(sa.select(self._key).where(self._key.in_(part), *conditions)).scalars())
-        return found
+        return {row[0] for row in rows_in(connection, sa.select(self._key).where(*conditions), self._key, keys)}
 
     def _select(self, query: sa.Select[Any]) -> tuple[Entry, ...]:
         with reading(self._engine) as connection:
@@ -553,10 +550,9 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         columns = self._table.c
         position = (columns.kafka_topic, columns.kafka_partition, columns.kafka_offset, columns.kafka_topic_id)
         requested = columns.state == REQUESTED
-        unsaved: list[str] = []
-        for part in in_parts(list(known)):
-            rows = connection.execute(sa.select(self._key, *position).where(self._key.in_(part), requested))
-            unsaved += [key for key, *found in rows if tuple(found) == known[key].kafka_position.position]
+        query = sa.select(self._key, *position).where(requested)
+        rows = rows_in(connection, query, self._key, list(known))
+        unsaved = [key for key, *found in rows if tuple(found) == known[key].kafka_position.position]
         change = {"state": PENDING, "batch_id": None, "next_attempt_at": now, "updated_at": now}
         return self._update(connection, unsaved, {**change, "attempts": columns.attempts - 1}, requested)
 

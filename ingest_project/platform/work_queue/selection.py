@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ingest_project.platform.actions import ActionRequest, Parameter, Selection
 from ingest_project.platform.capability import UNFINISHED
 from ingest_project.platform.database import reading
-from ingest_project.platform.database.sql import contains, in_parts
+from ingest_project.platform.database.sql import contains, rows_in
 
 
 class Filter(NamedTuple):
@@ -104,9 +104,6 @@ def reopened_since(engine: sa.Engine, key: sa.Column[Any], keys: Sequence[str], 
         keys: keys of the entries to check.
         since: the time.
     """
-    found: set[str] = set()
+    query = sa.select(key).where(key.table.c.reopened_at >= since)
     with reading(engine) as connection:
-        for part in in_parts(keys):
-            query = sa.select(key).where(key.in_(part), key.table.c.reopened_at >= since)
-            found.update(connection.execute(query).scalars())
-    return found
+        return {row[0] for row in rows_in(connection, query, key, keys)}
