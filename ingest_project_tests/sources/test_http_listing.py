@@ -133,7 +133,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
         (as_json("text"), UnreadableListingError, "no list of files"),
         (Answer(headers=JSON, body=b"[1"), UnreadableListingError, "not the JSON"),
         (Answer(headers=JSON, body=b"[" * 100_000), UnreadableListingError, "not the JSON"),
-        (Answer(headers=JSON, body=b'{"files": ["a.csv"], "files": []}'), UnreadableListingError, "files occurs 2 times"),
+        (Answer(headers=JSON, body=b'{"files": ["a.csv"], "files": []}'), UnreadableListingError, "occurs 2 times"),
         (as_json([7, None, {"size": 5}]), UnreadableListingError, "none of which is understood"),
         (page("<title>Index of /</title><a href=a.csv>", **{"Content-Type": "text/html; charset=hex"}), UnreadableListingError, "charset 'hex'"),  # noqa: E501
         (page("<title>Index of /</title><a href=a.csv>", **{"Content-Type": "text/html; charset=utf-16"}), UnreadableListingError, "charset"),  # noqa: E501
