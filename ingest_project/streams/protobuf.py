@@ -70,7 +70,10 @@ class ProtobufRecords:
                 raise ValueError(f"it lacks {', '.join(found.FindInitializationErrors())}")  # noqa: TRY301 - as others
             if found.SerializeToString(deterministic=True) != payload:
                 _require_single(payload, found.DESCRIPTOR)
-            return _Reading().record(found)
+            # A struct at the top has the fields that it stands for; any other value needs a name.
+            reading = _Reading()
+            value = reading.nested(found, found.DESCRIPTOR)
+            return value if isinstance(value, dict) else reading.record(found)
         except (DecodeError, json_format.Error, ValueError, OverflowError, RecursionError) as error:
             raise UnreadableMessageError(f"Not of its {named}: {reason_of(error)}.") from error
 
@@ -221,9 +224,9 @@ class _Reading:
             if known is None:
                 raise ValueError(f"{field.name} is {value}, which {field.enum_type.name} does not have")
             return known.name
-        return value if field.message_type is None else self._nested(value, field.message_type)
+        return value if field.message_type is None else self.nested(value, field.message_type)
 
-    def _nested(self, value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
+    def nested(self, value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
         """Return a nested message: the well-known ones as the values that they stand for."""
         name = kind.full_name
         _require_known(value)

@@ -486,6 +486,14 @@ def test_entries_of_protobuf_have_one_order_in_every_process(registry: SchemaReg
     assert (rows[0]["v"], refused) == ("{" + ",".join(f'"{name}":{inner}' for name in "abcdefgh") + "}", {})
 
 
+def test_a_struct_of_protobuf_at_the_top_has_its_own_fields(registry: SchemaRegistry) -> None:
+    message = struct_pb2.Struct()
+    message.update({"v": "a", "u": [1.5]})
+    made = contract("protobuf", settings_of(registry), columns=[{"name": "v", "type": "text"}])
+    rows, refused = decoded(made, *received(messages.protobuf(registry.url, message)))
+    assert (rows, refused) == ([{"v": "a", "rescued_data": '{"u":[1.5]}'}], {})
+
+
 def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> None:
     schema = {
         "type": "object",
