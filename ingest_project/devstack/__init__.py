@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import psutil
+
 from ingest_project.core.errors import IngestError
 from ingest_project.core.local_files import owner_only
 
@@ -33,7 +35,6 @@ GUARD_GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 # Below the ephemeral ports: an outgoing connection could occupy one of those before its server listens.
 SERVER_PORTS = range(20_000, 32_000)
-LISTENING = "0A"
 # Pauses before each restart of a part; if it ends again after the last one, the stack ends.
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # A part that ran for longer than this gets its full number of restarts again.
@@ -288,14 +289,9 @@ def log_tail(path: Path) -> str:
 
 def command_of(pid: int) -> str:
     """Return the command line of a process, its parts separated by spaces; empty if the process does not exist."""
-    proc = Path("/proc")
-    if (proc / "self").exists():
-        try:
-            return (proc / str(pid) / "cmdline").read_text("utf-8", "replace").replace("\x00", " ").strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-    arguments = ["ps", "-o", "command=", "-p", str(pid)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    with suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
 
 
 def wait_until_gone(pid: int, seconds: float) -> bool:
@@ -325,32 +321,8 @@ def free_port() -> int:
 
 def listener_on(port: int) -> str:
     """Return the process that listens on a port, e.g. `process 4711, nginx`; empty if it cannot be found."""
-    inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening_inodes(table, port)}
-    if not inodes:
-        return ""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _has_socket(process, inodes):
-            return f"process {process.name}, {Path(command_of(int(process.name)).partition(' ')[0]).name}"
+    with suppress(psutil.Error, OSError):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
+                return f"process {one.pid}, {psutil.Process(one.pid).name()}"
     return ""
-
-
-def _listening_inodes(table: str, port: int) -> list[str]:
-    try:
-        rows = (Path("/proc/net") / table).read_text("ascii").splitlines()[1:]
-    except OSError:
-        return []
-    fields = [row.split() for row in rows]
-    return [row[9] for row in fields if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port]
-
-
-def _has_socket(process: Path, inodes: set[str]) -> bool:
-    try:
-        links = os.listdir(process / "fd")  # noqa: PTH208 - names are compared as text
-    except OSError:
-        return False  # another user's process, or one that has just ended
-    for link in links:
-        # A descriptor may be closed while the others are read.
-        with suppress(OSError):
-            if os.readlink(process / "fd" / link) in inodes:  # noqa: PTH115 - text is compared
-                return True
-    return False
