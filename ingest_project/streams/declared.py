@@ -32,7 +32,7 @@ from ingest_project.streams.sensor import StreamLimits
 from ingest_project.streams.sql.declared import DEAD_LETTERS, ROWS, ROWS_CHANGED, TOMBSTONES, table_of
 from ingest_project.streams.sql.definitions import SqlParts, sql_definitions
 from ingest_project.streams.user_activity import definitions as user_activity
-from ingest_project.streams.user_activity.stream import user_activity_stream
+from ingest_project.streams.user_activity.event_table import user_activity_stream
 
 # Offsets to check: checking all would take longer each time, and hide current faults.
 LAST_OFFSETS = 100_000

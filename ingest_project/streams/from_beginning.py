@@ -18,7 +18,7 @@ from ingest_project.platform.dagster.records import DagsterRecordsUnavailableErr
 from ingest_project.streams.delta.rebuild import read_again_from_beginning
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.resources import StreamResources
-from ingest_project.streams.user_activity.stream import NAME
+from ingest_project.streams.user_activity.event_table import NAME
 
 WAIT_SECONDS, LOOK_SECONDS = 300.0, 0.5
 

@@ -24,7 +24,7 @@ from ingest_project.streams.delta.queries import row_at, rows_with
 from ingest_project.streams.positions import SinkPosition, StreamPositions
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sql.declared import table_of
-from ingest_project.streams.user_activity.stream import TABLE
+from ingest_project.streams.user_activity.event_table import TABLE
 
 UNIDENTIFIED = "unidentified"
 MAX_OF_TRACE = 1_000

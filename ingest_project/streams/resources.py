@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm.sink import Crm, crm_stream
 from ingest_project.streams.declaration import LoadedStreams, StreamDeclaration, load_streams
+from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.delta.declared import declared_delta_stream
-from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.sql.declared import DeclaredTable
 from ingest_project.streams.sql.sink import SqlSink
-from ingest_project.streams.user_activity.stream import UserActivity, user_activity_stream
+from ingest_project.streams.user_activity.event_table import UserActivity, user_activity_stream
 
 
 class ShippedStreams(NamedTuple):

@@ -29,9 +29,9 @@ from ingest_project.streams.engine import as_ingest_error
 from ingest_project.streams.hours import HOURLY_SENSOR, StaleHour
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sensor import UNFINISHED_RUNS
+from ingest_project.streams.user_activity.event_table import TABLE
 from ingest_project.streams.user_activity.hours import HourOfType, replace_hours, statistics_of_hour
 from ingest_project.streams.user_activity.hours import user_activity_hourly as hourly_table
-from ingest_project.streams.user_activity.stream import TABLE
 
 HOURLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=3), warn_window=timedelta(hours=2))
 

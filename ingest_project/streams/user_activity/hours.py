@@ -26,7 +26,7 @@ from ingest_project.platform.database.sql import Double, UtcTime, metadata
 from ingest_project.platform.delta.table import DeltaStore, query_events
 from ingest_project.streams.delta.queries import of_hours
 from ingest_project.streams.hours import stream_hours
-from ingest_project.streams.user_activity.stream import NAME
+from ingest_project.streams.user_activity.event_table import NAME
 
 ROWS_AT_A_TIME = 1_000_000
 COLUMNS = (

@@ -17,8 +17,8 @@ from ingest_project.platform.kafka.producer import ProducerRecord
 from ingest_project.streams.declared import delta_parts
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.user_activity.definitions import definitions_of
+from ingest_project.streams.user_activity.event_table import user_activity_stream
 from ingest_project.streams.user_activity.hours import HourOfType, statistics_of
-from ingest_project.streams.user_activity.stream import user_activity_stream
 from ingest_project_tests.journeys.system import environment
 from ingest_project_tests.streams.system import StreamNames, StreamSystem
 from ingest_project_tests.streams.user_activity.events import encoded
