@@ -323,6 +323,6 @@ def listener_on(port: int) -> str:
     """Return the process that listens on a port, e.g. `process 4711, nginx`; empty if it cannot be found."""
     with suppress(psutil.Error, OSError):
         for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
                 return f"process {one.pid}, {psutil.Process(one.pid).name()}"
     return ""

@@ -26,6 +26,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import confluent_kafka.cimpl
+import psutil
 
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.devstack import HOST, Child, python_module, start
@@ -181,25 +182,10 @@ def listen(port: int) -> socket.socket:
 
 
 def _listening_descriptor(port: int) -> int:
-    for descriptor in sorted(int(entry.name) for entry in Path("/dev/fd").iterdir()):
-        if _listens_on(descriptor, port):
-            return descriptor
+    for one in psutil.Process().net_connections("tcp4"):
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port:
+            return int(one.fd)
     raise IngestError("The embedded broker's socket was not found. Let it pick its own port (0).")
-
-
-def _listens_on(descriptor: int, port: int) -> bool:
-    try:
-        candidate = socket.socket(fileno=descriptor)
-    except OSError:
-        return False  # not a socket, or closed in the meantime
-    try:
-        return (
-            candidate.family == socket.AF_INET
-            and candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-            and candidate.getsockname()[1] == port
-        )
-    finally:
-        candidate.detach()  # it belongs to another owner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
