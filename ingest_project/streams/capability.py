@@ -11,11 +11,11 @@ import sqlalchemy as sa
 
 from ingest_project.core.console import counted
 from ingest_project.platform.capability import Amount, Capability, ConsumedTopic, Failure, Metric, WorkState
-from ingest_project.platform.database import fetch
+from ingest_project.platform.database import reading
 from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
-from ingest_project.streams.crm.records import unidentified_messages
+from ingest_project.streams.crm.unidentified import count_open
 from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.hours import HOURLY_SENSOR
@@ -65,8 +65,10 @@ class Streams(Capability[StreamResources]):
         topics: defaultdict[str, list[SinkPosition]] = defaultdict(list)
         for stream in services.streams:
             topics[stream.topic] += stream.positions.all()
+        with reading(services.engine) as connection:
+            unidentified = count_open(connection)
         gauges: dict[str, dict[tuple[str, ...], float]] = {
-            UNIDENTIFIED: {(): float(_unidentified(services.engine))},
+            UNIDENTIFIED: {(): float(unidentified)},
             FAILED_ATTEMPTS: _attempts(topics),
         }
         failing = (f"{one}: {one.reason}" for known in topics.values() for one in known if is_failing(one))
@@ -141,8 +143,3 @@ def _outcomes(known: Sequence[SinkPosition]) -> dict[str, int]:
     for one in known:
         totals.update(one.outcome)
     return dict(totals)
-
-
-def _unidentified(engine: sa.Engine) -> int:
-    query = sa.select(sa.func.count()).where(unidentified_messages.c.identified_at.is_(None))
-    return int(fetch(engine, query).scalar_one())

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import filelock
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.crm_event import CrmKind
 from ingest_project.core.local_files import make_private_folder
 from ingest_project.core.logging import get_logger, to_json
 from ingest_project.core.settings import Settings
+from ingest_project.platform.database.sql import contains, insert_into
 from ingest_project.platform.errors import storable
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm.records import unidentified_messages as table
@@ -122,11 +122,6 @@ class KeptMessage(msgspec.Struct, frozen=True, kw_only=True):
             tuple((str(name), None if value is None else base64.b64decode(value)) for name, value in headers),
         )
 
-    @classmethod
-    def of(cls, row: sa.RowMapping) -> KeptMessage:
-        """Read a row of the table `unidentified_messages`."""
-        return cls(**{name: row[name] for name in cls.__struct_fields__})
-
 
 def keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datetime) -> list[Unidentified]:
     """Keep messages, in the caller's transaction; returns those that were not kept before.
@@ -135,8 +130,7 @@ def keep(connection: sa.Connection, messages: Sequence[Unidentified], now: datet
     """
     if not messages:
         return []
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-    statement = insert.on_conflict_do_nothing().returning(table.c.message_id)
+    statement = insert_into(connection, table).on_conflict_do_nothing().returning(table.c.message_id)
     rows = [_row(message, now) for message in messages]
     new = set(connection.execute(statement, rows).scalars())
     return [message for message in messages if message.position.message_id in new]
@@ -158,15 +152,14 @@ def find(
     if open_only:
         query = query.where(table.c.identified_at.is_(None))
     if text:
-        searched = (table.c.message_id, table.c.reason, table.c.payload_text)
-        query = query.where(sa.or_(*(column.icontains(text, autoescape=True) for column in searched)))
-    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
+        query = query.where(contains(text, table.c.message_id, table.c.reason, table.c.payload_text))
+    return tuple(KeptMessage(**row) for row in connection.execute(query).mappings())
 
 
 def get(connection: sa.Connection, message_id: str) -> KeptMessage | None:
     """Return one message by its id, or by the beginning of it if no other begins so."""
     query = sa.select(table).where(table.c.message_id.startswith(message_id, autoescape=True)).limit(2)
-    found = [KeptMessage.of(row) for row in connection.execute(query).mappings()]
+    found = [KeptMessage(**row) for row in connection.execute(query).mappings()]
     exact = [message for message in found if message.message_id == message_id]
     candidates = exact or found
     return candidates[0] if len(candidates) == 1 else None
@@ -180,29 +173,25 @@ def take_open(connection: sa.Connection, message_ids: Sequence[str]) -> tuple[Ke
         .order_by(table.c.message_id)
         .with_for_update(skip_locked=True)
     )
-    return tuple(KeptMessage.of(row) for row in connection.execute(query).mappings())
+    return tuple(KeptMessage(**row) for row in connection.execute(query).mappings())
 
 
 def mark_identified(connection: sa.Connection, records: Mapping[str, tuple[CrmKind, str]], now: datetime) -> None:
     """Mark messages that became records: by id, the kind and the event_id of the record."""
     for message_id, (kind, event_id) in records.items():
-        connection.execute(
-            sa.update(table)
-            .where(table.c.message_id == message_id)
-            .values(identified_at=now, identified_as=kind.value, event_id=event_id)
-            .values(retries=table.c.retries + 1, retried_at=now)
-        )
+        _mark(connection, message_id, now, identified_at=now, identified_as=kind.value, event_id=event_id)
 
 
 def mark_retried(connection: sa.Connection, reasons: Mapping[str, tuple[str, str]], now: datetime) -> None:
     """Mark messages that are still not identified: by id, the present reason and its error class."""
     for message_id, (reason, error_class) in reasons.items():
-        connection.execute(
-            sa.update(table)
-            .where(table.c.message_id == message_id)
-            .values(reason=storable(reason[:MAX_REASON_LENGTH]), error_class=error_class)
-            .values(retries=table.c.retries + 1, retried_at=now)
-        )
+        shown = storable(reason[:MAX_REASON_LENGTH])
+        _mark(connection, message_id, now, reason=shown, error_class=error_class)
+
+
+def _mark(connection: sa.Connection, message_id: str, now: datetime, **change: object) -> None:
+    retried = {"retries": table.c.retries + 1, "retried_at": now}
+    connection.execute(sa.update(table).where(table.c.message_id == message_id).values(change | retried))
 
 
 def count_open(connection: sa.Connection) -> int:
