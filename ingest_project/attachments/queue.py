@@ -475,7 +475,7 @@ class EventArrival(msgspec.Struct, frozen=True, kw_only=True):
     body: str
     kafka_position: KafkaPosition
 
-    def own_columns(self, now: datetime) -> Mapping[str, Any]:  # noqa: ARG002 - no column of an event depends on the time
+    def own_columns(self, now: datetime) -> Mapping[str, Any]:
         """Return the columns that only events have."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "kafka_position"}
 

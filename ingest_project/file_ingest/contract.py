@@ -187,7 +187,6 @@ class Contract(ABC):
 
     def widened(self, engine: sa.Engine, names: Sequence[str]) -> DatasetTables:
         """Return the tables with columns for undeclared columns of files, if the dataset evolves."""
-        del engine, names
         return self.tables
 
     def evolved(self, rows: pl.DataFrame, names: Sequence[Sequence[str]]) -> pl.DataFrame:
@@ -197,12 +196,10 @@ class Contract(ABC):
             rows: with `file_index`.
             names: the undeclared columns of each file, by its index.
         """
-        del names
         return rows
 
     def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return which of the undeclared columns of a file stay in `rescued_data` although the dataset evolves."""
-        del names
         return ()
 
     def profile_of(self, record: FileRecord) -> ReaderProfile:

@@ -150,7 +150,6 @@ class FileDataset(_Declared[DatasetDeclaration]):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of one dataset for a separate Dagster project."""
-        del context
         name, job = self.declaration.name, batch_job(self.declaration.name)
         services = _services()
         services.datasets = Declarations([*services.datasets.declared, self.declaration], services.datasets.broken)
@@ -176,7 +175,6 @@ class TopicStream(_Declared[StreamDeclaration]):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the definitions of one stream for a separate Dagster project."""
-        del context
         topics = topics_of(self.declaration, current_settings())
         return dg.Definitions.merge(
             definitions_of_stream(self.declaration), dg.Definitions(assets=topics, resources={"services": _services()})
@@ -190,12 +188,10 @@ class Maintenance(dg.Component):
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
         """Return the component, which has no options."""
-        del attributes, context
         return cls()
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Return the jobs and their schedules."""
-        del context
         datasets = dg.Definitions(jobs=[dataset_maintenance], schedules=[HOURLY_MAINTENANCE])
         return dg.Definitions.merge(retention, datasets, dg.Definitions(resources={"services": _services()}))
 

@@ -300,12 +300,10 @@ class Capability(Generic[Services_contra]):
 
     def topics(self, services: Services_contra) -> tuple[ConsumedTopic, ...]:
         """Return the topics that the capability reads, in the order in which data flows."""
-        del services
         return ()
 
     def sensors_without_topic(self, services: Services_contra) -> Mapping[str, Callable[[datetime], bool]]:
         """Return the sensors that read no topic, each with a function that tells whether it has work at a time."""
-        del services
         return {}
 
     def read_work(self, services: Services_contra, *, detailed: bool) -> WorkState:
@@ -321,17 +319,14 @@ class Capability(Generic[Services_contra]):
 
     def running_totals(self, connection: sa.Connection) -> Iterable[Amount]:
         """Return the capability's own running totals, for counters that no queue feeds."""
-        del connection
         return ()
 
     def failures(self, services: Services_contra, connection: sa.Connection, limit: int) -> Iterable[Failure]:
         """Return the failures that need a person, other than failed queue entries; at most `limit` of each kind."""
-        del services, connection, limit
         return ()
 
     def delta_tables(self, services: Services_contra) -> Mapping[str, Callable[[], TableFigures | None]]:
         """Return the Delta tables by name, each with a function that reads its figures, see `DeltaStore.figures`."""
-        del services
         return {}
 
     def purge_steps(self, services: Services_contra, now: datetime) -> Sequence[PurgeStep]:
@@ -341,7 +336,6 @@ class Capability(Generic[Services_contra]):
             services: the resources.
             now: time from which the days of the retention settings are counted back.
         """
-        del services, now
         return ()
 
     def trace(self, services: Services_contra, trace_id: str) -> Iterable[Moment]:
@@ -388,7 +382,6 @@ class Capability(Generic[Services_contra]):
         self, services: Services_contra, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Add this capability's own facts to the view of a queue entry."""
-        del services, connection, row
         return view
 
     def related(self, services: Services_contra, view: ItemView) -> Mapping[str, Related]:

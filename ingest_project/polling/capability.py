@@ -130,7 +130,6 @@ class Polling(Capability[PollingResources]):
         self, services: PollingResources, connection: sa.Connection, view: ItemView, row: sa.RowMapping
     ) -> ItemView:
         """Describe a polling job."""
-        del services, connection
         request, skipped = row["request"], row["skipped"] or {}
         facts = {
             "Job id": row["job_id"],

@@ -53,7 +53,7 @@ class JobArrival(NamedTuple):
     job: PollingJob
     kafka_position: KafkaPosition
 
-    def own_columns(self, now: datetime) -> dict[str, Any]:  # noqa: ARG002 - no column of a job depends on the time
+    def own_columns(self, now: datetime) -> dict[str, Any]:
         """Return the columns that only jobs have."""
         return {
             "job_id": self.job.job_id,

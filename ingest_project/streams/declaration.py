@@ -219,7 +219,6 @@ class StreamDeclaration(Declared):
 
     def own_tables(self, settings: Settings) -> Any:  # noqa: ANN401 - an `SqlTarget` of rows of its own
         """Return what stores messages in the warehouse, where no one table by key does."""
-        del settings
 
     def _name_problems(self) -> Iterator[str]:
         if self.is_shipped:

@@ -89,14 +89,12 @@ class DeltaRows(NamedTuple):
 
     def find(self, engine: sa.Engine, search: Search, limit: int) -> Sequence[Row]:
         """Return the rows that a search finds; no Bloom filter knows how a value begins."""
-        del engine
         if search.by_prefix or search.position or "://" in search.text:
             return []
         return self._with((*self.ids, "trace_id"), search.text, limit)
 
     def of_trace(self, engine: sa.Engine, trace_id: str) -> Sequence[Row]:
         """Return the rows of a trace."""
-        del engine
         return self._with(("trace_id",), trace_id, MAX_OF_TRACE, (*self.ids, *self.shown))
 
     def _with(self, columns: Sequence[str], text: str, limit: int, shown: Sequence[str] = ()) -> Sequence[Row]:
@@ -105,7 +103,6 @@ class DeltaRows(NamedTuple):
 
     def at(self, engine: sa.Engine, position: Position) -> Sequence[Row]:
         """Return the rows that a message brought."""
-        del engine
         return row_at(self.open(), *position)
 
 

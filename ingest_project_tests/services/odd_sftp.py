@@ -73,7 +73,7 @@ class _OddSession(asyncssh.SSHServerSession[bytes]):
     def subsystem_requested(self, subsystem: str) -> bool:
         return subsystem == "sftp"
 
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002 - asyncssh's own
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         self._received += data
         while len(self._received) >= 4 + (size := int.from_bytes(self._received[:4], "big")):
             request, self._received = self._received[4 : 4 + size], self._received[4 + size :]

@@ -370,7 +370,6 @@ class SqlTransaction(Frames):
 
     def lock_locations(self, location_keys: Sequence[str], *, wait: bool) -> set[str]:
         """Return all of them: SQLite has one writer at a time."""
-        del wait
         return set(location_keys)
 
     def versions_at(self, location_keys: Sequence[str]) -> list[VersionRow]:

@@ -248,7 +248,6 @@ class DeltaTable:
         Raises:
             StoreUnavailableError: the table cannot be read.
         """
-        del services
         keys = ", ".join("'" + key.replace("'", "''") + "'" for key in partitions or ())
         where = "true" if partitions is None else f"{self.partition_column} IN ({keys})" if keys else "false"
         return _delta_rows(self.store(), self.schema, where)
@@ -314,7 +313,6 @@ class StoredRowsIOManager(dg.IOManager):
         Raises:
             Failure: always.
         """
-        del obj
         raise dg.Failure(
             f"The I/O manager {IO_MANAGER_KEY!r} only reads this project's own tables. Give "
             f"{context.asset_key.to_user_string()} an I/O manager of its own."

@@ -334,7 +334,6 @@ class InstanceStorage(DagsterStorage, ConfigurableClass):
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> DagsterStorage:
         """Create the storage that the settings name."""
-        del config_value
         address = current_settings().dagster.postgres_url
         if address:
             return shared_storage(address).for_instance(inst_data)
@@ -381,7 +380,6 @@ class TeeLogManager(LocalComputeLogManager):
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> TeeLogManager:
         """Create the manager with the default folder of Dagster's own."""
-        del config_value
         return cls(str(_home() / "storage"), inst_data=inst_data)
 
     @contextmanager
@@ -442,7 +440,6 @@ class WatchedRunLauncher(DefaultRunLauncher):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WatchedRunLauncher:
         """Create the launcher, which takes no configuration, like the default one."""
-        del config_value
         return cls(inst_data)
 
     @property

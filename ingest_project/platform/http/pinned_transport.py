@@ -287,24 +287,24 @@ class PinnedAdapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self,
         request: PreparedRequest,
-        verify: Any,  # noqa: ANN401, ARG002 - as requests has it
-        proxies: Any = None,  # noqa: ANN401, ARG002
-        cert: Any = None,  # noqa: ANN401, ARG002
+        verify: Any,  # noqa: ANN401 - as requests has it
+        proxies: Any = None,  # noqa: ANN401
+        cert: Any = None,  # noqa: ANN401
     ) -> HTTPConnectionPool:
         """Return the pool of the address's host, without the settings of a request that requests would look up."""
         parts = split_address(str(request.url), ("http", "https"))
         pool: HTTPConnectionPool = self.poolmanager.connection_from_host(parts.host, parts.port, parts.scheme)
         return pool
 
-    def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401, ARG002 - as requests has it
+    def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ANN401 - as requests has it
         """Return path and query: only a proxy would need the whole address."""
         return request.path_url
 
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401, ARG002 - as requests has it
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:  # noqa: ANN401 - as requests has it
         """Keep the pool's certificate checks, whose authorities were loaded once instead of for each connection."""
         conn.cert_reqs = "CERT_REQUIRED"
 
-    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401, ARG002 - as requests has it
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> Any:  # noqa: ANN401 - as requests has it
         """Refuse: a proxy would resolve the name again."""
         raise AddressRejectedError(proxy, "proxies are not used, they would resolve names again")
 

@@ -452,7 +452,7 @@ class WorkQueue(Generic[Arrival, Entry, State]):
         found = self._select(unfinished.order_by(self._table.c.created_at).limit(1))
         return found[0] if found else None
 
-    def _record_known(self, connection: sa.Connection, known: Mapping[str, Arrival], now: datetime) -> set[str]:  # noqa: ARG002 - for subclasses
+    def _record_known(self, connection: sa.Connection, known: Mapping[str, Arrival], now: datetime) -> set[str]:
         """Update entries that arrived again; return the keys of those made pending, none by default."""
         return set()
 

@@ -78,7 +78,6 @@ class SqlSink(Generic[Rows]):
 
     def prepare(self, positions: Sequence[SinkPosition]) -> None:
         """Let the target prepare its tables; positions and rows are in one database."""
-        del positions
         self._target.prepare()
 
     def resume(self, position: SinkPosition) -> SinkPosition:
