@@ -25,8 +25,8 @@ from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import received
 from ingest_project.streams.declaration import StreamDeclaration
-from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.delta.sink import DeltaSink
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import settle, store_stream
 from ingest_project.streams.user_activity.event_table import event_rows
 

@@ -16,7 +16,7 @@ from ingest_project.platform.delta import TableFigures
 from ingest_project.platform.items import Hit, ItemRef, ItemView, Moment, Search
 from ingest_project.streams import items
 from ingest_project.streams.crm.unidentified import count_open
-from ingest_project.streams.delta import DeltaStream
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import is_failing
 from ingest_project.streams.hours import HOURLY_SENSOR
 from ingest_project.streams.positions import SinkPosition, message_totals, stream_failures

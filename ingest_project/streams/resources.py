@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.crm.sink import Crm, crm_stream
 from ingest_project.streams.declaration import LoadedStreams, StreamDeclaration, load_streams
-from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.delta.declared import declared_delta_stream
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.sql.declared import DeclaredTable
 from ingest_project.streams.sql.sink import SqlSink

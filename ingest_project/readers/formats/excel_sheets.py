@@ -209,7 +209,7 @@ class Marks:
         return found
 
     def _may_span(self, part: str, max_cells: int) -> bool:
-        """Return True unless a sheet says that it has fewer cells; it may count cells that have a format and no value."""
+        """Return True unless a sheet says that it has fewer cells; those with a format and no value may count."""
         with self._archive.open(part) as file:
             corner = DIMENSION.search(file.read(BLOCK_BYTES))
         return corner is None or _column(corner[1].decode()) * int(corner[2]) >= max_cells

@@ -20,7 +20,7 @@ from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta import may_be_a_rows_fault, reason_of
 from ingest_project.platform.delta.table import Committed
-from ingest_project.streams.delta import DeltaStream
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.positions import TopicPartition
 

@@ -15,7 +15,6 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import Runtime
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import DeltaTarget, StreamDeclaration
-from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.delta.rows import (
     StreamRows,
     days_of,
@@ -25,6 +24,7 @@ from ingest_project.streams.delta.rows import (
     position_columns,
     table_schema,
 )
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.hours import DAY, FIRST_HOUR
 from ingest_project.streams.parallel import processes_of
 

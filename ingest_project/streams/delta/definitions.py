@@ -30,7 +30,6 @@ from ingest_project.platform.delta.maintenance import optimize_and_vacuum, summa
 from ingest_project.platform.delta.table import query_events
 from ingest_project.platform.runtime import Runtime
 from ingest_project.platform.work_queue.sensor import BATCH_ID_TAG
-from ingest_project.streams.delta import LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.delta.queries import of_offsets
 from ingest_project.streams.delta.rebuild import rebuild_hour
 from ingest_project.streams.delta.recovery import (
@@ -42,6 +41,7 @@ from ingest_project.streams.delta.recovery import (
     without_known,
 )
 from ingest_project.streams.delta.sink import DeltaSink
+from ingest_project.streams.delta.stream import LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import MAX_SHOWN, RECENT, StreamRun, health_of, settle, store_stream
 from ingest_project.streams.hours import FIRST_HOUR
 from ingest_project.streams.positions import OffsetRange, StreamPositions

@@ -17,9 +17,9 @@ from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.items import end_of
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
-from ingest_project.streams.delta import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.delta.queries import of_hours, of_offsets, replace
 from ingest_project.streams.delta.rows import aligned, of_hour
+from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES
 from ingest_project.streams.hours import add_spans, count_changes
 from ingest_project.streams.positions import OffsetRange

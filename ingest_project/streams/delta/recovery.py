@@ -22,10 +22,10 @@ from ingest_project.core.items import hour_key
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.delta.table import EVERY_STREAM, Standing, checked_by
 from ingest_project.platform.kafka.dead_letters import message_id_prefix
-from ingest_project.streams.delta import CHUNK_MESSAGES, DeltaStream
 from ingest_project.streams.delta.appending import AppendTarget, append_bisecting
 from ingest_project.streams.delta.queries import count_offsets, stored_offsets
 from ingest_project.streams.delta.rows import with_few_days
+from ingest_project.streams.delta.stream import CHUNK_MESSAGES, DeltaStream
 from ingest_project.streams.engine import CHUNK_BYTES, MAX_SHOWN
 from ingest_project.streams.positions import LostOffsets, OffsetRange, SinkPosition
 

@@ -19,11 +19,11 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import exclusive, writing
 from ingest_project.platform.delta.table import Standing, query_events
 from ingest_project.platform.kafka.consumer import ConsumerRecord
-from ingest_project.streams.delta import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.delta.appending import Appended, AppendTarget, append_bisecting
 from ingest_project.streams.delta.queries import of_offsets, rows_by_hour
 from ingest_project.streams.delta.recovery import Recovered, is_in_doubt, recover
 from ingest_project.streams.delta.rows import StreamRows
+from ingest_project.streams.delta.stream import CHUNK_MESSAGES, LOCK_WAIT_SECONDS, DeltaStream
 from ingest_project.streams.engine import Batch
 from ingest_project.streams.hours import add_spans, count_changes
 from ingest_project.streams.positions import OffsetRange, PositionConflictError, SinkPosition, move

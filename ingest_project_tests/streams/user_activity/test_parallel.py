@@ -23,9 +23,9 @@ from ingest_project.core.settings import load_settings
 from ingest_project.operations import SystemResources
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.platform.runtime import processors
-from ingest_project.streams.delta import DeltaStream
 from ingest_project.streams.delta.rows import StreamRows
 from ingest_project.streams.delta.sink import DeltaSink
+from ingest_project.streams.delta.stream import DeltaStream
 from ingest_project.streams.engine import Batch, StreamRun, settle, store_stream
 from ingest_project.streams.parallel import DecodingStoppedError, forked, processes_of
 from ingest_project.streams.positions import SinkPosition
