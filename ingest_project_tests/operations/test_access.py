@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from html import unescape
 from pathlib import Path
 from urllib.parse import urljoin
 
+import psutil
 import pytest
 import requests
 from starlette.applications import Starlette
@@ -26,6 +28,7 @@ from ingest_project.operations.dashboard.auth import ANYBODY, COOKIE, Gate, Guar
 from ingest_project.operations.dashboard.limits import MAX_ADDRESSES, ActionLimits
 from ingest_project.operations.dashboard.oidc import SignInPages
 from ingest_project_tests.operations.conftest import running, serving
+from ingest_project_tests.services.kafka import wait_until
 
 VIEWER, OPERATOR = "the-token-of-viewers", "the-token-of-operators"
 UPLOAD_BYTES = 2_000_000
@@ -246,6 +249,23 @@ def test_a_head_that_does_not_come_or_does_not_end_is_given_up(locked: str, monk
             time.sleep(0.02)
         with suppress(ConnectionError):
             assert connection.recv(1_000) == b""
+
+
+@pytest.mark.parametrize("path", ["/small", "/large"])
+def test_a_connection_that_does_not_take_its_answers_is_ended(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.2)
+    answers = {"/healthz": b"ok\n", "/small": bytes(50_000), "/large": bytes(8 * 1024**2)}
+    routes = [Route(one, partial(_answered, Response(content))) for one, content in answers.items()]
+    with serving(Starlette(routes=routes)) as site, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        connection.connect(("127.0.0.1", int(site.rpartition(":")[2])))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 200)
+        ours, process = connection.getsockname(), psutil.Process()
+        wait_until(lambda: all(one.raddr != ours for one in process.net_connections("tcp")), 20)
+
+
+async def _answered(response: Response, _request: Request) -> Response:
+    return response
 
 
 def test_a_refusal_is_a_page_for_people_and_a_line_or_json_for_programs(locked: str) -> None:

@@ -44,12 +44,12 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 
 
 class PromptProtocol(H11Protocol):
-    """HTTP/1.1 on one connection, which is closed if the head of a request does not arrive in time.
+    """HTTP/1.1 on one connection, which ends if the head of a request does not arrive, or an answer is not taken.
 
     The server's own timeout applies only to silent connections: one byte per second would keep a connection open.
     """
 
-    _last: RequestResponseCycle | None = None
+    _last: tuple[RequestResponseCycle | None, int] = (None, 0)
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as there
@@ -64,15 +64,17 @@ class PromptProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look_again(self) -> None:
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._close_if_idle)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._end_if_idle)
 
-    def _close_if_idle(self) -> None:
-        """Close the connection if no request has begun since the last check, and none is being answered."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self.cycle is self._last:
-            self.transport.close()
+    def _end_if_idle(self) -> None:
+        """End the connection if, since the last check, no request has begun and no byte of an answer was taken."""
+        to_send = self.transport.get_write_buffer_size()
+        is_answering = self.cycle is not None and not self.cycle.response_complete and not to_send
+        if self._last == (self.cycle, to_send) and not is_answering:
+            # `close` would wait until what is left is sent.
+            self.transport.abort()
             return
-        self._last = self.cycle
+        self._last = self.cycle, to_send
         self._look_again()
 
 
