@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -12,9 +12,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ingest_project.core.errors import (
     ForbiddenPathError,
+    IngestError,
     PermanentError,
-    SourceAccessDeniedError,
-    SourceNotFoundError,
     SourceUnreachableError,
     UnreadableListingError,
 )
@@ -281,8 +280,6 @@ class _Walk:
         self._pattern = pattern
         self._budget = ListingBudget(source.limits, source.server.location)
         self._waiting: list[_Folder] = []
-        # The last one, of a file.
-        self._failures = deque[SourceUnreachableError](maxlen=1)
 
     def below(self, root: bytes) -> Iterator[SourceFile | Skipped]:
         """Yield the files of a folder and of its subfolders that the pattern reaches.
@@ -300,21 +297,18 @@ class _Walk:
                     f"{self._names.path(root)}. Name a folder further down."
                 )
             self._budget.seconds_left()
-            yield from self._list(self._waiting.pop())
-        if self._failures:
-            raise self._failures[0]
+            folder = self._waiting.pop()
+            try:
+                yield from self._list(folder)
+            except IngestError as error:
+                if folder.parent is None:
+                    raise
+                yield self._budget.skipped_folder(error, self._names.path(folder.raw))
+        self._budget.end()
 
     def _list(self, folder: _Folder) -> Iterator[SourceFile | Skipped]:
         source = self._source
-        try:
-            lease, entries = source.pool.begin(source.login, lambda connection: connection.entries(folder.raw))
-        except (SourceNotFoundError, SourceAccessDeniedError) as error:
-            if folder.parent is None:
-                raise
-            forbidden = isinstance(error, SourceAccessDeniedError)
-            reason = "A folder that its server does not let us into." if forbidden else "A folder that was removed."
-            yield Skipped(self._names.path(folder.raw), reason, visible=forbidden)
-            return
+        lease, entries = source.pool.begin(source.login, lambda connection: connection.entries(folder.raw))
         understood: Counter[bool] = Counter()
         # Close in this order: a listing that ends early still sends a request to its server.
         with lease, closing(entries):
@@ -322,12 +316,9 @@ class _Walk:
                 understood[entry.kind != "unknown"] += 1
                 yield from self._entry(entry, folder, lease.connection)
         if understood[False] and not understood[True]:
-            if folder.parent is None:
-                location = f"{source.server.location}{self._names.path(folder.raw)}"
-                raise UnreadableListingError(
-                    location, f"none of the {understood[False]} lines of its listing is understood"
-                )
-            yield Skipped(self._names.path(folder.raw), "A folder whose listing is not understood.")
+            location = f"{source.server.location}{self._names.path(folder.raw)}"
+            seen = f"none of the {understood[False]} lines of its listing is understood"
+            raise UnreadableListingError(location, seen)
 
     def _entry(self, entry: Entry, folder: _Folder, connection: ServerConnection) -> Iterator[SourceFile | Skipped]:
         name = self._names.name(entry.name)
@@ -365,20 +356,11 @@ class _Walk:
             return Skipped(path, _NOT_A_FILE["other"])
         try:
             found = entry if entry.exact and entry.kind == "file" else connection.described(raw)
-        except SourceNotFoundError:
-            reason = "It was removed while the folder was read, or is a link that leads nowhere."
-        except (SourceAccessDeniedError, ForbiddenPathError) as error:
-            reason = f"No access: {error.reason.rstrip('.')}."
-        except PermanentError:
-            reason = "Its server does not describe it."
-        except SourceUnreachableError as error:
-            if not connection.usable:
+        except IngestError as error:
+            if isinstance(error, SourceUnreachableError) and not connection.usable:
                 raise
-            self._failures.append(error)
-            reason = "Its server does not describe it now."
-        else:
-            return _source_file(path, name, found) if found.kind == "file" else Skipped(path, _NOT_A_FILE[found.kind])
-        return Skipped(path, reason)
+            return self._budget.skipped_file(error, path)
+        return _source_file(path, name, found) if found.kind == "file" else Skipped(path, _NOT_A_FILE[found.kind])
 
 
 def _source_file(path: str, name: str, entry: Entry) -> SourceFile:

@@ -29,6 +29,7 @@ from ingest_project.core.errors import (
     FileRejectedError,
     ForbiddenPathError,
     HostThrottledError,
+    IngestError,
     PermanentError,
     SourceAccessDeniedError,
     SourceChangedError,
@@ -259,11 +260,6 @@ MAX_FOLDERS = 10_000
 # Of one folder.
 MAX_PAGES = 10_000
 _MEMORY_BYTES = 8 * 1024**2
-_SKIPPED_FOLDER: Mapping[type[PermanentError], str] = {
-    SourceNotFoundError: "A folder that was removed.",
-    SourceAccessDeniedError: "A folder that its server does not let us into.",
-    UnreadableListingError: "A folder whose page is no listing that can be read.",
-}
 
 
 def open_http(source_config: Mapping[str, Any], context: SourceContext) -> HttpSource:
@@ -335,10 +331,10 @@ class HttpSource:
         def with_version(file: SourceFile) -> SourceFile | Skipped:
             budget.seconds_left()
             try:
-                return self._with_version(file)
-            except SourceUnreachableError as error:
-                walk.failures.append(error)
-                return Skipped(self._redacted(file.path), "Its server does not answer for it.")
+                found = describe(self.web, file.path, file.name, self.limits)
+            except IngestError as error:
+                return budget.skipped_file(error, self._redacted(file.path))
+            return found if found.size_bytes is not None else structs.replace(found, size_bytes=file.size_bytes)
 
         with ThreadPoolExecutor(self.concurrency, "http-versions") as pool:
             try:
@@ -346,8 +342,7 @@ class HttpSource:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         # Last: what its server cannot answer for keeps no other file from being announced.
-        if walk.failures:
-            raise walk.failures[0]
+        budget.end()
 
     def stat(self, path: str) -> SourceFile:
         """Return the server's current description of the file."""
@@ -374,15 +369,6 @@ class HttpSource:
     def may_hold(self, address: WebAddress, listing: WebAddress) -> bool:
         """Return True if an address may contain files of this listing."""
         return self.elsewhere or _is_below(address, listing)
-
-    def _with_version(self, file: SourceFile) -> SourceFile | Skipped:
-        try:
-            found = describe(self.web, file.path, file.name, self.limits)
-        except SourceNotFoundError:
-            return Skipped(self._redacted(file.path), "It was removed while the listing was read.")
-        except (SourceAccessDeniedError, ForbiddenPathError) as error:
-            return Skipped(self._redacted(file.path), f"No access: {error.reason.rstrip('.')}.")
-        return found if found.size_bytes is not None else structs.replace(found, size_bytes=file.size_bytes)
 
     def _redacted(self, url: str) -> str:
         try:
@@ -423,8 +409,6 @@ class _Walk:
         self._links: set[bytes] = set()
         # Number of links to files of an ingested type.
         self._files = 0
-        # The last one, of a folder or of a file.
-        self.failures = deque[SourceUnreachableError](maxlen=1)
 
     def files(self) -> Iterator[_Found]:
         """Yield the matching files, folder by folder and page by page."""
@@ -433,15 +417,10 @@ class _Walk:
             folder = self._waiting.popleft()
             try:
                 found = yield from self._list(folder)
-            except (SourceNotFoundError, SourceAccessDeniedError, UnreadableListingError) as error:
+            except IngestError as error:
                 if not folder.relative:
                     raise
-                visible = not isinstance(error, SourceNotFoundError)
-                yield Skipped(folder.address.redacted, _SKIPPED_FOLDER[type(error)], visible=visible)
-            except SourceUnreachableError as error:
-                if not folder.relative:
-                    raise
-                self.failures.append(error)
+                yield self._budget.skipped_folder(error, folder.address.redacted)
             else:
                 doubt = doubt or found
         if doubt and not self._files:

@@ -214,7 +214,9 @@ class LocalSource:
         """Walk the folder, one open folder per level. Symlinks to folders are not followed."""
         parsed = Pattern.parse(pattern)
         with self.roots.opened_folder(self._at(self.path), self.path) as folder:
-            yield from self._walk(folder, "", parsed, ListingBudget(self.limits, self.location))
+            budget = ListingBudget(self.limits, self.location)
+            yield from self._walk(folder, "", parsed, budget)
+            budget.end()
 
     def stat(self, path: str) -> SourceFile:
         """Return size and modification time of the current file."""
@@ -240,7 +242,7 @@ class LocalSource:
                     if _is_folder(entry):
                         yield from self._folder(entry, folder, relative, pattern, budget)
                     elif pattern.matches(relative):
-                        yield refusal(self._full(relative), entry.name) or self._file(entry, relative)
+                        yield refusal(self._full(relative), entry.name) or self._file(entry, relative, budget)
         except OSError as error:
             raise map_error(error, self._full(below)) from error
 
@@ -249,31 +251,29 @@ class LocalSource:
     ) -> Iterator[SourceFile | Skipped]:
         if not pattern.may_match_below(relative):
             return
+        shown = sanitized(self._full(relative))
         if entry.name.startswith("."):
-            yield Skipped(sanitized(self._full(relative)), "A hidden folder.", visible=False)
-        elif relative.count("/") >= MAX_DEPTH:
-            yield Skipped(sanitized(self._full(relative)), f"A folder more than {MAX_DEPTH} levels down.")
-        elif entry.is_symlink():
-            yield Skipped(sanitized(self._full(relative)), "A symbolic link to a folder; links are not followed.")
-        else:
-            yield from self._subfolder(entry.name, folder, relative, pattern, budget)
-
-    def _subfolder(
-        self, name: str, folder: int, relative: str, pattern: Pattern, budget: ListingBudget
-    ) -> Iterator[SourceFile | Skipped]:
+            yield Skipped(shown, "A hidden folder.", visible=False)
+            return
+        if relative.count("/") >= MAX_DEPTH:
+            yield Skipped(shown, f"A folder more than {MAX_DEPTH} levels down.")
+            return
+        if entry.is_symlink():
+            yield Skipped(shown, "A symbolic link to a folder; links are not followed.")
+            return
         try:
-            opened = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        except FileNotFoundError:
-            return  # removed during the walk
-        except PermissionError:
-            yield Skipped(sanitized(self._full(relative)), "A folder that this process may not read.")
+            opened = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except OSError as error:
+            yield budget.skipped_folder(map_error(error, shown), shown)
             return
         try:
             yield from self._walk(opened, f"{relative}/", pattern, budget)
+        except IngestError as error:
+            yield budget.skipped_folder(error, shown)
         finally:
             os.close(opened)
 
-    def _file(self, entry: os.DirEntry[str], relative: str) -> SourceFile | Skipped:
+    def _file(self, entry: os.DirEntry[str], relative: str, budget: ListingBudget) -> SourceFile | Skipped:
         full = self._full(relative)
         try:
             if entry.is_file(follow_symlinks=False):
@@ -281,12 +281,8 @@ class LocalSource:
                 self.roots.require_one_name(status, full)
                 return described(full, status, f"{self._listed_location}/{relative}")
             return self.stat(full)
-        except FileNotFoundError:
-            return Skipped(full, "It was removed while the folder was read.", visible=False)
-        except ForbiddenPathError as error:
-            return Skipped(full, f"No access: {error.reason}")
-        except IngestError:
-            return Skipped(full, "A link that leads nowhere, or a file that cannot be read now.")
+        except (OSError, IngestError) as error:
+            return budget.skipped_file(map_error(error, full) if isinstance(error, OSError) else error, full)
 
     def _at(self, path: str) -> Path:
         """Locate a path after checking its length, because locating resolves it."""

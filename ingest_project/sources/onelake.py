@@ -23,6 +23,7 @@ from ingest_project.core.errors import (
     PermanentError,
     SettingsError,
     SourceAccessDeniedError,
+    SourceNotFoundError,
     SourceUnreachableError,
     StoreUnavailableError,
     UnreadableListingError,
@@ -135,12 +136,17 @@ class OneLakeSource:
         waiting, budget = [root], ListingBudget(self.limits, self.location)
         while waiting:
             folder = waiting.pop()
-            for found in budget.counted_in_time(self._listed(folder, recursive=parsed.recursive)):
-                relative = _below(found.path, root)
-                if not found.is_folder:
-                    yield from self._entry(found, relative, root, parsed)
-                elif not parsed.recursive and parsed.may_match_below(relative) and "/." not in f"/{relative}":
-                    waiting.append(root.child(relative))
+            try:
+                for found in budget.counted_in_time(self._listed(folder, recursive=parsed.recursive)):
+                    relative = _below(found.path, root)
+                    if not found.is_folder:
+                        yield from self._entry(found, relative, root, parsed)
+                    elif not parsed.recursive and parsed.may_match_below(relative) and "/." not in f"/{relative}":
+                        waiting.append(root.child(relative))
+            except (SourceNotFoundError, SourceAccessDeniedError) as error:
+                if folder is root:
+                    raise
+                yield budget.skipped_folder(error, folder.url)
 
     def stat(self, path: str) -> SourceFile:
         """Return the service's current description of the file."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,11 +18,21 @@ from typing import BinaryIO, Protocol, TypeVar, cast
 
 import stamina
 
-from ingest_project.core.errors import PermanentError, SourceChangedError, SourceUnreachableError
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    IngestError,
+    PermanentError,
+    SourceAccessDeniedError,
+    SourceChangedError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+    UnreadableListingError,
+)
 from ingest_project.core.local_files import BlockReader
 from ingest_project.core.settings import PollingSettings
 from ingest_project.platform.http.pinned_transport import Deadline, deadline_in_force
 from ingest_project.platform.http.response import Pace
+from ingest_project.sources import Skipped
 
 MIN_BYTES_PER_SECOND = 1_024
 Item = TypeVar("Item")
@@ -33,6 +43,14 @@ _SECONDS_SETTING = "INGEST_MAX_LISTING_SECONDS"
 _BUFFER_BYTES = 1024**2
 _RECONNECTIONS_WITHOUT_PROGRESS = 3
 _FIRST_PAUSE_SECONDS = 0.2
+# The errors of one folder; any other is that of the whole listing.
+_SKIPPED_FOLDER: Mapping[type[IngestError], str] = {
+    SourceNotFoundError: "A folder that was removed.",
+    ForbiddenPathError: "A folder that this process may not read.",
+    SourceAccessDeniedError: "A folder that its server does not let us into.",
+    UnreadableListingError: "A folder whose listing is not understood.",
+    SourceUnreachableError: "A folder that cannot be listed now.",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class SourceLimits:
 
 
 class ListingBudget:
-    """Remaining entries and time of one listing.
+    """Remaining entries and time of one listing, and its last failure to list a folder or describe a file.
 
     Args:
         limits: limits of the whole listing.
@@ -82,6 +100,7 @@ class ListingBudget:
         self._limits = limits
         self._location = location
         self._entries = 0
+        self._failure: SourceUnreachableError | None = None
         self._until = time.monotonic() + limits.max_listing_seconds
 
     def count(self, entries: int = 1) -> None:
@@ -129,6 +148,38 @@ class ListingBudget:
                 f"listing it took more than {self._limits.max_listing_seconds:g} s (limit: {_SECONDS_SETTING})",
             )
         return left
+
+    def skipped_folder(self, error: IngestError, shown: str) -> Skipped:
+        """Return the entry for a folder below the first one that cannot be listed; `end` raises what may be over later.
+
+        Raises:
+            IngestError: the error, if it concerns all folders: the server is away, or a limit is exceeded.
+        """
+        if type(error) not in _SKIPPED_FOLDER or getattr(error, "location", "") == self._location:
+            raise error
+        if isinstance(error, SourceUnreachableError):
+            self._failure = error
+        return Skipped(shown, _SKIPPED_FOLDER[type(error)], visible=not isinstance(error, SourceNotFoundError))
+
+    def skipped_file(self, error: IngestError, shown: str) -> Skipped:
+        """Return the entry for a file that cannot be described; `end` raises what may be over later."""
+        reason = "It cannot be described."
+        if isinstance(error, SourceUnreachableError):
+            self._failure, reason = error, "It cannot be described now."
+        elif isinstance(error, SourceNotFoundError):
+            reason = "It was removed while the folder was read, or is a link that leads nowhere."
+        elif isinstance(error, SourceAccessDeniedError | ForbiddenPathError):
+            reason = f"No access: {error.reason.rstrip('.')}."
+        return Skipped(shown, reason)
+
+    def end(self) -> None:
+        """End the listing.
+
+        Raises:
+            SourceUnreachableError: a folder could not be listed, or a file not described.
+        """
+        if self._failure:
+            raise self._failure
 
     def page_time(self) -> timedelta:
         """Return the time for the next page, at most the rest of the listing's time."""

@@ -163,7 +163,7 @@ def test_a_folder_whose_page_is_no_listing_is_reported_and_the_rest_is_listed(se
     found = list(source(f"{server.url}in/").list_files("**/*.csv"))
     assert sorted(entry.name for entry in found if isinstance(entry, SourceFile)) == ["a.csv", "b.csv"]
     reasons = {entry.reason for entry in found if isinstance(entry, Skipped) and entry.visible}
-    assert reasons == {"A folder whose page is no listing that can be read."}
+    assert reasons == {"A folder whose listing is not understood."}
 
 
 NAMES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -256,6 +257,28 @@ def test_a_file_system_that_fails_while_reading_is_a_transient_failure_of_the_so
     os.close(write_end)
     with pytest.raises(SourceUnreachableError, match="Bad file descriptor"):
         file.read()
+
+
+def test_a_folder_that_cannot_be_listed_now_is_a_failure_once_all_others_are_listed(
+    source: Source, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "broken", "gone", "z"):
+        (inbox / name).mkdir()
+        (inbox / name / f"{name}.csv").write_text("x")
+    real = os.scandir
+
+    def scandir(folder: int) -> object:
+        name = Path(f"/proc/self/fd/{folder}").readlink().name
+        if name in {"broken", "gone"}:
+            number = errno.ESTALE if name == "broken" else errno.ENOENT
+            raise OSError(number, os.strerror(number))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = list[str]()
+    with pytest.raises(SourceUnreachableError, match="Stale file handle"):
+        found.extend(Path(entry.path).name for entry in source.list_files("**/*.csv"))
+    assert sorted(found) == ["a.csv", "broken", "gone", "z.csv"]
 
 
 @pytest.mark.parametrize("pattern", ["../*.csv", "a/../../*.csv", "/etc/*", "a\x00", "x" * 1001])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,41 @@ def test_a_file_that_somebody_writes_to_is_a_failure_once_all_others_are_listed(
         with pytest.raises(SourceUnreachableError, match="being used"):
             found.extend(entry.path for entry in entries)
     assert found == ["/locked.csv", "/a.csv"]
+
+
+def test_a_folder_that_cannot_be_listed_now_is_a_failure_once_all_others_are_listed() -> None:
+    folders = b"".join(b"drwxr-xr-x 2 o g 0 Jan 15 10:30 %s\r\n" % name for name in (b"good", b"bad"))
+    entered, lists = iter([b"250 ok\r\n", b"450 busy\r\n", b"250 ok\r\n"]), iter([folders, LINE])
+    found = list[str]()
+    with RawServer(
+        speaking(
+            lambda connection: connection.sendall(next(lists)),
+            {"CWD": lambda connection: connection.sendall(next(entered))},
+        )
+    ) as odd:
+        entries = source(odd.port).list_files("**/*.csv")
+        with pytest.raises(SourceUnreachableError, match="/bad: 450 busy"):
+            found.extend(entry.path for entry in entries)
+    assert found == ["/bad", "/good/a.csv"]
+
+
+def test_a_server_that_goes_away_is_not_asked_for_every_folder() -> None:
+    folders = b"".join(b"drwxr-xr-x 2 o g 0 Jan 15 10:30 %d\r\n" % number for number in range(1_000))
+    gone = threading.Event()
+
+    def list_and_go(connection: socket.socket) -> None:
+        connection.sendall(folders)
+        gone.set()
+
+    def unless_gone(reply: bytes) -> Callable[[socket.socket], None]:
+        return lambda connection: connection.sendall(b"421 going down\r\n" if gone.is_set() else reply)
+
+    replies = {"USER": unless_gone(b"331 and?\r\n"), "CWD": unless_gone(b"250 ok\r\n")}
+    with RawServer(speaking(list_and_go, replies)) as odd:
+        entries, found = source(odd.port).list_files("**/*.csv"), list[str]()
+        with pytest.raises(SourceUnreachableError, match="going down"):
+            found.extend(entry.path for entry in entries)
+    assert len(found) < 3
 
 
 def test_an_impossible_size_or_time_of_mlsd_refuses_that_entry_alone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest_project.core.errors import PermanentError, SourceAccessDeniedError, SourceUnreachableError
-from ingest_project.sources import Source, SourceFile
+from ingest_project.sources import Skipped, Source, SourceFile
 from ingest_project_tests.services.dfs_server import ITEM, DfsServer, guid_of
 from ingest_project_tests.sources.backends import OneLakeBackend
 
@@ -47,6 +47,18 @@ def test_refusals_are_permanent_and_trouble_is_transient(backend: OneLakeBackend
     backend.server.fail("list", status=503, times=9, retry_after=60)
     with pytest.raises(SourceUnreachableError, match="503"):
         files(backend.open())
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "PathNotFound"), (403, "AuthorizationPermissionMismatch")])
+def test_a_folder_that_is_removed_or_not_ours_hides_no_other(backend: OneLakeBackend, status: int, code: str) -> None:
+    for name in ("in/a.csv", "in/b/c.csv"):
+        backend.put(name, b"x")
+    entries = backend.open(path=backend.root.child("in").url).list_files("*/*.csv")
+    backend.put("in/z/c.csv", b"x")
+    found = [next(entries)]
+    backend.server.fail("list", status=status, code=code)
+    found += entries
+    assert [type(entry) for entry in found] == [SourceFile, Skipped]
 
 
 @pytest.mark.parametrize("path", ["", "https://example.com/a/b.Lakehouse/Files", "analytics/../x", "abfss://x"])
