@@ -119,13 +119,17 @@ def delta_location(url: str, credentials: DeltaCredentials | None = None) -> Del
 
 
 def storage_options(location: DeltaLocation) -> StorageOptions:
-    """Return the options that delta-rs needs for a location, with a new token if the location needs one."""
+    """Return the options that delta-rs needs for a location, with a new token if the location needs one.
+
+    Raises:
+        StoreUnavailableError: there is no token now.
+    """
     if location.is_local:
         return StorageOptions({})
     if location.url.startswith("s3://"):
         s3 = location.credentials.s3
         return StorageOptions(NETWORK_OPTIONS | _s3_options(s3), secret=s3.secret_access_key)
-    return _azure_options(location.credentials.azure)
+    return _azure_options(location)
 
 
 def delta_credentials(settings: Settings) -> DeltaCredentials:
@@ -149,13 +153,12 @@ def may_be_a_rows_fault(error: Exception) -> bool:
 
     An unreachable store cannot always be distinguished: try a commit without that row to confirm.
     """
-    if isinstance(error, StoreUnavailableError):
-        cause = error.__cause__
+    if isinstance(error, StoreUnavailableError) and (cause := error.__cause__):
         text = str(cause).lower()
         if isinstance(cause, OSError):
             return any(sign in text for sign in REFUSED_NAMES)
         return not any(sign in text for sign in NO_SPACE)
-    return not isinstance(error, TransientError | SchemaConflictError | MemoryError)
+    return not isinstance(error, TransientError | SchemaConflictError | SettingsError | MemoryError)
 
 
 @contextmanager
@@ -210,16 +213,21 @@ def _s3_options(options: S3Options) -> dict[str, str]:
     return values | {name: value for name, value in named.items() if value}
 
 
-def _azure_options(credential: OneLakeCredential) -> StorageOptions:
-    if credential.sas:
-        values = {"azure_storage_sas_token": text_of(credential.sas).removeprefix("?")}
-        return StorageOptions(NETWORK_OPTIONS | values, secret=credential.sas)
-    if credential.account_key:
-        values = {"azure_storage_account_key": text_of(credential.account_key)}
-        return StorageOptions(NETWORK_OPTIONS | values, secret=credential.account_key)
+def _azure_options(location: DeltaLocation) -> StorageOptions:
+    credential = location.credentials.azure
+    secrets = {"azure_storage_sas_token": credential.sas, "azure_storage_account_key": credential.account_key}
+    for name, secret in secrets.items():
+        if secret:
+            return StorageOptions(NETWORK_OPTIONS | {name: text_of(secret).removeprefix("?")}, secret=secret)
+    from azure.core.exceptions import AzureError
+
     from ingest_project.platform.azure.identity import default_credential  # takes 0.3 s; a SAS or key needs none
 
-    # The credential caches its token until it expires, so that a call costs nothing.
-    token = default_credential().get_token(STORAGE_SCOPE)
+    try:
+        # The credential caches its token until it expires, so that a call costs nothing.
+        token = default_credential().get_token(STORAGE_SCOPE)
+    except AzureError as error:
+        # Without a cause: no row is at fault.
+        raise StoreUnavailableError(location.url, reason_of(error)) from None
     ends_at = datetime.fromtimestamp(token.expires_on, UTC) - TOKEN_MARGIN
     return StorageOptions(NETWORK_OPTIONS | {"azure_storage_token": token.token}, ends_at)

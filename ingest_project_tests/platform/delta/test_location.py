@@ -18,13 +18,14 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pytest
 from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import ContainerClient, ContainerSasPermissions, generate_container_sas
 from pydantic import SecretStr
 
 from ingest_project.core.errors import SettingsError, StoreUnavailableError
 from ingest_project.devstack import free_port
 from ingest_project.platform.azure import OneLakeCredential, identity
-from ingest_project.platform.delta import DeltaCredentials, delta_location, storage_options
+from ingest_project.platform.delta import DeltaCredentials, delta_location, may_be_a_rows_fault, storage_options
 from ingest_project.platform.delta.maintenance import optimize_and_vacuum
 from ingest_project.platform.delta.table import AlreadyCommitted, Committed, DeltaStore
 from ingest_project.platform.object_store.s3 import s3_client
@@ -209,6 +210,17 @@ def test_a_token_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPatch) -
     assert (first.values["azure_storage_token"], first.ended) == ("token-1", True)
     assert (second.values["azure_storage_token"], second.ended) == ("token-2", False)
     assert "token-" not in repr(first) + repr(location)
+
+
+def test_a_token_that_fails_is_the_fault_of_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Identity):
+        def get_token(self, *_scopes: str) -> AccessToken:
+            raise ClientAuthenticationError("Attempted credentials:\n\tManagedIdentity: timed out")
+
+    monkeypatch.setattr(identity, "default_credential", Broken)
+    with pytest.raises(StoreUnavailableError, match="Attempted credentials: ManagedIdentity: timed out") as caught:
+        store_at((ONELAKE, DeltaCredentials())).append(numbers(1), app_id="topic-0", version=1)
+    assert not may_be_a_rows_fault(caught.value)
 
 
 def test_the_token_of_the_moment_is_what_the_service_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
