@@ -25,7 +25,13 @@ from botocore.credentials import CredentialProvider, CredentialResolver, Credent
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import Loader
 
-from ingest_project.core.errors import ForbiddenPathError, SettingsError, SourceNotFoundError, StoreUnavailableError
+from ingest_project.core.errors import (
+    ForbiddenPathError,
+    PermanentError,
+    SettingsError,
+    SourceNotFoundError,
+    StoreUnavailableError,
+)
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.platform.object_store.store import (
@@ -63,6 +69,11 @@ MAX_KEY_BYTES = 1_024
 # S3 accepts 2 KB of metadata, names included.
 MAX_METADATA_BYTES = 1_800
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+# Refusals of one object, for its name, size or metadata. Any other, such as of a missing right, ends without a change
+# of the object.
+REFUSED = frozenset({"KeyTooLongError", "EntityTooLarge", "MetadataTooLarge", "InvalidURI", "InvalidObjectName"})
+# Of MinIO: it keeps objects as files, so that one of them cannot be another one's folder.
+REFUSED |= {f"XMinio{code}" for code in ("InvalidObjectName", "ParentIsObject", "ObjectExistsAsDirectory")}
 CONFLICTS = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}) | MISSING
 
 
@@ -155,11 +166,14 @@ def bucket_errors(bucket: Bucket) -> Iterator[None]:
     """Map a failure of S3 to an error of this project.
 
     Raises:
-        StoreUnavailableError: the service is unreachable or refuses the request, or the bucket does not exist.
+        PermanentError: the service refuses this object for its name, size or metadata.
+        StoreUnavailableError: the service is unreachable or refuses all requests, or the bucket does not exist.
     """
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
+        if isinstance(error, ClientError) and _code(error) in REFUSED:
+            raise PermanentError(f"The store at {bucket.url} refuses an object: {error}.") from error
         raise StoreUnavailableError(bucket.url, error) from error
 
 

@@ -14,6 +14,7 @@ from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.s3 import PART_BYTES
 from ingest_project.platform.object_store.store import ObjectStore, S3Options, kept_metadata, location_of
 from ingest_project.testing.stores import METADATA, StoreContract, TakenError, put, read, refuse
+from ingest_project_tests.services.http_exchange import Answer, HttpServer
 from ingest_project_tests.services.object_stores import StoreLocation
 
 
@@ -48,6 +49,27 @@ def test_a_name_too_long_for_s3_is_refused_for_good(s3_url: str, s3_options: S3O
     for may_replace in (None, refuse):
         with pytest.raises(ForbiddenPathError, match="more than 1024 bytes"):
             put(store, tmp_path, b"1", name, may_replace=may_replace)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "XMinioParentIsObject", PermanentError),
+        (400, "EntityTooLarge", PermanentError),
+        (403, "AccessDenied", StoreUnavailableError),
+        (400, "ExpiredToken", StoreUnavailableError),
+    ],
+)
+def test_s3_refuses_one_object_for_good_and_all_of_them_for_a_time(
+    status: int, code: str, expected: type[Exception], tmp_path: Path
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    with HttpServer(lambda _: Answer(status, body=body)) as server:
+        store = open_store("s3://bucket/x", S3Options(server.url.strip("/"), "us-east-1", "key", "secret"))
+        for may_replace in (None, refuse):
+            with pytest.raises(expected, match=code) as caught:
+                put(store, tmp_path, b"1", "a/b", may_replace=may_replace)
+            assert type(caught.value) is expected
 
 
 def test_metadata_names_that_no_header_can_carry_are_refused() -> None:
