@@ -127,16 +127,6 @@ def registry_of(settings: Settings) -> Registry:
     return _registry(settings.schema_registry, host_lists(settings))
 
 
-def forget_registries() -> None:
-    """Close the connections to all registries, and forget their schemas."""
-    while _opened:
-        _opened.pop().close()
-    _registry.cache_clear()
-
-
-_opened: list[SchemaRegistryClient] = []
-
-
 @cache
 def _registry(settings: SchemaRegistrySettings, hosts: HostLists) -> Registry:
     if not settings.url:
@@ -150,9 +140,7 @@ def _registry(settings: SchemaRegistrySettings, hosts: HostLists) -> Registry:
             f"The credentials of the schema registry {address.redacted} would be sent without TLS. Use https, or set"
             " INGEST_SCHEMA_REGISTRY_PLAIN_HTTP."
         )
-    client = SchemaRegistryClient(_configuration(settings))
-    _opened.append(client)
-    return Registry(client, address.redacted)
+    return Registry(SchemaRegistryClient(_configuration(settings)), address.redacted)
 
 
 def _configuration(settings: SchemaRegistrySettings) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
 from dagster import DagsterInstance
 
 from ingest_project.core.settings import load_settings
-from ingest_project.streams.registry import forget_registries
+from ingest_project.streams import registry as registries
 from ingest_project_tests.services.kafka import Server
 from ingest_project_tests.services.schema_registry import SchemaRegistry
 from ingest_project_tests.streams.declared.system import DeclaredSystem, declare, declared_environment
@@ -18,12 +19,27 @@ from ingest_project_tests.streams.declared.system import DeclaredSystem, declare
 Declare = Callable[[Mapping[str, Any]], DeclaredSystem]
 
 
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the connections to a test's registries: a process keeps one for each."""
+    opened = list[SchemaRegistryClient]()
+
+    def remembered(conf: dict[str, Any]) -> SchemaRegistryClient:
+        opened.append(SchemaRegistryClient(conf))
+        return opened[-1]
+
+    monkeypatch.setattr(registries, "SchemaRegistryClient", remembered)
+    yield
+    registries._registry.cache_clear()
+    for client in opened:
+        client.close()
+
+
 @pytest.fixture
 def registry() -> Iterator[SchemaRegistry]:
-    """A registry without a schema; the connections to it are closed afterwards."""
+    """A registry without a schema."""
     with SchemaRegistry() as made:
         yield made
-        forget_registries()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import math
 import re
 import struct
 import time
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -25,7 +24,7 @@ from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import StreamDeclaration
-from ingest_project.streams.registry import forget_registries, registry_of
+from ingest_project.streams.registry import registry_of
 from ingest_project.streams.values import array_of
 from ingest_project_tests.fuzz import examples
 from ingest_project_tests.services.http_exchange import Answer
@@ -105,20 +104,6 @@ ROW = {
     "tags": '["a","é"]',
     "rescued_data": '{"customer":{"address":{"zip":"3000"}}}',
 }
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """Close the connections of a test's registries: a process keeps one for each."""
-    yield
-    forget_registries()
-
-
-@pytest.fixture
-def registry() -> Iterator[SchemaRegistry]:
-    """A registry without a schema."""
-    with SchemaRegistry() as made:
-        yield made
 
 
 def settings_of(registry: SchemaRegistry, **more: object) -> Settings:
