@@ -288,6 +288,7 @@ def column_of(cells: Sequence[str], folder: Path) -> tuple[str, str]:
     [
         (["2026-01-15 10:00:00+01", "2026-01-15 10:00:01.5+01"], "timestamp", ""),
         (["2026-01-15-1030", "2026-01-16-1030"], "timestamp", "in which zone"),
+        (["Thu, 15 Jan 2026 10:00:00 +0000", "Fri, 16 Jan 2026 10:00:00 +0000"], "timestamp", ""),
         (["13.01.2026 10:00", "2026-01-14 10:00"] * 2, "timestamp", "in which zone"),
         (["2026-01-15 23:00", "2026-01-15 24:00"], "timestamp", "is it the midnight at the end of its day?"),
         (["13/01/2026 10:00"] * 2 + ["01/14/2026 10:00"], "text", "2 of 3 are times"),
@@ -400,6 +401,24 @@ def test_the_list_of_rows_in_a_json_document_is_proposed(
     draft = guess_dataset(look_at(path, "json", ReadLimits()), path.name, "json", "own")
     assert (yaml.safe_load(draft.text())["attributes"]["reader"] or {}).get("rows") == rows
     assert asked in " ".join(draft.questions)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time,level,flow\n{first}time,level,flow\n{rest}",
+        "Logger X\n\nChannel,1,2\ntime,level,flow\nUnits,C,%\n{first}{rest}",
+    ],
+)
+def test_a_repeated_header_and_numbers_above_the_names_are_no_records(text: str, tmp_path: Path) -> None:
+    lines = [f"2026-01-15 10:{minute}:00,{minute}.5,{minute}\n" for minute in range(10, 20)]
+    draft = dataset_of(text.format(first=lines[0], rest="".join(lines[1:])), tmp_path)
+    columns = yaml.safe_load(draft.text())["attributes"]["columns"]
+    assert [(column["name"], column["type"]) for column in columns] == [
+        ("time", "timestamp"),
+        ("level", "number"),
+        ("flow", "integer"),
+    ]
 
 
 def test_where_all_is_text_the_header_is_a_question(tmp_path: Path) -> None:

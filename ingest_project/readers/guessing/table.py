@@ -17,6 +17,7 @@ from ingest_project.readers.layout import ReadLimits
 
 TYPED_SHARE = 0.8
 MAX_HEADER_ROWS = 6
+MAX_BELOW_NUMBERS = 2
 MIN_GROUPS = 2
 MIN_NAMES = 3
 # A year or a date, which may be the name of a column.
@@ -131,7 +132,8 @@ def find_table(grid: Grid) -> Table:
         # Readers find the header of a text below blank lines themselves.
         skip_lines=max(top - 1, 0) if grid.delimiter is None or any(map(str.strip, above)) else 0,
         skip_below=len(below),
-        records=[row for row in fitting if row not in footer],
+        # Readers reject a repeated header.
+        records=[row for row in fitting if row not in footer and not (header and row.cells == header.cells)],
         footer=footer,
         above=above,
         notes=_notes(header, header_rows, typed, width),
@@ -153,8 +155,17 @@ def _beginning(rows: Sequence[Row], width: int, typed: Sequence[int]) -> tuple[i
         # All cells are text: only its position tells the header from a record.
         first = next(at for at, row in enumerate(rows) if len(row.cells) == width) + 1
         return first, [rows[first - 1]]
-    first = next((at for at, row in enumerate(rows) if _is_record(row, width, typed)), len(rows))
+    records = (at for at, row in enumerate(rows) if _is_record(row, width, typed))
+    first = next((at for at in records if not _precedes_names(rows, at, width, typed)), len(rows))
     return first, _rows_above(rows, first, width) or _names_above(rows[:first], width, typed)
+
+
+def _precedes_names(rows: Sequence[Row], at: int, width: int, typed: Sequence[int]) -> bool:
+    """Return True for a row with a word, such as numbers of channels, if names are just below it, and not above."""
+    if all(is_typed(rows[at].cells[column]) for column in typed):
+        return False
+    names = _names_above(rows[at + 1 : at + 1 + MAX_BELOW_NUMBERS], width, typed)
+    return bool(names) and all(row.cells != names[0].cells for row in rows[:at])
 
 
 def _width(rows: Sequence[Row]) -> int:
