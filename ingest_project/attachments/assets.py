@@ -37,7 +37,7 @@ from ingest_project.attachments.extraction import AddressPaths, tasks_of
 from ingest_project.attachments.queue import AttachmentRecord, EventRecord, HourOfEvents, TaskArrival
 from ingest_project.attachments.results import commit_results, publish, publish_cached, publish_outcomes
 from ingest_project.contracts.attachments import DownloadStatus
-from ingest_project.core.items import store_bisecting
+from ingest_project.core.items import grouped, store_bisecting
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import (
@@ -300,9 +300,7 @@ def _results(
 
 
 def _postpone(services: AttachmentResources, postponed: Sequence[Postponed]) -> None:
-    by_reason: dict[tuple[str, datetime], list[str]] = {}
-    for end in postponed:
-        by_reason.setdefault((end.reason, end.until), []).append(end.attachment_key)
+    by_reason = grouped(((end.reason, end.until), end.attachment_key) for end in postponed)
     for (reason, until), keys in by_reason.items():
         services.attachments.postpone(keys, reason, until, datetime.now(UTC))
 

@@ -35,7 +35,7 @@ from ingest_project.contracts.attachments import (
     decode_download_task,
 )
 from ingest_project.core.errors import PermanentError
-from ingest_project.core.items import as_utc, digest_of, store_bisecting
+from ingest_project.core.items import as_utc, digest_of, grouped, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import AttachmentSettings
 from ingest_project.platform import tracing
@@ -197,11 +197,8 @@ def due_at(header: bytes | None, delays: Sequence[timedelta], now: datetime) -> 
 
 def cut_downloads(due: Sequence[Due], settings: AttachmentSettings) -> list[list[str]]:
     """Cut due attachments into batches, smaller ones of those whose runs were lost."""
-    by_lost_runs: dict[int, list[str]] = {}
-    for one in due:
-        by_lost_runs.setdefault(one.attempts, []).append(one.key)
     batches = []
-    for lost_runs, keys in sorted(by_lost_runs.items()):
+    for lost_runs, keys in sorted(grouped((one.attempts, one.key) for one in due).items()):
         largest = max(1, settings.batch_downloads // SMALLER_AFTER_A_LOST_RUN**lost_runs)
         batches += split_evenly(keys, largest, settings.max_parallel_batches)
     return batches

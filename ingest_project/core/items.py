@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from contextvars import copy_context
@@ -30,6 +30,7 @@ _SHIFTS = range(120, -1, -10)
 # Runs read tens of thousands of messages at a time.
 OBJECTS_PER_COLLECTION = 100_000
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 
 def digest_of(*parts: object) -> str:
@@ -57,6 +58,14 @@ def key_of(name: str, *parts: object, keep_end: bool = True) -> str:
         keep_end: keep the end of a long name, which contains a file's extension, instead of the beginning.
     """
     return f"{_readable(name, keep_end=keep_end)}~{digest_of(*parts)}"
+
+
+def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
+    """Collect the values of each key, both in the order in which they come."""
+    found: dict[Key, list[Item]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def as_utc(moment: datetime) -> datetime:

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from ingest_project.core.errors import PermanentError
+from ingest_project.core.items import grouped
 from ingest_project.core.logging import get_logger
 
 logger = get_logger(__name__)
@@ -120,9 +121,7 @@ class Plugins(Mapping[str, Part], Generic[Part]):
 @cache
 def installed(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """Return the entry points of other packages in a group, by name, without importing them."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        found.setdefault(point.name, []).append(point)
+    found = grouped((point.name, point) for point in entry_points(group=group))
     return {name: tuple(points) for name, points in sorted(found.items())}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ingest_project.contracts.files import file_type_of
 from ingest_project.core.errors import IngestError
+from ingest_project.core.items import grouped
 from ingest_project.file_ingest.file_queue import FileRecord
 from ingest_project.file_ingest.resources import FileIngestResources
 from ingest_project.file_ingest.tables import FileState, files, partitions_of
@@ -136,9 +137,7 @@ def _reprocess(services: FileIngestResources, request: ActionRequest, keys: Sequ
     from ingest_project.file_ingest.definitions import with_services  # the same
     from ingest_project.platform.dagster.control import launch_backfill, open_instance  # the same
 
-    by_dataset: dict[str, list[str]] = {}
-    for record in services.files.get_many(keys):
-        by_dataset.setdefault(record.dataset, []).append(record.file_key)
+    by_dataset = grouped((record.dataset, record.file_key) for record in services.files.get_many(keys))
     each = {dataset: assets_of(dataset) for dataset in by_dataset}
     partitions = {
         asset: by_dataset[dataset]

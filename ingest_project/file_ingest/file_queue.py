@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, file_key, of_dataset, version_of_event
 from ingest_project.contracts.storage_events import Ignored
-from ingest_project.core.items import as_utc, digest_of
+from ingest_project.core.items import as_utc, digest_of, grouped
 from ingest_project.core.settings import RetrySettings
 from ingest_project.file_ingest.tables import AWAITING_A_PERSON, FileState, files, ignored_notifications
 from ingest_project.platform.database import fetch, reading, writing
@@ -257,9 +257,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         """
         attempts = sa.case((files.c.attempts > 0, files.c.attempts - 1), else_=0)
         again = {"state": PENDING, "reason": reason, "error_class": error_class, "attempts": attempts}
-        by_pause: dict[timedelta, list[str]] = {}
-        for record in records:
-            by_pause.setdefault(retries.delay(record.begun), []).append(record.file_key)
+        by_pause = grouped((retries.delay(record.begun), record.file_key) for record in records)
         for pause, keys in by_pause.items():
             self._change(keys, {**again, "retry_group": None, "next_attempt_at": now + pause}, now, self._is_leased())
 

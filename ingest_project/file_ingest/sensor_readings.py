@@ -21,6 +21,7 @@ from ingest_project.contracts.columns import CLOCK_FAULTS, FAULT_OF, UTC_MICROSE
 from ingest_project.contracts.validation import ValidatedRows, row_check
 from ingest_project.contracts.validation import validate as validate_rows
 from ingest_project.core.errors import SettingsError
+from ingest_project.core.items import grouped
 from ingest_project.core.yaml_models import FAST_LOADER, Declared, mistakes, yaml_content
 from ingest_project.readers import RESCUED
 from ingest_project.readers.casting import KIND_OF, clean_name, is_suspicious, matched_name, unusual_names
@@ -135,10 +136,7 @@ def _shipped(unknown: Literal["accept", "quarantine"]) -> SensorTypes:
 
 
 def _same_names(types: Mapping[str, SensorType]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in types:
-        found.setdefault(matched_name(name), []).append(name)
-    return found
+    return grouped((matched_name(name), name) for name in types)
 
 
 class LimitLookup(NamedTuple):

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.items import grouped
 from ingest_project.readers import Target
 from ingest_project.readers.casting import matched_name
 from ingest_project.readers.profile_parts import Quantity, SkippedRows, first_group
@@ -120,19 +121,13 @@ class Header:
 
     def __init__(self, names: Sequence[str], profile: ReaderProfile) -> None:
         self.names, self._profile = names, profile
-        self._positions: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            self._positions.setdefault(matched_name(name), []).append(index)
+        self._positions = grouped((matched_name(name), index) for index, name in enumerate(names))
 
     @cached_property
     def _by_table_name(self) -> Mapping[str, Sequence[int]]:
         """The columns by their names in a table, except names that lose letters there."""
-        found: dict[str, list[int]] = {}
-        for index, name in enumerate(self.names):
-            column = column_name(name)
-            if spelling_of(column) == spelling_of(name):
-                found.setdefault(column, []).append(index)
-        return found
+        columns = ((column_name(name), name, index) for index, name in enumerate(self.names))
+        return grouped((column, index) for column, name, index in columns if spelling_of(column) == spelling_of(name))
 
     def indexes(self, selector: str) -> Sequence[int]:
         """Return the columns that are meant; a column that is called so itself wins."""

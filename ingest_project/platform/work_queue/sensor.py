@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import dagster as dg
 import msgspec
 
+from ingest_project.core.items import grouped
 from ingest_project.core.settings import RetrySettings
 from ingest_project.platform import tracing
 from ingest_project.platform.dagster.asset_events import partitions_of_run
@@ -69,9 +70,7 @@ def batches_of_due(due: Sequence[Due], largest: int, parallel: int) -> list[list
         largest: maximum number of entries in one batch.
         parallel: number of concurrent runs.
     """
-    groups: dict[tuple[str, str | None], list[str]] = {}
-    for entry in due:
-        groups.setdefault((entry.route, entry.retry_group), []).append(entry.key)
+    groups = grouped(((entry.route, entry.retry_group), entry.key) for entry in due)
     batches = [
         batch
         for (_, retry_group), keys in groups.items()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest_project.core.errors import FileRejectedError
+from ingest_project.core.items import grouped
 from ingest_project.readers.casting import clean_name, matched_name
 from ingest_project.readers.formats.excel_reader import SheetRow, rows_of_all_sheets
 from ingest_project.readers.guessing.names import unit_of, without_serial
@@ -311,9 +312,7 @@ def read_sheets(path: Path, file_type: str, limits: ReadLimits) -> tuple[int, Gr
     Raises:
         FileRejectedError: the workbook cannot be read, or no sheet has a cell with text.
     """
-    sheets: dict[int, list[SheetRow]] = {}
-    for row in rows_of_all_sheets(path, file_type, limits, MAX_ROWS):
-        sheets.setdefault(row.sheet, []).append(row)
+    sheets = grouped((row.sheet, row) for row in rows_of_all_sheets(path, file_type, limits, MAX_ROWS))
     if not sheets:
         raise FileRejectedError("empty_file", "No sheet has a cell with a value.")
     values = {number: _values(rows) for number, rows in sheets.items()}

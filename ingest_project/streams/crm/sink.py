@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.crm_event import CrmKind
-from ingest_project.core.items import store_bisecting
+from ingest_project.core.items import grouped, store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
 from ingest_project.platform.database import reading, writing
@@ -26,7 +26,7 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.crm import unidentified as kept_messages
 from ingest_project.streams.crm.event_rows import CrmRows, crm_rows
 from ingest_project.streams.crm.records import TABLES, VERSION
-from ingest_project.streams.crm.unidentified import KeptMessage, MessagePosition, Unidentified, keep
+from ingest_project.streams.crm.unidentified import MessagePosition, Unidentified, keep
 from ingest_project.streams.declaration import SqlTarget, StreamDeclaration
 from ingest_project.streams.decoders import decode_apart
 from ingest_project.streams.positions import SinkPosition, epochs
@@ -215,12 +215,11 @@ def _retry_together(engine: sa.Engine, message_ids: Sequence[str]) -> RetryResul
     records: dict[str, tuple[CrmKind, str]] = {}
     reasons: dict[str, tuple[str, str]] = {}
     with writing(engine) as connection:
-        by_topic: dict[tuple[str, str], list[KeptMessage]] = {}
-        for message in kept_messages.take_open(connection, message_ids):
-            by_topic.setdefault((message.kafka_topic, message.kafka_topic_id), []).append(message)
+        taken = kept_messages.take_open(connection, message_ids)
+        by_topic = grouped(((one.kafka_topic, one.kafka_topic_id), one.record) for one in taken)
         for (topic, topic_id), kept in by_topic.items():
             epoch = epochs(connection, topic).get(topic_id, 0)
-            found = identify([message.record for message in kept], topic_id, epoch)
+            found = identify(kept, topic_id, epoch)
             reasons |= {one.position.message_id: (one.reason, one.error_class) for one in found.unidentified}
             for kind in CrmKind:
                 rows = found.frame(kind)
