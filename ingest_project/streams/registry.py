@@ -6,9 +6,12 @@ whose bytes are not of its schema, is that message's fault. Schemas never change
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Callable
-from functools import cache
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -17,10 +20,12 @@ from confluent_kafka.schema_registry.common._httpx_compat import httpx
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.schema_registry.serde import SchemaId
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
+from jsonschema import validators as drafts
 from jsonschema.exceptions import SchemaError as JsonSchemaError
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
+from jsonschema.exceptions import ValidationError, best_match
 from jsonschema_specifications import REGISTRY as STANDARD_SCHEMAS
+from pydantic_core import SchemaError as PatternError
+from pydantic_core import SchemaValidator, core_schema
 from referencing import Resource
 from referencing.jsonschema import DRAFT7
 
@@ -44,7 +49,14 @@ LAST_ID = 2**31 - 1
 # Size limit of a schema id and the indexes of a nested Protobuf message.
 MAX_FRAME_BYTES = 1024
 RETRIES, FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 2, 200, 1_000
-
+# A step of a check by a JSON schema is one keyword for one value, some parts of these, or a part of an error.
+MAX_STEPS, PARTS_OF_STEP, STEPS_OF_ERROR = 1_000_000, 16, 50
+# The best reason is among the first errors.
+MAX_ERRORS, MAX_REASON = 1_000, 300
+SIZED = {str, list, dict}
+UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")
+# Together they give names to Python's engine of regular expressions, which has no limit.
+NOT_TOGETHER = ('"patternProperties":', '"unevaluatedProperties":')
 
 # Schema types as people write them.
 KINDS = {"AVRO": "Avro", "JSON": "JSON", "PROTOBUF": "Protobuf"}
@@ -259,37 +271,177 @@ def json_payload_of(registry: Registry) -> Callable[[ConsumerRecord], bytes | No
     def payload_of(message: ConsumerRecord) -> bytes | None:
         validator, named, text = schemas.of(message)
         try:
-            wrong = best_match(validator.iter_errors(msgspec.json.decode(text)))
+            wrong = _bounded(lambda: best_match(islice(validator.iter_errors(msgspec.json.decode(text)), MAX_ERRORS)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise not_json(text, error) from error
-        except MemoryError:
+        except (MemoryError, UnreadableMessageError):
             raise
         except Exception as error:  # a schema that cannot be applied, such as a reference to nothing
             raise UnreadableMessageError(f"Its {named} cannot be used: {reason_of(error)}.") from error
         if wrong is not None:
-            raise UnreadableMessageError(f"Not of its {named}: {wrong.json_path} {wrong.message[:300]}.")
+            raise UnreadableMessageError(f"Not of its {named}: {wrong.json_path} {wrong.message}.")
         return text
 
     return payload_of
 
 
+class _Check(threading.local):
+    """The check by a JSON schema that a thread makes; without one the validators are those of jsonschema.
+
+    Args:
+        steps: those that are left; None without a check.
+        factor: how many times each counts.
+    """
+
+    steps: int | None = None
+    factor = 1
+
+    def spend(self, steps: int) -> None:
+        self.steps = (self.steps or 0) - steps * self.factor
+        if self.steps < 0:
+            raise UnreadableMessageError(f"The check by its JSON schema takes more than {MAX_STEPS:,} steps.")
+
+
+_check = _Check()
+
+
+def _bounded(check: Callable[[], Parsed]) -> Parsed:
+    _check.steps, _check.factor = MAX_STEPS, 1
+    try:
+        return check()
+    finally:
+        _check.steps = None
+
+
+def _counting(keyword: Any, linear: Any, steps: int) -> Any:  # noqa: ANN401 - functions of jsonschema
+    """Return the function of a keyword that counts its steps in a check, and calls another one there."""
+
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+        if _check.steps is None:
+            return keyword(validator, value, instance, schema) or iter(())
+        parts = (len(value) if type(value) in SIZED else 0) + (len(instance) if type(instance) in SIZED else 0)
+        _check.spend(steps + parts // PARTS_OF_STEP)
+        return map(_counted, linear(validator, value, instance, schema) or ())
+
+    return check
+
+
+def _counted(error: ValidationError) -> ValidationError:
+    _check.spend(STEPS_OF_ERROR + len(error.message) // PARTS_OF_STEP)
+    error.message = error.message[:MAX_REASON]
+    return error
+
+
+@lru_cache(1_000)
+def _search(pattern: str) -> Callable[[str], bool]:
+    """Return a search for a regular expression by an engine of linear time; Python's may take hours for a short text.
+
+    Raises:
+        ValueError: the engine does not take it.
+    """
+    try:
+        return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")).isinstance_python
+    except PatternError as error:
+        reason = str(error).rpartition("rror: ")[2].rstrip(".")
+        raise ValueError(f"{pattern[:MAX_REASON]!r} is not a regular expression of linear time: {reason}") from None
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+    if validator.is_type(instance, "string") and not _search(pattern)(instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+    if validator.is_type(instance, "object"):
+        _check.spend(len(patterns) * len(instance) // PARTS_OF_STEP)
+        for pattern, inner in patterns.items():
+            for name in filter(_search(pattern), instance):
+                yield from validator.descend(instance[name], inner, path=name, schema_path=pattern)
+
+
+def _additional_properties(keyword: Any) -> Any:  # noqa: ANN401 - a function of jsonschema
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+        if validator.is_type(instance, "object"):
+            known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+            _check.spend(len(patterns) * len(instance) // PARTS_OF_STEP)
+            searches = [_search(pattern) for pattern in patterns]
+            others = [name for name in instance if name not in known and not any(one(name) for one in searches)]
+            yield from keyword(validator, value, {name: instance[name] for name in others}, {})
+
+    return check
+
+
+def _unevaluated(keyword: Any) -> Any:  # noqa: ANN401 - a function of jsonschema
+    """Count what looks for the evaluated parts in proportion to all parts: jsonschema compares each with each."""
+
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+        before = _check.factor
+        _check.factor *= 1 + (len(instance) // PARTS_OF_STEP if type(instance) in SIZED else 0)
+        try:
+            yield from keyword(validator, value, instance, schema) or ()
+        finally:
+            _check.factor = before
+
+    return check
+
+
+def _unique_items(validator: Any, unique: Any, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
+    if unique and validator.is_type(instance, "array") and len(set(map(_comparable, instance))) < len(instance):
+        yield ValidationError("has non-unique elements")
+
+
+def _comparable(value: Any) -> object:  # noqa: ANN401 - JSON
+    """Return what is the same for equal values of JSON; numbers as text, as many could be made to have one hash."""
+    _check.spend(1)
+    if isinstance(value, dict):
+        return frozenset((name, _comparable(part)) for name, part in value.items())
+    if isinstance(value, list):
+        return tuple(map(_comparable, value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else repr(value).encode()
+
+
+def _counted_draft(draft: Any) -> Any:  # noqa: ANN401 - a class of jsonschema
+    """Register a class of validators that count; schemas within schemas may name a draft."""
+    keywords = draft.VALIDATORS
+    linear = {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties(keywords["additionalProperties"]),
+        "uniqueItems": _unique_items,
+    } | {name: _unevaluated(keywords[name]) for name in UNEVALUATED if name in keywords}
+    # A reference, such as $ref, takes as long as several other keywords.
+    checks = {
+        name: _counting(keyword, linear.get(name, keyword), 8 if name.startswith("$") else 1)
+        for name, keyword in keywords.items()
+    }
+    return drafts.validates(draft.__name__)(drafts.extend(draft, checks))
+
+
+DRAFTS = [_counted_draft(getattr(drafts, f"Draft{one}Validator")) for one in (3, 4, 6, 7, 201909, 202012)]
+
+
 def _validator(registry: Registry, schema: Schema) -> Any:  # noqa: ANN401 - jsonschema's
+    references: dict[str, Any] = {}
+    _enter_references(registry, schema, references)
     content = msgspec.json.decode(schema.schema_str or "")
-    kind = validator_for(content)
-    kind.check_schema(content)
+    text = json.dumps([content, *references.values()])
+    if all(name in text for name in NOT_TOGETHER):
+        raise ValueError("patternProperties and unevaluatedProperties together may take hours for one message")
+    draft = drafts.validator_for(content, default=DRAFTS[-1])
+    _bounded(lambda: draft.check_schema(content))
     # References lead to other schemas of the registry only, never to an address that a schema names.
-    return kind(content, registry=_with_references(registry, schema, STANDARD_SCHEMAS))
+    resources = [(name, Resource.from_contents(one, default_specification=DRAFT7)) for name, one in references.items()]
+    return draft(content, registry=STANDARD_SCHEMAS.with_resources(resources))
 
 
-def _with_references(registry: Registry, schema: Schema, known: Any) -> Any:  # noqa: ANN401 - a registry of `referencing`
+def _enter_references(registry: Registry, schema: Schema, known: dict[str, Any]) -> None:
     for one in schema.references or ():
-        if one.name in known:
-            continue
-        found = registry.version_of(one.subject or "", one.version or 0)
-        content = msgspec.json.decode(found.schema_str or "")
-        known = known.with_resource(one.name, Resource.from_contents(content, default_specification=DRAFT7))
-        known = _with_references(registry, found, known)
-    return known
+        if one.name and one.name not in known and one.name not in STANDARD_SCHEMAS:
+            found = registry.version_of(one.subject or "", one.version or 0)
+            known[one.name] = msgspec.json.decode(found.schema_str or "")
+            _enter_references(registry, found, known)
 
 
 def _context(message: ConsumerRecord) -> SerializationContext:

@@ -22,6 +22,8 @@ from ingest_project.contracts.columns import StreamColumn
 from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsError, TransientError
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
+from ingest_project.streams import protobuf
+from ingest_project.streams import registry as registry_module
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.registry import registry_of
@@ -527,6 +529,52 @@ def test_a_json_schema_that_cannot_be_applied_blames_its_messages_alone(registry
     assert registry.requests["GET /never-fetched.json"] == 0
 
 
+DOUBLING = {f"d{depth}": {"allOf": [{"$ref": f"#/$defs/d{depth + 1}"}] * 2} for depth in range(40)}
+RISKY, ALMOST = "^(a+)+$", "a" * 40 + "!"
+UNEVALUATED = {"unevaluatedProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "reason"),
+    [
+        ({"pattern": RISKY}, ALMOST, "does not match"),
+        ({"allOf": [{"$schema": "http://json-schema.org/draft-07/schema#", "pattern": RISKY}]}, ALMOST, "not match"),
+        ({"patternProperties": {RISKY: {"type": "integer"}, "a!$": False}}, {ALMOST: 1}, "False schema does not allow"),
+        ({"patternProperties": {RISKY: True}, "additionalProperties": False}, {ALMOST: 1}, "was unexpected"),
+        ({"patternProperties": {RISKY: True}, **UNEVALUATED}, {ALMOST: 1}, "together may take hours"),
+        ({"pattern": "(?=a)"}, "a", "not a regular expression of linear time: look-around"),
+        ({"uniqueItems": True}, [*([{}, number] for number in range(10_000)), [{}, 7.0]], "non-unique elements"),
+        ({"$defs": {**DOUBLING, "d40": {}}, "$ref": "#/$defs/d0"}, 1, "takes more than 50,000 steps"),
+        ({"anyOf": [{"type": "string"}] * 1000}, [1] * 50_000, "takes more than 50,000 steps"),
+        ({"anyOf": [{"items": {"type": "string"}}]}, [1] * 50_000, "takes more than 50,000 steps"),
+        (UNEVALUATED, {f"{name}": 1 for name in range(9_999)}, "takes more than 50,000 steps"),
+        ({"allOf": [{"items": True}] * 1000, "unevaluatedItems": False}, [1] * 9_999, "takes more than 50,000 steps"),
+    ],
+)
+def test_the_check_by_a_json_schema_takes_bounded_time_and_memory(
+    registry: SchemaRegistry, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: object, reason: str
+) -> None:
+    monkeypatch.setattr(registry_module, "MAX_STEPS", 50_000)
+    made = contract("json_schema", settings_of(registry), columns=[{"name": "v", "type": "json"}])
+    defs = {"$defs": schema.pop("$defs", {}), "properties": {"v": schema}}
+    message = framed(registry.register("a", defs, "JSON"), json.dumps({"v": value}).encode())
+    began = time.process_time()
+    (_, refused), grown = with_peak_memory(lambda: decoded(made, *received(message)))
+    assert reason in refused[0]
+    assert len(refused[0]) < 500
+    assert time.process_time() - began < 2
+    assert grown < 100 * 1024**2
+
+
+def test_what_json_schema_calls_unique_is_kept(registry: SchemaRegistry) -> None:
+    made = contract("json_schema", settings_of(registry), columns=[{"name": "v", "type": "json"}])
+    schema = registry.register("a", {"properties": {"v": {"uniqueItems": True}}}, "JSON")
+    kept = ['[1,true,"1",[1],{"a":1},{"a":true},null,"null"]', "[0,false,[],{}]", '[{"a":1,"b":2},{"a":2,"b":1}]']
+    refused = ["[1,1.0]", "[[1,{}],[1.0,{}]]", '[{"a":1,"b":2},{"b":2,"a":1}]', "[0,-0.0]", "[1e2,100]"]
+    found = received(*(framed(schema, f'{{"v":{text}}}'.encode()) for text in [*kept, *refused]))
+    assert list(decoded(made, *found)[1]) == list(range(len(kept), len(found)))
+
+
 def test_ids_and_frames_that_cannot_be_are_refused_at_once(registry: SchemaRegistry) -> None:
     odd = [struct.pack(">bi", 0, -1) + b"x", b"\0\0\0\0\1" + b"\xff" * 900_000, b"\0\0"]
     rows, refused = decoded(contract("protobuf", settings_of(registry)), *received(*odd))
@@ -709,7 +757,10 @@ def test_protobuf_that_sets_a_field_twice_or_beyond_its_bits_is_refused(registry
         assert reason in refused[at], (reason, refused.get(at))
 
 
-def test_protobuf_messages_that_become_far_more_fields_than_bytes_are_refused(registry: SchemaRegistry) -> None:
+def test_protobuf_messages_that_become_far_more_fields_than_bytes_are_refused(
+    registry: SchemaRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protobuf, "MAX_FIELDS", 300_000)
     file = descriptor_pb2.FileDescriptorProto(name="p.proto", package="p", syntax="proto3")
     message = file.message_type.add(name="P")
     item = message.nested_type.add(name="Item")
@@ -719,12 +770,12 @@ def test_protobuf_messages_that_become_far_more_fields_than_bytes_are_refused(re
     message.field.add(name="items", number=1, **kind)
     schema = registry.register("p", base64.b64encode(file.SerializeToString()).decode(), "PROTOBUF")
     made = contract("protobuf", settings_of(registry), columns=[{"name": "items", "type": "json"}])
-    few, many = (framed(schema, b"\0" + b"\x0a\0" * count) for count in (19_000, 500_000))
-    rows, grown = with_peak_memory(lambda: made.rows_of(received(*[few] * 8, many)))
-    assert len(json.loads(rows.table["items"][0].as_py())) == 19_000
+    few, many = (framed(schema, b"\0" + b"\x0a\0" * count) for count in (5_000, 500_000))
+    rows, grown = with_peak_memory(lambda: made.rows_of(received(*[few] * 6, many)))
+    assert len(json.loads(rows.table["items"][0].as_py())) == 5_000
     ((_, reason),) = rows.refused
-    assert "with the fields that it leaves out, it has more than 1,000,000" in str(reason)
-    assert grown < 400 * 1024**2
+    assert "with the fields that it leaves out, it has more than 300,000" in str(reason)
+    assert grown < 220 * 1024**2
 
 
 def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: SchemaRegistry) -> None:
