@@ -6,12 +6,10 @@ whose bytes are not of its schema, is that message's fault. Schemas never change
 
 from __future__ import annotations
 
-import json
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
-from itertools import islice
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -20,14 +18,8 @@ from confluent_kafka.schema_registry.common._httpx_compat import httpx
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.schema_registry.serde import SchemaId
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
-from jsonschema import validators as drafts
-from jsonschema.exceptions import SchemaError as JsonSchemaError
-from jsonschema.exceptions import ValidationError, best_match
-from jsonschema_specifications import REGISTRY as STANDARD_SCHEMAS
-from pydantic_core import SchemaError as PatternError
-from pydantic_core import SchemaValidator, core_schema
-from referencing import Resource
-from referencing.jsonschema import DRAFT7
+from jsonschema_rs import Draft7, ReferencingError, RegexOptions, Resolver, ValidationError, Validator, validator_for
+from jsonschema_rs import Registry as JsonSchemas
 
 from ingest_project.contracts import not_json
 from ingest_project.core.errors import (
@@ -49,14 +41,14 @@ LAST_ID = 2**31 - 1
 # Size limit of a schema id and the indexes of a nested Protobuf message.
 MAX_FRAME_BYTES = 1024
 RETRIES, FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 2, 200, 1_000
-# A step of a check by a JSON schema is one keyword for one value, some parts of these, or a part of an error.
-MAX_STEPS, PARTS_OF_STEP, STEPS_OF_ERROR = 1_000_000, 16, 50
-# The best reason is among the first errors.
-MAX_ERRORS, MAX_REASON = 1_000, 300
-SIZED = {str, list, dict}
-UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")
-# Together they give names to Python's engine of regular expressions, which has no limit.
-NOT_TOGETHER = ('"patternProperties":', '"unevaluatedProperties":')
+# Parts of a JSON schema with all that it refers to, each as often as it is referred to.
+MAX_PARTS = 100_000
+# What a schema without a name of its own is called.
+ROOT = "json-schema:///"
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+# Characters of a message times those of its schema: the reason of a mismatch may repeat the one for each of the other.
+MAX_EXPLAINED = 20_000_000
+MAX_REASON = 300
 
 # Schema types as people write them.
 KINDS = {"AVRO": "Avro", "JSON": "JSON", "PROTOBUF": "Protobuf"}
@@ -260,188 +252,100 @@ def reason_of(error: Exception) -> str:
     """Return why a schema or a message cannot be read, in one line: libraries raise Python's own errors."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    said = error.message if isinstance(error, JsonSchemaError) else str(error)
+    said = error.message if isinstance(error, ValidationError) else str(error)
     return " ".join(said.split())[:200].rstrip(".") or type(error).__name__
 
 
 def json_payload_of(registry: Registry) -> Callable[[ConsumerRecord], bytes | None]:
     """Return a function that validates a message by its JSON schema, and returns its JSON."""
-    schemas = Schemas(registry, "JSON", lambda schema, _indexes: _validator(registry, schema))
+    schemas = Schemas(registry, "JSON", lambda schema, _indexes: _JsonSchema(registry, schema))
 
     def payload_of(message: ConsumerRecord) -> bytes | None:
-        validator, named, text = schemas.of(message)
+        schema, named, text = schemas.of(message)
         try:
-            wrong = _bounded(lambda: best_match(islice(validator.iter_errors(msgspec.json.decode(text)), MAX_ERRORS)))
+            value = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise not_json(text, error) from error
-        except (MemoryError, UnreadableMessageError):
-            raise
-        except Exception as error:  # a schema that cannot be applied, such as a reference to nothing
-            raise UnreadableMessageError(f"Its {named} cannot be used: {reason_of(error)}.") from error
-        if wrong is not None:
-            raise UnreadableMessageError(f"Not of its {named}: {wrong.json_path} {wrong.message}.")
+        if not schema.validator.is_valid(value):
+            raise UnreadableMessageError(f"Not of its {named}{schema.mismatch(value, len(text))}.")
         return text
 
     return payload_of
 
 
-class _Check(threading.local):
-    """The check by a JSON schema that a thread makes; without one the validators are those of jsonschema.
+class _JsonSchema:
+    """A JSON schema, and what it refers to in the registry: never an address that it names.
 
-    Args:
-        steps: those that are left; None without a check.
-        factor: how many times each counts.
-    """
-
-    steps: int | None = None
-    factor = 1
-
-    def spend(self, steps: int) -> None:
-        self.steps = (self.steps or 0) - steps * self.factor
-        if self.steps < 0:
-            raise UnreadableMessageError(f"The check by its JSON schema takes more than {MAX_STEPS:,} steps.")
-
-
-_check = _Check()
-
-
-def _bounded(check: Callable[[], Parsed]) -> Parsed:
-    _check.steps, _check.factor = MAX_STEPS, 1
-    try:
-        return check()
-    finally:
-        _check.steps = None
-
-
-def _counting(keyword: Any, linear: Any, steps: int) -> Any:  # noqa: ANN401 - functions of jsonschema
-    """Return the function of a keyword that counts its steps in a check, and calls another one there."""
-
-    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-        if _check.steps is None:
-            return keyword(validator, value, instance, schema) or iter(())
-        parts = (len(value) if type(value) in SIZED else 0) + (len(instance) if type(instance) in SIZED else 0)
-        _check.spend(steps + parts // PARTS_OF_STEP)
-        return map(_counted, linear(validator, value, instance, schema) or ())
-
-    return check
-
-
-def _counted(error: ValidationError) -> ValidationError:
-    _check.spend(STEPS_OF_ERROR + len(error.message) // PARTS_OF_STEP)
-    error.message = error.message[:MAX_REASON]
-    return error
-
-
-@lru_cache(1_000)
-def _search(pattern: str) -> Callable[[str], bool]:
-    """Return a search for a regular expression by an engine of linear time; Python's may take hours for a short text.
+    Regular expressions are matched in linear time, so that no text can make one take hours.
 
     Raises:
-        ValueError: the engine does not take it.
+        ValueError: it is no schema, refers to nothing, or has too many parts.
     """
-    try:
-        return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")).isinstance_python
-    except PatternError as error:
-        reason = str(error).rpartition("rror: ")[2].rstrip(".")
-        raise ValueError(f"{pattern[:MAX_REASON]!r} is not a regular expression of linear time: {reason}") from None
 
+    def __init__(self, registry: Registry, schema: Schema) -> None:
+        contents = {"": msgspec.json.decode(schema.schema_str or "")}
+        self._size = len(schema.schema_str or "") + _enter_references(registry, schema, contents)
+        known = JsonSchemas(list(contents.items())[1:], draft=Draft7)
+        self.validator: Validator = validator_for(
+            contents[""], registry=known, validate_formats=False, pattern_options=RegexOptions(), offline=True
+        )
+        _require_few_parts(contents)
 
-def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-    if validator.is_type(instance, "string") and not _search(pattern)(instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
-
-
-def _pattern_properties(validator: Any, patterns: Any, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-    if validator.is_type(instance, "object"):
-        _check.spend(len(patterns) * len(instance) // PARTS_OF_STEP)
-        for pattern, inner in patterns.items():
-            for name in filter(_search(pattern), instance):
-                yield from validator.descend(instance[name], inner, path=name, schema_path=pattern)
-
-
-def _additional_properties(keyword: Any) -> Any:  # noqa: ANN401 - a function of jsonschema
-    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-        if validator.is_type(instance, "object"):
-            known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-            _check.spend(len(patterns) * len(instance) // PARTS_OF_STEP)
-            searches = [_search(pattern) for pattern in patterns]
-            others = [name for name in instance if name not in known and not any(one(name) for one in searches)]
-            yield from keyword(validator, value, {name: instance[name] for name in others}, {})
-
-    return check
-
-
-def _unevaluated(keyword: Any) -> Any:  # noqa: ANN401 - a function of jsonschema
-    """Count what looks for the evaluated parts in proportion to all parts: jsonschema compares each with each."""
-
-    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-        before = _check.factor
-        _check.factor *= 1 + (len(instance) // PARTS_OF_STEP if type(instance) in SIZED else 0)
+    def mismatch(self, value: Any, length: int) -> str:  # noqa: ANN401 - JSON
+        """Return where a value of some length, which is not of the schema, differs from it, and how."""
+        if length * self._size > MAX_EXPLAINED:
+            return ", and both are too large to say where"
         try:
-            yield from keyword(validator, value, instance, schema) or ()
-        finally:
-            _check.factor = before
-
-    return check
-
-
-def _unique_items(validator: Any, unique: Any, instance: Any, _schema: Any) -> Iterator[ValidationError]:  # noqa: ANN401 - JSON
-    if unique and validator.is_type(instance, "array") and len(set(map(_comparable, instance))) < len(instance):
-        yield ValidationError("has non-unique elements")
+            self.validator.validate(value)
+        except ValidationError as error:
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
+            said = (
+                error.message if len(error.message) <= MAX_REASON else f"{error.message[:100]}…{error.message[-200:]}"
+            )
+            return f": ${path} {said}"
+        return ""
 
 
-def _comparable(value: Any) -> object:  # noqa: ANN401 - JSON
-    """Return what is the same for equal values of JSON; numbers as text, as many could be made to have one hash."""
-    _check.spend(1)
-    if isinstance(value, dict):
-        return frozenset((name, _comparable(part)) for name, part in value.items())
-    if isinstance(value, list):
-        return tuple(map(_comparable, value))
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else repr(value).encode()
-
-
-def _counted_draft(draft: Any) -> Any:  # noqa: ANN401 - a class of jsonschema
-    """Register a class of validators that count; schemas within schemas may name a draft."""
-    keywords = draft.VALIDATORS
-    linear = {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties(keywords["additionalProperties"]),
-        "uniqueItems": _unique_items,
-    } | {name: _unevaluated(keywords[name]) for name in UNEVALUATED if name in keywords}
-    # A reference, such as $ref, takes as long as several other keywords.
-    checks = {
-        name: _counting(keyword, linear.get(name, keyword), 8 if name.startswith("$") else 1)
-        for name, keyword in keywords.items()
-    }
-    return drafts.validates(draft.__name__)(drafts.extend(draft, checks))
-
-
-DRAFTS = [_counted_draft(getattr(drafts, f"Draft{one}Validator")) for one in (3, 4, 6, 7, 201909, 202012)]
-
-
-def _validator(registry: Registry, schema: Schema) -> Any:  # noqa: ANN401 - jsonschema's
-    references: dict[str, Any] = {}
-    _enter_references(registry, schema, references)
-    content = msgspec.json.decode(schema.schema_str or "")
-    text = json.dumps([content, *references.values()])
-    if all(name in text for name in NOT_TOGETHER):
-        raise ValueError("patternProperties and unevaluatedProperties together may take hours for one message")
-    draft = drafts.validator_for(content, default=DRAFTS[-1])
-    _bounded(lambda: draft.check_schema(content))
-    # References lead to other schemas of the registry only, never to an address that a schema names.
-    resources = [(name, Resource.from_contents(one, default_specification=DRAFT7)) for name, one in references.items()]
-    return draft(content, registry=STANDARD_SCHEMAS.with_resources(resources))
-
-
-def _enter_references(registry: Registry, schema: Schema, known: dict[str, Any]) -> None:
+def _enter_references(registry: Registry, schema: Schema, known: dict[str, Any]) -> int:
+    """Add the contents of the schemas that a schema refers to, by their names; return their size in characters."""
+    size = 0
     for one in schema.references or ():
-        if one.name and one.name not in known and one.name not in STANDARD_SCHEMAS:
+        if one.name and one.name not in known:
             found = registry.version_of(one.subject or "", one.version or 0)
             known[one.name] = msgspec.json.decode(found.schema_str or "")
-            _enter_references(registry, found, known)
+            size += len(found.schema_str or "") + _enter_references(registry, found, known)
+    return size
+
+
+def _require_few_parts(contents: Mapping[str, Any]) -> None:
+    """Refuse a schema whose references multiply: forty that each name the next one twice would be checked for hours."""
+    parts: dict[tuple[str, str], int] = {}
+    root = JsonSchemas([(name or ROOT, content) for name, content in contents.items()], draft=Draft7).resolver(ROOT)
+
+    def count(part: Any, resolver: Resolver) -> int:  # noqa: ANN401 - JSON
+        if isinstance(part, list):
+            return sum(count(one, resolver) for one in part)
+        if not isinstance(part, dict):
+            return 0
+        if isinstance(own_id := part.get("$id"), str):
+            with suppress(ReferencingError):
+                resolver = resolver.lookup(own_id).resolver
+        total = 1 + sum(count(one, resolver) for one in part.values())
+        return total + sum(referred(resolver, part[name]) for name in REFERENCES if isinstance(part.get(name), str))
+
+    def referred(resolver: Resolver, reference: str) -> int:
+        place = resolver.base_uri, reference
+        if place not in parts:
+            # A part inside of itself ends with the value.
+            parts[place] = 0
+            # What is no reference, but the value of an enum, may lead to nothing.
+            with suppress(ReferencingError):
+                found = resolver.lookup(reference)
+                parts[place] = count(found.contents, found.resolver)
+        return parts[place]
+
+    if count(contents[""], root) > MAX_PARTS:
+        raise ValueError(f"with what it refers to, it has more than {MAX_PARTS:,} parts")
 
 
 def _context(message: ConsumerRecord) -> SerializationContext:

@@ -23,7 +23,6 @@ from ingest_project.core.errors import SchemaRegistryUnavailableError, SettingsE
 from ingest_project.core.settings import SchemaRegistrySettings, Settings
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams import protobuf
-from ingest_project.streams import registry as registry_module
 from ingest_project.streams.contract import Contract
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.registry import registry_of
@@ -495,7 +494,7 @@ def test_json_schema_validates_and_keeps_digits(registry: SchemaRegistry) -> Non
     long, missing, broken = (framed(number, raw) for raw in (b'{"order_id": "long"}', b'{"amount": 1}', b"{"))
     rows, refused = decoded(made, *received(digits, long, missing, broken, b"{}"))
     assert [row["amount"] for row in rows] == [Decimal("12345678901234567890.0123456789")]
-    assert "too long" in refused[1]
+    assert '$.order_id "long" is longer than 3 characters' in refused[1]
     assert "order_id" in refused[2]
     assert "Not JSON" in refused[3]
     assert "names no schema" in refused[4]
@@ -512,7 +511,7 @@ def test_a_json_schema_that_cannot_be_applied_blames_its_messages_alone(registry
         {"$ref": f"{registry.url}/never-fetched.json"},
         {"properties": {"a": {"minimum": "a"}}},
         {"properties": {"a": {"type": "strng"}}},
-        {"$ref": "#"},
+        {"$schema": "http://json-schema.org/draft-03/schema#"},
         "nonsense",
     ]
     numbers = [registry.register(f"broken-{at}", schema, "JSON") for at, schema in enumerate(broken)]
@@ -521,7 +520,7 @@ def test_a_json_schema_that_cannot_be_applied_blames_its_messages_alone(registry
     made = contract("json_schema", settings_of(registry), columns=[{"name": "a", "type": "json"}])
     rows, refused = decoded(made, *received(*payloads))
     assert [row["a"] for row in rows] == ['{"city": "x"}']
-    assert "$.a 'city' is a required property" in refused[1]
+    assert '$.a "city" is a required property' in refused[1]
     assert "'b' was unexpected" in refused[2]
     assert "too large to be read" in refused[3]
     assert "half of a surrogate pair" in refused[4]
@@ -538,23 +537,25 @@ UNEVALUATED = {"unevaluatedProperties": False}
     ("schema", "value", "reason"),
     [
         ({"pattern": RISKY}, ALMOST, "does not match"),
-        ({"allOf": [{"$schema": "http://json-schema.org/draft-07/schema#", "pattern": RISKY}]}, ALMOST, "not match"),
         ({"patternProperties": {RISKY: {"type": "integer"}, "a!$": False}}, {ALMOST: 1}, "False schema does not allow"),
         ({"patternProperties": {RISKY: True}, "additionalProperties": False}, {ALMOST: 1}, "was unexpected"),
-        ({"patternProperties": {RISKY: True}, **UNEVALUATED}, {ALMOST: 1}, "together may take hours"),
-        ({"pattern": "(?=a)"}, "a", "not a regular expression of linear time: look-around"),
+        ({"patternProperties": {RISKY: True}, **UNEVALUATED}, {ALMOST: 1}, "Unevaluated properties are not allowed"),
+        ({"pattern": "(?=a)"}, "a", "is not a"),
         ({"uniqueItems": True}, [*([{}, number] for number in range(10_000)), [{}, 7.0]], "non-unique elements"),
-        ({"$defs": {**DOUBLING, "d40": {}}, "$ref": "#/$defs/d0"}, 1, "takes more than 50,000 steps"),
-        ({"anyOf": [{"type": "string"}] * 1000}, [1] * 50_000, "takes more than 50,000 steps"),
-        ({"anyOf": [{"items": {"type": "string"}}]}, [1] * 50_000, "takes more than 50,000 steps"),
-        (UNEVALUATED, {f"{name}": 1 for name in range(9_999)}, "takes more than 50,000 steps"),
-        ({"allOf": [{"items": True}] * 1000, "unevaluatedItems": False}, [1] * 9_999, "takes more than 50,000 steps"),
+        ({"$defs": {**DOUBLING, "d40": {}}, "$ref": "#/$defs/d0"}, 1, "it has more than 100,000 parts"),
+        ({"anyOf": [{"type": "string"}] * 1000}, [1] * 50_000, "too large to say where"),
+        ({"anyOf": [{"items": {"type": "string"}}] * 200}, [1] * 50_000, "too large to say where"),
+        (UNEVALUATED, {f"{name}": 1 for name in range(9_999)}, "Unevaluated properties are not allowed"),
+        (
+            {"allOf": [{"items": True}] * 1000, "unevaluatedItems": False, "maxItems": 9},
+            [1] * 9_999,
+            "too large to say where",
+        ),
     ],
 )
 def test_the_check_by_a_json_schema_takes_bounded_time_and_memory(
-    registry: SchemaRegistry, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: object, reason: str
+    registry: SchemaRegistry, schema: dict[str, Any], value: object, reason: str
 ) -> None:
-    monkeypatch.setattr(registry_module, "MAX_STEPS", 50_000)
     made = contract("json_schema", settings_of(registry), columns=[{"name": "v", "type": "json"}])
     defs = {"$defs": schema.pop("$defs", {}), "properties": {"v": schema}}
     message = framed(registry.register("a", defs, "JSON"), json.dumps({"v": value}).encode())
