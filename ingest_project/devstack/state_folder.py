@@ -229,8 +229,14 @@ def with_addresses(loaded: LoadedSettings, addresses: Mapping[str, Any]) -> Load
 
 
 def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that gives a child process the same settings, regardless of their origin."""
-    inherited = {"INGEST_STATE_DIR": str(loaded.settings.state_dir.absolute())}
+    """Return the environment that gives a child process the same settings, regardless of their origin.
+
+    A file in the current folder cannot replace a module of the child.
+    """
+    # Dagster drops the first folder of the path, which is the current one without PYTHONSAFEPATH.
+    path = os.pathsep.join([os.devnull, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))])
+    inherited = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    inherited["INGEST_STATE_DIR"] = str(loaded.settings.state_dir.absolute())
     for setting in loaded.each():
         if setting.path in INHERITED and (text := _plain(setting.value)):
             inherited[setting.env_names[0]] = text

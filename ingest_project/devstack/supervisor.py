@@ -205,7 +205,7 @@ def running_stack(
 
 
 def _launcher(stack: Stack) -> Launcher:
-    environ = os.environ | {"INGEST_STATE_DIR": str(stack.state_dir)}
+    environ = child_environment(stack.loaded, os.environ)
     return Launcher(dagster_processes.SHARED_MODULES, environ, stack.log_folder / "launcher.log")
 
 

@@ -25,7 +25,12 @@ from ingest_project.core.errors import PermanentError, SettingsError
 from ingest_project.core.settings import LoadedSettings, Origin, load_settings
 from ingest_project.devstack import Command, ServiceFailedError, free_port, postgres, start, supervisor
 from ingest_project.devstack.dagster_processes import DagsterHome
-from ingest_project.devstack.state_folder import StateFolderInUseError, StateFolderUnusableError, prepare
+from ingest_project.devstack.state_folder import (
+    StateFolderInUseError,
+    StateFolderUnusableError,
+    child_environment,
+    prepare,
+)
 from ingest_project.devstack.supervisor import Stack, StepState, choose_port, failures_explained, running_stack
 from ingest_project.platform.dagster.records import DagsterRecordsUnavailableError
 from ingest_project_tests.cli.running import started_stack, wait_until_nothing_is_left
@@ -358,6 +363,17 @@ def failure_of_dev(state_dir: Path, *prefix: str) -> str:
     assert done.returncode == 1, done
     assert done.stderr.count("\n") == 1
     return done.stderr
+
+
+@pytest.mark.parametrize("further", ["", "first", ":first"])
+def test_a_file_in_the_current_folder_replaces_no_module_of_a_part(tmp_path: Path, further: str) -> None:
+    (tmp_path / "graphql.py").write_text("raise SystemExit('of the current folder')")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "own.py").touch()
+    environ = child_environment(load_settings({}, tmp_path), {"PYTHONPATH": further})
+    # Dagster removes the first folder of the path when it loads definitions.
+    program = f"import graphql, sys; sys.path.remove(sys.path[0]); import {'own' if further else 'json'}"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environ)
 
 
 def test_a_state_folder_that_is_a_file_or_in_one_is_one_line_with_the_remedy(tmp_path: Path) -> None:
