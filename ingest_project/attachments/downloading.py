@@ -31,7 +31,6 @@ from ingest_project.core.errors import (
     HostThrottledError,
     IngestError,
     PermanentError,
-    StoreUnavailableError,
     TransientError,
     UnexpectedError,
     UnreadableMessageError,
@@ -39,7 +38,6 @@ from ingest_project.core.errors import (
 from ingest_project.core.local_files import LocalFile
 from ingest_project.core.logging import bound, get_logger
 from ingest_project.platform import tracing
-from ingest_project.platform.azure import StoreRejectedError
 from ingest_project.platform.errors import error_class_of, reason_of
 from ingest_project.platform.http.download import Downloaded, DownloadRequest
 
@@ -85,16 +83,10 @@ class Cached:
     @property
     def message(self) -> CachedDownload:
         """Return the message that announces the cached file."""
-        shared = {n: getattr(self.task, n) for n in CachedDownload.__struct_fields__ if hasattr(self.task, n)}
-        return CachedDownload(
-            **shared
-            | {
-                "local_path": str(self.downloaded.path),
-                "size_bytes": self.downloaded.size_bytes,
-                "sha256": self.downloaded.sha256,
-                "content_type": self.downloaded.content_type,
-            }
-        )
+        names = CachedDownload.__struct_fields__
+        # The content type that was found replaces the announced one.
+        facts = {n: getattr(one, n) for one in (self.task, self.downloaded) for n in names if hasattr(one, n)}
+        return CachedDownload(**facts, local_path=str(self.downloaded.path))
 
 
 End = AttemptResult | Postponed
@@ -309,12 +301,8 @@ def _store(
         # The longest, and the database has it.
         "source_url": record.attachment_url,
     }
-    try:
-        file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)
-        return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
-    except StoreRejectedError as error:
-        # A missing permission is granted in minutes; the file's own server may delete it.
-        raise StoreUnavailableError(error.address, f"refused ({error.code})") from error
+    file = LocalFile(downloaded.path, downloaded.size_bytes, downloaded.sha256, downloaded.fingerprint)
+    return put_attachment(services.attachment_store(record.domain), file, record.destination_path, metadata)
 
 
 def _succeeded(

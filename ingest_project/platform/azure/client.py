@@ -61,6 +61,8 @@ FIRST_WAIT_SECONDS = 0.25
 WAIT_FACTOR = 4
 TRANSIENT_STATUSES = frozenset({408, 412, 425, 429})
 SERVER_ERRORS = 500
+# Endings of codes that come with 400 or 409, and nevertheless pass.
+PASSING = ("BeingDeleted", "Md5Mismatch", "InvalidAuthenticationInfo")
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
 MAX_CAUSE_LENGTH = 200
@@ -299,13 +301,18 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     return None if pause is None else pause.total_seconds()
 
 
-def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
-    # A member of the SDK's enumeration prints as its name; its value is the service's own code.
+def code_of(error: HttpResponseError) -> str:
+    """Return the service's own code, else its reason."""
+    # A member of the SDK's enumeration prints as its name.
     named = getattr(error, "error_code", None)
-    code = str(getattr(named, "value", named) or error.reason or "")
+    return str(getattr(named, "value", named) or error.reason or "")
+
+
+def _map_answer(error: HttpResponseError, status: int, address: str) -> IngestError:
+    code = code_of(error)
     if status == NOT_FOUND:
         return SourceNotFoundError(f"The workspace or file system of {address}" if code in NO_FILE_SYSTEM else address)
-    if status not in TRANSIENT_STATUSES and status < SERVER_ERRORS:
+    if status not in TRANSIENT_STATUSES and status < SERVER_ERRORS and not code.endswith(PASSING):
         return StoreRejectedError(address, status, code, REMEDIES.get(status, ""))
     cause = f"{status} {code}".strip()
     if status not in {429, 503}:

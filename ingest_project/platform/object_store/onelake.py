@@ -36,11 +36,15 @@ from ingest_project.core.logging import get_logger
 from ingest_project.platform.azure import (
     OneLakeAddress,
     OneLakeOptions,
+    StoreRejectedError,
     parse_address,
     require_folder,
     require_writable,
 )
 from ingest_project.platform.azure.client import (
+    PASSING,
+    REFUSALS,
+    code_of,
     list_folder,
     map_error,
     onelake_errors,
@@ -149,7 +153,7 @@ class OneLakeStore:
     def remove(self, name: str) -> None:
         """Remove an object; see `ObjectStore.remove`."""
         target = self._target(name)
-        with onelake_errors(target.url):
+        with _errors(target.url):
             try:
                 self._files.get_file_client(target.path).delete_file()
             except ResourceNotFoundError:
@@ -160,9 +164,10 @@ class OneLakeStore:
         oldest = datetime.now(UTC) - older_than
         removed = 0
         try:
-            for listed in list_folder(self._files, self._root):
-                if _TEMPORARY.fullmatch(listed.path) and listed.modified_at < oldest:
-                    removed += self._discard(self._files.get_file_client(listed.path))
+            with _errors(self._root.url):
+                for listed in list_folder(self._files, self._root):
+                    if _TEMPORARY.fullmatch(listed.path) and listed.modified_at < oldest:
+                        removed += self._discard(self._files.get_file_client(listed.path))
         except SourceNotFoundError as missing:
             if missing.location != self._root.url:
                 raise
@@ -188,7 +193,7 @@ class OneLakeStore:
                 **how,
             )
 
-        with onelake_errors(target.url):
+        with _errors(target.url):
             if may_replace is not None:
                 return write_conditionally(write, None, lambda: self._stat(target), may_replace)
             upload(overwrite=True)
@@ -220,7 +225,7 @@ class OneLakeStore:
 
         retained: StoredObject | None = None
         try:
-            with onelake_errors(target.url):
+            with _errors(target.url):
                 md5 = self._fill(temporary, file, target, metadata)
                 if may_replace is None:
                     write_over_any(md5)
@@ -313,7 +318,7 @@ class OneLakeStore:
 
     def _stat(self, target: OneLakeAddress) -> StoredObject | None:
         try:
-            with onelake_errors(target.url):
+            with _errors(target.url):
                 properties = self._blobs.get_blob_client(target.path).get_blob_properties()
         except SourceNotFoundError as missing:
             if missing.location != target.url:
@@ -324,7 +329,7 @@ class OneLakeStore:
         return StoredObject(target.url, properties.size, from_header_values(properties.metadata), properties.etag)
 
     def _download(self, target: OneLakeAddress, path: Path) -> None:
-        with closing(open_file(self._files, target)) as stream, path.open("wb") as copy:
+        with _errors(target.url), closing(open_file(self._files, target)) as stream, path.open("wb") as copy:
             shutil.copyfileobj(stream, copy, PIECE_BYTES)
 
     def _target(self, name: str) -> OneLakeAddress:
@@ -341,11 +346,28 @@ def _unchanged(present: StoredObject | None) -> dict[str, Any]:
 
 
 @contextmanager
+def _errors(address: str) -> Iterator[None]:
+    """Map errors as `onelake_errors` does; but a refused credential counts as a store that is away.
+
+    A missing right is granted in minutes, and until then no file is at fault.
+    """
+    try:
+        with onelake_errors(address):
+            yield
+    except StoreRejectedError as error:
+        if error.status is None or error.status in REFUSALS:
+            raise StoreUnavailableError(address, f"refused ({error.code})") from error
+        raise
+
+
+@contextmanager
 def _conflicts(target: OneLakeAddress) -> Iterator[None]:
     try:
         yield
     except HttpResponseError as error:
-        if error.status_code in CONFLICTS:
+        # The owner of a lease may keep the file as it is for hours.
+        passing = code_of(error).startswith("Lease") or code_of(error).endswith(PASSING)
+        if error.status_code in CONFLICTS and not passing:
             raise ConflictError(map_error(error, target.url)) from None
         raise
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ingest_project.core.errors import PermanentError, StoreUnavailableError
+from ingest_project.platform.azure import StoreRejectedError
 from ingest_project.platform.object_store import open_store
 from ingest_project.platform.object_store.store import ObjectStore, StoredObject
 from ingest_project.testing.stores import CHUNK_BYTES, CONTENTS, NAME, digest, put, read
@@ -137,6 +138,33 @@ def test_a_failure_that_lasts_leaves_neither_the_file_nor_a_temporary_one(
         put_unless_there(hasty, tmp_path, content)
     assert hasty.stat(NAME) is None
     assert not [path for path in dfs.paths() if path.startswith(dfs_url.split("analytics/")[1])]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (403, "AuthorizationPermissionMismatch", StoreUnavailableError),
+        (401, "NoAuthenticationInformation", StoreUnavailableError),
+        (409, "DestinationPathIsBeingDeleted", StoreUnavailableError),
+        (400, "Md5Mismatch", StoreUnavailableError),
+        (400, "InvalidResourceName", StoreRejectedError),
+        (412, "LeaseIdMissing", StoreUnavailableError),
+    ],
+)
+def test_a_refusal_is_final_only_where_it_does_not_pass(  # noqa: PLR0913, PLR0917 - fixtures and cases
+    dfs: DfsServer, hasty: ObjectStore, tmp_path: Path, size: str, status: int, code: str, expected: type[Exception]
+) -> None:
+    put_unless_there(hasty, tmp_path, b"before")
+    dfs.fail("put" if size == "small" else "rename", status=status, code=code, times=100)
+    dfs.requests()
+    with pytest.raises(expected, match=code):
+        put_unless_there(hasty, tmp_path, CONTENTS[size])
+    made = dfs.requests()
+    assert made.get("put", 0) + made.get("rename", 0) == 1
+    dfs.fail("read", status=403, code="AuthorizationFailure", times=100)
+    with pytest.raises(StoreUnavailableError, match="AuthorizationFailure"):
+        read(hasty)
 
 
 def test_an_old_file_stays_while_its_successor_fails(dfs: DfsServer, hasty: ObjectStore, tmp_path: Path) -> None:
