@@ -39,6 +39,8 @@ LONGEST_REASON = 500
 # Errors for names that a store rejects: a partition's folder is named after a row's value.
 REFUSED_NAMES = ("file name too long", "os error 36", "key too long", "keytoolong", "invalid argument", "os error 22")
 NO_SPACE = ("no space left", "os error 28", "quota", "os error 122")
+# delta-rs raises these as failed commits as well, like conflicts.
+REFUSED_COMMITS = ("table features", "append-only")
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # A signed address is a secret.
 SIGNATURE = re.compile(r"(?i)(\b(?:sig|x-amz-signature|x-amz-credential|x-amz-security-token)=)[^&\s\"']+")
@@ -167,16 +169,17 @@ def delta_errors(location: DeltaLocation) -> Iterator[None]:
 
     Raises:
         TransactionConflictError: another writer conflicted.
-        StoreUnavailableError: the store is unreachable, refused the request or is full, or this is not a Delta table.
+        StoreUnavailableError: the store is unreachable, refused the request or is full, or this is not a Delta table,
+            or one that delta-rs cannot or may not write.
     """
     from deltalake.exceptions import CommitFailedError, DeltaError  # a heavy import, already loaded at this point
 
     try:
         yield
-    except CommitFailedError as error:
-        raise TransactionConflictError(location.url, reason_of(error)) from error
     except (DeltaError, OSError) as error:
-        raise StoreUnavailableError(location.url, reason_of(error)) from error
+        reason = reason_of(error)
+        is_conflict = isinstance(error, CommitFailedError) and not any(sign in reason for sign in REFUSED_COMMITS)
+        raise (TransactionConflictError if is_conflict else StoreUnavailableError)(location.url, reason) from error
 
 
 def _abfss(url: str) -> str:

@@ -160,6 +160,18 @@ def test_a_location_that_cannot_be_written_is_reported_in_one_line(tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_that_may_not_be_written_is_no_conflict_and_is_not_tried_again(tmp_path: Path) -> None:
+    store = store_at(tmp_path / "table")
+    store.append(numbers(1), app_id="topic-0", version=1)
+    protocol = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": ["ofTomorrow"]}}
+    entry = tmp_path / "table" / "_delta_log" / f"{2:020}.json"
+    entry.write_text(json.dumps(protocol), "utf-8")
+    before = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="table features required"):
+        store.append(numbers(2), app_id="topic-0", version=2)
+    assert time.monotonic() - before < 2
+
+
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(again, marks=pytest.mark.long) for again in range(1, 5))])
 def test_many_creators_at_once_make_one_table(tmp_path: Path, attempt: int) -> None:
     del attempt
