@@ -127,17 +127,9 @@ _SWITCHES = ("elsewhere", "requester_pays")
 SourceFactory = Callable[[Mapping[str, Any], SourceContext], Source]
 """Makes a source from a job's `source_config` and the settings of this process."""
 
+_MODULES = {kind: kind for kind in OPTIONS} | {"dummy": "local"}
 SOURCES: plugins.Plugins[SourceFactory] = plugins.Plugins(
-    plugins.SOURCES,
-    {
-        "dummy": "ingest_project.sources.local:open_dummy",
-        "ftp": "ingest_project.sources.ftp:open_ftp",
-        "http": "ingest_project.sources.http:open_http",
-        "local": "ingest_project.sources.local:open_local",
-        "onelake": "ingest_project.sources.onelake:open_onelake",
-        "s3": "ingest_project.sources.s3:open_s3",
-        "sftp": "ingest_project.sources.sftp:open_sftp",
-    },
+    plugins.SOURCES, {kind: f"ingest_project.sources.{module}:open_{kind}" for kind, module in _MODULES.items()}
 )
 
 
