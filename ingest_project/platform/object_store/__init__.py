@@ -162,7 +162,9 @@ class FolderStore:
     ) -> StoredObject:
         """Store an object; see `ObjectStore.put`."""
         path = self.location(name)
-        if may_replace and (present := _present(path)) and not may_replace(present):
+        with folder_errors(self._root):
+            present = _present(path) if may_replace else None
+        if may_replace and present and not may_replace(present):
             return present
         temporary = self._temporary()
         try:
@@ -183,7 +185,7 @@ class FolderStore:
     def stat(self, name: str) -> StoredObject | None:
         """Return size and metadata; see `ObjectStore.stat`."""
         path = self.location(name)
-        if (status := _status(path)) is None:
+        if (status := self._status(path)) is None:
             return None
         description = _description(path)
         is_described = description is not None and description.content == _version(status)
@@ -193,13 +195,14 @@ class FolderStore:
     def local_path(self, name: str) -> Iterator[Path]:
         """Return the file itself; see `ObjectStore.local_path`."""
         path = self.location(name)
-        if _status(path) is None:
+        if self._status(path) is None:
             raise SourceNotFoundError(path)
         yield Path(path)
 
     def remove(self, name: str) -> None:
         """Remove an object; see `ObjectStore.remove`."""
         path = self.location(name)
+        self._status(path)
         with folder_errors(self._root):
             Path(path).unlink(missing_ok=True)
             Path(_description_path(path)).unlink(missing_ok=True)
@@ -216,6 +219,17 @@ class FolderStore:
                         Path(entry.path).unlink()
                         removed += 1
         return removed
+
+    def _status(self, path: str) -> os.stat_result | None:
+        """Return the status of an object's file; None if there is none.
+
+        Raises:
+            StoreUnavailableError: the folder cannot be read, or is not there: the objects of an unmounted drive exist.
+        """
+        with folder_errors(self._root):
+            if (status := _status(path)) is None:
+                os.stat(self.scratch)  # noqa: PTH116
+        return status
 
     def _temporary(self) -> str:
         return f"{self.scratch}/{os.urandom(16).hex()}"

@@ -86,6 +86,18 @@ def test_a_symbolic_link_and_another_file_system_are_copied_from(folder: ObjectS
         real.unlink()
 
 
+def test_the_objects_of_a_folder_that_is_not_there_are_away_and_not_missing(tmp_path: Path) -> None:
+    folder = open_store(str(tmp_path / "drive" / "landing"))
+    stored = put(folder, tmp_path, b"1", "a/b")
+    (tmp_path / "drive").rename(tmp_path / "unmounted")
+    for use in (folder.stat, folder.remove, lambda name: folder.local_path(name).__enter__()):
+        with pytest.raises(StoreUnavailableError, match="No such file or directory"):
+            use("a/b")
+    (tmp_path / "unmounted").rename(tmp_path / "drive")
+    assert folder.stat("a/b") == stored
+    assert folder.stat("a/c") is None
+
+
 def test_a_link_that_leads_out_of_the_store_is_not_followed(folder: ObjectStore, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
