@@ -84,10 +84,9 @@ class Server:
         except AddressRejectedError as error:
             remedy = f" Name the host in {_SOURCE_HOSTS}, or it or its network in {INTERNAL_HOSTS}."
             raise ForbiddenPathError(self.location, f"{error.rule}.{remedy if error.setting else ''}") from error
-        except socket.gaierror as error:
-            raise SourceUnreachableError(self.location, f"its name cannot be resolved ({error})") from error
         except OSError as error:
-            raise SourceUnreachableError(self.location, error) from error
+            reason = f"its name cannot be resolved ({error})" if isinstance(error, socket.gaierror) else error
+            raise SourceUnreachableError(self.location, reason) from error
         # The control connection is silent during a long transfer, and firewalls drop silent connections.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection

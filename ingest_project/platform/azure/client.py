@@ -192,18 +192,13 @@ def shared_file_system(account_url: str, file_system: str, options: OneLakeOptio
 
 @lru_cache(maxsize=KEPT_CLIENTS)
 def shared_container(account_url: str, file_system: str, options: OneLakeOptions) -> ContainerClient:
-    """Return this process's client for the blob endpoint, see `open_container`."""
-    return open_container(OneLakeAddress(account_url, file_system), options)
-
-
-def open_container(address: OneLakeAddress, options: OneLakeOptions | None = None) -> ContainerClient:
-    """Return a client of the file system for the account's blob endpoint; otherwise as `open_file_system`.
+    """Return this process's client for the account's blob endpoint, otherwise as `shared_file_system`.
 
     It writes a small file in one request; the DFS endpoint needs four.
     """
-    account_url = blob_account_url(address.account_url)
+    address = OneLakeAddress(account_url, file_system)
     with _credential_errors(address):
-        return ContainerClient(account_url, address.file_system, **_client_arguments(address, options))
+        return ContainerClient(blob_account_url(account_url), file_system, **_client_arguments(address, options))
 
 
 def blob_account_url(account_url: str) -> str:

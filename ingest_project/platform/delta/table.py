@@ -557,13 +557,8 @@ class ReplaceableStore(DeltaStore):
         Raises:
             StoreUnavailableError: the store does not answer or refused.
         """
-        table = self.opened()
-        with delta_errors(self._location):
-            history = [] if table is None else table.history()
-        predicates = (
-            (entry["version"], entry.get("operationParameters", {}).get("predicate", "")) for entry in history
-        )
-        return [int(version) - 1 for version, predicate in predicates if part_of_predicate in predicate]
+        found, _ = self.predicates_since(-1)
+        return [version - 1 for version, predicate in found.items() if part_of_predicate in predicate]
 
     def _retrying(self, change: Callable[[], Result]) -> Result:
         """Make a change at the newest version, and retry it if another writer was faster."""
