@@ -120,9 +120,12 @@ class RunningTotals:
     def count(self, now: datetime) -> int:
         """Count a bounded number of entries of each kind that have ended since the last call; return their number."""
         with writing(self._engine) as connection:
-            _lock_progress(connection)
+            # On SQLite, only one transaction can write at a time anyway.
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("LOCK TABLE metric_progress IN SHARE ROW EXCLUSIVE MODE"))
             until = _settled(connection, now)
-            progress, oldest = _progress(connection), int(now.timestamp() // 60) - KEPT_MINUTES
+            progress = {row.source: row.counted_until for row in connection.execute(sa.select(metric_progress))}
+            oldest = int(now.timestamp() // 60) - KEPT_MINUTES
             counted = sum(_count_source(connection, source, progress, until, oldest) for source in self._sources)
             counted += _count_kept_totals(connection, now)
             if counted:
@@ -154,12 +157,6 @@ class RunningTotals:
         return tuple(MinuteValue(int(at), name, tuple(json.loads(labels)), value) for at, name, labels, value in rows)
 
 
-def _lock_progress(connection: sa.Connection) -> None:
-    # On SQLite, only one transaction can write at a time anyway.
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("LOCK TABLE metric_progress IN SHARE ROW EXCLUSIVE MODE"))
-
-
 def _settled(connection: sa.Connection, now: datetime) -> datetime:
     """Return the time before which no further ends can be committed."""
     settled = now - SETTLE
@@ -173,10 +170,6 @@ def _settled(connection: sa.Connection, now: datetime) -> datetime:
     if oldest is None:
         return settled
     return max(min(settled, oldest - SETTLE), now - LONGEST_STAMPED)
-
-
-def _progress(connection: sa.Connection) -> dict[str, datetime]:
-    return {row.source: row.counted_until for row in connection.execute(sa.select(metric_progress))}
 
 
 def _count_source(

@@ -421,9 +421,8 @@ def read_queue(connection: sa.Connection, queue: QueueView, *, detailed: bool) -
     leased = sa.literal_column("reported_at IS NULL AND state <> 'pending'", sa.Boolean)
     unreported = sa.select(count).select_from(queue.table).where(leased, columns.state.not_in(UNFINISHED))
     # Query one state at a time: then the first entry of an index is the answer.
-    changes = [
-        connection.execute(_oldest_change(queue.table, state)).scalar() for state in UNFINISHED if state in found
-    ]
+    oldest = sa.select(columns.updated_at).order_by(columns.updated_at).limit(1)
+    changes = [connection.scalar(oldest.where(columns.state == state)) for state in UNFINISHED if state in found]
     return QueueState(
         kind=queue.kind,
         counts={state.value: found.get(state.value, 0) for state in queue.states} if detailed else found,
@@ -520,10 +519,6 @@ def latency(pipeline: str, row: sa.RowMapping) -> Iterator[Amount]:
 def latency_bucket(seconds: float) -> str:
     """Return the upper bound of a latency's bucket, as its label."""
     return next((f"{end:g}" for end in LATENCY_BUCKETS if seconds <= end), BEYOND)
-
-
-def _oldest_change(table: sa.Table, state: str) -> sa.Select[Any]:
-    return sa.select(table.c.updated_at).where(table.c.state == state).order_by(table.c.updated_at).limit(1)
 
 
 def _oldest_entry(connection: sa.Connection, queue: QueueView) -> OldestEntry | None:

@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -55,7 +55,8 @@ def create_provider(settings: Settings, wanted_trace_id: Callable[[], int | None
         wanted_trace_id: returns the trace id for the next root span; None for a random one.
     """
     provider = TracerProvider(
-        sampler=_sampler(settings.traces.sample_ratio),
+        # Without a sampler, OTEL_TRACES_SAMPLER chooses.
+        sampler=None if (ratio := settings.traces.sample_ratio) >= 1 else ParentBased(TraceIdRatioBased(ratio)),
         resource=_resource(settings.environment),
         id_generator=_Ids(wanted_trace_id),
         span_limits=SpanLimits(max_links=int(os.environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") or MAX_LINKS)),
@@ -162,11 +163,6 @@ def _exporter(settings: Settings) -> OTLPSpanExporter:
     return OTLPSpanExporter(
         endpoint=endpoint or None, headers={name.strip(): value.strip() for name, _, value in pairs} or None
     )
-
-
-def _sampler(ratio: float) -> Sampler | None:
-    """Return the sampler; None for a ratio of 1, which leaves the choice to OTEL_TRACES_SAMPLER."""
-    return None if ratio >= 1 else ParentBased(TraceIdRatioBased(ratio))
 
 
 def _resource(environment: str) -> Resource:

@@ -77,7 +77,9 @@ class Contract:
         self._validate = partial(validate, schema=schema)
         self._decoder = DECODERS[declaration.decoder](self._flat, settings)
         self._required_inside = [one.name for one in self._flat if one.required and "." in one.name]
-        self._evolution = _Evolution(known_columns, _reserved_names(self._columns))
+        # No field may evolve into a column's name, or into that of a field with columns inside.
+        reserved = {*OWN_COLUMNS, *(name for one in self._columns for name in (one.name, one.steps[0]))}
+        self._evolution = _Evolution(known_columns, reserved)
         self._has_defaults = [name for name, one in schema.columns.items() if one.default is not None]
 
     def rows_of(self, messages: Sequence[ConsumerRecord]) -> ContractRows:
@@ -120,11 +122,6 @@ class Contract:
         elif any(rescued) and self._drift == "evolve":
             columns, rescued = self._evolution.columns_of(rescued)
         return {**columns, RESCUED: pa.array(rescued, pa.binary()).cast(pa.string())}
-
-
-def _reserved_names(columns: Sequence[StreamColumn]) -> AbstractSet[str]:
-    """Return names that no field may evolve into: columns, and fields with columns inside."""
-    return {*OWN_COLUMNS, *(column.name for column in columns), *(column.steps[0] for column in columns)}
 
 
 @dataclass

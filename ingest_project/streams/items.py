@@ -21,7 +21,7 @@ from ingest_project.platform.tracing import trace_ids_of
 from ingest_project.streams.crm.records import opportunities, projects, unidentified_messages
 from ingest_project.streams.declaration import StreamDeclaration
 from ingest_project.streams.delta.queries import row_at, rows_with
-from ingest_project.streams.positions import SinkPosition, StreamPositions
+from ingest_project.streams.positions import StreamPositions
 from ingest_project.streams.resources import StreamResources
 from ingest_project.streams.sql.declared import table_of
 from ingest_project.streams.user_activity.event_table import TABLE
@@ -202,7 +202,8 @@ def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[s
     """Return how far the sinks are, for a message without a row."""
     known = [one for stream in streams for one in [stream.current().get(position.partition)] if one]
     if any(position.offset >= one.next_offset for one in known) or not known:
-        return "waiting", next((_failure_reason(one) for one in known if one.reason), None)
+        reasons = (f"{one.attempts} runs in a row did not store it: {one.reason}" for one in known if one.reason)
+        return "waiting", next(reasons, None)
     for stream in streams:
         for lost in stream.lost():
             if (
@@ -211,10 +212,6 @@ def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[s
             ):
                 return "lost", lost.reason
     return "read", "It has no row: it became a dead letter, or a newer version of the same record replaced it."
-
-
-def _failure_reason(position: SinkPosition) -> str:
-    return f"{position.attempts} runs in a row did not store it: {position.reason}"
 
 
 def _state(row: Row) -> str:

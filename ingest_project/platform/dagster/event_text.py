@@ -56,8 +56,11 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
     texts: list[str] = []
     encoder = json.JSONEncoder(sort_keys=sort_keys)
     for entry in events:
-        event = entry.get_dagster_event()
-        parts = _separated(event.event_specific_data)
+        data: Any = entry.get_dagster_event().event_specific_data
+        # The common part of an event, and the parts that differ, which placeholders replace.
+        parts = (
+            _separated_materialization(data) if isinstance(data, StepMaterializationData) else _separated_check(data)
+        )
         frame = (with_data(entry, None), *parts.shared)
         if frame != shared:
             marked = with_data(entry, parts.marked())
@@ -69,11 +72,6 @@ def event_texts(events: Sequence[EventLogEntry], *, sort_keys: bool = True) -> I
 def with_data(entry: EventLogEntry, data: StepMaterializationData | AssetCheckEvaluation | None) -> EventLogEntry:
     """Return the event with this data instead of its own, without validating it again."""
     return entry._replace(dagster_event=entry.get_dagster_event()._replace(event_specific_data=data))
-
-
-def _separated(data: Any) -> _Parts:  # noqa: ANN401 - the data of any event
-    """Separate the common part of an event from the parts that differ, which placeholders replace."""
-    return _separated_materialization(data) if isinstance(data, StepMaterializationData) else _separated_check(data)
 
 
 def _separated_materialization(data: StepMaterializationData) -> _Parts:

@@ -235,7 +235,7 @@ def why_internal(address: IpAddress) -> str | None:
 
 def embedded_ipv4(address: IpAddress) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses to which this IPv6 address is routed; empty for any other address."""
-    if isinstance(address, IPv4Address) or _is_itself(address):
+    if isinstance(address, IPv4Address) or address.is_loopback or address.is_unspecified:
         return ()
     if any(address in network for network in _ENDS_IN_IPV4):
         return (IPv4Address(int(address) & _LAST_32_BITS),)
@@ -254,10 +254,6 @@ def parse_address(text: str) -> IpAddress | None:
         return ip_address(text.partition("%")[0])
     except ValueError:
         return None
-
-
-def _is_itself(address: IPv6Address) -> bool:
-    return address.is_loopback or address.is_unspecified
 
 
 def _kind(address: IpAddress) -> str | None:

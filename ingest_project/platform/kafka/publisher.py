@@ -165,7 +165,8 @@ def _while_owned(
         if not still_owns(part):
             raise PublisherReplacedError(topic)
         for message_id in part:
-            yield _with_id(message_id, messages[message_id])
+            message, its_id = messages[message_id], (MESSAGE_ID_HEADER, message_id.encode())
+            yield msgspec.structs.replace(message, headers=(*message.headers, its_id))
 
 
 def _find_written(reader: TopicReader, topic: str, interrupted: Mapping[str, Mapping[int, int]]) -> set[str]:
@@ -193,10 +194,6 @@ def _earliest(sinces: Iterable[Mapping[int, int]]) -> dict[int, int]:
     known = list(sinces)
     partitions = set(known[0]).intersection(*known)
     return {partition: min(since[partition] for since in known) for partition in partitions}
-
-
-def _with_id(message_id: str, message: ProducerRecord) -> ProducerRecord:
-    return msgspec.structs.replace(message, headers=(*message.headers, (MESSAGE_ID_HEADER, message_id.encode())))
 
 
 class MessageOutbox:

@@ -256,9 +256,8 @@ class TopicReader:
             # No messages may mean that the broker is unavailable: only a response proves that it is there.
             state_after = self._states.look_up(topic)
             state = replace(state_after, topic_id=state.topic_id) if state_after else state
-        return BoundedRead(
-            buffer.messages, Positions(state.topic_id, next_offsets), begin.notices, _unread(state, next_offsets)
-        )
+        unread = sum(max(0, bounds.end - next_offsets.get(partition, 0)) for partition, bounds in state.bounds.items())
+        return BoundedRead(buffer.messages, Positions(state.topic_id, next_offsets), begin.notices, unread)
 
     def commit(self, topic: str, positions: Positions) -> None:
         """Set the consumer group's offsets to saved positions, for lag displays only.
@@ -337,10 +336,6 @@ class _Slot:
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
-
-
-def _unread(state: TopicState, next_offsets: Mapping[int, int]) -> int:
-    return sum(max(0, bounds.end - next_offsets.get(partition, 0)) for partition, bounds in state.bounds.items())
 
 
 # How long the broker delays an empty response. The embedded broker delays it that long even if a message arrives.

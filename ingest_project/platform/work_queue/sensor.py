@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import dagster as dg
@@ -256,7 +257,7 @@ class QueueSensor:
         cursors = self._cursors(context.cursor)
         for feed in self.feeds:
             saved = Positions.from_cursor(cursors.get(feed.topic.topic))
-            positions = consume(services, feed.topic, saved, self._storing(context.instance, feed))
+            positions = consume(services, feed.topic, saved, partial(self._store, context.instance, feed))
             cursors[feed.topic.topic] = positions.to_cursor()
         return msgspec.json.encode(cursors).decode()
 
@@ -268,10 +269,10 @@ class QueueSensor:
             # A cursor of a sensor with one topic, or an invalid one, which `Positions.from_cursor` reports.
             return {self.feeds[0].topic.topic: text or ""}
 
-    def _storing(
-        self, instance: dg.DagsterInstance, feed: Feed[Message]
-    ) -> Callable[[Sequence[ConsumedMessage[Message]]], object]:
-        return lambda arrived: self.record(instance, feed.arrivals(arrived))
+    def _store(
+        self, instance: dg.DagsterInstance, feed: Feed[Message], arrived: Sequence[ConsumedMessage[Any]]
+    ) -> None:
+        self.record(instance, feed.arrivals(arrived))
 
 
 def queue_sensor(

@@ -79,7 +79,8 @@ def decode_bisecting(
     refused = decode_apart(messages, lambda part: found.append(decode(part)))
     refused += [one for rows in found for one in rows.refused]
     tables = [rows.table for rows in found] or [schema.empty_table()]
-    return StreamRows(pa.concat_tables(tables, promote_options="default"), sorted(refused, key=_position_of))
+    refused.sort(key=lambda one: (one[0].partition, one[0].offset))
+    return StreamRows(pa.concat_tables(tables, promote_options="default"), refused)
 
 
 def position_columns(messages: Sequence[ConsumerRecord], topic_id: str) -> dict[str, pa.Array]:
@@ -160,7 +161,3 @@ def of_hour(table: pa.Table, hour: datetime, time_column: str) -> pa.Table:
     begin, end = (pa.scalar(moment, INSTANT) for moment in (hour, end_of(hour)))
     moments = table[time_column]
     return table.filter(pc.and_(pc.greater_equal(moments, begin), pc.less(moments, end)))
-
-
-def _position_of(refused: tuple[ConsumerRecord, object]) -> tuple[int, int]:
-    return refused[0].partition, refused[0].offset

@@ -67,8 +67,6 @@ def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], ro
 
 def _copy_rows(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -> str | None:
     """Copy rows into a temporary table with columns of their types; returns its name, or None where it may not."""
-    if connection.dialect.driver != "psycopg2":
-        return None
     if MAY_COPY not in connection.info:
         may_create = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
         connection.info[MAY_COPY] = connection.exec_driver_sql(may_create).scalar_one()
@@ -105,8 +103,10 @@ def _statement(table: sa.Table, names: Sequence[str], order: Sequence[str], sour
     keys = [column.name for column in table.primary_key]
     changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in names if name not in keys)
 
+    collated = [_quoted(name) + collation * isinstance(table.c[name].type, sa.Text) for name in order]
+
     def version(whose: str) -> str:
-        return f"({', '.join(f'{whose}.{_quoted(name)}{_collated(table.c[name], collation)}' for name in order)})"
+        return f"({', '.join(f'{whose}.{name}' for name in collated)})"
 
     # A row that a tombstone marked counts as deleted: any version comes after it.
     is_marked = f"{_quoted(table.name)}.deleted_at IS NOT NULL OR " if "deleted_at" in table.c else ""
@@ -147,10 +147,6 @@ def _digits(number: Decimal | str) -> str:
 def sqlite_time(moment: datetime) -> str:
     """Format a time as SQLAlchemy does for SQLite: of fixed width, so that text order is time order."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
-
-
-def _collated(column: sa.Column[Any], collation: str) -> str:
-    return collation if isinstance(column.type, sa.Text) else ""
 
 
 def _quoted(name: str) -> str:
