@@ -17,6 +17,8 @@ fail where it does not.
   which an output has no event (test_asset_events, test_sensor).
   With a storage other than `BulkEventLogStorage` each event goes through `DagsterInstance.handle_new_event`.
   `AssetCheckResult._get_target_materialization_data`; without it, Dagster's own way to it, which takes longer.
+  `handle_run_event` of the run storage, which every status of a run passes (test_internals). Without it: a run that was
+  canceled by force while it was queued may start.
 - `run_records.py`: the run, schedule and event log storages, opened without an instance, and their `_engine`;
   `InstigatorState` and its ticks; the event log's `index_connection` and the table `asset_check_executions`;
   `StepFailureData` and `JobFailureData` (test_status, test_alerts, test_sensor).

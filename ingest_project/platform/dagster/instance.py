@@ -29,7 +29,7 @@ import dagster as dg
 import sqlalchemy
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, DagsterEvent
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
@@ -218,6 +218,14 @@ class RunsInPostgres(PostgresRunStorage):
     has_backfill_tags_table = _remembered_once_true(PostgresRunStorage.has_backfill_tags_table)
     has_bulk_action_job_name_column = _remembered_once_true(PostgresRunStorage.has_bulk_action_job_name_column)
     has_bulk_actions_selector_cols = _remembered_once_true(PostgresRunStorage.has_bulk_actions_selector_cols)
+
+    def handle_run_event(self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None) -> None:
+        """Set the status of a run, unless it was canceled.
+
+        Dagster would queue, start or finish a run that a person has canceled by force since its caller last read it.
+        """
+        if not self.get_runs_count(dg.RunsFilter(run_ids=[run_id], statuses=[dg.DagsterRunStatus.CANCELED])):
+            super().handle_run_event(run_id, event, update_timestamp)
 
 
 class SchedulesInPostgres(PostgresScheduleStorage):

@@ -224,6 +224,18 @@ def test_dagsters_own_configuration_names_the_files_under_its_home(
     assert Path(default.get_captured_local_path(["a"], "out")).is_relative_to(tmp_path / "storage")
 
 
+@pytest.mark.parametrize("later", [dg.DagsterEventType.PIPELINE_ENQUEUED, dg.DagsterEventType.PIPELINE_STARTING])
+def test_a_run_that_was_canceled_by_force_stays_canceled(
+    dagster_instance: dg.DagsterInstance, later: dg.DagsterEventType
+) -> None:
+    run = create_run_for_test(dagster_instance)
+    dagster_instance.report_run_canceled(run)
+    dagster_instance.report_dagster_event(DagsterEvent(later.value, run.job_name), run_id=run.run_id)
+    again = dagster_instance.get_run_by_id(run.run_id)
+    assert again is not None
+    assert again.status is dg.DagsterRunStatus.CANCELED
+
+
 def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:
     launcher = WatchedRunLauncher()
     launcher.register_instance(dagster_instance)
