@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
+import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from functools import cache
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 import adbc_driver_manager
@@ -27,24 +30,21 @@ from pydantic import SecretStr
 
 from ingest_project.core.errors import TransactionConflictError
 from ingest_project.core.secrets import text_of
-from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction
+from ingest_project.file_ingest.tables import quarantined_rows
+from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction, sql
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaSession
 from ingest_project.file_ingest.warehouse.sql import (
-    CLAIMS,
-    FINISHED,
-    NO_MORE,
-    RENEWED,
     SENSOR_TABLES,
-    STATISTICS,
-    VERSIONS,
-    WAS_DUPLICATE,
     DatasetTables,
     Frames,
     Schema,
     SqlWarehouse,
     fitted,
+    require_all,
 )
 from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
+
+Returned = TypeVar("Returned")
 
 # The owner of a content may change between a failed claim and the query for the owner.
 CLAIM_TRIES = 5
@@ -55,8 +55,10 @@ LOCK_FILES = """
 # Quote the name: users choose it, and it may be a keyword of SQL.
 DELETE_ROWS = 'DELETE FROM "{table}" WHERE file_key = ANY($1::text[])'
 
-# Words of PostgreSQL's message about a cancelled query; one about a statement_timeout has the same code.
-CANCELLED = frozenset({"user", "request"})
+# The session's counts only grow while a transaction lasts. The driver returns how many rows it sent.
+INSERTED = """
+    SELECT sum(pg_stat_get_xact_tuples_inserted(quote_ident(name)::regclass))::bigint FROM unnest($1::text[]) AS name"""
+COUNT_ROWS = 'SELECT count(*) FROM "{table}" WHERE file_key = ANY($1::text[])'
 # Types to read as text: JSON is text in frames, and Arrow has no type for PostgreSQL's numbers.
 READ_AS_TEXT = frozenset({pl.String, pl.Decimal})
 READ_BY_INDEX = "SET LOCAL enable_seqscan = off"
@@ -67,15 +69,13 @@ READ_ROWS = "SELECT {columns} FROM \"{table}\" WHERE file_key = current_setting(
 CLAIMED = "json_to_recordset($1::json) AS claim (row_index int, file_key text, sha256 text, meaning text)"
 RELEASE_OTHER_CONTENTS = f"""
     DELETE FROM contents USING {CLAIMED}
-    WHERE contents.file_key = claim.file_key
-      AND (contents.sha256, contents.meaning) <> (claim.sha256, claim.meaning)
+    WHERE contents.file_key = claim.file_key AND (contents.sha256, contents.meaning) <> (claim.sha256, claim.meaning)
     RETURNING contents.file_key"""
 # Sorted: two transactions that claim the same contents must not deadlock.
 CLAIM = f"""
     INSERT INTO contents (sha256, meaning, file_key)
     SELECT DISTINCT ON (sha256, meaning) sha256, meaning, file_key FROM {CLAIMED}
-    ORDER BY sha256, meaning, row_index
-    ON CONFLICT DO NOTHING"""
+    ORDER BY sha256, meaning, row_index ON CONFLICT DO NOTHING"""
 # Shared lock: a transaction that releases a content waits until the duplicates being stored of it are visible.
 OWNERS = f"""
     SELECT claim.file_key, contents.file_key FROM {CLAIMED}
@@ -83,35 +83,25 @@ OWNERS = f"""
 RELEASE_CONTENTS = "DELETE FROM contents WHERE file_key = ANY($1::text[]) RETURNING file_key"
 REOPEN_DUPLICATES = f"""
     UPDATE files SET state = 'pending', attempts = 0, duplicate_of = NULL, stands = FALSE, batch_id = NULL,
-        reason = '{WAS_DUPLICATE}' || duplicate_of || '{NO_MORE}', run_id = NULL,
-        finished_at = NULL, next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz,
-        reopened_at = $2::timestamptz
+        reason = '{sql.WAS_DUPLICATE}' || duplicate_of || '{sql.NO_MORE}', run_id = NULL, finished_at = NULL,
+        next_attempt_at = $2::timestamptz, updated_at = $2::timestamptz, reopened_at = $2::timestamptz
     WHERE duplicate_of = ANY($1::text[]) AND state = 'duplicate' RETURNING file_key"""
 
-FINISH = """
-    UPDATE files SET state = done.state, reason = done.reason, error_class = done.error_class, run_id = done.run_id,
-        sha256 = done.sha256, landed_bytes = done.landed_bytes, profile = done.profile,
-        duplicate_of = done.duplicate_of, replaced_by = done.replaced_by,
-        stands = done.state IN ('ingested', 'duplicate'), retry_group = NULL, rows_read = done.rows_read,
-        rows_accepted = done.rows_accepted, rows_quarantined = done.rows_quarantined,
-        rule_counts = done.rule_counts::jsonb, drifted = done.drifted,
-        updated_at = $2::timestamptz, finished_at = $2::timestamptz
-    FROM json_to_recordset($1::json) AS done (
-        file_key text, state text, reason text, error_class text, run_id text, sha256 text, landed_bytes bigint,
-        profile text, duplicate_of text, replaced_by text, rows_read bigint, rows_accepted bigint,
-        rows_quarantined bigint, rule_counts text, drifted boolean)
-    WHERE files.file_key = done.file_key"""
+# JSON within JSON is a text.
+_AS_TEXT = "(found.{name} #>> '{{}}')::jsonb"
+FINISH = f"""
+    UPDATE files SET {", ".join(f"{n} = found.{n}" for n in sql.FINISHED if n not in {"file_key", "rule_counts"})},
+        rule_counts = {_AS_TEXT.format(name="rule_counts")}, stands = found.state IN ('ingested', 'duplicate'),
+        retry_group = NULL, updated_at = $2::timestamptz, finished_at = $2::timestamptz
+    FROM json_populate_recordset(NULL::files, $1::json) AS found WHERE files.file_key = found.file_key"""
 
 RECORD_VERSION = "UPDATE files SET delta_version = $2::text::bigint WHERE file_key = ANY($1::text[])"
 
 PUT_STATISTICS = f"""
-    INSERT INTO file_statistics ({", ".join(STATISTICS)})
-    SELECT file_key, dataset, source, sample_order, arrived_at, rows_read, rows_quarantined, null_counts::jsonb,
-        lateness_seconds
-    FROM json_to_recordset($1::json) AS found (
-        file_key text, dataset text, source text, sample_order int, arrived_at timestamptz, rows_read bigint,
-        rows_quarantined bigint, null_counts text, lateness_seconds double precision)
-    ON CONFLICT (file_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in RENEWED)}"""
+    INSERT INTO file_statistics ({", ".join(sql.STATISTICS)})
+    SELECT {", ".join(_AS_TEXT.format(name=name) if name == "null_counts" else name for name in sql.STATISTICS)}
+    FROM json_populate_recordset(NULL::file_statistics, $1::json) AS found
+    ON CONFLICT (file_key) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in sql.RENEWED)}"""
 
 # Lock locations instead of rows: sensors must be able to update a version that a long transaction is storing.
 TRY_LOCK_LOCATIONS = """
@@ -119,8 +109,7 @@ TRY_LOCK_LOCATIONS = """
     WHERE pg_try_advisory_xact_lock(hashtextextended(location_key, 0))"""
 LOCK_LOCATION = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"
 VERSIONS_AT = """
-    SELECT location_key, state, stands, version_at, announced_at, kafka_topic, kafka_partition, kafka_offset,
-        file_key
+    SELECT location_key, state, stands, version_at, announced_at, kafka_topic, kafka_partition, kafka_offset, file_key
     FROM files WHERE location_key = ANY($1::text[]) AND state <> 'replaced'"""
 REPLACE_VERSIONS = f"""
     UPDATE files SET stands = FALSE, replaced_by = successor.file_key, state = 'replaced',
@@ -129,15 +118,11 @@ REPLACE_VERSIONS = f"""
                 ELSE ' It was ' || files.state || ': ' || files.reason END,
         run_id = $2, batch_id = NULL, reported_at = NULL, updated_at = $3::timestamptz
     FROM json_each_text($1::json) AS successor (old_key, file_key)
-    WHERE files.file_key = successor.old_key AND files.state IN {REPLACEABLE_STATES}
-    RETURNING files.file_key"""
+    WHERE files.file_key = successor.old_key AND files.state IN {REPLACEABLE_STATES} RETURNING files.file_key"""
 CLEAR_STANDS = "UPDATE files SET stands = FALSE WHERE file_key = ANY($1::text[]) AND stands"
-PIN_VERSIONS = """
-    UPDATE files SET size_bytes = found.size_bytes, modified_at = found.modified_at, etag = found.etag,
-        version_at = found.version_at, pinned = TRUE
-    FROM json_to_recordset($1::json) AS found (
-        file_key text, size_bytes bigint, modified_at timestamptz, etag text, version_at timestamptz)
-    WHERE files.file_key = found.file_key"""
+PIN_VERSIONS = f"""
+    UPDATE files SET {", ".join(f"{n} = found.{n}" for n in sql.VERSIONS if n != "file_key")}, pinned = TRUE
+    FROM json_populate_recordset(NULL::files, $1::json) AS found WHERE files.file_key = found.file_key"""
 
 
 class PostgresWarehouse(SqlWarehouse):
@@ -172,6 +157,7 @@ class PostgresWarehouse(SqlWarehouse):
             contextlib.closing(PostgresTransaction(connection, str(self._url), self._tables, outside)) as opened,
         ):
             yield opened
+            opened.require_stored()
             if outside is not None and (version := outside.commit()) is not None:
                 opened.record_version(sorted(outside.file_keys), version)
 
@@ -181,12 +167,11 @@ class PostgresWarehouse(SqlWarehouse):
             try:
                 yield cast("Connection", connection.driver_connection)
                 connection.commit()
-            except BaseException as error:
+            except BaseException:
                 try:
                     connection.rollback()
                 except adbc_driver_manager.Error:
                     connection.invalidate()
-                _pass_interrupt_on(error)
                 raise
 
     def _stored_rows(self, table: sa.Table, schema: Schema, file_key: str) -> Iterator[pl.DataFrame]:
@@ -197,7 +182,7 @@ class PostgresWarehouse(SqlWarehouse):
                 cursor.execute(READ_BY_INDEX)
                 cursor.execute(NAME_FILE, (file_key,))
                 cursor.fetchall()
-            rows.execute(READ_ROWS.format(columns=", ".join(names), table=table.name))
+            _interruptibly(rows, rows.execute, READ_ROWS.format(columns=", ".join(names), table=table.name))
             for batch in rows.fetch_record_batch():
                 yield fitted(pl.DataFrame(batch), schema)
 
@@ -221,6 +206,9 @@ class PostgresTransaction(Frames):
         self._address = address
         self._statements = _statement_cursor(connection)
         self._loads = connection.cursor()
+        self._replaced: list[str] = []
+        self._sent = Counter[str]()
+        self._inserted_before = 0
 
     def close(self) -> None:
         """Close the cursors; the transaction itself ends with its connection's commit or rollback."""
@@ -255,13 +243,14 @@ class PostgresTransaction(Frames):
     def pin_versions(self, versions: pl.DataFrame) -> None:
         """Record which versions were read of files whose events named none."""
         if not versions.is_empty():
-            self._run(PIN_VERSIONS, fitted(versions, VERSIONS).write_json())
+            self._run(PIN_VERSIONS, fitted(versions, sql.VERSIONS).write_json())
 
     def replace_files(self, file_keys: Sequence[str], unstored: Collection[str] = ()) -> None:
         """Delete what is stored of these files, and keep other transactions away from them until this one ends."""
         keys = sorted(set(file_keys))
         if not keys:
             return
+        self._replaced += keys
         stored = {key for key, has_rows in self._run(LOCK_FILES, keys) if has_rows}
         if self._tables.metrics is not None:
             delete = DELETE_ROWS.format(table=self._tables.metrics.name)
@@ -282,7 +271,7 @@ class PostgresTransaction(Frames):
         """
         if claims.is_empty():
             return {}
-        rows = fitted(claims, CLAIMS).with_row_index("row_index").write_json()
+        rows = fitted(claims, sql.CLAIMS).with_row_index("row_index").write_json()
         self._reopen_duplicates_of([key for (key,) in self._run(RELEASE_OTHER_CONTENTS, rows)])
         for _ in range(CLAIM_TRIES):
             self._run(CLAIM, rows)
@@ -300,27 +289,50 @@ class PostgresTransaction(Frames):
     def finish_files(self, files: pl.DataFrame) -> None:
         """Finish the queue entries of these files, in one statement."""
         if not files.is_empty():
-            self._run(FINISH, fitted(files, FINISHED).write_json(), _now())
+            self._run(FINISH, fitted(files, sql.FINISHED).write_json(), _now())
 
     def put_statistics(self, statistics: pl.DataFrame, without: Sequence[str]) -> None:
         """Store the statistics of ingested files, in one statement, and delete those of others."""
         if without:
             self._run(DELETE_ROWS.format(table="file_statistics"), list(without))
         if not statistics.is_empty():
-            self._run(PUT_STATISTICS, fitted(statistics, STATISTICS).write_json())
+            self._run(PUT_STATISTICS, fitted(statistics, sql.STATISTICS).write_json())
 
     def _reopen_duplicates_of(self, originals: list[str]) -> tuple[str, ...]:
         if not originals:
             return ()
         return tuple(key for (key,) in self._run(REOPEN_DUPLICATES, originals, _now()))
 
+    def require_stored(self) -> None:
+        """Require that the tables have every row that they were sent.
+
+        Raises:
+            TableUnusableError: a trigger has dropped rows.
+        """
+        if self._sent and self._inserted() - self._inserted_before != self._sent.total():
+            # Statistics may be off, and have the rows of a partition with the partition.
+            for name, sent in self._sent.items():
+                ((stored,),) = self._run(COUNT_ROWS.format(table=name), self._replaced)
+                require_all(name, sent, stored)
+
+    def _inserted(self) -> int:
+        ((rows,),) = self._run(INSERTED, [table.name for table in (quarantined_rows, *self._tables.stored)])
+        return int(rows)
+
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - text or a list of text
-        self._statements.execute(statement, values or None)
-        return self._statements.fetchall() if self._statements.description else []
+        def run() -> list[tuple[Any, ...]]:
+            self._statements.execute(statement, values or None)
+            return self._statements.fetchall() if self._statements.description else []
+
+        return _interruptibly(self._statements, run)
 
     def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
         if not frame.is_empty():
-            self._loads.adbc_ingest(table.name, _as_jsonb(frame, table), mode="append")
+            if not self._sent:
+                self._inserted_before = self._inserted()
+            rows = _as_jsonb(frame, table)
+            _interruptibly(self._loads, lambda: self._loads.adbc_ingest(table.name, rows, mode="append"))
+            self._sent[table.name] += frame.height
 
 
 def _as_jsonb(frame: pl.DataFrame, table: sa.Table) -> pl.DataFrame:
@@ -346,14 +358,29 @@ def _libpq_address(database_url: str, connect_timeout_seconds: float) -> str:
     return f"{address}?{urlencode(options, doseq=True, quote_via=quote)}"
 
 
-def _pass_interrupt_on(error: BaseException) -> None:
-    """Send this process the SIGINT again that made the driver cancel a statement.
+def _interruptibly(cursor: Cursor, call: Callable[..., Returned], *arguments: object) -> Returned:
+    """Make a call of the driver in another thread; an interrupt cancels its statement, and is raised here.
 
-    In the main thread the driver takes it away from Python during a statement: the run would go on with its next file.
+    In the main thread the driver replaces Python's handler of SIGINT: it cancels the statement, and the run would go
+    on, with its next file, or with the next statement where the cancellation came too late.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and isinstance(error, adbc_driver_manager.Error) and CANCELLED.issubset(str(error).split()):
-        signal.raise_signal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        return call(*arguments)
+    called = _other_thread(os.getpid()).submit(call, *arguments)
+    try:
+        return called.result()
+    except BaseException:
+        if not called.done():
+            with contextlib.suppress(adbc_driver_manager.Error):
+                cursor.adbc_cancel()
+            wait([called])
+        raise
+
+
+@cache
+def _other_thread(_process_id: int) -> ThreadPoolExecutor:
+    """Return the thread of this process for the statements of its main thread; a fork does not inherit it."""
+    return ThreadPoolExecutor(1)
 
 
 def _require_alive(connection: Connection, *_: object) -> None:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
+from ingest_project.core.errors import TableUnusableError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import NO_INSTANTS
 from ingest_project.file_ingest.tables import (
@@ -495,7 +496,18 @@ class SqlTransaction(Frames):
         placeholders, names = ", ".join("?" * len(frame.columns)), ", ".join(f'"{name}"' for name in frame.columns)
         statement = f'INSERT INTO "{table.name}" ({names}) VALUES ({placeholders})'
         for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
-            self._connection.exec_driver_sql(statement, cast("Any", part.rows()))
+            done = self._connection.exec_driver_sql(statement, cast("Any", part.rows()))
+            require_all(table.name, part.height, done.rowcount)
+
+
+def require_all(table: str, sent: int, stored: int) -> None:
+    """Require that a table has stored every row that it was sent.
+
+    Raises:
+        TableUnusableError: a trigger has dropped rows.
+    """
+    if stored != sent:
+        raise TableUnusableError(f"a trigger of {table} let {stored} of {sent} rows through")
 
 
 def _as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ingest_project.core.errors import DatabaseUnavailableError, TransactionConflictError
+from ingest_project.core.errors import DatabaseUnavailableError, TableUnusableError, TransactionConflictError
 from ingest_project.file_ingest.resources import open_warehouse
 from ingest_project.file_ingest.warehouse import StoredCounts
 from ingest_project.file_ingest.warehouse.sql import SqlWarehouse
+from ingest_project.platform.database import open_engine, writing
 from ingest_project_tests.crashes.deadly_process import DeadlyProcess
 from ingest_project_tests.file_ingest.warehouse.samples import claims, finished, in_ledger, metrics, readings, states
 from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
@@ -210,15 +211,63 @@ try:
     with open_warehouse(sys.argv[1]).transaction() as transaction:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         transaction.lock_locations(["held"], wait=True)
+        transaction.replace_files(["a"])
 except Interrupted:
     print("interrupted")
 """
+IGNORES_ITS_CANCELLATION = """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep(40); RETURN NULL; EXCEPTION WHEN query_canceled THEN RETURN NULL; END $$;
+    CREATE TRIGGER waiting BEFORE DELETE ON quarantined_rows FOR EACH STATEMENT EXECUTE FUNCTION wait()"""
 
 
-def test_an_interrupt_that_cancels_a_statement_ends_the_run_and_not_the_file_alone(postgres_url: str) -> None:
+@pytest.mark.parametrize("ends", ["cancelled", "by itself"])
+def test_an_interrupt_during_a_statement_ends_the_run_however_the_statement_ends(postgres_url: str, ends: str) -> None:
     with open_warehouse(postgres_url).transaction() as transaction:
-        transaction.lock_locations(["held"], wait=True)
+        transaction.lock_locations(["held" if ends == "cancelled" else "another"], wait=True)
+        with writing(open_engine(postgres_url)) as connection:
+            connection.exec_driver_sql(IGNORES_ITS_CANCELLATION)
         done = subprocess.run(
             [sys.executable, "-c", INTERRUPTED, postgres_url], capture_output=True, text=True, timeout=50, check=False
         )
     assert done.stdout == "interrupted\n", done.stderr
+
+
+DROPS_ROWS = {
+    "postgresql": """
+        CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF NEW.line_number > 3 THEN RETURN NULL; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER forgetting BEFORE INSERT ON raw_sensor_data FOR EACH ROW EXECUTE FUNCTION forget()""",
+    "sqlite": """
+        CREATE TRIGGER forgetting BEFORE INSERT ON raw_sensor_data WHEN NEW.line_number > 3
+            BEGIN SELECT RAISE(IGNORE); END""",
+}
+
+
+def test_rows_that_a_trigger_drops_are_missed_before_anything_is_stored(database_url: str) -> None:
+    in_ledger(database_url, "a", "b")
+    engine = open_engine(database_url)
+    with writing(engine) as connection:
+        connection.exec_driver_sql(DROPS_ROWS[engine.dialect.name])
+    warehouse = open_warehouse(database_url)
+    with pytest.raises(TableUnusableError, match="a trigger of raw_sensor_data let 2 of 5 rows through"):
+        store(warehouse, "a", range(5))
+    store(warehouse, "b", range(2))
+    assert warehouse.file_counts(["a", "b"]) == {"a": StoredCounts(0, 0, 0), "b": StoredCounts(2, 0, 1)}
+    warehouse.close()
+
+
+def test_rows_of_a_partitioned_table_are_not_missed(postgres_url: str) -> None:
+    """PostgreSQL counts the rows that it inserts into a partition with the partition."""
+    in_ledger(postgres_url, "a")
+    with writing(open_engine(postgres_url)) as connection:
+        connection.exec_driver_sql(
+            "ALTER TABLE raw_sensor_data RENAME TO plain; DROP VIEW IF EXISTS device_metrics;"
+            " CREATE TABLE raw_sensor_data (LIKE plain) PARTITION BY LIST (sensor_type);"
+            " CREATE TABLE rest PARTITION OF raw_sensor_data DEFAULT"
+        )
+    warehouse = open_warehouse(postgres_url)
+    store(warehouse, "a", range(5))
+    store(warehouse, "a", range(4))
+    assert warehouse.file_counts(["a"]) == {"a": StoredCounts(4, 0, 1)}
+    warehouse.close()
