@@ -167,7 +167,7 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
         return cause
     if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in SHORTAGES):
         return WorkerExhaustedError(doing, cause)
-    if is_schema_error(cause) or sqlstate(getattr(cause, "orig", None) or cause).startswith(REFUSED_BY_A_RULE):
+    if is_schema_error(cause) or sqlstate(cause).startswith(REFUSED_BY_A_RULE):
         return TableUnusableError(first_line_of(cause))
     if isinstance(cause, Exception) or type(cause).__name__ == PANIC:
         return UnexpectedError(doing, cause)
@@ -176,7 +176,7 @@ def error_of(doing: str, cause: BaseException) -> IngestError:
 
 def is_schema_error(error: BaseException) -> bool:
     """Return True for an error of tables or rights, for which bisecting would fail every file of the batch."""
-    return sqlstate(getattr(error, "orig", None) or error).startswith(SCHEMA_ERRORS)
+    return sqlstate(error).startswith(SCHEMA_ERRORS)
 
 
 def traceback_of(cause: BaseException) -> str:

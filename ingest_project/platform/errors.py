@@ -138,7 +138,7 @@ def refuses_values(error: Exception) -> bool:
     original = getattr(error, "orig", None) or error
     if isinstance(original, sqlite3.Error):
         return isinstance(original, sqlite3.InterfaceError | sqlite3.DataError | sqlite3.IntegrityError)
-    code = sqlstate(original)
+    code = sqlstate(error)
     # Without a code, the driver itself could not convert a value.
     return code.startswith(REJECTED_VALUES) if code else type(original).__name__ in VALUE_ERRORS
 
@@ -150,8 +150,9 @@ def is_database_failure(error: BaseException) -> bool:
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return PostgreSQL's five-character code of a psycopg2 or ADBC exception; empty if it has none."""
-    code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None) or ""
+    """Return PostgreSQL's five-character code of an exception of SQLAlchemy, psycopg2 or ADBC; empty if it has none."""
+    original = getattr(error, "orig", None) or error
+    code = getattr(original, "pgcode", None) or getattr(original, "sqlstate", None) or ""
     # ADBC fills the field with NULs or zeros for failures that did not come from the server.
     code = str(code).strip("\x00 ")
     return "" if code == "00000" else code
@@ -209,8 +210,7 @@ def _is_driver_error(error: BaseException) -> bool:
 
 
 def _map_postgres_error(error: Exception, original: BaseException, address: str) -> IngestError | None:
-    code = sqlstate(original)
-    cause = _first_line(original)
+    code, cause = sqlstate(error), first_line_of(error)
     if code in CONFLICTS:
         return TransactionConflictError(address, cause)
     if code.startswith(UNAVAILABLE) if code else _is_connection_failure(error, original):

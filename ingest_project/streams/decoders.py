@@ -26,7 +26,13 @@ from ingest_project.contracts import MAX_MESSAGE_BYTES, not_json, plainly, requi
 from ingest_project.contracts.columns import StreamColumn
 from ingest_project.contracts.single_names import SingleNames
 from ingest_project.core import plugins
-from ingest_project.core.errors import PermanentError, TransientError, UnexpectedError, UnreadableMessageError
+from ingest_project.core.errors import (
+    PermanentError,
+    SettingsError,
+    TransientError,
+    UnexpectedError,
+    UnreadableMessageError,
+)
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import Settings
@@ -183,17 +189,14 @@ def decode_apart(
     """Decode messages; those with an unexpected error are found by halving, and returned with it.
 
     Raises:
-        TransientError, SQLAlchemyError, MemoryError: no message is to blame.
+        SettingsError, TransientError, SQLAlchemyError, MemoryError: no message is to blame.
     """
     refused: list[tuple[ConsumerRecord, Refusal]] = []
-    for message, error in store_bisecting(messages, decode, _is_message_fault):
+    others = MemoryError | SettingsError | TransientError | SQLAlchemyError
+    for message, error in store_bisecting(messages, decode, lambda error: not isinstance(error, others)):
         logger.error("decoding_failed_unexpectedly", exc_info=error)
         refused.append((message, UnexpectedError("Reading the message", error)))
     return refused
-
-
-def _is_message_fault(error: Exception) -> bool:
-    return not isinstance(error, MemoryError | TransientError | SQLAlchemyError)
 
 
 class Decoder(Protocol):

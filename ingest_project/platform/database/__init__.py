@@ -39,6 +39,8 @@ LOCK_HOLDERS = sa.text("""
         WHERE l.granted AND a.datname = current_database() AND a.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
             AND c.relnamespace <> 'pg_catalog'::regnamespace AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
         GROUP BY a.pid, a.usename, a.application_name, a.xact_start ORDER BY a.xact_start LIMIT 3) AS holders""")
+# A right is missing (also of a table's owner), or the schema.
+MISSING_RIGHTS = ("42501", "3F000")
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 BEGIN_OPTION = "ingest_sqlite_begin"
 
@@ -225,12 +227,21 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
     Raises:
         DatabaseUnavailableError, TransactionConflictError: see `database_errors`.
+        SettingsError: the user of the database lacks a right, or the schema does not exist.
     """
     with database_errors(engine.url, engine), engine.connect() as connection:
         # A SQLite transaction that starts with a read does not wait for another writer: its first write would fail.
         writer = connection.execution_options(**{BEGIN_OPTION: "IMMEDIATE"})
-        with writer.begin():
-            yield writer
+        try:
+            with writer.begin():
+                yield writer
+        except sa.exc.ProgrammingError as error:
+            if sqlstate(error) not in MISSING_RIGHTS:
+                raise
+            raise SettingsError(
+                f"The tables in {redacted(engine.url)} cannot be changed: {first_line_of(error)}. Let the user of"
+                " DATABASE_URL own them and create in their schema, which search_path must name."
+            ) from error
 
 
 @contextmanager
@@ -346,8 +357,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 # instead of importing Alembic; a test compares the two.
 HEAD = "0009"
 REVISIONS = frozenset({"0003", "0004", "0005", "0006", "0007", "0008", HEAD})
-# A right is missing (also of a table's owner), or the schema.
-NOWHERE_TO_CREATE = ("42501", "3F000")
 # Key of the advisory lock: any number that no other program uses in the same database.
 ADVISORY_LOCK = 0x1263_57_01
 
@@ -368,25 +377,12 @@ def migrate(engine: sa.Engine) -> None:
             f" version, which knows {HEAD}. Use a new database, or drop all tables:"
             ' ingest psql -c "DROP SCHEMA public CASCADE; CREATE SCHEMA public".'
         )
-    with _rights_to_migrate(engine), writing(engine) as connection:
+    with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             # Wait for another process's migration without limit: lock_timeout is for ordinary writers.
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
         _upgrade(connection)
-
-
-@contextmanager
-def _rights_to_migrate(engine: sa.Engine) -> Iterator[None]:
-    try:
-        yield
-    except sa.exc.ProgrammingError as error:
-        if sqlstate(error.orig or error) not in NOWHERE_TO_CREATE:
-            raise
-        raise SettingsError(
-            f"The tables in {redacted(engine.url)} cannot be made or upgraded: {first_line_of(error)}. Let the user of"
-            " DATABASE_URL own them and create in their schema, which search_path must name."
-        ) from error
 
 
 def schema_version(engine: sa.Engine) -> str | None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine.reflection import ObjectKind
 
 from ingest_project.contracts.columns import Column
 from ingest_project.core.errors import IngestError, SchemaConflictError, SettingsError
-from ingest_project.platform.database import exclusive, reading, writing
+from ingest_project.platform.database import MISSING_RIGHTS, exclusive, reading, writing
 from ingest_project.platform.database.sql import Double, ExactDecimal, Json, UtcTime, metadata
 from ingest_project.platform.errors import map_error, sqlstate
 
 LOCK = "declared-tables"
-MISSING_RIGHT = "42501"
 SQL_TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "integer": sa.BigInteger(),
     "number": Double,
@@ -105,7 +105,7 @@ class DeclaredTables:
                 try:
                     connection.execute(statement)
                 except sa.exc.DBAPIError as error:
-                    if map_error(error, "") is not None:
+                    if map_error(error, "") is not None or sqlstate(error) in MISSING_RIGHTS:
                         raise
                     raise _refused(statement, self.tables[0].name, error) from error
 
@@ -132,10 +132,6 @@ class DeclaredTables:
 def _refused(statement: sa.Executable, table: str, error: sa.exc.DBAPIError) -> IngestError:
     """Return the error for a change that the database refused, with the remedy."""
     reason = " ".join(str(error.orig).split())
-    if sqlstate(error.orig or error) == MISSING_RIGHT:
-        return SettingsError(
-            f"The table {table} cannot be made or changed: {reason}. Give the user of DATABASE_URL that right."
-        )
     if isinstance(statement, sa.schema.CreateIndex):
         columns = ", ".join(column.name for column in statement.element.columns)
         remedy = "Correct the stored rows, or the key that is declared"
@@ -176,13 +172,16 @@ def require_types(engine: sa.Engine, *tables: sa.Table) -> None:
     Raises:
         SchemaConflictError: one has another type, in which the bytes of a value may be another value.
     """
+    with reading(engine) as connection:
+        # One query for all tables takes less time than those for one.
+        present = sa.inspect(connection).get_multi_columns(kind=ObjectKind.ANY, filter_names=[t.name for t in tables])
     for table in tables:
-        present = columns_of_table(engine, table.name)
-        for column in table.columns:
-            wanted = column.type.compile(engine.dialect)
-            if (held := present.get(column.name, wanted)) != wanted:
-                remedy = f'ALTER TABLE {table.name} ALTER COLUMN "{column.name}" TYPE {wanted} USING ...'
-                raise SchemaConflictError(table.name, column.name, f"it is {held}, not {wanted}. Convert it: {remedy}")
+        for found in present.get((None, table.name), ()):
+            name, held = found["name"], found["type"].compile(engine.dialect)
+            wanted = table.c[name].type.compile(engine.dialect) if name in table.c else held
+            if held != wanted:
+                remedy = f'ALTER TABLE {table.name} ALTER COLUMN "{name}" TYPE {wanted} USING ...'
+                raise SchemaConflictError(table.name, name, f"it is {held}, not {wanted}. Convert it: {remedy}")
 
 
 class _Changes:

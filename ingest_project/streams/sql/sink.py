@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import sqlalchemy as sa
 import stamina
 
-from ingest_project.core.errors import TransientError, UnexpectedError
+from ingest_project.core.errors import SettingsError, TransientError, UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import writing
@@ -140,7 +140,7 @@ class _Storing(Generic[Rows]):
     def _commit(self, found: Rows, next_row: int) -> None:
         retries = self._services.settings.retries
         for attempt in stamina.retry_context(
-            on=_passes,
+            on=lambda error: isinstance(error, TransientError) and not isinstance(error, PositionConflictError),
             attempts=retries.max_attempts,
             timeout=PATIENCE_SECONDS,
             wait_initial=retries.delay_seconds,
@@ -164,10 +164,10 @@ class _Storing(Generic[Rows]):
 
 def may_be_a_messages_fault(error: Exception) -> bool:
     """Test whether one message may have caused an error, and not the tables, the connection or a concurrent writer."""
-    if isinstance(error, TransientError):
+    if isinstance(error, SettingsError | TransientError):
         return False
     if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
-        return isinstance(error.orig, BaseException) and sqlstate(error.orig).startswith(REFUSALS)
+        return sqlstate(error).startswith(REFUSALS)
     return True
 
 
@@ -179,8 +179,3 @@ def reason_of(error: Exception) -> tuple[str, str]:
     logger.error("storing_failed_unexpectedly", exc_info=error)
     failure = UnexpectedError("Storing the message", error)
     return str(failure), failure.error_class
-
-
-def _passes(error: Exception) -> bool:
-    """Return whether the same transaction may succeed later."""
-    return isinstance(error, TransientError) and not isinstance(error, PositionConflictError)

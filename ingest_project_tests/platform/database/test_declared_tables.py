@@ -171,7 +171,5 @@ def test_a_missing_right_is_named(postgres: sa.Engine) -> None:
         connection.commit()
 
     postgres.dispose()
-    with pytest.raises(
-        SettingsError, match=r"must be owner of table orders\. Give the user of DATABASE_URL that right"
-    ):
+    with pytest.raises(SettingsError, match=r"must be owner of table orders\. Let the user of DATABASE_URL own them"):
         DeclaredTables([declared(Col("note", sa.Text))], KIND).ensure(postgres)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from ingest_project.core.errors import DatabaseUnavailableError, SettingsError, TransactionConflictError
-from ingest_project.platform.database import open_engine, reading, redacted, writing
+from ingest_project.platform.database import migrate, open_engine, reading, redacted, writing
 from ingest_project.platform.kafka.publisher import outbox
 from ingest_project_tests.services.postgres import PostgresProcess, PostgresServer
 
@@ -147,6 +147,19 @@ def test_a_missing_database_a_refused_login_a_wrong_address_and_missing_tls_are_
     for path in (tmp_path / "file" / "a.db", tmp_path):
         with pytest.raises(DatabaseUnavailableError, match=r"cannot be opened.*correct DATABASE_URL"):
             reading(open_engine(f"sqlite:///{path}")).__enter__()
+
+
+def test_a_user_that_may_only_read_is_told_which_right_it_lacks(postgres_url: str) -> None:
+    migrate(open_engine(postgres_url))
+    may_read = sa.make_url(postgres_url).update_query_dict({"options": "-crole=pg_read_all_data"})
+    engine = open_engine(may_read.render_as_string(hide_password=False))
+    migrate(engine)
+    with reading(engine) as connection:
+        assert connection.execute(sa.select(outbox)).all() == []
+    reason = r"cannot be changed: permission denied for table outbox\. Let the user"
+    with pytest.raises(SettingsError, match=reason), writing(engine) as connection:
+        connection.execute(sa.delete(outbox))
+    engine.dispose()
 
 
 def test_a_connection_that_was_cut_in_the_pool_is_replaced(postgres_url: str, postgres_server: PostgresServer) -> None:

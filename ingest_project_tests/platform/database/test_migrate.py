@@ -142,6 +142,6 @@ def test_a_schema_that_is_missing_or_closed_is_named_with_what_to_do(empty_postg
         engine = open_engine(
             sa.make_url(empty_postgres_url).set(query={"options": options}).render_as_string(hide_password=False)
         )
-        with pytest.raises(SettingsError, match=rf"cannot be made or upgraded: .*{reason}\. Let the user"):
+        with pytest.raises(SettingsError, match=rf"cannot be changed: .*{reason}\. Let the user"):
             migrate(engine)
         engine.dispose()
