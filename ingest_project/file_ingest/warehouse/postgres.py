@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
@@ -320,18 +320,15 @@ class PostgresTransaction(Frames):
         return int(rows)
 
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - text or a list of text
-        def run() -> list[tuple[Any, ...]]:
-            self._statements.execute(statement, values or None)
-            return self._statements.fetchall() if self._statements.description else []
-
-        return _interruptibly(self._statements, run)
+        _interruptibly(self._statements, self._statements.execute, statement, values or None)
+        return _interruptibly(self._statements, self._statements.fetchall) if self._statements.description else []
 
     def _insert(self, table: sa.Table, frame: pl.DataFrame) -> None:
         if not frame.is_empty():
             if not self._sent:
                 self._inserted_before = self._inserted()
-            rows = _as_jsonb(frame, table)
-            _interruptibly(self._loads, lambda: self._loads.adbc_ingest(table.name, rows, mode="append"))
+            ingest = partial(self._loads.adbc_ingest, table.name, _as_jsonb(frame, table), mode="append")
+            _interruptibly(self._loads, ingest)
             self._sent[table.name] += frame.height
 
 

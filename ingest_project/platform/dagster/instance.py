@@ -224,8 +224,11 @@ class RunsInPostgres(PostgresRunStorage):
 
         Dagster would queue, start or finish a run that a person has canceled by force since its caller last read it.
         """
-        if not self.get_runs_count(dg.RunsFilter(run_ids=[run_id], statuses=[dg.DagsterRunStatus.CANCELED])):
-            super().handle_run_event(run_id, event, update_timestamp)
+        # One process at a time, between reading a run's status and setting it.
+        with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as locking:
+            locking.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (run_id,))
+            if not self.get_runs_count(dg.RunsFilter(run_ids=[run_id], statuses=[dg.DagsterRunStatus.CANCELED])):
+                super().handle_run_event(run_id, event, update_timestamp)
 
 
 class SchedulesInPostgres(PostgresScheduleStorage):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -222,6 +223,21 @@ def test_dagsters_own_configuration_names_the_files_under_its_home(
     default = InstanceRef.from_dir(str(tmp_path)).compute_log_manager
     assert isinstance(default, TeeLogManager)
     assert Path(default.get_captured_local_path(["a"], "out")).is_relative_to(tmp_path / "storage")
+
+
+def test_a_run_that_is_canceled_and_started_at_once_ends_canceled(dagster_instance: dg.DagsterInstance) -> None:
+    start = dg.DagsterEventType.PIPELINE_STARTING.value
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(15):
+            run = create_run_for_test(dagster_instance)
+            events = [DagsterEvent(start, run.job_name) for _ in range(3)]
+            started = [pool.submit(dagster_instance.run_storage.handle_run_event, run.run_id, one) for one in events]
+            dagster_instance.report_run_canceled(run)
+            for one in started:
+                one.result()
+            again = dagster_instance.get_run_by_id(run.run_id)
+            assert again is not None
+            assert again.status is dg.DagsterRunStatus.CANCELED
 
 
 @pytest.mark.parametrize("later", [dg.DagsterEventType.PIPELINE_ENQUEUED, dg.DagsterEventType.PIPELINE_STARTING])
