@@ -209,6 +209,15 @@ def test_rows_may_end_in_a_delimiter_where_the_profile_says_so(tmp_path: Path, l
     assert read_text(tmp_path, HEADER + ROW, ended).malformed == []
 
 
+@pytest.mark.parametrize("last", ["", '"\n'])
+@pytest.mark.parametrize("cell", ['"\ta"', '"a\t"', '"\t a \t"', '"a"'])
+def test_tabs_at_the_ends_of_quoted_cells_are_stripped_between_tabs_as_well(
+    tmp_path: Path, cell: str, last: str
+) -> None:
+    header, row = HEADER.replace(",", "\t"), f'2024-01-15T10:30:45Z\t{cell}\t"t"\t1\t""\n'
+    assert read_text(tmp_path, header + row + last).rows["device_id"].to_list() == ["a"]
+
+
 @pytest.mark.parametrize("unseen", ["\ufeff", "\u00a0", "\u200b", "\u2060", "\u202e", "\x0b", "\u3000", "\U000e0020"])
 def test_invisible_characters_at_the_ends_of_a_cell_are_stripped(tmp_path: Path, unseen: str) -> None:
     row = f"{unseen}2024-01-15T10:30:45Z,{unseen}pump-1{unseen},temperature{unseen}, {unseen}21.5,{unseen} {unseen}\n"
