@@ -175,7 +175,7 @@ def _translate(name: str) -> TimeFormat:
             parts += ["hour", "minute", known.part] if directive == HOUR_MINUTE else [known.part]
     twice = sorted({part for part in parts if parts.count(part) > 1})
     if twice:
-        raise ValueError(f"the {_in_words(twice[0])} occurs twice")
+        raise ValueError(f"the {twice[0].replace('_', ' ')} occurs twice")
     tail = tokens[-1][2] or ""
     return TimeFormat(f"^{''.join(pattern)}$", frozenset(parts), bool(ENDS_IN_UTC.search(tail)))
 
@@ -201,10 +201,6 @@ def _begins_with_digit(after: Tokens) -> bool:
 
 def _is_number(directive: str | None) -> bool:
     return directive in DIRECTIVES and DIRECTIVES[directive].next_to_digits is not None
-
-
-def _in_words(part: str) -> str:
-    return part.replace("_", " ")
 
 
 def _require_a_moment(parts: frozenset[str]) -> None:

@@ -228,10 +228,6 @@ def _iso_dates(cells: Cells) -> pl.Series:
     return texts.str.extract(ISO_DATE).str.to_date("%Y-%m-%d", strict=False)
 
 
-def _timestamps(cells: Cells, _column: Column, profile: ReaderProfile) -> pl.Series:
-    return moments_of_cells(*cells, profile.timestamps)
-
-
 def _json(cells: Cells, _column: Column, _profile: ReaderProfile) -> pl.Series:
     # Cells that are not texts have been parsed before.
     pairs = zip(cells.texts, cells.written, strict=True)
@@ -275,6 +271,6 @@ PARSERS: dict[str, Callable[[Cells, Column, ReaderProfile], pl.Series]] = {
     "decimal": _decimals,
     "boolean": _booleans,
     "date": _dates,
-    "timestamp": _timestamps,
+    "timestamp": lambda cells, _column, profile: moments_of_cells(*cells, profile.timestamps),
     "json": _json,
 }

@@ -80,12 +80,12 @@ def first_lines(
     Raises:
         FileRejectedError: `empty_file`: no line has text.
     """
-    lines = _lines(blocks, limits.max_row_bytes)
+    lines, comment = _lines(blocks, limits.max_row_bytes), (profile.comment or "").encode()
     above: list[bytes] = []
     header: list[bytes] = []
     for chunk in lines:
         for index, line in enumerate(chunk.texts):
-            if chunk.first + index <= profile.skip_lines or _is_comment(line, profile):
+            if chunk.first + index <= profile.skip_lines or (comment and line.startswith(comment)):
                 above += [line] if len(above) < MAX_LINES_ABOVE else []
                 continue
             header += [line] if line.strip(b" \t") else []
@@ -103,10 +103,6 @@ def _names(header: Sequence[bytes], profile: ReaderProfile) -> list[str]:
     if not profile.header:
         return [str(number) for number in range(1, len(rows[0]) + 1)]
     return joined_names(rows, profile.header_separator)
-
-
-def _is_comment(line: bytes, profile: ReaderProfile) -> bool:
-    return profile.comment is not None and line.startswith(profile.comment.encode())
 
 
 def _lines(blocks: Iterable[tuple[bytes, bool]], max_row_bytes: int) -> Iterator[Lines]:

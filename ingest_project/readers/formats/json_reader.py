@@ -272,33 +272,31 @@ def _lists_in(values: _Values, above: str = "") -> Iterator[tuple[str, Iterator[
 
 def _names(values: _Values) -> Iterator[str]:
     """Yield the name of each field of an object; its value is to be read before the next."""
-    values.expect("{", "an object is missing")
-    sign = values.sign()
-    while sign != "}":
+    for _ in _items(values, "{}"):
         if values.sign() != '"':
             values.reject("a name is missing")
         name = str(values.value(0).value)
         values.expect(":", "a colon is missing")
         yield name
-        sign = values.sign()
-        if sign != "}":
-            values.expect(",", "a comma is missing")
-    values.skip()
 
 
 def _array(values: _Values) -> Iterator[Record]:
-    values.expect("[", "a list is missing")
-    number = 0
-    while (sign := values.sign()) != "]" or number:
-        if sign in {"", "]", ","}:
-            values.reject("a value is missing" if sign else "the array has no end")
-        number += 1
+    for number in _items(values, "[]"):
         yield values.value(number)
-        if (sign := values.sign()) == "]":
+
+
+def _items(values: _Values, brackets: str) -> Iterator[int]:
+    """Yield the number of each item between two brackets; it is to be read before the next."""
+    kind, end = "object" if brackets == "{}" else "array", brackets[1]
+    values.expect(brackets[0], f"an {kind} is missing")
+    number = 0
+    while (sign := values.sign()) != end or number:
+        if sign in {"", end, ","}:
+            values.reject("a value is missing" if sign else f"the {kind} has no end")
+        yield (number := number + 1)
+        if (sign := values.sign()) == end:
             break
-        if sign != ",":
-            values.reject("a comma is missing" if sign else "the array has no end")
-        values.skip()
+        values.expect(",", "a comma is missing" if sign else f"the {kind} has no end")
     values.skip()
 
 
@@ -347,7 +345,7 @@ class _Rows:
     def _fields(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of an object by column name; fields that a path names are moved out of their objects."""
         paths = {name: path for name, path in self.paths.items() if name not in value}
-        found = {name: at for name, path in paths.items() if (at := _value_at(value, path)) is not MISSING}
+        found = {name: at for name, path in paths.items() if (at := reduce(_inner, path, value)) is not MISSING}
         if not found:
             return value
         left = value
@@ -380,10 +378,6 @@ def path_of(name: str) -> JsonPath:
         raise FileRejectedError("broken_profile", f"The JSONPath {name!r} may lead to several values; name one.")
     steps = [selector for segment in query.segments for selector in segment.selectors]
     return tuple(step.name if isinstance(step, NameSelector) else int(getattr(step, "index", 0)) for step in steps)
-
-
-def _value_at(value: Any, path: JsonPath) -> Any:  # noqa: ANN401 - any JSON
-    return reduce(_inner, path, value)
 
 
 def _inner(value: Any, step: str | int) -> Any:  # noqa: ANN401 - any JSON

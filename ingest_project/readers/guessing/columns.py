@@ -20,6 +20,7 @@ from ingest_project.core.errors import FileRejectedError
 from ingest_project.readers import RESCUED, Target
 from ingest_project.readers.casting import kept, numbers_of_cells, parse_numbers
 from ingest_project.readers.cells import DATE, INEXACT, NUMBER, PERCENT
+from ingest_project.readers.guessing.names import VOCABULARY
 from ingest_project.readers.guessing.table import Table
 from ingest_project.readers.guessing.text import MAX_ROWS, MISSING, Grid, Row
 from ingest_project.readers.guessing.times import HINT, TimeGuess, guess_times, is_time_of_day, joined, times_in_parts
@@ -168,27 +169,6 @@ def _sentinels(columns: Iterable[pl.Series]) -> list[NullGuess]:
                 if min(abs(marker - low), abs(marker - high)) > max(high - low, 1.0) and not low <= marker <= high:
                     apart[marker] = f"all other numbers of a column are {low:g} to {high:g}"
     return [NullGuess(f"{marker:g}", counts[marker], why) for marker, why in apart.items()]
-
-
-# Directives of time formats, by the names of the columns that hold such a part alone.
-PART_NAMES = {
-    "%Y": r"(?i)#?(?:years?|yr|yyyy|yy)",
-    "%m": r"(?i)#?(?:months?|mon|mo|mm)",
-    "%d": r"(?i)#?(?:days?|dd?|dy)",
-    "%H": r"(?i)#?(?:hours?|hr|hh?)",
-    "%M": r"(?i)#?(?:minutes?|min|mn)",
-    "%S": r"(?i)#?(?:seconds?|sec)",
-    "%j": r"(?i)#?(?:(?:julian|year)[ _]?day|day[ _]?of[ _]?year|doy|jday|jd|ddd|days?)",
-    "%-H%M": r"(?i)#?(?:hh?:?mm|hrmn|hours?[ _/]?min(?:ute)?s?|time|clock)",
-}
-# Combinations of columns that form a time, the most complete first.
-PARTS_TOGETHER = tuple(
-    tuple(each.split())
-    for each in (
-        *("%Y %m %d %-H%M", "%Y %j %-H%M", "%Y %m %d %H %M %S", "%Y %m %d %H %M", "%Y %m %d %H"),
-        *("%Y %j %H %M %S", "%Y %j %H %M", "%Y %j %H", "%Y %m %d", "%Y %j"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -359,9 +339,9 @@ def _parts_of_dates(columns: Sequence[Column]) -> Iterator[tuple[str, tuple[int,
     """Yield formats of times in parts with the columns of these parts, where there is one of each."""
     named = {
         part: next((c.index for c in columns if re.fullmatch(name, c.meaning.strip())), None)
-        for part, name in PART_NAMES.items()
+        for part, name in VOCABULARY["parts_of_times"].items()
     }
-    for parts in PARTS_TOGETHER:
+    for parts in map(str.split, VOCABULARY["times_in_parts"]):
         indexes = tuple(index for part in parts if (index := named[part]) is not None)
         if len({*indexes}) == len(parts):
             yield " ".join(parts), indexes

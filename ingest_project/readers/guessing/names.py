@@ -5,51 +5,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from ingest_project.readers.profile_parts import first_group
 from ingest_project.readers.units import is_unit
 
 SHORTEST_SUFFIX = 2
+VOCABULARY = yaml.safe_load(Path(__file__).with_name("vocabulary.yaml").read_text(encoding="utf-8"))
 # Spellings of units (case-folded, without brackets and blanks), and the spelling that readings get.
-UNITS = {
-    **dict.fromkeys(("°c", "℃", "degc", "celsius", "c", "ºc", "gradc", "grdc"), "°C"),
-    **dict.fromkeys(("°f", "degf", "fahrenheit", "f", "ºf"), "°F"),
-    **dict.fromkeys(("k", "kelvin", "degk"), "K"),
-    **dict.fromkeys(("%", "pct", "percent", "%rh", "prozent", "rh%"), "%"),
-    **dict.fromkeys(("hpa", "mbar", "mb", "millibar"), "hPa"),
-    **dict.fromkeys(("µg/m³", "μg/m³", "µg/m3", "μg/m3", "ug/m3", "µg/m^3", "ug/m^3", "ugm3"), "µg/m³"),
-    **dict.fromkeys(("mg/m³", "mg/m3", "mg/m^3"), "mg/m³"),
-    **dict.fromkeys(("m/s", "mps", "ms-1", "meters/second"), "m/s"),
-    **dict.fromkeys(("km/h", "kmh", "kph"), "km/h"),
-    **dict.fromkeys(("v", "volt", "volts"), "V"),
-    **dict.fromkeys(("ampere", "amperes", "amps", "amp"), "A"),
-    **dict.fromkeys(("watt", "watts"), "W"),
-    **dict.fromkeys(("l/min", "lpm"), "L/min"),
-    **dict.fromkeys(("deg", "degrees"), "°"),
-    **dict.fromkeys(("w/m2", "w/m^2"), "W/m²"),
-    "us/cm": "µS/cm",
-}
-# Units whose spelling here is the one that readings get.
-COMMON = "Pa kPa bar psi mmHg inHg ppm ppb lux lx rpm mm cm km kg g m L s ° mV A mA W kW Wh kWh Hz kHz mph mm/h dB dBA"
-UNITS |= {unit.casefold(): unit for unit in (*COMMON.split(), "dB(A)", "W/m²", "µS/cm")}
+UNITS = {text: unit for unit, texts in VOCABULARY["units"].items() for text in (*texts, unit.casefold())}
 # Whole names (case-folded), and the known sensor type that they mean.
-TYPES = {
-    **dict.fromkeys(("temp", "temperature", "temperatur", "t", "ta", "tair", "airtemp", "airtc"), "temperature"),
-    **dict.fromkeys(("airtemperature", "lufttemperatur", "outsidetemp", "temperature2m", "tempavg"), "temperature"),
-    **dict.fromkeys(("rh", "hum", "humidity", "humid", "feuchte", "luftfeuchte", "relhum"), "humidity"),
-    **dict.fromkeys(("relativehumidity", "relhumidity", "rhum", "luftfeuchtigkeit"), "humidity"),
-    **dict.fromkeys(("press", "pres", "pressure", "baro", "barometer", "luftdruck", "airpressure"), "pressure"),
-    **dict.fromkeys(("pm10", "pm100"), "pm10"),
-    **dict.fromkeys(("pm25", "pm2p5"), "pm2_5"),
-    **dict.fromkeys(("co2", "carbondioxide"), "co2"),
-    **dict.fromkeys(("light", "lux", "illuminance", "licht"), "light"),
-    **dict.fromkeys(("noise", "sound", "soundlevel"), "noise"),
-    **dict.fromkeys(("windspeed", "wind", "wspd", "ws", "wspm", "windgeschwindigkeit"), "wind_speed"),
-    **dict.fromkeys(("voltage", "volt", "volts", "batteryvoltage", "batt", "battv", "vbat", "battery"), "voltage"),
-    **dict.fromkeys(("current", "strom"), "current"),
-    **dict.fromkeys(("flowrate", "flow"), "flow_rate"),
-}
+TYPES = {text: kind for kind, texts in VOCABULARY["types"].items() for text in texts}
 # Bracketed texts that name an aggregation, and units that may also be such a word or a letter.
 STATISTICS = frozenset({"min", "max", "avg", "mean", "std", "sum", "count", "total", "raw"})
 DOUBTFUL_UNITS = frozenset({"min", "count", "in", "at", "a", "day", "point"})
@@ -57,21 +26,8 @@ COMPOUND = re.compile(r"[/·*^²³⁻¹]")
 BRACKETED = (r"(.*\S) *\[([^\[\]]+)\]\.?(?:_.*)?", r"(.*\S) *\(((?:[^()]|\([^()]*\))+)\)\.?(?:_.*)?")
 LONGEST_UNIT = 12
 LONGEST_NUMERATOR = 4
-ROLES = {
-    "sensor_type": r"(?:sensor[ _-]?)?(?:type|kind|typ)|parameter|param|variable|var|metric|measure(?:ment)?|quantity"
-    r"|datatype|element|indicator|pollutant|property|observedproperty|field|sensor|messgroesse|messgröße|signal|art",
-    "value": r"(?:sensor[ _-]?)?(?:value|val|reading|result|wert|messwert|measured[ _-]?value|data|amount)",
-    "unit": r"(?:sensor[ _-]?)?(?:unit|units|uom|einheit|unit[ _-]?of[ _-]?measure(?:ment)?|value[ _-]?unit)",
-    "device_id": r"(?:device|sensor|station|stn|node|logger|dev|site|unit|machine|meter|entity|stations?|deveui|thing)"
-    r"(?:[ _-]?(?:id|name|nr|no|number|code|eui|key|serial))?|id|serial(?:[ _-]?(?:no|number))?|name|host|location|loc"
-    r"|eui|messstelle|geraet|gerät|wban",
-}
-IGNORED = {
-    r"lat|lon|lng|long|latitude|longitude|alt|altitude|elevation|location|geo|x|y|z|breite|laenge": "a position",
-    r"#|no|nr|row|index|idx|rec(?:ord)?[ _-]?(?:no|number|id)?|seq|f?_?cnt|counter|unnamed.*|line": "counts rows",
-    r"f?_?port": "a port",
-    r".*(?:flag|quality|status|anomaly|changepoint|label|outlier|error|eor|valid|qc|qf|qn.*)": "a mark of quality",
-}
+ROLES: dict[str, str] = VOCABULARY["roles"]
+IGNORED: dict[str, str] = VOCABULARY["ignored"]
 
 
 class NameGuess(NamedTuple):
@@ -158,7 +114,7 @@ def role_of(name: str) -> str | None:
 def why_ignored(name: str) -> str | None:
     """Return why a column of this name is usually no measurement; None for any other name."""
     plain = " ".join(name.casefold().split())
-    return next((why for pattern, why in IGNORED.items() if re.fullmatch(pattern, plain)), None)
+    return next((why for why, pattern in IGNORED.items() if re.fullmatch(pattern, plain)), None)
 
 
 # Regular expressions that find the device in a file's name, the more specific first.

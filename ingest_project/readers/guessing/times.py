@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from ingest_project.readers.casting import parse_timestamps
+from ingest_project.readers.guessing.names import VOCABULARY
 from ingest_project.readers.profile_parts import TimestampLayout
 
 MAX_FORMATS = 3
@@ -19,20 +20,7 @@ MIN_COMPACT = 3
 HINT = re.compile(
     r"(?i)time|date|zeit|datum|stamp|epoch|unix|(?:^|[_ ])(?:ts|at|utc|dt)(?:$|[_ ])|fecha|heure|hora|tag$"
 )
-DATES = (
-    (r"[0-9]{4}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{1,2}", ("%Y{s}%m{s}%d",)),
-    (r"[0-9]{1,2}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{4}", ("%d{s}%m{s}%Y", "%m{s}%d{s}%Y")),
-    (r"[0-9]{1,2}(?P<s>[-/.])[0-9]{1,2}(?P=s)[0-9]{2}(?![0-9])", ("%d{s}%m{s}%y", "%m{s}%d{s}%y", "%y{s}%m{s}%d")),
-    (r"[0-9]{1,2}(?P<s>[-/ ])[A-Za-z]{3}(?P=s)[0-9]{4}", ("%d{s}%b{s}%Y",)),
-    (r"[0-9]{1,2}(?P<s>[-/ ])[A-Za-z]{3}(?P=s)[0-9]{2}(?![0-9])", ("%d{s}%b{s}%y",)),
-    (r"[0-9]{1,2}(?P<s> )[A-Za-z]{4,9} [0-9]{4}", ("%d %B %Y",)),
-    (r"[A-Za-z]{3},(?P<s> )[0-9]{1,2} [A-Za-z]{3} [0-9]{4}", ("%a, %d %b %Y",)),
-    (r"[A-Za-z]{3}(?P<s> )[0-9]{1,2}, [0-9]{4}", ("%b %d, %Y",)),
-    (r"[A-Za-z]{3}(?P<s> )[0-9]{1,2} [0-9]{4}", ("%b %d %Y",)),
-    (r"[A-Za-z]{4,9}(?P<s> )[0-9]{1,2}, [0-9]{4}", ("%B %d, %Y",)),
-    (r"[0-9]{4}(?P<s>[-/ ])[0-9]{3}(?![0-9])", ("%Y{s}%j",)),
-    (r"(?P<s>)[0-9]{8}(?![0-9])", ("%Y%m%d", "%d%m%Y", "%m%d%Y")),
-)
+DATES: dict[str, list[str]] = VOCABULARY["dates"]
 CLOCK = re.compile(
     r"(?P<gap>[T ,_:-]*)(?P<hour>[0-9]{1,2})(?:(?P<c>[:.h])(?P<minute>[0-9]{2})"
     r"(?:(?P=c)(?P<second>[0-9]{2})(?:(?P<point>[.,])[0-9]+)?)?)?(?P<half> ?[AaPp][Mm]?)?"
@@ -135,7 +123,7 @@ def formats_of(text: str) -> list[str]:
     """Return the formats that one text may have, the likelier first."""
     if text.isdecimal() and len(text) in COMPACT:
         return [COMPACT[len(text)]]
-    for pattern, formats in DATES:
+    for pattern, formats in DATES.items():
         match = re.match(pattern, text)
         clock = match and _clock_format(text[match.end() :])
         if match and clock is not None:
