@@ -75,7 +75,7 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
     unknown: list[bytes | None] = []
     payloads: list[bytes] = []
     values = [message.value or b"" for message in messages]
-    payload_of = _payload_of if any(map(needs_change, values)) else VALUE
+    payload_of = (lambda one: one.value and storable(one.value)) if any(map(needs_change, values)) else VALUE
     # Try each message first as the kind that it resembles; its fields decide its kind.
     looks = [b'"stage"' in value for value in values]
     for kind, part in (
@@ -99,10 +99,6 @@ def crm_rows(messages: Sequence[ConsumerRecord], topic_id: str, epoch: int) -> C
         )
         rows.frames[kind] = _rows_of(kind, of_kind, topic_id).with_columns(kafka_epoch=pl.lit(epoch, pl.Int64))
     return rows
-
-
-def _payload_of(message: ConsumerRecord) -> bytes | None:
-    return message.value and storable(message.value)
 
 
 def _rows_of(kind: CrmKind, found: Structs[CrmEvent], topic_id: str) -> pl.DataFrame:

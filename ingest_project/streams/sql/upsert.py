@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -136,12 +135,8 @@ def _writer(kind: sa.types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
     if isinstance(kind, UtcTime):
         return sqlite_time
     if isinstance(kind, ExactDecimal):
-        return _digits
+        return lambda number: number if isinstance(number, str) else format(number, "f")
     return date.isoformat if isinstance(kind, sa.Date) else None
-
-
-def _digits(number: Decimal | str) -> str:
-    return number if isinstance(number, str) else format(number, "f")
 
 
 def sqlite_time(moment: datetime) -> str:
