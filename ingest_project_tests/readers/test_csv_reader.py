@@ -196,8 +196,9 @@ def test_a_column_without_a_name_that_holds_something_is_no_spare_one(tmp_path: 
     outcome = read_text(tmp_path, text)
     assert [(line, reason) for line, _, reason in outcome.malformed] == [(2, "too_many_cells"), (3, "too_many_cells")]
     assert outcome.rows["line_number"].to_list() == [4]
-    beyond = read_text(tmp_path, HEADER + ROW.replace("\n", ",\n") + ROW)
-    assert [reason for _, _, reason in beyond.malformed] == ["trailing_delimiter"]
+    for delimiter in ",\t":
+        beyond = read_text(tmp_path, (HEADER + ROW.replace("\n", ",\n") + ROW).replace(",", delimiter))
+        assert [reason for _, _, reason in beyond.malformed] == ["trailing_delimiter"]
 
 
 @pytest.mark.parametrize("last", ["", '"x"\n'])

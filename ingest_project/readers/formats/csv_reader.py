@@ -387,7 +387,7 @@ def _reason(raw: bytes, cells: Sequence[bytes], dialect: Dialect) -> str | None:
 def _fault_of_width(raw: bytes, cells: int, dialect: Dialect) -> str:
     if cells < dialect.width:
         return "too_few_cells"
-    ends = raw.rstrip(BLANKS).endswith(dialect.delimiter.encode())
+    ends = raw.rstrip(b" ").endswith(dialect.delimiter.encode())
     return "trailing_delimiter" if ends and cells == dialect.width + 1 else "too_many_cells"
 
 
