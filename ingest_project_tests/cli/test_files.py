@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from ingest_project.contracts.files import FileEvent
 from ingest_project.core.console import nearest_keys
+from ingest_project.file_ingest.file_queue import FileArrival
 from ingest_project.file_ingest.tables import FileState
 from ingest_project.operations import SystemResources
 from ingest_project.platform.object_store.content_store import object_name
+from ingest_project.platform.work_queue.queue import KafkaPosition
 from ingest_project_tests.cli.conftest import Ingest
-from ingest_project_tests.cli.known_files import SHA256, arrive, arrive_from, finish
+from ingest_project_tests.cli.known_files import ARRIVED, SHA256, TOPIC, arrive, arrive_from, finish
 
 CLEAN, BAD, WAITING = "clean.csv~aaaaaaaaaa", "bad.csv~bbbbbbbbbb", "waiting.csv~cccccccccc"
 NASTY = "\x1b[2J[red]raw"
@@ -56,6 +59,16 @@ def test_the_list_can_be_narrowed_and_says_when_there_is_more(ingest: Ingest) ->
     nothing = ingest("files", "list", "--search", "no such thing")
     assert (nothing.exit_code, nothing.out, nothing.err) == (0, "", "No such files.\n")
     assert ingest("files", "list", "--state", "lost").exit_code == 2
+
+
+def test_the_query_that_signs_an_address_is_not_listed(ingest: Ingest, services: SystemResources) -> None:
+    path = "https://files.example/in/s1.csv"
+    event = FileEvent(file_path=f"{path}?sig=hunter2", file_name="s1.csv")
+    position = KafkaPosition(TOPIC, 2, 41, "g", ARRIVED)
+    services.files.record([FileArrival("s1.csv~signed", event.file_path, event, "canonical", position)], ARRIVED)
+    listed = ingest("files", "list", "--search", "signed", "--json")
+    assert [file["location"] for file in listed.json["files"]] == [f"{path}?…"]
+    assert "hunter2" not in listed.out
 
 
 def test_everything_of_one_file_is_on_its_page(ingest: Ingest) -> None:

@@ -51,9 +51,7 @@ def list_files(
     as_json: AsJson = False,
 ) -> None:
     """List files, the last changed first."""
-    queue = FileQueue(Runtime(load_settings().settings).engine)
-    files = queue.list(state=state, text=search, limit=limit + 1)
-    found, more = files[:limit], len(files) > limit
+    found, more = _listed(state, search, limit)
     if as_json:
         print_json({"files": found, "more": more})
         return
