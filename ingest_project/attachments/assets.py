@@ -14,6 +14,7 @@ or reporting one attachment does not affect the others: see `bisection`.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 
@@ -64,19 +65,18 @@ ORIGIN_HEADER = "origin"
 ORIGIN = b"ingest_project"
 EVENTS_AT_A_TIME = 1_000
 
+_spec = partial(dg.AssetSpec, group_name="attachments", freshness_policy=ATTACHMENTS_FRESHNESS, skippable=True)
+
 
 @dg.multi_asset(
     name="attachment_intake",
     specs=[
-        dg.AssetSpec(
+        _spec(
             ATTACHMENT_EVENTS,
             deps=[topic_key("events_raw")],
             description="The events that arrived in an hour, and the download tasks made of them.",
-            group_name="attachments",
             kinds={"kafka"},
             partitions_def=hourly_partitions,
-            freshness_policy=ATTACHMENTS_FRESHNESS,
-            skippable=True,
         )
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),
@@ -220,15 +220,12 @@ PARTITIONS_PER_BACKFILL_RUN = 500
 @dg.multi_asset(
     name="attachment_download",
     specs=[
-        dg.AssetSpec(
+        _spec(
             ONELAKE_ATTACHMENTS,
             deps=[EVENTS_OF_ANY_HOUR, topic_key("downloads_pending")],
             description="The downloaded file in the attachment store.",
-            group_name="attachments",
             kinds={"onelake"},
             partitions_def=attachments_partitions,
-            freshness_policy=ATTACHMENTS_FRESHNESS,
-            skippable=True,
         )
     ],
     pool=ONELAKE_POOL,
@@ -356,15 +353,12 @@ def _publish_results(context: Context, services: AttachmentResources, outcomes: 
 @dg.multi_asset(
     name="attachment_commit",
     specs=[
-        dg.AssetSpec(
+        _spec(
             ATTACHMENT_RESULTS,
             deps=[ANY_ATTACHMENT],
             description="The Delta table of how each download attempt ended, by the hour in which it did.",
-            group_name="attachments",
             kinds={"deltalake"},
             partitions_def=hourly_partitions,
-            freshness_policy=ATTACHMENTS_FRESHNESS,
-            skippable=True,
         )
     ],
     backfill_policy=dg.BackfillPolicy.single_run(),

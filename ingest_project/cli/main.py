@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest_project.core import plugins
-from ingest_project.core.console import AsJson, add_row, complain, escape_unencodable, print_json
+from ingest_project.core.console import AsJson, add_row, complain, escape_unencodable, print_json, table
 from ingest_project.core.errors import IngestError, SettingsError
 from ingest_project.core.local_files import keep_files_private
 from ingest_project.core.logging import printable, printable_lines
@@ -240,9 +240,7 @@ def _failed(error: IngestError, code: int) -> int:
 
 
 def _settings_table(settings: list[Setting]) -> Table:
-    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("Setting", "Value", "From", "Environment variable", "Meaning"):
-        made.add_column(title, overflow="fold")
+    made = table("Setting", "Value", "From", "Environment variable", "Meaning")
     for setting in settings:
         variables = " or ".join(setting.env_names)
         origin = f"{setting.origin}: {setting.reference}" if setting.reference else setting.origin.value
@@ -252,9 +250,7 @@ def _settings_table(settings: list[Setting]) -> Table:
 
 
 def _plugins_table(found: list[InstalledPlugin]) -> Table:
-    made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("Plug-in", "Name", "Package", "State"):
-        made.add_column(title, overflow="fold")
+    made = table("Plug-in", "Name", "Package", "State")
     for plugin in found:
         state = f"not used: {plugin.problem}" if plugin.problem else "ready"
         add_row(made, plugin.group.rpartition(".")[2], plugin.name, plugin.package, state)

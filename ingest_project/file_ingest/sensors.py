@@ -23,6 +23,7 @@ from msgspec.structs import replace as replaced
 from ingest_project.contracts.files import SENSOR_READINGS, FileEvent, decode_file_event, file_key, version_of_event
 from ingest_project.contracts.storage_events import Ignored, StorageNotification, decode_storage_notification
 from ingest_project.core.errors import IngestError, TransientError, UnreadableMessageError
+from ingest_project.core.items import grouped
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import TopicSettings
 from ingest_project.file_ingest.catalog import FILES, assets_of
@@ -78,19 +79,14 @@ def with_versions(announced: Sequence[Announced]) -> list[FileEvent]:
 
     If a version cannot be resolved in time, the event keeps none: ingest reports the reason when it reads the file.
     """
-    by_server: dict[str, list[int]] = {}
-    for index, one in enumerate(announced):
-        if not one.names_its_version:
-            by_server.setdefault(_server_of(one.source.location), []).append(index)
+    open_ones = [index for index, one in enumerate(announced) if not one.names_its_version]
+    by_server = grouped((_server_of(announced[index].source.location), index) for index in open_ones)
     answers: SimpleQueue[Answer | None] = SimpleQueue()
     for indexes in by_server.values():
         # Daemon threads: a server that stays silent must not delay the end of the process.
         threading.Thread(target=_stat_each, args=(announced, indexes, answers), daemon=True).start()
-    events, running, give_up_at = (
-        [one.event for one in announced],
-        len(by_server),
-        time.monotonic() + MAX_RESOLVE_SECONDS,
-    )
+    events, running = [one.event for one in announced], len(by_server)
+    give_up_at = time.monotonic() + MAX_RESOLVE_SECONDS
     while running and (left := give_up_at - time.monotonic()) > 0:
         try:
             answer = answers.get(timeout=min(ANSWER_TIMEOUT_SECONDS, left))

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from ingest_project.core.errors import FileRejectedError, LimitExceededError
+from ingest_project.core.items import grouped
 from ingest_project.file_ingest.aggregation import NO_SUMMARIES, NONE_SHARED, counts_by_file, instants_by_file
 from ingest_project.file_ingest.contract import Contract, drift_of, location_of
 from ingest_project.file_ingest.file_queue import FileRecord
@@ -109,10 +110,9 @@ def first_rows(rows: pl.DataFrame, limit: int) -> dict[str, list[dict[str, objec
     """
     if RESCUED in rows.columns and rows[RESCUED].null_count() == rows.height:
         rows = rows.drop(RESCUED)
-    first: dict[str, list[dict[str, object]]] = {}
-    for row in rows.group_by("file_key", maintain_order=True).head(limit).iter_rows(named=True):
-        first.setdefault(row.pop("file_key"), []).append(row)
-    return {key: without_empty_rescue(shown) for key, shown in first.items()} if RESCUED in rows.columns else first
+    shown = rows.group_by("file_key", maintain_order=True).head(limit).iter_rows(named=True)
+    first = grouped((row.pop("file_key"), row) for row in shown)
+    return {key: without_empty_rescue(own) for key, own in first.items()} if RESCUED in rows.columns else first
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,7 @@ def _require_fits_memory(chunks: Iterator[RowsChunk], landed: Landed) -> Iterato
 
 def _raw_text(chunks: Sequence[RowsChunk], first_lines: Sequence[int], line_numbers: Sequence[int]) -> list[str]:
     """Return the records of several chunks that start on these lines."""
-    by_chunk: dict[int, list[int]] = {}
-    for line in line_numbers:
-        by_chunk.setdefault(max(0, bisect_right(first_lines, line) - 1), []).append(line)
+    by_chunk = grouped((max(0, bisect_right(first_lines, line) - 1), line) for line in line_numbers)
     found: dict[int, str] = {}
     for index, lines in by_chunk.items():
         found |= zip(lines, chunks[index].raw_text(lines), strict=True)

@@ -26,7 +26,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.contracts.attachments import attachment_key, decode_download_task
 from ingest_project.core.console import counted
 from ingest_project.core.errors import IngestError
-from ingest_project.core.items import store_bisecting
+from ingest_project.core.items import grouped, store_bisecting
 from ingest_project.operations import SystemResources
 from ingest_project.operations.snapshot import consumed_topics
 from ingest_project.operations.topics import cluster_of
@@ -222,12 +222,9 @@ class Redriver:
             again_since: count only publications since this time; None if each letter was to be published once.
         """
         services, attachments = self._services, self._attachments([letter for letter, _ in letters])
-        by_origin: dict[str, list[str]] = defaultdict(list)
-        for letter, topic_id in letters:
-            if position_of(letter) not in attachments:
-                by_origin[_origin(letter)].append(redrive_id(letter, topic_id))
+        own = [(letter, topic_id) for letter, topic_id in letters if position_of(letter) not in attachments]
         published: set[str] = set()
-        for origin, ids in by_origin.items():
+        for origin, ids in grouped((_origin(letter), redrive_id(letter, of)) for letter, of in own).items():
             cluster = cluster_of(self._origins[origin], services)
             if again_since is not None:
                 ids = services.outbox.ids(cluster.topic, f"redrive:{self.topic}:", again_since)  # noqa: PLW2901

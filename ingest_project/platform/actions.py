@@ -572,9 +572,8 @@ def action_records(  # noqa: PLR0913 - each filter is one
 
 def action_record(engine: sa.Engine, action_id: str) -> ActionRecord | None:
     """Return one record."""
-    with reading(engine) as connection:
-        query = sa.select(operator_actions).where(operator_actions.c.action_id == action_id)
-        row = connection.execute(query).mappings().one_or_none()
+    query = sa.select(operator_actions).where(operator_actions.c.action_id == action_id)
+    row = fetch(engine, query).mappings().one_or_none()
     return ActionRecord(**row) if row else None
 
 
