@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 def folder_in_memory() -> str | None:
     """Return the folder for servers that write thousands of files, None where there is none or it has little room.
 
-    On a disk, a copy of a database takes ten times the processor time.
+    On a disk, a copy of a database takes ten times the processor time, and a new topic of Kafka nearly twice.
     """
     folder = "/dev/shm"  # noqa: S108 - each server makes a folder of its own there
     try:

@@ -31,7 +31,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.devstack import free_port
 from ingest_project.devstack.embedded_kafka import BROKER_ID, EmbeddedBroker, listen
-from ingest_project_tests.services.first_use import cache_folder, one_at_a_time
+from ingest_project_tests.services.first_use import cache_folder, folder_in_memory, one_at_a_time
 from ingest_project_tests.services.shared import shared_server
 
 KAFKA_VERSION = "4.1.1"
@@ -166,7 +166,7 @@ class KafkaProcess(KafkaServer):
     def __init__(self) -> None:
         controller_port = free_port()
         super().__init__(free_port(), free_port())
-        self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="ingest-kafka-", dir=folder_in_memory()))
         self._properties = self.folder / "server.properties"
         self._properties.write_text(_properties(self.folder / "data", self.port, self._sasl_port, controller_port))
         # In a session of its own: what ends the tests' process group must not end this one before its work is done.
