@@ -103,7 +103,7 @@ def test_every_table_shows_its_name_and_its_columns() -> None:
         assert metadata["dagster/column_schema"].columns
 
 
-def test_nothing_declared_takes_a_name_that_is_there() -> None:
+def test_a_declaration_cannot_take_an_existing_name() -> None:
     repository = definitions(load_settings({}, Path("/nonexistent")).settings).get_repository_def()
     keys = [key.path for key in repository.asset_graph.get_all_asset_keys()]
     made = {"_batch": repository.job_names, "_checks": repository.job_names, "_maintenance": repository.job_names}

@@ -73,7 +73,7 @@ def test_a_data_folder_of_a_user_without_a_name_is_refused_with_what_to_do(tmp_p
         postgres.server_user(tmp_path)
 
 
-def test_what_all_processes_need_is_brought_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_creates_a_shared_file_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bring = """
 import sys, time

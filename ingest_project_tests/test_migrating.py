@@ -76,7 +76,7 @@ def test_ignored_settings_are_named_once_without_their_values(
     assert IGNORED["DB_PASSWORD"] not in printed.err + printed.out
 
 
-def test_what_old_services_accept_is_read_as_they_meant_it(tmp_path: Path) -> None:
+def test_values_of_the_old_services_keep_their_meaning(tmp_path: Path) -> None:
     settings = load_settings(VALUES | {"AUTO_OFFSET_RESET": "LATEST"}, tmp_path).settings
     assert (settings.logging.level, settings.logging.format) == ("WARNING", "json")
     assert (settings.retries.max_attempts, settings.kafka.auto_offset_reset) == (1, "latest")

@@ -155,7 +155,7 @@ def log_file(tmp_path: Path) -> Iterator[Path]:
     logger.handlers, logger.level, logger.propagate = before
 
 
-def test_every_secret_is_known_as_one() -> None:
+def test_every_secret_setting_is_marked_as_secret() -> None:
     names = ("password", "secret", "token", "account_key", "passphrase", "connection_string", "database_url", "webhook")
     for model in (Settings, Credential):
         secrets = {path for path, _ in secret_fields(model)}
@@ -223,7 +223,7 @@ def test_a_config_file_that_is_wrong_is_refused_without_its_secrets(tmp_path: Pa
     assert leaks(told(lambda: load_settings({}, tmp_path))) == []
 
 
-def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -> None:
+def test_an_unreachable_service_shows_no_secret(tmp_path: Path, log_file: Path) -> None:
     settings = load_settings({**variables(), "INGEST_STATE_DIR": str(tmp_path)}, tmp_path).settings
     services = SystemResources(settings)
     ways: dict[str, Callable[[], object]] = {
@@ -246,7 +246,7 @@ def test_no_service_that_is_away_says_a_secret(tmp_path: Path, log_file: Path) -
     assert leaks(log_file.read_text() if log_file.exists() else "") == []
 
 
-def test_no_tick_that_fails_says_a_secret(instance: DagsterInstance, tmp_path: Path, log_file: Path) -> None:
+def test_a_failing_tick_shows_no_secret(instance: DagsterInstance, tmp_path: Path, log_file: Path) -> None:
     from ingest_project.definitions import defs  # reads the settings of the process
 
     environ = {**variables(), "INGEST_STATE_DIR": str(tmp_path), "INGEST_EVENTHOUSE_QUERIES": str(tmp_path)}
@@ -265,7 +265,7 @@ def test_no_tick_that_fails_says_a_secret(instance: DagsterInstance, tmp_path: P
     assert leaks(log_file.read_text() if log_file.exists() else "") == []
 
 
-def test_neither_the_monitor_nor_its_log_says_a_secret(tmp_path: Path, log_file: Path) -> None:
+def test_neither_the_monitor_nor_its_log_shows_a_secret(tmp_path: Path, log_file: Path) -> None:
     settings = load_settings({**variables(), "INGEST_STATE_DIR": str(tmp_path)}, tmp_path).settings
     token = settings.monitor.token.get_secret_value() if settings.monitor.token else ""
     with running(settings) as address:

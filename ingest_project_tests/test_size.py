@@ -18,7 +18,7 @@ def test_no_folder_has_more_modules_than_fit_on_one_screen() -> None:
     assert too_many == {}
 
 
-def test_nothing_is_loose_at_the_top_of_the_package() -> None:
+def test_the_package_has_no_loose_modules() -> None:
     assert folders()[0].modules == ("definitions",)
 
 

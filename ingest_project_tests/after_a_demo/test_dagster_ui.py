@@ -29,7 +29,7 @@ def counted_partitions(demo: Demo) -> str:
     return rf"^Materialized \({len(demo.report.files)}\)$"
 
 
-def test_an_ingested_file_is_a_green_partition_that_tells_its_rows(demo: Demo, window: Window) -> None:
+def test_an_ingested_file_is_a_green_partition_that_shows_its_row_count(demo: Demo, window: Window) -> None:
     file = demo.file(GOOD)
     window.open(partition_page("validated_sensor_data", file.file_key))
     window.wait_for(
@@ -81,7 +81,7 @@ def test_a_refused_file_and_refused_rows_are_shown_with_their_reasons(demo: Demo
 
 
 @pytest.mark.long
-def test_a_stored_attachment_is_a_green_partition_that_tells_where_it_is(demo: Demo, window: Window) -> None:
+def test_a_stored_attachment_is_a_green_partition_that_shows_its_location(demo: Demo, window: Window) -> None:
     attachment = demo.attachment("signed_contract.pdf")
     window.open(partition_page("onelake_attachments", attachment.attachment_key))
     window.wait_for(

@@ -54,7 +54,7 @@ def test_a_payload_of_any_shape_is_looked_through(payload: object) -> None:
     assert all(url.strip() for url in addresses({"docs": payload, "scan": payload, "list": payload}))
 
 
-def test_a_path_that_cannot_be_followed_in_a_deep_payload_is_a_failure_beside_what_others_find() -> None:
+def test_an_unusable_path_in_a_deep_payload_fails_alone_and_other_paths_are_extracted() -> None:
     deep = b'{"a":' * 900 + b"1" + b"}" * 900
     payload = b'{"docs":[{"href":"http://h/b"}],"deep":' + deep + b"}"
     raw = b'{"trace_id":"t","domain":"claims","attachments":["http://h/a"],"payload":' + payload + b"}"

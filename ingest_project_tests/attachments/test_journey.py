@@ -114,7 +114,7 @@ def test_addresses_in_the_payload_are_found_by_the_domains_paths(
     assert found == {("claims", "one.pdf"), ("claims", "2.png"), ("billing", "2.png")}
 
 
-def test_what_fails_for_a_reason_that_may_pass_climbs_the_ladder_and_then_is_dead(
+def test_a_transient_failure_climbs_the_retry_tiers_and_ends_as_a_dead_letter(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -136,7 +136,7 @@ def test_what_fails_for_a_reason_that_may_pass_climbs_the_ladder_and_then_is_dea
     assert system.shown_checks() == {record.attachment_key: "FAILED"}
 
 
-def test_what_fails_for_good_is_dead_at_once_and_is_served_when_it_is_replayed(
+def test_a_permanent_failure_is_dead_at_once_and_can_be_replayed(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -219,7 +219,7 @@ def test_a_dead_task_that_is_sent_again_is_replayed_a_limited_number_of_times(
     assert len(topic(system, "dlq")) == system.settings.attachments.max_replays + 1
 
 
-def test_what_a_hostile_server_does_is_dead_at_once_with_its_reason(
+def test_an_attachment_of_a_hostile_server_is_dead_at_once_with_its_reason(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -243,7 +243,7 @@ def test_what_a_hostile_server_does_is_dead_at_once_with_its_reason(
     assert len(topic(system, "dlq")) == len(rows) == len(expected)
 
 
-def test_thousands_that_wait_do_not_hold_up_the_few_that_are_due(
+def test_thousands_of_waiting_entries_do_not_delay_the_due_ones(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system

@@ -84,9 +84,7 @@ def test_bad_entries_among_99_good_addresses_of_one_event_are_failed_attachments
     assert len(records_by_state(system)[AttachmentState.FAILED]) == len(BAD_ENTRIES)
 
 
-def test_nulls_where_a_field_may_be_absent_are_as_if_it_were(
-    attachment_system: AttachmentSystem, http_server: HttpServer
-) -> None:
+def test_null_means_the_same_as_an_absent_field(attachment_system: AttachmentSystem, http_server: HttpServer) -> None:
     system = attachment_system
     nothing = {"event_type": None, "occurred_at": None, "payload": None}
     entry = {"url": http_server.url("/files/a.pdf?size=9"), "file_name": None, "size_bytes": None, "checksum": None}
@@ -116,7 +114,7 @@ def test_nulls_where_a_field_may_be_absent_are_as_if_it_were(
     ],
     ids=["before the calendar", "after the calendar", "a domain no folder is named after", "no list"],
 )
-def test_an_event_that_cannot_be_one_is_a_dead_letter_and_those_around_it_are_stored(
+def test_an_unreadable_event_is_a_dead_letter_and_its_neighbours_are_stored(
     attachment_system: AttachmentSystem, http_server: HttpServer, poison: dict[str, Any]
 ) -> None:
     system = attachment_system

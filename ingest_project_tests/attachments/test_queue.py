@@ -96,7 +96,7 @@ def test_success_is_stored_and_a_failure_waits_in_the_retry_queue_until_it_is_du
     assert queue.finished_since(NOW) == {AttachmentState.STORED: 1, AttachmentState.FAILED: 1}
 
 
-def test_those_that_are_due_come_in_the_order_of_their_times(queue: AttachmentQueue) -> None:
+def test_due_entries_are_ordered_by_due_time(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b", "c")
     queue.finish_attempts([waiting("a", minutes=3), waiting("b", minutes=1), waiting("c", minutes=2)], "run", NOW)
     due = queue.due(RETRY_QUEUE, 10, NOW + timedelta(hours=1))
@@ -106,7 +106,7 @@ def test_those_that_are_due_come_in_the_order_of_their_times(queue: AttachmentQu
     assert first.attachment_key == "b"
 
 
-def test_of_two_runs_at_the_same_attempt_the_first_end_holds(queue: AttachmentQueue) -> None:
+def test_the_first_of_two_runs_that_ends_an_attempt_decides_its_outcome(queue: AttachmentQueue) -> None:
     begun(queue, "a", "b")
     assert queue.finish_attempts([stored("a"), dead("b")], "run", NOW) == (stored("a"), dead("b"))
     assert queue.finish_attempts([dead("a"), stored("b")], "other", LATER) == (stored("a"), dead("b"))
@@ -166,7 +166,7 @@ def test_a_finished_attachment_that_a_person_starts_is_a_replay(queue: Attachmen
     assert (record.state, record.replays, record.attempt) == (AttachmentState.DOWNLOADING, 1, 1)
 
 
-def test_a_host_that_is_left_alone_costs_no_attempt(queue: AttachmentQueue) -> None:
+def test_waiting_for_a_host_to_recover_costs_no_attempt(queue: AttachmentQueue) -> None:
     begun(queue, "a")
     queue.postpone(["a"], "The host is busy.", LATER, NOW)
     assert state(queue, "a") == ("pending", PENDING_QUEUE, 1, 0)

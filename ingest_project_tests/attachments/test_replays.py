@@ -24,7 +24,7 @@ def mend(system: AttachmentSystem, **paths: list[str]) -> None:
     system.restart()
 
 
-def test_materialising_hours_again_finds_what_the_fixed_paths_had_missed_and_nothing_twice(
+def test_rematerialised_hours_publish_attachments_that_fixed_paths_find_once(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system
@@ -154,7 +154,7 @@ def test_replays_become_due_at_the_requested_rate_and_are_limited(
     assert sorted(letter.header("replays") or b"" for letter in dead) == [b"0", b"0", b"0", b"1"]
 
 
-def test_an_hour_of_results_is_shown_as_it_is_now_and_what_was_not_committed_is(
+def test_an_hour_of_results_shows_the_present_rows_and_commits_the_missing_ones(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system

@@ -173,7 +173,7 @@ def test_an_attempt_that_ended_leaves_nothing_in_the_cache(
     assert len(system.on_topic(system.settings.topics.downloads_cached)) == 1
 
 
-def test_what_a_killed_run_left_in_the_cache_is_removed_once_it_is_old(tmp_path: Path) -> None:
+def test_cache_files_of_a_killed_run_are_removed_once_they_are_old(tmp_path: Path) -> None:
     (tmp_path / "left").write_bytes(b"half")
     assert remove_old_files(tmp_path, timedelta(days=1)) == 0
     assert remove_old_files(tmp_path, timedelta(seconds=-5)) == 1

@@ -275,7 +275,7 @@ def test_a_file_that_is_no_attachment_s_is_left_alone(store: ObjectStore, tmp_pa
     assert read(store) == b"of another program"
 
 
-def test_of_attachments_that_want_one_name_at_once_one_gets_it(store: ObjectStore, tmp_path: Path) -> None:
+def test_one_of_several_simultaneous_attachments_gets_the_name(store: ObjectStore, tmp_path: Path) -> None:
     contents = {f"a.pdf~{number}": bytes([number]) * (number * CHUNK_BYTES) for number in range(1, 7)}
     refused: list[str] = []
 

@@ -42,7 +42,7 @@ def execute(url: str, statement: str) -> None:
         cursor.execute(statement)
 
 
-def test_what_the_peer_stores_is_exactly_right(database_url: str, workload: Workload) -> None:
+def test_the_peer_benchmark_stores_exact_values(database_url: str, workload: Workload) -> None:
     assert differences(database_url, workload) == []
 
 

@@ -92,7 +92,9 @@ def test_files_are_released_by_filter(ingest: Ingest, services: SystemResources)
 
 
 @pytest.mark.usefixtures("_files")
-def test_what_a_run_holds_is_left_to_it_and_named_with_the_reason(ingest: Ingest, services: SystemResources) -> None:
+def test_entries_leased_by_a_run_are_left_alone_and_named_with_the_reason(
+    ingest: Ingest, services: SystemResources
+) -> None:
     done = ingest("action", "run", RELEASE, "--key", BAD, "--key", RUNNING, "--key", "no~1", "--reason", "r", "--json")
     assert (done.exit_code, done.json["done"]) == (1, [BAD])
     assert done.json["in_progress"] == {RUNNING: "it is ingesting"}

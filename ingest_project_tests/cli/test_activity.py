@@ -96,7 +96,7 @@ def stream(
     close(system)
 
 
-def test_from_the_beginning_the_next_run_reads_what_was_left_out_however_often(
+def test_reading_from_the_beginning_stores_skipped_messages_each_time_it_is_requested(
     ingest: Ingest, stream: SystemResources
 ) -> None:
     for _ in range(2):

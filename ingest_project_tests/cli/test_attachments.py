@@ -24,9 +24,7 @@ def test_attachments_are_listed_the_last_changed_first_and_found_by_state_and_te
     assert SIGNATURE not in ingest("attachments", "list", "--json").out
 
 
-def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(
-    ingest: Ingest, services: SystemResources
-) -> None:
+def test_a_stored_attachment_is_shown_with_its_location_and_origin(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "b.pdf")
     finish(services, key, error_class="DownloadFailedError", error="too slow", again_in=timedelta(0))
     finish(services, key)
@@ -41,7 +39,9 @@ def test_a_stored_one_is_shown_with_where_it_is_and_where_it_came_from(
     assert page["ui"].endswith(f"/assets/onelake_attachments?view=partitions&partition={key}")
 
 
-def test_a_replayed_one_shows_attempts_and_what_had_been_wrong(ingest: Ingest, services: SystemResources) -> None:
+def test_a_replayed_attachment_shows_its_attempts_and_the_earlier_reason(
+    ingest: Ingest, services: SystemResources
+) -> None:
     key = dead(services, "a.pdf")
     ingest("dlq", "replay", key)
     finish(services, key)

@@ -130,7 +130,7 @@ def test_wrong_usage_is_one_plain_line_with_what_to_look_at_and_exit_code_2(
     assert capsys.readouterr() == ("", f"{said}\n")
 
 
-def test_a_number_beyond_what_is_asked_for_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_out_of_range_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """Each command of every group: a database refuses what is beyond its own integers."""
     for command, option in numbers_of(typer.main.get_command(build_app())):
         assert run([*command, option, "9" * 23]) == 2, (command, option)

@@ -63,7 +63,9 @@ def test_a_message_is_shown_whole_and_cannot_reach_the_terminal(ingest: Ingest) 
     assert base64.b64decode(as_json["payload"]) == PAYLOADS[2]
 
 
-def test_a_retry_stores_what_is_identified_now_and_says_what_is_not(ingest: Ingest, services: SystemResources) -> None:
+def test_a_retry_stores_newly_identified_messages_and_names_the_others(
+    ingest: Ingest, services: SystemResources
+) -> None:
     done = ingest("crm", "unidentified", "retry", "--all", "--json")
     assert done.exit_code == 0
     assert done.json == {"identified": [FIXED], "unidentified": [TEXT, BYTES]}
@@ -91,5 +93,5 @@ def test_a_misspelt_id_changes_nothing(ingest: Ingest, services: SystemResources
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", FIXED]])
-def test_what_to_retry_must_be_said_in_one_way(ingest: Ingest, arguments: list[str]) -> None:
+def test_an_ambiguous_selection_of_messages_to_retry_is_wrong_usage(ingest: Ingest, arguments: list[str]) -> None:
     assert ingest("crm", "unidentified", "retry", *arguments).exit_code == 2

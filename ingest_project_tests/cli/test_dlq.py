@@ -48,7 +48,9 @@ def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Inge
     assert (result.exit_code, result.out, result.err) == (0, "", "No such attachments.\n")
 
 
-def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, services: SystemResources) -> None:
+def test_dead_attachments_are_filtered_by_trace_domain_error_class_and_time(
+    ingest: Ingest, services: SystemResources
+) -> None:
     old = dead(services, "old.pdf", at=LONG_AGO, trace_id="t-1", domain="claims")
     new = dead(services, "new.pdf", trace_id="t-2", domain="billing", error_class="AddressRejectedError")
     assert listed(ingest) == {old, new}
@@ -60,7 +62,9 @@ def test_they_are_found_by_trace_domain_error_class_and_time(ingest: Ingest, ser
     assert listed(ingest, "--since", "4d", "--until", LONG_AGO.isoformat()) == set()
 
 
-def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, services: SystemResources) -> None:
+def test_a_dead_attachment_is_shown_with_its_attempts_and_the_replay_command(
+    ingest: Ingest, services: SystemResources
+) -> None:
     key = arrive(services, "a.pdf")
     finish(services, key, error_class="DownloadFailedError", error="too slow", again_in=timedelta(0))
     finish(services, key, error_class="DownloadRejectedError")
@@ -77,7 +81,7 @@ def test_one_is_shown_with_every_attempt_and_the_way_back(ingest: Ingest, servic
     assert SIGNATURE not in page.out
 
 
-def test_showing_one_that_is_not_dead_is_exit_code_1(ingest: Ingest, services: SystemResources) -> None:
+def test_dlq_show_of_an_attachment_that_is_not_dead_exits_with_1(ingest: Ingest, services: SystemResources) -> None:
     shown = ingest("dlq", "show", arrive(services, "a.pdf"))
     assert shown.exit_code == 1
     assert "pending" in shown.err
@@ -108,7 +112,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(ingest: Ingest, services: S
     assert "would be acted on" in ingest("dlq", "replay", "--all", "--dry-run").out
 
 
-def test_many_become_due_one_after_another_and_it_says_when_the_last_one_is_due(
+def test_a_rate_limited_replay_spaces_the_due_times_and_reports_the_last(
     ingest: Ingest, services: SystemResources
 ) -> None:
     first, second, third = (dead(services, f"{n}.pdf", at=LONG_AGO + timedelta(hours=n)) for n in range(3))
@@ -119,7 +123,9 @@ def test_many_become_due_one_after_another_and_it_says_when_the_last_one_is_due(
     assert f"the last one is due at {moment(due[-1])}" in done["detail"]
 
 
-def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest, services: SystemResources) -> None:
+def test_an_attachment_beyond_the_replay_limit_stays_dead_and_is_named(
+    ingest: Ingest, services: SystemResources
+) -> None:
     key = dead(services, "a.pdf")
     for _ in range(5):
         assert ingest("dlq", "replay", key).exit_code == 0
@@ -135,9 +141,7 @@ def test_one_that_was_replayed_too_often_stays_dead_and_is_named(ingest: Ingest,
     assert state(services, fresh) is AttachmentState.PENDING
 
 
-def test_one_that_a_run_still_reports_is_named_apart_from_those_replayed_too_often(
-    ingest: Ingest, services: SystemResources
-) -> None:
+def test_an_attachment_still_being_reported_is_listed_as_in_progress(ingest: Ingest, services: SystemResources) -> None:
     key, other = dead(services, "a.pdf"), dead(services, "b.pdf")
     with writing(services.engine) as connection:
         unreported = sa.update(attachments).where(attachments.c.attachment_key == key).values(reported_at=None)
@@ -152,16 +156,14 @@ def test_one_that_a_run_still_reports_is_named_apart_from_those_replayed_too_oft
 
 
 @pytest.mark.parametrize("arguments", [["--all"], ["--domain", "nowhere"]])
-def test_when_nothing_is_found_it_is_exit_code_1(
-    ingest: Ingest, services: SystemResources, arguments: list[str]
-) -> None:
+def test_no_match_exits_with_1(ingest: Ingest, services: SystemResources, arguments: list[str]) -> None:
     finish(services, arrive(services, "a.pdf"))
     result = ingest("dlq", "replay", *arguments)
     assert result.exit_code == 1
     assert "No attachment matches." in result.out
 
 
-def test_one_that_is_not_dead_is_named_and_left_alone(ingest: Ingest, services: SystemResources) -> None:
+def test_replaying_an_attachment_that_is_not_dead_is_refused(ingest: Ingest, services: SystemResources) -> None:
     key = arrive(services, "a.pdf")
     finish(services, key)
     result = ingest("dlq", "replay", key)
@@ -199,7 +201,9 @@ def test_more_than_the_limit_are_left_for_another_time_and_that_is_said(
         (["--all", "--per-second", "0"], "0.001"),
     ],
 )
-def test_what_to_replay_must_be_said_in_one_way(ingest: Ingest, arguments: list[str], said: str) -> None:
+def test_an_ambiguous_selection_of_attachments_to_replay_is_wrong_usage(
+    ingest: Ingest, arguments: list[str], said: str
+) -> None:
     result = ingest("dlq", "replay", *arguments)
     assert result.exit_code == 2
     assert said in result.err

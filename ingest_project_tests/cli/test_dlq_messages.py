@@ -50,7 +50,7 @@ def put(services: SystemResources, topic: str, value: bytes | None, offset: int,
     dead_letter_message(services, topic, [(message, UnreadableMessageError(reason))], "g1")
 
 
-def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest_first(
+def test_dead_letters_of_all_topics_are_listed_newest_first_with_origin_and_reason(
     ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     for number, topic in enumerate(topics.values()):
@@ -73,7 +73,7 @@ def test_those_of_every_topic_are_listed_with_where_they_were_and_why_the_newest
     assert not {"\x1b", "\u202e"} & set(text.out)
 
 
-def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
+def test_the_newest_of_very_many_dead_letters_are_listed(
     ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     topic = topics["DOWNLOADS_DLQ"]
@@ -86,7 +86,7 @@ def test_of_very_many_the_newest_are_listed_also_behind_the_dead_tasks(
     assert "--limit" in ingest("dlq", "messages", "--limit", "1").err
 
 
-def test_one_is_shown_safely_and_written_as_its_very_bytes(
+def test_a_dead_letter_is_shown_safely_and_exported_byte_for_byte(
     ingest: Ingest, aside: SystemResources, topics: dict[str, str]
 ) -> None:
     text = "\x1b[2J[é" + "x" * 5_000
@@ -101,7 +101,7 @@ def test_one_is_shown_safely_and_written_as_its_very_bytes(
     assert base64.b64decode(ingest("dlq", "show", listed["place"], "--json").json["value"]) == text.encode()
 
 
-def test_with_none_there_or_no_such_place_that_is_said(ingest: Ingest, aside: SystemResources) -> None:
+def test_missing_dead_letters_and_unknown_positions_are_reported(ingest: Ingest, aside: SystemResources) -> None:
     topic = aside.settings.topics.events_raw_dlq
     none = ingest("dlq", "messages")
     assert (none.exit_code, none.out, none.err) == (0, "", "No such messages.\n")

@@ -119,7 +119,7 @@ def test_an_unknown_key_is_exit_code_1_and_the_nearest_are_proposed(ingest: Inge
     assert result.err.count("\n") == 1
 
 
-def test_of_many_versions_of_a_name_the_newest_is_proposed() -> None:
+def test_the_newest_of_several_versions_of_a_name_is_proposed() -> None:
     known = [f"sample_data_1.csv~{number:010d}" for number in range(50)]
     assert nearest_keys("sample_dta_1.csv", ["other.xls~1", *known])[0] in known
     assert nearest_keys("zzz", ["sample_data_1.csv~0"]) == []

@@ -31,7 +31,7 @@ def test_characters_that_act_on_a_terminal_are_shown_and_not_sent(text: str, sho
     assert printable(text) == shown
 
 
-def test_markup_in_data_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_data_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     made = output.table("Name")
     output.add_row(made, "[red]x[/red] :smile: [link=http://a]b")
     output.stdout().print(made)
@@ -78,7 +78,7 @@ def test_json_sends_nothing_that_acts_on_a_terminal_and_loses_nothing(capsys: py
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))
 @settings(deadline=None)
-def test_whatever_is_printed_is_printable_and_the_json_of_it_is_the_same_value(text: str) -> None:
+def test_any_value_is_printed_safely_and_its_json_equals_it(text: str) -> None:
     assert printable(text).isprintable()
     shown = to_json({"value": text})
     assert shown.isprintable()

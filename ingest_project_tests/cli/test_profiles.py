@@ -222,7 +222,7 @@ def test_checking_says_what_it_checked_and_which_command_checks_the_rest(
     assert ingest("streams", "check", "declared/orders", "--json").json == {"problems": []}
 
 
-def test_what_a_profile_takes_from_the_folders_is_there_when_it_is_tried(ingest: Ingest, tmp_path: Path) -> None:
+def test_a_profile_trial_has_the_values_taken_from_folder_names(ingest: Ingest, tmp_path: Path) -> None:
     file = tmp_path / "hall-7" / "a.csv"
     file.parent.mkdir()
     file.write_text("timestamp,sensor_type,value\n2026-01-15T10:00:00Z,temperature,1.5\n")

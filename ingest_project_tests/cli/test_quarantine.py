@@ -113,5 +113,5 @@ def test_a_profile_that_there_is_not_changes_nothing(ingest: Ingest, services: S
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", BAD]])
-def test_what_to_release_must_be_said_in_one_way(ingest: Ingest, arguments: list[str]) -> None:
+def test_an_ambiguous_selection_of_files_to_release_is_wrong_usage(ingest: Ingest, arguments: list[str]) -> None:
     assert ingest("quarantine", "release", *arguments).exit_code == 2

@@ -57,7 +57,7 @@ def test_a_dry_run_lists_what_would_be_purged_and_removes_nothing_and_a_real_run
 
 
 @pytest.mark.usefixtures("dagster_home", "sent_long_ago")
-def test_it_is_a_table_for_people(ingest: Ingest) -> None:
+def test_the_dry_run_prints_a_table(ingest: Ingest) -> None:
     said = ingest("retention", "--dry-run")
     assert said.exit_code == 0, said.err
     assert "Would be removed" in said.out

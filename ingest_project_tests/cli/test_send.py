@@ -57,7 +57,7 @@ def test_a_polling_job_arrives_as_requested(ingest: Ingest, only_message: Callab
     assert sent.json["message"]["job_id"] == "j 1"
 
 
-def test_what_was_not_said_of_a_polling_job_is_made_up(
+def test_missing_ids_of_a_polling_job_are_generated(
     ingest: Ingest, only_message: Callable[[str], ConsumerRecord]
 ) -> None:
     sent = ingest("send", "polling-job")
@@ -236,7 +236,9 @@ def test_a_download_task_arrives_as_requested_and_names_its_attachment(
         (["file-event", "bad\udcff.csv"], "UTF-8"),
     ],
 )
-def test_what_would_be_refused_is_not_sent_and_is_exit_code_2(ingest: Ingest, arguments: list[str], said: str) -> None:
+def test_a_message_that_would_be_refused_is_not_sent_and_exits_with_2(
+    ingest: Ingest, arguments: list[str], said: str
+) -> None:
     result = ingest("send", *arguments)
     assert result.exit_code == 2
     assert said in result.err

@@ -281,7 +281,7 @@ def test_a_broker_that_is_away_is_queried_once_and_every_topic_says_so(
     assert "sales_events cannot be read" in status["going_on"]
 
 
-def test_what_waits_for_its_time_is_no_work_and_is_said(
+def test_entries_that_are_not_due_leave_the_system_idle_and_are_reported(
     ingest: Ingest, system: SystemResources, dagster_instance: DagsterInstance
 ) -> None:
     del dagster_instance

@@ -83,7 +83,7 @@ def test_unknown_fields_are_kept_wherever_they_are() -> None:
         ("text", "the message must be an object"),
     ],
 )
-def test_what_cannot_be_an_event_is_refused(message: object, reason: str) -> None:
+def test_a_message_that_cannot_be_an_event_is_refused(message: object, reason: str) -> None:
     assert reason in refused(encoded(message))
 
 

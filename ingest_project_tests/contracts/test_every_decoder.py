@@ -187,7 +187,9 @@ def test_the_message_of_the_contract_is_read(contract: Contract) -> None:
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
 @MEDDLED
 @given(data=st.data())
-def test_a_meddled_message_is_read_as_it_is_or_refused_with_one_reason(contract: Contract, data: st.DataObject) -> None:
+def test_a_mutated_message_is_read_unchanged_or_refused_with_one_reason(
+    contract: Contract, data: st.DataObject
+) -> None:
     read_or_refuse(contract, data.draw(meddled(contract)))
 
 
@@ -279,7 +281,7 @@ def test_null_in_a_source_means_the_same_as_a_name_that_is_left_out() -> None:
         ("polling job", {"job_id": "a\x00"}, "job_id contains a NUL"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_with_the_field_and_the_limit(
+def test_values_beyond_a_limit_are_refused_with_the_field_and_the_limit(
     name: str, change: dict[str, Any], reason: str
 ) -> None:
     (contract,) = (one for one in CONTRACTS if one.name == name)

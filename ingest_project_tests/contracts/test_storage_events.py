@@ -161,7 +161,7 @@ IGNORED = {
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_what_announces_no_file_is_counted_by_a_reason_and_ignored(name: str) -> None:
+def test_records_that_announce_no_file_are_ignored_and_counted_by_reason(name: str) -> None:
     reason, message = IGNORED[name]
     notification = decoded(message)
     assert (notification.files, notification.rejected, dict(notification.ignored)) == ([], [], {(name, reason): 1})
@@ -189,11 +189,11 @@ def test_a_bad_record_costs_the_others_nothing_and_has_a_reason() -> None:
         {"file_path": "a.csv"}, {"Type": "Notification"}, {"EventName": 7, "Key": "a/b"}, {"detail-type": "x"},
     ],
 )  # fmt: skip
-def test_anything_else_is_no_notification(message: object) -> None:
+def test_other_messages_are_not_notifications(message: object) -> None:
     assert decode_storage_notification(json.dumps(message).encode()) is None
 
 
-def test_what_cannot_be_bounded_or_is_wrapped_wrongly_is_refused() -> None:
+def test_too_many_records_or_a_wrong_sns_envelope_are_refused() -> None:
     with pytest.raises(UnreadableMessageError, match="at most 5000"):
         decoded({"Records": [{"eventName": "x"}] * (MAX_RECORDS + 1)})
     wrapped: object = {"Type": "Notification", "Message": "not JSON"}

@@ -75,12 +75,12 @@ def test_each_item_is_either_stored_once_or_a_failure_in_the_items_order(count: 
     assert stored == [item for item in range(count) if item not in bad]
 
 
-def test_everything_comes_in_its_order() -> None:
+def test_prefetched_items_keep_their_order() -> None:
     with prefetch(number for number in range(100)) as numbers:
         assert list(numbers) == list(range(100))
 
 
-def test_the_next_one_is_made_while_the_caller_works() -> None:
+def test_the_next_item_is_prefetched_while_the_caller_works() -> None:
     second_begun = threading.Event()
 
     def made() -> Generator[str, None, None]:
@@ -93,7 +93,7 @@ def test_the_next_one_is_made_while_the_caller_works() -> None:
             assert item == "second" or second_begun.wait(SECONDS)
 
 
-def test_what_the_maker_raises_comes_after_what_it_made() -> None:
+def test_an_error_of_the_producer_is_raised_after_its_items() -> None:
     def made() -> Generator[int, None, None]:
         yield 1
         raise ValueError("no more")

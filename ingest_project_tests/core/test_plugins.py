@@ -103,7 +103,7 @@ def test_a_dataset_whose_reader_is_broken_is_reported_and_harms_no_other(
     assert "1 problem" in done.output
 
 
-def test_of_two_packages_with_a_part_of_one_name_none_is_taken(install: Install) -> None:
+def test_plugins_of_two_packages_with_one_name_are_refused(install: Install) -> None:
     install("own_c", "def made(config, context): ...", sources="tape = own_c:made")
     install("own_d", "def made(config, context): ...", sources="tape = own_d:made")
     with pytest.raises(PermanentError, match="Several packages"):

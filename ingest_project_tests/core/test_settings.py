@@ -89,7 +89,7 @@ def test_variables_of_other_programs_are_left_alone(tmp_path: Path) -> None:
         "KAFKA_AUTO_CREATE_TOPICS_ENABLE",
     ],
 )
-def test_what_a_shared_dotenv_file_has_for_others_stops_nothing(tmp_path: Path, name: str) -> None:
+def test_variables_of_other_programs_in_a_shared_dotenv_file_are_ignored(tmp_path: Path, name: str) -> None:
     (tmp_path / ".env").write_text(f"{name}=anything\nKAFKA_GROUP_ID=ours\n")
     assert load_settings({name: "anything"}, tmp_path).settings.kafka.group_id == "ours"
 
@@ -204,7 +204,7 @@ def test_a_value_that_is_not_of_its_shape_is_refused_by_name(tmp_path: Path, nam
         load_settings({name: text}, tmp_path)
 
 
-def test_what_kubernetes_sets_for_services_of_our_names_is_left_alone(tmp_path: Path) -> None:
+def test_variables_that_kubernetes_sets_for_services_are_ignored(tmp_path: Path) -> None:
     links = {"KAFKA_SERVICE_HOST": "10.0.0.1", "KAFKA_SERVICE_PORT_CLIENT": "9092", "KAFKA_PORT": "tcp://10.0.0.1:9092"}
     load_settings({**links, "INGEST_MONITOR_PORT_8080_TCP_ADDR": "10.0.0.2"}, tmp_path)
 

@@ -66,7 +66,7 @@ def workers(system: System, backfill_id: str = "") -> list[int]:
     return [int(pid) for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_whatever_is_killed_in_the_middle_of_many_files_each_is_stored_and_shown_once(
+def test_a_kill_in_the_middle_of_many_files_leaves_each_stored_and_shown_once(
     kafka_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kafka_server.keeps_messages:

@@ -63,12 +63,12 @@ def test_every_image_is_pinned(service: dict[str, Any]) -> None:
     assert PINNED.fullmatch(service["image"])
 
 
-def test_whatever_stops_is_started_again(service: dict[str, Any]) -> None:
+def test_every_service_has_a_restart_policy(service: dict[str, Any]) -> None:
     expected = "on-failure:5" if service["name"] in ONE_SHOT else "unless-stopped"
     assert service["restart"] == expected
 
 
-def test_whatever_stays_has_a_health_check_and_time_to_end(service: dict[str, Any]) -> None:
+def test_every_long_running_service_has_a_health_check_and_a_grace_period(service: dict[str, Any]) -> None:
     if service["name"] in ONE_SHOT:
         assert service["healthcheck"] == {"disable": True}
         return
@@ -152,7 +152,7 @@ def test_a_file_of_settings_wins_over_whatever_the_project_sets(name: str) -> No
     ]
 
 
-def test_whatever_uses_files_of_the_state_folder_or_declarations_has_them() -> None:
+def test_services_mount_the_state_folder_and_declarations_that_they_use() -> None:
     volumes = {name: {volume.split(":")[1] for volume in SERVICES[name].get("volumes", [])} for name in OURS}
     assert {name for name in OURS if "/var/lib/ingest" in volumes[name]} == {"code-server", "monitor"}
     declared = {name for name in OURS if f"/opt/ingest/{Settings().declarations}" in volumes[name]}

@@ -137,7 +137,7 @@ def test_the_page_says_which_secret_holds_each_setting_that_is_one() -> None:
 
 
 @pytest.mark.parametrize("token", ["INGEST_MONITOR_TOKEN", "INGEST_MONITOR_OPERATOR_TOKEN", None])
-def test_the_readiness_of_the_monitor_is_asked_for_with_the_token_there_is(token: str | None) -> None:
+def test_the_readiness_probe_of_the_monitor_uses_the_configured_token(token: str | None) -> None:
     (container,) = PODS["monitor"]["spec"]["containers"]
     program, *arguments = container["readinessProbe"]["exec"]["command"]
     seen: list[tuple[str, str | None]] = []

@@ -98,7 +98,7 @@ def test_only_topics_that_are_missing_are_made(kafka_server: Server) -> None:
     assert [len(topics[name].partitions) for name in (there, missing)] == [2, 3]
 
 
-def test_a_broker_that_is_away_is_said() -> None:
+def test_an_unreachable_broker_is_reported() -> None:
     nowhere = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_seconds=1.0)
     with pytest.raises(BrokerUnavailableError):
         make_missing_topics(nowhere, ["topic"], 1, 1)

@@ -175,7 +175,7 @@ def test_nothing_is_executed_by_get(site: Site, path: str) -> None:
         "/logs/a/compute_logs/../../kept/db",
     ],
 )
-def test_nothing_of_the_machine_is_handed_out_but_what_runs_print(site: Site, path: str) -> None:
+def test_the_webserver_serves_no_files_of_the_machine_except_run_logs(site: Site, path: str) -> None:
     assert site.send("GET", path, LOGIN).status == 404
     assert site.send("GET", f"/logs/{RUN}/compute_logs/step/out", LOGIN).data == b"of a run\n"
 
@@ -185,7 +185,7 @@ def test_runs_can_be_followed(site: Site) -> None:
     assert site.send("GET", "/graphql", LOGIN | WEBSOCKET | own).status == 101
 
 
-def test_it_answers_under_its_names_only(site: Site) -> None:
+def test_the_proxy_answers_only_under_its_own_names(site: Site) -> None:
     with pytest.raises(urllib3.exceptions.SSLError):
         site.send("GET", "/", LOGIN, name="example.org")
     assert site.send("GET", "/", LOGIN | {"Host": "example.org"}).status == 421

@@ -115,9 +115,7 @@ def test_a_launcher_whose_imports_start_a_thread_or_fail_forks_nothing(tmp_path:
         assert reason in log_path.read_text()
 
 
-def test_what_the_parts_of_the_stack_share_can_be_forked_reads_no_settings_and_keeps_no_files_in_memory(
-    tmp_path: Path,
-) -> None:
+def test_the_stacks_shared_imports_can_be_forked_and_read_no_settings_and_no_files(tmp_path: Path) -> None:
     reads = tmp_path / "reads_settings.py"
     reads.write_text(
         "import sys\nfrom ingest_project.core.settings import current_settings\n"

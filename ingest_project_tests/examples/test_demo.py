@@ -47,7 +47,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "10")
 
 
-def test_what_is_not_finished_in_time_is_named_and_not_as_hoped(
+def test_a_demo_that_runs_out_of_time_names_the_unfinished_work_and_fails(
     own_folder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del own_folder
@@ -145,7 +145,7 @@ def test_it_starts_by_its_path_as_well(tmp_path: Path) -> None:
     assert "--keep" in by_path.stdout
 
 
-def test_the_package_does_not_need_it() -> None:
+def test_the_package_does_not_import_the_demo() -> None:
     assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "import examples" in p.read_text()]
     assert not [p for p in (REPOSITORY / "ingest_project").rglob("*.py") if "from examples" in p.read_text()]
 
@@ -154,7 +154,7 @@ def test_the_files_that_must_come_are_those_that_can_be_ingested() -> None:
     assert expected_files(REPOSITORY / "dummy_data") == FILES
 
 
-def test_what_is_missing_or_failed_is_not_as_hoped() -> None:
+def test_a_demo_with_missing_or_failed_files_is_reported_as_a_failure() -> None:
     good = DemoFile(file_name="a", file_key="a~1", state="quarantined")
     assert DemoReport(files=(good,)).as_hoped
     assert not DemoReport(files=()).as_hoped

@@ -67,7 +67,7 @@ def test_no_readings_are_no_rows() -> None:
 
 @given(Values)
 @settings(max_examples=examples(100), deadline=None)
-def test_a_summary_is_what_the_statistics_module_says(values: list[float]) -> None:
+def test_a_summary_equals_that_of_the_statistics_module(values: list[float]) -> None:
     row = aggregate(readings(values)).row(0, named=True)
     scale = max(map(abs, values))
     assert (row["min"], row["max"], row["count"]) == (min(values), max(values), len(values))

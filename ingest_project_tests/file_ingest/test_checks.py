@@ -35,7 +35,7 @@ def files(system: System) -> dict[str, FileRecord]:
     return system.files()
 
 
-def test_the_contract_looked_at_again_is_what_the_run_reported(system: System, files: dict[str, FileRecord]) -> None:
+def test_checking_the_contract_again_gives_the_result_of_the_run(system: System, files: dict[str, FileRecord]) -> None:
     reported = system.checks()
     rules = {name: file.rule_counts for name, file in files.items()}
     for name, file in files.items():

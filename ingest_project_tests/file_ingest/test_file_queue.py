@@ -120,7 +120,7 @@ def test_the_same_offset_under_another_topic_id_is_another_position(queue: FileQ
     assert queue.record([arrival("a", 1, topic_id="g2")], NOW) == Recorded(known=("a",))
 
 
-def test_what_a_dead_run_held_together_is_tried_again_in_halves_until_the_culprit_is_alone(queue: FileQueue) -> None:
+def test_the_batch_of_a_dead_run_is_halved_until_the_culprit_is_alone(queue: FileQueue) -> None:
     keys = [f"{number:02d}" for number in range(16)]
     queue.record([arrival(key) for key in keys], NOW)
     now, sizes = NOW, []

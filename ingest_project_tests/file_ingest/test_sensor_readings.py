@@ -120,12 +120,12 @@ def test_a_row_that_breaks_many_rules_is_rejected_once_with_all_reasons_sorted()
     assert outcome.accepted["line_number"].to_list() == [3]
 
 
-def test_no_rows_are_no_trouble() -> None:
+def test_an_empty_batch_is_allowed() -> None:
     outcome = validate(table(), rules())
     assert outcome.accepted.height == outcome.rejected.height == 0
 
 
-def test_no_known_types_are_no_trouble() -> None:
+def test_an_empty_list_of_known_types_is_allowed() -> None:
     outcome = validate(table({}), ValidationRules(SensorTypes({}), NOW))
     assert outcome.accepted.height == 1
 

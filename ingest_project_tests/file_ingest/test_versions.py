@@ -106,7 +106,7 @@ def test_the_parts_of_a_name_that_a_profile_reads_are_part_of_the_meaning_and_th
     )
 
 
-def test_what_a_server_sends_under_the_same_etag_is_told_apart_by_its_size() -> None:
+def test_files_with_the_same_etag_are_distinguished_by_size() -> None:
     event = FileEvent(file_path="/a.csv", file_name="a.csv", size_bytes=85, etag="v1")
     assert versions_apart(event, SourceFile("/a.csv", "a.csv", 85, None, "v2")) == ("etag=v1", "etag=v2")
     announced, found = versions_apart(event, SourceFile("/a.csv", "a.csv", 40, None, "v1"))

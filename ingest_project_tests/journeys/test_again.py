@@ -82,7 +82,7 @@ def test_a_file_that_has_vanished_is_failed_with_its_reason_and_the_rest_of_its_
     assert system.instance.get_materialized_partitions(RAW) == {files["here.csv"].file_key}
 
 
-def test_a_refused_file_is_taken_once_its_profile_is_mended_and_leaves_the_quarantine(system: System) -> None:
+def test_a_refused_file_is_ingested_once_its_profile_is_fixed_and_leaves_the_quarantine(system: System) -> None:
     rows = "when;who;what;value\n2026-01-15T10:00:00Z;d1;temperature;21\n"
     path = system.write("odd.csv", rows)
     system.send_files(path)
@@ -139,7 +139,7 @@ def test_a_person_repeats_partitions_and_the_state_is_the_same(system: System) -
 
 
 @pytest.mark.parametrize("what_happened", ["moved away", "changed"])
-def test_a_landed_file_is_ingested_again_whatever_became_of_its_source(system: System, what_happened: str) -> None:
+def test_a_landed_file_is_ingested_again_even_without_its_source(system: System, what_happened: str) -> None:
     path = system.write("a.csv", readings(4))
     system.send_files(path)
     system.drive()
@@ -198,7 +198,7 @@ def landed_at(system: System, name: str) -> Path:
     return Path(landed.path)
 
 
-def test_of_selected_raw_files_one_that_is_gone_does_not_stop_the_others(system: System) -> None:
+def test_a_missing_raw_file_does_not_stop_the_other_selected_ones(system: System) -> None:
     paths = [system.write(f"{number}.csv", readings(2, f"d{number}")) for number in range(3)]
     system.send_files(*paths)
     system.drive()

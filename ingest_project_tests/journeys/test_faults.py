@@ -121,7 +121,7 @@ def test_while_the_broker_is_away_a_polling_job_waits_and_afterwards_announces_e
     assert len(system.on_topic(system.settings.topics.file_event_queue)) == 3
 
 
-def test_a_source_that_is_away_for_a_while_is_asked_again(impatient: System, away: list[bool]) -> None:
+def test_an_unreachable_source_is_polled_again(impatient: System, away: list[bool]) -> None:
     system = impatient
     announce(system)
     away.append(True)

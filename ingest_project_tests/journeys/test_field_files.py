@@ -161,7 +161,7 @@ def test_f12_growing_counts_each_reading_once(field: System) -> None:
 
 
 @pytest.mark.long
-def test_f40_wrong_format_first_is_mended_by_the_next_job(field: System) -> None:
+def test_f40_wrong_format_first_is_corrected_by_the_next_job(field: System) -> None:
     take(field, "f40_wrong_format_first")
     field.drive()
     assert stored(field) == []

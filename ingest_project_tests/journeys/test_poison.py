@@ -46,7 +46,9 @@ def poisoned(event: dict[str, object], name: str, text: str) -> bytes:
     return json.dumps(event | {name: "here"}).encode().replace(PLACEHOLDER.encode(), text.encode())
 
 
-def test_ninety_nine_file_events_are_taken_at_their_first_attempt_beside_every_kind_of_poison(system: System) -> None:
+def test_ninety_nine_file_events_are_ingested_at_their_first_attempt_next_to_every_kind_of_poison(
+    system: System,
+) -> None:
     change_table(system, "ALTER TABLE files ADD CHECK (file_name <> 'refused-by-the-database.csv')")
     good = [json.dumps(file_event(system.write(f"{n}.csv", readings(1, f"d{n}")))).encode() for n in range(GOOD)]
     one = file_event(system.folder / "0.csv")
@@ -83,7 +85,7 @@ def test_ninety_nine_file_events_are_taken_at_their_first_attempt_beside_every_k
     assert len(system.instance.get_dynamic_partitions("files")) == GOOD
 
 
-def test_ninety_nine_polling_jobs_are_taken_at_their_first_attempt_beside_every_kind_of_poison(system: System) -> None:
+def test_ninety_nine_polling_jobs_run_at_their_first_attempt_next_to_every_kind_of_poison(system: System) -> None:
     system.settings = changed(system.settings, "polling", max_jobs_per_tick=1_000)
     system.restart()
     change_table(system, "ALTER TABLE polling_jobs ADD CHECK (job_id <> 'refused-by-the-database')")

@@ -30,9 +30,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
                 yield WebBackend(folder, server)
 
 
-def test_files_of_a_remote_source_are_ingested_and_a_new_version_is_ingested_anew(
-    system: System, backend: Backend
-) -> None:
+def test_files_of_a_remote_source_and_their_new_versions_are_ingested(system: System, backend: Backend) -> None:
     remote = Settings.model_validate(backend.settings)
     sections = {name: getattr(remote, name) for name in backend.settings}
     system.settings = system.settings.model_copy(update=sections)

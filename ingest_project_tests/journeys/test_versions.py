@@ -260,7 +260,7 @@ def test_a_profile_that_read_nonsense_is_replaced_and_may_come_back(profiled: Sy
 
 
 @pytest.mark.long
-def test_a_mended_profile_is_used_for_what_is_released_and_for_nothing_else(profiled: System) -> None:
+def test_a_fixed_profile_applies_only_to_released_files(profiled: System) -> None:
     system = profiled
     paths = [system.write(name, readings(count)) for name, count in (("a.csv", 3), ("b.csv", 4))]
     for path in paths:

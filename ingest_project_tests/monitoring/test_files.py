@@ -36,7 +36,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", sorted(generated_files()), ids=lambda path: path.name)
-def test_the_committed_file_is_what_the_definitions_make(path: Path) -> None:
+def test_the_committed_file_equals_the_generated_one(path: Path) -> None:
     assert path.read_text("utf-8") == generated_files()[path], "Run: make monitoring-files"
 
 

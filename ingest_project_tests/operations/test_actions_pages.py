@@ -103,9 +103,7 @@ def test_files_are_released_by_a_preview_and_one_of_two_clicks(console: Console,
     assert console.get(f"/audit/{'f' * 32}").status_code == 404
 
 
-def test_what_is_wrong_with_a_form_is_said_in_the_form_and_changes_nothing(
-    console: Console, services: SystemResources
-) -> None:
+def test_an_invalid_form_shows_its_errors_and_changes_nothing(console: Console, services: SystemResources) -> None:
     token = console.fields(console.get(f"/actions/{NAME}").text)
     for given, said in (
         ({"since": "yesterday"}, "is no time"),

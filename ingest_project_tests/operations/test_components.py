@@ -27,7 +27,7 @@ from ingest_project_tests.streams.declared.system import DELTA, KEYED
         (StreamDeclaration, {"topic": "t", "sink": {"partition_by": "days"}}, "'hour', did you mean day?"),
     ],
 )  # fmt: skip
-def test_what_dagster_itself_validates_by_proposes_the_nearest_name_or_value(
+def test_a_component_model_proposes_the_nearest_name_or_value(
     model: type[BaseModel], attributes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:

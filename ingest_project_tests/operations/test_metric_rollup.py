@@ -143,7 +143,7 @@ def test_counting_again_and_in_another_process_counts_nothing_twice(engine: sa.E
     assert RunningTotals(engine).totals()["ingest_files", ("ingested",)] == 500
 
 
-def test_what_retention_removes_stays_counted(engine: sa.Engine) -> None:
+def test_rows_that_retention_removes_stay_in_the_counters(engine: sa.Engine) -> None:
     put(engine, files, [file_row(f"old{n}", "ingested", NOW - AGO) for n in range(10)])
     totals = RunningTotals(engine)
     while totals.count(NOW):

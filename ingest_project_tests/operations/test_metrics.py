@@ -84,7 +84,7 @@ def test_every_metric_of_the_contract_is_there_and_right(
     assert value_of(metrics, "ingest_event_to_stored_seconds_count", pipeline="files") == ingested > 100
 
 
-def test_the_text_is_what_promtool_wants(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
+def test_promtool_accepts_the_metrics_text(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
     busy_hour(open_engine(sqlite_url), datetime.now(UTC), pace=0.1)
     text = text_of(settings_of(sqlite_url))
     # The older format has neither end nor units; for the rest the newer one's parser is the stricter.

@@ -194,9 +194,7 @@ def test_a_poll_that_hangs_is_noticed(settings_of: Callable[..., Settings], sqli
     monitor.stop()
 
 
-def test_a_first_poll_that_takes_long_holds_up_nobody_who_asks_later(
-    settings_of: Callable[..., Settings], sqlite_url: str
-) -> None:
+def test_a_slow_first_poll_does_not_block_later_requests(settings_of: Callable[..., Settings], sqlite_url: str) -> None:
     monitor = Monitor(settings_of(sqlite_url))
     answered = threading.Event()
     monitor._pollers = (Poller("slow", lambda: answered.wait(60), 60.0),)

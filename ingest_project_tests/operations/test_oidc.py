@@ -213,7 +213,7 @@ def test_the_provider_confirms_a_person_again_after_a_while_without_a_question(p
         assert role_of(person, site) is None
 
 
-def test_whom_no_list_names_any_more_is_signed_out(provider: OidcProvider) -> None:
+def test_a_person_removed_from_the_lists_is_signed_out(provider: OidcProvider) -> None:
     gate = Gate(has_provider=True)
     with serving(console(gate, Settings(oidc=settings_of(provider)))) as site, requests.Session() as person:
         provider.claims = VERIFIED
@@ -231,7 +231,7 @@ def age(gate: Gate) -> None:
             gate._sessions[digest] = session._replace(trusted_until=0.0)
 
 
-def test_whoever_begins_to_sign_in_all_the_time_has_to_wait(site: str) -> None:
+def test_too_many_sign_ins_from_one_client_are_rate_limited(site: str) -> None:
     with requests.Session() as person:
         begun = 0
         while (answer := person.get(f"{site}/oidc/login", allow_redirects=False, timeout=5)).status_code == 303:
@@ -240,7 +240,7 @@ def test_whoever_begins_to_sign_in_all_the_time_has_to_wait(site: str) -> None:
     assert (answer.status_code, int(answer.headers["Retry-After"]) <= 2) == (429, True)
 
 
-def test_what_the_provider_says_is_shown_as_text(site: str, provider: OidcProvider) -> None:
+def test_text_from_the_provider_is_escaped(site: str, provider: OidcProvider) -> None:
     provider.error = "<b>access_denied</b>"
     with requests.Session() as person:
         answer = sign_in(person, site)
@@ -279,9 +279,7 @@ def test_while_the_provider_is_away_it_is_named_and_the_token_still_works(site: 
         assert role_of(person, site) == "viewer token: viewer"
 
 
-def test_what_the_id_token_leaves_out_is_asked_for_and_belongs_to_the_same_person(
-    site: str, provider: OidcProvider
-) -> None:
+def test_claims_missing_from_the_id_token_are_fetched_for_the_same_person(site: str, provider: OidcProvider) -> None:
     provider.userinfo = VERIFIED
     for claims, role in (
         ({"sub": "person-1"}, "ada@example.com: operator"),

@@ -108,7 +108,7 @@ def test_it_starts_answers_clients_that_know_the_token_and_ends_leaving_nothing(
 
 
 @pytest.mark.parametrize(("server", "seconds", "code"), [("failing", 60, 1), ("serving", 0, 0)])
-def test_beside_another_server_it_ends_with_it_and_ends_it_where_it_fails(
+def test_a_server_run_with_another_ends_with_it_and_ends_it_on_failure(
     server: str, seconds: int, code: int, sqlite_url: str, tmp_path: Path
 ) -> None:
     environ = {**os.environ, "DATABASE_URL": sqlite_url, "INGEST_CONFIG_DIR": str(tmp_path)}

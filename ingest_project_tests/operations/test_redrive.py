@@ -195,7 +195,7 @@ def test_killed_between_publication_and_record_each_letter_is_published_once(
     close(later)
 
 
-def test_a_letter_is_redriven_again_only_where_that_is_said(services: SystemResources) -> None:
+def test_a_dead_letter_is_redriven_twice_only_on_request(services: SystemResources) -> None:
     put(services, message("events.raw"), message("events.raw", 1, b"other"))
     redrive(services, "events.raw", limit=1)
     seen = redrive(services, "events.raw", dry=True)

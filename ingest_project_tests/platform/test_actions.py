@@ -91,7 +91,7 @@ def test_a_dry_run_changes_and_records_nothing(services: Runtime) -> None:
     assert action_records(services.engine) == ()
 
 
-def test_an_action_is_recorded_with_who_why_and_what_became_of_each_item(services: Runtime) -> None:
+def test_an_action_is_recorded_with_person_reason_and_the_outcome_of_each_item(services: Runtime) -> None:
     painting = Painting()
     done = perform(services, painting.action(), request(limit=3))
     assert done.outcome == "partly done"
@@ -115,7 +115,7 @@ def test_a_request_that_is_sent_twice_acts_once(services: Runtime) -> None:
     assert len(action_records(services.engine)) == 1
 
 
-def test_of_simultaneous_equal_actions_one_is_performed_and_the_others_say_so(services: Runtime) -> None:
+def test_one_of_several_equal_simultaneous_actions_is_performed(services: Runtime) -> None:
     painting, everybody = Painting(), Barrier(3)
 
     def select(_services: Runtime, _request: ActionRequest) -> Selection:

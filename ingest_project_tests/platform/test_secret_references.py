@@ -122,7 +122,7 @@ def test_a_secret_of_key_vault_is_read_in_its_newest_version_or_a_named_one(key_
         SecretReference(f"keyvault://{key_vault.host}/none").get_secret_value()
 
 
-def test_a_vault_is_asked_again_after_a_time_and_while_it_is_away_the_last_value_serves(
+def test_a_vault_is_queried_again_after_a_while_and_an_outage_keeps_the_last_value(
     key_vault: KeyVaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "RETRY_SECONDS", 0.0)

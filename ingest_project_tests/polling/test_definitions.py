@@ -45,7 +45,7 @@ def test_an_invalid_polling_job_is_a_dead_letter_with_its_reason_and_others_cont
     assert len(system.services.polling_jobs.list()) == 1
 
 
-def test_urgent_jobs_go_first_and_a_job_sent_again_is_another_look(system: System) -> None:
+def test_urgent_jobs_run_first_and_a_job_sent_again_lists_its_source_again(system: System) -> None:
     for priority in ("low", "normal", "high", "low", "high"):
         system.send_job(system.folder, priority=priority, job_id=f"a-{priority}-job")
     system.requests(POLLING, save=False)
@@ -77,7 +77,7 @@ def test_a_burst_of_jobs_leaves_the_urgent_ones_in_front(system: System) -> None
     assert priorities == [["high"] * 15 + ["normal"] * 5, ["low"] * 15 + ["normal"] * 5, ["low"] * 15]
 
 
-def test_a_job_that_was_read_twice_is_one_look(system: System) -> None:
+def test_a_polling_job_read_twice_lists_its_source_once(system: System) -> None:
     system.write("a.csv", readings())
     system.send_job(system.folder)
     assert len(system.requests(POLLING, save=False)) == 1

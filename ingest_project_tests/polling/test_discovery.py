@@ -44,7 +44,7 @@ def published(system: System) -> int:
     return sum(record.files_published or 0 for record in system.services.polling_jobs.list())
 
 
-def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled(system: System) -> None:
+def test_a_file_changed_just_now_is_listed_again_once_it_has_settled(system: System) -> None:
     system.settings = changed(system.settings, "polling", min_age_seconds=3.0)
     system.restart()
     old = system.write("old.csv", readings())
@@ -68,7 +68,7 @@ def test_a_file_that_changed_a_moment_ago_is_looked_at_again_once_it_has_settled
     assert announced(system) == 2
 
 
-def test_a_job_that_finds_nothing_says_how_many_files_lie_deeper_and_which_pattern_takes_them(system: System) -> None:
+def test_a_job_without_matches_reports_files_in_subfolders_and_the_pattern_for_them(system: System) -> None:
     for number in range(3):
         system.write(f"hall/{number}.csv", readings(1, str(number)))
     system.write("here.txt", "not a file that is taken")
@@ -131,7 +131,7 @@ def test_a_listing_killed_half_way_continues_and_counts_all_that_it_published(
     assert announced(system) == 35
 
 
-def test_what_the_consumer_would_refuse_is_not_announced_and_the_job_says_why(
+def test_files_that_the_consumer_would_refuse_are_not_announced_and_the_job_says_why(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.write("a.csv", readings())

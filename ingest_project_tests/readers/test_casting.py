@@ -94,7 +94,7 @@ def test_fractions_are_kept_to_the_microsecond_and_minutes_are_enough() -> None:
         "=NOW()",
     ],
 )
-def test_what_is_no_moment_is_null(text: str | None) -> None:
+def test_a_value_that_is_not_a_time_becomes_null(text: str | None) -> None:
     assert moment(text) is None
 
 
@@ -173,12 +173,12 @@ def test_unix_times_are_moments_when_the_profile_says_so() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("21.5", 21.5), ("-0.5", -0.5), ("+3", 3), (".5", 0.5), ("1e3", 1000), ("007", 7)]
 )
-def test_numbers_are_numbers(text: str, expected: float) -> None:
+def test_number_cells_are_read_as_numbers(text: str, expected: float) -> None:
     assert number(text) == expected
 
 
 @pytest.mark.parametrize("text", [None, "", "abc", "1,5", "1_000", "0x10", "1 000", "=1+1", "12 C", "١٢", "true"])
-def test_what_is_no_number_is_null(text: str | None) -> None:
+def test_a_value_that_is_not_a_number_becomes_null(text: str | None) -> None:
     assert number(text) is None
 
 

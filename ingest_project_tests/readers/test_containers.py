@@ -259,7 +259,7 @@ def workbook() -> bytes:
 
 
 @EACH
-def test_what_expands_beyond_a_limit_is_refused(tmp_path: Path, ending: str) -> None:
+def test_a_file_that_expands_beyond_a_limit_is_refused(tmp_path: Path, ending: str) -> None:
     compress = COMPRESSIONS[ending]
     # In parts: to compress it all at once takes bz2 seconds.
     content = compress(b"a,b\n") + compress(b"1,2\n" * 45_000) * 100
@@ -326,7 +326,7 @@ def test_a_directory_of_millions_of_entries_is_refused_before_it_is_read(tmp_pat
 
 
 @pytest.mark.parametrize("kind", [*COMPRESSIONS, "zip"])
-def test_any_damage_has_a_reason(tmp_path: Path, kind: str) -> None:
+def test_any_damaged_file_is_refused_with_a_reason(tmp_path: Path, kind: str) -> None:
     chosen = random.Random(kind)  # noqa: S311 - the same damage in every run
     original = zipped({"a.csv": CSV, "b.csv.gz": gzip.compress(CSV)}) if kind == "zip" else COMPRESSIONS[kind](CSV * 50)
     for _ in range(300):

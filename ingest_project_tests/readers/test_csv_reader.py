@@ -387,7 +387,7 @@ def test_rows_survive_the_file_they_came_from(tmp_path: Path) -> None:
     st.integers(1, 200),
 )
 @settings(deadline=None)
-def test_whatever_the_bytes_a_file_is_read_or_refused(
+def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], more: bytes, chunk_bytes: int
 ) -> None:
     content = (HEADER + "".join(texts)).encode() + more

@@ -57,7 +57,7 @@ def test_any_table_that_python_writes_is_read_back_equal(table: list[list[str]])
 @example('"a""b",c\nd,e')
 @example('a,"b\r\nc"\rd,"e"\r\n')
 @example('"a,b\nc,d\n')
-def test_what_arrow_reads_is_what_the_splitter_finds(text: str) -> None:
+def test_arrow_and_the_splitter_read_the_same_cells(text: str) -> None:
     raw = text.encode()
     read = read_regular(raw, dialect(2), 1, final=True)
     if read is None:

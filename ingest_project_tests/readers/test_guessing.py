@@ -247,7 +247,7 @@ def test_a_known_type_is_not_claimed_for_values_that_it_cannot_have(tmp_path: Pa
         (b"time,device,temp\n", "no_rows"),
     ],
 )
-def test_nothing_sensible_has_a_reason(content: bytes, rule: str, tmp_path: Path) -> None:
+def test_a_file_without_a_table_is_refused_with_its_rule(content: bytes, rule: str, tmp_path: Path) -> None:
     with pytest.raises(FileRejectedError) as refused:
         guessed(sample_file(content, tmp_path), tmp_path)
     assert refused.value.rule == rule
@@ -421,7 +421,7 @@ def test_a_repeated_header_and_numbers_above_the_names_are_no_records(text: str,
     ]
 
 
-def test_where_all_is_text_the_header_is_a_question(tmp_path: Path) -> None:
+def test_a_header_above_text_columns_is_a_question(tmp_path: Path) -> None:
     draft = dataset_of("a=1 b=2\na=3 b=4\na=5 b=6\n", tmp_path)
     assert any("does line 1 name the columns?" in question for question in draft.questions)
 

@@ -295,7 +295,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(s
 
 
 @given(value=VALUES, indent=st.sampled_from([None, 2]), ascii_only=st.booleans())
-def test_what_python_writes_comes_back_as_it_was(value: object, indent: int | None, *, ascii_only: bool) -> None:
+def test_json_written_by_python_is_read_back_unchanged(value: object, indent: int | None, *, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     parsed, end, reason = JsonParser(100).value_at(text)
     if reason:

@@ -40,7 +40,7 @@ def test_a_name_with_something_unseen_inside_is_suspicious(before: str, inside: 
 
 
 @pytest.mark.parametrize("name", ['"dev', 'dev"', '"dev"', "'dev'", "“dev”", '5" pump', "«dev»", "dev\u202egnp"])
-def test_stray_quotes_and_turned_text_are_suspicious(name: str) -> None:
+def test_stray_quotes_and_reversed_text_are_suspicious(name: str) -> None:
     assert is_suspicious(name)
 
 

@@ -128,7 +128,7 @@ def test_one_number_is_grouped_by_one_mark() -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-400", "-0.5e-999", "0.0001e-330"])
-def test_what_is_too_small_for_64_bits_does_not_become_zero(text: str) -> None:
+def test_numbers_too_small_for_64_bits_do_not_become_zero(text: str) -> None:
     assert number(text, NumberLayout()) is None
     assert number("0e-400", NumberLayout()) == 0
 

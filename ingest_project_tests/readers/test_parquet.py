@@ -227,7 +227,7 @@ def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
         read(tmp_path, {"a": pa.array([], pa.int64())})
 
 
-def test_any_damage_has_a_reason(tmp_path: Path) -> None:
+def test_any_damaged_file_is_refused_with_a_reason(tmp_path: Path) -> None:
     read(tmp_path, {"a": list(range(300)), "b": ["text"] * 300}, compression="zstd")
     original = (tmp_path / "sample.parquet").read_bytes()
     chosen = random.Random(1)  # noqa: S311 - the same damage in every run

@@ -203,7 +203,7 @@ def test_a_quantity_that_cannot_be_read_leaves_the_others_of_its_line(tmp_path: 
     assert outcome.malformed == [(3, "b,1 2,2", "value_not_one_number")]
 
 
-def test_decimal_commas_stay_what_they_are_when_numbers_are_scaled(tmp_path: Path) -> None:
+def test_decimal_commas_are_kept_when_numbers_are_scaled(tmp_path: Path) -> None:
     profile = 'delimiter: ";"\nnumbers: {decimal: ",", thousands: "."}\n'
     text = "time;value\na;1.234,5\nb;-0,3\n"
     assert values(tmp_path, profile + "cells: {value: {scale: 0.1}}", text) == [123.45, -0.03]
@@ -375,7 +375,7 @@ def test_a_mistake_that_needs_no_file_is_found_at_load(tmp_path: Path, settings:
         profile_of(tmp_path, settings)
 
 
-def test_words_are_read_as_they_are_written_in_yaml(tmp_path: Path) -> None:
+def test_yaml_words_are_read_as_text(tmp_path: Path) -> None:
     profile = profile_of(tmp_path, LONG + "cells: {value: {words: {on: 1, No: 0, 0x10: 16, 1.50: x}}}")
     assert profile.cells["value"].words == {"on": "1", "No": "0", "0x10": "16", "1.50": "x"}
 

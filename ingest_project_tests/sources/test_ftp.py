@@ -322,7 +322,7 @@ def test_unlisted_hosts_are_not_contacted(folder: Path) -> None:
         assert server.commands.total() == 0
 
 
-def test_what_a_job_may_not_say_is_refused_when_it_arrives() -> None:
+def test_invalid_source_options_are_refused_when_the_job_arrives() -> None:
     context = context_of(credentials={"store": credential()})
     config = {"source_type": "ftp", "host": "127.0.0.1", "credentials": "store", "tls": "none"}
     with pytest.raises(UnknownCredentialsError, match="'other'"):

@@ -58,7 +58,7 @@ def test_the_time_of_a_listing_is_in_the_zone_of_its_server() -> None:
     assert found.modified_at == datetime(2026, 1, 15, 12, 30, tzinfo=UTC)
 
 
-def test_what_is_no_entry_is_left_out_and_what_is_not_understood_is_kept() -> None:
+def test_summary_lines_are_skipped_and_unparsed_lines_kept_as_unknown_entries() -> None:
     assert parse_list_line(b"total 12", NOW, UTC_ZONE) is None
     assert parse_list_line(b"", NOW, UTC_ZONE) is None
     assert parse_list_line(b"something else", NOW, UTC_ZONE) == Entry(b"something else", "unknown")
@@ -73,14 +73,14 @@ def test_a_line_of_mlsd_is_understood() -> None:
     assert parse_machine_line(b"nonsense").kind == "unknown"
 
 
-def test_a_time_that_is_none_is_none() -> None:
+def test_an_invalid_time_is_parsed_as_none() -> None:
     assert parse_time("19126011510304") is None
     assert parse_time("20261315103045") is None
     assert parse_time("yesterday") is None
 
 
 @given(st.binary(max_size=200))
-def test_no_line_is_too_strange(line: bytes) -> None:
+def test_any_line_of_a_listing_is_parsed_without_an_error(line: bytes) -> None:
     parse_list_line(line, NOW, UTC_ZONE)
     parse_machine_line(line)
 

@@ -267,7 +267,7 @@ def test_redirects_that_never_end_are_named(server: Pages) -> None:
         listed(source(f"{server.url}in/"))
 
 
-def test_the_base_of_a_page_is_what_its_links_are_relative_to_within_the_same_rules(server: Pages) -> None:
+def test_links_are_relative_to_the_base_of_the_page_under_the_same_rules(server: Pages) -> None:
     def based(base: str) -> Answer:
         return page(f"<head><base href='{base}'><title>Index of /</title></head><a href=a.csv>a</a>")
 
@@ -315,7 +315,7 @@ def test_the_pages_of_a_listing_are_read_to_the_last_each_once(server: Pages) ->
         as_json(["a.csv"], **{"X-Total-Pages": "2"}),
     ],
 )
-def test_one_page_of_several_whose_next_cannot_be_requested_is_not_complete(server: Pages, answer: Answer) -> None:
+def test_a_paginated_listing_whose_next_page_cannot_be_requested_is_refused(server: Pages, answer: Answer) -> None:
     server.pages["/in/"] = answer
     with pytest.raises(UnreadableListingError, match="page"):
         listed(source(f"{server.url}in/"))
@@ -333,7 +333,7 @@ def test_pages_that_never_end_come_to_an_end(server: Pages) -> None:
 
 
 @pytest.mark.parametrize("word", ["utf-8", "none", "aws-chunked"])
-def test_a_word_that_is_no_encoding_says_nothing_about_the_bytes(server: Pages, word: str) -> None:
+def test_an_unknown_content_encoding_is_ignored(server: Pages, word: str) -> None:
     server.pages["/in/"] = page("<title>Index of /</title><a href=a.csv>a</a>", **{"Content-Encoding": word})
     server.pages["/in/a.csv"] = Answer(headers={"ETag": '"1"', "Content-Encoding": word}, body=b"1,2")
     opened = source(f"{server.url}in/")
@@ -454,7 +454,7 @@ def test_a_listing_that_takes_too_long_as_a_whole_is_given_up(server: Pages) -> 
 
 
 @pytest.mark.parametrize("broken", ["/in/b.csv", "/in/sub/"])
-def test_what_a_server_cannot_answer_for_is_a_failure_once_all_others_are_listed(server: Pages, broken: str) -> None:
+def test_a_page_with_a_server_error_fails_the_listing_after_all_other_pages(server: Pages, broken: str) -> None:
     links = "".join(f"<a href={name}>{name}</a>" for name in ("a.csv", "b.csv", "sub/", "late/", "c.csv"))
     server.pages = {"/in/": page(links), "/in/sub/": page(links), "/in/late/": page("<a href=d.csv>d</a>")}
     server.pages[broken] = Answer(500)

@@ -137,7 +137,7 @@ def test_a_line_of_list_is_understood_as_it_stands_or_not_at_all(line: bytes, zo
 
 @MODERATE
 @given(st.text(max_size=40) | st.from_regex(r"\d{14}(\.\d+)?", fullmatch=True))
-def test_a_time_or_size_of_ftp_is_one_or_none(text: str) -> None:
+def test_any_text_is_parsed_as_a_time_or_size_or_as_none(text: str) -> None:
     moment, size = parse_time(text), parse_size(text)
     assert moment is None or moment.strftime("%m%d%H%M%S") in text
     assert size is None or 0 <= size < 2**63

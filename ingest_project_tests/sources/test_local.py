@@ -50,7 +50,7 @@ def skipped(source: Source, pattern: str = "*") -> dict[str, Skipped]:
     return {Path(found.path).name: found for found in source.list_files(pattern) if isinstance(found, Skipped)}
 
 
-def test_what_a_reader_reads_is_listed_whatever_the_case_of_the_ending(source: Source, inbox: Path) -> None:
+def test_readable_files_are_listed_in_any_case_of_the_extension(source: Source, inbox: Path) -> None:
     for name in ("a.csv", "b.CSV", "c.xlsx", "d.Xls", "e.Json.GZ", "f.pdf", "README"):
         (inbox / name).write_text("x")
     assert taken(source) == ["a.csv", "b.CSV", "c.xlsx", "d.Xls", "e.Json.GZ"]

@@ -63,7 +63,7 @@ def flood_of_one_line(connection: socket.socket) -> None:
         connection.sendall(b"220-" + b"x" * 60_000)
 
 
-def test_a_list_that_nobody_understands_is_no_empty_folder() -> None:
+def test_an_unparsable_listing_is_not_an_empty_folder() -> None:
     vms = b"Directory of DISK$USER:[IN]\r\n\r\nA.CSV;1   5/9   15-JAN-2026 10:30:45.67\r\n"
     with RawServer(speaking(vms)) as odd, pytest.raises(UnreadableListingError, match="none of the 2 lines"):
         list(source(odd.port).list_files("*"))

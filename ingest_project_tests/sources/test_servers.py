@@ -59,7 +59,7 @@ def test_a_connection_is_used_again_and_a_broken_one_is_not() -> None:
         assert not third.reused
 
 
-def test_more_than_allowed_wait_and_then_say_so() -> None:
+def test_leases_beyond_the_limit_wait_and_then_fail() -> None:
     lines = pool()
     with lines.lease(account()), lines.lease(account()):
         with pytest.raises(SourceUnreachableError, match="all 2 connections to it are in use"):
@@ -68,7 +68,7 @@ def test_more_than_allowed_wait_and_then_say_so() -> None:
     lines.lease(account()).release()
 
 
-def test_who_waits_gets_what_another_thread_gives_back() -> None:
+def test_a_waiting_thread_gets_the_connection_that_another_returns() -> None:
     lines = pool(per_server=1, wait_seconds=5)
     lease = lines.lease(account())
     threading.Timer(0.1, lease.release).start()
@@ -83,7 +83,7 @@ def test_an_idle_connection_makes_way_for_another_server() -> None:
     assert first.connection.closed
 
 
-def test_what_has_rested_too_long_is_closed() -> None:
+def test_a_connection_idle_for_too_long_is_closed() -> None:
     lines = pool(idle_seconds=0.01)
     with lines.lease(account()) as first:
         pass

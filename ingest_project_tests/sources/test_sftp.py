@@ -89,7 +89,7 @@ def test_links_to_files_are_followed_links_to_folders_are_not(folder: Path) -> N
         assert "leads nowhere" in skipped(opened)["/to_nothing.csv"].reason
 
 
-def test_what_is_missing_or_no_file_says_so(folder: Path) -> None:
+def test_a_missing_path_and_a_folder_as_a_file_have_their_own_errors(folder: Path) -> None:
     (folder / "sub").mkdir()
     with SftpServer(folder) as server:
         with pytest.raises(SourceNotFoundError, match=r"sftp://collector@127\.0\.0\.1:\d+/none does not exist"):

@@ -56,7 +56,7 @@ def moved(engine: sa.Engine, position: SinkPosition, to: int, **outcome: int) ->
         return move(connection, position, to, outcome, NOW)
 
 
-def test_of_two_moves_from_the_same_position_one_is_refused_and_counts_nothing(
+def test_the_second_of_two_moves_from_one_position_is_refused_and_counts_nothing(
     engine: sa.Engine, positions: StreamPositions
 ) -> None:
     position = positions.begin(backlog("a", {0: 9}), NOW)[0]
@@ -68,7 +68,7 @@ def test_of_two_moves_from_the_same_position_one_is_refused_and_counts_nothing(
     assert (found.next_offset, found.outcome) == (4, {"events": 4})
 
 
-def test_what_is_rolled_back_with_its_rows_moves_nothing(engine: sa.Engine, positions: StreamPositions) -> None:
+def test_a_rolled_back_transaction_does_not_move_the_position(engine: sa.Engine, positions: StreamPositions) -> None:
     position = positions.begin(backlog("a", {0: 9}), NOW)[0]
     with engine.connect() as connection:
         move(connection, position, 4, {}, NOW)
@@ -175,7 +175,7 @@ def test_ranges_that_follow_one_another_are_read_as_one() -> None:
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(1, 30))
-def test_pieces_make_up_the_whole(first: int, length: int, size: int) -> None:
+def test_pieces_of_an_offset_range_cover_it_once(first: int, length: int, size: int) -> None:
     pieces = OffsetRange("t", "a", 0, first, first + length).pieces(size)
     assert [offset for one in pieces for offset in range(one.first, one.end)] == list(range(first, first + length))
     assert all(0 < len(one) <= size for one in pieces)
@@ -183,7 +183,7 @@ def test_pieces_make_up_the_whole(first: int, length: int, size: int) -> None:
 
 @settings(max_examples=examples(30), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.booleans()), max_size=30))
-def test_any_writers_in_any_order_pass_each_offset_once(steps: list[tuple[int, int, bool]]) -> None:
+def test_concurrent_writers_in_any_order_pass_each_offset_once(steps: list[tuple[int, int, bool]]) -> None:
     engine = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
     metadata.create_all(engine)
     positions = StreamPositions(engine, "a_stream", "topic")

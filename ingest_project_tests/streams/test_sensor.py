@@ -112,7 +112,7 @@ def test_a_partition_that_a_run_works_on_is_left_alone_and_the_others_are_reques
     assert ends(ticked(services, positions, instance)) == []
 
 
-def test_what_a_dead_run_has_left_is_requested_after_a_pause_with_its_reason_on_record(
+def test_the_work_of_a_dead_run_is_requested_after_a_pause_with_its_reason_recorded(
     services: StreamResources, positions: StreamPositions, instance: dg.DagsterInstance
 ) -> None:
     send(services, b"one")

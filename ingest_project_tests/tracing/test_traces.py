@@ -157,7 +157,7 @@ def _parents(messages: list[ConsumerRecord]) -> set[str]:
     return {(one.header("traceparent") or b"---").decode().split("-")[2] for one in messages}
 
 
-def test_where_nothing_is_exported_a_senders_trace_passes_through(system: System) -> None:
+def test_without_an_exporter_the_senders_trace_is_passed_on(system: System) -> None:
     system.write("f.csv", readings(2))
     topics = system.settings.topics
     send(system, topics.polling_queue, job_of(system))
@@ -305,5 +305,5 @@ def test_a_run_worker_exports_its_last_spans_before_it_ends(collector: Collector
     assert [span.name for span in collector.spans] == ["topic send"]
 
 
-def test_where_nothing_is_exported_no_library_of_it_is_imported(loaded_definitions: LoadedDefinitions) -> None:
+def test_without_an_exporter_no_tracing_library_is_imported(loaded_definitions: LoadedDefinitions) -> None:
     assert loaded_definitions.imported("dagster", "opentelemetry", "openlineage") == {"dagster"}

@@ -46,7 +46,7 @@ ALL_ROWS = f"['{TABLE}']\n| take 10"
         (Fault.REDIRECT, "302"),
     ],
 )
-def test_what_may_pass_is_transient_and_the_next_query_works(
+def test_a_temporary_fault_is_transient_and_the_next_query_works(
     client: EventhouseClient, kusto_server: KustoServer, database: Database, fault: Fault, said: str
 ) -> None:
     database.ingest(TABLE, row(1), row(2))
@@ -86,7 +86,7 @@ def test_a_cluster_that_is_away_is_transient() -> None:
 @pytest.mark.parametrize(
     ("fault", "said"), [(Fault.FORBIDDEN, "403.*not authorized.*Viewer"), (Fault.UNAUTHORIZED, "401.*Viewer")]
 )
-def test_what_is_not_allowed_is_permanent(
+def test_a_query_without_permission_fails_permanently(
     client: EventhouseClient, kusto_server: KustoServer, database: Database, fault: Fault, said: str
 ) -> None:
     database.ingest(TABLE, row(1))

@@ -72,7 +72,7 @@ def test_a_payload_is_an_object_whatever_the_column_holds(stored: object, payloa
     assert event(payload=stored)["payload"] == {"EventId": "event-00001"} | payload
 
 
-def test_what_a_row_lacks_is_taken_from_what_is_known_of_it() -> None:
+def test_missing_fields_of_a_row_get_their_defaults() -> None:
     bare = event(trace_id=None, event_type="", occurred_at=None)
 
     assert bare["trace_id"] == KEYED["_ingest_key"]

@@ -33,7 +33,7 @@ def test_the_registry_finds_it_and_importing_the_package_brings_no_dagster() -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_what_it_scaffolds_is_a_dataset(tmp_path: Path) -> None:
+def test_the_scaffolder_writes_a_valid_dataset(tmp_path: Path) -> None:
     folder = tmp_path / "orders"
     folder.mkdir()
     request = dg.ScaffoldRequest("ingest_project.FileDataset", folder, "yaml", tmp_path, NoParams())
@@ -65,7 +65,7 @@ def test_in_another_project_it_brings_all_that_a_dataset_needs() -> None:
     assert {"weather", "other"} <= {*components._services().datasets}
 
 
-def test_beside_other_projects_it_takes_its_own_files_and_refuses_only_those(tmp_path: Path) -> None:
+def test_in_another_project_the_component_loads_and_refuses_only_its_own_files(tmp_path: Path) -> None:
     folder = tmp_path / "weather"
     folder.mkdir()
     (folder / "a.csv").touch()
@@ -92,7 +92,7 @@ def test_beside_other_projects_it_takes_its_own_files_and_refuses_only_those(tmp
             decode(SENSOR_READINGS, refused)
 
 
-def test_what_dg_checks_by_lists_the_names_there_are() -> None:
+def test_the_json_schema_for_dg_lists_the_known_names() -> None:
     schema = Draft202012Validator(DatasetDeclaration.model_json_schema())
     assert not [*schema.iter_errors(yaml.safe_load(components.DATASET.format(name="orders"))["attributes"])]
     wrong = {"reader": {"delimter": ";"}, "columns": [{"name": "id", "type": "txt", "alowed": [1]}], "target": {"x": 1}}

@@ -187,9 +187,7 @@ def test_a_change_that_would_lose_data_is_refused_and_the_files_wait(
 
 
 @pytest.mark.parametrize("target", [{}, {"delta": "weather"}], ids=["table", "Delta"])
-def test_files_that_the_table_refuses_are_never_failed_and_go_on_once_it_is_mended(
-    system: Make, target: dict[str, str]
-) -> None:
+def test_files_that_the_table_refuses_wait_until_it_is_fixed(system: Make, target: dict[str, str]) -> None:
     weather = with_few_attempts(system(target=target))
     weather.send_files(weather_file(weather))
     weather.run_due()

@@ -231,7 +231,7 @@ def test_duplicates_of_a_file_that_is_refused_now_are_ingested_again(
         assert transaction.claim_contents(claims(("b", "1"))) == {"b": "b"}
 
 
-def test_a_file_whose_content_changed_gives_its_old_content_up(warehouse: SqlWarehouse, database_url: str) -> None:
+def test_a_file_whose_content_changed_releases_its_old_content(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a", "b")
     with warehouse.transaction() as transaction:
         transaction.claim_contents(claims(("a", "1"), ("b", "1")))

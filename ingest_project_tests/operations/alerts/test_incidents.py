@@ -66,7 +66,7 @@ def test_an_incident_is_one_message_and_one_more_when_it_is_over(engine: sa.Engi
     assert read_alerts(engine).incidents == ()
 
 
-def test_what_holds_only_for_a_moment_is_no_incident(engine: sa.Engine) -> None:
+def test_a_condition_that_holds_only_briefly_raises_no_incident(engine: sa.Engine) -> None:
     assert step(engine, NOW, finding(after=60)) == []
     assert step(engine, NOW + 59 * SECOND) == []
     assert step(engine, NOW + 60 * SECOND, finding(after=60)) == []
@@ -80,7 +80,7 @@ def test_a_condition_that_cannot_be_assessed_leaves_its_incidents_open(engine: s
     assert [one.name for one in read_alerts(engine).incidents] == ["lag/x"]
 
 
-def test_what_flaps_within_the_pause_is_one_incident_and_more_slowly_it_is_few(engine: sa.Engine) -> None:
+def test_a_flapping_condition_is_one_incident_within_the_pause_and_few_beyond_it(engine: sa.Engine) -> None:
     sent = [
         message for second in range(0, 600, 30) for message in step(engine, NOW + second * SECOND, *flap(second, 60))
     ]
@@ -94,7 +94,7 @@ def flap(moment: int, period: int) -> list[Finding]:
     return [finding()] if moment % period < period / 2 else []
 
 
-def test_what_is_raised_in_quiet_hours_is_sent_together_when_they_end_if_it_is_still_open(engine: sa.Engine) -> None:
+def test_open_incidents_raised_in_quiet_hours_are_sent_together_when_those_end(engine: sa.Engine) -> None:
     night = {"quiet_hours": "22:00-06:00 Europe/Oslo"}
     evening = datetime(2026, 3, 1, 21, 30, tzinfo=UTC)  # 22:30 in Oslo
     assert step(
@@ -117,7 +117,7 @@ def test_a_reminder_is_sent_only_where_it_is_set(engine: sa.Engine) -> None:
     assert sent == [[], [], [], ["reminder lag/x"], [], [], [], ["reminder lag/x"], []]
 
 
-def test_what_a_channel_does_not_accept_is_sent_again_in_order(engine: sa.Engine) -> None:
+def test_messages_that_a_channel_rejects_are_sent_again_in_order(engine: sa.Engine) -> None:
     settings = Settings.model_validate({"alerts": {"resolve_after_seconds": 0}})
     with writing(engine) as connection:
         IncidentBook(connection, NOW, settings.alerts, lambda _: ["one", "two"]).update([finding()], {"lag"})

@@ -165,7 +165,7 @@ def test_the_settings_credential_is_used_unless_a_job_names_another() -> None:
     assert named.endpoint == "https://other.dfs.core.windows.net"
 
 
-def test_a_credential_is_one_of_a_kind() -> None:
+def test_a_credential_has_exactly_one_kind() -> None:
     with pytest.raises(SettingsError, match="not both"):
         OneLakeCredential(sas=SecretStr("a"), account_name="b", account_key=SecretStr("c"))
     with pytest.raises(SettingsError, match="belong together"):
@@ -226,7 +226,7 @@ def test_a_server_that_is_not_there_is_transient_and_the_message_has_no_signatur
 
 
 @pytest.mark.parametrize("path", ["lake.Lakehouse/Other", "lake.Lakehouse/Files", "other.Lakehouse/Files/x"])
-def test_what_belongs_to_fabric_is_refused_for_good(files: FileSystemClient, path: str) -> None:
+def test_changing_folders_that_fabric_owns_fails_permanently(files: FileSystemClient, path: str) -> None:
     with pytest.raises(PermanentError), onelake_errors(path):
         files.get_directory_client(path).create_directory()
     with pytest.raises(PermanentError), onelake_errors(path):

@@ -56,7 +56,7 @@ def test_an_invalid_account_is_a_settings_error(entry: str) -> None:
         allowed_accounts(SourceContext(Settings.model_validate({"onelake": {"allowed_accounts": [entry]}})))
 
 
-def test_what_the_settings_name_as_a_store_a_table_or_a_source_is_listed_by_that() -> None:
+def test_each_location_is_listed_with_its_use_as_store_table_or_source() -> None:
     settings = Settings.model_validate(
         {
             "attachments": {

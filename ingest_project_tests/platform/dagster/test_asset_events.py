@@ -211,7 +211,7 @@ def bulk_storage(instance: dg.DagsterInstance) -> BulkEventLogStorage:
         (False, dg.AssetCheckSeverity.ERROR, "", None),
     ],
 )
-def test_a_check_result_is_what_dagster_would_have_written(
+def test_a_bulk_check_result_equals_one_written_by_dagster(
     dagster_instance: dg.DagsterInstance,
     passed: bool,  # noqa: FBT001 - a parameter of the test
     severity: dg.AssetCheckSeverity,
@@ -364,7 +364,7 @@ def test_more_events_than_one_statement_takes_are_tied_to_their_own_partitions(
     assert {info.partition_key: info.latest_target_materialization_storage_id for info in infos} == made
 
 
-def test_of_two_results_for_one_partition_the_later_counts(dagster_instance: dg.DagsterInstance) -> None:
+def test_the_later_of_two_results_for_a_partition_counts(dagster_instance: dg.DagsterInstance) -> None:
     results = [CheckResult(ASSET, CHECK.name, passed=passed) for passed in (False, True)]
     bulk_storage(dagster_instance).store_check_results([evaluation("a~1", result, TARGET) for result in results])
     (info,) = dagster_instance.event_log_storage.get_asset_check_partition_info([CHECK])

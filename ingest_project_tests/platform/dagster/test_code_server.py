@@ -60,7 +60,7 @@ def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Proces
 
 
 @pytest.mark.parametrize("victim", ["the code server", "the process that workers are forks of"])
-def test_a_worker_ends_at_once_when_nobody_can_see_it_any_more(victim: str, tmp_path: Path) -> None:
+def test_a_worker_ends_at_once_when_its_server_or_parent_is_killed(victim: str, tmp_path: Path) -> None:
     with started(tmp_path) as (server, worker, parent):
         (server if victim == "the code server" else parent).kill()
         psutil.wait_procs([worker, parent], timeout=10)
@@ -77,7 +77,7 @@ def test_a_worker_starts_with_its_modules_and_a_request_to_stop_is_for_the_worke
         assert server.wait(10) == 0
 
 
-def test_what_workers_are_forked_from_has_no_threads_of_polars(loaded_definitions: LoadedDefinitions) -> None:
+def test_the_forkserver_has_no_polars_threads(loaded_definitions: LoadedDefinitions) -> None:
     assert not {"polars-0", "tokio-rt-worker"} & {*loaded_definitions.threads}, loaded_definitions.threads
 
 

@@ -58,7 +58,7 @@ def imported(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(
     "module", ["dagster._core.events", "dagster._serdes", "dagster_postgres.utils", "dagster._grpc"]
 )
-def test_what_is_internal_is_recognised(module: str, tmp_path: Path) -> None:
+def test_imports_of_dagsters_internals_are_recognised(module: str, tmp_path: Path) -> None:
     for number, line in enumerate([f"import {module}", f"def late():\n    from {module} import anything"]):
         (tmp_path / f"{number}.py").write_text(line)
         assert any(map(is_internal, imported(tmp_path / f"{number}.py")))
@@ -138,7 +138,7 @@ def test_connections_that_the_server_ended_are_replaced_before_they_are_used(
     assert dagster_instance.get_runs_count() == 0
 
 
-def test_what_the_catalogue_said_once_is_remembered(dagster_instance: dg.DagsterInstance) -> None:
+def test_answers_of_the_system_catalogue_are_cached(dagster_instance: dg.DagsterInstance) -> None:
     def use(instance: dg.DagsterInstance) -> None:
         instance.all_instigator_state()
         instance.get_runs()
@@ -161,7 +161,7 @@ def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.Dag
     assert storage.run_storage.get_runs() == dagster_instance.get_runs()
 
 
-def test_what_one_query_says_of_the_tables_is_what_dagster_finds_there(dagster_instance: dg.DagsterInstance) -> None:
+def test_the_schema_answers_of_one_query_equal_dagsters_own(dagster_instance: dg.DagsterInstance) -> None:
     storages = {
         name: storage
         for storage in (dagster_instance.event_log_storage, dagster_instance.run_storage)
@@ -193,7 +193,7 @@ print("afterwards")
 """
 
 
-def test_what_a_step_prints_is_in_its_files_and_on_the_console(tmp_path: Path) -> None:
+def test_the_output_of_a_step_is_in_its_log_files_and_on_the_console(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PRINTS, str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     manager = LocalComputeLogManager(str(tmp_path))
@@ -252,7 +252,7 @@ def test_a_run_that_was_canceled_by_force_stays_canceled(
     assert again.status is dg.DagsterRunStatus.CANCELED
 
 
-def test_the_launcher_can_tell_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:
+def test_the_launcher_detects_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:
     launcher = WatchedRunLauncher()
     launcher.register_instance(dagster_instance)
     health = launcher.check_run_worker_health(create_run_for_test(dagster_instance))

@@ -78,7 +78,7 @@ def test_programs_and_its_own_pages_may_send_queries(port: int, headers: dict[st
         ({"Host": f"{NAME}.example.org"}, 421),
     ],
 )
-def test_another_sites_page_and_another_name_get_nothing(port: int, headers: dict[str, str], expected: int) -> None:
+def test_requests_from_another_site_or_host_name_are_refused(port: int, headers: dict[str, str], expected: int) -> None:
     for content_type in ("application/json", "text/plain"):
         status, body = _post(port, MUTATION, headers, content_type)
         assert status == expected
@@ -121,7 +121,7 @@ def test_every_route_of_the_webserver_was_judged() -> None:
         "/logs/a/compute_logs/b/db",
     ],
 )
-def test_nothing_of_the_machine_is_handed_out_but_what_runs_print(port: int, path: str) -> None:
+def test_the_webserver_serves_no_files_of_the_machine_except_run_logs(port: int, path: str) -> None:
     for method in ("GET", "HEAD"):
         assert _request(port, method, path, {"Accept": "text/html"})[0] == 404
     assert _request(port, "GET", f"/logs/{RUN}/compute_logs/step/out", {}) == (200, b"of a run\n")

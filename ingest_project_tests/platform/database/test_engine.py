@@ -77,7 +77,7 @@ def test_a_missing_database_is_unavailable_and_a_mistake_in_a_statement_is_seen_
         ("TRANSACTION READ ONLY", "CREATE TABLE t (n int)", "is read-only: .* target_session_attrs=read-write"),
     ],
 )
-def test_what_an_operator_or_a_limit_of_the_server_stopped_is_tried_again(
+def test_a_statement_cancelled_by_an_operator_or_a_server_limit_is_transient(
     postgres_url: str, setting: str, statement: str, state: str
 ) -> None:
     engine = open_engine(postgres_url)

@@ -58,14 +58,14 @@ def test_a_lock_that_is_not_released_in_time_is_reported_and_comes_free_when_its
             pass
 
 
-def test_a_lock_comes_free_when_what_was_done_under_it_failed(engine: sa.Engine) -> None:
+def test_a_lock_is_released_when_the_work_under_it_fails(engine: sa.Engine) -> None:
     with pytest.raises(ZeroDivisionError), exclusive(engine, "one"):
         raise ZeroDivisionError
     with exclusive(engine, "one", wait_seconds=LONG_SECONDS):
         pass
 
 
-def test_who_waits_for_a_locked_table_is_told_who_has_locked_it(postgres_url: str) -> None:
+def test_waiting_for_a_locked_table_names_the_holder_of_the_lock(postgres_url: str) -> None:
     holder, waiting = open_engine(postgres_url), open_engine(postgres_url, lock_timeout_seconds=1)
     with holder.begin() as connection:
         connection.exec_driver_sql("LOCK TABLE files, contents IN ACCESS EXCLUSIVE MODE")

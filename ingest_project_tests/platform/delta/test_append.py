@@ -349,7 +349,7 @@ def test_a_check_of_every_stream_counts_for_each_and_merging_raises_no_doubt(tmp
     assert not any(one.doubts for one in store.standings(streams).values())
 
 
-def test_what_the_log_does_not_have_any_more_is_a_doubt(tmp_path: Path) -> None:
+def test_versions_missing_from_the_log_raise_a_doubt(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     for version in range(1, 6):
         store.append(numbers(version), app_id="topic-0", version=version, checked=0)

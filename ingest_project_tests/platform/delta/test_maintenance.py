@@ -92,7 +92,7 @@ def test_only_partitions_with_many_small_files_are_merged_whatever_their_values_
     assert (done.before.files, done.after.files, done.after.rows) == (31, 4, 31)
 
 
-def test_what_is_out_of_retention_is_removed_also_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_vacuum_removes_expired_files_and_those_of_a_killed_writer(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     fill(store, 12)
     left = tmp_path / "part-00000-of-a-killed-writer.snappy.parquet"

@@ -91,7 +91,7 @@ def test_columns_that_may_not_be_null_are_kept_as_ones_that_may(tmp_path: Path) 
         ("two words", pa.array([1]), "two words"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_the_name_of_its_column_and_nothing_is_written(
+def test_a_batch_that_does_not_fit_the_schema_is_refused_with_the_column_and_not_written(
     tmp_path: Path, column: str, values: pa.Array, path: str
 ) -> None:
     schema = pa.schema(

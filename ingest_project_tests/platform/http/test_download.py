@@ -148,7 +148,7 @@ def test_a_host_that_says_when_to_come_again_is_not_contacted_before(
     assert len(http_server.requests) == 1
 
 
-def test_a_host_in_trouble_is_left_alone_and_found_well_again(http_server: HttpServer, to: Path) -> None:
+def test_the_circuit_of_a_failing_host_opens_and_closes_again(http_server: HttpServer, to: Path) -> None:
     flaky = DownloadRequest(http_server.url("/flaky/a.pdf?failures=2"))
     with WebClient(local(failures_to_pause=2, pause_seconds=3.0)) as client:
         downloader = Downloader(client, LOCAL)
@@ -422,7 +422,7 @@ def test_a_later_attempt_continues_what_an_earlier_one_left(
         '{"url_sha256": "of another address", "validator": "\\"1-3000000\\"", "size_bytes": 3000000}',
     ],
 )
-def test_what_an_attempt_for_another_address_left_is_not_used(
+def test_a_partial_download_of_another_address_is_not_used(
     http_server: HttpServer, downloader: Downloader, to: Path, note: str
 ) -> None:
     to.parent.mkdir()

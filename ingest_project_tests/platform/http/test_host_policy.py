@@ -170,7 +170,7 @@ def test_no_spelling_of_an_internal_address_is_let_through(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", [*MALFORMED, *NUMBER_TRICKS])
-def test_what_parsers_may_disagree_about_is_refused(url: str) -> None:
+def test_urls_that_parsers_read_differently_are_refused(url: str) -> None:
     with pytest.raises(AddressRejectedError):
         HostRules().check(url)
 

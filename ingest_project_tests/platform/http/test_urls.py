@@ -65,7 +65,7 @@ def hosts_that_clients_contact(url: str) -> set[str]:
 @example("http://example.com:80/\\@127.0.0.1")
 @example("http://127.0.0.1#@example.com/")
 @example("http://example.com?@127.0.0.1/")
-def test_what_is_accepted_leads_every_client_to_the_host_that_was_checked(text: str) -> None:
+def test_every_client_reads_the_checked_host_from_an_accepted_url(text: str) -> None:
     try:
         address = parse_url(text)
     except AddressRejectedError:

@@ -80,7 +80,7 @@ def test_a_long_reason_is_cut_between_characters() -> None:
     assert set(reason.decode()) == {"é"}
 
 
-def test_a_tombstone_stays_one() -> None:
+def test_the_dead_letter_of_a_tombstone_is_a_tombstone() -> None:
     assert letter_for(message_at(7))[1].value is None
 
 
@@ -95,7 +95,7 @@ def test_a_tombstone_stays_one() -> None:
         (None, None),
     ],
 )
-def test_what_is_shown_of_a_letter_has_no_secret(value: bytes | None, shown: str | None) -> None:
+def test_a_shown_dead_letter_contains_no_secret(value: bytes | None, shown: str | None) -> None:
     assert shown_text(value, 59) == (shown and shown[:59])
 
 

@@ -125,7 +125,7 @@ def test_a_namespace_is_reached_with_this_host_s_identity(namespace: str) -> Non
         ({"connection_string": SecretStr(POLICY.replace("claims.", "a\\.")), "topic": "b"}, "not a host"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_without_quoting_the_secret(
+def test_contradictory_connection_settings_are_refused_without_quoting_the_secret(
     connection: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(SettingsError, match=said) as caught:

@@ -52,7 +52,7 @@ def test_an_unknown_topic_id_is_never_compared() -> None:
     assert len(starting_points("t", Positions("life-1", {0: 15, 1: 1}), STATE, "earliest").notices) == 1
 
 
-def test_shares_waste_nothing_and_starve_nobody() -> None:
+def test_fair_shares_use_all_slots_and_starve_no_one() -> None:
     assert fair_shares({0: 1, 1: 100, 2: 0}, 10) == {0: 1, 1: 9}
     assert fair_shares({0: 3, 1: 2}, 100) == {0: 3, 1: 2}
     assert sum(fair_shares({0: 50, 1: 50, 2: 50}, 100).values()) == 100

@@ -38,7 +38,7 @@ def numbered(count: int) -> Iterable[ProducerRecord]:
     return (ProducerRecord(b"%d" % number) for number in range(count))
 
 
-def test_what_was_written_is_read_with_key_headers_and_time(
+def test_a_message_is_read_back_with_its_key_headers_and_time(
     broker: Server, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)

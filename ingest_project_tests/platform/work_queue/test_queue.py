@@ -154,7 +154,7 @@ def test_an_entry_is_claimed_by_one_batch(case: Case) -> None:
     assert case.queue.in_flight_batches(case.name) == 1
 
 
-def test_what_a_tick_claimed_whose_cursor_was_never_saved_is_pending_again(case: Case) -> None:
+def test_claims_of_a_tick_whose_cursor_was_never_saved_are_pending_again(case: Case) -> None:
     case.record("a", "b", "c")
     case.queue.claim("lost", ["a", "b"], NOW)
     again = [case.arrival("a", 0), case.arrival("b", 9), case.arrival("c", 2)]
@@ -212,7 +212,7 @@ def test_a_run_that_began_meanwhile_keeps_its_entries(case: Case) -> None:
     assert case.entry("a").run_id == "run"
 
 
-def test_why_an_entry_failed_before_its_run_was_lost_is_kept(case: Case) -> None:
+def test_the_failure_reason_of_an_entry_survives_the_loss_of_its_run(case: Case) -> None:
     case.record("a")
     case.begin("a", batch_id="batch-1", run_id="run-1")
     case.queue.requeue_later(["a"], "timed out", "SourceUnreachableError", retries(5), NOW)

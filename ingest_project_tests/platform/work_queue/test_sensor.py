@@ -66,7 +66,7 @@ def checks_by_partition(instance: DagsterInstance) -> dict[str | None, str]:
     }
 
 
-def test_a_partition_that_is_there_already_stays_and_the_others_are_added(any_instance: DagsterInstance) -> None:
+def test_an_existing_partition_is_kept_and_new_ones_are_added(any_instance: DagsterInstance) -> None:
     any_instance.add_dynamic_partitions("things", ["a", "100%s", "it's"])
     any_instance.add_dynamic_partitions("others", ["a"])
     any_instance.add_dynamic_partitions("things", ["b", "a", "{c}"])

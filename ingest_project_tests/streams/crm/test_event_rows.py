@@ -41,7 +41,7 @@ def decoded(raw: bytes) -> tuple[CrmKind, dict[str, Any]]:
         max_size=4,
     )
 )
-def test_what_becomes_of_a_message_does_not_depend_on_those_around_it(messages: list[bytes]) -> None:
+def test_the_outcome_of_a_message_does_not_depend_on_its_neighbours(messages: list[bytes]) -> None:
     alone = [row_of(raw) for raw in messages]
     for offset, (one, among_others) in enumerate(zip(alone, rows_of(messages), strict=True)):
         assert among_others == (one if isinstance(one, str) else (one[0], one[1] | {"kafka_offset": offset}))
@@ -123,7 +123,9 @@ def test_an_amount_that_is_no_number_or_beyond_every_limit_is_refused(text: str)
         ),
     ],
 )
-def test_what_is_in_doubt_is_refused_with_a_reason_that_names_it(message: dict[str, Any], reason: str) -> None:
+def test_ambiguous_messages_are_refused_with_a_reason_that_names_the_field(
+    message: dict[str, Any], reason: str
+) -> None:
     assert reason in refused(json.dumps(message).encode())
 
 
@@ -143,7 +145,7 @@ def test_the_fields_decide_where_the_id_says_nothing() -> None:
     assert decoded(encoded(project("42")))[0] is CrmKind.PROJECT
 
 
-def test_what_the_contract_does_not_know_is_kept() -> None:
+def test_fields_outside_the_contract_are_kept() -> None:
     message = opportunity(region="EMEA", custom={"a": [1, None]})
     message["meta_data"] |= {"score": 0.1, "nested": {"ü": [1]}}
     _, row = decoded(json.dumps(message).encode())

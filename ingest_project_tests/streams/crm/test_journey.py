@@ -197,7 +197,7 @@ def test_a_topic_that_was_created_again_is_read_from_its_beginning(
     assert crm.check("no_gap_in_offsets").passed
 
 
-def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_old_one_also_when_read_again(
+def test_at_equal_times_the_later_offset_and_the_recreated_topic_win(
     crm: CrmSystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
 ) -> None:
@@ -218,7 +218,7 @@ def test_of_one_moment_the_later_offset_wins_and_the_recreated_topic_over_the_ol
     assert (row["stage"], row["kafka_offset"], row["kafka_epoch"]) == ("New", 0, 1)
 
 
-def test_all_checks_pass_where_all_is_well_and_fail_where_it_is_not(crm: CrmSystem) -> None:
+def test_all_checks_pass_on_correct_data_and_fail_on_errors(crm: CrmSystem) -> None:
     crm.put(opportunity(), project())
     crm.drive()
     names = ("no_gap_in_offsets", "no_duplicate_offsets", "amounts_and_probabilities_in_range", "budgets_in_range")

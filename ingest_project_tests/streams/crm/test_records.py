@@ -114,7 +114,7 @@ def test_the_same_message_again_changes_nothing(engine: sa.Engine) -> None:
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_of_two_messages_of_one_moment_the_later_offset_of_a_partition_wins(engine: sa.Engine, chunks: int) -> None:
+def test_at_equal_times_the_later_offset_of_a_partition_wins(engine: sa.Engine, chunks: int) -> None:
     earlier = placed(encoded(opportunity(stage="Won")), 1)
     later = placed(encoded(opportunity(stage="Reopened")), 2)
     for first, second in ((earlier, later), (later, earlier), (earlier, later)):

@@ -78,7 +78,7 @@ def spoil(crm: CrmSystem, *messages: bytes) -> list[str]:
     return [message.message_id for message in kept]
 
 
-def test_what_is_identified_after_a_fix_becomes_a_record_once(crm: CrmSystem) -> None:
+def test_a_message_identified_after_a_fix_becomes_one_record(crm: CrmSystem) -> None:
     ids = spoil(
         crm,
         encoded(opportunity(stage="Old", last_modified="2020-01-01T00:00:00Z")),
@@ -115,7 +115,7 @@ def test_two_retries_at_once_identify_each_message_once(crm: CrmSystem) -> None:
     assert len(crm.rows(opportunities)) == 30
 
 
-def test_a_job_in_the_ui_tries_again_all_or_those_that_are_named(crm: CrmSystem) -> None:
+def test_a_retry_job_in_the_ui_takes_all_or_named_messages(crm: CrmSystem) -> None:
     ids = spoil(crm, encoded(opportunity()), encoded(opportunity("opp_2")))
     config = {"ops": {"retry_unidentified_messages": {"config": {"message_ids": [ids[1]]}}}}
     assert crm.run("crm_retry_unidentified", config).success

@@ -37,7 +37,7 @@ def test_dagster_loads_the_component_from_its_folder(kind: str) -> None:
             assert [sensor.name for sensor in found.sensors or ()] == ["orders_sensor"]
 
 
-def test_what_dg_scaffolds_is_a_stream_that_loads() -> None:
+def test_dg_scaffolds_a_stream_that_loads() -> None:
     with create_defs_folder_sandbox() as sandbox:
         path = sandbox.scaffold_component(TopicStream, defs_path=Path("invoices"))
         with sandbox.load_component_and_build_defs(path) as (component, _):

@@ -883,7 +883,7 @@ def test_a_registry_that_is_not_set_or_denied_is_said_to_be_so() -> None:
             registry_of(denied)
 
 
-def test_what_no_column_names_is_rescued_evolves_or_refuses_the_message() -> None:
+def test_an_undeclared_field_is_rescued_added_or_refused_by_the_drift_policy() -> None:
     columns = [{"name": "a", "type": "integer"}, {"name": "b", "type": "text", "path": "$.in.b"}]
     raw = [b'{"a": 1}', b'{"a": 2, "new": "x", "Odd Name": [1], "in": {"b": "t", "c": 1.50}}', b'{"new": {"y": 2}}']
     rescued, _ = decoded(contract("json", columns=columns), *received(*raw))

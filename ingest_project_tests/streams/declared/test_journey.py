@@ -74,7 +74,7 @@ def test_a_message_of_a_declared_stream_is_found_by_its_position_its_trace_and_i
     assert view.contents["message"].open() == order()
 
 
-def test_avro_becomes_rows_of_a_delta_table_and_what_is_no_order_a_dead_letter(
+def test_avro_orders_become_rows_of_a_delta_table_and_other_messages_dead_letters(
     declared: Declare, registry: SchemaRegistry
 ) -> None:
     system = declared({**DELTA, "decoder": "avro", "max_rejected_share": 0.5})

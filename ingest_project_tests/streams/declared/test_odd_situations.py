@@ -57,7 +57,10 @@ def test_a_table_that_was_dropped_or_gets_another_name_is_stored_again(declared:
     assert ids(moved) == [f"o{number}" for number in range(5)], "the former table stays as it was"
 
 
-def test_a_dropped_table_lacks_what_the_topic_has_no_more_and_says_so(declared: Declare, kafka_server: Any) -> None:  # noqa: ANN401 - either broker
+def test_a_dropped_table_reports_the_messages_that_the_topic_no_longer_has(
+    declared: Declare,
+    kafka_server: Any,  # noqa: ANN401 - either broker
+) -> None:
     system = declared(KEYED)
     system.put(*map(order, range(4)))
     system.drive()
@@ -169,7 +172,7 @@ def test_a_registry_that_answers_nonsense_blames_no_message(
     assert ids(system) == ["o1"]
 
 
-def test_a_schema_that_the_registry_has_no_more_makes_dead_letters_that_can_be_redriven(
+def test_a_schema_deleted_from_the_registry_makes_dead_letters_that_can_be_redriven(
     declared: Declare, registry: SchemaRegistry
 ) -> None:
     system = declared({**DELTA, "decoder": "avro", "max_rejected_share": 1})
@@ -210,7 +213,7 @@ def test_the_group_of_two_streams_of_a_topic_stands_where_the_later_one_is(decla
     assert system.next_offsets == ends
 
 
-def test_a_stream_that_is_not_declared_any_more_is_no_present_failure(declared: Declare) -> None:
+def test_a_stream_no_longer_declared_is_not_reported_as_failing(declared: Declare) -> None:
     system = declared(DELTA)
     again = declare_again(system)
     declaration = next(one for one in system.services.declared_streams.usable if one.name == "again")

@@ -166,7 +166,7 @@ def test_no_data_is_null_and_an_object_stays_as_it_was_written(data: str | None)
     assert [row["event_data"] for row in rows] == [None, '{"big": 12345678901234567890123, "a": 1.50}']
 
 
-def test_an_event_whose_time_cannot_be_has_no_day() -> None:
+def test_an_event_with_an_impossible_time_has_no_day() -> None:
     sent = datetime.fromtimestamp(1_768_473_045, UTC)
     moments = [datetime(1970, 1, 1, tzinfo=UTC), sent, sent + timedelta(hours=23), sent + timedelta(hours=25)]
     rows, _ = rows_of(received(*(encoded(event(timestamp=moment.isoformat())) for moment in moments)))

@@ -51,9 +51,7 @@ LONG = {"appends columns of its own", "updates", "overwrites with nothing", "dro
 @pytest.mark.parametrize(
     "what", [pytest.param(what, marks=pytest.mark.long if what in LONG else ()) for what in HARMLESS]
 )
-def test_whatever_another_program_writes_in_between_each_offset_is_there_once(
-    activity: ActivitySystem, what: str
-) -> None:
+def test_writes_of_another_program_do_not_lose_or_double_an_offset(activity: ActivitySystem, what: str) -> None:
     for number in range(3):
         activity.put(event(f"e{number}"))
         activity.drive()

@@ -28,11 +28,11 @@ def test_percentiles_are_those_of_the_sorted_values(values: list[int]) -> None:
     assert percentile(counts, 0.95) == pytest.approx(statistics.quantiles(values, n=20, method="inclusive")[18])
 
 
-def test_nothing_has_no_percentile() -> None:
+def test_an_empty_counter_has_no_percentile() -> None:
     assert percentile(Counter(), 0.5) is None
 
 
-def test_the_same_comes_out_in_one_go_and_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_equal_in_one_batch_and_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     payloads = [
         encoded(
             event(

@@ -222,7 +222,7 @@ def test_late_events_change_their_hour_and_events_of_the_future_wait_for_theirs(
     assert len(activity.rows()) == 4
 
 
-def test_an_hour_is_rebuilt_from_kafka_and_where_kafka_has_it_no_more_from_the_table(
+def test_an_hour_is_rebuilt_from_kafka_or_from_the_table_where_kafka_has_purged_it(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
 ) -> None:
@@ -243,7 +243,7 @@ def test_an_hour_is_rebuilt_from_kafka_and_where_kafka_has_it_no_more_from_the_t
     assert activity.check("no_duplicate_offsets").passed
 
 
-def test_latest_leaves_out_what_was_there_and_reading_from_the_beginning_brings_it(activity: ActivitySystem) -> None:
+def test_latest_skips_earlier_messages_and_reading_from_the_beginning_stores_them(activity: ActivitySystem) -> None:
     activity.settings = changed(activity.settings, "kafka", auto_offset_reset="latest")
     activity.restart()
     activity.put(event("old"))

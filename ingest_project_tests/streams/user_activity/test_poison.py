@@ -101,7 +101,7 @@ def test_an_unexpected_error_of_a_message_is_found_by_halving_and_refuses_it_alo
     assert "Reading the message failed unexpectedly" in str(error)
 
 
-def test_events_at_the_ends_of_what_can_be_are_stored_counted_and_found_again(activity: ActivitySystem) -> None:
+def test_events_with_extreme_values_are_stored_counted_and_found_again(activity: ActivitySystem) -> None:
     messages = [encoded(event(f"e{number}")) for number in range(99 - len(TAKEN))]
     activity.put(*messages[:50], *TAKEN.values(), *messages[50:], b"\xff", None)
     (request,) = activity.requests(SENSOR)

@@ -72,7 +72,7 @@ LONG = {"a dropped table", "an overwrite", "a delete"}
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=pytest.mark.long if how in LONG else ()) for how in BACK])
-def test_what_the_table_lost_is_read_again_once_before_new_events_are_stored_and_reported(
+def test_rows_missing_from_the_table_are_recovered_once_before_new_events_are_stored(
     activity: ActivitySystem, how: str
 ) -> None:
     partition = went_back(activity, how)
@@ -105,9 +105,7 @@ def test_maintenance_recovers_missing_rows_though_nothing_new_arrives(activity: 
 
 
 @pytest.mark.parametrize("how", ["removed log entries", "a restore"])
-def test_until_then_the_check_names_partition_offsets_and_hours_and_then_the_span_of_the_rows(
-    activity: ActivitySystem, how: str
-) -> None:
+def test_the_gap_check_names_the_missing_offsets_and_hours_before_recovery(activity: ActivitySystem, how: str) -> None:
     partition = went_back(activity, how)
     check = activity.check("no_gap_in_offsets")
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
@@ -126,7 +124,7 @@ def test_until_then_the_check_names_partition_offsets_and_hours_and_then_the_spa
 
 
 @pytest.mark.parametrize("how", ["removed log entries", pytest.param("a restore", marks=pytest.mark.long)])
-def test_what_kafka_has_no_more_is_lost_with_partition_offsets_and_hours(
+def test_messages_that_kafka_no_longer_has_are_reported_lost_with_their_offsets_and_hours(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
     how: str,
@@ -146,7 +144,7 @@ def test_what_kafka_has_no_more_is_lost_with_partition_offsets_and_hours(
     assert complete_all(activity.services.user_activity).lost == []
 
 
-def test_what_was_lost_of_a_dropped_table_is_said_once_and_without_the_dead_letters(
+def test_messages_lost_with_a_dropped_table_are_reported_once_without_the_dead_letters(
     activity: ActivitySystem,
     kafka_server: Any,  # noqa: ANN401 - either broker
 ) -> None:
