@@ -1,4 +1,4 @@
-"""Attachments, as definitions, operations and commands see them."""
+"""The capability of attachments: what it provides to definitions, operations and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest attachments`, and of `ingest dlq` what concerns attachments: list and show them, replay dead ones.
+"""Commands `ingest attachments` and the attachment part of `ingest dlq`: list, show, and replay dead ones.
 
 Addresses are shown without their query: a signed address is a secret.
 """

@@ -290,7 +290,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         return dict(zip(ATTACHMENT_QUEUE.finished, map(int, counts), strict=True))
 
     def _due(self, queue_name: str, limit: int, now: datetime, routes: Collection[str] | None = None) -> sa.Select[Any]:
-        """Domains take turns, and in each its traces: one that has thousands does not delay the others."""
+        """Order due attachments in turns of domains, and of traces within each: a large one does not delay others."""
         due = super()._due(queue_name, MAX_DUE, now, routes)
         due_rows = due.add_columns(COLUMNS.domain, COLUMNS.trace_id, COLUMNS.next_attempt_at).subquery().c
         of_trace = sa.func.row_number().over(

@@ -140,7 +140,7 @@ class Destinations:
         return self._template_of(domain).format_map(values)
 
     def require_own(self, destination: str, *, domain: str, trace_id: str, attachment_url: str) -> None:
-        """Refuse a path that a task brought along and that is another attachment's, or in the way of others.
+        """Refuse a task's path that belongs to another attachment or blocks the paths of others.
 
         Args:
             destination: relative to the domain's store.

@@ -242,7 +242,7 @@ def plainly(error: Exception) -> str:
 
 
 def not_json(raw: bytes, error: Exception) -> UnreadableMessageError:
-    """Return the error that says why bytes are no JSON that can be read, in words.
+    """Return the error that explains why bytes cannot be read as JSON.
 
     Args:
         raw: the message.

@@ -212,7 +212,7 @@ def decode_polling_job(raw: bytes | None) -> PollingJob:
 
 
 def secret_problem(source_config: Mapping[str, Any]) -> str:
-    """Say which secret a `source_config` carries, though messages are in logs and dead letters; empty for none."""
+    """Describe a secret in a `source_config`, which logs and dead letters would show; empty for none."""
     carried = next((name for name in source_config if name.lower() in SECRET_NAMES), None)
     return (
         f'source_config carries {carried!r}: name stored credentials instead ("credentials": "…").' if carried else ""

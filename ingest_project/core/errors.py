@@ -52,7 +52,7 @@ class IngestError(Exception):
         return type(self).__name__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process raise it: what the constructors take is not what the message is made of."""
+        """Pickle the error by its state for another process: constructors take other arguments than the message."""
         return type(self).__new__, (type(self), *self.args), self.__dict__
 
 

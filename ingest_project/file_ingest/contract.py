@@ -336,5 +336,5 @@ def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) 
 
 @lru_cache(maxsize=64)
 def _read_as(same: SameProfile) -> Mapping[str, object]:
-    """Return what a profile says of reading, which the files of a batch share."""
+    """Return the profile's reading options, which the files of a batch share."""
     return same.profile.model_dump(mode="json", exclude={"description"})

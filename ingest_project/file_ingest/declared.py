@@ -254,7 +254,7 @@ class DeclaredContract(Contract):
 
     @cached_property
     def _checked_as(self) -> Mapping[str, object]:
-        """What the declaration says of checking, which the files of a batch share."""
+        """The declaration's rules for checking, which the files of a batch share."""
         return self.declaration.model_dump(mode="json", include={"name", "columns", "model", "key", "drift"})
 
 

@@ -262,7 +262,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
             self._change(keys, {**again, "retry_group": None, "next_attempt_at": now + pause}, now, self._is_leased())
 
     def postpone(self, dataset: str, pause: timedelta, now: datetime) -> None:
-        """Let the files of a dataset that wait for a person wait for at least so long: none of them can go on yet."""
+        """Postpone the waiting files of a dataset by at least this long: none can continue before a person acts."""
         until, columns = now + pause, files.c
         waiting = sa.and_(columns.dataset == dataset, sa.text(AWAITING_A_PERSON), columns.state == PENDING)
         with writing(self._engine) as connection:

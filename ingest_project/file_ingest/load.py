@@ -253,7 +253,7 @@ def rejected_for_stored_key(result: FileResult, error: StoredKeyError, services:
 
 
 def _first_stored_key(error: StoredKeyError, engine: sa.Engine) -> str:
-    """Say which row has the first key that another file stored, and which file; empty if none has it any more."""
+    """Name the first row whose key another file stored, and that file; empty if no file has it any more."""
     stored = error.table.c
     names = [column.name for index in error.table.indexes if index.unique for column in index.columns]
     columns = [stored[name] for name in names]
@@ -341,7 +341,7 @@ def lock_locations_of(
 def settle_versions(
     transaction: WarehouseTransaction, results: Sequence[FileResult], run_id: str
 ) -> tuple[list[FileResult], tuple[str, ...]]:
-    """Let the newest version of each location count.
+    """Make the newest version of each location the one that counts.
 
     Returns:
         the results, those that do not count as replaced; and the keys of other versions that they replace.

@@ -462,7 +462,7 @@ def warning_results(result: FileResult, assets: DatasetAssets) -> list[CheckResu
 
 
 def baseline_result(verdict: Verdict, assets: DatasetAssets) -> CheckResult:
-    """Judge whether a file is as usual for its source. One without a baseline passes, and says so."""
+    """Compare a file with the baseline of its source; without a baseline it passes with a note."""
     return CheckResult(
         assets.validated,
         WITHIN_BASELINE,

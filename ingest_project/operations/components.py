@@ -78,7 +78,7 @@ attributes:
     - {{name: at, type: timestamp, required: true}}
     # - {{name: city, type: text, path: $.customer.address.city}}
 
-  # The column that says when it happened; Kafka's time of the message by default.
+  # The column with the time of the event; Kafka's time of the message by default.
   event_time: at
 
   # A Delta table by default; with a key, a table of the warehouse.

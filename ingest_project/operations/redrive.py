@@ -107,7 +107,7 @@ def original_message(letter: ConsumerRecord) -> ProducerRecord:
 
 
 def _placed(record: ProducerRecord, partitions: Collection[int]) -> ProducerRecord:
-    """Let the key choose if the topic lacks this partition, because it was recreated or a header is wrong."""
+    """Clear a partition that the topic lacks (it was recreated, or a header is wrong): the key then chooses one."""
     return record if record.partition in partitions else msgspec.structs.replace(record, partition=None)
 
 

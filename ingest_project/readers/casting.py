@@ -325,7 +325,7 @@ def text_cells(texts: pl.Series, kinds: pl.Series) -> pl.Series:
 def clock_faults(
     texts: pl.Series, kinds: pl.Series | None, found: pl.Series, layout: TimestampLayout
 ) -> pl.Series | None:
-    """Say which clock times their zone passes twice (`ambiguous_time`) or skips (`skipped_time`).
+    """Find the clock times that their zone passes twice (`ambiguous_time`) or skips (`skipped_time`).
 
     Args:
         texts: texts of the cells.

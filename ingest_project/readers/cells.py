@@ -1,4 +1,4 @@
-"""One cell as text: of a workbook with its kind, so that a number stays one whatever marks a profile declares; of JSON.
+"""Cells of workbooks and JSON as text. Workbook cells keep their kind: declared marks do not apply to numbers.
 
 A number of JSON stays the text that it is: a float would change `0.10` and every integer above 2^53.
 

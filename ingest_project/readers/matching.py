@@ -170,7 +170,7 @@ class Header:
         return wanted
 
     def by_name(self, columns: Sequence[str], taken: set[int]) -> dict[str, int]:
-        """Return the columns of which the profile says nothing by their own names."""
+        """Return the columns that the profile does not map, under their own names."""
         found: dict[str, int] = {}
         ignored = self.ignored
         for column in columns:

@@ -187,7 +187,7 @@ class ReaderProfile(Declared):
         return target.required if self.optional is None else frozenset(target.columns).difference(self.optional)
 
     def require_fits(self, target: Target) -> None:
-        """Check that files can be read into a target at all.
+        """Check that the profile can read files into a target.
 
         Raises:
             SettingsError: no file can; names the column and the reason.
@@ -208,7 +208,7 @@ class ReaderProfile(Declared):
             yield "unit", ("sensor_types",)
 
     def _conflicts(self) -> Iterator[Problem]:
-        """Find what contradicts itself, whatever the dataset."""
+        """Find contradictions in the profile, independent of the dataset."""
         if self.quantities and not set(QUANTITY_COLUMNS).isdisjoint(self.columns.values()):
             yield ("quantities",), "with quantities, sensor_type, value and unit are not columns of the file"
         for column, location in self._sources():

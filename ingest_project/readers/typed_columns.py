@@ -103,7 +103,7 @@ def cast_columns(rows: pl.DataFrame, columns: Sequence[Column], profile: ReaderP
 
 
 def _faults(cells: Cells, values: pl.Series, column: Column, profile: ReaderProfile) -> pl.Series | None:
-    """Say what is wrong with values that are of the column's type but do not fit in it; None if none is such."""
+    """Name the fault of values that have the column's type but do not fit in it; None if all fit."""
     if column.kind == "timestamp":
         return clock_faults(*cells, values, profile.timestamps)
     if column.kind not in {"integer", "number", "decimal"}:

@@ -237,7 +237,7 @@ class S3Source:
     def _entry(self, found: ListedObject, root_length: int, pattern: Pattern) -> SourceFile | Skipped | None:
         key = found["Key"]
         relative = key[root_length:]
-        # Some tools represent a folder by an empty object whose key ends with a slash.
+        # Some tools represent a folder by an empty object with a key that ends with a slash.
         if not relative or key.endswith("/") or not pattern.matches(relative):
             return None
         path, (*folders, name) = self.bucket.path(key), relative.split("/")

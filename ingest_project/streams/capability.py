@@ -1,4 +1,4 @@
-"""The streams, as definitions, operations and commands see them."""
+"""The capability of streams: what it provides to definitions, operations and commands."""
 
 from __future__ import annotations
 

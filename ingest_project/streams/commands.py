@@ -178,13 +178,13 @@ def show_hour(hour: Hour = None, *, as_json: AsJson = False) -> None:
 
 @activity_app.callback(invoke_without_command=True)
 def activity(context: typer.Context, *, read_from_beginning: FromBeginning = False) -> None:
-    """What arrived on user-activity-events."""
+    """Query and repair the stream of user-activity-events."""
     _replay_or_help(context, "activity", read_from_beginning)
 
 
 @crm_app.callback(invoke_without_command=True)
 def crm(context: typer.Context, *, read_from_beginning: FromBeginning = False) -> None:
-    """What arrived on sales_events."""
+    """Query and repair the stream of sales_events."""
     _replay_or_help(context, "crm", read_from_beginning)
 
 

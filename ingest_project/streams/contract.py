@@ -30,7 +30,7 @@ from ingest_project.streams.values import array_of, arrow_type
 
 ROW = "row"
 MAX_NAMED = 10
-# Each is a column of the table for good, and senders choose the names.
+# Each becomes a permanent column of the table, and senders choose the names.
 MAX_EVOLVED_COLUMNS = 100
 EVOLVED_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 

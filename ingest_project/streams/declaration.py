@@ -90,7 +90,7 @@ class SqlTarget(Declared):
 
 
 def _kind_of_sink(sink: Any) -> str:  # noqa: ANN401 - whatever the file contains
-    """Tell sinks apart by their options, so that a mistake in one is not reported for both."""
+    """Choose the kind of sink by its options, so that a mistake is reported for that kind only."""
     if isinstance(sink, dict):
         return "table" if sink.keys() & {"key", "table", "version", "tombstones", "key_decoder"} else "delta"
     return "table" if isinstance(sink, SqlTarget) else "delta"
@@ -198,7 +198,7 @@ class StreamDeclaration(Declared):
 
     @property
     def time_column(self) -> str:
-        """The column that says when it happened."""
+        """The column with the time of the event."""
         return self.event_time or KAFKA_TIME
 
     @property

@@ -1,4 +1,4 @@
-"""What Dagster loads of a stream by its declaration; a shipped one replaces some of the parts."""
+"""Dagster definitions of a declared stream; a shipped stream replaces some of them."""
 
 from collections.abc import Mapping
 from dataclasses import replace

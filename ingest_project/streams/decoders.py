@@ -163,7 +163,7 @@ def structs_of(
 
 
 def _payloads(messages: Sequence[ConsumerRecord], payload_of: Callable[[ConsumerRecord], bytes | None]) -> list[Any]:
-    """Return what is to be decoded; of a message without anything to decode, the error that says why."""
+    """Return the payload to decode, or for a message without one the error that explains why."""
     if payload_of is VALUE:
         values = [value for value in map(VALUE, messages) if value]
         if len(values) == len(messages) and max(map(len, values), default=0) <= MAX_MESSAGE_BYTES:

@@ -293,7 +293,7 @@ def _store_batch(sink: Sink[Rows], batch: Batch[Rows], position: SinkPosition) -
 
 
 def _attempt(run: StreamRun, partition: int, step: Callable[[SinkPosition], SinkPosition]) -> None:
-    """Take a step in a partition; a failure closes the partition for this run."""
+    """Run one step in a partition; a failure closes the partition for this run."""
     position = run.positions[partition]
     try:
         run.positions[partition] = step(position)

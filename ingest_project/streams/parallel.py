@@ -1,4 +1,4 @@
-"""Decode a large backlog in child processes, each with partitions of its own: one process decodes on one processor.
+"""Decode a large backlog in child processes, each with its own partitions: one process decodes on only one core.
 
 A child is a fork that reads Kafka over connections of its own and decodes, nothing else: database, Delta table and
 Polars do not work in a fork. It passes each batch on in shared memory and waits until the parent takes it, so that a

@@ -157,7 +157,7 @@ def _require_single(payload: bytes, kind: Descriptor) -> None:
 
 
 def _wire_fields(payload: bytes) -> UnknownFieldSet:
-    """Return the fields of a message as they are on the wire, each as often as it is there."""
+    """Return the fields of a message as on the wire, repeated ones included."""
     nothing = Empty()
     nothing.ParseFromString(payload)
     return UnknownFieldSet(nothing)

@@ -1,4 +1,4 @@
-"""Resources of all streams, which are declared: two by this package, others in the folder of declarations."""
+"""Resources of all streams: this package declares two, the folder of declarations the others."""
 
 from __future__ import annotations
 

@@ -516,7 +516,7 @@ def _as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
 
 
 def _as_sqlite_stores(frame: pl.DataFrame) -> pl.DataFrame:
-    """Times and lists as the text that the column types of `database.column_types` read back."""
+    """Convert times and lists to the text that the column types of `database.column_types` read back."""
     changed = frame.with_columns(
         cs.datetime().dt.strftime("%Y-%m-%d %H:%M:%S%.6f"),
         cs.date().dt.strftime("%Y-%m-%d"),

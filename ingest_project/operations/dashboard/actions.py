@@ -50,7 +50,7 @@ from ingest_project.platform.actions import (
 RECORDS_A_PAGE = 50
 SHOWN_EXAMPLES = 20
 SHOWN_ITEMS = 500
-# Age after which the upload of a preview that nobody confirmed is removed.
+# Age after which the upload of an unconfirmed preview is removed.
 UPLOAD_SECONDS, MAX_UPLOADS = 3_600.0, 20
 # Size of a form's other fields, in addition to the file.
 FORM_BYTES = 1024**2

@@ -149,7 +149,7 @@ def look_for_ended_runs_again() -> None:
         try:
             look(server)
         except Exception:
-            server._logger.exception("Run workers that ended are looked for again.")  # noqa: SLF001
+            server._logger.exception("Searching again for run workers that ended.")  # noqa: SLF001
 
     DagsterApiServer._check_for_orphaned_runs = look_again  # type: ignore[assignment,method-assign]  # noqa: SLF001
 

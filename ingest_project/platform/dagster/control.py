@@ -133,7 +133,7 @@ def partitions_in_backfills(instance: DagsterInstance, definitions: dg.Definitio
 
 
 def is_backfilling(instance: DagsterInstance) -> bool:
-    """Tell whether any backfill is unfinished: Dagster fails the whole of it once one of its partitions is gone."""
+    """Return True while a backfill is unfinished: Dagster fails all of it if one of its partitions is removed."""
     return bool(instance.get_backfills(filters=BulkActionsFilter(statuses=UNFINISHED), limit=1))
 
 

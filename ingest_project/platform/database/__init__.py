@@ -176,7 +176,7 @@ def database_errors(database_url: str | URL, engine: sa.Engine | None = None) ->
 
 
 def _lock_holders(engine: sa.Engine) -> str | None:
-    """Return who has written to or locked tables, the longest transactions first; None if nobody has now."""
+    """Return the sessions that have written to or locked tables, longest transaction first; None if there are none."""
     if engine.dialect.name == "postgresql":
         with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
             holders: str | None = connection.scalar(LOCK_HOLDERS)

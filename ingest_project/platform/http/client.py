@@ -328,7 +328,7 @@ class WebClient:
     def _response(
         self, method: str, address: WebAddress, headers: dict[str, str], deadline: Deadline, *, forgive_breaks: bool
     ) -> Iterator[WebResponse]:
-        """Request one address, whatever it answers; the host's slot is held until the end of the block."""
+        """Request one address and accept any status; the host's slot is held until the end of the block."""
         with self._hosts.request_slot(address.host_and_port, forgive_breaks=forgive_breaks) as waited:
             deadline.postpone(waited)
             with closing(self._request(method, address, headers, deadline)) as response:

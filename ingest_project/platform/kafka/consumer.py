@@ -396,7 +396,7 @@ class ReadBuffer:
         return True
 
     def finish(self, partition: int) -> bool:
-        """Take no more messages from a partition."""
+        """Stop reading a partition."""
         self._unfinished.pop(partition, None)
         return True
 

@@ -132,7 +132,7 @@ MAX_BYTES_AT_A_TIME = 32 * 1024**2
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 BEGINNING_CHARACTERS = 60
-# What is shown of a letter is looked for secrets beyond its end: one that is cut there is one all the same.
+# Secrets are searched beyond the end of the shown part, so that a secret cut off there is found as well.
 LONGEST_SECRET_BYTES = 8_192
 _ADDRESS = re.compile(r"""[A-Za-z][A-Za-z0-9+.-]{0,15}:(?:\\?/){2}[^\s"'<>]*""")
 _NAMED_SECRET = re.compile(rf'("(?:{"|".join(SECRET_NAMES)})"\s*:\s*")(?:[^"\\]|\\.)*', re.IGNORECASE | re.DOTALL)

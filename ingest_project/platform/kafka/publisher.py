@@ -284,7 +284,7 @@ class MessageOutbox:
         return list(fetch(self._engine, query).scalars())
 
     def remember(self, topic: str, message_id: str) -> None:
-        """Record an id as sent that has no message of its own and represents other messages. Idempotent."""
+        """Record as sent an id that represents other messages and has no own message. Idempotent."""
         row = {"message_id": message_id, "topic": topic, "state": SENT, "created_at": datetime.now(UTC)}
         with writing(self._engine) as connection:
             insert_missing(connection, outbox, [row], outbox.c.message_id)

@@ -1,4 +1,4 @@
-"""Files inside compressed files and zip archives: found by content, expanded one at a time into a temporary folder.
+"""Find files inside compressed files and zip archives by their content, and expand one at a time to a temporary folder.
 
 A compressed file holds one file. An archive's files are read one after the other, each with its own header, in the
 order of the archive. An archive that is damaged, or has a file that cannot be read, is rejected as a whole with the
@@ -238,7 +238,7 @@ def _container(start: bytes) -> str:
 
 
 def _detected(path: Path) -> str:
-    """Return the type of content whose name says none."""
+    """Detect the type of content whose name has no known ending."""
     with path.open("rb") as file:
         text = file.read(PIECE_BYTES)
     if text.startswith(PARQUET_START):

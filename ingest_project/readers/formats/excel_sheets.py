@@ -43,7 +43,7 @@ BLOCK_BYTES = 1024**2
 SIGNS = (b"<f", b":f", b'"e"', b"'e'", b"\0")
 # The beginning of an error cell, up to its type.
 ERROR_CELL = re.compile(rb"""(<(?:\w+:)?c\s[^<>]*?\bt=["'])e(?=["'])""")
-# The last cell of a sheet, as it says itself.
+# The last cell that a sheet declares.
 DIMENSION = re.compile(rb"""<(?:\w+:)?dimension\s[^<>]*?\bref=["'][A-Z0-9]*:?([A-Z]{1,3})([0-9]{1,7})["']""")
 REFERENCE = re.compile(r"^\$?([A-Z]{1,3})\$?([0-9]{1,7})$")
 FORMULA_SHOWN = 200

@@ -156,7 +156,7 @@ def _record(number: int, raw: str, value: object, reason: str) -> Record:
 
 
 class _Values:
-    """Takes one value after the other from blocks of text, with no more than one in memory that is not complete."""
+    """Parses one value at a time from blocks of text, with at most one incomplete value in memory."""
 
     def __init__(self, blocks: Iterator[tuple[bytes, bool]], parser: JsonParser, limits: ReadLimits, line: int) -> None:
         self._blocks, self._parser, self._limits = blocks, parser, limits

@@ -79,7 +79,7 @@ class NullGuess(NamedTuple):
 
 
 def guess_numbers(texts: pl.Series, delimiter: str | None) -> NumberGuess:
-    """Guess the marks.
+    """Guess the decimal and thousands marks of numbers.
 
     Args:
         texts: cells of all columns that may be numbers, without missing ones.

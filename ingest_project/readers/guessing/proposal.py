@@ -1,4 +1,4 @@
-"""Propose a reader profile for a file, as YAML that says of each guess what it rests on.
+"""Propose a reader profile for a file, as YAML with the evidence for each guess.
 
 Of the columns it guesses which say when, where, what and how much.
 
@@ -431,7 +431,7 @@ def _write_quantities(draft: Draft, columns: Columns, roles: Roles, types: Mappi
 
 
 def _word_question(column: Column, columns: Columns) -> str:
-    """Ask about words that repeat among numbers: they may be a spelling of "no value" that only this file has."""
+    """Ask about words that repeat among numbers: they may mean "no value" in this file."""
     words = [text for text, count in columns.unread(column) if count > 1 and not re.search("[0-9]", text)]
     return f"does {' or '.join(map(repr, words))} mean that there is no value? Then add it to nulls" if words else ""
 

@@ -57,7 +57,7 @@ class TimeGuess(NamedTuple):
 
 
 def times_in_parts(texts: pl.Series, chosen: str) -> TimeGuess | None:
-    """Guess the times of year, day and further parts in columns of their own, joined by spaces, in one format."""
+    """Guess a time that is split over columns (year, day, …) as one format of their values joined by spaces."""
     found = {chosen: _read(texts, chosen)}
     return _described(texts, [chosen], found) if found[chosen].count() >= MIN_SHARE * max(len(texts), 1) else None
 
@@ -213,7 +213,7 @@ def _regularity(moments: pl.Series) -> float:
 
 
 def _evidence(first: str, found: dict[str, pl.Series]) -> str:
-    """Say what decides between day first and month first."""
+    """Describe the evidence for day first or month first."""
     others = [f for f in found if f != first and sorted(_order(f)) == sorted(_order(first)) and len(f) == len(first)]
     if not others or _order(first).startswith("y"):
         return ""

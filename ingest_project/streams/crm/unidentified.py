@@ -237,7 +237,7 @@ logger = get_logger(__name__)
 
 
 def log_of(settings: Settings) -> Path:
-    """Return the path of the log: as it is set, next to LOG_FILE, or in the state folder."""
+    """Return the path of the log: the configured one, next to LOG_FILE, or in the state folder."""
     own, log_file = settings.crm.unidentified_log, settings.logging.file
     if own is not None:
         return own

@@ -1,4 +1,4 @@
-"""What Dagster loads of a stream whose sink is a Delta table: asset, checks, jobs, schedules and sensor.
+"""Dagster definitions of a stream with a Delta table: asset, checks, jobs, schedules and sensor.
 
 The asset has a partition for each hour of the rows' time. A run that a tick requests stores each Kafka partition up to
 the offsets in its configuration; one that a person starts without them stores all. A person who materialises hours

@@ -189,7 +189,7 @@ class DeclaredTable:
         return keys.filter(pl.Series(is_whole, dtype=pl.Boolean)).with_columns(_positions(kept, position)), refused
 
     def _versions(self, found: KeyedRows) -> _Versions:
-        """Tell rows before the tombstones of their keys from those after, by their offsets."""
+        """Separate rows before the tombstones of their keys from those after them, by offset."""
         keys, offset = list(self._sink.key), "kafka_offset"
         tombstones = found.deleted if found.deleted.is_empty() else _newest(found.deleted, keys)
         if found.deleted.is_empty() or found.rows.is_empty():

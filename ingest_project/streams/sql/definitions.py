@@ -1,4 +1,4 @@
-"""What Dagster loads of a stream whose sink is a table of the warehouse: assets, checks, job, schedule and sensor.
+"""Dagster definitions of a stream with a table of the warehouse: assets, checks, job, schedule and sensor.
 
 All assets of a stream are stored in one pass. A run that a tick requests stores each partition up to the offsets in its
 configuration; one that a person starts without them stores all. Each check reads what is stored now.

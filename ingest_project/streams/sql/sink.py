@@ -81,7 +81,7 @@ class SqlSink(Generic[Rows]):
         self._target.prepare()
 
     def resume(self, position: SinkPosition) -> SinkPosition:
-        """Return the position as it is now: the target may have moved it back, as its table was not there."""
+        """Return the current position: the target moves it back if its table was missing."""
         positions = StreamPositions(self._services.engine, position.stream, position.topic)
         now = positions.current().get(position.partition, position)
         return now if now.topic_id == position.topic_id else position
