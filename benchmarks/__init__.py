@@ -1,1 +1,1 @@
-"""Measured side by side with what people usually build: files a second, rows a second, seconds from event to rows."""
+"""Benchmarks next to a usual Celery design: files per second, rows per second, seconds from event to rows."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks KIND`, e.g. files or datasets: one measurement, its result is the last line.
+"""Run one measurement, `python -m benchmarks KIND` (e.g. files or datasets), and print its result as the last line.
 
 The result is one JSON object; what happens meanwhile goes to standard error. The exit code is 1 when what was stored is
 not exactly what should be.
@@ -50,7 +50,7 @@ PAUSE_SECONDS = (1.0, 6.0)
 
 
 def measure_files(options: argparse.Namespace, folder: Path) -> Result:
-    """Many small files, by the product and by the Celery design."""
+    """Measure many small files with the product and with the Celery design."""
     workload = _write(folder, options.files, options.rows)
     result = _by_product(options, folder, workload)
     seconds, waited = float(str(result["seconds"])), float(str(result["seconds_to_start"]))
@@ -101,7 +101,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
-    """One large file."""
+    """Measure one large file."""
     workload = _write(folder, 1, options.rows)
     result = _by_product(options, folder, workload)
     seconds, waited = float(str(result["seconds"])), float(str(result["seconds_to_start"]))
@@ -124,7 +124,7 @@ def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
-    """One small file at a time on an idle system."""
+    """Measure one small file at a time on an idle system."""
     workload = _write(folder, options.events * 2 + 2, options.rows).good(options.events)
     say("Starting the system ...")
     with running_system(folder / "product", [workload.folder], options.partitions) as system:
@@ -250,7 +250,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure once; the exit code."""
+    """Measure once; return the exit code."""
     options = _parse(arguments)
     return measured_once(options.measure, options)
 

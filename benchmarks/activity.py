@@ -42,7 +42,7 @@ USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Ge
 
 
 def measure_activity(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """User activity events into Delta."""
+    """Measure user activity events into Delta."""
     if (why_not := why_not_apache_kafka()) is not None:
         raise SystemExit(f"The embedded broker keeps 5 MiB a partition: this benchmark needs Apache Kafka ({why_not}).")
     server = start_server()
@@ -96,7 +96,7 @@ def _send(brokers: str, events: int) -> None:
 
 
 def _messages(events: int) -> Iterator[bytes]:
-    """Events of about 1 KB: all the fields of the contract, each with an id of its own, over three hours."""
+    """Generate events of about 1 KB over three hours, with all fields of the contract and unique ids."""
     for number in range(events):
         moment = f"2026-01-15T{10 + number * 3 // events:02d}:{number % 60:02d}:45.{number % 1000:03d}Z"
         yield json.dumps(
@@ -124,7 +124,7 @@ def _messages(events: int) -> Iterator[bytes]:
 
 
 def _read(reader: str, brokers: str, folder: Path, events: int) -> tuple[float, float, float]:
-    """Seconds, megabytes and seconds of processor time of one of the readers."""
+    """Run one reader; return seconds, megabytes and seconds of processor time."""
     command = [sys.executable, "-m", "benchmarks.activity_readers", reader, brokers, TOPIC, str(folder), str(events)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, PeakMemory([process.pid]) as memory:
         output, _ = process.communicate()
@@ -164,7 +164,7 @@ def _by_product(brokers: str, folder: Path, events: int) -> dict[str, Any]:
 
 
 def _wait_until_stored(system: System, events: int) -> float:
-    """Wait until every event is stored and reported; returns when the first run had begun."""
+    """Wait until every event is stored and reported; return when the first run began."""
     query = (
         "SELECT coalesce(sum(next_offset - first_offset) FILTER (WHERE run_id IS NULL), 0), count(run_id) > 0"
         " FROM sink_positions WHERE topic = %s"

@@ -31,7 +31,7 @@ STREAM = "benchmark/0"
 
 
 def measure_commits(options: argparse.Namespace, folder: Path) -> Result:
-    """Many small commits of user activity events to one Delta table."""
+    """Measure many small commits of user activity events to one Delta table."""
     store = DeltaStore(delta_location(str(folder / "events"), None), ("event_day",))
     events, seconds, upkeeps = _events(), [], []
     for number in range(1, options.commits + 1):

@@ -1,4 +1,4 @@
-"""Readers of the same topic of events, each a process of its own: a run, one of a declared stream, floor, one by one.
+"""Readers of one topic, each in its own process: a run, a declared stream's run, the floor, a plain consumer.
 
     python -m benchmarks.activity_readers run|declared|floor|one_by_one <brokers> <topic> <folder> <events>
 
@@ -56,7 +56,7 @@ Read = Callable[[], None]
 
 
 def run(brokers: str, topic: str, folder: Path, events: int) -> Read:
-    """Return what a run does, positions and exactly-once included."""
+    """Read as a run does, positions and exactly-once included."""
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": brokers,
         "KAFKA_TOPIC_USER_ACTIVITY_EVENTS": topic,
@@ -68,7 +68,7 @@ def run(brokers: str, topic: str, folder: Path, events: int) -> Read:
 
 
 def declared(brokers: str, topic: str, folder: Path, events: int) -> Read:
-    """Return what a run of a declared stream does."""
+    """Read as a run of a declared stream does."""
     environ = {
         "KAFKA_BOOTSTRAP_SERVERS": brokers,
         "DATABASE_URL": f"sqlite:///{folder / 'declared.db'}",
@@ -91,7 +91,7 @@ def _store(services: SystemResources, stream: DeltaStream, events: int) -> Read:
 
 
 def floor(brokers: str, topic: str, folder: Path, events: int) -> None:
-    """Consume, decode, append: no work queue, no state, one step after the other."""
+    """Consume, decode and append in sequence, without a work queue or state."""
     consumer = _consumer(brokers, topic)
     done = 0
     while done < events:
@@ -105,7 +105,7 @@ def floor(brokers: str, topic: str, folder: Path, events: int) -> None:
 
 
 def one_by_one(brokers: str, topic: str, folder: Path, events: int) -> None:
-    """A plain consumer: polls a message, parses it, writes it."""
+    """Read as a plain consumer: poll a message, parse it, write it."""
     consumer = _consumer(brokers, topic)
     for _ in range(events):
         message = consumer.poll(10)

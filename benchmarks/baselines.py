@@ -1,4 +1,4 @@
-"""What baselines add to a batch of files: batches with and without them, in turns, on a long history.
+"""Cost of baselines for a batch of files: alternate batches with and without them on a long history.
 
 Landing, checks, COPY, queue entries and the metadata of each file are the product's own; Dagster's event log, which is
 the same in both, is left out. Without baselines nothing is counted, read, compared or stored of them. Processor time is
@@ -40,7 +40,7 @@ WAREHOUSE = "ingest_project.file_ingest.warehouse.postgres.PostgresTransaction.p
 
 
 def measure_baselines(options: argparse.Namespace, folder: Path) -> Result:
-    """Batches of files with and without baselines."""
+    """Measure batches of files with and without baselines."""
     (folder / "logs").mkdir(parents=True)
     rounds = 2 * ROUNDS + 1
     say(f"Writing {rounds} batches of {options.files} files ...")
@@ -83,7 +83,7 @@ def measure_baselines(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def _one_batch(services: FileIngestResources, workload: Workload, number: int) -> float:
-    """Ingest the files of a batch; return the seconds that it took."""
+    """Ingest the files of a batch; return the seconds taken."""
     now = datetime.now(UTC)
     arrivals = [_arrival(path, number * 100_000 + index, now) for index, path in enumerate(workload.paths)]
     services.files.record(arrivals, now)
@@ -120,7 +120,7 @@ def _arrival(path: Path, offset: int, now: datetime) -> FileArrival:
 
 
 def _fill(engine: sa.Engine, source: str, number: int) -> None:
-    """Let a source have sent so many files in the last weeks."""
+    """Record that many files of a source in recent weeks."""
     say(f"Recording {number} earlier files ...")
     statement = """
         INSERT INTO file_statistics (file_key, dataset, source, sample_order, arrived_at, rows_read, rows_quarantined,

@@ -70,7 +70,7 @@ FROM (SELECT n, now() - n * interval '20 seconds' AS moment FROM generate_series
 
 
 def measure_console(options: argparse.Namespace, folder: Path) -> Result:
-    """Every page of the console over 100,000 files, as many attachments and 10 million events."""
+    """Measure every page of the console over 100,000 files, as many attachments and 10 million events."""
     folder.chmod(0o711)
     (folder / "state").mkdir(mode=0o711)
     postgres = start_postgres(folder / "state", folder)
@@ -183,7 +183,7 @@ def _console(environ: Mapping[str, str], folder: Path) -> Iterator[tuple[str, ps
 def _opened(
     site: str, process: psutil.Process, options: argparse.Namespace, events: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Open every page; milliseconds by page, of the clock and of the processors: others may use these too."""
+    """Open every page; return milliseconds by page, of wall clock and of the CPUs (other processes included)."""
     chance, client = random.Random(7), requests.Session()  # noqa: S311 - no secret
 
     def number() -> int:

@@ -59,7 +59,7 @@ class Expected:
 
 
 def measure_crm(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """CRM messages into PostgreSQL."""
+    """Measure CRM messages into PostgreSQL."""
     messages = list(_messages(options.messages))
     server = start_server()
     try:
@@ -141,7 +141,7 @@ def _send(server: Server, topic: str, messages: list[bytes]) -> None:
 
 
 def _wait_until_stored(system: System, messages: int) -> float:
-    """Wait until every message is stored and reported; returns the seconds to the first run's start."""
+    """Wait until every message is stored and reported; return the seconds to the first run's start."""
     patience = PATIENCE_SECONDS + messages / SLOWEST_MESSAGES_PER_SECOND
     began_at, deadline = datetime.now(UTC), time.monotonic() + patience
     done, first = STORED, None

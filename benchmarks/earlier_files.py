@@ -1,4 +1,4 @@
-"""Tens of thousands of files on record within seconds: copies, made by the databases, of one that was ingested."""
+"""Record tens of thousands of earlier files within seconds: the databases copy one ingested file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same files with ten times as many on record: what an installation costs that has run for long.
+"""Cost of a long history: ingest the same files with ten times as many on record.
 
 Files on record have their queue entries, partitions, materialisations and check results; see `earlier_files`. The same
 number of new files is ingested before and after they become ten times as many, in one running system. A ratio of 1
@@ -25,7 +25,7 @@ LOOKS = 3
 
 
 def measure_growth(options: argparse.Namespace, folder: Path) -> Result:
-    """New files with so many on record, and with ten times as many."""
+    """Measure new files with that many on record, and with ten times as many."""
     before, after = (
         write_workload(folder / name / "in", options.files, options.rows, name=name, seed=seed)
         for seed, name in enumerate(("before", "after"), 1)
@@ -65,14 +65,14 @@ def _measured(system: System, workload: Workload, known: int) -> tuple[Result, l
 
 
 def _seconds_of_asset_page(system: System) -> float:
-    """Seconds of what Dagster's UI asks for to show the partitions of an asset."""
+    """Return the seconds of the queries by which Dagster's UI shows the partitions of an asset."""
     began = time.monotonic()
     read_asset_page(system.webserver_url, "raw_files")
     return round(time.monotonic() - began, 2)
 
 
 def _seconds_of_state(system: System) -> float:
-    """Seconds of what the dashboard and the metrics read of the work queues, every few seconds."""
+    """Return the seconds of one poll of the work queues for dashboard and metrics."""
     services = SystemResources(system.settings)
     try:
         read_warehouse(services)

@@ -1,4 +1,4 @@
-"""The cost of a run over a few new events, with little and with ten times as much on record, as a ratio.
+"""Ratio of the costs of a run over a few new events with ten times the history and with little.
 
 Two systems store user activity in tables of their own, the larger one from ten times the partitions, with ten times the
 events, commits and hours; all of it got there by runs. Then both store the same number of new events, in turns, and the
@@ -57,7 +57,7 @@ class _Activity:
     cpu_seconds: list[float] = field(default_factory=list)
 
     def send(self, events: int, partitions: int, hours: int) -> None:
-        """Send events with ids of their own, evenly over partitions and hours."""
+        """Send events with unique ids, evenly over partitions and hours."""
         topic = self.services.settings.topics.user_activity_events
         producer = Producer({"bootstrap.servers": self.server.bootstrap_servers, "linger.ms": 20})
         for number, message in enumerate(_events(self.sent, events, hours)):
@@ -67,7 +67,7 @@ class _Activity:
         self.sent += events
 
     def run(self) -> None:
-        """Store what is new."""
+        """Store the new events."""
         began, used = time.perf_counter(), time.process_time()
         stream = self.services.user_activity
         done = store_stream(self.services, stream.positions, DeltaSink(stream), run_id="benchmark")
@@ -82,7 +82,7 @@ class _Activity:
 
 
 def measure_growth_streams(options: argparse.Namespace, folder: Path) -> Result:
-    """Runs of a stream over a few new events, with ten times as much on record."""
+    """Measure runs of a stream over a few new events, with ten times as much on record."""
     # The server's user must reach its data.
     folder.chmod(0o755)
     for name in ("state", "log"):

@@ -1,4 +1,4 @@
-"""What the system costs while it has nothing to do, and how long it takes to start; next to plain Dagster.
+"""Cost of an idle system and duration of a start, compared with plain Dagster.
 
 The product is what `ingest dev` runs. The floor is Dagster's own three processes over a code location that imports
 nothing, with as many sensors, each of which skips every tick at once. Processor time is what the kernel counted for
@@ -43,7 +43,7 @@ defs = dg.Definitions(sensors=[sensor(number) for number in range(SENSORS)])
 
 
 def measure_idle(options: argparse.Namespace, folder: Path) -> Result:
-    """Processor time and memory of an idle system, and of idle plain Dagster."""
+    """Measure processor time and memory of an idle system, and of idle plain Dagster."""
     with _product(folder / "product") as children:
         product = _observed("the product", children, options.seconds)
     with _plain_dagster(folder / "plain") as children:
@@ -61,7 +61,7 @@ def measure_idle(options: argparse.Namespace, folder: Path) -> Result:
 
 
 def measure_start(options: argparse.Namespace, folder: Path) -> Result:
-    """Seconds and processor seconds of a second start, until a first file is stored; and those of plain Dagster."""
+    """Measure the seconds and CPU seconds of a second start until a first file is stored, and of plain Dagster."""
     inbox = folder / "inbox"
     _environment(folder / "product", inbox)
     ready, stored, cpu, plain = [], [], [], []
@@ -120,7 +120,7 @@ def _launcher(stack: Stack) -> Sequence[int]:
 
 @contextmanager
 def _plain_dagster(folder: Path) -> Iterator[Mapping[str, int]]:
-    """Dagster's webserver, daemon and code server as Dagster starts them."""
+    """Run Dagster's webserver, daemon and code server as Dagster starts them."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plain.py").write_text(PLAIN.replace("SENSORS", str(SENSORS)))
@@ -151,7 +151,7 @@ def _plain_dagster(folder: Path) -> Iterator[Mapping[str, int]]:
 
 
 def _observed(who: str, parts: Mapping[str, int], seconds: float) -> dict[str, tuple[float, float]]:
-    """Cores and megabytes of each part."""
+    """Return cores and megabytes of each part."""
     say(f"{who} comes to rest ...")
     time.sleep(SETTLE_SECONDS)
     counted = {name: pid for name, pid in parts.items() if name not in NOT_COUNTED}

@@ -1,4 +1,4 @@
-"""A folder of many files to announcements on Kafka, and the second look at the same files.
+"""List a folder of many files and announce them on Kafka, then list the same files again.
 
 The broker and PostgreSQL are the embedded ones, each a process of its own. A process that does nothing else looks: it
 lists the tree alone, then looks and announces, then looks again; its memory is measured. The broker keeps only the
@@ -43,7 +43,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def measure_listing(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Many files of a folder to announcements, and the second look at them."""
+    """Measure a listing that announces many files, and a second one of the same files."""
     _write(folder / "inbox", options.files)
     with _services(folder) as environ:
         topic = TopicSettings().file_event_queue
@@ -91,7 +91,7 @@ class _Announcements:
         self._consumer.close()
 
     def wait_for(self, number: int) -> None:
-        """Return once so many have come, or no more come."""
+        """Return once so many have arrived, or no more arrive."""
         until = time.monotonic() + PATIENCE_SECONDS
         while len(self.counted) < number and time.monotonic() < until:
             time.sleep(0.1)
@@ -135,7 +135,7 @@ def _write(inbox: Path, files: int) -> None:
 
 
 def _look(folder: str) -> dict[str, object]:
-    """List, look, look again; seconds of each."""
+    """List without announcing, poll, and poll again; return the seconds of each."""
     services = SystemResources(load_settings().settings)
     jobs = [_job(folder, number) for number in range(LOOKS * REPETITIONS)]
     services.polling_jobs.record(jobs, datetime.now(UTC))

@@ -67,7 +67,7 @@ def declare(folder: Path, number: int) -> None:
 
 
 def load(folder: Path) -> dict[str, float]:
-    """Load the definitions as the code server does; seconds, and how many of each kind there are."""
+    """Load the definitions as the code server does; return the seconds, and the number of each kind."""
     environ = {**os.environ, "INGEST_CONFIG_DIR": str(folder), "INGEST_STATE_DIR": str(folder / "state")}
     done = subprocess.run([sys.executable, "-c", LOAD], env=environ, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

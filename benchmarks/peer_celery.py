@@ -64,7 +64,7 @@ app.conf.update(
 
 
 class RejectedFileError(Exception):
-    """The file as a whole breaks the contract."""
+    """The whole file breaks the contract."""
 
 
 @app.task(name="ingest_file", autoretry_for=(psycopg2.OperationalError,), retry_backoff=True)  # type: ignore[untyped-decorator]
@@ -86,7 +86,7 @@ def ingest_file(path: str) -> None:
 
 
 def read(path: str) -> pd.DataFrame:
-    """The file's cells as text."""
+    """Return the file's cells as text."""
     try:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -123,7 +123,7 @@ def validate(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def aggregate(accepted: pd.DataFrame) -> pd.DataFrame:
-    """One row per device and sensor type."""
+    """Return one row per device and sensor type."""
     groups = accepted.groupby(["device_id", "sensor_type"], sort=False)["number"]
     return groups.agg(["min", "max", "mean", "count", "std"]).reset_index()
 

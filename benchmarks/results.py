@@ -98,7 +98,7 @@ def _of_metrics(expected: pl.DataFrame, stored: pl.DataFrame) -> list[str]:
 
 
 def _apart(name: str) -> pl.Expr:
-    """Return true where two numbers differ by more than rounding; a null only equals a null."""
+    """Return True if two numbers differ by more than rounding; a null equals only a null."""
     expected, stored = pl.col(name), pl.col(f"{name}_stored")
     near = (expected - stored).abs() <= RELATIVE_TOLERANCE * pl.max_horizontal(expected.abs(), pl.lit(1.0))
     return ~(near.fill_null(value=False) | (expected.is_null() & stored.is_null()))

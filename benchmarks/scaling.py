@@ -1,4 +1,4 @@
-"""Measure files a second with 1, 2 and 4 runs at a time, and the limits of what the runs share, each alone.
+"""Measure files per second with 1, 2 and 4 parallel runs, and the limit of each shared service alone.
 
 The runs share PostgreSQL and Kafka. So that a sizing can name the next bottleneck, each is measured at its own limit:
 COPY into the table of readings by 1, 2 and 4 connections, and messages written to and read from a topic of Kafka.
@@ -42,7 +42,7 @@ TOPIC = "limit"
 
 
 def measure_scaling(options: argparse.Namespace, folder: Path) -> Result:
-    """Files a second by runs at a time, rows a second of PostgreSQL, messages a second of Kafka."""
+    """Measure files per second by parallel runs, rows per second of PostgreSQL, messages per second of Kafka."""
     load = os.getloadavg()[0]
     workload = write_workload(folder / "files", options.files, options.rows)
     found: Result = {"exact": True}
@@ -61,7 +61,7 @@ def measure_scaling(options: argparse.Namespace, folder: Path) -> Result:
 
 @contextmanager
 def _limited(workers: int, folder: Path) -> Iterator[None]:
-    """Let the system run so many batches of files at a time."""
+    """Set how many batches of files run in parallel."""
     configuration = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
     for limit in configuration["concurrency"]["runs"]["tag_concurrency_limits"]:
         limit["limit"] = max(limit["limit"], workers) if limit["value"] != "files" else workers
@@ -85,7 +85,7 @@ def _cpu_seconds() -> float:
 
 
 def _postgres(folder: Path) -> Result:
-    """Rows a second of COPY alone, by connections at a time."""
+    """Measure rows per second of COPY alone, by number of connections."""
     say("PostgreSQL alone ...")
     found: Result = {}
     (folder / "limit" / "logs").mkdir(parents=True)
@@ -122,7 +122,7 @@ def _copy(url: str, times: int) -> None:
 
 
 def _kafka() -> Result:
-    """Messages a second of one producer and one consumer on Apache Kafka."""
+    """Measure messages per second of one producer and one consumer on Apache Kafka."""
     if reason := why_not_apache_kafka():
         return {"kafka_not_measured": reason}
     say("Apache Kafka alone ...")

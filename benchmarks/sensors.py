@@ -1,4 +1,4 @@
-"""A sensor of Dagster turned on and off as a person does it in the UI: through the webserver's API."""
+"""Turn a Dagster sensor on and off as the UI does: through the webserver's API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ASSET_PAGE = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) 
 
 
 def read_asset_page(webserver_url: str, asset: str) -> dict[str, Any]:
-    """Return what the UI shows of the partitions of an asset."""
+    """Query the partitions of an asset as the UI does."""
     answer = _graphql(f"{webserver_url}/graphql", _ASSET_PAGE, {"key": {"path": [asset]}})["assetNodeOrError"]
     if answer["__typename"] != "AssetNode":
         raise RuntimeError(f"Dagster has no asset {asset}.")
@@ -37,7 +37,7 @@ def read_asset_page(webserver_url: str, asset: str) -> dict[str, Any]:
 
 
 def switch_sensor(webserver_url: str, name: str, *, on: bool) -> None:
-    """Turn one sensor on or off: for as long as it takes to turn on others, nothing could be measured.
+    """Turn one sensor on or off, and no other: that would take time from the measurement.
 
     Raises:
         RuntimeError: Dagster says no.
@@ -54,7 +54,7 @@ def switch_sensor(webserver_url: str, name: str, *, on: bool) -> None:
 
 
 def wait_for_tick(dagster: psycopg2.extensions.connection, name: str, seconds: float) -> None:
-    """Wait until a sensor that was turned off is at rest: a tick of it that had begun goes on to its end.
+    """Wait until a sensor that was turned off has ended its last tick.
 
     Args:
         dagster: a connection to Dagster's database.

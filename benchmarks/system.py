@@ -58,7 +58,7 @@ class Timing:
 
 
 class System:
-    """The running product, as its users see it: a topic, a warehouse, Dagster's API."""
+    """The running product through its public interfaces: a topic, a warehouse, Dagster's API."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -72,12 +72,12 @@ class System:
 
     @property
     def warehouse_url(self) -> str:
-        """Of the database with the rows; libpq's."""
+        """Libpq URL of the database with the rows."""
         return _libpq(self._stack.settings.warehouse.database_url.get_secret_value())
 
     @property
     def processes(self) -> list[int]:
-        """Process ids at the top of what Dagster runs; the database and the broker are left out."""
+        """Process ids of Dagster's top-level processes, without database and broker."""
         return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
 
     @property
@@ -87,12 +87,12 @@ class System:
 
     @property
     def settings(self) -> Settings:
-        """Of all its processes."""
+        """Settings of all its processes."""
         return self._stack.settings
 
     @property
     def webserver_url(self) -> str:
-        """Of Dagster's UI and API."""
+        """Address of Dagster's UI and API."""
         return self._stack.webserver_url
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class System:
             raise TimeoutError("The broker did not confirm all events.")
 
     def turn_off(self, sensor: str) -> None:
-        """Have a sensor at rest."""
+        """Turn a sensor off and wait until it has ended its last tick."""
         switch_sensor(self._stack.webserver_url, sensor, on=False)
         wait_for_tick(self._dagster, sensor, START_SECONDS)
 
@@ -148,13 +148,13 @@ class System:
         return seconds
 
     def remember_earlier_files(self, like: str, count: int) -> None:
-        """Put that many files on record as if they had been ingested before, each a copy of the one of this name."""
+        """Record that many files as ingested earlier, each a copy of the one of this name."""
         ((key,),) = self._ask("SELECT file_key FROM files WHERE file_name = %s", like)
         self._earlier_files, self._like = count, key
         copy_file(self._warehouse, self._dagster, key, count)
 
     def remember_more_files(self, count: int) -> None:
-        """Put that many more on record."""
+        """Record that many more earlier files."""
         copy_file(self._warehouse, self._dagster, self._like, count, after=self._earlier_files)
         self._earlier_files += count
 
@@ -171,7 +171,7 @@ class System:
             time.sleep(POLL_SECONDS)
 
     def _finished_keys(self, names: set[str]) -> set[str] | None:
-        """Keys of all the files, or None while one of them is not finished and reported."""
+        """Return the keys of all files, or None while one of them is not finished and reported."""
         # Cheap, and nearly always the answer: what is unfinished is found by index.
         if self._ask("SELECT 1 FROM files WHERE state IN ('pending', 'requested', 'ingesting') LIMIT 1"):
             return None
@@ -180,7 +180,7 @@ class System:
         return set(keys.values()) if keys.keys() == names else None
 
     def _shown_keys(self) -> set[str]:
-        """Partitions with a materialisation or a check result in Dagster."""
+        """Return the partitions with a materialisation or a check result in Dagster."""
         with self._dagster.cursor() as cursor:
             cursor.execute(
                 "SELECT partition FROM event_logs WHERE partition IS NOT NULL"
@@ -205,7 +205,7 @@ class System:
 def running_system(
     folder: Path, inboxes: Sequence[Path], earlier_files: int = 0, *, brokers: str = ""
 ) -> Iterator[System]:
-    """The product on a fresh state folder, warm: one file has gone through it.
+    """Run the product on a fresh state folder, warmed up by one file.
 
     Args:
         folder: of all its state; created.
@@ -238,7 +238,7 @@ def running_system(
 
 
 def _event(path: Path) -> bytes:
-    """A file event as discovery publishes it."""
+    """Return a file event as discovery publishes it."""
     status = path.stat()
     # Not from the time as a float, which is rounded to another microsecond for one file in two.
     modified_at = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1_000)
@@ -272,6 +272,6 @@ def _libpq(url: str) -> str:
 
 
 def report_restarts(what: str, state: StepState) -> None:
-    """Say what is not as usual: a part that ended explains a slow or failed measurement."""
+    """Print the notes of the stack: a restarted process explains a slow or failed measurement."""
     if state is StepState.NOTE:
         say(f"{what}.")

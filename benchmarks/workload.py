@@ -1,4 +1,4 @@
-"""The files that are ingested, and what must come of them: generated from a seed, the truth known beforehand.
+"""Generate the files to ingest from a seed, together with their expected result.
 
 The expected counts and aggregates come from the numbers themselves, by numpy, before they are written as text. None of
 the project's code takes part.
@@ -29,7 +29,7 @@ TOO_MANY_BAD_ROWS_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Sensor:
-    """One kind of sensor; its readings have two decimals and lie between limits that no sane rule objects to."""
+    """One kind of sensor; its readings have two decimals and lie within limits that every rule accepts."""
 
     name: str
     unit: str
@@ -61,7 +61,7 @@ FILE_FLAWS = (MISSING_COLUMN, TOO_MANY_BAD_ROWS, NO_ROWS, NOT_TEXT)
 
 @dataclass(frozen=True)
 class Workload:
-    """Written files and what must be stored of them.
+    """Written files and the rows that must be stored.
 
     Args:
         folder: holds the files.
@@ -78,16 +78,16 @@ class Workload:
 
     @property
     def paths(self) -> list[Path]:
-        """Of the files, in the order they were made."""
+        """Paths of the files, in the order of their creation."""
         return [self.folder / name for name in self.files["file_name"]]
 
     @property
     def rows(self) -> int:
-        """Rows in all files."""
+        """Number of rows in all files."""
         return int(self.files["rows"].sum())
 
     def good(self, count: int) -> Workload:
-        """The first so many files that are not bad as a whole."""
+        """Return the first so many files that are not bad as a whole."""
         files = self.files.filter(pl.col("flaw").is_null()).head(count)
         return Workload(self.folder, files, self.metrics.join(files.select("file_name"), on="file_name", how="semi"))
 
@@ -174,7 +174,7 @@ def _choose_bad_rows(random: np.random.Generator, rows: int, flaw: str | None) -
 
 
 def _texts(block: _Block) -> Iterator[bytes]:
-    """Each file's lines below the header."""
+    """Return each file's lines below the header."""
     rows = block.cents.shape[1]
     lines = _cells(block).write_csv(None, include_header=False, quote_style="never").encode()
     ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))[rows - 1 :: rows] + 1
@@ -200,7 +200,7 @@ def _cells(block: _Block) -> pl.DataFrame:
 
 
 def _flawed(column: str) -> pl.Expr:
-    """The column with the texts of its flaws written into it."""
+    """Return the column with its flawed values in place."""
     cell = pl.col(column)
     for index, (of_column, text) in enumerate(FLAWS):
         if of_column == column:
@@ -248,7 +248,7 @@ def _truth(block: _Block, names: list[str], sizes: list[int]) -> pl.DataFrame:
 
 
 def _metrics(block: _Block, names: list[str]) -> pl.DataFrame:
-    """Plain statistics of each group's accepted values, the deviations taken from the group's own mean."""
+    """Return plain statistics of each group's accepted values, with deviations from the group's mean."""
     ingested = np.array([flaw is None for flaw in block.flaws])
     accepted = ((block.bad < 0) & ingested[:, None]).ravel()
     files = np.repeat(np.arange(len(ingested)), block.cents.shape[1])[accepted]

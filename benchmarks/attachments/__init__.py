@@ -1,1 +1,1 @@
-"""From events on the topic to files in the store and results in Delta, against a web server of this machine."""
+"""Benchmark of attachments: from events to stored files and results in Delta, with a local web server."""

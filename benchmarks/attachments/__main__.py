@@ -37,7 +37,7 @@ TO_FILE, TO_FILE_AND_SHA256 = '--output "$1/${0##*/}"', '| tee "$1/${0##*/}" | s
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Result:
-    """Both kinds, curl, and a loop without queue, history and retries."""
+    """Measure both sizes, and for comparison curl and a loop without queue, history or retries."""
     with _store(options, folder) as more, file_host(folder) as host:
         small, large = _names("small", options.small), _names("large", options.large)
         say("Starting the system ...")
@@ -139,7 +139,7 @@ def _wrong(system: AttachmentSystem, size: int, names: list[str], prefix: str) -
 
 
 def _curl(folder: Path, receive: str, addresses: Sequence[str]) -> float:
-    """Seconds that curl needs for as many downloads at a time, and a copy of each to where it stays."""
+    """Return the seconds that curl needs for as many parallel downloads, plus copying each to the store."""
     if not addresses:
         return 1.0
     came, kept = folder / "came", folder / "kept"
@@ -166,7 +166,7 @@ def _addresses(host: str, size: int, names: Sequence[str]) -> list[str]:
 
 
 def main() -> int:
-    """Measure once; the exit code."""
+    """Measure once; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attachments", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the files, the state and the logs where they are")
     parser.add_argument("--small", type=int, default=5_000, help="attachments of 100 KB")

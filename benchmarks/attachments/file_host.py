@@ -1,4 +1,4 @@
-"""A web server that costs as little as one can, so that what is measured is who downloads.
+"""A web server that costs as little as possible, so that the downloader dominates the measurement.
 
 `/<size>/<name>` is a file of that many bytes: the name, padded, then one block that all share. The kernel sends it from
 a file, without a copy of it in this process. Connections stay open.
@@ -27,14 +27,14 @@ BLOCK_SEED = hashlib.shake_256(b"attachments").digest(1024**2)
 
 
 def expected_sha256(size: int, names: list[str]) -> dict[str, str]:
-    """Digest of each file of this size, by name."""
+    """Return the digest of each file of this size, by name."""
     rest = _block(size - NAME_BYTES)
     return {name: hashlib.sha256(_head(name) + rest).hexdigest() for name in names}
 
 
 @contextmanager
 def file_host(folder: Path) -> Iterator[str]:
-    """The server in a process of its own; its address."""
+    """Run the server in its own process; yield its address."""
     command = [sys.executable, "-m", __name__, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

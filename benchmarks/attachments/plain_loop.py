@@ -1,4 +1,4 @@
-"""The least that a script of one's own does: download, and store by the same SDK, several at a time.
+"""The minimum that a custom script does: download and store by the same SDK, several files in parallel.
 
     python -m benchmarks.attachments.plain_loop < {"addresses": […], "folder": "/kept", "store": "http://…", "sas": "…"}
 
@@ -24,7 +24,7 @@ PIECE_BYTES = 1024**2
 
 
 def measure_loop(folder: Path, addresses: Sequence[str], store: Mapping[str, str]) -> float:
-    """Return the seconds of a process that does nothing else.
+    """Return the seconds that such a script takes in its own process.
 
     Args:
         folder: where it keeps files on the way, and for good where there is no store; created.
@@ -44,7 +44,7 @@ def measure_loop(folder: Path, addresses: Sequence[str], store: Mapping[str, str
 
 
 def main() -> None:
-    """Do what standard input says."""
+    """Run the loop with the arguments on standard input."""
     task = json.load(sys.stdin)
     folder = Path(task["folder"])
     keep = _uploading(task["store"], task["sas"]) if task["store"] else _moving(folder / "kept")

@@ -57,7 +57,7 @@ class AttachmentSystem:
 
     @property
     def processes(self) -> list[int]:
-        """Process ids at the top of what Dagster runs; the database and the broker are left out."""
+        """Process ids of Dagster's top-level processes, without database and broker."""
         return [child.guard.pid for child in self._stack.children if child.name not in NOT_DAGSTER]
 
     @property
@@ -94,12 +94,12 @@ class AttachmentSystem:
         return Timing(seconds, (first - began_at).total_seconds())
 
     def results(self, trace_prefix: str) -> list[tuple[str, str]]:
-        """Destination and digest of every attachment that is stored."""
+        """Return the destination and digest of every stored attachment."""
         query = "SELECT stored_path, sha256 FROM attachments WHERE state = 'stored' AND trace_id LIKE %s"
         return self._ask(self._warehouse, query, f"{trace_prefix}-%")
 
     def _are_done(self, count: int) -> bool:
-        """Return true once so many attachments are stored, reported and shown, and no work is left for them.
+        """Return True once so many attachments are stored, reported and shown, and none has work left.
 
         Queries that an index answers come first: counting thousands of rows ten times a second would distort the
         measurement.
@@ -114,24 +114,24 @@ class AttachmentSystem:
             raise RuntimeError(f"An attachment was not stored: {failed[0][0]}")
 
     def _require_space(self) -> None:
-        """Fail now: on a disk that is nearly full the sensors request no runs, and nothing goes on."""
+        """Fail now if the disk is nearly full: the sensors would request no runs."""
         disk = SystemResources(self.settings).fullest_disk()
         if disk.is_nearly_full:
             raise RuntimeError(str(disk))
 
     def _leased(self) -> bool:
-        """Return true while a run leases attachments."""
+        """Return True while a run leases attachments."""
         leased = "SELECT 1 FROM attachments WHERE reported_at IS NULL AND state <> 'pending' LIMIT 1"
         return bool(self._ask(self._warehouse, leased))
 
     def _stored(self) -> int:
-        """Attachments that are stored and reported."""
+        """Count the stored and reported attachments."""
         query = "SELECT count(*) FROM attachments WHERE state = 'stored' AND reported_at IS NOT NULL"
         ((stored,),) = self._ask(self._warehouse, query)
         return int(stored)
 
     def _shown(self) -> int:
-        """Attachments that Dagster shows as materialised."""
+        """Count the attachments that Dagster shows as materialised."""
         ((shown,),) = self._ask(
             self._dagster,
             "SELECT count(DISTINCT partition) FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
@@ -162,7 +162,7 @@ class AttachmentSystem:
 
 @contextmanager
 def running_attachments(folder: Path, more: Mapping[str, str]) -> Iterator[AttachmentSystem]:
-    """The product on a fresh state folder.
+    """Run the product on a fresh state folder.
 
     Args:
         folder: of all its state; created.
