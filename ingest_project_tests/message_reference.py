@@ -212,7 +212,7 @@ _SHA256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
 MESSAGES = (
     Message(
         "PollingJob",
-        "Asks to look in a source. It names stored credentials and never carries a secret.",
+        "Requests a listing of a source. It names stored credentials and never carries a secret.",
         decode_polling_job,
         schema_of(PollingJob),
         {
@@ -225,8 +225,8 @@ MESSAGES = (
     ),
     Message(
         "FileEvent",
-        "Announces one version of one file. Files of csv, xlsx and xls are taken, and the other types that the file's "
-        "declared dataset takes. The notifications of S3, MinIO and Azure Event Grid are taken as well: "
+        "Announces one version of one file. csv, xlsx and xls files are accepted, and the other types that the file's "
+        "declared dataset accepts. Notifications of S3, MinIO and Azure Event Grid are accepted as well: "
         "[sources.md](sources.md#storage-notifications).",
         decode_file_event,
         schema_of(FileEvent),
@@ -247,7 +247,7 @@ MESSAGES = (
     ),
     Message(
         "FileEvent, short form",
-        "The form of older producers. It means a local file, in the version that is there when the event is consumed.",
+        "The form of older producers. It announces a local file in the version present when the event is consumed.",
         decode_file_event,
         {},
         {"file_path": "./dummy_data/sample_data_1.csv", "file_name": "sample_data_1.csv"},
@@ -255,7 +255,7 @@ MESSAGES = (
     Message(
         "AttachmentEvent",
         "An event of a business domain, with zero or more addresses of files. An entry is an address, or an object "
-        "with what is known of the file; an entry that is neither costs the others nothing.",
+        "that describes the file; an entry that is neither fails alone.",
         decode_attachment_event,
         attachment_event_schema(),
         {
@@ -293,7 +293,7 @@ MESSAGES = (
     ),
     Message(
         "DownloadResult",
-        "How one attempt ended. The Delta table `attachment_results` has a row of each.",
+        "How one attempt ended. The Delta table `attachment_results` has a row for each.",
         decode_download_result,
         schema_of(DownloadResult),
         {
@@ -312,7 +312,7 @@ MESSAGES = (
     ),
     Message(
         "EnrichedEvent",
-        "Something that a user did. Types are strict; fields that the contract does not know are kept in `_rescued`.",
+        "An action of a user. Types are strict; fields outside the contract are kept in `_rescued`.",
         decode_enriched_event,
         enriched_event_schema(),
         {
@@ -335,7 +335,7 @@ MESSAGES = (
     ),
     Message(
         "OpportunityEvent",
-        "An opportunity changed in a CRM. Every field must be there; most may be null. Numbers stay exact decimals.",
+        "An opportunity changed in a CRM. Every field is required; most may be null. Numbers stay exact decimals.",
         decode_crm_event,
         crm_schema(CrmKind.OPPORTUNITY),
         {
@@ -357,7 +357,7 @@ MESSAGES = (
     ),
     Message(
         "ProjectEvent",
-        "A project changed in a CRM. It is told from an opportunity by its fields.",
+        "A project changed in a CRM. Its fields distinguish it from an opportunity.",
         decode_crm_event,
         crm_schema(CrmKind.PROJECT),
         {
@@ -387,9 +387,9 @@ read instead of `{TOPICS.events_raw}`.
 |---|---|---|---|---|---|---|
 """
 DEAD_LETTERS = """
-Nobody reads `downloads.cached` and `downloads.results` here: they are for others. A message of `sales_events` that is
-neither an opportunity nor a project has no dead-letter topic: it is a row of `unidentified_messages`, whole, with the
-reason.
+This project does not read `downloads.cached` and `downloads.results`: other programs do. A message of `sales_events`
+that is neither an opportunity nor a project has no dead-letter topic: it is a row of `unidentified_messages`, whole,
+with the reason.
 
 ## Dead letters
 
@@ -403,11 +403,12 @@ A dead letter is the original message, bytes and key unchanged. Its own headers 
 | `dlq.trace-id` | its trace, where it has one |
 | `dlq.first-failed-at`, `dlq.last-failed-at` | when it failed |
 
-A message that was redriven has `redrive.count`, how often, and `redrive.first-letter`, where its first dead letter is.
-What is published here carries the header `message-id`, the same in both copies where a message was ever published
-twice. A message may carry its trace in the header `trace-id` or `traceparent`; messages that follow from it carry both
-on, and `tracestate`: [monitoring.md](monitoring.md#traces-and-lineage). `ingest dlq messages` lists what is on the
-dead-letter topics, `ingest dlq redrive` publishes it to its topic again: [operations.md](operations.md#dead-letters).
+A redriven message has the headers `redrive.count`, how often, and `redrive.first-letter`, the position of its first
+dead letter. Every published message carries the header `message-id`, the same in both copies if a message was ever
+published twice. A message may carry its trace in the header `trace-id` or `traceparent`; messages that follow from it
+carry both on, and `tracestate`: [monitoring.md](monitoring.md#traces-and-lineage). `ingest dlq messages` lists the
+messages on the dead-letter topics, `ingest dlq redrive` publishes them to their topics again:
+[operations.md](operations.md#dead-letters).
 """
 
 
