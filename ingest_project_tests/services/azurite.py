@@ -52,14 +52,14 @@ class Azurite:
 
 
 def why_not_azurite() -> str | None:
-    """Why Azurite cannot run here; None where it can."""
+    """Return why Azurite cannot run here; None if it can."""
     missing = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
     return f"Azurite needs {' and '.join(missing)} on PATH" if missing else None
 
 
 @functools.cache
 def azurite_program() -> Path:
-    """The script that node runs, brought by npm into the user's cache the first time."""
+    """Return the script for node; npm downloads it to the user's cache the first time."""
     folder = cache_folder() / f"azurite-{AZURITE_VERSION}"
     program = Path("node_modules/azurite/dist/src/blob/main.js")
     with one_at_a_time("npm"):

@@ -19,7 +19,7 @@ class CompiledStatements(UserDict[tuple[object, ...], object]):
         return self.data[_of_any_engine(key)]
 
     def __contains__(self, key: object) -> bool:
-        """Whether an engine of the same kind has compiled it."""
+        """Return True if an engine of the same kind has compiled it."""
         return isinstance(key, tuple) and _of_any_engine(key) in self.data
 
     def __setitem__(self, key: tuple[object, ...], compiled: object) -> None:

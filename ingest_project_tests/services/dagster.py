@@ -33,7 +33,7 @@ WRITTEN_WITH_THE_TABLES = ("alembic_version", "instance_info", "secondary_indexe
 def instance_on(
     postgres_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path | None = None
 ) -> Iterator[DagsterInstance]:
-    """An instance as dagster.yaml makes it; an empty URL means SQLite in its home, by default a temporary folder."""
+    """Return an instance by dagster.yaml; an empty URL means SQLite in its home, by default a temporary folder."""
     with (
         _settings_of(postgres_url, folder, monkeypatch),
         instance_for_test(overrides=OVERRIDES, temp_dir=str(home) if home else None) as instance,

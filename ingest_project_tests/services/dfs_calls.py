@@ -21,7 +21,7 @@ KEPT_HEADERS = ("content-type", "content-encoding", "content-language", "content
 
 
 def operation_of(request: Request, path: str) -> str:
-    """Which of `dfs_faults.OPERATIONS` a request is."""
+    """Return the item of `dfs_faults.OPERATIONS` that a request is."""
     query, method = request.query, request.method
     action = query.get("action", "")
     if not path:
@@ -44,7 +44,7 @@ def _put_operation(request: Request) -> str:
 
 
 def meet(fault: Fault | None, request: Request) -> None:
-    """What goes wrong before the request is served."""
+    """Raise the fault that takes effect before the request is served."""
     if fault and fault.kind == "refuse":
         raise DfsError(fault.status, fault.code)
     if fault and fault.kind == "cut":
@@ -66,7 +66,7 @@ def require_credential(request: Request) -> None:
 
 
 def require_digest(request: Request, data: bytes) -> None:
-    """Refuse a body that is not what its MD5 says."""
+    """Refuse a body that does not match its MD5."""
     declared = request.headers.get("content-md5")
     if declared and declared != base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode():
         raise DfsError(400, "Md5Mismatch", "The MD5 value does not match the content.")
@@ -103,7 +103,7 @@ def _create(system: FileSystem, request: Request, path: str, _: bytes) -> Answer
 
 
 def _put(system: FileSystem, request: Request, path: str, data: bytes) -> Answer:
-    """A blob's way to write a whole file: visible complete or not at all."""
+    """Write a whole file as Put Blob does: visible completely or not at all."""
     require_version(system, request, path, "BlobAlreadyExists")
     entry = system.create_file(path)
     entry.append(0, data)
@@ -209,7 +209,7 @@ def _listed(path: str, entry: Entry) -> dict[str, str]:
 
 
 def refused(refusal: DfsError, fault: Fault | None) -> Answer:
-    """A refusal as the service words it."""
+    """Return a refusal in the service's words."""
     headers = {"x-ms-error-code": refusal.code, "Content-Type": "application/json;charset=utf-8"}
     if fault and fault.retry_after is not None:
         headers["Retry-After"] = f"{fault.retry_after:g}"
@@ -218,12 +218,12 @@ def refused(refusal: DfsError, fault: Fault | None) -> Answer:
 
 
 def version_headers(entry: Entry) -> dict[str, str]:
-    """Identifier of one version of a file."""
+    """Return the headers that identify a version of a file."""
     return {"ETag": entry.etag, "Last-Modified": email.utils.formatdate(entry.modified, usegmt=True)}
 
 
 def _entry_headers(entry: Entry) -> dict[str, str]:
-    """Of both forms at once: the DFS call's and the blob call's."""
+    """Return the headers of both forms at once: the DFS call's and the blob call's."""
     kind = "directory" if entry.is_directory else "file"
     headers = version_headers(entry) | {
         "x-ms-resource-type": kind,
@@ -243,7 +243,7 @@ def _entry_headers(entry: Entry) -> dict[str, str]:
 
 
 def _sent_headers(request: Request) -> dict[str, str]:
-    """The properties of a file that a request sets, in either form."""
+    """Return the properties of a file that a request sets, in either form."""
     found = {}
     for name in (*KEPT_HEADERS, "content-md5"):
         value = request.headers.get(f"x-ms-{name}") or request.headers.get(f"x-ms-blob-{name}")
@@ -253,7 +253,7 @@ def _sent_headers(request: Request) -> dict[str, str]:
 
 
 def _sent_metadata(request: Request) -> dict[str, str]:
-    """Of the DFS form (one header of base64 values) or the blob form (a header each)."""
+    """Return the metadata of the DFS form (one header of base64 values) or the blob form (a header each)."""
     pairs = (pair.partition("=") for pair in request.headers.get("x-ms-properties", "").split(",") if pair)
     metadata = {name: base64.b64decode(value).decode("latin-1") for name, _, value in pairs}
     sent = {name[10:]: value for name, value in request.headers.items() if name.startswith("x-ms-meta-")}

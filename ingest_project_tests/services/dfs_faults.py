@@ -61,7 +61,7 @@ class Faults:
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
-        """Put one more in force."""
+        """Add a fault."""
         if fault.operation != "*" and fault.operation not in OPERATIONS:
             raise ValueError(f"{fault.operation} is none of {', '.join(OPERATIONS)}.")
         with self._lock:
@@ -73,7 +73,7 @@ class Faults:
             self._faults.clear()
 
     def take(self, operation: str, path: str) -> Fault | None:
-        """The fault that this request meets, counted off; a stall has been waited for."""
+        """Return and count the fault for this request, after its stall if it has one."""
         if not self._faults:
             return None
         with self._lock:

@@ -51,7 +51,7 @@ MANAGED_LEVELS = 2
 
 
 def guid_of(name: str) -> str:
-    """The GUID under which a workspace or item can be reached as well."""
+    """Return the GUID by which a workspace or item can be addressed as well."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
@@ -95,33 +95,33 @@ class DfsServer(ServedOverHttp):
         return OneLakeOptions(OneLakeCredential(sas=SecretStr(SAS)), endpoint=self.url, read_timeout_seconds=5.0)
 
     def requests(self) -> dict[str, int]:
-        """How many requests of each kind were made since the last call."""
+        """Return the number of requests of each kind since the last call."""
         with self._lock:
             counted, self._requests = dict(self._requests), Counter()
         return counted
 
     def fail(self, operation: str, **fault: Any) -> None:  # noqa: ANN401 - the fields of Fault
-        """Put a fault in force, see `Fault`."""
+        """Add a fault, see `Fault`."""
         self.faults.add(Fault(operation, **fault))
 
     def paths(self, file_system: str = "analytics") -> list[str]:
-        """Every file of a file system, in order."""
+        """Return the paths of a file system's files, in order."""
         system = self._systems[file_system]
         with system.lock:
             found, _ = system.listing("", recursive=True, after="", limit=10_000_000)
         return [path for path, entry in found if not entry.is_directory]
 
     def entry(self, path: str, file_system: str = "analytics") -> Entry:
-        """One file as it is kept."""
+        """Return the stored entry of a file."""
         return self._systems[file_system].get(path)
 
     def content(self, path: str, file_system: str = "analytics") -> bytes:
-        """The committed bytes of a file."""
+        """Return the committed bytes of a file."""
         entry = self.entry(path, file_system)
         return entry.content.read(0, entry.size) if entry.content else b""
 
     def put_all(self, paths: Sequence[str], content: bytes, file_system: str = "analytics") -> None:
-        """Files of one content, without a request for each."""
+        """Store files of one content without a request for each."""
         system = self._systems[file_system]
         with system.lock:
             for path in paths:
@@ -130,7 +130,7 @@ class DfsServer(ServedOverHttp):
                 entry.flush(len(content))
 
     def remove(self, path: str, file_system: str = "analytics") -> None:
-        """Forget a file, e.g. a large one that was in memory."""
+        """Remove a file, e.g. to free the memory of a large one."""
         system = self._systems[file_system]
         with system.lock:
             system.delete(path, recursive=True)
@@ -179,7 +179,7 @@ class DfsServer(ServedOverHttp):
             return ON_ENTRY[operation](request, entry, data)
 
     def _require_allowed(self, operation: str, request: Request, name: str, path: str) -> None:
-        """OneLake's own refusals."""
+        """Refuse what OneLake itself refuses."""
         if operation == "file_system" and request.method not in {"HEAD", "GET"}:
             raise DfsError(403, "OperationNotAllowedOnThePath", "Workspaces are made and removed in Fabric.")
         if name not in self._fabric:
@@ -210,7 +210,7 @@ class DfsServer(ServedOverHttp):
         return self._names.get(item, item) + slash + rest
 
     def _control(self, request: Request) -> Answer:
-        """For tests in another process: POST and DELETE `/-/faults`, GET `/-/requests`."""
+        """Serve tests in another process: POST and DELETE `/-/faults`, GET `/-/requests`."""
         if request.path == "/-/requests":
             return Answer(body=json.dumps(self.requests()).encode())
         if request.method == "DELETE":

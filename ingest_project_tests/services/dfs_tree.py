@@ -34,13 +34,13 @@ class Content(Protocol):
         """Write at an offset, which may be beyond the end."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """What is there."""
+        """Return the content."""
 
     def truncate(self, size: int) -> None:
-        """Forget what is beyond."""
+        """Remove the content after a position."""
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Remove the content."""
 
 
 class MemoryContent:
@@ -56,15 +56,15 @@ class MemoryContent:
         self._data[offset : offset + len(data)] = data
 
     def read(self, offset: int, length: int) -> bytes:
-        """What is there."""
+        """Return the content."""
         return bytes(self._data[offset : offset + length])
 
     def truncate(self, size: int) -> None:
-        """Forget what is beyond."""
+        """Remove the content after a position."""
         del self._data[size:]
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Remove the content."""
         self._data = bytearray()
 
 
@@ -85,7 +85,7 @@ class FileContent:
             os.close(descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        """What is there."""
+        """Return the content."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY)
         except FileNotFoundError:
@@ -96,12 +96,12 @@ class FileContent:
             os.close(descriptor)
 
     def truncate(self, size: int) -> None:
-        """Forget what is beyond."""
+        """Remove the content after a position."""
         if os.path.exists(self._path):  # noqa: PTH110 - strings: a benchmark passes here
             os.truncate(self._path, size)
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Remove the content."""
         if os.path.exists(self._path):  # noqa: PTH110
             os.unlink(self._path)  # noqa: PTH108
 
@@ -131,7 +131,7 @@ class Entry:
         self.touch()
 
     def touch(self) -> None:
-        """A new version."""
+        """Make a new version."""
         self.modified = time.time()
         self.etag = f'"0x{next(_versions):016X}"'
 
@@ -169,18 +169,18 @@ class FileSystem:
         self._sorted: list[str] | None = None
 
     def get(self, path: str, code: str = "PathNotFound") -> Entry:
-        """An entry that must be there."""
+        """Return an entry that must exist."""
         try:
             return self._entries[path]
         except KeyError:
             raise DfsError(404, code, "The specified path does not exist.") from None
 
     def find(self, path: str) -> Entry | None:
-        """An entry, or None."""
+        """Return an entry, or None."""
         return self._entries.get(path)
 
     def make_folders(self, path: str) -> None:
-        """A folder and all above it."""
+        """Create a folder and its parents."""
         parts = path.split("/") if path else []
         for count in range(1, len(parts) + 1):
             above = "/".join(parts[:count])
@@ -191,7 +191,7 @@ class FileSystem:
                 raise DfsError(409, "PathConflict", f"{above} is a file.")
 
     def create_file(self, path: str) -> Entry:
-        """An empty file, in place of any file of that name."""
+        """Create an empty file, replacing any file of that name."""
         old = self._entries.get(path)
         if old is not None and old.is_directory:
             raise DfsError(409, "PathConflict", "The path is a directory.")
@@ -236,7 +236,7 @@ class FileSystem:
     def listing(
         self, directory: str, *, recursive: bool, after: str, limit: int
     ) -> tuple[list[tuple[str, Entry]], str]:
-        """One page of what is below a folder, by path, and the path the next page starts after (empty: no more)."""
+        """Return a page of entries below a folder by path, and the path before the next page (empty: no more)."""
         if not self.get(directory).is_directory:
             raise DfsError(409, "PathConflict", "The path is a file.")
         found: list[tuple[str, Entry]] = []

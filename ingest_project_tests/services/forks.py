@@ -45,7 +45,7 @@ class Forks:
 
 
 def main() -> None:
-    """Do what the lines of the standard input say, until it ends."""
+    """Execute the lines of standard input until its end."""
     answers = os.dup(1)
     os.dup2(2, 1)
     for name in sys.argv[1:]:

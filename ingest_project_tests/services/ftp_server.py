@@ -75,7 +75,7 @@ class FtpServer:
         self.close()
 
     def close(self) -> None:
-        """Stop, whatever is being sent."""
+        """Stop, even in the middle of a transfer."""
         self._stopping.set()
         self._thread.join()
 

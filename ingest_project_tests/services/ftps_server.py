@@ -58,7 +58,7 @@ class FtpsServer:
         self.close()
 
     def close(self) -> None:
-        """Stop, whatever is being sent."""
+        """Stop, even in the middle of a transfer."""
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -251,7 +251,7 @@ class Certificates:
 
 
 def made_certificates(folder: Path) -> Certificates:
-    """Make both; they hold for an hour."""
+    """Make both certificates; they are valid for an hour."""
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = _certificate("test authority", authority_key, authority_key, None)
     certificate = _certificate("test server", key, authority_key, authority.subject)

@@ -31,7 +31,7 @@ class Request:
     unread: int = 0
 
     def body(self, *, at_most: int | None = None) -> bytes:
-        """The body, or its beginning."""
+        """Return the body, or its beginning."""
         wanted = self.unread if at_most is None else min(self.unread, at_most)
         data = self.connection.rfile.read(wanted)
         if len(data) < wanted:
@@ -135,12 +135,12 @@ class HttpServer(socketserver.ThreadingTCPServer):
         return f"{self._scheme}://127.0.0.1:{self.server_address[1]}"
 
     def opened(self, connection: socket.socket) -> None:
-        """Remember a connection."""
+        """Record a connection."""
         with self._lock:
             self._connections.add(connection)
 
     def closed(self, connection: socket.socket) -> None:
-        """Forget it."""
+        """Remove the record of a connection."""
         with self._lock:
             self._connections.discard(connection)
 

@@ -93,7 +93,7 @@ class PublishedFile:
 
 @lru_cache(maxsize=16)
 def content_of(name: str, size: int = DEFAULT_SIZE, version: str = "1") -> bytes:
-    """The bytes of `/files/<name>?size=…&version=…`: they begin as files of that kind do."""
+    """Return the bytes of `/files/<name>?size=…&version=…`: they begin as files of that kind do."""
     beginning = _BEGINNINGS.get(name.rpartition(".")[2], b"")
     if not beginning:
         line = f"line of version {version} of {name}\n".encode()
@@ -103,7 +103,7 @@ def content_of(name: str, size: int = DEFAULT_SIZE, version: str = "1") -> bytes
 
 
 def content_type_of(name: str) -> str:
-    """The media type by the ending of a name."""
+    """Return the media type by the ending of a name."""
     return _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
 
 
@@ -143,31 +143,31 @@ class HttpServer:
         return int(self._server.server_address[1])
 
     def url(self, path: str, host: str | None = None) -> str:
-        """The address of a path, under another name of this host if wanted."""
+        """Return the address of a path, under another name of this host if given."""
         name = host or (f"[{self.host}]" if ":" in self.host else self.host)
         return f"{'https' if self.tls else 'http'}://{name}:{self.port}{path}"
 
     def redirect_to(self, target: str, status: int = 302) -> str:
-        """An address that redirects to another."""
+        """Return an address that redirects to another."""
         return self.url(f"/redirect?status={status}&to={quote(target, safe='')}")
 
     def publish(self, path: str, content: bytes, content_type: str | None = None, etag: str | None = None) -> str:
-        """Put a file on the server; returns its address."""
+        """Put a file on the server; return its address."""
         media_type = content_type or content_type_of(path)
         etag = etag or f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         self.published[path] = PublishedFile(content, media_type, etag)
         return self.url(quote(path))
 
     def withdraw(self, path: str) -> None:
-        """Take it away again: 404 from now on."""
+        """Remove it: 404 from now on."""
         del self.published[path]
 
     def received(self, path: str) -> list[Request]:
-        """The requests for one path, in their order."""
+        """Return the requests for one path, in order."""
         return [request for request in self.requests if request.path == path]
 
     def count(self, path: str) -> int:
-        """Number of requests for a path."""
+        """Count the requests for a path."""
         return len(self.received(path))
 
     @property
@@ -176,7 +176,7 @@ class HttpServer:
         return self._server.accepted
 
     def close(self) -> None:
-        """Stop, whatever is being answered."""
+        """Stop, even in the middle of a response."""
         self.stopping.set()
         self._server.shutdown()
         self._thread.join()
@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.owner
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: `HttpServer.requests` has it all."""
+        """Print nothing: `HttpServer.requests` has every request."""
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -280,13 +280,13 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def send_status(self, status: int, headers: Mapping[str, str] | None = None) -> None:
-        """An error with a short text."""
+        """Send an error with a short text."""
         self.send_answer(status, f"status {status}\n".encode(), {"Content-Type": "text/plain", **(headers or {})})
 
     def send_answer(
         self, status: int, body: bytes | memoryview, headers: Mapping[str, str], length: int | None = None
     ) -> None:
-        """A whole answer, or one that lies about its length."""
+        """Send a whole answer, or one with a wrong length."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body) if length is None else length), **headers}.items():
             self.send_header(name, value)
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.sendall(body)
 
     def send_head(self, headers: Mapping[str, str]) -> None:
-        """The beginning of a 200 whose body comes otherwise; the connection ends with it."""
+        """Send the head of a 200 whose body is sent separately; the connection ends after it."""
         self.close_connection = True
         self.send_response(200)
         for name, value in headers.items():
@@ -302,7 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def drip(self, data: bytes) -> None:
-        """One byte at a time, until the client or this server has had enough."""
+        """Send one byte at a time until the client or this server stops."""
         for byte in data:
             if self.owner.stopping.wait(self.owner.drip_seconds):
                 return
@@ -359,7 +359,7 @@ def _silent(handler: _Handler) -> None:
 
 
 def _stalled(handler: _Handler) -> None:
-    """Half of the file, then nothing."""
+    """Send half of the file, then nothing."""
     _, content, etag = handler.named
     handler.send_head({"Content-Length": str(len(content)), "ETag": etag})
     handler.connection.sendall(content[: len(content) // 2])
@@ -375,14 +375,14 @@ def _endless(handler: _Handler) -> None:
 
 
 def _too_long(handler: _Handler) -> None:
-    """Announces more than it sends."""
+    """Announce more than is sent."""
     _, content, _ = handler.named
     handler.send_answer(200, content, {}, length=len(content) + 1_000)
     handler.break_off()
 
 
 def _too_short(handler: _Handler) -> None:
-    """Announces less than it sends: what is left must not become the next answer."""
+    """Announce less than is sent: the rest must not become the next answer."""
     _, content, _ = handler.named
     rest = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
     handler.send_answer(200, content + rest, {}, length=len(content))
@@ -404,7 +404,7 @@ def _cut(handler: _Handler) -> None:
 
 
 def _changed(handler: _Handler) -> None:
-    """Cut in the middle; and a request for the rest gets that of another version, as if it were the same."""
+    """Cut the file in the middle, and answer a request for the rest with another version's."""
     name, content, _ = handler.named
     if handler.owner.count(handler.current.path) == 1:
         handler.send_answer(200, content[: len(content) // 2], {"ETag": '"same"'}, length=len(content))
@@ -414,7 +414,7 @@ def _changed(handler: _Handler) -> None:
 
 
 def _no_length(handler: _Handler) -> None:
-    """Only the end of the connection ends it. `cut=yes`: in the middle, the first time."""
+    """Send a body that ends with the connection. `cut=yes`: in the middle, the first time."""
     _, content, _ = handler.named
     handler.send_head({})
     if handler.current.query.get("cut") and handler.owner.count(handler.current.path) == 1:
@@ -423,7 +423,7 @@ def _no_length(handler: _Handler) -> None:
 
 
 def _chunked(handler: _Handler) -> None:
-    """In chunks. `cut=yes`: without the last one."""
+    """Send in chunks. `cut=yes`: without the last one."""
     _, content, _ = handler.named
     handler.send_head({"Transfer-Encoding": "chunked"})
     for start in range(0, len(content), 30_000):
@@ -444,7 +444,7 @@ def _redirect_loop(handler: _Handler) -> None:
 
 
 def _endless_redirect(handler: _Handler) -> None:
-    """A redirect whose body never ends."""
+    """Redirect with a body that never ends."""
     handler.close_connection = True
     handler.send_response(302)
     handler.send_header("Location", "/files/a.pdf")
@@ -483,12 +483,12 @@ def _bomb_body() -> bytes:
 
 
 def _bomb(handler: _Handler) -> None:
-    """256 MB of zeros in 256 KB."""
+    """Send 256 MB of zeros in 256 KB."""
     handler.send_answer(200, _bomb_body(), {"Content-Encoding": "gzip"})
 
 
 def _encoded(handler: _Handler) -> None:
-    """`/encoded/a.pdf?as=utf-8`: the file as it is, said to be in any encoding."""
+    """`/encoded/a.pdf?as=utf-8`: send the unchanged file with any Content-Encoding."""
     _, content, _ = handler.named
     handler.send_answer(200, content, {"Content-Encoding": handler.current.query["as"]})
 
@@ -516,7 +516,7 @@ def _private(handler: _Handler) -> None:
 
 
 def _echo(handler: _Handler) -> None:
-    """The request's own headers and query, as JSON."""
+    """Return the request's headers and query as JSON."""
     body = json.dumps({"headers": handler.current.headers, "query": handler.current.query}).encode()
     handler.send_answer(200, body, {"Content-Type": "application/json"})
 

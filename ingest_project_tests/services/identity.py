@@ -47,7 +47,7 @@ class IdentityServer:
         self.endpoint = f"{self._http.url}/token"
 
     def token(self, resource: str) -> str:
-        """The token for a resource: always the same one, as if just issued in the year 2026."""
+        """Return the token for a resource: always the same one, as if issued in 2026."""
         return _unsigned({"sub": "test-application", "aud": resource, "iat": 1_780_000_000, "exp": 4_000_000_000})
 
     def stop(self) -> None:

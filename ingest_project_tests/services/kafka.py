@@ -182,15 +182,15 @@ class KafkaProcess(KafkaServer):
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Let the broker stop answering while its connections stay open."""
+        """Stop the broker's answers while its connections stay open."""
         self._running.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let the broker answer again."""
         self._running.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Start again on the same port with the same data, after `kill` or instead of what runs."""
+        """Start again on the same port with the same data, after `kill` or in place of the running broker."""
         if self._process is not None:
             self._end(signal.SIGTERM)
         self._start()
@@ -240,7 +240,7 @@ class FaultyBroker(EmbeddedBroker):
     """An embedded broker that loses messages, topics and connections on request."""
 
     def delete_topic(self, name: str) -> None:
-        """Remove a topic with its messages; created again under the same name it has another id.
+        """Remove a topic with its messages; a recreated topic of the same name has another id.
 
         Raises:
             ValueError: the topic does not exist.
@@ -248,7 +248,7 @@ class FaultyBroker(EmbeddedBroker):
         self._inject("topic_delete", ctypes.c_char_p(name.encode()))
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
-        """Forget the messages before an offset, as retention does.
+        """Remove the messages before an offset, as retention does.
 
         Raises:
             ValueError: the partition or the offset does not exist.
@@ -257,7 +257,7 @@ class FaultyBroker(EmbeddedBroker):
         self._inject("partition_delete_records", *place, ctypes.c_int64(before_offset))
 
     def go_down(self) -> None:
-        """Drop every connection and reject new ones; the messages stay."""
+        """Close every connection and refuse new ones; the messages stay."""
         self._inject("broker_set_down", ctypes.c_int32(BROKER_ID))
 
     def come_up(self) -> None:
@@ -295,7 +295,7 @@ class EmbeddedServer:
         self._broker.delete_topic(name)
 
     def add_partitions(self, name: str, partitions: int) -> None:
-        """Not to be had here."""
+        """Skip the test: the embedded broker cannot add partitions."""
         pytest.skip(f"the embedded broker cannot raise {name} to {partitions} partitions")
 
     def delete_records(self, topic: str, partition: int, before_offset: int) -> None:
@@ -329,7 +329,7 @@ OwnServer = KafkaProcess | EmbeddedServer
 
 
 def settings_for(bootstrap_servers: str) -> KafkaSettings:
-    """Settings for tests: a broker that does not answer counts as away soon."""
+    """Return settings with short time-outs for a broker that does not answer."""
     return KafkaSettings(bootstrap_servers=bootstrap_servers, request_timeout_seconds=5.0)
 
 
@@ -347,7 +347,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def why_not_apache_kafka() -> str | None:
-    """Why Apache Kafka cannot run here; None where it can."""
+    """Return why Apache Kafka cannot run here; None if it can."""
     if os.environ.get("TEST_KAFKA") == "embedded":
         return "TEST_KAFKA=embedded"
     missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
@@ -362,7 +362,7 @@ def why_not_apache_kafka() -> str | None:
 
 @functools.cache
 def kafka_jars() -> Path:
-    """The folder with Apache Kafka's jars, brought by Maven the first time."""
+    """Return the folder with Apache Kafka's jars; Maven downloads them the first time."""
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
     # Two Mavens at once spoil each other's repository.
     with one_at_a_time("maven"):
@@ -377,7 +377,7 @@ def _java(*arguments: str) -> list[str]:
 
 @functools.cache
 def formatted_storage() -> Path:
-    """The storage folder of a broker that has not started yet, to be copied: Java takes 2 s to make one."""
+    """Return the storage folder of a broker that has not started, to be copied: Java takes 2 s to make one."""
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}-storage"
     _ = kafka_jars()
     with one_at_a_time("kafka-storage"):
@@ -422,7 +422,7 @@ def _bring_jars(cache: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def running_server() -> Iterator[KafkaProcess]:
-    """Apache Kafka until the end of the block."""
+    """Run Apache Kafka until the end of the block."""
     server = KafkaProcess()
     try:
         yield server
@@ -431,7 +431,7 @@ def running_server() -> Iterator[KafkaProcess]:
 
 
 def start_server() -> OwnServer:
-    """Apache Kafka, or the embedded broker where it cannot run."""
+    """Start Apache Kafka, or the embedded broker if it cannot run."""
     return KafkaProcess() if why_not_apache_kafka() is None else EmbeddedServer()
 
 
@@ -463,7 +463,7 @@ def embedded_broker() -> Iterator[FaultyBroker]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which broker the tests talked to."""
+    """Print which broker the tests used."""
     reason = why_not_apache_kafka()
     broker = f"Apache Kafka {KAFKA_VERSION}" if reason is None else f"the embedded broker, not Apache Kafka ({reason})"
     terminalreporter.write_line(f"Kafka in these tests: {broker}.")

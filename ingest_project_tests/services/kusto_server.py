@@ -66,7 +66,7 @@ class KustoServer:
         self._thread.start()
 
     def fail_next(self, *faults: Fault) -> None:
-        """Let the next requests go wrong, one each."""
+        """Apply these faults to the next requests, one each."""
         self.faults += faults
 
     def stop(self) -> None:
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
-        """Nothing: requests are in `KustoServer.requests`."""
+        """Print nothing: requests are in `KustoServer.requests`."""
 
     def do_GET(self) -> None:
         if self.path == "/v1/rest/auth/metadata":
@@ -176,7 +176,7 @@ def _table(kind: str, name: str, columns: dict[str, str], rows: list[list[Any]])
 
 
 def _fail(frames: list[dict[str, Any]], code: str, text: str) -> None:
-    """Let an answer that began well end in an error, as Kusto does: among the rows and in the last frame."""
+    """End an answer that began well in an error, as Kusto does: among the rows and in the last frame."""
     errors = [_one_api_error(code, text, permanent=False)]
     frames[2]["Rows"] = [*frames[2]["Rows"][:1], {"OneApiErrors": errors}]
     frames[-1] |= {"HasErrors": True, "OneApiErrors": errors}

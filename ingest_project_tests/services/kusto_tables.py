@@ -90,7 +90,7 @@ class Database:
             self.tables[name].rows += [_Stored(row, stored_at, cursor) for row in rows]
 
     def assign_cursors(self, name: str) -> None:
-        """Give rows their cursor value that were ingested without."""
+        """Assign cursor values to rows that were ingested without one."""
         with self._lock:
             self._cursor += 1
             for row in self.tables[name].rows:
@@ -98,7 +98,7 @@ class Database:
                     row.cursor = self._cursor
 
     def evaluate(self, text: str, parameters: dict[str, str]) -> tuple[dict[str, str], list[Row], str | None]:
-        """Columns, rows and, for a query that requests it, the cursor."""
+        """Return columns, rows and, for a query that requests it, the cursor."""
         with self._lock:
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             if lines[0].startswith("declare query_parameters("):
@@ -221,12 +221,12 @@ class Run:
 
 
 def seven_digits(moment: datetime) -> str:
-    """A datetime as Kusto writes it: in UTC, to the tenth of a microsecond."""
+    """Write a datetime as Kusto does: in UTC, to the tenth of a microsecond."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "0Z"
 
 
 def _ticks(text: str) -> int:
-    """Tenths of a microsecond since a fixed time."""
+    """Return tenths of a microsecond since a fixed time."""
     whole, _, digits = text.removesuffix("Z").partition(".")
     seconds = datetime.fromisoformat(whole + "+00:00") - datetime(1900, 1, 1, tzinfo=UTC)
     return seconds // timedelta(seconds=1) * 10**7 + int((digits + "0000000")[:7])

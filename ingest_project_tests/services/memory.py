@@ -10,7 +10,7 @@ Found = TypeVar("Found")
 
 
 def with_peak_memory(work: Callable[[], Found]) -> tuple[Found, int]:
-    """Do something in this process.
+    """Run a function in this process and return its peak memory.
 
     Returns:
         what it returns, and by how many bytes the memory of this process grew meanwhile, at most.

@@ -30,7 +30,7 @@ class Backend(Receiver):
     status: int = 201
 
     def take(self, body: bytes) -> None:
-        """Keep an event."""
+        """Store an event."""
         self.events.append(json.loads(body))
 
     def ended(self, job: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def datasets(event: Mapping[str, Any], direction: str) -> dict[str, dict[str, An
 
 
 def require_valid(event: Mapping[str, Any]) -> None:
-    """Require that an event and its facets are what the client's classes describe, no more and no less."""
+    """Require that an event and its facets match the client's classes exactly."""
     event_v2.RunEvent(
         eventType=event_v2.RunState[event["eventType"]],
         eventTime=event["eventTime"],
@@ -82,7 +82,7 @@ def _classes() -> dict[str, Any]:
 
 
 def forget() -> None:
-    """Have this process read its settings and set the client up again."""
+    """Make this process read its settings and set up the client again."""
     current_settings.cache_clear()
     lineage_events._sender.cache_clear()
 

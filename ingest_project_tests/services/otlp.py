@@ -44,12 +44,12 @@ class Collector(Receiver):
     resource: dict[str, Any] = field(default_factory=dict)
 
     def take(self, body: bytes) -> None:
-        """Keep the spans of a request, unless it is refused."""
+        """Store the spans of a request, unless it is refused."""
         if self.status == 200:
             self.receive(ExportTraceServiceRequest.FromString(body))
 
     def receive(self, request: ExportTraceServiceRequest) -> None:
-        """Keep the spans of a request."""
+        """Store the spans of a request."""
         for resource in request.resource_spans:
             self.resource = _values(resource.resource.attributes)
             self.spans += [
@@ -70,15 +70,15 @@ class Collector(Receiver):
             ]
 
     def named(self, name: str) -> list[Span]:
-        """The spans whose name ends so."""
+        """Return the spans whose name ends with this text."""
         return [span for span in self.spans if span.name.endswith(name)]
 
     def of(self, trace: str) -> list[Span]:
-        """The spans of a trace."""
+        """Return the spans of a trace."""
         return [span for span in self.spans if span.trace == trace]
 
     def tree(self, trace: str) -> dict[str, str]:
-        """Names of the spans of a trace, each with its parent's; `remote` for one that others sent."""
+        """Return the names of a trace's spans, each with its parent's; `remote` for a parent elsewhere."""
         names = {span.id: span.name for span in self.of(trace)}
         return {span.name: names.get(span.parent, "remote" if span.parent else "") for span in self.of(trace)}
 
@@ -88,7 +88,7 @@ def _values(attributes: Any) -> dict[str, Any]:  # noqa: ANN401 - protobuf
 
 
 def forget() -> None:
-    """Have this process read its settings and set tracing up again."""
+    """Make this process read its settings and set up tracing again."""
     current_settings.cache_clear()
     tracing.is_on.cache_clear()
     spans._provider.cache_clear()

