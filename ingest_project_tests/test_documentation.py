@@ -157,7 +157,7 @@ def test_the_page_of_messages_is_that_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("message", message_reference.MESSAGES, ids=lambda message: message.name)
-def test_every_example_of_a_message_is_one(message: message_reference.Message) -> None:
+def test_every_example_of_a_message_is_valid(message: message_reference.Message) -> None:
     assert message.decoder(json.dumps(message.example).encode())
     if message.schema:
         fields = message.schema.get("$defs", {}).get(message.name, message.schema)["properties"]

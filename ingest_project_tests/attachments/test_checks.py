@@ -35,7 +35,7 @@ def stored_file(record: AttachmentRecord) -> Path:
     return Path(record.stored_path)
 
 
-def test_after_an_ordinary_day_all_is_well_and_the_scheduled_job_says_so(system: AttachmentSystem) -> None:
+def test_the_scheduled_checks_pass_after_an_ordinary_day(system: AttachmentSystem) -> None:
     system.settings = changed(system.settings, "attachments", max_dead_share=0.5)
     system.restart()
     done = system.definitions.resolve_job_def(attachment_checks.name).execute_in_process(instance=system.instance)

@@ -264,7 +264,7 @@ def test_thousands_of_waiting_entries_do_not_delay_the_due_ones(
     assert {row["trace_id"] for row in system.results()} == {f"t-{n}" for n in range(299, 3_000, 300)}
 
 
-def test_a_tick_that_was_never_saved_claims_the_same_again(
+def test_a_tick_with_an_unsaved_cursor_claims_the_same_again(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system

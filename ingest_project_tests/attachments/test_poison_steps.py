@@ -133,7 +133,7 @@ def test_an_unreadable_event_is_a_dead_letter_and_its_neighbours_are_stored(
     assert next(iter(poison)).encode() in (letter.header("dlq.reason") or b"")
 
 
-def test_an_event_that_nothing_can_be_taken_out_of_fails_alone(
+def test_an_event_with_a_failing_extraction_fails_alone(
     attachment_system: AttachmentSystem, http_server: HttpServer
 ) -> None:
     system = attachment_system

@@ -174,7 +174,7 @@ def test_any_text_becomes_one_safe_part(value: str) -> None:
 
 
 @given(st.text(max_size=400))
-def test_no_text_leads_out_of_its_part(value: str) -> None:
+def test_no_text_escapes_its_path_part(value: str) -> None:
     part = safe_part(value)
     assert require_safe_name(part) == part
     assert "/" not in part
@@ -188,7 +188,7 @@ def test_a_good_name_stays_as_it_is_and_a_changed_one_keeps_its_ending() -> None
     assert safe_part("x" * 300 + ".jpeg").endswith(".jpeg")
 
 
-def test_two_values_that_look_alike_afterwards_do_not_meet() -> None:
+def test_values_that_are_equal_after_cleaning_keep_separate_paths() -> None:
     values = ["a/b", "a\\b", "a_b", "a:b", " a_b", "a_b.", "x" * 300, "x" * 301]
     assert len({safe_part(value) for value in values}) == len(values)
 
@@ -268,7 +268,7 @@ def test_a_file_of_another_attachment_is_never_replaced(store: ObjectStore, tmp_
     assert read(store) == b"its own new content"
 
 
-def test_a_file_that_is_no_attachment_s_is_left_alone(store: ObjectStore, tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_not_replaced(store: ObjectStore, tmp_path: Path) -> None:
     put(store, tmp_path, b"of another program", note="nobody's")
     with pytest.raises(PathTakenError, match="no attachment's"):
         put(store, tmp_path, b"else", attachment_key=f"a.pdf~{'0' * 32}")

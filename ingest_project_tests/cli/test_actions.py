@@ -111,7 +111,7 @@ def test_entries_leased_by_a_run_are_left_alone_and_named_with_the_reason(
 
 
 @pytest.mark.usefixtures("_files")
-def test_without_a_reason_nothing_is_done(ingest: Ingest, services: SystemResources) -> None:
+def test_an_action_without_a_reason_is_refused(ingest: Ingest, services: SystemResources) -> None:
     result = ingest("action", "run", RELEASE)
     assert (result.exit_code, "Enter a reason" in result.err) == (2, True)
     assert states(services)[BAD] == "quarantined"

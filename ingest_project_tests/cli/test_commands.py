@@ -86,7 +86,7 @@ def test_a_misspelt_setting_is_one_line_and_exit_code_2(
     )
 
 
-def test_a_failure_prints_nothing_that_acts_on_a_terminal(
+def test_a_printed_failure_is_safe_for_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("INGEST_\x1b[2J", "x")
@@ -94,7 +94,7 @@ def test_a_failure_prints_nothing_that_acts_on_a_terminal(
     assert r"INGEST_\x1b[2J" in capsys.readouterr().err
 
 
-def test_wrong_usage_prints_nothing_that_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_prints_text_safe_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["no\x1b[2Jpe"], ["config", "--no\x9bpe"], ["files", "list", "--limit", "\u202e1"]):
         assert run(arguments) == 2
         said = capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_dead_attachments_are_listed_with_their_reasons_and_without_signatures(
     assert SIGNATURE not in ingest("dlq", "list", "--json").out + shown.out
 
 
-def test_with_nothing_dead_the_list_is_empty_and_that_is_no_failure(ingest: Ingest, services: SystemResources) -> None:
+def test_without_dead_attachments_the_list_is_empty_and_exits_with_0(ingest: Ingest, services: SystemResources) -> None:
     del services
     result = ingest("dlq", "list")
     assert (result.exit_code, result.out, result.err) == (0, "", "No such attachments.\n")

@@ -114,7 +114,7 @@ def test_missing_dead_letters_and_unknown_positions_are_reported(ingest: Ingest,
     assert ingest("dlq", "show", "events.raw.dlq").exit_code == 1
 
 
-def test_a_broker_that_is_away_is_exit_code_1_and_no_empty_list(
+def test_an_unreachable_broker_exits_with_1_instead_of_an_empty_list(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")

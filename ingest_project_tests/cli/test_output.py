@@ -67,7 +67,7 @@ def test_json_encodes_times_and_numbers_that_are_not_numbers(capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == {"at": "2026-01-15T00:00:00Z", "value": None}
 
 
-def test_json_sends_nothing_that_acts_on_a_terminal_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_safe_for_a_terminal_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "ünïcödé 温度 \x1b[2J\x9b31m\u202e\x7f\udcff\u200b\U000e0001\n"
     output.print_json({hostile: [hostile, Path(hostile[:8])]})
     out = capsys.readouterr().out

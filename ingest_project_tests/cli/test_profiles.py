@@ -57,7 +57,7 @@ def test_a_file_that_would_be_quarantined_is_exit_code_1_also_as_json(ingest: In
     assert done.json["rejected"][0]["line_number"] == 2
 
 
-def test_a_file_without_sense_is_one_line_and_exit_code_1(ingest: Ingest, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_one_error_line_and_exits_with_1(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     done = ingest("profile", "guess", "empty.csv")
     assert (done.exit_code, done.out) == (1, "")

@@ -255,7 +255,9 @@ def test_a_file_outside_the_roots_is_refused_with_the_setting_that_would_allow_i
         assert "INGEST_LOCAL_ROOTS" in result.err
 
 
-def test_a_broker_that_is_away_is_one_line_and_exit_code_1(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_broker_is_one_error_line_and_exits_with_1(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("KAFKA_REQUEST_TIMEOUT_SECONDS", "1")
     result = ingest("send", "polling-job")

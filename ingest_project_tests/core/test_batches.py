@@ -48,7 +48,7 @@ def test_one_bad_item_among_99_good_ones_fails_alone_and_the_others_are_stored_a
     assert len(calls) <= 2 * ceil(log2(100)) + 1
 
 
-def test_a_batch_without_a_bad_item_is_one_call_and_an_empty_one_none() -> None:
+def test_a_good_batch_is_one_call_and_an_empty_one_is_none() -> None:
     calls: list[int] = []
     assert store_bisecting(range(100), all_or_nothing(set(), [], calls), bad_value) == []
     assert store_bisecting([], all_or_nothing(set(), [], calls), bad_value) == []

@@ -38,7 +38,7 @@ def log_something_hostile() -> None:
         log.exception("it_failed", name=HOSTILE, names=[HOSTILE])
 
 
-def test_a_json_log_line_sends_nothing_that_acts_on_a_terminal_and_loses_nothing(
+def test_a_json_log_line_is_safe_for_a_terminal_and_complete(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging(LoggingSettings(file=tmp_path / "log"))
@@ -52,9 +52,7 @@ def test_a_json_log_line_sends_nothing_that_acts_on_a_terminal_and_loses_nothing
         assert "ValueError: invalid literal" in line["exception"]
 
 
-def test_a_console_log_line_sends_nothing_that_acts_on_a_terminal_and_forges_no_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_console_log_line_is_safe_for_a_terminal_and_cannot_forge_lines(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LoggingSettings(format="console"))
     log_something_hostile()
     said = capsys.readouterr().err
@@ -118,7 +116,7 @@ def test_a_full_disk_under_the_log_file_stops_nothing(capsys: pytest.CaptureFixt
     assert "No space left on device" in said
 
 
-def test_a_defect_of_a_command_or_a_thread_shows_a_traceback_that_acts_on_no_terminal() -> None:
+def test_tracebacks_of_commands_and_threads_are_safe_for_a_terminal() -> None:
     program = """
 import threading, typer
 from ingest_project.cli import main
@@ -137,7 +135,7 @@ main.main()
     assert not [one for one in SENT if one in done.stderr]
 
 
-def test_a_retry_prints_nothing_where_commands_print_results(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_retry_prints_nothing_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
     failures = iter((OSError("not yet"),))
 
     @stamina.retry(on=OSError, wait_initial=0, wait_max=0)

@@ -103,7 +103,7 @@ def test_nothing_is_open_to_the_world_and_no_secret_is_inline() -> None:
     assert not re.search(r"://[^/@\s]+:[^/@\s]+@|password:\s*\S", text, flags=re.IGNORECASE)
 
 
-def test_the_names_of_the_services_set_no_setting_of_ours() -> None:
+def test_variables_named_after_services_set_no_setting() -> None:
     names = [found["metadata"]["name"] for found in OBJECTS if found["kind"] == "Service"]
     variables = {f"{name.upper().replace('-', '_')}_{what}" for name in names for what in ("SERVICE_HOST", "PORT")}
     load_settings({**dict.fromkeys(variables, "tcp://10.0.0.1:80"), **_settings()}, FOLDER)

@@ -148,7 +148,7 @@ def test_people_and_programs_with_the_login_see_and_act(site: Site) -> None:
         {"Sec-Fetch-Site": "same-site", "Origin": f"https://{NAME}"},
     ],
 )
-def test_a_page_of_another_site_does_nothing_with_the_login_of_its_visitor(site: Site, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site_cannot_use_its_visitors_login(site: Site, headers: dict[str, str]) -> None:
     assert site.mutate(LOGIN | headers).status == 403
     assert site.send("GET", "/graphql", LOGIN | WEBSOCKET | headers).status == 403
 

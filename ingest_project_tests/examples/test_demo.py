@@ -100,7 +100,7 @@ def test_the_settings_of_the_demo_allow_its_own_web_server_and_nothing_else_of_t
         ("INGEST_DUMMY_ROOT", "nowhere", "no folder nowhere/attachments"),
     ],
 )
-def test_where_settings_may_forbid_the_demos_attachments_it_says_so_and_leaves_them_out(
+def test_the_demo_skips_attachments_that_settings_may_forbid_and_says_so(
     setting: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)

@@ -110,7 +110,7 @@ def test_everything_starts_in_the_order_of_the_file(system: Composed) -> None:
 
 
 @pytest.mark.usefixtures("system")
-def test_all_that_the_code_server_imports_is_compiled() -> None:
+def test_every_import_of_the_code_server_is_compiled() -> None:
     # For the image's own user: bytecode that it may not read is as good as none.
     said = podman("exec", "code-server", "python", "-c", NOT_COMPILED).stdout.strip()
     assert said == "[]"

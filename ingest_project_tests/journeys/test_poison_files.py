@@ -148,7 +148,7 @@ CASES = [pytest.param(*case, id=case[0], marks=[] if case[0] in SHORT else [pyte
 
 
 @pytest.mark.parametrize(("step", "poison", "state", "reason"), CASES)
-def test_the_99_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a step, and what it must come to
+def test_the_99_good_files_are_stored_at_their_first_attempt(  # noqa: PLR0913, PLR0917 - a step, and what it must come to
     system: System,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
@@ -219,7 +219,7 @@ def test_files_that_a_rule_of_the_tables_refuses_wait_until_it_is_gone(
     assert system.check("rows_add_up").passed
 
 
-def test_a_database_that_is_away_is_no_files_fault(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_not_counted_against_a_file(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     from ingest_project.file_ingest import load as storing  # patched here alone
 
     calls = []

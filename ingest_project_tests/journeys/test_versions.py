@@ -139,7 +139,7 @@ def test_an_older_version_that_is_materialized_again_does_not_come_back(system: 
 
 
 @pytest.mark.long
-def test_both_versions_selected_in_the_ui_end_as_they_were(system: System) -> None:
+def test_both_versions_selected_in_the_ui_keep_their_state(system: System) -> None:
     path = system.write("today.csv", readings(3))
     system.send_files(path)
     system.drive()

@@ -113,7 +113,7 @@ def busy(
         yield Page(browser, site, ingested)
 
 
-def test_a_system_in_full_work_is_shown_without_a_complaint(busy: Page) -> None:
+def test_a_busy_system_is_shown_without_findings(busy: Page) -> None:
     busy.complaints()
     busy.open()
     for text in (

@@ -172,14 +172,14 @@ def test_a_file_that_is_ingested_again_counts_again_and_never_less(engine: sa.En
     assert totals.totals()["ingest_files", ("ingested",)] == 2
 
 
-def test_an_end_is_counted_once_it_has_settled(engine: sa.Engine) -> None:
+def test_a_finish_is_counted_once_it_has_settled(engine: sa.Engine) -> None:
     put(engine, files, [file_row("f", "ingested", NOW - timedelta(seconds=1))])
     totals = RunningTotals(engine)
     assert totals.count(NOW) == 0
     assert totals.count(NOW + counting.SETTLE) == 1
 
 
-def test_an_end_that_is_committed_late_is_not_missed(postgres_url: str) -> None:
+def test_a_finish_committed_late_is_counted(postgres_url: str) -> None:
     engine = open_engine(postgres_url)
     now = datetime.now(UTC)
     put(engine, files, [file_row("late", "ingesting", now)])

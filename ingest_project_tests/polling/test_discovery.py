@@ -158,7 +158,7 @@ def test_files_that_the_consumer_would_refuse_are_not_announced_and_the_job_says
     assert system.on_topic(system.settings.topics.file_event_queue_dlq) == []
 
 
-def test_two_jobs_that_look_at_the_same_time_announce_each_file_once(system: System) -> None:
+def test_two_simultaneous_listings_announce_each_file_once(system: System) -> None:
     for number in range(300):
         system.write(f"sub/{number}.csv", readings(1, str(number)))
     for path in (system.folder, system.folder / "sub", system.folder):

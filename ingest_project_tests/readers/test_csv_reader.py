@@ -191,7 +191,7 @@ def test_delimiters_at_the_end_of_the_header_cost_no_row(tmp_path: Path, row: st
     assert outcome.rows["value"].to_list() == ["21.5", "21.5"]
 
 
-def test_a_column_without_a_name_that_holds_something_is_no_spare_one(tmp_path: Path) -> None:
+def test_an_unnamed_column_with_values_is_not_ignored(tmp_path: Path) -> None:
     text = HEADER.replace("\n", ",\n") + ROW.replace("\n", ",x\n") + '"a",b,c,1,"C, D",x\n' + ROW
     outcome = read_text(tmp_path, text)
     assert [(line, reason) for line, _, reason in outcome.malformed] == [(2, "too_many_cells"), (3, "too_many_cells")]

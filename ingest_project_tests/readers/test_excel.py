@@ -138,7 +138,7 @@ def test_a_hidden_sheet_is_read_only_by_its_name(tmp_path: Path, file_type: str)
     assert "it has 'S0' (hidden), 'S1' (hidden), 'S2'" in missing.detail
 
 
-def test_a_chart_is_no_sheet_with_rows(tmp_path: Path) -> None:
+def test_a_chart_sheet_has_no_rows(tmp_path: Path) -> None:
     path = xlsx(tmp_path, [NAMES, [MOMENT, "a", "t", 1, "C"]])
     workbook = openpyxl.load_workbook(path)
     workbook.create_chartsheet("Chart", 0)

@@ -162,7 +162,7 @@ def test_a_published_format_gets_a_proposal_that_asks_or_agrees_with_its_shipped
     assert draft.questions or set(found) == {row[1:5] for row in sample.expected}
 
 
-def test_a_word_that_repeats_among_numbers_is_a_question(tmp_path: Path) -> None:
+def test_a_repeated_word_among_numbers_is_a_question(tmp_path: Path) -> None:
     text = "time,device,temp_c\n" + "".join(f"2026-01-15T1{i}:00:00Z,a,{'ERR' if i < 2 else 20.5}\n" for i in range(9))
     _, draft = guessed(sample_file(text, tmp_path), tmp_path)
     assert any("'ERR'" in question and "nulls" in question for question in draft.questions)
@@ -324,7 +324,7 @@ def test_blanks_in_times_divide_no_short_file(rows: int, clock: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f.jsonl"])
-def test_a_column_may_be_called_count(name: str, tmp_path: Path) -> None:
+def test_a_column_may_be_named_count(name: str, tmp_path: Path) -> None:
     text = "id,count\n1,5\n2,6\n3,n/v\n" if name == "f.csv" else '{"id":1,"count":5}\n{"id":2,"count":"n/v"}\n'
     path = sample_file(text, tmp_path, name)
     draft = guess_dataset(look_at(path, type_of(path), ReadLimits()), name, "csv", "own")
@@ -459,7 +459,7 @@ def test_columns_behind_the_last_name_are_left_out_as_readers_do(tmp_path: Path)
         ("country,2019,2020,2021\nDE,1.5,2.5,3.5\nFR,4.5,5.5,6.5\n", "years and dates all along the first row"),
     ],
 )
-def test_a_file_that_may_have_a_header_is_a_question(text: str, asked: str, tmp_path: Path) -> None:
+def test_an_uncertain_header_is_a_question(text: str, asked: str, tmp_path: Path) -> None:
     assert asked in " ".join(dataset_of(text, tmp_path).questions)
 
 

@@ -249,7 +249,7 @@ def test_a_missing_column_and_one_of_two_spellings_reject_the_file(tmp_path: Pat
         read(tmp_path, f'{{"device": "a", {fields}}}\n')
 
 
-def test_a_value_without_end_is_refused_within_the_limit_of_a_row(tmp_path: Path) -> None:
+def test_an_endless_value_is_refused_at_the_row_limit(tmp_path: Path) -> None:
     limits = ReadLimits(max_row_bytes=10_000, chunk_bytes=1_000)
     with pytest.raises(LimitExceededError, match="INGEST_MAX_ROW_BYTES"):
         read(tmp_path, '[{"device": "' + "x" * 100_000, limits=limits)

@@ -142,7 +142,7 @@ def test_a_number_cell_is_its_number_whatever_marks_are_declared(value: float, l
 
 @given(st.sampled_from("dtbef"), st.sampled_from(["1", "2026-01-15T10:00:00", "true", "#DIV/0!", "=1+1"]), Layouts)
 @settings(max_examples=examples(60), deadline=None)
-def test_a_cell_of_another_kind_is_no_number(kind: str, text: str, layout: NumberLayout) -> None:
+def test_a_cell_of_another_kind_is_not_a_number(kind: str, text: str, layout: NumberLayout) -> None:
     assert numbers_of_cells(pl.Series([text]), pl.Series([kind]), layout).to_list() == [None]
 
 

@@ -237,7 +237,7 @@ def test_columns_are_named_by_number_occurrence_or_expression(tmp_path: Path) ->
         read_as(tmp_path, profile.replace("  Temp:", "  'Temp [1]':"), text.replace("Humidity", "H"))
 
 
-def test_a_column_that_is_really_called_like_a_selector_wins(tmp_path: Path) -> None:
+def test_a_column_named_like_a_selector_takes_precedence(tmp_path: Path) -> None:
     outcome = read_as(
         tmp_path, LONG.replace("time:", "'#2':").replace("value:", "'x [2]':", 1), "x [2],#2,x,x\n1,t,2,3\n"
     )

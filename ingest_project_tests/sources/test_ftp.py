@@ -196,7 +196,7 @@ def test_a_server_that_cannot_resume_is_read_again_without_a_byte_twice(folder: 
         assert server.commands["RETR"] == 2
 
 
-def test_a_file_that_is_another_when_its_transfer_goes_on_is_given_up(folder: Path) -> None:
+def test_a_transfer_is_aborted_if_the_file_changed_before_it_resumes(folder: Path) -> None:
     (folder / "a.csv").write_bytes(CONTENT)
     with FtpServer(folder, cut_after=1_000_000, cuts=1) as server, source(server).open("/a.csv") as stream:
         stream.read(10)

@@ -141,7 +141,7 @@ def test_the_index_of_every_common_server_is_understood_and_an_empty_one_is_empt
         (page("x", **{"Content-Encoding": "br"}), SourceAccessDeniedError, "Content-Encoding"),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_no_listing_is_a_failure_that_names_it_and_not_an_empty_source(
+def test_a_response_without_a_listing_is_a_named_failure_and_not_an_empty_source(
     server: Pages, answer: Answer, kind: type[PermanentError], seen: str
 ) -> None:
     server.pages["/in/"] = answer

@@ -86,7 +86,7 @@ def test_files_outside_the_pattern_are_left_out(source: Source, inbox: Path) -> 
     assert taken(source, "a*") == ["a.csv"]
 
 
-def test_two_stars_look_into_folders_and_one_star_does_not(source: Source, inbox: Path) -> None:
+def test_two_stars_match_subfolders_and_one_star_does_not(source: Source, inbox: Path) -> None:
     (inbox / "2026" / "01").mkdir(parents=True)
     for name in ("top.csv", "2026/year.csv", "2026/01/day.csv"):
         (inbox / name).write_text("x")

@@ -61,7 +61,7 @@ def answering(answer: Any) -> HttpServer:  # noqa: ANN401 - an answer, or what m
         (bucket(key("in/" + "a" * 9_000_000)), "more than 8388608 bytes"),
     ],
 )
-def test_an_answer_that_is_no_listing_is_a_failure_and_not_an_empty_bucket(answer: Answer, said: str) -> None:
+def test_a_response_without_a_listing_is_a_failure_and_not_an_empty_bucket(answer: Answer, said: str) -> None:
     with answering(answer) as server, pytest.raises(PermanentError, match=said):
         list(source(server.url, source_timeout_seconds=10).list_files("*"))
 

@@ -210,7 +210,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(folder: Path) -> None:
         assert server.logins == 2
 
 
-def test_a_file_that_is_another_when_its_transfer_goes_on_is_given_up(folder: Path) -> None:
+def test_a_transfer_is_aborted_if_the_file_changed_before_it_resumes(folder: Path) -> None:
     (folder / "a.csv").write_bytes(CONTENT)
     with SftpServer(folder, cut_after=4_000_000, cuts=1) as server, source(server).open("/a.csv") as stream:
         stream.read(10)

@@ -168,7 +168,7 @@ def test_a_run_that_fails(system: System, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("fault", ["refusing", "slow"])
-def test_a_backend_that_is_away_neither_fails_nor_delays_a_run(
+def test_an_unreachable_backend_neither_fails_nor_delays_a_run(
     system: System, lineage_to: Callable[[str], None], fault: str
 ) -> None:
     with Backend() as server:

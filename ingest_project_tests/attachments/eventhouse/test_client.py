@@ -218,7 +218,7 @@ def test_a_setting_trusts_further_hosts() -> None:
         check_address(EventhouseSettings(address="https://private.example.com", trusted_hosts=trusted))
 
 
-def test_a_star_does_not_trust_every_host_with_a_token() -> None:
+def test_a_wildcard_does_not_allow_a_token_for_every_host() -> None:
     with pytest.raises(SettingsError, match="not trusted"):
         check_address(EventhouseSettings(address="https://evil.example.com", trusted_hosts=["*"]))
 

@@ -166,7 +166,7 @@ def test_refused_rows_come_back_with_their_text_and_every_reason(warehouse: SqlW
     assert warehouse.quarantined_rows_of("b") == ()
 
 
-def test_nul_characters_are_replaced_wherever_they_come(warehouse: SqlWarehouse, database_url: str) -> None:
+def test_nul_characters_are_replaced_everywhere(warehouse: SqlWarehouse, database_url: str) -> None:
     in_ledger(database_url, "a")
     bad = refused("a", ["x\x00y"]).with_columns(reasons=pl.lit(["r\x00"], dtype=pl.List(pl.String)))
     with warehouse.transaction() as transaction:

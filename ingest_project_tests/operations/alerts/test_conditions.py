@@ -66,7 +66,7 @@ def names(one: SystemSnapshot, steps: Mapping[str, Any] | None = None, known: tu
     return sorted(finding.name for finding in found(one, steps, known).findings)
 
 
-def test_a_system_that_is_well_has_no_findings_and_every_condition_is_assessed() -> None:
+def test_a_healthy_system_has_no_findings_and_every_condition_is_assessed() -> None:
     assert found(snapshot()) == Assessment((), frozenset(CONDITIONS))
 
 
@@ -217,7 +217,7 @@ def test_failed_checks_and_broken_declarations_are_found() -> None:
     }
 
 
-def test_a_dataset_source_or_topic_of_which_nothing_arrives_is_found() -> None:
+def test_a_dataset_source_or_topic_without_arrivals_is_found() -> None:
     rules = [
         {"condition": "freshness", "dataset": "orders", "threshold": "2h"},
         {"condition": "freshness", "source": "sftp*", "threshold": "30m"},

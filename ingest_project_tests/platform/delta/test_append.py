@@ -334,7 +334,7 @@ def test_a_restore_between_a_plan_and_its_commit_is_seen_at_the_next_look(tmp_pa
     assert store.standings(["topic-0"])["topic-0"].doubts == ()
 
 
-def test_a_check_of_every_stream_counts_for_each_and_merging_raises_no_doubt(tmp_path: Path) -> None:
+def test_a_check_of_all_streams_counts_for_each_and_merges_raise_no_doubt(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     for stream in ("topic-0", "topic-1"):
         store.append(numbers(1), app_id=stream, version=10, checked=0)

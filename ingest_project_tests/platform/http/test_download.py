@@ -551,7 +551,7 @@ def test_a_hostile_name_is_made_safe(
     assert _left(to) == [to.name]
 
 
-def test_a_failing_target_folder_is_not_the_hosts_fault(
+def test_a_failing_target_folder_does_not_count_as_a_host_failure(
     http_server: HttpServer, downloader: Downloader, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -61,7 +61,7 @@ def test_no_more_conversations_at_a_time_than_allowed_in_total_and_with_one_host
     assert not limits._hosts
 
 
-def test_a_request_without_a_slot_in_time_finds_the_host_throttled() -> None:
+def test_a_request_without_a_slot_in_time_raises_a_throttling_error() -> None:
     limits = HostLimits(LoadLimits(per_host=1, longest_wait=SHORT))
     with limits.request_slot(HOST), pytest.raises(HostThrottledError), limits.request_slot(HOST):
         pass

@@ -163,7 +163,7 @@ def test_a_wrong_key_is_reported_as_such(secured: KafkaServer, topic: str, clien
         read(clients.reader(wrong), topic)
 
 
-def test_an_identity_s_token_opens_it(
+def test_an_identity_s_token_grants_access(
     secured: KafkaServer, topic: str, identity_server: IdentityServer, clients: Clients
 ) -> None:
     secured.create_topic(topic)

@@ -68,7 +68,7 @@ def test_a_paused_broker_fails_reads_and_writes_in_time_and_both_go_on_after_it(
     assert read(reader, topic, before, wait=5).messages[-1].value == b"after"
 
 
-def test_a_broker_that_goes_away_during_a_wait_is_an_error_not_an_empty_read(
+def test_losing_the_broker_during_a_wait_is_an_error_and_not_an_empty_read(
     broker: OwnServer, reader: TopicReader, writer: TopicWriter, topic: str
 ) -> None:
     broker.create_topic(topic)

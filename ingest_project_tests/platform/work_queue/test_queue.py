@@ -308,7 +308,7 @@ def test_entries_are_listed_and_counted(case: Case) -> None:
     assert case.queue.key_of(oldest) == "b"
 
 
-def test_a_table_alone_finishes_and_finds_its_entries(postgres_url: str) -> None:
+def test_a_work_queue_table_alone_finishes_and_finds_its_entries(postgres_url: str) -> None:
     engine = open_engine(postgres_url)
     queue = open_things(engine)
     queue.record([thing("a"), thing("b", 1)], NOW)

@@ -133,7 +133,7 @@ def test_two_streams_never_pass_a_message_to_and_fro(tmp_path: Path) -> None:
     assert "the stream a reads its dead letters" in found.broken[0].problem
 
 
-def test_a_stream_with_the_name_of_a_dataset_does_not_take_dagster_down_with_it(tmp_path: Path) -> None:
+def test_a_stream_with_the_name_of_a_dataset_is_not_loaded(tmp_path: Path) -> None:
     declare(tmp_path, "a", GOOD + "name: weather")
     (tmp_path / "weather").mkdir()
     (tmp_path / "weather" / "defs.yaml").write_text(

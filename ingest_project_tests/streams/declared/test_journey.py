@@ -191,7 +191,7 @@ def test_json_with_a_schema_is_stored_by_key_and_the_newest_version_stays(
 
 
 @pytest.mark.parametrize("policy", ["delete", "mark", "ignore"])
-def test_tombstones_go_by_their_policy(declared: Declare, policy: str) -> None:
+def test_tombstones_are_handled_by_the_declared_policy(declared: Declare, policy: str) -> None:
     system = declared({**KEYED, "sink": {"key": ["order_id"], "tombstones": policy}})
     # All in one partition, as the tests' producer hashes keys: the order of a key is what counts.
     system.put(order(1), order(2), None, order(3), None, order(3, "3.00"), None, keys=[

@@ -157,7 +157,7 @@ def test_times_without_zone_are_utc_and_others_are_brought_to_it() -> None:
 
 
 @pytest.mark.parametrize("data", [None, "null"])
-def test_no_data_is_null_and_an_object_stays_as_it_was_written(data: str | None) -> None:
+def test_missing_data_is_null_and_an_object_keeps_its_text(data: str | None) -> None:
     raw = encoded(event(event_data=None))
     if data is not None:
         raw = raw[:-1] + b', "event_data": null}'

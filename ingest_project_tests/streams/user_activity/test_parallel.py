@@ -126,7 +126,7 @@ def test_a_killed_child_fails_the_run_and_the_next_one_decodes_in_its_own_proces
     require_each_once(activity, ids)
 
 
-def test_a_broker_that_is_away_in_a_child_stops_the_run(activity: ActivitySystem, tmp_path: Path) -> None:
+def test_a_child_that_loses_the_broker_stops_the_run(activity: ActivitySystem, tmp_path: Path) -> None:
     sent(activity)
 
     def fail(messages: Sequence[ConsumerRecord], topic_id: str) -> StreamRows:
