@@ -1,4 +1,4 @@
-"""Compile once what several test processes import, before they start and each would do it for itself."""
+"""Compile the shared imports of the test processes once, before each process would do it itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers that tests may ask for, each in its own module under `services`, and the order of the tests."""
+"""The servers that tests may use, each in its own module under `services`, and the order of the tests."""
 
 from __future__ import annotations
 

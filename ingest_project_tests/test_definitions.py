@@ -1,4 +1,4 @@
-"""What Dagster loads: one connected graph that shows where data come from and go to, without secrets."""
+"""The definitions: one connected graph that shows sources and targets of all data, without secrets."""
 
 from __future__ import annotations
 

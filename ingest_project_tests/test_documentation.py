@@ -1,4 +1,4 @@
-"""What README and docs say is so: their examples work, their links lead somewhere."""
+"""README and docs are correct: their examples work, and their links have targets."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The first commands on a machine that has nothing of ours yet, run by several processes at once."""
+"""The first commands on a new machine, run by several processes at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is installed whose licence was not looked at, and the list of them is true."""
+"""Every installed package has a reviewed licence, and the list of licences is correct."""
 
 from __future__ import annotations
 

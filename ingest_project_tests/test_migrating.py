@@ -1,4 +1,4 @@
-"""What docs/migrating.md says of the five services' settings and topics is so."""
+"""docs/migrating.md is correct about the settings and topics of the five services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `conftest.py` names is there: a name that fits nothing would leave tests out, or keep none, without a word."""
+"""Every name in `conftest.py` exists: a wrong one would silently skip tests."""
 
 from __future__ import annotations
 

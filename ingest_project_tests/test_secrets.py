@@ -1,4 +1,4 @@
-"""A value in every setting that is a secret, every way to fail, and none of the values anywhere that people look."""
+"""No output shows the value of any secret setting, whatever fails."""
 
 from __future__ import annotations
 

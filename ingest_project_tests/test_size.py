@@ -1,4 +1,4 @@
-"""The package stays small enough to find one's way in it. `make size` prints what is measured here."""
+"""The package stays small enough to navigate. `make size` prints the measured numbers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a person finds after `make demo`: what the UI shows, and what the documented commands do."""
+"""The state after `make demo`, in the UI and through the documented commands."""

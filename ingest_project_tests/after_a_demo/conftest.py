@@ -1,4 +1,4 @@
-"""Two finished demos on a system that is up, and a window on its UI, made once for all tests of this folder."""
+"""Two finished demos on a running system, and a browser on its UI, shared by all tests of this folder."""
 
 from __future__ import annotations
 

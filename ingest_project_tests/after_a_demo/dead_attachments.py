@@ -1,4 +1,4 @@
-"""Attachments in the dead letters whose addresses answer by now."""
+"""Dead attachments whose addresses answer again."""
 
 from __future__ import annotations
 

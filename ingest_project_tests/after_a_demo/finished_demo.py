@@ -1,4 +1,4 @@
-"""A demo as a newcomer starts it, which stays up to be looked at, and a second one on the same system."""
+"""A demo that stays up after its end, and a second one on the same system."""
 
 from __future__ import annotations
 

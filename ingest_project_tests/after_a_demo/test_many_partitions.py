@@ -1,4 +1,4 @@
-"""Backfills over many partitions, some of which cannot go well: status, counts, checks, tables and work queue agree."""
+"""Backfills over many partitions, some of which fail: status, counts, checks, tables and work queue agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody else on the machine reads what a demo left."""
+"""Other users of the machine cannot read the files of a demo."""
 
 from __future__ import annotations
 

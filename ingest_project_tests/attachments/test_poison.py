@@ -1,4 +1,4 @@
-"""One bad event or task among ninety-nine good ones costs itself alone, in the ticks that take them."""
+"""One bad event or task among ninety-nine good ones fails alone in the ticks that consume them."""
 
 from __future__ import annotations
 

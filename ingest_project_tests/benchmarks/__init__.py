@@ -1,1 +1,1 @@
-"""What the benchmarks measure by must itself be right."""
+"""The measuring code of the benchmarks is correct."""

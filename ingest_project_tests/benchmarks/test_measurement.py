@@ -1,4 +1,4 @@
-"""A benchmark ends with a result, or says why there is none."""
+"""A benchmark ends with a result or with the reason for its failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker is content with exactly the right rows, and with nothing else. The peer's own code stores them."""
+"""The checker accepts exactly the right rows, which the peer's own code stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth that a workload claims to know equals what a plain reading of its files says."""
+"""The expected result of a workload equals that of a plain reading of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it."""
+"""The command line as a person or a script uses it."""
 
 from __future__ import annotations
 

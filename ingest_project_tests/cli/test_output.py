@@ -1,4 +1,4 @@
-"""Output for people: no value of an untrusted sender acts on their terminal."""
+"""Output for people: no value of an untrusted sender can control their terminal."""
 
 from __future__ import annotations
 

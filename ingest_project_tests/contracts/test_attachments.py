@@ -1,4 +1,4 @@
-"""Whatever arrives on the topics of attachments is a message or unreadable, and its key is one that Dagster takes."""
+"""Any bytes on the topics of attachments are a message or unreadable, and Dagster accepts each key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of every message: a trace id comes from our header or W3C's, and no object has a name twice."""
+"""Rules for every message: the trace id comes from our header or W3C's, and no object has a name twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EnrichedEvent: strict types, nothing lost of what is unknown, and one reason for what is no event."""
+"""EnrichedEvent: strict types, unknown fields kept, and one reason for each refused message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder of every message, on anything a sender may write: a message, or one clear reason why it is none."""
+"""Every decoder turns any bytes into a message or refuses them with one clear reason."""
 
 from __future__ import annotations
 

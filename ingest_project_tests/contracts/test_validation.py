@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - the name of a check says what should hold
-"""Every row has one outcome with all of its reasons, and the same one whatever else is in the batch."""
+"""Every row has one outcome with all of its reasons, independent of the rest of the batch."""
 
 from __future__ import annotations
 

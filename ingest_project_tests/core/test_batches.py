@@ -1,4 +1,4 @@
-"""Prefetching overlaps and ends cleanly, and one bad item of a batch costs itself alone."""
+"""Prefetching overlaps and ends cleanly, and one bad item of a batch fails alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: it goes on whatever becomes of its file, and acts on nobody's terminal."""
+"""The log continues if its file is lost, and cannot control a terminal."""
 
 from __future__ import annotations
 

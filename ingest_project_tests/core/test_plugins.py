@@ -1,4 +1,4 @@
-"""Parts of other packages: found by entry point, never in the place of another, harmless when broken."""
+"""Plugins of other packages: found by entry point, never replacing another, harmless when broken."""
 
 from __future__ import annotations
 

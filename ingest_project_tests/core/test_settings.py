@@ -1,4 +1,4 @@
-"""Settings: where a value comes from, and what a wrong one says."""
+"""Settings: the origin of each value, and the errors for wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ordinary run kills at a part of the points, `make test-all` at all."""
+"""The ordinary run kills at some of the points, `make test-all` at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that does what the daemon and its runs do, and is killed at a chosen step.
+"""A process that works as the daemon and its runs do, and is killed at a chosen step.
 
 Its `main` waits for orders, one JSON object a line on its standard input, does each in a fork of its own, so that
 nothing has to be imported again, and answers with the fork's exit code: -9 where it died as ordered.

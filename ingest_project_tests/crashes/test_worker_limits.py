@@ -1,4 +1,4 @@
-"""A worker without further files or memory may end in any way; no file is blamed, lost or doubled for it."""
+"""A worker without free descriptors or memory may end in any way; no file is blamed, lost or doubled."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the deployment files promise, and the processes they start."""
+"""The promises of the deployment files, and the processes that they start."""

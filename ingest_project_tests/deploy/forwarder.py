@@ -1,4 +1,4 @@
-"""Passes TCP connections on: what a host in a network namespace reaches the servers of this machine by.
+"""Forward TCP connections, by which a host in a network namespace reaches the servers of this machine.
 
     python forwarder.py LISTEN_HOST TARGET_HOST PORT...
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml keeps its promises: nothing open, nobody root, no secret inline, every command one that exists."""
+"""docker-compose.yml: no open port, no root, no secret inline, and only commands that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in deploy/ecs: task definitions that ECS accepts, and a launcher that starts a run as a task of them."""
+"""deploy/ecs: task definitions that ECS accepts, and a launcher that starts each run as a task."""
 
 from __future__ import annotations
 

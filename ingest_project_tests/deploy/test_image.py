@@ -1,4 +1,4 @@
-"""The Dockerfile: what goes into the image is there, and what it leaves out stays out."""
+"""The Dockerfile: every copied file exists, and excluded files stay out of the image."""
 
 from __future__ import annotations
 

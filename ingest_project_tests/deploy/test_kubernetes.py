@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes: what Kubernetes accepts, what may talk to what, and a run as a Job."""
+"""The manifests of deploy/kubernetes: valid objects, network policies, and each run as a Job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ingest migrate`: everything is there afterwards, the second time changes nothing, and what is away is named."""
+"""`ingest migrate` creates everything, is idempotent, and names an unreachable service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of the compose file as separate processes: what they do together, and how they end."""
+"""The processes of the compose file, run separately: they ingest a file together and stop cleanly."""
 
 from __future__ import annotations
 

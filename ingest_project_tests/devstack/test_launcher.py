@@ -1,4 +1,4 @@
-"""Parts that are forks of the launcher: each is as it would be in a new interpreter."""
+"""Processes forked by the launcher behave as in a new interpreter."""
 
 from __future__ import annotations
 

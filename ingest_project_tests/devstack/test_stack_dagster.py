@@ -1,4 +1,4 @@
-"""Dagster as part of the stack: it starts, it ticks, and what it runs ends with it."""
+"""Dagster as part of the stack: it starts, it ticks, and its runs end with it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a file goes through: landed, read, checked, stored and reported."""
+"""The steps of a file: landed, read, checked, stored and reported."""

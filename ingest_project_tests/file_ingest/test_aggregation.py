@@ -1,4 +1,4 @@
-"""Summaries are what the statistics module says, and summaries of parts merge into that of the whole."""
+"""Summaries equal those of the statistics module, and summaries of parts merge into that of the whole."""
 
 from __future__ import annotations
 

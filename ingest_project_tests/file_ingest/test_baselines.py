@@ -1,4 +1,4 @@
-"""A file that is not like the others of its source is found, and one that is like them is not."""
+"""A file that differs from the others of its source is reported, and a usual one is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the queue of files promises, the same on PostgreSQL and SQLite."""
+"""Promises of the queue of files alone, the same on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 

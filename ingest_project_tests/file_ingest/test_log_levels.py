@@ -1,4 +1,4 @@
-"""What an operator must look at is a warning in the log; what went well is not."""
+"""The log has a warning for each file that an operator must inspect, and none for good files."""
 
 from __future__ import annotations
 

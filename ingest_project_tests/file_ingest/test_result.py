@@ -1,4 +1,4 @@
-"""What is odd about a file that kept its contract is shown: columns that nobody reads, many readings at one instant."""
+"""Oddities of an accepted file are shown: columns that are not read, many readings at one instant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of many versions counts does not depend on the order, or the company, in which they are stored."""
+"""The version that counts does not depend on the order or the batches in which versions are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checks are given to find, and what they say of it."""
+"""Faults for checks to find, and the results of the checks."""
 
 from __future__ import annotations
 

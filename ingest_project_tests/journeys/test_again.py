@@ -1,4 +1,4 @@
-"""What happens the second time: delivered again, changed, gone, released, repeated by a person."""
+"""Files ingested a second time: delivered again, changed, gone, released, repeated by a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example files of the project, from a polling job to everything that is stored and shown of them."""
+"""The example files of the project, from a polling job to their stored and shown results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part is away for a while: nothing is lost, nothing is doubled, and it goes on by itself."""
+"""A service is unreachable for a while: nothing is lost or doubled, and the system continues automatically."""
 
 from __future__ import annotations
 

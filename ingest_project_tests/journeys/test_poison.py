@@ -1,4 +1,4 @@
-"""One bad item among ninety-nine good ones costs itself alone: the others are taken at their first attempt."""
+"""One bad item among ninety-nine good ones fails alone: the others succeed at their first attempt."""
 
 from __future__ import annotations
 

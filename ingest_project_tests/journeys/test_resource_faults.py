@@ -1,4 +1,4 @@
-"""Something runs out, or is shared or slow: nothing is lost, nothing is doubled, and it goes on by itself."""
+"""A resource is exhausted, shared or slow: nothing is lost or doubled, and the system continues automatically."""
 
 from __future__ import annotations
 

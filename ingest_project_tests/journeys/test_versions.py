@@ -1,4 +1,4 @@
-"""Of one location the newest version counts, each reading once, whatever order the versions arrive in."""
+"""The newest version of a location counts, each reading once, for any order of arrival."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may act: roles, CSRF tokens, origins, and the bounds of a request that is to change something."""
+"""Permission to act: roles, CSRF tokens, origins, and limits of a request that changes something."""
 
 from __future__ import annotations
 

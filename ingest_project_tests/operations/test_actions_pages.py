@@ -1,4 +1,4 @@
-"""Actions in the browser's words: a form, a preview that changes nothing, one action for any number of clicks."""
+"""Actions in the browser: a form, a preview that changes nothing, one action for any number of clicks."""
 
 from __future__ import annotations
 

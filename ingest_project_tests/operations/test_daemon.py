@@ -1,4 +1,4 @@
-"""A clock that goes ahead and is set back keeps nothing waiting, and is logged."""
+"""A clock that runs ahead and is set back delays nothing, and is logged."""
 
 from __future__ import annotations
 

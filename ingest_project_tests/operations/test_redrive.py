@@ -1,4 +1,4 @@
-"""Redriven dead letters: the original message on its topic, exactly once, and never round for ever."""
+"""Redriven dead letters: the original message is on its topic exactly once, and cannot loop for ever."""
 
 from __future__ import annotations
 

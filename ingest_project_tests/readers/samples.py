@@ -1,4 +1,4 @@
-"""Files for the readers' tests, and what a reader makes of them."""
+"""Files for the readers' tests, and the rows that a reader makes of them."""
 
 from __future__ import annotations
 

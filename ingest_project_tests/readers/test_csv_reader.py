@@ -1,4 +1,4 @@
-"""What becomes of csv files: good rows, malformed rows, refused files."""
+"""Outcomes of CSV files: good rows, malformed rows, refused files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file holds arrives exactly or is refused with a reason: contents that readers are known to change silently."""
+"""Contents that other readers change silently are read exactly or refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workbooks: ordinary ones are read cell by cell, hostile ones cost one child process and a clear sentence."""
+"""Workbooks: ordinary ones are read cell by cell; hostile ones end one child process and have a clear reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON lines, arrays and objects: every value as it is written, and a reason for everything else."""
+"""JSON lines, arrays and objects: every value is read as written, or refused with a reason."""
 
 from __future__ import annotations
 

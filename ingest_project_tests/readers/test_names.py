@@ -1,4 +1,4 @@
-"""Names: invisible characters make no new device, and suspicious names are rejected."""
+"""Names: invisible characters do not make a new device, and suspicious names are rejected."""
 
 from __future__ import annotations
 

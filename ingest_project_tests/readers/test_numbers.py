@@ -1,4 +1,4 @@
-"""Numbers in every locale and kind of cell: what was written, or nothing."""
+"""Numbers in every locale and kind of cell are read exactly or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader profile can say of real loggers, each on a small file of its kind."""
+"""Features of reader profiles for real loggers, each on a small file of its kind."""
 
 from __future__ import annotations
 

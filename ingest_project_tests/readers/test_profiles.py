@@ -1,4 +1,4 @@
-"""Reader profiles: what is shipped, what a user writes, and what is said when one is wrong."""
+"""Reader profiles: shipped ones, those of users, and the errors for wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats of times: what is taken means what Python's strptime says, and everything else is refused with its reason."""
+"""Time formats: accepted text means what Python's strptime reads; any other is refused with its reason."""
 
 from __future__ import annotations
 

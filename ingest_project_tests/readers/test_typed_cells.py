@@ -1,4 +1,4 @@
-"""Typed cells of workbooks: what a person sees in Excel is what is read, or the row is refused with its reason."""
+"""Typed cells of workbooks are read as Excel shows them, or the row is refused with its reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the DFS test server keeps: file systems of files and folders with committed and uncommitted data.
+"""The storage of the DFS test server: file systems of files and folders with committed and uncommitted data.
 
 Contents are in memory, or in files of a folder when large ones are wanted; names and properties are in memory always.
 """

@@ -1,4 +1,4 @@
-"""What the first of several test processes brings for all: downloads, and packages of this machine."""
+"""Downloads and system packages that the first of several test processes installs for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that imports what a test kills or stops, once for all tests, and makes each call in a fork of its own."""
+"""A process that imports the tested code once and runs each call in its own fork, which tests may kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The little of HTTP/1.1 that our protocol servers need, quick enough for a benchmark: one thread per connection."""
+"""The small part of HTTP/1.1 that the protocol servers need, fast enough for benchmarks: a thread per connection."""
 
 from __future__ import annotations
 

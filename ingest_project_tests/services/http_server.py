@@ -1,4 +1,4 @@
-"""A web server that does what servers on the Internet do, the bad ones included.
+"""A web server with the habits and faults of servers on the Internet.
 
 It runs in threads of its own on a free port of 127.0.0.1 and can be used without pytest:
 

@@ -1,4 +1,4 @@
-"""Where nothing of ours may go, and servers that try to send us there."""
+"""A forbidden server that counts connections, and servers that redirect to it."""
 
 from __future__ import annotations
 

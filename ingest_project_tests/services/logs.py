@@ -1,4 +1,4 @@
-"""What is logged, whether or not another test of this process has configured logging."""
+"""Capture log lines, whether or not another test of this process has configured logging."""
 
 from __future__ import annotations
 

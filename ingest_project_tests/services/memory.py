@@ -1,4 +1,4 @@
-"""How much memory this process needs for something: a process of its own would have to import everything first."""
+"""Measure the peak memory of a call in this process: a new process would have to import everything first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FTP as no well-kept server speaks it: any listing, any reply, as slowly as a test likes."""
+"""A misbehaving FTP server: any listing, any reply, at any speed."""
 
 from __future__ import annotations
 

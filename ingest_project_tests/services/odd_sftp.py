@@ -1,4 +1,4 @@
-"""SFTP as no well-kept server speaks it: an honest SSH server whose answers are the test's own packets."""
+"""A misbehaving SFTP server: a correct SSH server that answers with the test's own packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend of OpenLineage: takes events, and holds each to the classes of OpenLineage's own client."""
+"""An OpenLineage backend: stores events, and compares each with the classes of OpenLineage's own client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: takes spans over OTLP/HTTP, as protobuf."""
+"""An OpenTelemetry collector: receives spans over OTLP/HTTP as protobuf."""
 
 from __future__ import annotations
 

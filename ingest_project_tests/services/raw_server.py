@@ -1,4 +1,4 @@
-"""A TCP server that does on each connection what a test says: what no well-kept server can be made to do."""
+"""A TCP server whose behaviour on each connection the test defines, for faults that real servers do not have."""
 
 from __future__ import annotations
 

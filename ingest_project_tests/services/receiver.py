@@ -1,4 +1,4 @@
-"""A server that takes what is posted to it, whatever the protocol of the bodies."""
+"""A server that stores POST requests of any protocol."""
 
 from __future__ import annotations
 

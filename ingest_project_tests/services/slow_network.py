@@ -1,4 +1,4 @@
-"""A way to a server that takes its time: TCP connections are passed on, each answer after a delay that may change."""
+"""A TCP proxy that delays each response by an adjustable time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes TCP connections on to a server of this machine, until they are stalled: nothing comes, and nobody says so."""
+"""A TCP proxy to a local server whose connections can be stalled: they stay open and transfer nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One real server of each kind of source, in the hands of the tests that every kind must pass."""
+"""One real server of each kind of source, for the tests that every kind must pass."""
 
 from __future__ import annotations
 

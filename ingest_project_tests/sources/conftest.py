@@ -1,4 +1,4 @@
-"""What tests of several kinds of source share."""
+"""Fixtures for tests of several kinds of source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on servers that speak FTP or SFTP: what a listing says of them, and which connections a test leaves open."""
+"""Files on FTP and SFTP servers: their listings, and the connections that a test leaves open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every kind of source promises, each against a real server."""
+"""The promises of every kind of source, each tested against a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to web listings: where links lead, which version a file has, connections that break."""
+"""Web listings: targets of links, versions of files, and broken connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a web server answers to a request for a listing: which of it is a listing, what it names, and what it costs."""
+"""Responses of web servers to a listing request: which are listings, their entries, and their cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every parser of listings, whatever it is given: our exceptions only, linear time, nothing that was not there."""
+"""Every parser of listings, on any input: only our exceptions, linear time, no invented entries."""
 
 from __future__ import annotations
 

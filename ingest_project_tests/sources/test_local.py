@@ -1,4 +1,4 @@
-"""Local and dummy sources: what they list, what they open, and what nobody gets out of them."""
+"""Local and dummy sources: listing, opening, and files that nobody may read."""
 
 from __future__ import annotations
 

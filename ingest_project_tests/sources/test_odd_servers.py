@@ -1,4 +1,4 @@
-"""FTP and SFTP servers that are broken, hostile or half gone: each ends in time, with a reason, and costs little."""
+"""Broken, hostile and silent FTP and SFTP servers: each request ends in time, with a reason, at bounded cost."""
 
 from __future__ import annotations
 

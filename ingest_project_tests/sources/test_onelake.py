@@ -1,4 +1,4 @@
-"""What is particular to OneLake: names and GUIDs, its refusals, answers that come in parts."""
+"""OneLake sources: names and GUIDs, refusals, and responses in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to S3: many keys, folders that are none, other servers, and whose key goes where."""
+"""S3 sources: many keys, folder markers, other servers, and which credential goes to which server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an S3 server may answer: a listing of a bucket, of some size, within some time, and nothing else."""
+"""Accepted responses of S3 servers: a bucket listing of bounded size within bounded time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages that went wrong on their way: JSON with values, names and bytes that decoders disagree about."""
+"""Corrupted messages: JSON with values, names and bytes that decoders read differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns that nobody declared are rescued, added or refused, and always reported."""
+"""Undeclared columns are rescued, added or refused, and always reported."""
 
 from __future__ import annotations
 

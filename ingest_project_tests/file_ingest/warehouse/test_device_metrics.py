@@ -1,4 +1,4 @@
-"""The view over all files equals what all readings together give."""
+"""The view over all files equals the statistics of all readings together."""
 
 from __future__ import annotations
 

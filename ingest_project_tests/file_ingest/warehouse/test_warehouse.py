@@ -1,4 +1,4 @@
-"""What the warehouse promises, the same on PostgreSQL and SQLite."""
+"""The promises of the warehouse, the same on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each condition is found in a snapshot, by the thresholds of its rules, and with somebody's name on it."""
+"""Each condition is found in a snapshot by the thresholds of its rules, and has an owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One message when an incident begins and one when it is over, whatever flaps, restarts, fails or is quiet."""
+"""One message when an incident begins and one when it ends, despite flapping, restarts, failures and quiet hours."""
 
 from __future__ import annotations
 

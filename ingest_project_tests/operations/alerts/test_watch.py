@@ -1,4 +1,4 @@
-"""A watch reports incidents by real channels: over restarts, while the warehouse is away, and whatever channels do."""
+"""A watch reports incidents by real channels, over restarts, warehouse outages and faults of channels."""
 
 from __future__ import annotations
 

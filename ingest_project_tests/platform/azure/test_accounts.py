@@ -1,4 +1,4 @@
-"""What counts as an address in OneLake, and which places of it may be written."""
+"""OneLake addresses, and the locations that may be written."""
 
 from __future__ import annotations
 

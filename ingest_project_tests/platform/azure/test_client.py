@@ -1,4 +1,4 @@
-"""What our clients of Microsoft's SDK promise: bounded patience, few connections, and failures in our own terms."""
+"""Our clients of Microsoft's SDK: bounded waits, few connections, and our own errors."""
 
 from __future__ import annotations
 

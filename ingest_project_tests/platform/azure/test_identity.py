@@ -1,4 +1,4 @@
-"""Which accounts and workspaces a message may name."""
+"""Accounts and workspaces that a message may name."""
 
 from __future__ import annotations
 

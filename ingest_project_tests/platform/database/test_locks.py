@@ -1,4 +1,4 @@
-"""A named lock keeps other processes out, and comes free with the process that holds it."""
+"""A named lock excludes other processes, and is released when its process ends."""
 
 from __future__ import annotations
 

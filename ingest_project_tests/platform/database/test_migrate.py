@@ -1,4 +1,4 @@
-"""The database brings itself to this version's tables."""
+"""The migrations bring any database to this version's tables."""
 
 from __future__ import annotations
 

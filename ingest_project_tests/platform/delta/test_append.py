@@ -1,4 +1,4 @@
-"""What appending to a Delta table promises: each position once, whatever happens, and a table any reader can read."""
+"""Appends to a Delta table: each position once after any fault, and a table that any reader can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What maintenance of a Delta table promises: fewer files, the same rows, and nobody else hindered or hurt."""
+"""Maintenance of a Delta table: fewer files, the same rows, and no conflict with other writers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What columns a Delta table takes: the same ones, fewer or more of them, but never another type."""
+"""Columns that a Delta table accepts: the same ones, fewer or more, but never another type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is connected to: the address that was checked, at every hop, with the credential of that host and no other."""
+"""Connections go to the checked address at every hop, with the credential of that host only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is, and whether that was announced."""
+"""Content types: detected, and compared with the announced one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file brought here from servers of every kind: whole and verified, or a clear reason and nothing left behind."""
+"""Downloads from servers of every kind: whole and verified, or a clear reason and nothing left behind."""
 
 from __future__ import annotations
 

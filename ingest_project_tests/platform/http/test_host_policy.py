@@ -1,4 +1,4 @@
-"""What may be contacted, by name and by address."""
+"""Hosts that may be contacted, by name and by address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the grammar accepts, every client contacts the same host."""
+"""For every URL that the grammar accepts, all clients contact the same host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters keep what they were made of."""
+"""Dead letters keep the original message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded broker as a process and its manners."""
+"""The embedded broker as a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The broker goes away and comes back: reads and writes fail in bounded time and go on by themselves."""
+"""During a broker outage reads and writes fail in bounded time, and continue automatically after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Positions in and out of a cursor, and what becomes of them when the log has changed."""
+"""Positions to and from a cursor, and their adjustment when the log has changed."""
 
 from __future__ import annotations
 

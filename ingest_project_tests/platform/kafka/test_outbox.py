@@ -1,4 +1,4 @@
-"""What the outbox promises, the same on PostgreSQL and SQLite."""
+"""The promises of the outbox, the same on PostgreSQL and SQLite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounded reads: what they bring, when they return, and what they say."""
+"""Bounded reads: their messages, when they return, and their notes."""
 
 from __future__ import annotations
 

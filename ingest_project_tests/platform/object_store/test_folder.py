@@ -1,4 +1,4 @@
-"""What the object store in a folder promises of links, kills and disks."""
+"""The object store in a folder: links, kills and full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the object store in OneLake promises when the service, the network or its own process fail."""
+"""The object store in OneLake: failures of the service, the network or its own process."""
 
 from __future__ import annotations
 

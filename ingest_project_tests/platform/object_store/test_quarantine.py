@@ -1,4 +1,4 @@
-"""What the quarantine store promises, the same in a folder, in S3 and in OneLake."""
+"""The promises of the quarantine store, the same in a folder, in S3 and in OneLake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tick that does not end takes fewer messages the next time, down to the one that ends it."""
+"""After a tick that did not end, the next one consumes fewer messages, down to the one that kills it."""
 
 from __future__ import annotations
 

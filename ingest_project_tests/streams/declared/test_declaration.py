@@ -1,4 +1,4 @@
-"""A mistake in a declaration is said with its line and the nearest name, and disables that stream only."""
+"""A mistake in a declaration is reported with its line and the nearest name, and disables only that stream."""
 
 from __future__ import annotations
 

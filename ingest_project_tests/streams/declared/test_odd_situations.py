@@ -1,4 +1,4 @@
-"""Whatever happens to topics, registries, tables and declarations, nothing is lost, doubled or guessed."""
+"""Changes of topics, registries, tables and declarations never lose, double or guess a message."""
 
 from __future__ import annotations
 

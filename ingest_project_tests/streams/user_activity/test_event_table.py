@@ -1,4 +1,4 @@
-"""Messages to rows: typed, bounded in days, and independent of other messages."""
+"""Messages to rows: typed, with a bounded number of days, and independent of other messages."""
 
 from __future__ import annotations
 

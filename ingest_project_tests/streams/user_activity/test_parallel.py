@@ -1,4 +1,4 @@
-"""A backlog that several processes decode: what is stored, and what is left by a kill, is as with one."""
+"""A backlog decoded by several processes has the same result as with one, also after a kill."""
 
 from __future__ import annotations
 
