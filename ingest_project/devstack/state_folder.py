@@ -235,8 +235,8 @@ def child_environment(loaded: LoadedSettings, environ: Mapping[str, str]) -> dic
     """
     # Dagster drops the first folder of the path, which is the current one without PYTHONSAFEPATH.
     path = os.pathsep.join([os.devnull, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))])
-    inherited = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
-    inherited["INGEST_STATE_DIR"] = str(loaded.settings.state_dir.absolute())
+    state_dir = str(loaded.settings.state_dir.absolute())
+    inherited = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, "INGEST_STATE_DIR": state_dir}
     for setting in loaded.each():
         if setting.path in INHERITED and (text := _plain(setting.value)):
             inherited[setting.env_names[0]] = text

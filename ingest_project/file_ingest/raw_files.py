@@ -126,9 +126,7 @@ def _with_version(record: FileRecord, found: SourceFile) -> FileRecord:
 def _landed_before(record: FileRecord, landing: LandingStore) -> Landed | None:
     """Return the bytes of this very version, if an earlier run landed them: the work queue has their digest."""
     landed = landing.find(record.sha256) if record.sha256 else None
-    if landed is None or record.landed_bytes not in {None, landed.size_bytes}:
-        return None
-    return landed
+    return None if landed is None or record.landed_bytes not in {None, landed.size_bytes} else landed
 
 
 def source_of(event: FileEvent, services: FileIngestResources) -> Source:

@@ -136,21 +136,26 @@ def database_address(database_url: str) -> URL:
     """
     if not database_url:
         raise SettingsError("No database is configured. Start one (ingest dev) or set DATABASE_URL.")
-    try:
-        url = make_url(database_url)
-    except sa.exc.ArgumentError:
+    url = _parsed(database_url)
+    if url is None:
         # The text may contain a password: the error does not repeat it.
-        raise SettingsError("DATABASE_URL is not a URL. Example: postgresql://user:password@host/database.") from None
-    if url.drivername in {"postgres", "postgresql"}:
-        return url.set(drivername=POSTGRES_DRIVER)
-    return url
+        example = "postgresql://user:password@host:5432/database, with %40 for an @ in the password"
+        raise SettingsError(f"DATABASE_URL is not a URL. Example: {example}.")
+    return url.set(drivername=POSTGRES_DRIVER) if url.drivername in {"postgres", "postgresql"} else url
+
+
+def _parsed(database_url: str | URL) -> URL | None:
+    """Return the parts of an address; None without a meaning, or if a part of the password would be the host."""
+    with suppress(sa.exc.ArgumentError, ValueError):
+        url = make_url(database_url)
+        return None if "@" in (url.host or "") else url
+    return None
 
 
 def redacted(database_url: str | URL) -> str:
     """Return the address without the password, for messages."""
-    try:
-        url = make_url(database_url)
-    except sa.exc.ArgumentError:
+    url = _parsed(database_url)
+    if url is None:
         return "(not a URL)"
     shown = url.set(drivername=url.get_backend_name(), query={})
     return shown.render_as_string(hide_password=True)

@@ -35,10 +35,20 @@ def test_a_missing_address_is_a_settings_error() -> None:
         open_engine("")
 
 
-def test_a_malformed_address_is_refused_without_repeating_it() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "secret-that-is-no-url",
+        "postgresql://u:very@secret@localhost/warehouse",
+        "postgresql://u:secret@localhost:port/warehouse",
+        "postgresql://u:secret@[::1/warehouse",
+    ],
+)
+def test_a_malformed_address_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        open_engine("secret-that-is-no-url")
+        open_engine(address)
     assert "secret" not in str(caught.value)
+    assert redacted(address) == "(not a URL)"
 
 
 def test_a_database_that_is_away_is_named_without_its_password() -> None:
