@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import threading
 import traceback
@@ -75,6 +76,8 @@ PARTS: Mapping[str, str] = {
 _UsageProblem: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 # Width of output to a pipe or a file, where a terminal's width does not apply.
 PIPE_WIDTH = 200
+# A password within an address, where none belongs; of a web address its user as well, who may be a token.
+USER_INFO = re.compile(r"(https?://|://(?=[^/\s@]*:))[^/\s]*@")
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 HELP = """Files, attachments and events from Kafka into validated tables.
 
@@ -274,9 +277,8 @@ def _text(value: object) -> str:
         return ""
     if isinstance(value, SecretStr):
         return "********" if isinstance(value, SecretReference) or value.get_secret_value() else ""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return USER_INFO.sub(r"\1***@", text)
 
 
 if __name__ == "__main__":
