@@ -26,6 +26,7 @@ from ingest_project.core.errors import (
     SourceChangedError,
     SourceNotFoundError,
     SourceUnreachableError,
+    TransientError,
     UnreadableListingError,
 )
 from ingest_project.core.local_files import BlockReader
@@ -100,7 +101,7 @@ class ListingBudget:
         self._limits = limits
         self._location = location
         self._entries = 0
-        self._failure: SourceUnreachableError | None = None
+        self._failure: TransientError | None = None
         self._until = time.monotonic() + limits.max_listing_seconds
 
     def count(self, entries: int = 1) -> None:
@@ -157,14 +158,14 @@ class ListingBudget:
         """
         if type(error) not in _SKIPPED_FOLDER or getattr(error, "location", "") == self._location:
             raise error
-        if isinstance(error, SourceUnreachableError):
+        if isinstance(error, TransientError):
             self._failure = error
         return Skipped(shown, _SKIPPED_FOLDER[type(error)], visible=not isinstance(error, SourceNotFoundError))
 
     def skipped_file(self, error: IngestError, shown: str) -> Skipped:
         """Return the entry for a file that cannot be described; `end` raises what may be over later."""
         reason = "It cannot be described."
-        if isinstance(error, SourceUnreachableError):
+        if isinstance(error, TransientError):
             self._failure, reason = error, "It cannot be described now."
         elif isinstance(error, SourceNotFoundError):
             reason = "It was removed while the folder was read, or is a link that leads nowhere."
@@ -176,7 +177,7 @@ class ListingBudget:
         """End the listing.
 
         Raises:
-            SourceUnreachableError: a folder could not be listed, or a file not described.
+            TransientError: a folder could not be listed, or a file not described.
         """
         if self._failure:
             raise self._failure

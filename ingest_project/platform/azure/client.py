@@ -62,7 +62,7 @@ WAIT_FACTOR = 4
 TRANSIENT_STATUSES = frozenset({408, 412, 425, 429})
 SERVER_ERRORS = 500
 # Endings of codes that come with 400 or 409, and nevertheless pass.
-PASSING = ("BeingDeleted", "Md5Mismatch", "InvalidAuthenticationInfo")
+PASSING = ("BeingDeleted", "Md5Mismatch")
 NOT_FOUND = 404
 NO_FILE_SYSTEM = frozenset({"FilesystemNotFound", "ContainerNotFound", "WorkspaceNotFound"})
 MAX_CAUSE_LENGTH = 200

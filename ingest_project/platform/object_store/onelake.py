@@ -355,7 +355,7 @@ def _errors(address: str) -> Iterator[None]:
         with onelake_errors(address):
             yield
     except StoreRejectedError as error:
-        if error.status is None or error.status in REFUSALS:
+        if error.status in {None, *REFUSALS} or "Authentication" in error.code:
             raise StoreUnavailableError(address, f"refused ({error.code})") from error
         raise
 

@@ -146,6 +146,7 @@ def test_a_failure_that_lasts_leaves_neither_the_file_nor_a_temporary_one(
     [
         (403, "AuthorizationPermissionMismatch", StoreUnavailableError),
         (401, "NoAuthenticationInformation", StoreUnavailableError),
+        (400, "InvalidAuthenticationInfo", StoreUnavailableError),
         (409, "DestinationPathIsBeingDeleted", StoreUnavailableError),
         (400, "Md5Mismatch", StoreUnavailableError),
         (400, "InvalidResourceName", StoreRejectedError),
