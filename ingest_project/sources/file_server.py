@@ -316,9 +316,8 @@ class _Walk:
                 understood[entry.kind != "unknown"] += 1
                 yield from self._entry(entry, folder, lease.connection)
         if understood[False] and not understood[True]:
-            location = f"{source.server.location}{self._names.path(folder.raw)}"
-            seen = f"none of the {understood[False]} lines of its listing is understood"
-            raise UnreadableListingError(location, seen)
+            at = source.canonical_location(self._names.path(folder.raw))
+            raise UnreadableListingError(at, f"none of the {understood[False]} lines of its listing is understood")
 
     def _entry(self, entry: Entry, folder: _Folder, connection: ServerConnection) -> Iterator[SourceFile | Skipped]:
         name = self._names.name(entry.name)

@@ -68,6 +68,8 @@ _LATER = re.compile(
 _NOT_ALLOWED = re.compile(r"permission|denied|not allowed|not permitted|privilege|access|forbidden", re.IGNORECASE)
 _NO_FILE = re.compile(r"not a (plain|regular|normal) file|is a director|not retrievable|not a file", re.IGNORECASE)
 _PRINTED_LENGTH = 200
+# OpenSSL's codes of a certificate that is not yet or no longer valid: its owner renews it, or our clock is wrong.
+_OUT_OF_DATE = (9, 10)
 
 
 def open_ftp(source_config: Mapping[str, Any], context: SourceContext) -> FileServerSource:
@@ -372,7 +374,7 @@ def map_error(error: Exception, location: str) -> IngestError:
         location: location of the command's server, folder or file.
     """
     text = _printable(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code not in _OUT_OF_DATE:
         return SourceAccessDeniedError(
             location,
             f"its certificate is not trusted ({error.verify_message}). Name the authority that signed it in "

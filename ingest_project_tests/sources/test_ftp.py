@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from ingest_project.core.errors import (
 from ingest_project.core.settings import Credential, PollingSettings
 from ingest_project.sources import SourceFile
 from ingest_project.sources.file_server import FileServerSource
-from ingest_project.sources.ftp import open_ftp
+from ingest_project.sources.ftp import map_error, open_ftp
 from ingest_project.sources.registry import open_source
 from ingest_project_tests.services.ftp_server import PASSWORD, USER, FtpServer
 from ingest_project_tests.services.ftps_server import CHANGED_AT, Certificates, FtpsServer, made_certificates
@@ -282,6 +283,17 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_before_the_login(certi
         opened = source(server, tls="explicit")
         with pytest.raises(SourceAccessDeniedError, match=r"certificate is not trusted.*INGEST_SOURCE_CA_FILE"):
             list(opened.list_files("*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(10, SourceUnreachableError), (9, SourceUnreachableError), (62, SourceAccessDeniedError)]
+)
+def test_a_certificate_that_has_expired_may_be_renewed(code: int, expected: type[Exception]) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed: certificate has expired")
+    error.verify_code, error.verify_message = code, "certificate has expired"
+    found = map_error(error, "ftp://host:990")
+    assert type(found) is expected
+    assert "certificate has expired" in str(found)
 
 
 def test_a_password_is_not_sent_in_the_clear_unless_its_credentials_say_so(folder: Path) -> None:
