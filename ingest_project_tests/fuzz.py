@@ -16,13 +16,13 @@ import time
 from hypothesis import settings
 
 PROFILE = "fuzz"
-# What a test draws that states no number, in the long run and in the ordinary one.
-EXAMPLES, FEW_EXAMPLES = 100, 20
+# What a test draws that states no number, in the long run and in the ordinary one; and the least where it states one.
+EXAMPLES, FEW_EXAMPLES, FEWEST_EXAMPLES = 100, 10, 3
 
 
 def examples(number: int) -> int:
     """Return how many examples a test draws that states a number: that many, and fewer in the ordinary run."""
-    return min(number, number * settings().max_examples // EXAMPLES)
+    return min(number, max(FEWEST_EXAMPLES, number * settings().max_examples // EXAMPLES))
 
 
 def main() -> int:
