@@ -28,7 +28,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         next_attempt_at: when it is tried again; None: this was the last attempt.
-        content_type: content type of what was downloaded.
+        content_type: content type of the downloaded file.
     """
 
     attachment_key: str

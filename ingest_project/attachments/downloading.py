@@ -56,7 +56,7 @@ NO_FACTS: dict[str, Any] = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Postponed:
-    """An attachment whose host is paused. It was not contacted, and that is no attempt.
+    """An attachment whose host is paused: it was not contacted, which does not count as an attempt.
 
     Args:
         until: no attempt before this time.

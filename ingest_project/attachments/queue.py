@@ -232,7 +232,7 @@ class AttachmentQueue(WorkQueue[TaskArrival, AttachmentRecord, AttachmentState])
         Args:
             keys: keys of attachments; those in other states stay unchanged.
             asked_by: who requested the replay, for the audit.
-            max_replays: an attachment that was replayed this often stays as it is.
+            max_replays: replays after which an attachment is not replayed again.
             per_second: how fast they become due.
             now: the first is due.
             states: states of those that are replayed.

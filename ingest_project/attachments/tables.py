@@ -27,7 +27,7 @@ from ingest_project.platform.database.sql import (
 
 
 class AttachmentState(StrEnum):
-    """State of an attachment in the work queue. One in a retry topic is pending, with a time before which it waits."""
+    """State of an attachment in the work queue. In a retry topic it is pending until its due time."""
 
     PENDING = "pending"
     REQUESTED = "requested"

@@ -30,7 +30,7 @@ MAX_ENCODED_DOMAIN_LENGTH = 240
 MAX_ATTEMPTS = 1_000
 MAX_SIZE_BYTES = 2**63 - 1
 KEY_NAME_LENGTH = 60
-# 128 bits: nobody can search for an address with the same hash.
+# 128 bits: a second address with the same hash cannot be found by search.
 KEY_HASH_LENGTH = 32
 
 
@@ -58,7 +58,7 @@ class RefusedAttachment(NamedTuple):
     Args:
         url: its address if it has one, else the beginning of the entry; never empty.
         entry: the whole entry, as JSON.
-        reason: what is wrong, with the position in the event.
+        reason: the mistake, with its position in the event.
     """
 
     url: str

@@ -36,7 +36,7 @@ from ingest_project.core.yaml_models import mistakes, nearest, nearest_or_known
 # Column that tells the files of a batch apart; without it all rows are of one file.
 FILE = "file_index"
 POSITION = "row:position"
-# Name of the one check that holds where all rules hold: many rules cost no more than one while all rows are good.
+# Name of the check that combines all rules: while all rows are good, many rules cost no more than one.
 ALL_RULES = "rules:all"
 OUTCOMES = {POSITION: pl.get_index_type(), CHECK_OUTPUT_KEY: pl.Boolean}
 # Endings of the reasons of pandera's own checks; they judge each value on its own.

@@ -142,7 +142,7 @@ class Contract(ABC):
         profiles: reader profiles by name.
         limits: of sizes and counts.
         target: the columns that are read of a file.
-        drift: what happens to columns that are not declared.
+        drift: policy for undeclared columns.
         share_setting: where `max_rejected_share` is set.
     """
 
@@ -326,7 +326,7 @@ def meaning_of(profile: ReaderProfile, location: str, kind: str, *more: object) 
         profile: the profile that reads it.
         location: location of the file, or its name; only the parts that the profile reads from it are hashed.
         kind: file type, by which the bytes are read.
-        more: whatever else determines them, e.g. the columns of a declared dataset.
+        more: other facts that determine them, e.g. the columns of a declared dataset.
     """
     name = location.rpartition("/")[2]
     taken = {column: first_group(name, pattern) for column, pattern in profile.from_file_name.items()}

@@ -76,7 +76,7 @@ class GroupLoad:
     """One group on its way into the warehouse.
 
     Args:
-        group: what is to be stored.
+        group: the validated group to store.
         services: warehouse and stores.
         contract: contract of the dataset.
         run_id: id of the Dagster run.

@@ -87,7 +87,7 @@ class FileResult:
         preview: the first accepted rows, for the UI.
         metrics_shown: the first summaries, for the UI.
         drift: how its columns differ from the declared ones.
-        policy: what its dataset does about that.
+        policy: the drift policy of its dataset.
         instants: how many of its accepted readings share device, sensor type and time with another.
         kept_at: location in the quarantine of the bytes of a file that was rejected as a whole.
         null_counts: nulls in the accepted rows by column, where there are any.
@@ -202,7 +202,7 @@ def result_of_error(record: FileRecord, error: IngestError, landed: Landed | Non
 
     Args:
         record: the file.
-        error: what stopped it.
+        error: the failure that stopped it.
         landed: its bytes, if they were landed.
         known: further fields of the result.
     """

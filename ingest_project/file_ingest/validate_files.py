@@ -52,7 +52,7 @@ class OpenedFile:
         meaning: hash of everything but its bytes that determines its rows.
         first: its first chunk.
         rest: the other chunks; keeps the file open until `resources` are closed.
-        resources: closes what reading needed.
+        resources: closes the resources that reading opened.
     """
 
     record: FileRecord

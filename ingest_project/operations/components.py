@@ -55,7 +55,7 @@ attributes:
   # Summaries of each file: min, max, mean, count, standard deviation.
   measures: {{columns: [value], group_by: [id]}}
 
-  # Columns that are not declared: rescue (as JSON beside the row), evolve (new columns) or freeze (refuse the file).
+  # Undeclared columns: rescue (as JSON next to the row), evolve (new columns) or freeze (refuse the file).
   drift: rescue
 
   # Files belong to this dataset by their path, by their polling job, or by `dataset` in the metadata of their event.

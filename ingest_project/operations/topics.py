@@ -40,7 +40,7 @@ class TopicLag(msgspec.Struct, frozen=True, kw_only=True):
         partitions: number by partition; empty if the topic does not exist.
         next_offsets: position by partition.
         measured_from: the exact cursor, or the committed offsets, which are one tick behind.
-        problem: why the lag is not measured from the cursor, or not at all.
+        problem: why the lag is not measured from the cursor, or is unknown.
     """
 
     topic: str

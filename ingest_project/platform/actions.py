@@ -234,8 +234,8 @@ class Action(Generic[Services_contra]):
     Args:
         name: on the command line, e.g. `replay-attachments`.
         title: for people, in the imperative.
-        noun: what one item is called.
-        meaning: what it does, and what happens the second time.
+        noun: noun for one item.
+        meaning: its effect, and that of a second execution.
         parameters: the parameters that it accepts.
         select: finds the items; changes nothing.
         apply: acts on the selected items; one item's failure does not affect the others. Idempotent.
@@ -339,7 +339,7 @@ class ActionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ItemOutcome(msgspec.Struct, frozen=True):
-    """What an action did to one item.
+    """Outcome of an action for one item.
 
     Args:
         outcome: `done`, `failed`, `in progress` or `not done`; None where the action has not ended.

@@ -32,7 +32,7 @@ class SourceSample(msgspec.Struct, kw_only=True):
         skipped: reason to number.
         first: the first few files.
         read_bytes: of the first file, read to try that too; None where there is no file.
-        error: what failed.
+        error: the failure.
         permanent: a retry cannot help.
     """
 

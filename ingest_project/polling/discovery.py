@@ -73,7 +73,7 @@ class Discovery:
         found: files that match the job and are of a type that is ingested.
         announced: of those, the ones that had not been announced before this listing.
         unsettled: of those, the ones that may still be being written.
-        skipped: what is not ingested at all, counted by reason.
+        skipped: number of entries that are never ingested, by reason.
         shown: the first few of everything, for people: path and result.
         ready_at: when the last of the unsettled ones is ready; None without any.
         location: canonical address of the source.
@@ -144,7 +144,7 @@ class Announcements:
         messages: by id, of the files that have not been announced in this version; None where the page as a whole was
             announced before.
         paths: of those files.
-        refused: files that cannot be announced at all, and why.
+        refused: files that cannot be announced, and why.
     """
 
     page_id: str | None

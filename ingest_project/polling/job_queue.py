@@ -117,7 +117,7 @@ class JobQueue(WorkQueue[JobArrival, JobRecord, JobState]):
         Args:
             job_key: key of the job.
             found: files of a type that is ingested.
-            skipped: reason to number of what was seen and not published.
+            skipped: number of listed and unpublished entries by reason.
             now: when that was.
 
         Returns:

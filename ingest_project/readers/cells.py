@@ -141,7 +141,7 @@ class Number(str):
 
 
 class JsonParser:
-    """Parses JSON as RFC 8259 has it, which Python's own parser takes less strictly.
+    """Parses JSON strictly by RFC 8259; Python's own parser accepts more.
 
     Args:
         max_depth: most objects and lists within each other.

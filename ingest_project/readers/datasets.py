@@ -41,7 +41,7 @@ class BrokenDeclaration:
 
     Args:
         name: of its dataset or stream.
-        problem: which file, which line, and what is wrong.
+        problem: file, line and mistake.
         jobs, paths: whose files belong to it, as far as they can be read: these files must not become another's.
     """
 

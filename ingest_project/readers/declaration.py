@@ -102,7 +102,7 @@ class Measures(Declared):
 
 
 class DatasetDeclaration(Declared):
-    """A kind of file: what its rows are, where they go, and which files belong to it.
+    """A kind of file: its rows, their target, and the files that belong to it.
 
     Args:
         name: name of the dataset, its assets and its tables; that of its folder by default.
@@ -111,11 +111,11 @@ class DatasetDeclaration(Declared):
         reader: options of a reader profile, or the name of one.
         columns: columns of a row.
         model: a pandera model instead of columns, as `package.module:Class`.
-        key: what identifies a row.
+        key: columns that identify a row.
         target: where the rows go.
         measures: numbers that are summarised for each file.
         max_rejected_share: a file with a greater share of bad rows is quarantined whole; else the setting.
-        drift: what happens to columns that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve`
+        drift: policy for undeclared columns: `rescue` keeps them as JSON in rescued_data, `evolve`
             adds them to the table as text, `freeze` quarantines the file.
         fresh_within_hours: its assets are overdue after so long without a file, and warn at five eighths; null for
             never.

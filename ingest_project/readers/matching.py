@@ -34,7 +34,7 @@ class Layout:
         target: the columns wanted.
         wanted: name in the table that is read, to index in the file. No column of a target has a space in its name.
         constants: column of the target to its text, the same for all rows; None for a column the file leaves out.
-        quantities: wide files: name in the table to what it measures.
+        quantities: of wide files: name in the table to the measured quantity.
         joined: column of the target, to the names in the table of those whose texts are joined.
         appended: name in the table, to the text to append to its cells.
         skipped: name in the table to the condition on rows to leave out.

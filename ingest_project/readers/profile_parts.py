@@ -202,7 +202,7 @@ class CellRule(Declared):
     Args:
         json_path: path to a value in cells that are JSON: `payload.temperature`, `samples[0].value`.
         extract: a regular expression with one group, the part of the cell to read.
-        words: what texts stand for, whatever their case: `{on: 1, off: 0}`.
+        words: meaning of texts in any case: `{on: 1, off: 0}`.
         others: whether texts that are not among `words` are kept or rejected.
         number_in_text: True reads the one number in a text such as `12.5 °C`; a text with two is rejected.
         nulls: further texts that mean "missing" in this column.

@@ -271,7 +271,7 @@ class ProfileError(ValueError):
     """The parts of a profile contradict each other.
 
     Args:
-        problems: where, and what is wrong.
+        problems: location and mistake of each.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -291,7 +291,7 @@ class BrokenProfile:
 
     Args:
         name: by which files name it; None where not even that is known.
-        problem: which file, which line, and what is wrong.
+        problem: file, line and mistake.
     """
 
     name: str | None

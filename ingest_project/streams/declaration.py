@@ -59,7 +59,7 @@ class DeltaTarget(Declared):
 
     Args:
         delta: folder, s3:// or OneLake address; a plain name is a folder in delta/ of the state folder.
-        partition_by: what makes the folders of the table: the day, or day and hour of the event time.
+        partition_by: parts of the folders of the table: the day, or day and hour of the event time.
         commit_messages: most messages of one commit.
         retention_hours: how long files stay that only old versions of the table have.
     """
@@ -113,9 +113,9 @@ class StreamDeclaration(Declared):
         columns: columns of a row, with the paths of their fields.
         model: a pandera model instead of rules, as `package.module:Class`; its columns are read from the fields of
             their names, or from those that `columns` gives a path.
-        event_time: the column that says when it happened, a timestamp; without one, Kafka's time of the message.
+        event_time: timestamp column with the time of the event; without one, Kafka's time of the message.
         sink: a Delta table, or with a `key` a table of the warehouse.
-        drift: what happens to fields that are not declared: `rescue` keeps them as JSON in rescued_data, `evolve` adds
+        drift: policy for undeclared fields: `rescue` keeps them as JSON in rescued_data, `evolve` adds
             a column of text to the table, `freeze` refuses the message.
         owners: addresses or teams, as Dagster has them.
         fresh_within_hours: its asset is overdue after so long without a message; null for never.

@@ -65,7 +65,7 @@ Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class Tree(dict[str, "int | Tree"]):
-    """Columns by the names of their fields: the number of a column, or what is inside a field.
+    """Columns by the names of their fields: the number of a column, or the tree below a field.
 
     Args:
         number: of the struct that is made of these.

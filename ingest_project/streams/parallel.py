@@ -44,7 +44,7 @@ Children = dict[Any, ForkProcess]
 
 
 class DecodingStoppedError(TransientError):
-    """A process that decodes messages was killed, or does not go on; the next run decodes in its own process."""
+    """A process that decodes messages was killed or hangs; the next run decodes in its own process."""
 
 
 def processes_of(runs: int, kafka: KafkaSettings) -> int:

@@ -198,7 +198,7 @@ def framed(message: ConsumerRecord, schema_type: str) -> tuple[SchemaId, bytes]:
 
 
 class Schemas(Generic[Parsed]):
-    """What the messages of a stream are read with: made once of each schema that they name.
+    """Decoders of a stream's messages, made once for each schema that they name.
 
     Args:
         registry: the registry that has the schemas.

@@ -28,10 +28,10 @@ class KnownStream(NamedTuple):
     """A stream that is shipped or declared.
 
     Args:
-        source: what its sensor is called after.
+        source: the name that its sensor is derived from.
         topic: topic of its messages.
         open_positions: returns the positions of its partitions, which are in the database.
-        dead_letters: topic of its dead letters; empty where a table keeps what cannot be read.
+        dead_letters: topic of its dead letters; empty if a table keeps unreadable messages.
         delta: opens it where its sink is a Delta table; None for tables of the warehouse.
     """
 

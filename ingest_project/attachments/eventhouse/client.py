@@ -89,7 +89,7 @@ class EventhouseClient:
         Args:
             database: to query.
             text: KQL without values.
-            parameters: what the text declares as query parameters of type string.
+            parameters: values of the query parameters (strings) that the text declares.
 
         Raises:
             AnswerTooLargeError: the answer exceeds Kusto's limit or ours.
@@ -181,7 +181,7 @@ class EventhouseClient:
 
 
 class CheckedKustoClient(KustoClient):
-    """A client that raises for every answer that contains an error, in whatever part.
+    """A client that raises for every answer with an error in any of its parts.
 
     The library checks the rows only, not the frame that says whether the answer is complete.
     """

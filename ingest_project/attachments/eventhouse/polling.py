@@ -144,7 +144,7 @@ def poll(client: QueryClient, query: DomainQuery, position: QueryCursor | None) 
     Args:
         client: client of the cluster.
         query: query of the domain.
-        position: what the last poll returned; None begins with the table's first row. One of another table or mode
+        position: result of the last poll; None begins with the table's first row. One of another table or mode
             begins again too: events that were published before have the same ids.
 
     Raises:

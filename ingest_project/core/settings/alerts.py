@@ -347,7 +347,7 @@ def _by_severity(value: object) -> object:
 
 
 class AlertSettings(Section):
-    """Alerts about what is wrong: one message when an incident begins, and one when it is over.
+    """Alerts: one message when an incident begins, and one when it is over.
 
     Args:
         channels: how alerts are sent: webhook, and those that other packages bring, by name.

@@ -54,7 +54,7 @@ class RejectedRow(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, kw_only=True):
-    """What ingestion would do with a file.
+    """Result that ingestion of a file would have.
 
     Args:
         file: its path.

@@ -71,7 +71,7 @@ Source = tuple[str, str]
 
 
 class FileStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What is recorded of an ingested file; see the columns of `file_statistics`."""
+    """Recorded statistics of an ingested file; see the columns of `file_statistics`."""
 
     file_key: str
     dataset: str
@@ -114,7 +114,7 @@ class Usual(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """One measure of a file, next to what is usual; `usual` is None where too few files are known."""
+    """One measure of a file and its usual range; `usual` is None if too few files are known."""
 
     measure: str
     value: float
@@ -185,7 +185,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 @dataclass
 class Baseline:
-    """What is usual for one source.
+    """Usual values of one source.
 
     Args:
         source: dataset and name.

@@ -50,7 +50,7 @@ class Alert(msgspec.Struct, frozen=True):
         ended_at: end of a resolved incident.
         value, threshold: last measured value, and the value from which it is an incident.
         examples: examples of one line, each with a link.
-        remedy: what to do.
+        remedy: the fix.
     """
 
     status: str

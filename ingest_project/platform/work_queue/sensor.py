@@ -156,7 +156,7 @@ class Feed(Generic[Message]):
     """A topic that fills a work queue.
 
     Args:
-        topic: what to consume, and how.
+        topic: topic to consume, and its handling.
         arrivals: converts decoded messages to entries; a message for which it raises an exception is refused.
     """
 

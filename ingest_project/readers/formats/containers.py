@@ -91,7 +91,7 @@ def files_inside(
         path: of a file that does not change meanwhile.
         file_type: as `file_type_of` returns it; the compression that it names need not be the one of the content.
         file_name: its own name.
-        limits: of what it may expand to.
+        limits: limits of the expanded size.
         members: pattern of the names of the archive's files to read, in any case; all of them if empty.
 
     Raises:
@@ -288,7 +288,7 @@ def _problem(member: zipfile.ZipInfo) -> str:
 
 
 class _BoundedReads(FileIO):
-    """A file that is never read in larger pieces, as the directory of an archive is, and never before its beginning."""
+    """A file that refuses large reads, such as that of a whole archive directory, and seeks before its beginning."""
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(path)
@@ -317,7 +317,7 @@ def _opened_archive(path: Path, limits: ReadLimits) -> Iterator[zipfile.ZipFile]
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Raise what decompressors raise on content that is not what it should be as FileRejectedError.
+    """Convert the errors of decompressors for damaged content to FileRejectedError.
 
     Raises:
         FileRejectedError: `unreadable_container`.

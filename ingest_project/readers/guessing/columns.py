@@ -55,7 +55,7 @@ class NumberGuess(NamedTuple):
 
     Args:
         layout: decimal and thousands marks.
-        why: what it rests on.
+        why: evidence for it.
         question: for a person to answer, where the file does not decide; empty otherwise.
     """
 
@@ -70,7 +70,7 @@ class NullGuess(NamedTuple):
     Args:
         spelling: as the profile needs it.
         cells: that hold it.
-        why: what the guess rests on.
+        why: evidence for the guess.
     """
 
     spelling: str

@@ -45,7 +45,7 @@ class TypedColumn(NamedTuple):
     Args:
         name: in the table.
         type: in the grammar of declared columns.
-        why: what it rests on.
+        why: evidence for it.
         times: formats, of a column of times.
         question: for a person to answer.
     """

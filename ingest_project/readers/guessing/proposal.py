@@ -62,11 +62,11 @@ class KnownType(Protocol):
 
 @dataclass
 class Roles:
-    """What each column of a table is for, apart from times.
+    """Role of each column of a table, apart from times.
 
     Args:
         columns: index to the column of a reading.
-        quantities: index of a wide file's column to what its name says.
+        quantities: index of a wide file's column to the quantity in its name.
         ignored: index of a column that is left out, to the reason.
         doubtful_device: True if no name says that the device's column is one.
     """

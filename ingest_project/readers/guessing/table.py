@@ -44,7 +44,7 @@ class Table:
         records: rows with the width of the table.
         footer: rows at the end of the file that are no records.
         above: the lines above the header, as they are written.
-        notes: sentence on what each guess rests on, by the guess.
+        notes: sentence with the evidence for each guess, by guess.
         question: about the header, where the file does not decide which row it is.
         trailing_delimiter: True if records end in a delimiter, and the header does not.
     """

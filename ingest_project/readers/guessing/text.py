@@ -53,7 +53,7 @@ class Encoding(NamedTuple):
 
     Args:
         name: as Python calls it.
-        why: what the guess rests on.
+        why: evidence for the guess.
         sure: False for one that another tool may decide otherwise.
         marked: True if a byte order mark names it.
     """
@@ -191,7 +191,7 @@ class Grid(NamedTuple):
         rows: of its beginning.
         last_rows: of its end, if the rows are not all.
         delimiter: one character, BLANKS or FIXED; None in a workbook.
-        why: what the delimiter rests on.
+        why: evidence for the delimiter.
         widths: of the columns where they have a fixed width.
         above: the first lines as they are written.
         labels: names of the columns for people, where they are not those of the header.

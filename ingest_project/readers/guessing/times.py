@@ -40,7 +40,7 @@ class TimeGuess(NamedTuple):
         fit: texts that one of them reads.
         total: texts.
         alternatives: formats that read as many texts, with other results.
-        why: what a choice between formats rests on.
+        why: evidence for the choice between formats.
         has_offset: share of the texts with an offset or a mark of UTC.
         has_clock: False for dates without a time of day.
         at_24: how many texts say 24:00.

@@ -68,7 +68,7 @@ def _in_range(services: StreamResources, kind: CrmKind) -> dg.AssetCheckResult:
 
 
 class RetryConfig(dg.Config):
-    """Which messages: their ids, or none for all that are open."""
+    """Messages to retry: their ids, or none for all open ones."""
 
     message_ids: list[str] = Field(default_factory=list)
 
