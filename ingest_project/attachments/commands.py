@@ -190,7 +190,7 @@ def _chosen(
 
 
 def _view_of(services: AttachmentResources, key: str) -> ItemView:
-    """Return what is on record of one attachment, by its key or the beginning of it."""
+    """Return the record of one attachment, by its key or the beginning of it."""
     ref = ItemRef("attachment", _find(services, key).attachment_key)
     return Attachments().require_item(services, ref)
 

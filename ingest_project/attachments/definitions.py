@@ -138,7 +138,7 @@ attachments = dg.Definitions(
 
 
 def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of attachments."""
+    """Return the Dagster definitions of attachments."""
     locations = {
         catalog.ATTACHMENT_EVENTS: topic_uri(settings, settings.topics.downloads_pending),
         catalog.ONELAKE_ATTACHMENTS: redacted_url(settings.attachments_url),

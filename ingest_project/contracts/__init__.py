@@ -301,7 +301,7 @@ def _without_nulls(text: bytes, message_type: type[msgspec.Struct]) -> bytes:
 
 
 def _depth(value: object) -> int:
-    """Return how deep objects and lists are nested, counted up to one level too deep; 0 for anything else."""
+    """Return the nesting depth of objects and lists, counted up to one level too deep; 0 for anything else."""
     level, depth = [value], 0
     while depth <= MAX_DETAIL_DEPTH:
         nested = [one for one in level if isinstance(one, dict | list)]

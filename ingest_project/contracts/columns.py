@@ -70,7 +70,7 @@ def remedies_of(rules: Iterable[str]) -> list[str]:
 
 
 def number_fault(text: str, column: Column) -> str | None:
-    """Return which of NUMBER_FAULTS keeps a number out of its column; None for what is no number of its kind.
+    """Return the item of NUMBER_FAULTS that keeps a number out of its column; None if another fault does.
 
     Args:
         text: that cannot be read as the type of the column, with a decimal point and without marks between digits.

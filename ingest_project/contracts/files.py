@@ -236,7 +236,7 @@ def file_key(location: str, file_name: str, version: str, profile: str, dataset:
 
 
 def of_dataset(dataset: str) -> tuple[str, ...]:
-    """Return what a dataset adds to the identity of its files: nothing for the shipped one, else its name."""
+    """Return the part that a dataset adds to the identity of its files: empty for the shipped one, else its name."""
     return () if dataset == SENSOR_READINGS else (dataset,)
 
 

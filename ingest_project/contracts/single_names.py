@@ -47,7 +47,7 @@ class SingleNames:
         kept: Sequence[Texts] = (),
         unknown: Sequence[bytes | None] = (),
     ) -> dict[int, UnreadableMessageError]:
-        """Return what is wrong with some of the messages, by their numbers: a name occurs twice, or it is no JSON.
+        """Return the faults of messages, by their numbers: a name occurs twice, or the message is not JSON.
 
         Args:
             messages: JSON that was decoded.

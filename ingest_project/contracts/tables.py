@@ -151,6 +151,6 @@ OF_EVERY_TABLE = frozenset({"file_key", "line_number", "trace_id", "stored_at", 
 
 
 def meaning_of(table: str, column: str) -> str | None:
-    """Return what a column of a table holds; None where only the user who declared it knows."""
+    """Return the meaning of a table's column; None for a column that a user declared."""
     is_common = table in MEANINGS or column in OF_EVERY_TABLE or column.startswith("kafka_")
     return MEANINGS.get(table, {}).get(column) or (COMMON.get(column) if is_common else None)

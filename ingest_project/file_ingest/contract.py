@@ -77,14 +77,14 @@ class Drift:
         return bool(self.unknown or self.missing or self.retyped)
 
     def __str__(self) -> str:
-        """Return what differs, in words."""
+        """Describe the differences in words."""
         named = {"unknown": self.unknown, "missing": self.missing, "of another type": self.retyped}
         named |= {"not added but kept in rescued_data": self.rescued}
         parts = [f"{what}: {', '.join(names[:MAX_COLUMNS_SHOWN])}" for what, names in named.items() if names]
         return "; ".join([*parts, *(["the columns come in another order"] if self.reordered else [])])
 
     def metadata(self) -> dict[str, Any]:
-        """Return what differs, for the UI; nothing where nothing does."""
+        """Return the differences for the UI; empty if there are none."""
         named = {"unknown_columns": self.unknown, "missing_columns": self.missing, "retyped_columns": self.retyped}
         named |= {"members_left_out": self.left_out, "rescued_columns": self.rescued}
         shown: dict[str, Any] = {name: list(columns[:MAX_COLUMNS_SHOWN]) for name, columns in named.items() if columns}
@@ -199,7 +199,7 @@ class Contract(ABC):
         return rows
 
     def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return which of the undeclared columns of a file stay in `rescued_data` although the dataset evolves."""
+        """Return the undeclared columns of a file that stay in `rescued_data` although the dataset evolves."""
         return ()
 
     def profile_of(self, record: FileRecord) -> ReaderProfile:

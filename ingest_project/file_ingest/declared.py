@@ -208,7 +208,7 @@ class DeclaredContract(Contract):
         return rows.with_columns(*moved, pl.Series(RESCUED, left, pl.String))
 
     def rescued(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return which of the undeclared columns of a file stay in rescued_data although the dataset evolves."""
+        """Return the undeclared columns of a file that stay in rescued_data although the dataset evolves."""
         if self.drift != "evolve":
             return ()
         moved = names_of_columns(names, self._evolved_columns(without_repeated(names))).values()
@@ -424,7 +424,7 @@ def contract_of(services: FileIngestResources, dataset: str) -> Contract:
 
 
 def refused_by_tables(declarations: Iterable[DatasetDeclaration], settings: Settings) -> Iterator[str]:
-    """Yield what the tables that exist have against declarations; nothing is changed.
+    """Yield the conflicts of existing tables with declarations, without changing anything.
 
     Raises:
         DatabaseUnavailableError, StoreUnavailableError: the database, or the store of a Delta table, does not answer.

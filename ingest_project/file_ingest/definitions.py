@@ -304,7 +304,7 @@ def with_services(services: FileIngestResources) -> dg.Definitions:
 
 
 def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of file ingest."""
+    """Return the Dagster definitions of file ingest."""
     declarations = load_declarations(settings)
     stored = {key: table for one in declarations.values() for key, table in stored_of(one, settings).items()}
     landed = dict.fromkeys((assets_of(name).raw_files for name in declarations), redacted_url(settings.landing_url))

@@ -361,7 +361,7 @@ class FileQueue(WorkQueue[FileArrival, FileRecord, FileState]):
         return RowTotals(*(int(number) for number in fetch(self._engine, query).one()))
 
     def quarantine_share(self, since: datetime) -> QuarantineShare:
-        """Return how many of the files finished since then were quarantined."""
+        """Count the files finished since then, and the quarantined ones among them."""
         quarantined = sa.func.count().filter(files.c.state == FileState.QUARANTINED)
         query = sa.select(sa.func.count().label("finished"), quarantined.label("quarantined")).where(
             files.c.state.in_(FILE_QUEUE.finished),

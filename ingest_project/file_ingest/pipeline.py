@@ -110,7 +110,7 @@ def ingest(
 
 
 def baselines_of(records: Sequence[FileRecord], services: FileIngestResources) -> Mapping[Source, Baseline]:
-    """Read what is usual for the sources of a batch; nothing where the database does not answer."""
+    """Read the baselines of a batch's sources; none if the database does not answer."""
     sources = {(record.dataset, source_of(record.location)) for record in records}
     try:
         with reading(services.engine) as connection:

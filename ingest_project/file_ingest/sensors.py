@@ -198,7 +198,7 @@ class FileEvents:
     versions: dict[KafkaPosition, Sequence[FileEvent]] = field(default_factory=dict)
 
     def feed(self, topic: str) -> Feed[Announcement]:
-        """Return how a tick consumes a topic."""
+        """Return the settings by which a tick consumes a topic."""
         settings = self.services.settings.file_ingest
         queue = Queue(
             topic,

@@ -75,7 +75,7 @@ class Runtime:
         return ()
 
     def missing_services(self) -> str | None:
-        """Return which services to start or configure before anything can be ingested; None if none is missing."""
+        """Return the services to start or configure before anything can be ingested; None if none is missing."""
         missing = [
             name
             for name, value in (
@@ -92,7 +92,7 @@ class Runtime:
 
     @property
     def unshared_stores(self) -> str | None:
-        """Return which stores each run would lose, because runs have another state folder; None if there are none."""
+        """Return the stores that runs would lose because they have another state folder; None if there are none."""
         launcher = launcher_module()
         if launcher is None or launcher.startswith(LOCAL_LAUNCHERS) or not (stores := local_stores(self)):
             return None
@@ -300,7 +300,7 @@ def _commit(engine: sa.Engine) -> float:
 
 
 def processors(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many processors this process may use: those it is bound to, within the quota of its container.
+    """Return the number of processors this process may use: those it is bound to, within the quota of its container.
 
     Rounded down: whoever exceeds a quota is stopped for the rest of the period.
 

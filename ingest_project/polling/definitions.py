@@ -311,6 +311,6 @@ def _source(name: str, source: ConfiguredSource) -> dg.AssetSpec:
 
 
 def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of polling."""
+    """Return the Dagster definitions of polling."""
     announced = {DISCOVERED_FILES: topic_uri(settings, settings.topics.file_event_queue)}
     return {"polling": DagsterParts(polling, external_assets, locations=announced)}

@@ -258,7 +258,7 @@ def _page_id(
 
 
 def file_event(record: JobRecord) -> FileEvent:
-    """Return what the announcements of all files of a job have in common, with its metadata about their format."""
+    """Return the fields that all announcements of a job share, with its metadata about their format."""
     job = record.job
     config = {name: value for name, value in job.source_config.items() if name != "source_type"}
     return FileEvent(

@@ -189,7 +189,7 @@ class JsonParser:
 
 
 def depth_of(text: str) -> int:
-    """Return how many objects and lists are within each other, of valid JSON."""
+    """Return the nesting depth of objects and lists of valid JSON."""
     depth = deepest = 0
     for token in STRUCTURE.finditer(text):
         sign = token[0]

@@ -94,7 +94,7 @@ class Declarations(Mapping[str, DatasetDeclaration]):
         raise UnreadableMessageError(f"There is no dataset {name!r}{nearest_or_known(str(name), self)}")
 
     def assignment(self, metadata: Mapping[str, Any], job_id: str, default_profile: str) -> object:
-        """Return what determines, in addition to their paths, the datasets and profiles of a job's files, as JSON.
+        """Return the facts that, besides paths, determine the datasets and profiles of a job's files, as JSON.
 
         Args:
             metadata: of the job.
@@ -276,7 +276,7 @@ def read_declaration(path: Path) -> DatasetDeclaration | None:
 
 
 def declared(model: type[Declaration], noun: str, path: Path, content: Mapping[str, Any]) -> Declaration:
-    """Return what the content of a file declares; its folder names it by default.
+    """Return the declaration in a file's content; its folder names it by default.
 
     Raises:
         SettingsError: the attributes are not those of the model; names the file, the line and what is wrong.
@@ -329,7 +329,7 @@ def _tables_of(declaration: DatasetDeclaration) -> Iterator[str]:
 
 
 def _broken(path: Path, problem: str) -> BrokenDeclaration:
-    """Keep what can be read of a declaration that cannot be used."""
+    """Keep the readable fields of a declaration that cannot be used."""
     try:
         content = yaml_content(path, "declaration")
         attributes = dict(content["attributes"])

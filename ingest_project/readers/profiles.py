@@ -251,7 +251,7 @@ class ReaderProfile(Declared):
             yield ("from_lines_above",), "no line is above the header: see skip_lines and comment"
 
     def _misfits(self, target: Target) -> Iterator[Problem]:
-        """Find what cannot work for a target."""
+        """Find options that cannot work for a target."""
         if not (self.columns or self.quantities or self.joined or target.by_name):
             yield ("columns",), "columns and quantities are empty: nothing of the file would be read"
         named = [*self._sources(), *((column, ("cells", column)) for column in self.cells)]

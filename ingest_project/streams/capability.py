@@ -113,7 +113,7 @@ class Streams(Capability[StreamResources]):
         return {one.source: partial(_figures_of, one.delta) for one in services.streams if one.delta}
 
     def trace(self, services: StreamResources, trace_id: str) -> Iterator[Moment]:
-        """Yield what is on record of the records, unidentified messages and events of a trace."""
+        """Yield the history of the records, unidentified messages and events of a trace."""
         return items.trace(services, trace_id)
 
     def find(self, services: StreamResources, search: Search, limit: int) -> Iterator[Hit]:

@@ -214,11 +214,11 @@ class StreamDeclaration(Declared):
         return str(settings.state_dir.absolute() / "delta" / (location or self.name))
 
     def own_decoder(self) -> DecodeRows | None:
-        """Return what makes the rows of a Delta table, where decoder and contract do not."""
+        """Return the function that makes a Delta table's rows instead of decoder and contract; None for these two."""
         return None
 
     def own_tables(self, settings: Settings) -> Any:  # noqa: ANN401 - an `SqlTarget` of rows of its own
-        """Return what stores messages in the warehouse, where no one table by key does."""
+        """Return the target in the warehouse if it is not one table by key."""
 
     def _name_problems(self) -> Iterator[str]:
         if self.is_shipped:

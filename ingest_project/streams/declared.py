@@ -39,7 +39,7 @@ LAST_OFFSETS = 100_000
 
 
 def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
-    """Return what Dagster loads of each stream; a declared one that is broken is left out."""
+    """Return the Dagster definitions of each stream; a broken declared one is left out."""
     activity, sales = user_activity_stream(settings), crm_stream(settings)
     hourly = user_activity.STORED
     return {
@@ -54,7 +54,7 @@ def dagster_parts(settings: Settings) -> dict[str, DagsterParts]:
 
 
 def parts_of_stream(declaration: StreamDeclaration) -> DagsterParts:
-    """Return what Dagster loads of a stream."""
+    """Return the Dagster definitions of a stream."""
     return DagsterParts(
         definitions_of_stream(declaration), lambda settings: topics_of(declaration, settings), stored_of(declaration)
     )

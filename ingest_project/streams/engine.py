@@ -87,7 +87,7 @@ class Batch(Generic[Rows]):
     began: float = field(default_factory=time.monotonic)
 
     def seconds(self, now: datetime) -> dict[str, float]:
-        """Return what the batch adds to the histograms if it is stored now, see `positions.sink_positions`."""
+        """Return the batch's additions to the histograms if it is stored now, see `positions.sink_positions`."""
         processing = time.monotonic() - self.began
         found = {f"{PROCESSING.bucket}/{latency_bucket(processing)}": 1.0, PROCESSING.sum: processing}
         written = np.array(self.written_ms, np.int64)
@@ -189,7 +189,7 @@ class StreamRun:
         return next(iter(self.failures.values()), None)
 
     def metadata(self) -> dict[str, str | int]:
-        """Return what Dagster shows: offsets by partition, and how many messages still wait."""
+        """Return the metadata for Dagster: offsets by partition, and the number of messages that still wait."""
         waiting = sum(max(0, self.ends.get(one, 0) - now.next_offset) for one, now in self.positions.items())
         shown: dict[str, str | int] = {"messages_read": self.messages, "consumer_lag": waiting}
         if self.stored:
@@ -385,7 +385,7 @@ class StreamHealth:
     lost: list[str]
 
     def metadata(self) -> Mapping[str, list[str]]:
-        """Return what Dagster shows."""
+        """Return the metadata for Dagster."""
         return {"failing": self.failing, "waiting": self.late, "lost": self.lost}
 
 

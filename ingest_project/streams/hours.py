@@ -105,7 +105,7 @@ class StreamHours:
         return tuple(one for one in stale if one.computed_at is None or one.computed_at + pause <= now)
 
     def changes(self, chosen: Sequence[datetime]) -> dict[datetime, int]:
-        """Return how often each hour has changed so far; 0 where it never did."""
+        """Return the number of changes of each hour so far; 0 without any."""
         columns = stream_hours.c
         query = sa.select(columns.hour, columns.changes).where(columns.stream == self.stream)
         with reading(self._engine) as connection:

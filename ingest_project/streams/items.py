@@ -130,7 +130,7 @@ def find(services: StreamResources, search: Search, limit: int) -> Iterator[Hit]
 
 
 def trace(services: StreamResources, trace_id: str) -> Iterator[Moment]:
-    """Yield what is on record of the rows of a trace; see `Capability.trace`."""
+    """Yield the history of the rows of a trace; see `Capability.trace`."""
     for table, row in _query(services, lambda table: table.of_trace(services.engine, trace_id)):
         yield from history(table.name, row)
 
@@ -182,7 +182,7 @@ def describe(services: StreamResources, ref: ItemRef) -> ItemView | None:
 
 
 def history(name: str, row: Row) -> Iterator[Moment]:
-    """Yield what is on record of a row of a stream."""
+    """Yield the history of a row of a stream."""
     if name == unidentified_messages.name:
         subject = f"message {row['message_id']}"
         yield Moment(row["received_at"], subject, UNIDENTIFIED, row["reason"])
@@ -199,7 +199,7 @@ def history(name: str, row: Row) -> Iterator[Moment]:
 
 
 def _standing(streams: Sequence[StreamPositions], position: Position) -> tuple[str, str | None]:
-    """Return how far the sinks are, for a message without a row."""
+    """Return the outcome of a message without a row, by the positions of the sinks, and the reason."""
     known = [one for stream in streams for one in [stream.current().get(position.partition)] if one]
     if any(position.offset >= one.next_offset for one in known) or not known:
         reasons = (f"{one.attempts} runs in a row did not store it: {one.reason}" for one in known if one.reason)

@@ -218,7 +218,7 @@ class Schemas(Generic[Parsed]):
         self._known: dict[object, Parsed | UnreadableMessageError] = {}
 
     def of(self, message: ConsumerRecord) -> tuple[Parsed, str, bytes]:
-        """Return what a message is read with, the name of its schema for reasons, and its payload.
+        """Return a message's decoder, the name of its schema for reasons, and its payload.
 
         Raises:
             UnreadableMessageError: it names no schema, or one that cannot be used.

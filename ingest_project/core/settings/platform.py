@@ -308,7 +308,7 @@ class RetrySettings(Section):
 
     @property
     def launch_grace(self) -> timedelta:
-        """Return how long a run may take to appear after it was requested."""
+        """Return the time within which a requested run must appear."""
         return timedelta(seconds=self.launch_grace_seconds)
 
 
@@ -472,7 +472,7 @@ class RetentionSettings(Section):
 
     @property
     def partitions(self) -> timedelta:
-        """Return how long partitions are kept."""
+        """Return the retention of partitions."""
         return timedelta(days=self.partition_days)
 
 

@@ -116,7 +116,7 @@ def guess(file: File, *, name: Name = None) -> None:
 def try_profile(
     file: File, *, profile: Profile = None, dataset: Dataset = None, rows: Rows = 10, as_json: AsJson = False
 ) -> None:
-    """Show what of a file would be stored and what would be rejected, and why; store nothing.
+    """Show which rows of a file would be stored or rejected, and why; store nothing.
 
     Exit code 1 when the file would be quarantined as a whole.
     """

@@ -125,7 +125,7 @@ def release(
 
 
 def _view_of(key: str) -> tuple[ItemView, Settings]:
-    """Return what is on record of one file, and the settings.
+    """Return the record of one file, and the settings.
 
     Args:
         key: of the file, or the beginning of it.

@@ -123,7 +123,7 @@ def try_file(path: Path, profile: ReaderProfile, contract: Contract, rows: int, 
 
 
 def _layout(path: Path, profile: ReaderProfile, contract: Contract) -> Iterator[str]:
-    """Yield what is known of the layout of a file; its delimiter is found as the reader finds it."""
+    """Yield the layout of a file as far as known; its delimiter is found as the reader finds it."""
     kind = type_of(path)
     yield kind
     if kind in TEXT_TYPES:

@@ -83,7 +83,7 @@ class FileStatistics(msgspec.Struct, frozen=True, kw_only=True):
     lateness_seconds: float | None
 
     def values(self, columns: Iterable[str] = ()) -> dict[str, float]:
-        """Return what is compared, by measure.
+        """Return the compared values by measure.
 
         Args:
             columns: those of which a share of nulls is wanted although it is 0.
@@ -167,7 +167,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return f"As usual, compared with {self.files} files of {self.source}."
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a check result shows: source, and the measures."""
+        """Return the metadata of a check result: source, and the measures."""
         return {"source": self.source, "files_known": self.files, "files_needed": self.needed, **self.measures()}
 
     def measures(self) -> dict[str, dict[str, Any]]:
@@ -323,7 +323,7 @@ def lateness_of(record: FileRecord) -> float | None:
 def read_baselines(
     connection: sa.Connection, sources: Collection[Source], settings: Settings, now: datetime
 ) -> dict[Source, Baseline]:
-    """Read what is usual for sources, in one statement for up to a hundred of them."""
+    """Read the baselines of sources, in one statement for up to a hundred of them."""
     columns = file_statistics.c
     since = now - timedelta(weeks=settings.file_ingest.baseline_weeks)
     found: dict[Source, list[FileStatistics]] = {source: [] for source in sources}
@@ -338,7 +338,7 @@ def read_baselines(
 
 
 def read_statistics(engine: sa.Engine, file_keys: Collection[str]) -> dict[str, FileStatistics]:
-    """Return what is recorded of files, by key; nothing of those that are not ingested."""
+    """Return the recorded statistics of files by key; files that are not ingested have none."""
     query, key = sa.select(*_columns()), file_statistics.c.file_key
     with reading(engine) as connection:
         return {

@@ -92,7 +92,7 @@ class DeltaRows:
                     break
 
     def changed_since(self, versions: Mapping[str, int]) -> tuple[set[str], int]:
-        """Return which of these files were written after a version of each, and the present version."""
+        """Return the files that were written after a version of each, and the present version."""
         predicates, present = self.store.predicates_since(min(versions.values()))
         named = [
             key

@@ -278,7 +278,7 @@ class SqlWarehouse:
         return (*written, *sorted(changed))
 
     def totals(self) -> StoredCounts:
-        """Count what is stored of all files. Reads every row: for checks, not for every tick."""
+        """Count the stored rows of all files. Reads every row: for checks, not for every tick."""
         own = sa.select(files_table.c.file_key).where(files_table.c.dataset == self._tables.dataset)
         rejected = sa.select(sa.func.count()).where(quarantined_rows.c.file_key.in_(own))
         with reading(self._engine) as connection:

@@ -184,7 +184,7 @@ def gauges(snapshot: SystemSnapshot) -> dict[str, float]:
 
 
 def history_seconds(settings: Settings) -> float:
-    """Return how long the history must be kept, in seconds."""
+    """Return the time for which the history must be kept, in seconds."""
     alerts = settings.alerts
     windows = [*alerts.windows("lag_growth"), *alerts.windows("dead_letters")]
     return max([*windows, *(rule.threshold or 0 for rule in alerts.rules_for("freshness"))])

@@ -345,7 +345,7 @@ class IncidentBook:
             self._queue(incident_id, one.policy.severity, f"reminder/{number:04d}", self.channels_of(one.owner))
 
     def _quiet_seconds(self, name: str) -> float:
-        """Return how long a condition must not hold before its incident is resolved, in seconds."""
+        """Return the time a condition must not hold before its incident is resolved, in seconds."""
         columns, shortest = incidents.c, self.settings.resolve_after_seconds
         earlier = sa.select(sa.func.count()).where(columns.name == name, columns.resolved_at > self.now - COMEBACK)
         comebacks = self.connection.execute(earlier).scalar_one()

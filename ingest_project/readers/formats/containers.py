@@ -189,7 +189,7 @@ class _Expansion:
         return not self.pattern or fnmatchcase(compared.lower(), self.pattern.lower()) or name.lower().endswith(".zip")
 
     def _expanded(self, pieces: Iterable[bytes], compressed_bytes: int) -> Path:
-        """Write what a container holds into a file, within the limits."""
+        """Write the content of a container to a file, within the limits."""
         size, limits = 0, self.limits
         with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
             for piece in pieces:

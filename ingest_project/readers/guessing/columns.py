@@ -322,7 +322,7 @@ def _chosen_times(
 
 
 def _rank(name: str) -> int:
-    """Return how much a name sounds like the time of a measurement."""
+    """Return a score of how likely a name is the time of a measurement."""
     plain = name.casefold()
     if re.search(r"creat|updat|receiv|insert|modif|upload|load", plain):
         return 0

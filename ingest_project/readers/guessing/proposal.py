@@ -77,7 +77,7 @@ class Roles:
     doubtful_device: bool = False
 
     def index_of(self, role: str) -> int | None:
-        """Return which column of the file is this column of a reading; None for none."""
+        """Return the column of the file that is this column of a reading; None for none."""
         return next((index for index, column in self.columns.items() if column == role), None)
 
 

@@ -96,7 +96,7 @@ def crm_retry_unidentified() -> None:
 
 
 def definitions_of(parts: SqlParts) -> dg.Definitions:
-    """Return what Dagster loads of the stream, its checks of values, and the job that retries."""
+    """Return the Dagster definitions of the stream, its checks of values, and the job that retries."""
     (of_stream,) = parts.specs
     each = of_stream.replace_attributes(kinds={"postgres"})
     newest = "in its newest version; an older one never overwrites a newer one."

@@ -107,7 +107,7 @@ class DeltaParts:
 
 
 def delta_definitions(parts: DeltaParts, *more: dg.AssetsDefinition) -> dg.Definitions:
-    """Return what Dagster loads of a stream.
+    """Return the Dagster definitions of a stream.
 
     Args:
         parts: parts of the stream.

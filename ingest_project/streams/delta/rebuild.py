@@ -42,7 +42,7 @@ class Rebuilt:
     kept: int
 
     def metadata(self) -> dict[str, Any]:
-        """Return what Dagster shows."""
+        """Return the metadata for Dagster."""
         return {"offsets_read_again": self.read_again, "offsets_kept": self.kept}
 
 
@@ -109,7 +109,7 @@ def read_again_from_beginning(stream: DeltaStream) -> dict[int, int]:
 
 
 def _retained_ranges(stream: DeltaStream) -> Iterator[OffsetRange]:
-    """Yield what Kafka still has of each partition that the table has passed."""
+    """Yield the offsets that Kafka still has of each partition, up to the table's position."""
     positions = stream.positions
     backlog = stream.services.range_reader.backlog(positions.topic, positions.saved(), 0)
     for partition, one in positions.current().items():

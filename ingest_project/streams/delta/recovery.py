@@ -63,7 +63,7 @@ class Recovered:
         self.lost += other.lost
 
     def metadata(self) -> dict[str, str | int]:
-        """Return what Dagster shows; nothing where nothing was missing."""
+        """Return the metadata for Dagster; empty if nothing was missing."""
         shown: dict[str, str | int] = {}
         if self.spans:
             shown |= {"rows_recovered": self.rows, "recovered": ", ".join(map(str, self.spans[:MAX_SHOWN]))}
@@ -179,7 +179,7 @@ def runs_between(present: Sequence[int], first: int, end: int) -> list[Run]:
 
 
 def size_of(runs: Sequence[Run]) -> int:
-    """Return how many numbers are in some runs."""
+    """Count the numbers in some runs of numbers."""
     return sum(end - first for first, end in runs)
 
 
@@ -205,7 +205,7 @@ def _oldest_retained(stream: DeltaStream, position: SinkPosition) -> int:
 def _read_again(
     stream: DeltaStream, piece: OffsetRange, missing: Sequence[Run], retained: int, recovered: Recovered
 ) -> None:
-    """Store what Kafka has of the missing offsets of a piece."""
+    """Store the messages that Kafka has at the missing offsets of a piece."""
     if not missing:
         return
     first, end = max(missing[0][0], retained), missing[-1][1]

@@ -62,7 +62,7 @@ class SqlParts:
 
 
 def sql_definitions(parts: SqlParts) -> dg.Definitions:
-    """Return what Dagster loads of a stream."""
+    """Return the Dagster definitions of a stream."""
     checks = [no_gap_in_offsets(parts), no_duplicate_offsets(parts), *parts.checks]
     batch = dg.define_asset_job(
         f"{parts.name}_batch",

@@ -131,7 +131,7 @@ def written(table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def _writer(kind: sa.types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
-    """Return how values of a type are written; None where they stay as they are."""
+    """Return the function that writes values of a type; None if they are written unchanged."""
     if isinstance(kind, UtcTime):
         return sqlite_time
     if isinstance(kind, ExactDecimal):

@@ -168,7 +168,7 @@ def _hourly_request(hours: Sequence[StaleHour]) -> dg.RunRequest:
 
 
 def definitions_of(parts: DeltaParts) -> dg.Definitions:
-    """Return what Dagster loads of the stream, and of its hourly statistics."""
+    """Return the Dagster definitions of the stream and of its hourly statistics."""
     job, described = user_activity_hourly_batch, "Requests the statistics of hours whose events changed."
     sensor = queue_sensor(HOURLY_SENSOR, job.name, described, hourly_tick, every_seconds=5)
     hourly = dg.Definitions(jobs=[job], sensors=[sensor])
