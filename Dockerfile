@@ -9,7 +9,7 @@ FROM ${PYTHON_IMAGE} AS builder
 ARG REQUIREMENTS=runtime
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
-# Without pip: what runs has nothing that installs.
+# Without pip: the running image contains no installer.
 RUN python -m venv --without-pip /opt/venv
 COPY requirements/${REQUIREMENTS}.txt requirements.txt
 # Hashed wheels only: nothing is compiled, and nothing is taken that the lock does not name.

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV     := .venv-lock/bin/uv
 KEEP   ?=
 
-# Dozens of processes start: none of them should compile the project again, whatever the shell around says.
+# Dozens of processes start: none should compile the project again, even if the shell's environment disables bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -19,8 +19,8 @@ $(BIN)/python:
 	  || { echo "ingest_project needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12 ..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
-# uv installs in seconds what takes pip minutes. Where it cannot reach the packages, e.g. with an index that only pip is
-# told of, pip does it. What is imported is compiled then, not all there is.
+# uv installs in seconds, pip in minutes. If uv cannot reach the packages, e.g. with an index that only pip is configured
+# for, pip installs them. Only the imported modules are compiled then.
 INSTALLER := $(VENV)/installer/bin/uv
 install = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(INSTALLER) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/$(1).txt 2> $(VENV)/uv.log \
   || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/$(1).txt

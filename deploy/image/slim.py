@@ -30,7 +30,7 @@ UNUSED = (
 # What botocore describes of the 400 services of AWS: those that sign in, hold bytes and secrets, and run tasks.
 AWS_DATA = Path("botocore/data")
 AWS_SERVICES = {"ec2", "ecs", "kms", "logs", "s3", "secretsmanager", "signin", "ssm", "sso", "sso-oidc", "sts"}
-# Modules that processes start with, and what Dagster's configurations and uvicorn name.
+# Modules that processes start with, and those that Dagster's configurations and uvicorn name.
 ENTRY_POINTS = (
     "ingest_project.definitions",
     "ingest_project.cli.main",
@@ -92,7 +92,7 @@ def compile_imported(packages: Path) -> int:
             importlib.import_module(name)
     loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     files = {*sources, *(Path(file) for file in loaded if file and file.endswith(".py"))}
-    # Some of what was imported keeps new files to their owner; another user runs the image.
+    # Some imported modules restrict new files to their owner; another user runs the image.
     os.umask(0o022)
     # By content, not by time: whoever copies the layer may change the times, and no file of an image changes.
     for file in (file for file in files if file.is_relative_to(packages)):
