@@ -65,7 +65,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
         peer_workload = workload if peer_files == options.files else _write(folder / "peer", peer_files, options.rows)
         say(f"Celery ingests {peer_files} files ...")
         peer = measure_peer(peer_workload, folder / "peer-state")
-        _tell("the peer", peer.differences)
+        _print_differences("the peer", peer.differences)
         result |= {
             "peer_files": peer_files,
             "peer_files_per_s": round(peer.files_per_second, 1),
@@ -79,7 +79,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
         # In a process of its own: Celery's application keeps its connections to the first broker.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
             common = own.submit(measure_peer, common_workload, folder / "common-state", executemany=True).result()
-        _tell("the peer's common form", common.differences)
+        _print_differences("the peer's common form", common.differences)
         result |= {
             "common_files": common.files,
             "common_files_per_s": round(common.files_per_second, 1),
@@ -90,7 +90,7 @@ def measure_files(options: argparse.Namespace, folder: Path) -> Result:
     if options.floor:
         say("The floor: no orchestration ...")
         floor_seconds, wrong = measure_floor(workload, folder / "floor-state")
-        _tell("the floor", wrong)
+        _print_differences("the floor", wrong)
         result |= {
             "floor_files_per_s": round(options.files / floor_seconds, 1),
             "share_of_floor": round(floor_seconds / seconds, 3),
@@ -113,7 +113,7 @@ def measure_rows(options: argparse.Namespace, folder: Path) -> Result:
     if options.floor:
         say("The floor: two processes, no orchestration ...")
         floor_seconds, wrong = measure_floor_of_rows(workload, folder / "floor-state")
-        _tell("the floor", wrong)
+        _print_differences("the floor", wrong)
         result |= {
             "floor_rows_per_s": round(options.rows / floor_seconds),
             "share_of_floor": round(floor_seconds / seconds, 3),
@@ -134,7 +134,7 @@ def measure_latency(options: argparse.Namespace, folder: Path) -> Result:
             seconds.append(system.seconds_to_rows(path))
             say(f"{path.name}: {seconds[-1]:.2f} s")
         wrong = differences(system.warehouse_url, workload)
-    _tell("the product", wrong)
+    _print_differences("the product", wrong)
     return {
         "p50_s": round(float(np.percentile(seconds, 50)), 2),
         "p95_s": round(float(np.percentile(seconds, 95)), 2),
@@ -152,7 +152,7 @@ def _by_product(options: argparse.Namespace, folder: Path, workload: Workload) -
         with PeakMemory(system.processes, system.servers) as memory:
             timing = system.measure(workload)
         wrong = differences(system.warehouse_url, workload)
-    _tell("the product", wrong)
+    _print_differences("the product", wrong)
     return {
         "exact": not wrong,
         "peak_rss_mb": memory.megabytes,
@@ -171,9 +171,9 @@ def _write(folder: Path, files: int, rows: int) -> Workload:
     return write_workload(folder / "inbox", files, rows)
 
 
-def _tell(who: str, wrong: Sequence[str]) -> None:
+def _print_differences(who: str, wrong: Sequence[str]) -> None:
     for difference in wrong[:MAX_DIFFERENCES_SHOWN]:
-        say(f"Not what it should be, by {who}: {difference}")
+        say(f"Wrong result of {who}: {difference}")
     if len(wrong) > MAX_DIFFERENCES_SHOWN:
         say(f"... and {len(wrong) - MAX_DIFFERENCES_SHOWN} more.")
 

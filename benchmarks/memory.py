@@ -71,13 +71,13 @@ class PeakMemory:
     def _watch(self) -> None:
         while True:
             for process in trees(self._roots):
-                self._look_at(process)
+                self._measure(process)
             for process in trees(self._roots | self._others):
                 self._count(process)
             if self._stop.wait(SAMPLE_SECONDS):
                 return
 
-    def _look_at(self, process: int) -> None:
+    def _measure(self, process: int) -> None:
         # It may end at any time.
         with suppress(OSError, ValueError, IndexError):
             status = (PROC / str(process) / "status").read_text("utf-8", "replace")

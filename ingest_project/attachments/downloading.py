@@ -325,7 +325,7 @@ def _failed(
         error = UnexpectedError("Storing the attachment", error)
     logger.warning("attachment_failed", reason=str(error), error_class=error.error_class, attempt=task.attempt)
     if _is_still_stored(record, services):
-        return _kept(record, task, error)
+        return _failed_again(record, task, error)
     due_at = None
     if isinstance(error, TransientError):
         delays = services.settings.attachments.retry_delays
@@ -346,7 +346,7 @@ def _is_still_stored(record: AttachmentRecord, services: AttachmentResources) ->
     return found is not None and (found.size_bytes, found.sha256) == (record.size_bytes, record.sha256)
 
 
-def _kept(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> AttemptResult:
+def _failed_again(record: AttachmentRecord, task: DownloadTask, error: IngestError) -> AttemptResult:
     """Return the result of a failed attempt at a stored attachment: its bytes stay, and so does its state."""
     stored = {"size_bytes": record.size_bytes, "sha256": record.sha256, "onelake_path": record.stored_path}
     result = _result(task, DownloadStatus.FAILED_TRANSIENT, **_facts_of(error), **stored)

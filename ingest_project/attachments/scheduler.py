@@ -133,7 +133,7 @@ class DownloadScheduler(Generic[Job]):
                 candidates = [host for host in hosts if host not in full]
                 if candidates:
                     fewest = min(candidates, key=lambda host: len(self._begun.get(host, ())))
-                    return self._taken(domain, trace, fewest, now)
+                    return self._take(domain, trace, fewest, now)
         return None
 
     def _by_share(self, names: Iterable[str], *above: str) -> Iterator[str]:
@@ -153,7 +153,7 @@ class DownloadScheduler(Generic[Job]):
             return True
         return len(begun) < most and now - min(begun.values()) < SLOW_SECONDS
 
-    def _taken(self, domain: str, trace: str, host: str, now: float) -> AttachmentRecord:
+    def _take(self, domain: str, trace: str, host: str, now: float) -> AttachmentRecord:
         hosts = self._waiting[domain][trace]
         record = hosts[host].popleft()
         if not hosts[host]:

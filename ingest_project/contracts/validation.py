@@ -378,7 +378,7 @@ def model_named(name: str) -> type[pa.DataFrameModel]:
     try:
         imported = importlib.import_module(module)
     except (ImportError, ValueError) as error:
-        guess = nearest(module.rpartition(".")[2], _modules_beside(module))
+        guess = nearest(module.rpartition(".")[2], _sibling_modules(module))
         raise ValueError(f"model: {name} cannot be imported, write package.module:Class: {error}{guess}") from None
     found = getattr(imported, attribute, None)
     if found is None:
@@ -395,7 +395,7 @@ def _is_model(value: object) -> TypeGuard[type[pa.DataFrameModel]]:
     return is_class and value is not pa.DataFrameModel
 
 
-def _modules_beside(module: str) -> list[str]:
+def _sibling_modules(module: str) -> list[str]:
     """Return the names of the modules of the same package; of all packages for a module in none."""
     try:
         path = importlib.import_module(module.rpartition(".")[0]).__path__ if "." in module else None

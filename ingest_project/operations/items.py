@@ -138,7 +138,7 @@ def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None
         DatabaseUnavailableError: the database does not answer.
     """
     problems: list[str] = []
-    views = [view for one in CAPABILITIES if (view := _asked(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
+    views = [view for one in CAPABILITIES if (view := _answer_of(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
     if ref.kind == "message" and (position := Position.parse(ref.key)) and position.topic in _topics(services):
         view = views[0] if views else ItemView(ref=ref, name=str(position))
         views = [replace(view, position=position)]
@@ -150,7 +150,7 @@ def describe(services: SystemResources, ref: ItemRef, broker_problem: str | None
     view = replace(view, moments=[*view.moments, *_actions_on(services, ref)])
     related = dict(view.related)
     for one in CAPABILITIES:
-        related |= _asked(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
+        related |= _answer_of(lambda: one.related(services, view), problems) or {}  # noqa: B023 - called at once
     if view.trace_id:
         known = {hit.ref for relation in related.values() for hit in relation.hits} | {ref}
         # Only items of the work queues: the page of the trace shows the messages of streams.
@@ -213,7 +213,7 @@ def _moments(services: SystemResources, trace_id: str, problems: list[str]) -> l
 
 def _letters(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
     """Return the dead letters that contain an id, as far as they can be searched."""
-    return _asked(lambda: _examined(services, search, problems), problems) or []
+    return _answer_of(lambda: _examined(services, search, problems), problems) or []
 
 
 def _examined(services: SystemResources, search: Search, problems: list[str]) -> list[DeadLetter]:
@@ -244,10 +244,10 @@ def _message_at(services: SystemResources, position: Position | None, problems: 
     """Return the message at a position without an entry in any queue."""
     if position is None or position.topic not in _topics(services):
         return []
-    if found := _asked(lambda: _read(services, position, ""), problems):
+    if found := _answer_of(lambda: _read(services, position, ""), problems):
         return [Hit("message", str(position), str(position), "in Kafka", found[1].timestamp)]
     ref = ItemRef("message", str(position))
-    views = [view for one in CAPABILITIES if (view := _asked(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
+    views = [view for one in CAPABILITIES if (view := _answer_of(lambda: one.item(services, ref), problems))]  # noqa: B023 - called at once
     return [Hit("message", ref.key, ref.key, one.state, None) for one in views if one.state != "waiting"]
 
 
@@ -260,7 +260,7 @@ def _with_message(
         problems += [broker_problem] if broker_problem else []
         return view
     before = len(problems)
-    found = _asked(lambda: _read(services, position, view.topic_id), problems)
+    found = _answer_of(lambda: _read(services, position, view.topic_id), problems)
     if found is None:
         if len(problems) > before:
             return view
@@ -269,7 +269,7 @@ def _with_message(
         gone = "no: removed by retention, or the topic was created again"
         return replace(view, facts={**view.facts, "Still in Kafka": gone})
     reader, message = found
-    letter = _asked(lambda: _dead_letter(services, reader, position), problems)
+    letter = _answer_of(lambda: _dead_letter(services, reader, position), problems)
     view = replace(
         view,
         facts={**view.facts, **_message_facts(view, message)},
@@ -375,7 +375,7 @@ def _topics(services: SystemResources) -> set[str]:
     return named - {""}
 
 
-def _asked(ask: Callable[[], Value], problems: list[str]) -> Value | None:
+def _answer_of(ask: Callable[[], Value], problems: list[str]) -> Value | None:
     try:
         return ask()
     except DatabaseUnavailableError:

@@ -124,7 +124,7 @@ class HostKeys:
 
     def key_types(self, server: Server) -> tuple[str, ...]:
         """Return the key types to request, so that the server presents the known one; empty for any."""
-        known = () if self.pinned else self._known(server)
+        known = () if self.pinned else self._host_keys(server)
         kinds = dict.fromkeys(key.get_name() for key in known)
         return tuple(name for kind in kinds for name in (_RSA_SIGNATURES if kind == "ssh-rsa" else (kind,)))
 
@@ -139,14 +139,14 @@ class HostKeys:
             if shown not in self.pinned:
                 raise SourceAccessDeniedError(server.location, _changed(key, shown, "host_key_fingerprints"))
             return
-        known = self._known(server)
+        known = self._host_keys(server)
         if any(key == stored for stored in known):
             return
         raise SourceAccessDeniedError(
             server.location, _changed(key, shown, _KNOWN_HOSTS_FILE) if known else _unknown(server, key, shown)
         )
 
-    def _known(self, server: Server) -> list[paramiko.PKey]:
+    def _host_keys(self, server: Server) -> list[paramiko.PKey]:
         if self.known_hosts_file is None:
             return []
         try:

@@ -50,9 +50,7 @@ class AlertChannelContract:
             assert alert.summary in text
             assert alert.link in text
 
-    def test_what_does_not_arrive_is_an_error_without_a_secret(
-        self, channel: AlertChannel, unreachable: Settings
-    ) -> None:
+    def test_a_failed_delivery_is_an_error_without_a_secret(self, channel: AlertChannel, unreachable: Settings) -> None:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - the system takes any exception as a failure
             channel(unreachable, ALERTS)
         assert self.secret not in str(caught.value)

@@ -87,7 +87,7 @@ class SourceContract:
         with pytest.raises(PermanentError, match="must stay below"):
             list(backend.open().list_files("../*"))
 
-    def test_what_is_hidden_locked_unfinished_or_of_another_type_is_skipped_with_its_reason(
+    def test_hidden_locked_unfinished_and_other_files_are_skipped_with_their_reason(
         self, backend: SourceBackend
     ) -> None:
         for name in (".a.csv", "~$b.xlsx", "c.csv.part", "d.tmp", "e.pdf", ".g/h.csv", "i.csv", "j.csv.gz"):

@@ -139,7 +139,7 @@ class StoreContract:
         assert store.stat(NAME) == first
         assert names() == before, "no temporary one stays"
 
-    def test_of_writers_that_want_one_name_at_once_one_gets_it(self, store: ObjectStore, tmp_path: Path) -> None:
+    def test_one_of_several_simultaneous_writers_gets_the_name(self, store: ObjectStore, tmp_path: Path) -> None:
         contents = {str(number): bytes([number]) * (number * CHUNK_BYTES) for number in range(1, 7)}
         refused: list[str] = []
 

@@ -325,11 +325,11 @@ class _Variables(_Layer):
     env_vars: Mapping[str, str | None]
 
     def values_by_path(self) -> Mapping[str, object]:
-        return {path: self._value(field) for path, field in self._given()}
+        return {path: self._value(field) for path, field in self._set_fields()}
 
     def problems(self) -> Iterator[str]:
         """Describe each variable that is meant for us, judging by its name, but sets nothing or sets a value twice."""
-        for _, field in self._given():
+        for _, field in self._set_fields():
             for name in variables_of(field):
                 if self.env_vars.get(name) and holds_secrets(field.annotation) and self.env_vars.get(_file_of(name)):
                     yield f"{name} and {_file_of(name)} are both set in {self.origin}. Set one of them."
@@ -346,7 +346,7 @@ class _Variables(_Layer):
             elif nearest and len(name) > len("ENVIRON"):
                 yield _unknown(name, self.origin, nearest)
 
-    def _given(self) -> list[tuple[str, FieldInfo]]:
+    def _set_fields(self) -> list[tuple[str, FieldInfo]]:
         """Return the settings with a variable that is set, and those with a family of variables."""
         return [(path, field) for path, field, names in _names() if not names or any(map(self.env_vars.get, names))]
 

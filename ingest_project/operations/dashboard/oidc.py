@@ -173,12 +173,12 @@ class Provider:
                 "code_verifier": begun.verifier,
             }
             auth = client.client_auth(client.token_endpoint_auth_method)
-            token = self._asked(client, "POST", self._endpoint(metadata, "token_endpoint"), data=form, auth=auth)
-            keys = self._asked(client, "GET", self._endpoint(metadata, "jwks_uri"))
+            token = self._request_json(client, "POST", self._endpoint(metadata, "token_endpoint"), data=form, auth=auth)
+            keys = self._request_json(client, "GET", self._endpoint(metadata, "jwks_uri"))
             claims = self._verified(str(token.get("id_token", "")), keys, begun.nonce)
             if "userinfo_endpoint" in metadata and not {"email", self._settings.groups_claim} <= claims.keys():
                 bearer = {"Authorization": f"Bearer {token.get('access_token', '')}"}
-                more = self._asked(client, "GET", self._endpoint(metadata, "userinfo_endpoint"), headers=bearer)
+                more = self._request_json(client, "GET", self._endpoint(metadata, "userinfo_endpoint"), headers=bearer)
                 if more.get("sub") == claims["sub"]:
                     # Take a mail address and its verification from the same source.
                     own = {"email", "email_verified"} if "email" in claims else set()
@@ -238,7 +238,7 @@ class Provider:
 
     def _metadata(self, client: requests.Session) -> dict[str, Any]:
         issuer = self._settings.issuer
-        found = self._asked(client, "GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        found = self._request_json(client, "GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
             raise self._unavailable(
                 f"it calls itself {str(found.get('issuer'))[:MAX_NAME_CHARACTERS]!r}, not {issuer!r}"
@@ -252,7 +252,7 @@ class Provider:
             raise self._unavailable(f"its {name} is not an https address")
         return address
 
-    def _asked(self, client: requests.Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
+    def _request_json(self, client: requests.Session, method: str, address: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of requests
         """Send one request; return the JSON object in its answer.
 
         Raises:

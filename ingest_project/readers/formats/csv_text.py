@@ -348,13 +348,13 @@ def _read_header(text: bytes, search: HeaderSearch, *, final: bool) -> Header | 
             continue
         if search.known_names.issubset(map(matched_name, headers[-1].names)):
             return headers[-1]
-    best = max(headers, key=lambda header: (_known(header.names, search), len(header.names)), default=None)
-    if broken and (best is None or len(best.names) == 1 > _known(best.names, search)):
+    best = max(headers, key=lambda header: (_count_known(header.names, search), len(header.names)), default=None)
+    if broken and (best is None or len(best.names) == 1 > _count_known(best.names, search)):
         raise broken
     return best
 
 
-def _known(names: Sequence[str], search: HeaderSearch) -> int:
+def _count_known(names: Sequence[str], search: HeaderSearch) -> int:
     return sum(matched_name(name) in search.known_names for name in names)
 
 
