@@ -68,7 +68,7 @@ WHOLE_SYSTEMS = (
 OF_ANY_DATABASE = (
     "test_a_crm_message_is_traced_to_its_row",
     "test_a_log_that_cannot_be_written_stops_nothing",
-    "test_a_person_who_names_no_offsets_gets_all_also_what_waits_for_its_next_attempt",
+    "test_a_run_without_offsets_also_stores_messages_that_wait_for_a_retry",
     "test_a_run_stores_up_to_the_offsets_that_were_requested",
     "test_a_run_that_is_done_again_starts_where_the_sink_is",
     "test_a_tick_whose_cursor_was_never_saved_and_a_run_that_never_came_lose_nothing",

@@ -312,7 +312,7 @@ def test_an_attachment_leased_by_a_run_is_work_and_an_unreported_one_too(
 @pytest.mark.parametrize(
     "state_dir", ["state", pytest.param("x" * 300, id="one that the file system does not take, as a closed one")]
 )
-def test_with_nothing_there_every_part_says_what_to_start_or_set(
+def test_without_services_every_part_names_what_to_start_or_set(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch, state_dir: str
 ) -> None:
     monkeypatch.setenv("INGEST_STATE_DIR", state_dir)

@@ -74,7 +74,7 @@ def test_anything_is_a_message_or_unreadable(raw: bytes) -> None:
         {"occurred_at": "yesterday"},
     ],
 )
-def test_a_task_that_makes_no_sense_is_unreadable_and_the_field_is_named(change: dict[str, object]) -> None:
+def test_an_invalid_task_is_unreadable_and_names_the_field(change: dict[str, object]) -> None:
     task = {"trace_id": "t", "domain": "d", "attachment_url": "http://h/a"}
     assert decode_download_task(msgspec.json.encode(task))
     with pytest.raises(UnreadableMessageError, match=next(iter(change))):

@@ -46,7 +46,7 @@ def tables(url: str) -> set[str]:
         connection.close()
 
 
-def test_all_tables_are_there_afterwards_and_the_second_time_changes_nothing(
+def test_migrating_creates_all_tables_and_is_idempotent(
     addresses: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     warehouse, dagster = addresses

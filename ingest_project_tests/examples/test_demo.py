@@ -133,7 +133,7 @@ def test_without_the_sample_files_it_says_where_to_run_it(own_folder: None, caps
 
 
 @pytest.mark.long
-def test_it_starts_by_its_path_as_well(tmp_path: Path) -> None:
+def test_the_demo_also_starts_by_its_path(tmp_path: Path) -> None:
     by_path = subprocess.run(
         [sys.executable, str(REPOSITORY / "examples" / "demo"), "--help"],
         cwd=tmp_path,

@@ -223,7 +223,7 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(locked: str) -> No
             assert f"{size:,} bytes" in answer.text
 
 
-def test_a_body_that_does_not_come_is_given_up(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_never_arrives_times_out(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest_project.operations.dashboard.auth.BODY_SECONDS", 0.2)
     address = ("127.0.0.1", int(locked.rpartition(":")[2]))
     with socket.create_connection(address, timeout=5) as connection:
@@ -232,7 +232,7 @@ def test_a_body_that_does_not_come_is_given_up(locked: str, monkeypatch: pytest.
         assert connection.recv(1_000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_head_that_does_not_come_or_does_not_end_is_given_up(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_never_arrives_or_never_ends_is_refused(locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = ("127.0.0.1", int(locked.rpartition(":")[2]))
     with socket.create_connection(address, timeout=5) as connection:
         # Without a bound, each line of it would be kept.

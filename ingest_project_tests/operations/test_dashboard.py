@@ -165,7 +165,7 @@ def test_the_window_is_chosen_with_a_button_and_kept(busy: Page) -> None:
     )
 
 
-def test_with_nothing_at_all_every_part_says_so(
+def test_an_empty_system_says_so_in_every_panel(
     settings_of: Callable[..., Settings], sqlite_url: str, browser: webdriver.Chrome
 ) -> None:
     with running(settings_of(sqlite_url)) as site:

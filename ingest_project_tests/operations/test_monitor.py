@@ -40,7 +40,7 @@ def lines_of(monitor: Monitor) -> dict[str, Line]:
     return lines
 
 
-def test_with_everything_there_every_line_is_ok(
+def test_with_all_services_every_line_is_ok(
     settings_of: Callable[..., Settings],
     sqlite_url: str,
     embedded_broker: FaultyBroker,

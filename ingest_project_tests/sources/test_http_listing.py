@@ -321,7 +321,7 @@ def test_a_paginated_listing_whose_next_page_cannot_be_requested_is_refused(serv
         listed(source(f"{server.url}in/"))
 
 
-def test_pages_that_never_end_come_to_an_end(server: Pages) -> None:
+def test_an_endless_chain_of_pages_is_aborted(server: Pages) -> None:
     server.pages["/in/"] = as_json({"files": ["a.csv"], "next": "?page=1"})
     server.pages["/in/?page=1"] = as_json({"files": ["a.csv"], "next": "?page=1"})
     assert listed(source(f"{server.url}in/")) == ["a.csv"]

@@ -148,7 +148,7 @@ def test_any_text_is_parsed_as_a_time_or_size_or_as_none(text: str) -> None:
     st.binary(max_size=300)
     | st.builds(lambda count, rest: count + rest, st.binary(min_size=4, max_size=4), st.binary())
 )
-def test_an_sftp_packet_gives_names_that_are_in_it(packet: bytes) -> None:
+def test_an_sftp_packet_gives_only_names_that_it_contains(packet: bytes) -> None:
     with contextlib.suppress(paramiko.SSHException):
         for name, _ in parse_names(PacketReader(packet)):
             assert name in packet

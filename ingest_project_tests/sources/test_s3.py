@@ -117,7 +117,7 @@ def test_an_endpoint_that_only_the_message_names_is_refused_and_our_key_goes_to_
         ({"bucket": "in-a", "region": "../x"}, "region"),
     ],
 )
-def test_a_job_that_makes_no_sense_is_refused_without_asking_anyone(config: dict[str, object], reason: str) -> None:
+def test_a_contradictory_job_is_refused_without_any_request(config: dict[str, object], reason: str) -> None:
     with pytest.raises(PermanentError, match=reason) as refused:
         opened({"polling": {"allowed_buckets": ["in-*", "a-bucket"]}}, **config)
     assert "pw" not in str(refused.value)

@@ -86,7 +86,7 @@ def test_a_server_without_etags_is_listed_by_size_and_time() -> None:
     assert (file.size_bytes, file.etag) == (3, None)
 
 
-def test_a_listing_that_goes_on_for_ever_reaches_the_limit_of_entries() -> None:
+def test_an_endless_listing_reaches_the_entry_limit() -> None:
     pages = 0
 
     def next_page(_asked: Request) -> Answer:

@@ -57,7 +57,7 @@ def test_merged_metrics_equal_the_figures_of_all_readings(
         ((-1.7e308, 1.7e308), None, None),
     ],
 )
-def test_a_reading_beyond_all_measure_leaves_the_view_readable(
+def test_an_extreme_reading_leaves_the_view_readable(
     warehouse: SqlWarehouse, values: tuple[float, float], mean: float | None, stddev: float | None
 ) -> None:
     frames = [readings(f"f{n}", [value]) for n, value in enumerate(values)]

@@ -98,7 +98,7 @@ def test_a_connection_cut_in_the_middle_is_unavailable_and_the_same_warehouse_go
     assert postgres_warehouse.totals().rows == 4
 
 
-def test_a_connection_cut_between_transactions_is_not_noticed(
+def test_a_connection_cut_between_transactions_is_replaced_unnoticed(
     postgres_warehouse: SqlWarehouse, postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     store(postgres_warehouse, "a", range(3))

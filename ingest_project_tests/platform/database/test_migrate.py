@@ -110,7 +110,7 @@ def test_a_migration_that_fails_half_way_leaves_nothing(empty_url: str) -> None:
     engine.dispose()
 
 
-def test_going_back_to_nothing_and_forth_again_works(database_url: str) -> None:
+def test_downgrading_to_nothing_and_upgrading_again_works(database_url: str) -> None:
     engine = open_engine(database_url)
     config = Config()
     config.set_main_option("script_location", "ingest_project.platform.database:migrations")

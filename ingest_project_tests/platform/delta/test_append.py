@@ -87,7 +87,7 @@ def test_no_rows_still_move_the_position(tmp_path: Path) -> None:
     assert live_files(tmp_path) == {}
 
 
-def test_a_range_that_does_not_begin_where_the_table_is_gets_refused(tmp_path: Path) -> None:
+def test_a_range_that_does_not_begin_at_the_tables_position_is_refused(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     with pytest.raises(TransactionConflictError, match="topic-0 is at None"):
         store.append(numbers(1), app_id="topic-0", version=20, after=10)

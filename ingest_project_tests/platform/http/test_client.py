@@ -151,7 +151,7 @@ def test_a_redirect_is_followed(http_server: HttpServer, status: int) -> None:
         assert _fetch(client, http_server.redirect_to("/files/ä b.txt?size=12", status)).startswith(b"line of")
 
 
-def test_redirects_end_somewhere(http_server: HttpServer) -> None:
+def test_the_number_of_redirects_is_limited(http_server: HttpServer) -> None:
     with _client() as client, pytest.raises(DownloadRejectedError, match="more than 5 redirects"):
         _fetch(client, http_server.url("/redirect-loop"))
     assert http_server.count("/redirect-loop") == 6

@@ -60,7 +60,7 @@ def test_a_file_is_known_by_its_first_bytes(head: bytes, media_type: str | None)
         (b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code></Error>", None, "a.pdf", None),
     ],
 )
-def test_a_page_instead_of_a_document_is_refused(
+def test_an_html_page_instead_of_a_document_is_refused(
     head: bytes, declared: str | None, name: str, header: str | None
 ) -> None:
     with pytest.raises(FileRejectedError) as refused:

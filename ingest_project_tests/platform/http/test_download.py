@@ -528,7 +528,7 @@ def test_a_file_of_another_size_than_announced_is_refused(
     ("path", "declared"),
     [("/error-page/a.pdf", None), ("/error-page/a", "application/pdf"), ("/error-json/a.png", None)],
 )
-def test_a_page_instead_of_a_document_is_refused(
+def test_an_html_page_instead_of_a_document_is_refused(
     http_server: HttpServer, downloader: Downloader, to: Path, path: str, declared: str | None
 ) -> None:
     failure = _failure(downloader, DownloadRequest(http_server.url(path), content_type=declared), to)

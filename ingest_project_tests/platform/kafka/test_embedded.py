@@ -72,7 +72,7 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
     assert len(second.stderr.splitlines()) == 1
 
 
-def test_closing_returns_every_descriptor(embedded_broker: FaultyBroker) -> None:
+def test_closing_releases_every_descriptor(embedded_broker: FaultyBroker) -> None:
     def cycle() -> int:
         with EmbeddedBroker(port=free_port(), topics={"events": 2}):
             pass

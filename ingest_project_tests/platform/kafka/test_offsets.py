@@ -19,7 +19,7 @@ def test_positions_survive_the_cursor() -> None:
 
 
 @pytest.mark.parametrize("cursor", [None, ""])
-def test_no_cursor_is_no_positions(cursor: str | None) -> None:
+def test_an_empty_cursor_has_no_positions(cursor: str | None) -> None:
     assert Positions.from_cursor(cursor) is None
 
 

@@ -177,7 +177,7 @@ def test_an_old_file_stays_while_its_successor_fails(dfs: DfsServer, hasty: Obje
 
 
 @pytest.mark.parametrize("kind", ["cut", "lose"])
-def test_a_rename_whose_answer_is_lost_for_good_can_be_put_again(
+def test_a_rename_whose_response_is_lost_can_be_repeated(
     dfs: DfsServer, hasty: ObjectStore, tmp_path: Path, kind: str
 ) -> None:
     dfs.fail("rename", kind=kind)

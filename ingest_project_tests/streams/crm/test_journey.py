@@ -237,7 +237,7 @@ def test_all_checks_pass_on_correct_data_and_fail_on_errors(crm: CrmSystem) -> N
     assert "broken" in str(crm.check("no_gap_in_offsets").metadata["failing"].value)
 
 
-def test_a_person_who_names_no_offsets_gets_all_also_what_waits_for_its_next_attempt(crm: CrmSystem) -> None:
+def test_a_run_without_offsets_also_stores_messages_that_wait_for_a_retry(crm: CrmSystem) -> None:
     crm.put(opportunity())
     crm.requests(SENSOR)
     (position,) = (one for one in crm.positions.all() if one.partition in crm.partitions_with_messages)

@@ -400,7 +400,7 @@ def test_avro_and_protobuf_fill_structs_and_tell_a_missing_one_from_an_empty_one
     assert list(refused) == [3], "the message is there twice"
 
 
-def test_text_is_utf_8_whole() -> None:
+def test_a_text_message_is_stored_whole_as_utf_8() -> None:
     made = contract("text", columns=[{"name": "line", "type": "text", "pattern": "[^x]*"}])
     rows, refused = decoded(made, *received("hé\0".encode(), b"\xff", b"", b"x"))
     assert [row["line"] for row in rows] == ["hé\0"]
@@ -576,7 +576,7 @@ def test_what_json_schema_calls_unique_is_kept(registry: SchemaRegistry) -> None
     assert list(decoded(made, *found)[1]) == list(range(len(kept), len(found)))
 
 
-def test_ids_and_frames_that_cannot_be_are_refused_at_once(registry: SchemaRegistry) -> None:
+def test_impossible_ids_and_frames_are_refused_at_once(registry: SchemaRegistry) -> None:
     odd = [struct.pack(">bi", 0, -1) + b"x", b"\0\0\0\0\1" + b"\xff" * 900_000, b"\0\0"]
     rows, refused = decoded(contract("protobuf", settings_of(registry)), *received(*odd))
     assert (rows, len(refused), sum(registry.requests.values())) == ([], 3, 0)

@@ -275,7 +275,7 @@ def test_a_store_that_is_away_fails_the_run_and_the_events_are_stored_later(acti
     assert len(activity.dead_letters) == 1
 
 
-def test_a_person_who_names_no_offsets_gets_all(activity: ActivitySystem) -> None:
+def test_a_run_without_offsets_stores_all_messages(activity: ActivitySystem) -> None:
     activity.put(event())
     activity.requests(SENSOR)
     assert activity.run(BATCH).success

@@ -174,7 +174,7 @@ def test_a_table_without_the_column_of_traces_continues(activity: ActivitySystem
 
 
 @given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30))
-def test_runs_and_present_offsets_make_up_the_whole(present: set[int], first: int, length: int) -> None:
+def test_present_and_missing_offsets_cover_the_whole_range(present: set[int], first: int, length: int) -> None:
     inside = sorted(number for number in present if first <= number < first + length)
     runs = runs_between(inside, first, first + length)
     missing = [number for begin, end in runs for number in range(begin, end)]
