@@ -546,7 +546,7 @@ def _read_by_arrow(index: _RecordIndex, dialect: Dialect, irregular: list[csv.In
     )
     columns = reader.read_all().columns
     cells = {position: pl.Series(values=column) for position, column in zip(included, columns, strict=True)}
-    to_trim = _characters_to_trim(index, dialect.delimiter)
+    to_trim = _characters_to_trim(index.text, index.quotes, dialect.delimiter)
     return {position: _trimmed(column, to_trim, nulls) for position, column in cells.items()} if to_trim else cells
 
 
@@ -555,16 +555,15 @@ def _trimmed(column: pl.Series, characters: str, nulls: Sequence[str]) -> pl.Ser
     return kept(trimmed, ~trimmed.is_in(nulls))
 
 
-def _characters_to_trim(index: _RecordIndex, delimiter: str) -> str:
+def _characters_to_trim(text: bytes, quotes: Positions, delimiter: str) -> str:
     """Return the characters to strip from the ends of cells; empty if no cell has any."""
-    text = index.text
     # Most files have few or no characters beyond ASCII.
     if not UNSEEN.isdisjoint(text.translate(None, ORDINARY).decode()):
         return UNSEEN_ENDS
     if b" " not in text and b"\t" not in text:
         return ""
     codes = np.frombuffer(text, np.uint8)
-    if delimiter == "\t" and ((codes[index.quotes[::2] + 1] == TAB) | (codes[index.quotes[1::2] - 1] == TAB)).any():
+    if delimiter == "\t" and ((codes[quotes[::2] + 1] == TAB) | (codes[quotes[1::2] - 1] == TAB)).any():
         return " \t"
     blanks = np.flatnonzero((codes == SPACE) | ((codes == TAB) if delimiter != "\t" else False))
     if not len(blanks):

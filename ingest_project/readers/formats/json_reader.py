@@ -291,12 +291,14 @@ def _items(values: _Values, brackets: str) -> Iterator[int]:
     values.expect(brackets[0], f"an {kind} is missing")
     number = 0
     while (sign := values.sign()) != end or number:
-        if sign in {"", end, ","}:
+        if sign in (",", end) or not sign:
             values.reject("a value is missing" if sign else f"the {kind} has no end")
         yield (number := number + 1)
         if (sign := values.sign()) == end:
             break
-        values.expect(",", "a comma is missing" if sign else f"the {kind} has no end")
+        if sign != ",":
+            values.reject("a comma is missing" if sign else f"the {kind} has no end")
+        values.skip()
     values.skip()
 
 
