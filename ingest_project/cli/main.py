@@ -247,8 +247,7 @@ def _settings_table(settings: list[Setting]) -> Table:
     for setting in settings:
         variables = " or ".join(setting.env_names)
         origin = f"{setting.origin}: {setting.reference}" if setting.reference else setting.origin.value
-        cells = (setting.path, _text(setting.value), origin, variables, setting.description)
-        add_row(made, *cells)
+        add_row(made, setting.path, _text(setting.value), origin, variables, setting.description)
     return made
 
 

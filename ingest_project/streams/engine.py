@@ -174,8 +174,7 @@ class StreamRun:
     def outcome(self) -> Counter[str]:
         """Number of messages by outcome."""
         before = sum((Counter(one.outcome) for one in self.begun.values()), Counter[str]())
-        after = sum((Counter(one.outcome) for one in self.positions.values()), Counter[str]())
-        return after - before
+        return sum((Counter(one.outcome) for one in self.positions.values()), Counter[str]()) - before
 
     @property
     def stored(self) -> list[OffsetRange]:

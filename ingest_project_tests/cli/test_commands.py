@@ -28,7 +28,7 @@ def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@db.example/w")
-    monkeypatch.setenv("INGEST_S3_ENDPOINT_URL", "http://me:hunter2@s3.example:9000")
+    monkeypatch.setenv("INGEST_SCHEMA_REGISTRY_URL", "http://me:hunter2@registry.example:9000")
     monkeypatch.setenv("INGEST_WEBSERVER_URL", "https://hunter2@ui.example")
     monkeypatch.setenv("INGEST_ATTACHMENTS_URL", "abfss://files@account.dfs.core.windows.net/in")
     (tmp_path / ".env").write_text("KAFKA_BROKERS=[::1]:9092\n")
@@ -40,7 +40,7 @@ def test_config_shows_each_setting_with_where_it_came_from_and_no_secret(
     records = {record["setting"]: record for record in json.loads(capsys.readouterr().out)}
     assert records["warehouse.database_url"]["value"] == "********"
     assert records["warehouse.database_url"]["origin"] == "environment"
-    assert records["storage.s3_endpoint_url"]["value"] == "http://***@s3.example:9000"
+    assert records["schema_registry.url"]["value"] == "http://***@registry.example:9000"
     assert records["attachments.store_url"]["value"] == "abfss://files@account.dfs.core.windows.net/in"
     assert records["kafka.bootstrap_servers"]["origin"] == ".env"
     assert records["kafka.group_id"]["origin"] == "default"

@@ -135,6 +135,12 @@ def test_an_address_of_no_store_is_refused_at_the_start(tmp_path: Path, name: st
         load_settings({name: address}, tmp_path)
 
 
+def test_an_address_of_a_server_that_contains_a_password_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"INGEST_S3_ENDPOINT_URL.*must not contain a user or password") as caught:
+        load_settings({"INGEST_S3_ENDPOINT_URL": "http://me:hunter2@s3.example:9000"}, tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("address", ["/data/claims", "claims/in", "file:///data", "s3://bucket/a b", "a:b/c"])
 def test_folders_and_addresses_are_destinations_of_a_domain(tmp_path: Path, address: str) -> None:
     given = {"ONELAKE_CLAIMS_PATH": address}

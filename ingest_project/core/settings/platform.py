@@ -246,6 +246,13 @@ def store_address(text: str) -> str:
 StoreAddress = Annotated[str, AfterValidator(store_address)]
 
 
+def _without_user(address: str | None) -> str | None:
+    """Refuse an address of a server with a user or password, as errors show addresses."""
+    if "@" in (address or "").partition("//")[2].partition("/")[0]:
+        raise ValueError("an address must not contain a user or password; there are settings for credentials")
+    return address
+
+
 class StorageSettings(Section):
     """Object stores for landed and quarantined files.
 
@@ -260,7 +267,7 @@ class StorageSettings(Section):
 
     landing_url: Annotated[StoreAddress, Env("INGEST_LANDING_URL")] = ""
     quarantine_url: Annotated[StoreAddress, Env("INGEST_QUARANTINE_URL")] = ""
-    s3_endpoint_url: Annotated[str | None, Env("INGEST_S3_ENDPOINT_URL")] = None
+    s3_endpoint_url: Annotated[str | None, AfterValidator(_without_user), Env("INGEST_S3_ENDPOINT_URL")] = None
     s3_region: Annotated[str | None, Env("INGEST_S3_REGION")] = None
     s3_access_key_id: Annotated[str | None, Env("INGEST_S3_ACCESS_KEY_ID")] = None
     s3_secret_access_key: Annotated[SecretStr | None, Env("INGEST_S3_SECRET_ACCESS_KEY")] = None

@@ -145,8 +145,7 @@ class AlertWatch:
             if not lead(connection, self._holder, snapshot.at):
                 return False
             history = record_samples(connection, gauges(snapshot), snapshot.at, history_seconds(settings))
-            known = unresolved(connection)
-            findings, assessed = assess(snapshot, history, frozenset(known))
+            findings, assessed = assess(snapshot, history, frozenset(unresolved(connection)))
             kept = [one for one in findings if only is None or one.name in only]
             drop_messages(connection, [*self._channels])
             book = IncidentBook(connection, snapshot.at, settings.alerts, partial(channels_of, settings))

@@ -321,8 +321,7 @@ class _Rows:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        sources = self.profile.columns_of_file
-        self.paths = {name: path for name in sources if (path := path_of(name))}
+        self.paths = {name: path for name in self.profile.columns_of_file if (path := path_of(name))}
 
     def chunk(self, records: Sequence[Record]) -> RowsChunk:
         good = [record for record in records if not record.reason]
