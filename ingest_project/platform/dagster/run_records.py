@@ -254,8 +254,11 @@ def failure_of_run(instance: DagsterInstance, run_id: str) -> str:
 
 
 def innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
-    """Return the innermost cause of an error: Dagster wraps it the same way for every step and sensor."""
-    while error is not None and error.cause is not None:
+    """Return the first error of this project, which names a remedy, or else the innermost cause.
+
+    Dagster wraps it the same way for every step and sensor.
+    """
+    while error is not None and error.cause is not None and not error.message.startswith("ingest_project."):
         error = error.cause
     return error
 

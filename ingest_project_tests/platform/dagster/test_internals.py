@@ -22,9 +22,11 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon import controller, sensor
 from dagster._grpc import server
+from dagster_shared.error import SerializableErrorInfo
 from pydantic import SecretStr
 
 import ingest_project
+from ingest_project.core.errors import DatabaseUnavailableError
 from ingest_project.platform.dagster.instance import (
     TeeLogManager,
     WatchedRunLauncher,
@@ -33,6 +35,7 @@ from ingest_project.platform.dagster.instance import (
     shared_engine,
     shared_storage,
 )
+from ingest_project.platform.dagster.run_records import innermost
 from ingest_project_tests.services.postgres import PostgresServer
 
 PACKAGE = Path(ingest_project.__file__).parent
@@ -250,6 +253,16 @@ def test_a_run_that_was_canceled_by_force_stays_canceled(
     again = dagster_instance.get_run_by_id(run.run_id)
     assert again is not None
     assert again.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_the_shown_reason_is_the_first_that_names_a_remedy_or_else_the_innermost() -> None:
+    def info(message: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:
+        return SerializableErrorInfo(message, [], None, cause)
+
+    driver = info("psycopg2.errors.ReadOnlySqlTransaction: cannot execute INSERT\n")
+    ours = info(f"{DatabaseUnavailableError.__module__}.DatabaseUnavailableError: It is read-only.\n", driver)
+    assert innermost(info("dagster._core.errors.SensorExecutionError: Error occurred\n", ours)) == ours
+    assert innermost(info("dagster._core.errors.SensorExecutionError: Error occurred\n", driver)) == driver
 
 
 def test_the_launcher_detects_that_no_code_server_has_a_run(dagster_instance: dg.DagsterInstance) -> None:
