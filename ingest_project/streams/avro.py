@@ -25,7 +25,7 @@ from fastavro import parse_schema
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.registry import Registry, Schemas, reason_of
-from ingest_project.streams.values import exact_decimal
+from ingest_project.streams.values import exact_decimal, shortest
 
 # Takes bytes and the position of a value; returns the value and the position of the next one.
 Read = Callable[[bytes, int], tuple[Any, int]]
@@ -41,6 +41,7 @@ MORE = 0x80
 # Bits of a number's first byte: further bytes follow, or the number is negative.
 BEYOND_ONE_BYTE = MORE | 1
 INT = 2**31
+SINGLE, DOUBLE = struct.Struct("<f"), struct.Struct("<d")
 # Limits of the values without bytes of one record, and of an item of a list for each of its bytes.
 MAX_FREE, MAX_FREE_PER_BYTE = 10_000, 8
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -204,8 +205,12 @@ def _boolean(data: bytes, at: int) -> tuple[bool, int]:
     return data[at] == 1, at + 1
 
 
-def _unpacked(data: bytes, at: int, kind: struct.Struct) -> tuple[float, int]:
-    return kind.unpack_from(data, at)[0], at + kind.size
+def _float(data: bytes, at: int) -> tuple[float, int]:
+    return shortest(SINGLE.unpack_from(data, at)[0]), at + SINGLE.size
+
+
+def _double(data: bytes, at: int) -> tuple[float, int]:
+    return DOUBLE.unpack_from(data, at)[0], at + DOUBLE.size
 
 
 def _enum(data: bytes, at: int, symbols: Sequence[str]) -> tuple[str, int]:
@@ -344,8 +349,8 @@ PRIMITIVES = {
     "boolean": _Type(_boolean, 1),
     "int": _Type(_int, 1),
     "long": _Type(_long, 1),
-    "float": _Type(partial(_unpacked, kind=struct.Struct("<f")), 4),
-    "double": _Type(partial(_unpacked, kind=struct.Struct("<d")), 8),
+    "float": _Type(_float, SINGLE.size),
+    "double": _Type(_double, DOUBLE.size),
     "bytes": _Type(_bytes, 1),
     "string": _Type(_string, 1),
 }

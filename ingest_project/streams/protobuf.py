@@ -26,7 +26,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from ingest_project.core.errors import UnreadableMessageError
 from ingest_project.platform.kafka.consumer import ConsumerRecord
 from ingest_project.streams.registry import Registry, Schemas, reason_of
-from ingest_project.streams.values import exact_decimal
+from ingest_project.streams.values import exact_decimal, shortest
 
 # Files that come with protobuf and Confluent's client, and the package that has each folder of them.
 SHIPPED = re.compile(r"(google|confluent)(/[a-z_]+)+\.proto")
@@ -224,6 +224,8 @@ class _Reading:
             if known is None:
                 raise ValueError(f"{field.name} is {value}, which {field.enum_type.name} does not have")
             return known.name
+        if field.type == FieldDescriptor.TYPE_FLOAT:
+            return shortest(value)
         return value if field.message_type is None else self.nested(value, field.message_type)
 
     def nested(self, value: Any, kind: Descriptor) -> Any:  # noqa: ANN401 - any value
@@ -241,4 +243,5 @@ class _Reading:
             return exact_decimal(value.value, value.scale)
         if name in JSON_LIKE:
             return json.loads(json_format.MessageToJson(value, sort_keys=True, indent=None))
-        return value.value if WRAPPERS.fullmatch(name) else self.record(value)
+        is_wrapper = WRAPPERS.fullmatch(name)
+        return self._value(value.value, kind.fields_by_name["value"]) if is_wrapper else self.record(value)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 from functools import partial
+from math import isfinite
 from typing import Any
 from uuid import UUID
 
@@ -116,6 +117,11 @@ def array_of(column: StreamColumn, values: Sequence[Any], *, is_typed: bool = Fa
         if found is not None:
             return found, {}
     return _one_by_one(column, values)
+
+
+def shortest(single: float) -> float:
+    """Return a 32-bit float as the number with the fewest digits that identify it; a whole one has all its digits."""
+    return single if single.is_integer() or not isfinite(single) else float(str(np.float32(single)))
 
 
 def raw_texts(values: Sequence[msgspec.Raw]) -> pa.LargeBinaryArray:

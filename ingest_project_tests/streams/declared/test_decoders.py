@@ -779,6 +779,28 @@ def test_protobuf_messages_that_become_far_more_fields_than_bytes_are_refused(
     assert grown < 220 * 1024**2
 
 
+def test_a_32_bit_float_keeps_its_own_digits(registry: SchemaRegistry) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="f.proto", package="f", syntax="proto3")
+    message = file.message_type.add(name="F")
+    message.field.add(name="v", number=1, type=FIELD.TYPE_FLOAT, label=FIELD.LABEL_OPTIONAL)
+    schemas = {
+        "protobuf": (base64.b64encode(file.SerializeToString()).decode(), "PROTOBUF", b"\0\x0d"),
+        "avro": ({"type": "record", "name": "F", "fields": [{"name": "v", "type": "float"}]}, "AVRO", b""),
+    }
+    numbers = [0.1, 21.7, -3.4028235e38, 1e-45, 16777216.0, 100000002004087734272.0]
+    for decoder, (schema, kind, head) in schemas.items():
+        number = registry.register(decoder, schema, kind)
+        made = contract(decoder, settings_of(registry), columns=[{"name": "v", "type": "number"}])
+        rows, _ = decoded(made, *received(*(framed(number, head + struct.pack("<f", one)) for one in numbers)))
+        assert [row["v"] for row in rows] == [
+            0.1,
+            21.7,
+            float(-340282346638528859811704183484516925440),
+            1e-45,
+            *numbers[4:],
+        ]
+
+
 def test_avro_that_would_take_unbounded_memory_or_time_is_refused(registry: SchemaRegistry) -> None:
     itself = {"type": "record", "name": "N", "fields": [{"name": "n", "type": ["null", "N"]}]}
     nothing = {"type": "record", "name": "L", "fields": [{"name": "l", "type": {"type": "array", "items": "null"}}]}
