@@ -20,7 +20,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 # uv installs in seconds, pip in minutes. If uv cannot reach the packages, e.g. with an index that only pip is configured
-# for, pip installs them. Only the imported modules are compiled then.
+# for, pip does it. Only the imported modules are compiled then.
 INSTALLER := $(VENV)/installer/bin/uv
 install = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(INSTALLER) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/$(1).txt 2> $(VENV)/uv.log \
   || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/$(1).txt
