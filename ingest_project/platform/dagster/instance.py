@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -247,7 +247,9 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         # Query all columns once: otherwise each of Dagster's three storages opens a connection to check for its tables.
         with create_pg_connection(engine) as connection:
             columns = _columns_of_tables(connection)
-        super().__init__(postgres_url, should_autocreate_tables=not columns.keys() >= _FIRST_TABLES)
+        is_new = not columns.keys() >= _FIRST_TABLES
+        with _alone(engine) if is_new else nullcontext():
+            super().__init__(postgres_url, should_autocreate_tables=is_new)
         self._run_storage = RunsInPostgres(postgres_url, should_autocreate_tables=False)
         self._event_log_storage = BulkEventLogStorage(postgres_url, should_autocreate_tables=False)
         self._schedule_storage = SchedulesInPostgres(postgres_url, should_autocreate_tables=False)
@@ -264,6 +266,14 @@ class _PooledPostgresStorage(DagsterPostgresStorage):
         storage._event_log_storage = copy(self._event_log_storage)  # noqa: SLF001
         storage._schedule_storage = copy(self._schedule_storage)  # noqa: SLF001
         return storage
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Wait while another process creates Dagster's tables: Dagster fails where it finds the type of a table alone."""
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as locking:
+        locking.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('dagster tables', 0))")
+        yield
 
 
 def _columns_of_tables(connection: sqlalchemy.Connection) -> dict[str, set[str]]:

@@ -164,6 +164,15 @@ def test_a_process_looks_once_for_tables_that_are_there(dagster_instance: dg.Dag
     assert storage.run_storage.get_runs() == dagster_instance.get_runs()
 
 
+def test_processes_that_start_at_once_create_the_tables_once(empty_postgres_url: str) -> None:
+    address = SecretStr(empty_postgres_url)
+    with ThreadPoolExecutor(4) as pool:
+        # Uncached, as in processes of their own.
+        opened = [pool.submit(shared_storage.__wrapped__, address) for _ in range(4)]
+        assert [one.result().run_storage.get_runs() for one in opened] == [[]] * 4
+    shared_engine(address).dispose()
+
+
 def test_the_schema_answers_of_one_query_equal_dagsters_own(dagster_instance: dg.DagsterInstance) -> None:
     storages = {
         name: storage
