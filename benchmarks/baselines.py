@@ -56,7 +56,7 @@ def measure_baselines(options: argparse.Namespace, folder: Path) -> Result:
             is_on = bool(number % 2)
             with ExitStack() as stack:
                 if not is_on:
-                    stack.enter_context(_without())
+                    stack.enter_context(without_baselines())
                 before = _cpu_seconds(services.engine)
                 seconds[is_on].append(_one_batch(services, batches[number], number))
                 cpu_seconds[is_on].append(_cpu_seconds(services.engine) - before)
@@ -135,10 +135,11 @@ def _fill(engine: sa.Engine, source: str, number: int) -> None:
 
 
 @contextmanager
-def _without() -> Iterator[None]:
+def without_baselines() -> Iterator[None]:
+    """Let a block ingest files without baselines and statistics."""
     with (
         mock.patch(f"{PIPELINE}.baselines_of", return_value={}),
-        mock.patch(f"{PIPELINE}._compared", lambda result, _: result),
+        mock.patch(f"{PIPELINE}._with_verdict", lambda result, _: result),
         mock.patch(f"{VALIDATION}.nulls_by_file", return_value={}),
         mock.patch("ingest_project.file_ingest.load._statistics", return_value={}),
         mock.patch(WAREHOUSE),

@@ -6,10 +6,13 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from benchmarks.baselines import without_baselines
 from benchmarks.measurement import Result, measured_once
+from ingest_project.file_ingest import pipeline
 
 OPTIONS = argparse.Namespace(keep=False)
 
@@ -51,3 +54,8 @@ def test_without_a_result_the_last_line_says_why_and_the_logs_are_kept(
     kept = Path(str(found["kept"]))
     assert (kept / "broker.log").read_text() == "Killed"
     shutil.rmtree(kept)
+
+
+def test_files_are_ingested_without_baselines() -> None:
+    with without_baselines():
+        assert pipeline.baselines_of([], mock.Mock()) == {}
