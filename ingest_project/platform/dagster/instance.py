@@ -220,14 +220,18 @@ class RunsInPostgres(PostgresRunStorage):
     has_bulk_actions_selector_cols = _remembered_once_true(PostgresRunStorage.has_bulk_actions_selector_cols)
 
     def handle_run_event(self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None) -> None:
-        """Set the status of a run, unless it was canceled.
+        """Set the status of a run, unless it was canceled, or is to be canceled after its end.
 
-        Dagster would queue, start or finish a run that a person has canceled by force since its caller last read it.
+        Dagster would queue, start or finish a run that a person has canceled by force since its caller last read it,
+        and cancel a run that has ended since.
         """
+        final = [dg.DagsterRunStatus.CANCELED]
+        if event.event_type in (dg.DagsterEventType.PIPELINE_CANCELING, dg.DagsterEventType.PIPELINE_CANCELED):
+            final += [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
         # One process at a time, between reading a run's status and setting it.
         with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as locking:
             locking.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (run_id,))
-            if not self.get_runs_count(dg.RunsFilter(run_ids=[run_id], statuses=[dg.DagsterRunStatus.CANCELED])):
+            if not self.get_runs_count(dg.RunsFilter(run_ids=[run_id], statuses=final)):
                 super().handle_run_event(run_id, event, update_timestamp)
 
 

@@ -264,6 +264,18 @@ def test_a_run_that_was_canceled_by_force_stays_canceled(
     assert again.status is dg.DagsterRunStatus.CANCELED
 
 
+@pytest.mark.parametrize("ended", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE])
+def test_a_run_that_ended_before_its_cancellation_keeps_its_outcome(
+    dagster_instance: dg.DagsterInstance, ended: dg.DagsterRunStatus
+) -> None:
+    run = create_run_for_test(dagster_instance, status=ended)
+    dagster_instance.report_run_canceling(run)
+    dagster_instance.report_run_canceled(run)
+    again = dagster_instance.get_run_by_id(run.run_id)
+    assert again is not None
+    assert again.status is ended
+
+
 def test_the_shown_reason_is_the_first_that_names_a_remedy_or_else_the_innermost() -> None:
     def info(message: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:
         return SerializableErrorInfo(message, [], None, cause)
