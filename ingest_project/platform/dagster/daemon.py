@@ -22,12 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dagster import AssetKey, DagsterInstance
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorTick,
-    ScheduleInstigatorData,
-    SensorInstigatorData,
-)
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, ScheduleInstigatorData
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._daemon import controller, sensor
 from dagster._daemon.cli import create_dagster_daemon_cli
@@ -175,12 +170,7 @@ def instigators_ahead(instance: DagsterInstance, now: float) -> list[InstigatorS
 
 def is_ahead(state: InstigatorState, now: float) -> bool:
     """Return True if a sensor or schedule waits for a time further ahead than clocks normally differ."""
-    data, limit = state.instigator_data, now + LARGEST_SKEW_SECONDS
-    if isinstance(data, SensorInstigatorData):
-        return max(data.last_tick_timestamp or 0, data.last_tick_start_timestamp or 0) > limit
-    if isinstance(data, ScheduleInstigatorData):
-        return max(data.start_timestamp or 0, data.last_iteration_timestamp or 0) > limit
-    return False
+    return any(moment > now + LARGEST_SKEW_SECONDS for moment in _times(state).values())
 
 
 def bring_back(instance: DagsterInstance, seen: InstigatorState, now: float) -> None:
@@ -189,23 +179,17 @@ def bring_back(instance: DagsterInstance, seen: InstigatorState, now: float) -> 
         instance.update_tick(tick._replace(tick_data=tick.tick_data.with_status(tick.status, timestamp=now)))
     # Read the state again: a tick may have ended and saved its cursor since.
     state = instance.get_instigator_state(seen.instigator_origin_id, seen.selector_id)
-    if state is None or not is_ahead(state, now):
-        return
-    data = state.instigator_data
-    if isinstance(data, SensorInstigatorData):
-        repaired = data._replace(
-            last_tick_timestamp=_at_most(data.last_tick_timestamp, now),
-            last_tick_start_timestamp=_at_most(data.last_tick_start_timestamp, now),
-            last_sensor_start_timestamp=_at_most(data.last_sensor_start_timestamp, now),
-            last_tick_success_timestamp=_at_most(data.last_tick_success_timestamp, now),
-        )
-        instance.update_instigator_state(state.with_data(repaired))
-    elif isinstance(data, ScheduleInstigatorData):
-        schedule = data._replace(
-            start_timestamp=_at_most(data.start_timestamp, now),
-            last_iteration_timestamp=_at_most(data.last_iteration_timestamp, now),
-        )
-        instance.update_instigator_state(state.with_data(schedule))
+    if state is not None and is_ahead(state, now):
+        data: Any = state.instigator_data
+        times = {field: min(moment, now) for field, moment in _times(state).items()}
+        instance.update_instigator_state(state.with_data(data._replace(**times)))
+
+
+def _times(state: InstigatorState) -> dict[str, float]:
+    """Return the recorded times of a sensor or schedule, by their fields."""
+    data: Any = state.instigator_data
+    fields = data._asdict().items() if data else ()
+    return {field: moment for field, moment in fields if field.endswith("_timestamp") and moment}
 
 
 def _waits(instance: DagsterInstance, state: InstigatorState, now: float) -> bool:
@@ -218,7 +202,3 @@ def _waits(instance: DagsterInstance, state: InstigatorState, now: float) -> boo
 def _ticks_ahead(instance: DagsterInstance, state: InstigatorState, now: float, limit: int) -> Sequence[InstigatorTick]:
     limit_of_skew = now + LARGEST_SKEW_SECONDS
     return instance.get_ticks(state.instigator_origin_id, state.selector_id, after=limit_of_skew, limit=limit)
-
-
-def _at_most(moment: float | None, now: float) -> float | None:
-    return None if moment is None else min(moment, now)
