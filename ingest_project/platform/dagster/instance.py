@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import dagster as dg
+import psutil
 import sqlalchemy
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
@@ -473,9 +474,11 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Query the code server that started a run for its process."""
+        """Query the code server that started a run for its process; find that of a command on this machine."""
         client: DagsterGrpcClient | None = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if client is None:
+            if _is_executed_by_a_command(self._instance, run.run_id):
+                return CheckRunHealthResult(WorkerStatus.RUNNING)
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "No code server is on record for it.")
         try:
             current = deserialize_value(client.get_current_runs(), GetCurrentRunsResult).current_runs
@@ -492,6 +495,17 @@ class WatchedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "Its code server does not answer at the moment.")
         del self._away_since[run_id]
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "Its code server is gone.")
+
+
+def _is_executed_by_a_command(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Return True while `dagster asset materialize` or `dg launch`, which execute a run themselves, still does."""
+    engine_events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT, limit=1).records
+    for entry in (record.event_log_entry for record in engine_events):
+        pid: Any = entry.get_dagster_event().engine_event_data.metadata.get("pid")
+        with suppress(psutil.Error, AttributeError):
+            # After a restart of the machine, another process may have this id: it began after the event.
+            return psutil.Process(int(pid.text)).create_time() <= entry.timestamp
+    return False
 
 
 def _home() -> Path:

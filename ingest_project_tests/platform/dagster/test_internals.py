@@ -2,10 +2,12 @@
 
 import ast
 import inspect
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.events import DagsterEvent, EngineEventData, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher import WorkerStatus
@@ -291,6 +293,28 @@ def test_the_launcher_detects_that_no_code_server_has_a_run(dagster_instance: dg
     launcher.register_instance(dagster_instance)
     health = launcher.check_run_worker_health(create_run_for_test(dagster_instance))
     assert (health.status, health.msg) == (WorkerStatus.NOT_FOUND, "No code server is on record for it.")
+
+
+@pytest.mark.parametrize(
+    ("pid", "seconds_later", "status"),
+    [
+        (os.getpid(), 0, WorkerStatus.RUNNING),
+        # Another process got the id after a restart of the machine.
+        (os.getpid(), -1_000_000, WorkerStatus.NOT_FOUND),
+        # Larger than any process id.
+        (2**22 + 1, 0, WorkerStatus.NOT_FOUND),
+    ],
+)
+def test_a_run_that_a_command_executes_itself_counts_as_running_while_the_command_lives(
+    dagster_instance: dg.DagsterInstance, pid: int, seconds_later: int, status: WorkerStatus
+) -> None:
+    launcher, run = WatchedRunLauncher(), create_run_for_test(dagster_instance)
+    launcher.register_instance(dagster_instance)
+    event = DagsterEvent(
+        dg.DagsterEventType.ENGINE_EVENT.value, run.job_name, event_specific_data=EngineEventData.in_process(pid)
+    )
+    dagster_instance.report_dagster_event(event, run.run_id, timestamp=time.time() + seconds_later)
+    assert launcher.check_run_worker_health(run).status is status
 
 
 def test_the_code_server_starts_its_workers_in_the_way_that_is_replaced() -> None:
