@@ -33,16 +33,9 @@ from ingest_project.core.secrets import text_of
 from ingest_project.file_ingest.tables import quarantined_rows
 from ingest_project.file_ingest.warehouse import REPLACEABLE_STATES, VersionRow, WarehouseTransaction, sql
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaSession
-from ingest_project.file_ingest.warehouse.sql import (
-    SENSOR_TABLES,
-    DatasetTables,
-    Frames,
-    Schema,
-    SqlWarehouse,
-    fitted,
-    require_all,
-)
+from ingest_project.file_ingest.warehouse.sql import SENSOR_TABLES, DatasetTables, Frames, Schema, SqlWarehouse, fitted
 from ingest_project.platform.database import database_address, database_errors, postgres_options, with_present_secret
+from ingest_project.platform.database.sql import require_all
 
 Returned = TypeVar("Returned")
 

@@ -20,7 +20,6 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from ingest_project.contracts.files import SENSOR_READINGS
-from ingest_project.core.errors import TableUnusableError
 from ingest_project.core.logging import get_logger
 from ingest_project.file_ingest.aggregation import NO_INSTANTS
 from ingest_project.file_ingest.tables import (
@@ -42,7 +41,7 @@ from ingest_project.file_ingest.warehouse import (
 from ingest_project.file_ingest.warehouse.delta_rows import DeltaRows, DeltaSession
 from ingest_project.platform.database import open_engine, reading, writing
 from ingest_project.platform.database.declared_tables import View
-from ingest_project.platform.database.sql import in_parts, insert_into, rows_in
+from ingest_project.platform.database.sql import in_parts, insert_into, require_all, rows_in
 from ingest_project.platform.items import RowPage
 from ingest_project.readers import RESCUED
 
@@ -498,16 +497,6 @@ class SqlTransaction(Frames):
         for part in _as_sqlite_stores(frame).iter_slices(ROWS_AT_A_TIME):
             done = self._connection.exec_driver_sql(statement, cast("Any", part.rows()))
             require_all(table.name, part.height, done.rowcount)
-
-
-def require_all(table: str, sent: int, stored: int) -> None:
-    """Require that a table has stored every row that it was sent.
-
-    Raises:
-        TableUnusableError: a trigger has dropped rows.
-    """
-    if stored != sent:
-        raise TableUnusableError(f"a trigger of {table} let {stored} of {sent} rows through")
 
 
 def _as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column as Col
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingest_project.core.errors import TableUnusableError
 from ingest_project.core.items import as_utc, digest_of
 
 # PostgreSQL can compare, index and cast jsonb; SQLite stores JSON as text.
@@ -277,3 +278,13 @@ def insert_into(connection: sa.Connection, table: sa.Table) -> postgresql.Insert
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
+
+
+def require_all(table: str, sent: int, stored: int) -> None:
+    """Require that a table has stored every row that it was sent.
+
+    Raises:
+        TableUnusableError: a trigger has dropped rows.
+    """
+    if stored != sent:
+        raise TableUnusableError(f"a trigger of {table} let {stored} of {sent} rows through")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -262,7 +262,8 @@ def starting_points(
     if saved.topic_id and state.topic_id and saved.topic_id != state.topic_id:
         notice = f"{topic} was created again since it was last read; reading it from its beginning."
         return StartingPoints({p: bounds.start for p, bounds in state.bounds.items()}, [notice])
-    notices = list(_lost_partitions(topic, saved, state))
+    gone = sorted(set(saved.next_offsets) - set(state.bounds))
+    notices = [f"{topic}[{partition}] no longer exists; its saved position is dropped." for partition in gone]
     offsets = {}
     for partition, bounds in state.bounds.items():
         offsets[partition], notice_of_partition = _within(topic, partition, saved.next_offsets.get(partition), bounds)
@@ -303,8 +304,3 @@ def _within(topic: str, partition: int, offset: int | None, bounds: LogBounds) -
         notice = f"{topic}[{partition}] starts at offset {bounds.start}, after the saved position {offset}: "
         return bounds.start, [notice + f"{bounds.start - offset} messages were removed before they were read."]
     return offset, []
-
-
-def _lost_partitions(topic: str, saved: Positions, state: TopicState) -> Iterator[str]:
-    for partition in sorted(set(saved.next_offsets) - set(state.bounds)):
-        yield f"{topic}[{partition}] no longer exists; its saved position is dropped."

@@ -167,12 +167,8 @@ class _Call:
 
     def wait(self) -> None:
         """Wait until every message has a delivery report, or no report arrives for too long."""
-        while self._under_way and self._may_wait():
+        while len(self._producer) and self._may_wait():
             self._producer.flush(0.1)
-
-    @property
-    def _under_way(self) -> bool:
-        return len(self._producer) > 0
 
     def _may_wait(self) -> bool:
         # The producer gives up a message after this time, and reports that a little later.

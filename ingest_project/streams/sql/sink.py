@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import sqlalchemy as sa
 import stamina
 
-from ingest_project.core.errors import SettingsError, TransientError, UnexpectedError
+from ingest_project.core.errors import IngestError, SettingsError, TransientError, UnexpectedError
 from ingest_project.core.items import store_bisecting
 from ingest_project.core.logging import get_logger
 from ingest_project.platform.database import writing
@@ -176,6 +176,7 @@ def reason_of(error: Exception) -> tuple[str, str]:
     if isinstance(error, sa.exc.DBAPIError):
         cause = next(iter(str(error.orig or error).splitlines()), type(error).__name__)
         return f"The database refuses it: {cause[:300]}", type(error).__name__
-    logger.error("storing_failed_unexpectedly", exc_info=error)
-    failure = UnexpectedError("Storing the message", error)
-    return str(failure), failure.error_class
+    if not isinstance(error, IngestError):
+        logger.error("storing_failed_unexpectedly", exc_info=error)
+        error = UnexpectedError("Storing the message", error)
+    return str(error), error.error_class

@@ -12,7 +12,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from ingest_project.core.items import digest_of
-from ingest_project.platform.database.sql import ExactDecimal, UtcTime
+from ingest_project.platform.database.sql import ExactDecimal, UtcTime, require_all
 
 # PostgreSQL plans the whole of one parameter at once; a few thousand rows are as fast as more.
 ROWS_AT_A_TIME = 5_000
@@ -36,6 +36,9 @@ def upsert_rows(connection: sa.Connection, table: sa.Table, order: Sequence[str]
         table: has all the columns.
         order: columns by which versions of a row are compared, of the rows given as well: the greatest one stays.
         rows: any number of versions for each key. JSON is given as its text, numbers of any size as theirs.
+
+    Raises:
+        TableUnusableError: a trigger has dropped rows.
     """
     if rows.is_empty():
         return 0
@@ -46,22 +49,25 @@ def upsert_rows(connection: sa.Connection, table: sa.Table, order: Sequence[str]
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, order: Sequence[str], rows: pl.DataFrame) -> int:
-    names = rows.columns
-    if connection.dialect.name != "postgresql":
-        values = ", ".join(f":{name}" for name in names)
-        each = sa.text(_statement(table, names, order, f"VALUES ({values})"))
-        return connection.execute(each, written(table, rows.to_dicts())).rowcount
-    parameters = {}
-    if rows.height < COPIED_ROWS or (source := _copy_rows(connection, table, rows)) is None:
+    names, is_postgresql = rows.columns, connection.dialect.name == "postgresql"
+    parameters: list[dict[str, Any]] = [{}]
+    source = _copy_rows(connection, table, rows) if is_postgresql and rows.height >= COPIED_ROWS else None
+    if not is_postgresql:
+        parameters = written(table, rows.to_dicts())
+        source = f"(SELECT {', '.join(f':{name} AS {_quoted(name)}' for name in names)})"
+    elif source is None:
         # Times, dates and decimals are written by msgspec itself.
         json = [column.name for column in table.c if isinstance(column.type, sa.JSON) and column.name in names]
-        parameters = {"rows": _encoder.encode([_with_raw(row, json) for row in rows.iter_rows(named=True)]).decode()}
+        encoded = _encoder.encode([_with_raw(row, json) for row in rows.iter_rows(named=True)])
+        parameters = [{"rows": encoded.decode()}]
         source = f"json_populate_recordset(CAST(NULL AS {_quoted(table.name)}), CAST(:rows AS json))"
-    listed_there = ", ".join(f"found.{_quoted(name)}" for name in names)
     # Text in the order of its bytes, as Python and SQLite compare it, whatever the database's language.
-    selection = f"SELECT {listed_there} FROM {source} AS found"
-    statement = _statement(table, names, order, selection, collation=' COLLATE "C"')
-    return connection.execute(sa.text(statement), parameters).rowcount
+    upsert, count_kept = _statements(table, names, order, source, collation=' COLLATE "C"' * is_postgresql)
+    changed = connection.execute(upsert, parameters[0] if len(parameters) == 1 else parameters).rowcount
+    if changed < rows.height:
+        kept = sum(connection.execute(count_kept, one).scalar_one() for one in parameters)
+        require_all(table.name, rows.height, kept)
+    return changed
 
 
 def _copy_rows(connection: sa.Connection, table: sa.Table, rows: pl.DataFrame) -> str | None:
@@ -98,36 +104,37 @@ def _with_raw(row: Mapping[str, Any], json: Sequence[str]) -> dict[str, Any]:
     return {**row, **{name: msgspec.Raw(text.encode()) for name in json if (text := row[name]) is not None}}
 
 
-def _statement(table: sa.Table, names: Sequence[str], order: Sequence[str], source: str, collation: str = "") -> str:
-    keys = [column.name for column in table.primary_key]
-    changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in names if name not in keys)
-
+def _statements(
+    table: sa.Table, names: Sequence[str], order: Sequence[str], source: str, collation: str
+) -> tuple[sa.TextClause, sa.TextClause]:
+    """Return the upsert, and the statement that counts the rows of the source that the table has, or newer ones."""
+    target, listed = _quoted(table.name), ", ".join(map(_quoted, names))
+    keys = [_quoted(column.name) for column in table.primary_key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in map(_quoted, names) if name not in keys)
     collated = [_quoted(name) + collation * isinstance(table.c[name].type, sa.Text) for name in order]
 
-    def version(whose: str) -> str:
-        return f"({', '.join(f'{whose}.{name}' for name in collated)})"
+    def is_newer(whose: str) -> str:
+        mine, stored = (", ".join(f"{one}.{name}" for name in collated) for one in (whose, target))
+        return f"({mine}) > ({stored})"
 
     # A row that a tombstone marked counts as deleted: any version comes after it.
-    is_marked = f"{_quoted(table.name)}.deleted_at IS NOT NULL OR " if "deleted_at" in table.c else ""
-    return (
-        f"INSERT INTO {_quoted(table.name)} ({', '.join(map(_quoted, names))}) {source}"
-        f" ON CONFLICT ({', '.join(map(_quoted, keys))}) DO UPDATE SET {changes}"
-        f" WHERE {is_marked}{version('excluded')} > {version(_quoted(table.name))}"
+    is_marked = f"{target}.deleted_at IS NOT NULL OR " if "deleted_at" in table.c else ""
+    return sa.text(
+        f"INSERT INTO {target} ({listed}) SELECT {listed} FROM {source} AS found WHERE true"
+        f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes} WHERE {is_marked}{is_newer('excluded')}"
+    ), sa.text(
+        f"SELECT count(*) FROM {source} AS found JOIN {target} USING ({', '.join(keys)})"
+        f" WHERE ({is_newer('found')}) IS NOT TRUE"
     )
 
 
 def written(table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows of texts, numbers and booleans, which SQLite stores without a loss; JSON is given as its text."""
-    writers = {name: _writer(table.c[name].type) for name in (rows[0] if rows else ())}
-    each = [(name, write) for name, write in writers.items() if write is not None]
-    found = []
-    for row in rows:
-        values = dict(row)
-        for name, write in each:
-            if (value := values[name]) is not None:
-                values[name] = write(value)
-        found.append(values)
-    return found
+    each = {name: write for name in (rows[0] if rows else ()) if (write := _writer(table.c[name].type)) is not None}
+    return [
+        {name: each[name](value) if name in each and value is not None else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def _writer(kind: sa.types.TypeEngine[Any]) -> Callable[[Any], Any] | None:

@@ -250,3 +250,20 @@ def test_two_streams_of_one_topic_both_say_why_they_fail(declared: Declare) -> N
     problems = " ".join(Streams().read_work(system.services, detailed=False).problems)
     assert "again cannot" in problems
     assert f"{NAME} cannot" in problems
+
+
+def test_a_row_that_a_trigger_drops_becomes_a_dead_letter_and_the_others_are_stored(declared: Declare) -> None:
+    system = declared(KEYED)
+    system.put(order(0))
+    system.drive()
+    with writing(system.services.engine) as connection:
+        connection.exec_driver_sql(f"""
+            CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN IF NEW.amount > 3 THEN RETURN NULL; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER forgetting BEFORE INSERT ON {NAME} FOR EACH ROW EXECUTE FUNCTION forget()""")
+    system.put(order(1), order(2, 4), order(3), order(1, 2))
+    system.drive()
+    assert ids(system) == ["o0", "o1", "o3"]
+    (letter,) = system.dead_letters
+    assert letter.value == order(2, 4)
+    assert b"a trigger of orders let 0 of 1 rows through" in (letter.header("dlq.reason") or b"")
