@@ -132,7 +132,7 @@ def _lag(
     else:
         positions = committed_positions(kafka, topic, reader.end_offsets(topic))
         measured_from = MeasuredFrom.COMMITTED_OFFSETS
-    partitions = reader.lags({topic: positions})[topic]
+    partitions = reader.lag(topic, positions)
     return TopicLag(
         topic=topic,
         sensor=consumed.sensor,

@@ -402,6 +402,3 @@ class ReadBuffer:
 
     def _is_at_end(self, partition: int) -> bool:
         return self._ends is not None and self.next_offsets[partition] >= self._ends[partition]
-
-
-_logger = logging.getLogger(__name__)

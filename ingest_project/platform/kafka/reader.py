@@ -28,6 +28,8 @@ from ingest_project.platform.kafka.consumer import ConsumerRecord, ReadBounds, T
 from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates, starting_points
 
 POLL_SECONDS = 0.1
+# Fetches in a row from which nothing came because the log changed since it was looked up.
+MAX_TRIES = 10
 
 _logger = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ class OpenRanges:
 
         A repeated read returns the same messages, except those that retention has removed since.
         """
+        tries = 0
         while first < end:
             state = self._states.look_up(topic)
             available = first if state is None else _oldest(state, topic_id, partition, end)
@@ -167,7 +170,12 @@ class OpenRanges:
             ends = {partition: state.bounds[partition].end}
             limits = ReadBounds(min(max_messages, end - first), max_bytes, 0)
             buffer = self._consumer(topic).collect({partition: first}, ends, limits)
-            first = self._advanced(topic, first, min(buffer.next_offsets[partition], end))
+            reached = min(buffer.next_offsets[partition], end)
+            # Retention may remove what was just looked up.
+            tries = 0 if reached > first else tries + 1
+            if tries == MAX_TRIES:
+                raise BrokerUnavailableError(self._settings.bootstrap_servers, f"{topic} changed while it was read")
+            first = reached
             yield Chunk([message for message in buffer.messages if message.offset < end], first)
 
     def close(self) -> None:
@@ -179,11 +187,6 @@ class OpenRanges:
         if topic not in self._consumers:
             self._consumers[topic] = TopicConsumer(self._settings, topic)
         return self._consumers[topic]
-
-    def _advanced(self, topic: str, first: int, reached: int) -> int:
-        if reached <= first:
-            raise BrokerUnavailableError(self._settings.bootstrap_servers, f"{topic} changed while it was read")
-        return reached
 
 
 def _oldest(state: TopicState, topic_id: str, partition: int, end: int) -> int | None:
@@ -281,16 +284,18 @@ class TopicReader:
         state = self._states.look_up(topic)
         return state.ends if state else {}
 
-    def lags(self, positions: Mapping[str, Positions | None]) -> dict[str, dict[int, int]]:
-        """Count the unread messages.
+    def lag(self, topic: str, saved: Positions | None) -> dict[int, int]:
+        """Count the unread messages of each partition; a topic that does not exist has none.
 
         Args:
-            positions: positions of each topic; None if it has not been read yet.
-
-        Returns:
-            the number by topic and partition; a topic that does not exist has no partitions.
+            topic: topic to measure.
+            saved: positions in it; None if it has not been read yet.
         """
-        return {topic: self._lag(topic, saved) for topic, saved in positions.items()}
+        state = self._states.look_up(topic)
+        if state is None:
+            return {}
+        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
+        return {partition: state.bounds[partition].end - offset for partition, offset in begin.offsets.items()}
 
     def close(self) -> None:
         """Disconnect. A later read reconnects."""
@@ -299,13 +304,6 @@ class TopicReader:
         for slot in slots.values():
             with slot.lock:
                 slot.disconnect()
-
-    def _lag(self, topic: str, saved: Positions | None) -> dict[int, int]:
-        state = self._states.look_up(topic)
-        if state is None:
-            return {}
-        begin = starting_points(topic, saved, state, self._settings.auto_offset_reset)
-        return {partition: state.bounds[partition].end - offset for partition, offset in begin.offsets.items()}
 
     @contextmanager
     def _consumer(self, topic: str, topic_id: str) -> Iterator[TopicConsumer]:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from ingest_project.core.errors import BrokerUnavailableError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka.consumer import ReadBounds, ReadBuffer
-from ingest_project.platform.kafka.offsets import Positions, TopicStates
+from ingest_project.platform.kafka.offsets import Positions, TopicState, TopicStates
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
-from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
+from ingest_project.platform.kafka.reader import BoundedRead, OpenRanges, TopicReader
 from ingest_project_tests.services.kafka import Server, settings_for
 
 PLENTY = 100 * 1024**2
@@ -235,6 +235,29 @@ def test_messages_that_retention_removed_are_counted_and_the_rest_is_read(
     assert "5 messages were removed before they were read" in brought.notices[0]
 
 
+def test_retention_that_overtakes_a_range_between_look_up_and_fetch_ends_no_read(
+    broker: Server, writer: TopicWriter, topic: str
+) -> None:
+    broker.create_topic(topic)
+    for number in range(10):
+        writer.send_all(topic, [ProducerRecord(b"%d" % number)])
+    removed = iter([2, 5, 7])
+
+    class Overtaken(TopicStates):
+        def look_up(self, topic: str) -> TopicState | None:
+            found = super().look_up(topic)
+            if before := next(removed, None):
+                broker.delete_records(topic, 0, before)
+            return found
+
+    ranges = OpenRanges(broker.settings, Overtaken(broker.settings))
+    chunks = list(ranges.read(topic, "", 0, 0, 10, 100, PLENTY))
+    ranges.close()
+
+    assert [message.value for chunk in chunks for message in chunk.messages] == [b"7", b"8", b"9"]
+    assert sum(chunk.lost for chunk in chunks) == 7
+
+
 def test_a_position_beyond_the_end_goes_on_from_the_beginning_and_is_said(
     broker: Server, writer: TopicWriter, topic: str
 ) -> None:
@@ -283,7 +306,7 @@ def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(kafka_s
 
     assert values(brought) == [b"kept"]
     assert brought.remaining == 0
-    assert reader.lags({topic: brought.positions}) == {topic: {0: 0}}
+    assert reader.lag(topic, brought.positions) == {0: 0}
     reader.close()
 
 
@@ -300,7 +323,8 @@ def test_committed_offsets_follow_and_lag_is_counted(
     consumer.close()
     assert committed.offset == 4
     assert reader.end_offsets(topic) == {0: 10}
-    assert reader.lags({topic: positions, "absent": None}) == {topic: {0: 6}, "absent": {}}
+    assert reader.lag(topic, positions) == {0: 6}
+    assert reader.lag("absent", None) == {}
 
 
 def test_a_commit_that_fails_is_logged_and_stops_nothing(logged: Callable[[], str]) -> None:
