@@ -26,6 +26,7 @@
     │   ├── DownloadFailedError         a web server did not answer, was too slow, disconnected, or requested a pause
     │   ├── HostThrottledError          a web host that is not contacted for a while
     │   ├── BrokerUnavailableError      Kafka does not answer, or rejected a write
+    │   │   └── BrokerAccessDeniedError Kafka denies this user a topic or the consumer group
     │   ├── EventhouseUnavailableError  Eventhouse does not answer, throttles, or gave an incomplete answer
     │   ├── SchemaRegistryUnavailableError  the schema registry does not answer, or refuses
     │   ├── DatabaseUnavailableError    the warehouse does not answer
@@ -303,11 +304,19 @@ class BrokerUnavailableError(TransientError):
         remedy: one sentence.
     """
 
+    says = "does not answer"
+
     def __init__(
         self, servers: str, cause: object, remedy: str = "Start it (ingest dev) or set KAFKA_BOOTSTRAP_SERVERS."
     ) -> None:
         self.servers = servers
-        super().__init__(f"Kafka at {servers or '(not configured)'} does not answer: {cause}. {remedy}")
+        super().__init__(f"Kafka at {servers or '(not configured)'} {self.says}: {cause}. {remedy}")
+
+
+class BrokerAccessDeniedError(BrokerUnavailableError):
+    """Kafka answers, and denies this user a topic or the consumer group."""
+
+    says = "denies access"
 
 
 class EventhouseUnavailableError(TransientError):

@@ -73,10 +73,9 @@ class LagMeter:
         """Check that the main cluster answers."""
         try:
             self._main.reader.end_offsets(self._main.settings.topics.polling_queue)
-        except BrokerUnavailableError as error:
-            self._unavailable = str(error)
-        except IngestError:
-            return  # the cluster answers; its topics will report the problem
+        except IngestError as error:
+            # With any other error the cluster answers; its topics will report the problem.
+            self._unavailable = str(error) if type(error) is BrokerUnavailableError else None
 
     def try_records(self) -> None:
         """Check that the saved cursors can be read."""
@@ -108,7 +107,7 @@ class LagMeter:
                 return _lag(topic, cluster_of(topic, self._main), sensors, records_problem)
             except IngestError as error:
                 problem = str(error)
-                if isinstance(error, BrokerUnavailableError) and not topic.cluster:
+                if type(error) is BrokerUnavailableError and not topic.cluster:
                     # The cluster would not answer for the other topics either, and each would take its full timeout.
                     self._unavailable = problem
         return TopicLag(topic=topic.topic, sensor=topic.sensor, problem=problem)

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
-from ingest_project.core.errors import BrokerUnavailableError, SettingsError
+from ingest_project.core.errors import BrokerAccessDeniedError, BrokerUnavailableError, SettingsError
 from ingest_project.core.secrets import SecretReference, renewed, text_of
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.http import MalformedAddressError, host_and_port, parse_host, parse_server, split_address
@@ -48,6 +48,8 @@ PUBLIC_CLOUD = ".servicebus.windows.net"
 EVENT_HUBS_CLOUDS = (PUBLIC_CLOUD, ".servicebus.usgovcloudapi.net", ".servicebus.chinacloudapi.cn")
 EVENT_HUBS_SCHEMES = ("sb", "https", "amqps")
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)  # noqa: SLF001 - a public name
+Cause = KafkaException | KafkaError | str
+DENIED_CODES = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 CONNECTION_STRING_USER = "$ConnectionString"
 REQUIRED_PARTS = ("endpoint", "sharedaccesskeyname", "sharedaccesskey")
 
@@ -163,7 +165,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect.backoff.max.ms": MAX_RECONNECT_BACKOFF_MS,
         "log.connection.close": False,
         "logger": LIBRARY_LOGGER,
-        **_tls(settings),
+        **({"ssl.ca.location": str(settings.ssl_ca_location)} if settings.ssl_ca_location else {}),
         **_sasl(settings),
         **({"error_cb": partial(note_refusal, settings)} if follows else {}),
     }
@@ -180,23 +182,20 @@ def is_event_hubs(settings: KafkaSettings) -> bool:
     return EVENT_HUBS_DOMAIN in settings.bootstrap_servers
 
 
-def unavailable(settings: KafkaSettings, cause: KafkaException | KafkaError | str) -> BrokerUnavailableError:
-    """Return the error for a failure of the client library, with the library's own message as the cause."""
+def unavailable(settings: KafkaSettings, cause: Cause, about: str = "") -> BrokerUnavailableError:
+    """Return the error for a failure of the client library: what it is about, and the library's own message."""
     if isinstance(cause, KafkaException):
         cause = cause.args[0]
-    return BrokerUnavailableError(settings.bootstrap_servers, cause.str() if isinstance(cause, KafkaError) else cause)
+    reason = about + (cause.str() if isinstance(cause, KafkaError) else str(cause))
+    if isinstance(cause, KafkaError) and cause.code() in DENIED_CODES:
+        return BrokerAccessDeniedError(settings.bootstrap_servers, reason, "Grant it to the user KAFKA_SASL_USERNAME.")
+    return BrokerUnavailableError(settings.bootstrap_servers, reason)
 
 
 def error_code(error: KafkaException) -> int:
     """Return the `KafkaError` code inside an exception."""
     inner: KafkaError = error.args[0]
     return inner.code()
-
-
-def _tls(settings: KafkaSettings) -> dict[str, Any]:
-    if settings.ssl_ca_location is None:
-        return {}
-    return {"ssl.ca.location": str(settings.ssl_ca_location)}
 
 
 def _sasl(settings: KafkaSettings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ingest_project.contracts import trace_id_in
 from ingest_project.core.logging import get_logger
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import PresentPassword, client_config, unavailable
-from ingest_project.platform.kafka.offsets import fair_shares
+from ingest_project.platform.kafka.offsets import ABSENT_TOPIC_CODES, fair_shares
 
 _logger = logging.getLogger(__name__)
 _messages = get_logger(__name__)
@@ -145,9 +145,8 @@ _END_OF_LOG = KafkaError._PARTITION_EOF  # noqa: SLF001
 _LOG_CHANGED = (
     KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
     KafkaError.OFFSET_OUT_OF_RANGE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    *ABSENT_TOPIC_CODES,
     KafkaError.UNKNOWN_TOPIC_ID,
 )
 
@@ -212,7 +211,7 @@ class TopicConsumer:
         except KafkaException as error:
             self._reset()
             if not buffer.messages:
-                raise unavailable(self._settings, error) from error
+                raise unavailable(self._settings, error, f"{self._topic}: ") from error
         except BaseException:
             self._reset()
             raise

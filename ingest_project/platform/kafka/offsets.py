@@ -28,6 +28,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from ingest_project.core.errors import BrokerUnavailableError, IngestError
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import (
+    DENIED_CODES,
     PresentPassword,
     client_config,
     error_code,
@@ -156,6 +157,8 @@ class TopicStates:
             except KafkaException as error:
                 if error_code(error) in ABSENT_TOPIC_CODES:
                     return None
+                if error_code(error) in DENIED_CODES:
+                    raise unavailable(self._settings, error, f"{topic}: ") from error
                 if time.monotonic() + RETRY_SECONDS + MIN_TIMEOUT_SECONDS > give_up_at:
                     raise self._unavailable(error) from error
             time.sleep(RETRY_SECONDS)

@@ -143,7 +143,7 @@ class TopicWriter:
             return unavailable(self._settings, f"{counts} in time")
         if call.failure.code() in _TOO_LARGE:
             return MessageTooLargeError(call.topic, f"{counts}: {call.failure.str()}")
-        return unavailable(self._settings, f"{counts}, the first failure: {call.failure.str()}")
+        return unavailable(self._settings, call.failure, f"{counts}, the first failure: ")
 
 
 class _Call:

@@ -7,10 +7,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
-from ingest_project.core.errors import BrokerUnavailableError, MessageTooLargeError, SettingsError
+from ingest_project.core.errors import (
+    BrokerAccessDeniedError,
+    BrokerUnavailableError,
+    MessageTooLargeError,
+    SettingsError,
+)
 from ingest_project.core.settings import KafkaSettings
 from ingest_project.platform.kafka import client_config
+from ingest_project.platform.kafka.offsets import TopicStates
 from ingest_project.platform.kafka.producer import ProducerRecord, TopicWriter
 from ingest_project.platform.kafka.reader import BoundedRead, TopicReader
 from ingest_project_tests.services.kafka import EmbeddedServer, OwnServer, start_server
@@ -144,3 +151,24 @@ def test_event_hubs_is_reached_with_its_connection_string() -> None:
     assert config["sasl.mechanism"] == "PLAIN"
     assert config["sasl.password"] == "Endpoint=sb://example/"
     assert "Endpoint" not in repr(settings)
+
+
+def test_a_topic_that_the_broker_denies_is_named_at_once_and_the_others_are_read(
+    embedded_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded_server.create_topic("open_topic")
+    describe = TopicStates._describe
+
+    def denied(states: TopicStates, topic: str, timeout: float) -> tuple[str, list[int]]:
+        if topic == "closed_topic":
+            raise KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+        return describe(states, topic, timeout)
+
+    monkeypatch.setattr(TopicStates, "_describe", denied)
+    reader = TopicReader(embedded_server.settings)
+    began = time.monotonic()
+    with pytest.raises(BrokerAccessDeniedError, match=r"denies access: closed_topic: .* Grant it to the user"):
+        reader.lag("closed_topic", None)
+    assert time.monotonic() - began < 4
+    assert reader.lag("open_topic", None) == {0: 0}
+    reader.close()
