@@ -8,7 +8,7 @@ from ingest_project_tests.size import code_lines, folders
 
 # Lower them with every change that removes files or lines; only a new feature raises them.
 MAX_FILES = 285
-MAX_LINES = 50_270
+MAX_LINES = 50_265
 # A folder that fits on one screen.
 MAX_MODULES = 20
 
