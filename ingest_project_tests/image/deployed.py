@@ -24,7 +24,7 @@ from ingest_project_tests.journeys.system import readings
 
 pytestmark = pytest.mark.timeout(1_800)
 
-LARGEST_IMAGE = 900_000_000
+LARGEST_IMAGE = 920_000_000
 READY_SECONDS = 10.0
 DONE_SECONDS = 600.0
 STAY = ("code-server", "daemon", "webserver", "monitor")
