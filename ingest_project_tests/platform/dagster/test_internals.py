@@ -239,6 +239,12 @@ def test_dagsters_own_configuration_names_the_files_under_its_home(
     assert Path(default.get_captured_local_path(["a"], "out")).is_relative_to(tmp_path / "storage")
 
 
+def status_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRunStatus:
+    stored = instance.get_run_by_id(run.run_id)
+    assert stored is not None
+    return stored.status
+
+
 def test_a_run_that_is_canceled_and_started_at_once_ends_canceled(dagster_instance: dg.DagsterInstance) -> None:
     start = dg.DagsterEventType.PIPELINE_STARTING.value
     with ThreadPoolExecutor(4) as pool:
@@ -249,9 +255,7 @@ def test_a_run_that_is_canceled_and_started_at_once_ends_canceled(dagster_instan
             dagster_instance.report_run_canceled(run)
             for one in started:
                 one.result()
-            again = dagster_instance.get_run_by_id(run.run_id)
-            assert again is not None
-            assert again.status is dg.DagsterRunStatus.CANCELED
+            assert status_of(dagster_instance, run) is dg.DagsterRunStatus.CANCELED
 
 
 @pytest.mark.parametrize("later", [dg.DagsterEventType.PIPELINE_ENQUEUED, dg.DagsterEventType.PIPELINE_STARTING])
@@ -261,9 +265,7 @@ def test_a_run_that_was_canceled_by_force_stays_canceled(
     run = create_run_for_test(dagster_instance)
     dagster_instance.report_run_canceled(run)
     dagster_instance.report_dagster_event(DagsterEvent(later.value, run.job_name), run_id=run.run_id)
-    again = dagster_instance.get_run_by_id(run.run_id)
-    assert again is not None
-    assert again.status is dg.DagsterRunStatus.CANCELED
+    assert status_of(dagster_instance, run) is dg.DagsterRunStatus.CANCELED
 
 
 @pytest.mark.parametrize("ended", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE])
@@ -273,9 +275,7 @@ def test_a_run_that_ended_before_its_cancellation_keeps_its_outcome(
     run = create_run_for_test(dagster_instance, status=ended)
     dagster_instance.report_run_canceling(run)
     dagster_instance.report_run_canceled(run)
-    again = dagster_instance.get_run_by_id(run.run_id)
-    assert again is not None
-    assert again.status is ended
+    assert status_of(dagster_instance, run) is ended
 
 
 def test_the_shown_reason_is_the_first_that_names_a_remedy_or_else_the_innermost() -> None:
